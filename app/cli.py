@@ -212,13 +212,12 @@ def normalize(
     tag = language_tag(language or "")
     try:
         words = LexiconStore(_settings().data_dir, VoiceStore()).content().entries
-        packing = spec.text_packing()
         sentences = read_text(
             written,
             Normalizer(),
-            packing,
+            spec.text_packing(),
             lambda part: spoken_language(tag, part, "en"),
-            Lexicon([WordList(words)], ipa=packing.ipa) if words else None,
+            Lexicon([WordList(words)]) if words else None,
         )
     except SpeechError as error:
         _fail(error.message)

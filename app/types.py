@@ -235,6 +235,7 @@ class SpokenLine:
     end_char: int = field(default=0, compare=False)  # exclusive
     turn: int = field(default=0, compare=False)
     language: str | None = None  # the language of the whole text that the line is a part of, if it is recognised
+    ipa: tuple[tuple[int, int, str], ...] = ()  # pronunciations of `text[start:end]`, if the engine accepts IPA
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +342,7 @@ class TextPacking:
     chars_per_s: float = 15.0  # characters in one second of speech; used for the limit `natural_s`
     utf8_bytes: bool = False  # the two length limits count UTF-8 bytes, not characters
     sounds: frozenset[str] = frozenset()  # words in parentheses that become non-verbal sounds, such as "laughs"
-    ipa: bool = False  # the engine speaks the pronunciations in `SpokenLine.ipa`
+    ipa: frozenset[str] = frozenset()  # the IPA symbols that the engine can speak in English; empty = none
 
 
 @dataclass(frozen=True, slots=True)

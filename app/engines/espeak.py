@@ -27,6 +27,7 @@ import numpy as np
 
 from app.audio import pcm
 from app.audio.shape import Gain
+from app.engines import espeak_ipa
 from app.engines.batched import BatchedEngine
 from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
 from app.runtime.runner import StepResult
@@ -46,13 +47,16 @@ FRAME_S = 0.08  # the server counts usage in frames of this length, as for CSM
 FIRST_S, NEXT_S = 0.16, 1.0
 WORDS_PER_MINUTE = 165
 AUTO_ROWS = 32
-TEXT = TextPacking(max_chars=400)  # about 25 s of speech; the library needs 10 to 20 ms for a sentence
+TEXT = TextPacking(
+    max_chars=400, ipa=espeak_ipa.SYMBOLS
+)  # about 25 s of speech; the library needs 10 to 20 ms for a sentence
 
 # From speak_lib.h of eSpeak NG 1.52.
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
 _PHONEMES_IPA = 2
+_PHONEME_NAMES = 0x100
 _END_PAUSE = 0x1000
 _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
 _BUFFER_MS = 200  # audio in each call of the callback, in milliseconds; fewer calls take less time in Python
@@ -177,7 +181,7 @@ class Library:
 
     def ipa(self, word: str, voice: str) -> str:
         """The pronunciation of a word in IPA, by the voice's rules. `voice` = identifier."""
-        text = ctypes.create_string_buffer(word.encode("utf-8", "ignore").replace(b"\0", b""))
+        text = ctypes.create_string_buffer(_no_brackets(word).encode("utf-8", "ignore").replace(b"\0", b""))
         at = ctypes.c_void_p(ctypes.addressof(text))
         with _library_lock:
             if self._dll.espeak_SetVoiceByName(voice.encode()) != 0:
@@ -188,11 +192,12 @@ class Library:
                 clauses.append(spoken.decode("utf-8"))
         return " ".join(clauses).strip()
 
-    def synthesize(self, text: str, voice: str, pitch: int) -> Samples:
+    def synthesize(self, text: str, voice: str, pitch: int, *, phonemes: bool = False) -> Samples:
         """Synthesise the whole text, and return samples (N,) float32 at `rate_hz`. Raises EngineError.
 
-        voice: "identifier" or "identifier+variant". pitch: 0 to 99.
+        voice: "identifier" or "identifier+variant". pitch: 0 to 99. phonemes: read `[[...]]` as phoneme names.
         """
+        flags = _CHARS_UTF8 | _END_PAUSE | (_PHONEME_NAMES if phonemes else 0)
         data = text.encode("utf-8", "ignore").replace(b"\0", b"")
         with _library_lock:
             self._dll.espeak_SetSynthCallback(self._callback)  # another Library object may have set another callback
@@ -201,7 +206,7 @@ class Library:
             self._dll.espeak_SetParameter(_PARAMETER_RATE, WORDS_PER_MINUTE, 0)
             self._dll.espeak_SetParameter(_PARAMETER_PITCH, pitch, 0)
             self._parts = []
-            status = self._dll.espeak_Synth(data, len(data) + 1, 0, 1, 0, _CHARS_UTF8 | _END_PAUSE, None, None)
+            status = self._dll.espeak_Synth(data, len(data) + 1, 0, 1, 0, flags, None, None)
             if status != 0:
                 raise EngineError(f"eSpeak NG failed with status {status}.")
             parts, self._parts = self._parts, []
@@ -274,6 +279,23 @@ def resolve_language(tag: str, languages: dict[str, str]) -> str:
     )
 
 
+def _with_phonemes(line: SpokenLine) -> str:
+    """Return the text of a line with phoneme names in place of the words that have a pronunciation in IPA."""
+    parts: list[str] = []
+    done = 0
+    for start, end, ipa in line.ipa:
+        phonemes = espeak_ipa.to_phonemes(ipa)
+        if phonemes is not None:
+            parts += [_no_brackets(line.text[done:start]), f"[[{phonemes}]]"]
+            done = end
+    return "".join([*parts, _no_brackets(line.text[done:])])
+
+
+def _no_brackets(text: str) -> str:
+    """Return a text in which the library finds no phoneme names."""
+    return text.replace("[[", "[ [")
+
+
 class EspeakRunner:
     """eSpeak NG as a Runner: `prefill` synthesises the whole utterance, and each step returns its next part."""
 
@@ -299,9 +321,13 @@ class EspeakRunner:
         timbre = TIMBRES.get(line.voice.id, _DEFAULT_TIMBRE)
         tag = language or guess_language(line.text) or line.language
         base = timbre.accent
+        text = line.text
         if tag is not None and tag.lower() not in ("en", base.removeprefix("gmw/").lower()):
             base = resolve_language(tag, self._library.languages)
-        samples = self._library.synthesize(line.text, f"{base}+{timbre.variant}", timbre.pitch)
+        elif line.ipa:  # the phoneme names are those of the English voices
+            text = _with_phonemes(line)
+        voice = f"{base}+{timbre.variant}"
+        samples = self._library.synthesize(text, voice, timbre.pitch, phonemes=text is not line.text)
         return Gain(timbre.gain_db).push(samples)
 
     def step(self, rows: Sequence[int]) -> StepResult:

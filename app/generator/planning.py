@@ -19,6 +19,7 @@ from app.generator.windows import windows
 from app.text.languages import guess_language
 from app.text.machine_text import remove_machine_text
 from app.text.nonverbal import perform_sounds, remove_unsupported_sounds
+from app.text.pronunciations import take_ipa
 from app.text.punctuation import has_words, punctuation_names
 from app.text.script import MAX_PAUSE_S, SPEAKER_TAG, Pause, Words, parse, split_speakers
 from app.text.sentences import split
@@ -310,8 +311,9 @@ def spell_sounds(text: SpannedText, sounds: frozenset[str], *, normalize: bool) 
 
 def _spoken_line(text: SpannedText, speaker: int, voice: Voice, prompt: VoicePrompt | None, turn: int) -> SpokenLine:
     """Create a line from a text with spans. turn: the index of the caller's text."""
+    text, ipa = take_ipa(text)
     start, end = text.span
-    return SpokenLine(text.text, speaker, voice, prompt, tuple(text.words()), start, end, turn)
+    return SpokenLine(text.text, speaker, voice, prompt, tuple(text.words()), start, end, turn, ipa=ipa)
 
 
 def _natural_chars(most: int, prompt_s: float, packing: TextPacking) -> int:

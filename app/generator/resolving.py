@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from app import __version__
 from app.audio import watermark
 from app.audio.encoders import check_rate
+from app.audio.verification import is_english_tag
 from app.errors import BadReference, UnknownModel, UnknownVoice, UnsupportedParameter
 from app.generator.job import SpeechJob, number_speakers
 from app.generator.planning import HELD_PASSAGE_CHARS, LONG_TEXT_CHARS, check_not_blank, parse_lines, spell_sounds
@@ -21,7 +22,7 @@ from app.generator.prompts import check_speakable
 from app.lru import LRU
 from app.runtime.playback import Playback
 from app.text.machine_text import remove_machine_text
-from app.text.pronunciations import Lexicon, WordList
+from app.text.pronunciations import Lexicon, WordList, unknown_symbol
 from app.text.script import SPEAKER_TAG, split_speakers
 from app.text.spans import SpannedText, join
 from app.types import Line
@@ -267,12 +268,17 @@ class RequestResolver:
         """
         if self._lexicons is None and not request.lexicon:
             return {}, (), ignored
+        english = request.language is None or is_english_tag(request.language)
+        ipa = info.text.ipa if english else frozenset[str]()
         for place, entry in enumerate(request.lexicon):
-            if not entry.say and not info.text.ipa and not self._manager.is_fallback:
-                raise UnsupportedParameter(
-                    f"The {info.id} engine does not accept pronunciations in IPA. Send `say` for {entry.word!r}.",
-                    param=f"lexicon.{place}.ipa",
-                )
+            if entry.ipa and not entry.say and not self._manager.is_fallback:
+                unknown = unknown_symbol(entry.ipa, ipa)
+                if unknown:
+                    what = f"the IPA symbol {unknown!r}" if ipa else "pronunciations in IPA"
+                    raise UnsupportedParameter(
+                        f"The {info.id} engine does not accept {what} here. Send `say` for {entry.word!r}.",
+                        param=f"lexicon.{place}.ipa",
+                    )
         texts: dict[str, list[str]] = {}
         for line, voice in zip(request.lines, voices, strict=True):
             texts.setdefault(voice.id, []).append(line.text)
@@ -284,9 +290,9 @@ class RequestResolver:
             digests: list[str] = []
             unusable = False
             for name, spoken in texts.items():
-                lexicon = Lexicon((own, *(store.lists(name) if store else ())), ipa=info.text.ipa)
+                lexicon = Lexicon((own, *(store.lists(name) if store else ())), ipa=ipa)
                 acting = [entry for text in spoken for entry in lexicon.candidates(text)]
-                unusable = unusable or any(not entry.say and not lexicon.ipa for entry in acting)
+                unusable = unusable or not all(map(lexicon.usable, acting))
                 if acting:
                     found[name] = lexicon
                     digests.append(lexicon.digest(acting))

@@ -259,8 +259,8 @@ class Match:
 class Lexicon:
     """The entries that are in force for one text: of the request, of the voice and of the server. Immutable."""
 
-    def __init__(self, lists: Iterable[WordList] = (), *, ipa: bool = False) -> None:
-        """lists: an earlier list wins over a later one. ipa: whether the engine accepts pronunciations in IPA."""
+    def __init__(self, lists: Iterable[WordList] = (), *, ipa: frozenset[str] = frozenset()) -> None:
+        """lists: an earlier list wins over a later one. ipa: the IPA symbols that the engine can speak."""
         self._lists = tuple(words for words in lists if words)
         self.ipa = ipa
 
@@ -292,7 +292,15 @@ class Lexicon:
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def _values(self, entry: LexiconEntry) -> tuple[str, str, bool, str]:
-        return entry.word, entry.say, entry.case_sensitive, (entry.ipa or "") if self.ipa else ""
+        return entry.word, entry.say, entry.case_sensitive, (entry.ipa or "") if self.speaks_ipa(entry) else ""
+
+    def speaks_ipa(self, entry: LexiconEntry) -> bool:
+        """Return whether the engine speaks the IPA of an entry. Otherwise `say` is spoken."""
+        return entry.ipa is not None and not unknown_symbol(entry.ipa, self.ipa)
+
+    def usable(self, entry: LexiconEntry) -> bool:
+        """Return whether an entry can change the speech of this engine."""
+        return bool(entry.say) or self.speaks_ipa(entry)
 
     def matches(self, text: str) -> list[Match]:
         """Return the matches in a text, in order. Matches do not overlap."""
@@ -308,7 +316,7 @@ class Lexicon:
                 match = words.longest(tokens, at, text)
                 if match is not None and (best is None or match.length > best.length):
                     best = match
-            if best is not None and (self.ipa or best.entry.say):
+            if best is not None and self.usable(best.entry):
                 protected = protected or _Regions(text)
                 if not protected.contain(best.start, best.end):
                     found.append(best)
@@ -325,7 +333,7 @@ class Lexicon:
         found = self.matches(text.text)
         if not found:
             return text, None
-        masks = Masks(text.text, ipa=self.ipa)
+        masks = Masks(text.text, self.speaks_ipa)
         edits: list[tuple[int, int, str]] = []
         for match in found:
             word = masks.add(text.text, match)
@@ -403,7 +411,6 @@ def _fenced(text: str) -> Iterator[tuple[int, int]]:
 
 
 _LETTERS = "bfgkpw"  # of the made-up words: no unit, Roman numeral or abbreviation consists of them
-_IPA_START, _IPA_END = "\ue000", "\ue001"
 
 
 @dataclass(slots=True)
@@ -411,7 +418,7 @@ class Masks:
     """The made-up words of one text, and the matches that they stand for."""
 
     text: str = field(repr=False)
-    ipa: bool = False
+    speaks_ipa: Callable[[LexiconEntry], bool]
     _prefix: str = ""
     _numbers: dict[tuple[LexiconEntry, str, str], int] = field(default_factory=dict)
     _sayings: list[tuple[LexiconEntry, str, str]] = field(default_factory=list)
@@ -454,12 +461,69 @@ class Masks:
             return ""
         entry, written, ending = self._sayings[number]
         say = entry.say or written
+        if self.speaks_ipa(entry) and entry.ipa:
+            ipa = entry.ipa + (_plural_ipa(entry.ipa) if ending else "")
+            return _with_ipa(say + ending, ipa)
         if not _PLAIN_SAY.fullmatch(say):
             normal = normalize(say) or say
             say = normal[:1].lower() + normal[1:] if say[0].isdigit() else normal
         if ending:
             say += "es" if say.lower().endswith(("s", "x", "z", "sh", "ch")) else ending
         return say
+
+
+# A word with a pronunciation in IPA is marked in the text until the text has been split into sentences: start, the IPA
+# as private-use characters, separator, word, end.
+_START, _SEPARATOR, _END = "\ue000", "\ue001", "\ue002"
+_IPA_OFFSET = 0xF0000
+_WITH_IPA = re.compile(
+    f"{_START}([\U000f0000-\U000ffffd]*){_SEPARATOR}([^{_START}{_END}]*){_END}(?:'(s|d|ll|ve|re)(?![^\\W_]))?"
+)
+_STRAY_MARKS = re.compile(f"[{_START}{_SEPARATOR}{_END}\U000f0000-\U000ffffd]")
+_ENDINGS_IPA = {"d": "d", "ll": "\u0259l", "ve": "v", "re": "\u0259"}
+
+
+def _with_ipa(word: str, ipa: str) -> str:
+    return f"{_START}{''.join(chr(_IPA_OFFSET + ord(char)) for char in ipa)}{_SEPARATOR}{word}{_END}"
+
+
+def _plural_ipa(ipa: str) -> str:
+    """Return the pronunciation of "s" at the end of an English word."""
+    if ipa.endswith(tuple("sz\u0283\u0292\u02a7\u02a4")):
+        return "\u026az"
+    return "s" if ipa.endswith(tuple("ptkf\u03b8")) else "z"
+
+
+def take_ipa(text: SpannedText) -> tuple[SpannedText, tuple[tuple[int, int, str], ...]]:
+    """Return a sentence without the marks of pronunciations, and the pronunciations: (start, end, IPA) of each word."""
+    if not _STRAY_MARKS.search(text.text):
+        return text, ()
+    found: list[tuple[int, int, str]] = []
+    edits: list[tuple[int, int, str]] = []
+    removed = 0
+    for match in _WITH_IPA.finditer(text.text):
+        ipa = "".join(chr(ord(char) - _IPA_OFFSET) for char in match[1])
+        if ending := match[3]:
+            ipa += _plural_ipa(ipa) if ending == "s" else _ENDINGS_IPA[ending]
+        start, (word_start, word_end) = match.start(), match.span(2)
+        edits += [(start, word_start, ""), (word_end, word_end + 1, "")]
+        found.append((start - removed, match.end() - removed - (word_start - start) - 1, ipa))
+        removed += word_start - start + 1
+    plain = text.edited(edits)
+    if _STRAY_MARKS.search(plain.text):  # a sentence was cut inside a word
+        return plain.sub(_STRAY_MARKS, ""), ()
+    return plain, tuple(found)
+
+
+def unknown_symbol(ipa: str, symbols: frozenset[str]) -> str:
+    """Return the first part of a pronunciation that is not one of these IPA symbols; "" if there is none."""
+    at = 0
+    while at < len(ipa):
+        size = 2 if ipa[at : at + 2] in symbols else 1
+        if ipa[at : at + size] not in symbols:
+            return ipa[at]
+        at += size
+    return ""
 
 
 def _prefixes() -> Iterator[str]:

@@ -180,6 +180,33 @@ def test_too_many_entries_are_a_400(http: httpx.Client) -> None:
     speak(http, "w77 and w78")
 
 
+def test_offline_voice_speaks_ipa(http: httpx.Client) -> None:
+    entry = {"word": "SQL", "ipa": "\u02c8si\u02d0kw\u0259l"}
+    plain, spelled = speak(http), speak(http, lexicon=[{"word": "SQL", "say": "sequel"}])
+    pronounced = speak(http, lexicon=[entry])
+    assert pronounced.headers.get("x-tts-ignored") is None
+    assert len({plain.content, spelled.content, pronounced.content}) == 3
+    assert len(pronounced.content) == pytest.approx(len(spelled.content), rel=0.1)
+    other = speak(http, lexicon=[{**entry, "ipa": "\u02c8skw\u026a\u0279\u0259l"}])
+    assert (other.headers["x-cache"], other.content == pronounced.content) == ("miss", False)
+    both = {**entry, "say": "squirrel"}
+    assert progress_texts(http, "/v1/audio/speech", {"input": TEXT, "lexicon": [both]}) == "The squirrel server runs."
+
+
+def test_ipa_that_the_engine_can_not_speak(http: httpx.Client) -> None:
+    unknown = {"word": "Brun", "ipa": "b\u0281\u0153\u0303"}
+    body = {"input": "Brun is here.", "response_format": "pcm"}
+    assert refused(http.post("/v1/audio/speech", json={**body, "lexicon": [unknown]})) == (400, "lexicon.0.ipa")
+    with_say = speak(http, body["input"], lexicon=[{**unknown, "say": "brown"}])
+    assert with_say.content == speak(http, body["input"], lexicon=[{"word": "Brun", "say": "brown"}]).content
+    german = {**body, "language": "de", "lexicon": [{"word": "Brun", "ipa": "b\u0279\u028cn"}]}
+    assert refused(http.post("/v1/audio/speech", json=german)) == (400, "lexicon.0.ipa")
+    assert http.put(LEXICON, json={"entries": [unknown]}).status_code == 200
+    ignored = speak(http, body["input"])
+    assert ignored.headers["x-tts-ignored"] == "lexicon"
+    assert "x-tts-ignored" not in speak(http).headers
+
+
 @pytest.mark.parametrize("voice", ["nobody", "draft_x", ""])
 def test_dictionary_of_an_unknown_voice_is_a_404(http: httpx.Client, voice: str) -> None:
     assert refused(http.get(LEXICON, params={"voice": voice})) == (404, "voice")

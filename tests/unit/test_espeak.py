@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import textwrap
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +20,15 @@ import pytest
 
 from app.engines import espeak
 from app.engines.batched import BatchedEngine
-from app.engines.espeak import TIMBRES, Library, resolve_language
+from app.engines.espeak import TIMBRES, EspeakRunner, Library, resolve_language
+from app.engines.espeak_ipa import CONSONANTS, SYMBOLS, VOWELS, to_phonemes
 from app.engines.registry import BuildContext
 from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
 from app.settings import Settings
 from app.text import writing_systems
+from app.text.pronunciations import unknown_symbol
 from app.text.writing_systems import script_language
-from app.types import Sampling, SpokenLine, Utterance
+from app.types import Sampling, SpokenLine, Utterance, Voice
 from app.voices.presets import PROFILES, preset
 
 pytestmark = pytest.mark.unit
@@ -357,3 +362,84 @@ def test_missing_short_path_is_an_error():
         done = started_from(deep / "f" / "espeak-ng-data", TMPDIR=str(deep))
         assert done.returncode == 0, done.stderr
         assert "path" in json.loads(done.stdout)
+
+
+# ---- pronunciations in IPA
+
+
+def phonemes_of(library: Library, ipa: str, voice: str) -> str:
+    """Return what the library speaks for a pronunciation, as its own IPA without stress marks."""
+    names = to_phonemes(ipa)
+    assert names is not None
+    assert len(library.synthesize(f"[[{names}]]", voice, 50, phonemes=True)) > 0
+    text = ctypes.create_string_buffer(f"[[{names}]]".encode())
+    at = ctypes.c_void_p(ctypes.addressof(text))
+    library._dll.espeak_SetVoiceByName(voice.encode())
+    return without_stress(library._dll.espeak_TextToPhonemes(ctypes.byref(at), 1, 2).decode())
+
+
+def without_stress(ipa: str) -> str:
+    return re.sub("[\u02c8\u02cc]", "", ipa)
+
+
+# The American voice names some sounds in another way than the input.
+AMERICAN = {"g": "ɡ", "r": "ɹ", "ɫ": "l", "ʧ": "tʃ", "ʤ": "dʒ", "e": "ɛ", "a": "æ"} | {
+    "ɑ": "ɑː", "ɒ": "ɑː", "u": "uː", "ɜ": "ɜː", "ɝ": "ɜː",
+    "əʊ": "oʊ", "ɪə": "iə", "eə": "ɛɹ", "ɛə": "ɛɹ",
+    "ʊə": "ʊɹ", "n\u0329": "ən", "l\u0329": "əl", "m\u0329": "əm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("symbol", [*CONSONANTS, *VOWELS])
+def test_each_ipa_symbol_has_its_sound(library: Library, symbol: str) -> None:
+    ipa = f"\u02c8{symbol}" if symbol in VOWELS else f"{symbol}\u02c8\u0259"
+    spoken = phonemes_of(library, ipa, "gmw/en-US")
+    assert spoken == AMERICAN.get(symbol, symbol) + ("" if symbol in VOWELS else "\u0259")
+
+
+@pytest.mark.parametrize(
+    "ipa",
+    [
+        "\u02c8si\u02d0kw\u0259l",
+        "h\u0259\u02c8lo\u028a",
+        "\u02c8nw\u026an",
+        "\u02c8\u0283\u0279u\u02d0zb\u0279i",
+        "\u02c8d\u0292\u026af",
+        "\u02c8nju\u02d0 \u02c8j\u0254\u02d0k",
+        "p\u0279\u0259\u02ccn\u028cnsi\u02c8e\u026a\u0283\u0259n",
+        "\u02c8v\u026a\u0292\u0259n",
+        "\u02c8s\u026a\u014b\u026a\u014b",
+        "\u02c8\u025bnd\u0292\u026an \u02c8\u025bks",
+        "\u02c8kju\u02d0b k\u0259n\u02c8t\u0279o\u028al",
+        "\u02c8l\u026an\u0259ks",
+    ],
+)
+def test_ipa_of_a_word_is_spoken(library: Library, ipa: str) -> None:
+    assert phonemes_of(library, ipa, "gmw/en-US") == without_stress(ipa)
+
+
+@pytest.mark.parametrize(
+    "ipa", ["\u02c8b\u0254\u0303", "\u02c8\u025b\u02d0x\u02d0", "\u03c7a", "y", "\u00f8", "abc1", "", " "]
+)
+def test_unknown_ipa_has_no_phoneme_names(ipa: str) -> None:
+    assert to_phonemes(ipa) is None
+    assert unknown_symbol(ipa, SYMBOLS) or not ipa.strip()
+
+
+def test_ipa_changes_only_its_word(library: Library) -> None:
+    voice = Voice("alloy", "Alloy", "preset")
+    runner = EspeakRunner(library, 1)
+    plain = SpokenLine("The SQL server", 0, voice)
+    with_ipa = replace(plain, ipa=((4, 7, "\u02c8si\u02d0kw\u0259l"),))
+    respelled = replace(plain, text="The sequel server")
+    assert not np.array_equal(runner._synthesize(with_ipa, None), runner._synthesize(plain, None))
+    assert len(runner._synthesize(with_ipa, None)) == pytest.approx(len(runner._synthesize(respelled, None)), rel=0.03)
+    german = len(runner._synthesize(plain, "de")), len(runner._synthesize(with_ipa, "de"))
+    assert german[1] == pytest.approx(german[0], rel=0.01)  # the phoneme names are those of English
+
+
+def test_brackets_in_a_text_are_no_phoneme_names(library: Library) -> None:
+    voice = Voice("alloy", "Alloy", "preset")
+    line = SpokenLine("x [[h@l'oU]]", 0, voice, ipa=((0, 1, "\u02c8\u025bks"),))
+    runner = EspeakRunner(library, 1)
+    assert len(runner._synthesize(line, None)) > 1.5 * len(runner._synthesize(replace(line, text="x hello"), None))

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from app.engines.espeak_ipa import SYMBOLS
 from app.errors import InvalidValue, NotFound, NotStored
 from app.generator import lexicons as lexicons_module
 from app.generator.lexicons import LexiconStore
 from app.text.lexicon_file import LexiconFile, format_lexicon, parse_lexicon
 from app.text.normalizer import Normalizer
-from app.text.pronunciations import MAX_CHARS, MAX_ENTRIES, Lexicon, WordList, check_distinct, check_entry
+from app.text.pronunciations import MAX_CHARS, MAX_ENTRIES, Lexicon, WordList, check_distinct, check_entry, take_ipa
 from app.text.spans import SpannedText
 from app.types import LexiconEntry, Line, SpeechRequest
 from app.voices.store import VoiceStore
@@ -216,6 +217,47 @@ def test_earlier_list_wins_and_longer_match_wins_first() -> None:
 def test_text_without_words_of_the_lexicon_is_the_same_object() -> None:
     text = SpannedText("Nothing to do here.")
     assert ALL.replaced(text) is text
+
+
+# ---- pronunciations in IPA
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken", "pronounced"),
+    [
+        ("An SQL.", "An SQL.", [("SQL", "si\u02d0kw\u0259l")]),
+        ("SQL's sql", "SQL's sql", [("SQL's", "si\u02d0kw\u0259lz"), ("sql", "si\u02d0kw\u0259l")]),
+        ("the SQLs", "the SQLs", [("SQLs", "si\u02d0kw\u0259lz")]),
+        ("Box's SQL'll", "box's SQL'll", [("box's", "b\u0252ks\u026az"), ("SQL'll", "si\u02d0kw\u0259l\u0259l")]),
+        ("NYC NYC", "New York New York", [("New York", "nu\u02d0 j\u0254\u02d0k")] * 2),
+        ("Brun and SQL", "brown and SQL", [("SQL", "si\u02d0kw\u0259l")]),
+        ("Xu is it", "Xu is it", []),
+    ],
+)
+def test_ipa_is_kept_beside_the_text(
+    normalizer: Normalizer, text: str, spoken: str, pronounced: list[tuple[str, str]]
+) -> None:
+    entries = [
+        check_entry("SQL", "", ipa="si\u02d0kw\u0259l"),
+        check_entry("Box", "box", ipa="b\u0252ks"),
+        check_entry("NYC", "New York", ipa="nu\u02d0 j\u0254\u02d0k"),
+        check_entry("Brun", "brown", ipa="b\u0281\u0153\u0303"),  # unknown sounds: `say`
+        check_entry("Xu", "", ipa="\u0255y"),
+    ]
+    lexicon = Lexicon([WordList(entries)], ipa=SYMBOLS)
+    for marked in (normalizer.spoken(SpannedText(text), lexicon=lexicon), lexicon.replaced(SpannedText(text))):
+        sentence, found = take_ipa(marked)
+        assert sentence.text == spoken
+        assert [(sentence.text[start:end], ipa) for start, end, ipa in found] == pronounced
+    assert Lexicon([WordList(entries)]).replaced(SpannedText("An SQL in NYC")).text == "An SQL in New York"
+
+
+def test_cut_marks_of_ipa_leave_the_words() -> None:
+    lexicon = Lexicon([word_list(("x", "y")), WordList([check_entry("NYC", "New York", ipa="nu\u02d0")])], ipa=SYMBOLS)
+    marked = lexicon.replaced(SpannedText("in NYC"))
+    cut = marked.text.index(" York")
+    assert (take_ipa(marked[:cut])[0].text, take_ipa(marked[cut:])[0].text) == ("in New", " York")
+    assert take_ipa(marked[:cut])[1] == ()
 
 
 # ---- the cache key

@@ -47,7 +47,7 @@ def router(
         entries = lexicon_entries(body.lexicon, "lexicon")
 
         def read() -> list[SpannedText]:
-            lexicon = Lexicon((WordList(entries), *lexicons.lists(voice.id)), ipa=packing.ipa)
+            lexicon = Lexicon((WordList(entries), *lexicons.lists(voice.id)))
             return read_text(
                 text,
                 normalizer,
