@@ -341,6 +341,38 @@ def test_transcript_of_a_long_recording_is_cut_with_it():
         assert aligned.seconds == result.reference.seconds
 
 
+SENTENCES = (
+    *samples.WORDS,
+    "Seventeen boats were tied up near the bridge last Sunday.",
+    "The old man sold his piano to a school in Oslo.",
+    "Please bring me two cups of coffee and a newspaper.",
+    "Her sister studies chemistry at the university.",
+    "We found a small café behind the railway station.",
+    "Nothing in this letter explains why he left.",
+)
+
+
+@pytest.mark.parametrize("repeats", [1, 3, pytest.param(5, marks=pytest.mark.slow)])  # 40 s to 3 minutes
+def test_best_section_of_a_long_recording_is_used_with_and_without_a_recogniser(repeats):
+    sentences = SENTENCES * repeats
+    sound = samples.speech(sentences, gap_s=0.6)
+    with_words = make(sound, " ".join(sentences))
+    assert 6 <= with_words.window.seconds <= 13
+    found = with_words.reference.transcript
+    assert found in " ".join(sentences)  # whole sentences, in their order
+    assert found.endswith(".")
+    assert found[0].isupper()
+    recognised = make(sound, "", Recogniser("What was recognised."))
+    assert (recognised.window, recognised.reference.transcript) == (with_words.window, "What was recognised.")
+
+
+def test_words_that_do_not_fit_a_long_recording_are_not_used():
+    sound = samples.speech(SENTENCES, gap_s=0.6)
+    wrong = make(sound, "Quite other words are written here. " * 30)
+    assert (wrong.reference.transcript, wrong.report.level) == ("", "warning")
+    assert "could not be found" in wrong.missing_words
+
+
 def test_up_to_thirty_seconds_are_used_with_the_full_transcript():
     sound = samples.speech(samples.WORDS)
     result = make(sound, LONG)
