@@ -121,8 +121,17 @@ def test_invalid_query_error_names_the_parameter(http: httpx.Client) -> None:
     assert problem(answer)["param"] == "legacy"
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "\u200b\ufeff", "\x00", "[pause:1s]", "<break/> [pause]"])
-def test_text_without_speech_is_empty_input(http: httpx.Client, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("\u200b\ufeff", 0.25), ("[pause:1s]", 1.0), ("<break/> [pause]", 1.0), ("...", 0.25)]
+)
+def test_text_without_speech_is_silence(http: httpx.Client, text: str, seconds: float) -> None:
+    answer = http.post("/v1/audio/speech", json={"input": text, "response_format": "pcm"})
+    assert answer.status_code == 200
+    assert len(answer.content) / 2 / 24_000 == pytest.approx(seconds, abs=0.001)
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "\x00", "\ud800"])
+def test_blank_text_is_empty_input(http: httpx.Client, text: str) -> None:
     answer = http.post("/v1/audio/speech", json={"input": text})
     assert answer.status_code == 400
     error = problem(answer)

@@ -12,7 +12,7 @@ from typing import Any
 import schemathesis
 
 REASONS = {
-    "empty_input",  # characters without speech: joiners, marks, controls
+    "empty_input",  # characters without speech: controls
     "voice_not_found",
     "voice_not_supported_by_engine",
     "unsupported_parameter",  # of this engine

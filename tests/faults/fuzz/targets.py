@@ -20,13 +20,16 @@ from app.api.errors import body_of
 from app.api.requests import ConversationBody, DialogueBody, GenerateBody, PreviewBody, SpeechBody
 from app.audio.decode import decode
 from app.engines.dia import script as dia_script
-from app.errors import BadReference, SpeechError, TooManySpeakers
+from app.errors import BadReference, SpeechError, TextTooLong, TooManySpeakers
+from app.generator.planning import read_text
 from app.text import cleaning, markup, script
+from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.text.normalizer import Normalizer
 from app.text.punctuation import has_words
 from app.text.sentences import split
 from app.text.spans import SpannedText
-from app.types import SpeechRequest
+from app.text.tex import replace_tex
+from app.types import SpeechRequest, TextPacking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +42,7 @@ SPOKEN_PER_CHAR, SPOKEN_SPARE = 40, 300
 
 _BODIES: tuple[type[BaseModel], ...] = (SpeechBody, GenerateBody, PreviewBody, ConversationBody, DialogueBody)
 _LANGUAGES = ("en", "de", "zh", "ja", "", "no-such", "é")
+_MARKUP = re.compile(r"[<>\[\]【▁\ue200{}]|cite|turn|analysis|\n---|^---|^\+\+\+|```")
 _DIGIT = re.compile(r"[0-9]")
 _KEPT = re.compile(r"\[[sS][0-9]{1,2}\]|\[pause[^\]]*\]", re.IGNORECASE)
 
@@ -69,11 +73,41 @@ def normaliser(data: bytes) -> None:
     assert spoken == _normalizer().normalize(text, english=english)
     assert len(spoken) <= SPOKEN_PER_CHAR * len(text) + SPOKEN_SPARE, (len(text), len(spoken))
     assert not any(unicodedata.category(char) in ("Cc", "Cs", "Co") for char in spoken if char != "\n"), ascii(spoken)
-    # A modifier letter by itself, such as an apostrophe of some alphabets, is a mark; the studio names it.
-    if any(char.isalnum() and unicodedata.category(char) != "Lm" for char in text):
+    # A modifier letter by itself, such as an apostrophe of some alphabets, is a mark; the studio names it. A text that
+    # has a mark of tags, links or citations can be without words.
+    if any(char.isalnum() and unicodedata.category(char) != "Lm" for char in text) and not _MARKUP.search(text):
         assert has_words(spoken), ascii(spoken)
     if english:
         assert not _DIGIT.search(_KEPT.sub("", spoken)), ascii(spoken)
+
+
+def front_end(data: bytes) -> None:
+    """The first byte chooses engine and language. Spans are in order within the text, and cover every spoken word."""
+    head, text = data[:1] or b"\0", text_of(data[1:])
+    packing = TextPacking(max_chars=1 + head[0], sounds=NON_VERBAL_SOUNDS if head[0] % 2 else frozenset())
+    language = _LANGUAGES[head[0] % len(_LANGUAGES)]
+    try:
+        sentences = read_text(text, _normalizer(), packing, lambda _: language)
+    except TextTooLong:  # pauses of more than ten minutes
+        return
+    last = (0, 0)
+    for sentence in sentences:
+        words = list(sentence.words())
+        assert [word.word for word in words] == sentence.text.split()
+        for word in words:
+            assert last[0] <= word.start_char <= word.end_char <= len(text), (last, word)
+            assert last[1] <= word.end_char, (last, word)
+            last = word.start_char, word.end_char
+
+
+def formulas(data: bytes) -> None:
+    """A formula of any characters is read to its end, and leaves no marks of TeX."""
+    content = re.sub(r"[$`]", "", text_of(data))
+    for english in (True, False):
+        spoken = replace_tex(SpannedText(f"$x {content} x^2$"), english=english).text
+        assert len(spoken) <= SPOKEN_PER_CHAR * len(content) + SPOKEN_SPARE
+        if english and "\n" not in content:
+            assert not re.search(r"[\\{}$]", spoken), ascii(spoken)
 
 
 def splitter(data: bytes) -> None:
@@ -185,6 +219,8 @@ def schemas(data: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "normaliser": normaliser,
+    "front_end": front_end,
+    "formulas": formulas,
     "splitter": splitter,
     "parser": parser,
     "upload": upload,
