@@ -152,6 +152,7 @@ _SHORT_NAMES = {
     "(": " ", ")": " ", "[": " ", "]": " ",
 }  # fmt: skip
 _ARGUMENT = re.compile(r"\s?(?:\[[^\[\]]*\])?\s?\{([^{}]*)\}")
+_PLAIN_DEGREE = re.compile(r"[A-Za-z0-9 ]{1,10}")
 _OPTIONAL = re.compile(r"\s?\[([^\[\]{}]*)\]\s?")
 _SMALL_FRACTION = re.compile(r"\s?(?:\{\s?([0-9]{1,3})\s?\}|([0-9]))\s?(?:\{\s?([0-9]{1,3})\s?\}|([0-9]))")
 _POWER = re.compile(
@@ -512,6 +513,8 @@ class _Reader:
             yield start, after, f"{before} the square root of "
         elif degree[1].strip() == "3":
             yield start, after, f"{before} the cube root of "
+        elif _PLAIN_DEGREE.fullmatch(degree[1].strip()) is None:
+            yield start, after, f"{before} the root of "
         else:
             name = degree[1].strip()
             spoken = number_words.ordinal(int(name)) if name.isdecimal() and len(name) < 4 else f"{name}th"

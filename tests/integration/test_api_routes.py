@@ -122,7 +122,8 @@ def test_invalid_query_error_names_the_parameter(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("\u200b\ufeff", 0.25), ("[pause:1s]", 1.0), ("<break/> [pause]", 1.0), ("...", 0.25)]
+    ("text", "seconds"),
+    [("\u200b\ufeff", 0.25), ("[pause:1s]", 1.0), ("<break/> [pause]", 1.0), *((mark, 0.25) for mark in "—[(`.")],
 )
 def test_text_without_speech_is_silence(http: httpx.Client, text: str, seconds: float) -> None:
     answer = http.post("/v1/audio/speech", json={"input": text, "response_format": "pcm"})
@@ -130,7 +131,7 @@ def test_text_without_speech_is_silence(http: httpx.Client, text: str, seconds: 
     assert len(answer.content) / 2 / 24_000 == pytest.approx(seconds, abs=0.001)
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "\x00", "\ud800"])
+@pytest.mark.parametrize("text", ["", "  \n", "\x00"])
 def test_blank_text_is_empty_input(http: httpx.Client, text: str) -> None:
     answer = http.post("/v1/audio/speech", json={"input": text})
     assert answer.status_code == 400
@@ -191,7 +192,7 @@ def test_every_json_content_type_is_accepted(http: httpx.Client, content_type: s
 
 @pytest.mark.parametrize(
     "text",
-    [".", "...", "?!", "😀", "🎉🎉", "<b>Hi</b>", "a\x00b\x07", "你好", "\u202eabc", "—", "[", "(", "&amp;", "`"],
+    ["?!", "😀", "🎉🎉", "<b>Hi</b>", "a\x00b\x07", "你好", "\u202eabc", "&amp;", "%", "→"],
 )
 def test_odd_texts_are_spoken(http: httpx.Client, text: str) -> None:
     answer = http.post("/v1/audio/speech", json={"input": text, "response_format": "wav"})
