@@ -28,7 +28,7 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _FORWARDED = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "forwarded", "via")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Endings of names that only exist in private networks. Nobody can register such a name for a DNS rebinding attack.
-_PRIVATE_ENDINGS = (".local", ".lan", ".internal", ".svc", ".localhost", ".localdomain", ".home.arpa")
+_PRIVATE_ENDINGS = (".local", ".lan", ".internal", ".svc", ".localhost", ".localdomain", ".test", ".home.arpa")
 _POLICY_VIOLATION = 1008  # the WebSocket close code
 
 
