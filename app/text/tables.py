@@ -295,7 +295,8 @@ COUNTED = _words(
 LABELLED = _words(
     "boeing airbus porsche highway route interstate room flight apartment suite http error status interstate us i "
     "gate "
-    "channel bus train hwy rt bldg building hall locker peugeot chinook rtx gtx rx xbox office"
+    "channel bus train hwy rt bldg building hall locker peugeot chinook rtx gtx rx xbox office "
+    "epyc xeon ryzen threadripper radeon geforce"
 )
 # The names of language models. After one of these names, "8B" is read "eight B".
 LANGUAGE_MODELS = _words(

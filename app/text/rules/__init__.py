@@ -93,6 +93,7 @@ _RULES: tuple[_Rule, ...] = (
     (codes.GROUPS, codes.verbalize_groups, DIGITS),
     (codes.PHONE_SHORT, lambda match: codes.spoken_groups(match[1], match[2]), DIGITS),
     (tokens.GLUED_COLON, r"\1: ", DIGITS),
+    (measures.DEGREES_LETTER, measures.verbalize_degrees_letter, DIGITS),
     (measures.DEGREE_SIGN, "°", DIGITS),
     (measures.TIME_SIGNATURE, measures.verbalize_time_signature, DIGITS),
     (measures.ROUND_PLURAL, measures.verbalize_round_plural, DIGITS),

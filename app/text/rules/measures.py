@@ -37,6 +37,7 @@ TWO_UNITS = re.compile(
     rf"(?<![\w.,/])([0-9]{{1,4}}) ?(ft|foot|feet|lbs?|hrs?|min|yd|yds)\.?,? {SENTENCE_START}?"
     r"([0-9]{1,3}(?:\.[0-9]{1,2})?) ?(in|inch|inches|oz|mins?|secs?|ft)(\.?)(?![\w])"
 )
+DEGREES_LETTER = re.compile(r"\b(degrees?) ([CF])\b(?!['#])")
 DEGREE_SIGN = re.compile(r"(?<=[0-9])(?:º| º)(?= ?[CFK]\b)")
 # "12V-24V": the first unit is left out, so that `MEASURE` reads "12-24V".
 TIME_SIGNATURE = re.compile(r"(?<![\w/.,])([2-9]|12)/(2|4|8|16)(?= (?:time|meter|metre|signature)\b)")
@@ -159,6 +160,7 @@ def verbalize_temperature(match: Match) -> str:
     before = previous_word(match)
     is_clear = "." in value or bool(sign) or (bool(value2) and not gap)
     if gap:
+        is_clear = is_clear or (not before and not after and len(value) in {2, 3})
         is_clear = is_clear or (
             len(value) in {2, 3} and before.lower() in _BEFORE_DEGREES and after not in {"major", "minor"}
         )
@@ -176,6 +178,10 @@ _TWO_UNITS = {"ft": "foot", "feet": "foot", "lb": "pound", "lbs": "pound", "hr":
               "mins": "minute", "sec": "second", "secs": "second", "in": "inch", "inches": "inch", "oz": "ounce",
               "yd": "yard", "yds": "yard"}  # fmt: skip
 _TWO_PLURALS = {"foot": "feet", "inch": "inches"}
+
+
+def verbalize_degrees_letter(match: Match) -> str:
+    return f"{match[1]} {_DEGREES[match[2]]}"
 
 
 def verbalize_two_units(match: Match) -> str:

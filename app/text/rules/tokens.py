@@ -56,19 +56,19 @@ _VERSION_WORDS = frozenset(
 # A colon between a word and a number: "Score:5".
 GLUED_COLON = re.compile(r"(?<![\w.:/@-])([A-Za-z][A-Za-z-]{2,40}):(?=[0-9])")
 DURATION = re.compile(
-    r"(?<![\w.,:/-])(?=[0-9]{1,4} ?[dhm])(?:[0-9]{1,4} ?d ?)?(?:[0-9]{1,4} ?(?:hrs?|h) ?)?"
+    r"(?<![\w.,:/-])(?=[0-9]{1,4} ?[wdhm])(?:[0-9]{1,4} ?w ?)?(?:[0-9]{1,4} ?d ?)?(?:[0-9]{1,4} ?(?:hrs?|h) ?)?"
     r"(?:[0-9]{1,4} ?(?:mins?|m)(?![a-z]) ?)?(?:[0-9]{1,4}(?:\.[0-9]{1,6})? ?(?:ms|secs?|s))?(?![\w°²³/^]|-\w)"
 )
 _DURATION_PART = re.compile(r"([0-9.]{1,12}) ?([a-z]{1,4})")
 _DURATION_UNITS = {
-    "d": "day", "h": "hour", "hr": "hour", "hrs": "hour", "m": "minute", "min": "minute", "mins": "minute",
+    "w": "week", "d": "day", "h": "hour", "hr": "hour", "hrs": "hour", "m": "minute", "min": "minute", "mins": "minute",
     "s": "second", "sec": "second", "secs": "second", "ms": "millisecond",
 }  # fmt: skip
 STANDARD = re.compile(
     r"(?<![\w/-])((?:(?:ISO|IEC|IEEE|EN|DIN|ANSI|ASTM|ASME|BS|NF|JIS|RFC|FIPS|NIST|SP|ECMA|UL|AS|NZS|SAE|GOST|MIL-STD)"
     r"[ /-]){1,4})([0-9]{3,6})((?:[-.][0-9]{1,4}){0,2})(?::([12][0-9]{3}))?(?![,.:]\w|-[0-9]|[\w%])"
 )
-WIRELESS = re.compile(r"(?<![\w.,])802\.([0-9]{1,2})([a-z]{0,3}(?:/[a-z]{1,2}){0,6})(?![\w.]\w|\w)")
+WIRELESS = re.compile(r"(?<![\w.,])802\.([0-9]{1,2})([A-Za-z]{0,3}(?:/[a-z]{1,2}){0,6})(?![\w.]\w|\w)")
 AIRCRAFT = re.compile(r"(?<![\w.,$€£-])(7[0-9]7)-([0-9]{1,3})(?![\w,]\w|[\w%-])")
 
 _Reader = Callable[[Match, Match], str | None]
@@ -278,7 +278,7 @@ _KINDS: tuple[tuple[re.Pattern[str], _Reader], ...] = (
         _version,
     ),
     (re.compile(r"[A-Za-z]{1,20}-[0-9]{1,3}\.[0-9]{1,3}(?:-[A-Za-z0-9.]{1,20}){0,5}"), _compound),
-    (re.compile(r"[A-Z][A-Za-z]{0,20}-[0-9]{1,4}(?:-[A-Za-z0-9.]{1,20}){1,5}"), _compound),
+    (re.compile(r"[A-Za-z]{1,20}(?:-[A-Za-z]{1,20}){0,3}-[0-9]{1,8}(?:-[A-Za-z0-9.]{1,20}){1,5}"), _compound),
     # A model with its size: "Llama-3.1-8B".
     (
         re.compile(
