@@ -72,7 +72,7 @@ _SPECIAL = re.compile(
 _CITATION = re.compile(
     r"[ ]?【(?:[^【】\n]*†[^【】]*|[0-9]{1,3}(?:[:,-][0-9]{1,3}){0,3}|turn[0-9][^【】\n]*)】"
     r"|[ ]?:?contentReference\[oaicite:[^\[\]{}]{0,40}\](?:\{index=[0-9]{1,9}\})?"
-    r"|[ ]?\[(?:(?:oai)?cite|citation|ref|source|doc)[ _:#-]{0,2}[0-9][0-9, :_-]{0,40}\]"
+    r"|[ ]?\[(?:(?:oai)?cite|citation|ref|[Ss]ource|doc|†)[ _:#-]{0,2}[0-9][0-9, :_-]{0,40}\]"
     r"|\[cite_start\]|\[citation needed\]"
     r"|[ ]?\[\^[0-9]{1,4}\^\]"
     r"|[ ]?\b(?:file|nav)?cite(?:turn[0-9]{1,4}[a-z_]{1,20}[0-9]{1,4}){1,40}"

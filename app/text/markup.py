@@ -161,7 +161,13 @@ def strip_tags(text: SpannedText) -> SpannedText:
         text = text.edited(_between(text.text, opening, closing))
     text = text.sub(_MENTION, "").sub(_TIMESTAMP, _date).sub(_SLACK_LINK, r"\1").sub(_AUTOLINK, r"\1")
     text = text.sub(_SLASH_COMMAND, r"\1").sub(_KNOWN_TAG, _without_tag)
-    return text.sub(_OTHER_TAG, "")
+    return text.sub(_OTHER_TAG, _between_words)
+
+
+def _between_words(match: re.Match[str]) -> str:
+    """Return a space if a tag stands directly between two words, so that they stay apart."""
+    before, after = match.string[match.start() - 1 : match.start()], match.string[match.end() : match.end() + 1]
+    return " " if before.isalnum() and after.isalnum() else ""
 
 
 def _between(text: str, opening: str, closing: str) -> Iterator[tuple[int, int, str]]:

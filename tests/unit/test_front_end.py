@@ -185,6 +185,7 @@ def test_marks_stay_with_their_letter_and_decoration_goes(text: str, spoken: str
         ("# A title {#anchor}", "A title."),
         ("<answer>Paris</answer>", "Paris"),
         ("Paris</answer>", "Paris"),
+        ("<plan>Go</plan>Yes", "Go Yes"),
         ("{{< figure >}} text", "text"),
         ("H~2~O and x^2^", "H two O and x squared"),
         ("A fact.[1](https://a.b) [[2]](https://c.d) Next", "A fact. Next"),
