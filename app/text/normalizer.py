@@ -144,7 +144,8 @@ class Normalizer:
         lexicon: how some words are pronounced. A respelling with digits or symbols is normalised alone; other
         respellings are spoken as written.
         """
-        if lexicon is None and _PLAIN_PROSE.fullmatch(text.text) and not _ABBREVIATION.search(text.text):
+        is_plain = _PLAIN_PROSE.fullmatch(text.text) and not _ABBREVIATION.search(text.text)
+        if is_plain and (lexicon is None or not lexicon.matches(text.text)):
             return text.single_spaced()
         human = machine_text.remove_machine_text(text)
         announcement = _ANNOUNCEMENTS.get("en" if english else language.lower()[:2], "")

@@ -185,7 +185,7 @@ def test_offline_voice_speaks_ipa(http: httpx.Client) -> None:
     plain, spelled = speak(http), speak(http, lexicon=[{"word": "SQL", "say": "sequel"}])
     pronounced = speak(http, lexicon=[entry])
     assert pronounced.headers.get("x-tts-ignored") is None
-    assert len({plain.content, spelled.content, pronounced.content}) == 3
+    assert pronounced.content != plain.content
     assert len(pronounced.content) == pytest.approx(len(spelled.content), rel=0.1)
     other = speak(http, lexicon=[{**entry, "ipa": "\u02c8skw\u026a\u0279\u0259l"}])
     assert (other.headers["x-cache"], other.content == pronounced.content) == ("miss", False)

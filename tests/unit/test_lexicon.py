@@ -214,6 +214,11 @@ def test_earlier_list_wins_and_longer_match_wins_first() -> None:
     assert replaced == "from the request voice gif server api server new york voice york"
 
 
+@pytest.mark.parametrize("text", ["!Ii", "Hello , there", "Plain prose.", "It costs $5.", "--- "])
+def test_text_without_words_of_the_lexicon_is_spoken_as_before(normalizer: Normalizer, text: str) -> None:
+    assert normalizer.spoken(SpannedText(text), lexicon=ALL).text == normalizer.normalize(text)
+
+
 def test_text_without_words_of_the_lexicon_is_the_same_object() -> None:
     text = SpannedText("Nothing to do here.")
     assert ALL.replaced(text) is text

@@ -20,11 +20,14 @@ from app.api.errors import body_of
 from app.api.requests import ConversationBody, DialogueBody, GenerateBody, PreviewBody, SpeechBody
 from app.audio.decode import decode
 from app.engines.dia import script as dia_script
+from app.engines.espeak_ipa import SYMBOLS
 from app.errors import BadReference, SpeechError, TextTooLong, TooManySpeakers
 from app.generator.planning import read_text
 from app.text import cleaning, markup, script
+from app.text.lexicon_file import LexiconFile, format_lexicon, parse_lexicon
 from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.text.normalizer import Normalizer
+from app.text.pronunciations import Lexicon, WordList, take_ipa
 from app.text.punctuation import has_words
 from app.text.sentences import split
 from app.text.spans import SpannedText
@@ -217,6 +220,24 @@ def schemas(data: bytes) -> None:
     assert 0 <= request.content_seed("context") < 2**31
 
 
+def lexicon(data: bytes) -> None:
+    """Bytes up to the first NUL are a dictionary file, the others a text. Every file is read, and no mark is left."""
+    file, _, written = data.partition(b"\0")
+    content = parse_lexicon(file)
+    assert parse_lexicon(format_lexicon(content.entries)) == LexiconFile(content.entries)
+    text = text_of(written)
+    for symbols in (frozenset[str](), SYMBOLS):
+        found = Lexicon([WordList(content.entries)], ipa=symbols)
+        replaced, ipa = take_ipa(found.replaced(SpannedText(text)))
+        spoken, _ = take_ipa(_normalizer().spoken(SpannedText(text), lexicon=found))
+        assert all(0 <= start < end <= len(replaced) for start, end, _ in ipa)
+        assert not any("\U000f0000" <= char <= "\U000ffffd" for char in spoken.text)
+        assert "zqj" in letters(text).lower() or "zqj" not in (replaced.text + spoken.text).lower()
+        if not found.candidates(text):
+            assert replaced.text == text
+            assert spoken.text == _normalizer().normalize(text)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "normaliser": normaliser,
     "front_end": front_end,
@@ -225,4 +246,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "parser": parser,
     "upload": upload,
     "schemas": schemas,
+    "lexicon": lexicon,
 }
