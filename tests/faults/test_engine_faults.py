@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,16 @@ def test_exception_during_a_stream_breaks_the_body_in_every_format(http: httpx.C
     for _ in range(2):  # the second shows that nothing was kept
         assert broken_off(http, "An exception comes.", response_format=audio_format)
     assert speak(http, "All is well.", response_format=audio_format).status_code == 200
+
+
+def test_exception_during_a_stream_resets_the_connection_of_an_http_1_0_client(http: httpx.Client) -> None:
+    """Without chunks, a normal end of the connection would mean that the answer is complete."""
+    body = json.dumps({"input": "An exception comes.", "response_format": "wav"}).encode()
+    with socket.create_connection((http.base_url.host, http.base_url.port or 80), timeout=30) as raw:
+        raw.sendall(b"POST /v1/audio/speech HTTP/1.0\r\nContent-Type: application/json\r\n")
+        raw.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        with pytest.raises(ConnectionResetError):
+            list(iter(lambda: raw.recv(65_536), b""))
 
 
 @pytest.mark.parametrize("word", ["exception", "number", "noise"])
