@@ -228,8 +228,8 @@ class Settings(BaseSettings):
     voice_lists: Literal["open", "keyed"] = Field(
         "open",
         alias="TTS_VOICE_LISTS",
-        description="Which lists name cloned voices, on a server with API keys: `open` = all lists, also those that "
-        "need no key; `keyed` = only responses to requests with a valid key.",
+        description="Which lists name cloned voices, on a server with API keys: `open` = all lists, also "
+        "without a key; `keyed` = only responses to requests with a valid key.",
     )
 
     max_input_chars: int = Field(

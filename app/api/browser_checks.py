@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _FORWARDED = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "forwarded", "via")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# Endings of names that only exist in private networks. Nobody can register such a name for a DNS rebinding attack.
+# Endings of names in private networks. Such a name can't be registered, so it is safe from DNS rebinding.
 _PRIVATE_ENDINGS = (".local", ".lan", ".internal", ".svc", ".localhost", ".localdomain", ".test", ".home.arpa")
 _POLICY_VIOLATION = 1008  # the WebSocket close code
 
