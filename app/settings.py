@@ -67,6 +67,13 @@ class Settings(BaseSettings):
         description="The tokenizer of CSM: a Hugging Face id or a local folder with tokenizer.json. Empty = the "
         "tokenizer beside the weights; if there is none, that of the base model.",
     )
+    csm_speakers: Annotated[tuple[Annotated[int, Field(ge=0, le=999)], ...], NoDecode] = Field(
+        (0, 1),
+        alias="CSM_SPEAKERS",
+        min_length=1,
+        description="The speaker numbers with which the CSM weights were trained, comma-separated, best first. Voices "
+        "get these numbers, and preset voices are created with the first one.",
+    )
     csm_codec: str = Field(
         "kyutai/mimi",
         alias="CSM_CODEC",
@@ -456,7 +463,9 @@ class Settings(BaseSettings):
     def _lower_or_none(cls, value: object) -> object:
         return value.strip().lower() or None if isinstance(value, str) else value
 
-    @field_validator("api_keys", "cors_origins", "devices", "allowed_hosts", "trusted_proxies", mode="before")
+    @field_validator(
+        "api_keys", "cors_origins", "devices", "allowed_hosts", "trusted_proxies", "csm_speakers", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -595,7 +604,7 @@ def as_markdown() -> str:
     for name, field in Settings.model_fields.items():
         default = field.default
         if isinstance(default, tuple) and default:
-            default = ",".join(default)
+            default = ",".join(map(str, default))
         shown = (
             "none" if default in (None, (), "") else str(default).lower() if isinstance(default, bool) else str(default)
         )

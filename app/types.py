@@ -77,6 +77,7 @@ class SpeechRequest:
     conversation: str | None = None  # the key under which the conversation is remembered
     parallel: bool = False  # generate sentences in parallel, although the engine could continue after a sentence
     verify: bool | None = None  # check the speech before it is sent; None = as TTS_VERIFY says
+    default_speaker: int | None = None  # the speaker number of the lines if the caller sets none
     best_of: int = 1  # how many takes of each utterance are generated; the best one is kept
     lexicon: tuple[LexiconEntry, ...] = ()  # pronunciations for this request
 
@@ -120,6 +121,7 @@ class SpeechRequest:
         """The SHA-256 (hex) of `context` and of all fields that are not in `left_out`."""
         values = _fields_of(self)  # dataclasses.asdict is slow here, because it copies all audio samples
         values["lines"] = [_fields_of(line) for line in self.lines]
+        del values["default_speaker"]
         values["sampling"] = _fields_of(self.sampling)
         values["context"] = [(turn.speaker, turn.text, turn.digest) for turn in self.context]
         if not self.parallel:  # so that answers that were cached before this field existed are still found
@@ -372,6 +374,7 @@ class EngineInfo:
     # Requests
     languages: tuple[str, ...] = ("en",)  # BCP 47
     capabilities: Capabilities = field(default_factory=Capabilities)
+    speakers: tuple[int, ...] = (0, 1)  # the speaker numbers with which the model was trained, best first
     defaults: Sampling = field(default_factory=Sampling)  # for requests without these fields; None = not supported
     text: TextPacking = field(default_factory=TextPacking)
     prompts: PromptLimits = field(default_factory=PromptLimits)

@@ -11,6 +11,7 @@ import math
 import re
 from abc import abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
@@ -236,6 +237,13 @@ class SpokenBody(BaseModel):
         Field(description="With `stream_format: sse`: send `speech.progress` events with the start of each sentence."),
     ] = None
 
+    speaker_id: Annotated[
+        Speaker | None,
+        Field(
+            description="The number of the speaker, for models that were trained with numbered speakers. The voice "
+            "`speaker:N` is this speaker without a recording."
+        ),
+    ] = None
     temperature: Annotated[
         Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False), NUMBER] | None,
         Field(description="The sampling temperature. 0 = always take the most likely token."),
@@ -348,7 +356,9 @@ class SpokenBody(BaseModel):
     @property
     def extras(self) -> frozenset[str]:
         """The fields of ENGINE_EXTRAS that the caller has set."""
-        return frozenset(name for name in ENGINE_EXTRAS if getattr(self, name) is not None)
+        extras = frozenset(name for name in ENGINE_EXTRAS if getattr(self, name) is not None)
+        used = self.speaker_id is not None and "speaker_id" in self.names()
+        return extras | {"speaker_id"} if used else extras
 
     def conversation(self, owner: str) -> str | None:
         """The key under which the server stores the conversation; None if the body has no `conversation_id`.
@@ -400,7 +410,9 @@ class SpeechBody(SpokenBody):
         """Convert the body to a SpeechRequest with one line. Raises TextTooLong, UnknownVoice."""
         _check_length(self.input, "input", max_input_chars)
         voice = _voice_id(self.voice)
-        return self._request([Line(self.input, DEFAULT_VOICE if voice is None else voice)], default_model)
+        return self._request(
+            [Line(self.input, DEFAULT_VOICE if voice is None else voice, self.speaker_id)], default_model
+        )
 
 
 class NormalizeBody(BaseModel):
@@ -442,7 +454,7 @@ class GenerateBody(SpokenBody):
         """Convert the body to a SpeechRequest with one line. Raises TextTooLong, UnknownVoice."""
         _check_length(self.text, "text", max_input_chars)
         voice = _voice_id(self.voice_id, "voice_id")
-        return self._request([Line(self.text, voice or DEFAULT_VOICE)], default_model)
+        return self._request([Line(self.text, voice or DEFAULT_VOICE, self.speaker_id)], default_model)
 
 
 class PreviewBody(SpokenBody):
@@ -461,7 +473,7 @@ class PreviewBody(SpokenBody):
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
         """Convert the body to a SpeechRequest with the default voice. Raises TextTooLong."""
         _check_length(self.text, "text", max_input_chars)
-        return self._request([Line(self.text, DEFAULT_VOICE)], default_model)
+        return self._request([Line(self.text, DEFAULT_VOICE, self.speaker_id)], default_model)
 
 
 class ContextTurnBody(BaseModel):
@@ -510,10 +522,6 @@ class ConversationBody(SpokenBody):
         Field(max_length=MAX_CONTEXT_TURNS, description="The earlier turns, oldest first."),
     ] = None
 
-    @property
-    def extras(self) -> frozenset[str]:
-        return super().extras | (frozenset() if self.speaker_id is None else {"speaker_id"})
-
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
         """Convert the body to a SpeechRequest without the context. `decode_context` returns the context.
 
@@ -526,7 +534,8 @@ class ConversationBody(SpokenBody):
         voice = _voice_id(self.voice)
         if voice is None:
             voice = NO_VOICE.id if self.context else DEFAULT_VOICE
-        return self._request([Line(self.text, voice, self.speaker_id or 0)], default_model)
+        request = self._request([Line(self.text, voice, self.speaker_id or 0)], default_model)
+        return replace(request, default_speaker=0)
 
     def decode_context(self) -> list[UploadedTurn]:
         """Decode the recordings in `context` from base64. Blocks the thread: 64 MiB take 0.4 s. Raises BadReference."""
@@ -573,6 +582,9 @@ class DialogueBody(SpokenBody):
         }
     )
 
+    UNUSED_FIELDS: ClassVar[frozenset[str]] = frozenset({"speaker_id"})
+
+    speaker_id: Annotated[Speaker | None, Field(description="Has no effect. Use `turns[].speaker`.")] = None
     turns: Annotated[
         list[DialogueTurnBody],
         Field(

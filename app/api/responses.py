@@ -77,6 +77,10 @@ class Model(ResponseModel):
     languages: Annotated[
         list[str] | None, Field(description="The languages of the model as BCP 47 tags; null = not ready, or an alias.")
     ]
+    defaults: Annotated[
+        dict[str, float] | None,
+        Field(description="The sampling parameters that a request without these fields gets; null = not ready."),
+    ]
     alias: Annotated[bool, Field(description="Whether the id is an OpenAI name of the running model.")]
     description: str
     max_input_length: Annotated[int, Field(description="The maximum length of `input`, in characters.")]

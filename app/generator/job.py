@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from app.generator.progress import Progress
 from app.runtime.playback import Playback
 from app.text.languages import guess_language
+from app.voices.presets import is_speaker
 
 if TYPE_CHECKING:
     from app.engines.protocol import Engine
@@ -61,16 +62,20 @@ def spoken_language(requested: str | None, text: str, voice_language: str) -> st
     return requested or (voice_language if guess in (None, "en") else guess)
 
 
-def number_speakers(request: SpeechRequest, voices: Sequence[Voice]) -> tuple[int, ...]:
+def number_speakers(request: SpeechRequest, voices: Sequence[Voice], known: Sequence[int] = (0, 1)) -> tuple[int, ...]:
     """Return the speaker number of each line.
 
-    If the caller has set the speaker number of a line, the line keeps this number. All other lines with the same voice
-    share one number. It is the lowest number that is not in use, because models were trained with the speakers 0 and 1.
-    voices: the voice of each line.
+    The voice `speaker:N` has the number N. If the caller has set the speaker number of another line, the line keeps
+    this number. All other lines with the same voice share one number. It is the first number of `known` that is not in
+    use, else the lowest one. voices: the voice of each line. known: the numbers with which the model was trained.
     """
-    lines = request.lines
+    lines = [
+        replace(line, speaker=voice.speaker) if is_speaker(voice) else line
+        for line, voice in zip(request.lines, voices, strict=True)
+    ]
     used = {line.speaker for line in lines} | {turn.speaker for turn in request.context}
-    free = (number for number in itertools.count() if number not in used)
+    order = itertools.chain(known, (number for number in itertools.count() if number not in known))
+    free = (number for number in order if number not in used)
     numbers: dict[str, int] = {}
     for line, voice in zip(lines, voices, strict=True):
         if line.speaker is None and voice.id not in numbers:

@@ -364,7 +364,7 @@ async def _speak(engine: Engine, sentence: str, seed: int, prompt: VoicePrompt |
 
     Raises SpeechError.
     """
-    line = SpokenLine(sentence, 0, NO_VOICE, prompt)  # models were trained with the speakers 0 and 1
+    line = SpokenLine(sentence, engine.info.speakers[0], NO_VOICE, prompt)
     longest_s = 3 * len(sentence) / CHARS_PER_S
     utterance = Utterance((line,), Sampling(), seed, longest_s, language="en", scheduling=Scheduling(background=True))
     while True:

@@ -27,7 +27,7 @@ from app.text.script import SPEAKER_TAG, split_speakers
 from app.text.spans import SpannedText, join
 from app.types import Line
 from app.voices import enhancement
-from app.voices.presets import DEFAULT_VOICE, NO_VOICE, standard_voices_of
+from app.voices.presets import DEFAULT_VOICE, NO_VOICE, is_speaker, speaker_voice, standard_voices_of
 
 if TYPE_CHECKING:
     from app.audio.watermark import Watermark
@@ -106,6 +106,8 @@ class RequestResolver:
         request, ignored = self._supported(request, info, extras | ({"context"} if request.context else set()))
         if other_model:
             ignored = ("model", *ignored)
+        request, replaced = self._with_known_speakers(request, info)
+        ignored = (*ignored, *replaced)
         voices = await self._ready_voices(request)
         for voice in voices:
             check_speakable(voice, info, is_fallback=self._manager.is_fallback)
@@ -149,7 +151,7 @@ class RequestResolver:
             request,
             engine,
             voices,
-            number_speakers(request, voices),
+            number_speakers(request, voices, info.speakers),
             parsed_lines,
             turns,
             seed=self._derived_seed(keyed, samples_key) if request.seed is None else request.seed,
@@ -303,6 +305,21 @@ class RequestResolver:
         found, key, unusable = await asyncio.to_thread(find) if reads_files or large else find()
         return found, key, (*ignored, "lexicon") if unusable else ignored
 
+    def _with_known_speakers(self, request: SpeechRequest, info: EngineInfo) -> tuple[SpeechRequest, tuple[str, ...]]:
+        """Refuse the voices `speaker:N` if the engine has no numbered speakers. Raises UnknownVoice.
+
+        If the fallback engine runs, its default voice is used instead, and `voice` is returned as ignored.
+        """
+        if info.capabilities.context or not any(map(is_speaker, self._voices_of(request))):
+            return request, ()
+        if not self._manager.is_fallback:
+            raise UnknownVoice(
+                f"The {info.id} engine has no numbered speakers. Send another `voice`, see GET /v1/audio/voices.",
+                param="voice",
+            )
+        lines = (replace(line, voice=DEFAULT_VOICE) if speaker_voice(line.voice) else line for line in request.lines)
+        return replace(request, lines=tuple(lines)), ("voice",)
+
     # ---- parameters
 
     def _supported(
@@ -381,7 +398,9 @@ def _without(request: SpeechRequest, ignored: list[str]) -> SpeechRequest:
     if "conversation_id" in ignored:
         request = replace(request, conversation=None)
     if "speaker_id" in ignored:
-        request = replace(request, lines=tuple(replace(line, speaker=0) for line in request.lines))
+        request = replace(
+            request, lines=tuple(replace(line, speaker=request.default_speaker) for line in request.lines)
+        )
     if "context" in ignored:  # the earlier turns define the voice: without them, use the default voice
         lines = (replace(x, voice=DEFAULT_VOICE) if x.voice == NO_VOICE.id else x for x in request.lines)
         request = replace(request, context=(), lines=tuple(lines))

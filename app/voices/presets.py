@@ -70,6 +70,21 @@ def standard_voices_of(kokoro: str) -> tuple[str, ...]:
 # decide how the speaker sounds. No list of voices contains this voice, and a request can't select it.
 NO_VOICE = Voice(id="none", name="None", kind="none", digest=hashlib.sha256(b"no voice").hexdigest())
 
+_SPEAKER = re.compile(r"speaker:(0|[1-9]\d{0,2})")
+
+
+def speaker_voice(voice: str) -> Voice | None:
+    """Return the voice `speaker:N`: the model's own speaker N, without a recording. None = another name."""
+    if (match := _SPEAKER.fullmatch(voice)) is None:
+        return None
+    digest = hashlib.sha256(voice.encode()).hexdigest()
+    return Voice(id=voice, name=f"Speaker {match[1]}", kind="none", speaker=int(match[1]), digest=digest)
+
+
+def is_speaker(voice: Voice) -> bool:
+    """Whether this is a voice of `speaker_voice`."""
+    return voice.kind == "none" and voice.id != NO_VOICE.id
+
 
 def preset(name: str) -> Voice:
     """Return the preset voice with this name, without a recording. Raises KeyError for an unknown name."""

@@ -32,7 +32,7 @@ from app.errors import DamagedVoice, InvalidValue, NotFound, UnknownVoice
 from app.types import Reference, Voice
 from app.voices.folder_store import FolderStore
 from app.voices.migration import OLD_MARKER, WAITING, FolderReader, OldVoice, with_changes, write_converted
-from app.voices.presets import NO_VOICE, PROFILES, preset
+from app.voices.presets import NO_VOICE, PROFILES, preset, speaker_voice
 from app.voices.quality import without_transcript_checks
 from app.voices.voice_file import (
     CONSENT_FILE,
@@ -146,6 +146,8 @@ class VoiceStore:
             or index.by_id.get(index.by_name.get(name_key(voice), ""))
             or index.by_id.get(index.by_alias.get(_alias_key(voice), ""))
         )
+        if found is None and (speaker := speaker_voice(voice)) is not None:
+            return speaker
         if found is None and voice.startswith(DRAFT_PREFIX):
             return self.draft(voice).voice
         if found is None:

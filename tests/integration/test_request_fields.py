@@ -351,6 +351,32 @@ def lexicon_ipa(server: Server, route: str) -> None:
     assert server.ask(route, lexicon=only_ipa).error == (400, "lexicon.1.ipa")
 
 
+@pytest.mark.parametrize("number", [0, 1, 7, 999])
+def test_voice_of_a_numbered_speaker_acts_on_every_route(able: Server, number: int) -> None:
+    voice = f"speaker:{number}"
+    bodies = {
+        SPEECH: {"voice": voice}, STREAMING: {"voice": {"id": voice}}, STREAM: {"voice": voice},
+        CONVERSATION: {"voice": voice}, DIALOGUE: {"voice": voice}, GENERATE: {"voice_id": voice},
+    }  # fmt: skip
+    for route, fields in bodies.items():
+        result = able.speak(route, **fields)
+        assert (result.voices, result.speakers) == ({voice}, {number}), route
+        assert not any(line.prompt for utterance in result.utterances for line in utterance.lines)
+
+
+@pytest.mark.parametrize("voice", ["speaker:", "speaker:-1", "speaker:1000", "speaker:01", "speaker:one", "Speaker 1"])
+def test_other_names_are_unknown_voices(able: Server, voice: str) -> None:
+    assert able.ask(SPEECH, voice=voice).error == (400, "voice")
+
+
+def test_engine_without_numbered_speakers_refuses_them(bare: Server) -> None:
+    assert bare.ask(SPEECH, voice="speaker:1").error == (400, "voice")
+
+
+def test_models_show_their_sampling_defaults(able: Server) -> None:
+    assert all(isinstance(model["defaults"], dict) for model in able.http.get("/v1/models").json()["data"])
+
+
 SPEECHES = frozenset({SPEECH, STREAMING, STREAM})
 CHOOSING = ROUTES - {GENERATE, PREVIEW}  # the routes whose voice is neither in the path nor in voice_id
 
@@ -387,7 +413,7 @@ ROWS: dict[str, Row] = {
     "input": Row(words("input"), ROUTES - {DIALOGUE}, ignored="Not this."),
     "text": Row(words("text"), ROUTES - {DIALOGUE} - SPEECHES, ignored="Not this."),
     "voice_id": Row(voice_id, frozenset({GENERATE}), ignored="echo"),
-    "speaker_id": Row(speaker_id, SAID, ignored=7, lacking="named", value=7),
+    "speaker_id": Row(speaker_id, ROUTES - {DIALOGUE}, ignored=7, lacking="named", value=7),
     "context": Row(context, SAID, ignored=context_turns(), lacking="refused", value=context_turns()),
     "context[].speaker": Row(context_speaker, SAID, ignored=context_turns()),
     "context[].text": Row(context_text, SAID, ignored=context_turns()),

@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "csm_model": "sesame/csm-1b",
     "csm_base": "",
     "csm_tokenizer": "",
+    "csm_speakers": (0, 1),
     "csm_codec": "kyutai/mimi",
     "dia_model": "nari-labs/Dia-1.6B-0626",
     "dia_base": "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Literal
 
 from fastapi import APIRouter, Request
@@ -15,7 +16,7 @@ from app.generator.resolving import MODEL_ALIASES, find_model
 if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.engines.manager import EngineManager
-    from app.types import Voice
+    from app.types import EngineInfo, Voice
     from app.voices.store import VoiceStore
 
 # The `created` time of every model: March 2025, when CSM-1B was published. Clients only check that it is a number.
@@ -98,6 +99,7 @@ def _model(model_id: str, manager: EngineManager, voices: list[Voice], max_input
         clones=info.can_clone if info else None,
         sounds=sorted(info.text.sounds) if info else None,
         languages=list(info.languages) if info and not alias else None,
+        defaults=_defaults(info) if info else None,
         alias=alias,
         description=_description(model_id, manager, alias=alias),
         max_input_length=max_input_chars,
@@ -111,3 +113,9 @@ def _description(model_id: str, manager: EngineManager, *, alias: bool) -> str:
     status = manager.status()
     known = {spec.model_id: spec.description for spec in (status.requested, status.running) if spec is not None}
     return known.get(model_id) or f"The model of the engine {model_id}"
+
+
+def _defaults(info: EngineInfo) -> dict[str, float]:
+    """The sampling parameters that a request without these fields gets."""
+    found = {each.name: getattr(info.defaults, each.name) for each in fields(info.defaults)}
+    return {name: value for name, value in found.items() if value is not None}

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+KNOWN_SPEAKERS = (0, 1)  # of the published model
 _ENGINE_SAMPLING = Sampling(DEFAULTS.temperature, DEFAULTS.top_k, DEFAULTS.top_p)
 
 ROWS_CPU, ROWS_GPU = 8, 64  # a row's KV cache takes 64 MiB in bfloat16; a CPU allocates it when the row is first used
@@ -420,7 +421,7 @@ def engine_of(runner: CsmRunner, settings: Settings, sampling: Sampling = NO_SAM
 
     sampling: the model's own sampling parameters, for requests that do not set them.
     """
-    model = runner.model
+    model, speakers = runner.model, settings.csm_speakers
     info = EngineInfo(
         id="csm",
         name="CSM-1B",
@@ -436,7 +437,8 @@ def engine_of(runner: CsmRunner, settings: Settings, sampling: Sampling = NO_SAM
             examples=str(runner.examples or ""),
         ),
         languages=("en",),
-        fingerprint=runner.fingerprint,
+        fingerprint=runner.fingerprint + ("" if speakers == KNOWN_SPEAKERS else f" speakers {speakers}"),
+        speakers=speakers,
         defaults=with_defaults(sampling, _ENGINE_SAMPLING),
         device=",".join(map(str, model.devices)),
         dtype=dtype_name(settings, model.dtype),
