@@ -220,6 +220,7 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("parallel", ["nein", 0, 1]),
     ("verify", ["auto", 0, 1]),
     ("best_of", ["2.5", True, 1.5, [2]]),
+    ("speaker_id", ["Ann", True, 1.5, -1, 1000, [0]]),
     ("lexicon", ["SQL", {"SQL": "sequel"}, ["SQL"], [{"word": "SQL", "say": 5}], [{"word": "SQL", "says": "sequel"}]]),
 ]
 
@@ -288,11 +289,11 @@ def conversation(**fields: Any) -> ConversationBody:
 
 
 def test_conversation_accepts_all_speech_fields():
-    assert ConversationBody.model_fields.keys() - SpokenBody.model_fields.keys() == {"text", "speaker_id", "context"}
+    assert ConversationBody.model_fields.keys() - SpokenBody.model_fields.keys() == {"text", "context"}
     fields = {"speed": 2, "temperature": 0, "topk": 7, "seed": 3, "response_format": "wav", "stream_format": "sse"}
     converted = conversation(**fields).to_request(default_model="csm-1b", max_input_chars=100)
     line = Line("Hello.", DEFAULT_VOICE, 0)
-    assert converted == dataclasses.replace(request(**fields), lines=(line,))
+    assert converted == dataclasses.replace(request(**fields), lines=(line,), default_speaker=0)
     assert conversation(**fields).extras == {"temperature", "top_k"}
 
 
@@ -469,8 +470,8 @@ CHANGES: dict[str, list[Any]] = {
 
 
 def test_digest_changes_cover_every_field():
-    # The resolver adds the entries of `lexicon` that can act on the text.
-    assert CHANGES.keys() | {"model", "use_cache", "verify", "lexicon"} == {
+    # The resolver adds the entries of `lexicon` that can act on the text, and reads `default_speaker`.
+    assert CHANGES.keys() | {"model", "use_cache", "verify", "lexicon", "default_speaker"} == {
         field.name for field in dataclasses.fields(SpeechRequest)
     }
 
@@ -512,6 +513,11 @@ def test_long_text_is_replaced_by_its_digest_once():
 
 def test_model_alias_does_not_change_the_digest():
     assert dataclasses.replace(FULL, model="tts-1").digest("x") == FULL.digest("x")
+
+
+def test_default_speaker_does_not_change_the_digest():
+    changed = dataclasses.replace(FULL, default_speaker=0)
+    assert (changed.digest("x"), changed.content_seed("x")) == (FULL.digest("x"), FULL.content_seed("x"))
 
 
 def test_seed_depends_on_the_content_and_not_on_the_output_format():
