@@ -28,6 +28,7 @@ from app.generator.preset_voices import PresetVoiceMaker
 from app.generator.speech import SpeechGenerator
 from app.keys import KeyFile, KeyRing
 from app.metrics import Metrics
+from app.runtime import heap
 from app.text.normalizer import Normalizer
 from app.voices.cloning import (
     Cloner,
@@ -196,12 +197,18 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             await asyncio.wait([warming, importing])
             on_ready()
 
+        def is_idle() -> bool:
+            load = services.manager.load()
+            return load is None or not (load.active_rows or load.queued)
+
         async with services.manager, services.preset_voices:
             reporting = asyncio.create_task(report_ready(), name="report-ready")
+            trimming = asyncio.create_task(heap.trim_when_idle(is_idle), name="trim-heap")
             try:
                 yield
             finally:
                 reporting.cancel()
+                trimming.cancel()
                 ended.set()
                 cloner.close()
         await services.take_checker.close()  # also ends a check of a recording that hangs

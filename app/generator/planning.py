@@ -43,9 +43,10 @@ HELD_PASSAGE_CHARS = 450
 # The silence for a text in which nothing is spoken, such as "---" or "(laughs)". A voice agent that sends such a piece
 # in the middle of its answer goes on.
 SILENT_TEXT_S = 0.25
-LONG_TEXT_CHARS = 20_000  # a longer text is planned in windows
-# The most characters in an utterance of an engine that speaks any number of sentences, if the text is long.
-LONG_PASSAGE_CHARS = 4_000
+LONG_TEXT_CHARS = 4_000  # a longer text is planned in windows
+# If a text is longer than the first number, an utterance of an engine that speaks any number of sentences has at most
+# as many characters as the second number.
+ENDLESS_TEXT_CHARS, LONG_PASSAGE_CHARS = 20_000, 4_000
 IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread: normalisation takes up to 0.05 ms per character
 
 
@@ -151,7 +152,8 @@ class Planner:
             return None
         if job.held:
             return HELD_PASSAGE_CHARS
-        return LONG_PASSAGE_CHARS if sum(len(line.text) for line in job.request.lines) > LONG_TEXT_CHARS else None
+        characters = sum(len(line.text) for line in job.request.lines)
+        return LONG_PASSAGE_CHARS if characters > ENDLESS_TEXT_CHARS else None
 
     async def _lines(self) -> AsyncGenerator[SpokenLine | Pause]:
         """Yield the sentences and pauses of all lines. Adds pauses between lines that the engine speaks separately."""

@@ -27,6 +27,11 @@ def memory_of(devices: str) -> tuple[Memory, ...]:
     return tuple(memory for memory in found if memory is not None)
 
 
+def resident_bytes() -> int:
+    """Return the memory of this process in bytes; 0 if the system does not report it."""
+    return _kilobytes(_STATUS, "VmRSS:") << 10
+
+
 def _of(name: str) -> Memory | None:
     if name.startswith("cuda"):
         import torch  # noqa: PLC0415 - an engine on a GPU has already imported it
@@ -35,7 +40,7 @@ def _of(name: str) -> Memory | None:
         return Memory(name, total_bytes - free_bytes, total_bytes)
     if name != "cpu":
         return None
-    used_bytes, total_bytes = _kilobytes(_STATUS, "VmRSS:") << 10, _kilobytes(_MACHINE, "MemTotal:") << 10
+    used_bytes, total_bytes = resident_bytes(), _kilobytes(_MACHINE, "MemTotal:") << 10
     return Memory(name, used_bytes, total_bytes) if used_bytes and total_bytes else None
 
 

@@ -1,0 +1,50 @@
+"""Memory that was freed after a peak returns to the operating system, but only while the server is idle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from app.runtime import heap, memory
+
+pytestmark = pytest.mark.unit
+
+BLOCK_BYTES = 64 << 10  # glibc takes larger blocks from the system one by one, and returns them at once
+BLOCKS = 2_000
+
+
+async def until_trimmed(limit_bytes: int) -> bool:
+    for _ in range(200):
+        if memory.resident_bytes() < limit_bytes:
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def test_free_memory_is_returned_when_the_server_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    if heap._malloc_trim() is None or not memory.resident_bytes():
+        pytest.skip("this system has no malloc_trim or does not report memory")
+    monkeypatch.setattr(heap, "INTERVAL_S", 0.01)
+    idle = False
+    trimming = asyncio.create_task(heap.trim_when_idle(lambda: idle))
+    await asyncio.sleep(0)  # it reads the memory before the peak
+    blocks = [bytearray(BLOCK_BYTES) for _ in range(BLOCKS)]
+    kept = blocks[::50]  # small islands keep the heap from shrinking by itself
+    del blocks
+    peak_bytes = memory.resident_bytes()
+    assert not await asyncio.wait_for(_trimmed_while_busy(peak_bytes), 30)
+    idle = True
+    assert await until_trimmed(peak_bytes - BLOCKS * BLOCK_BYTES // 2)
+    assert len(kept) == BLOCKS // 50
+    trimming.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await trimming
+
+
+async def _trimmed_while_busy(peak_bytes: int) -> bool:
+    """Let the task run many times. Returns whether the memory fell."""
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    return memory.resident_bytes() < peak_bytes - BLOCKS * BLOCK_BYTES // 2
