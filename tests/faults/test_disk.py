@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import httpx
@@ -86,6 +87,14 @@ def test_server_speaks_with_a_full_disk(small_disk: Path, sample: bytes) -> None
                 assert answer.status_code == 200
                 assert answer.headers["x-cache"] == "miss"
                 assert decode(answer.content, "wav").seconds > 1
+        # Equal requests at the same time share one generation, although no file has its first samples.
+        with ThreadPoolExecutor(6) as threads:
+            shared = list(threads.map(lambda _: speak(http, "Six people ask for these words. " * 20), range(6)))
+        assert {answer.status_code for answer in shared} == {200}
+        assert {answer.headers["x-cache"] for answer in shared} <= {"miss", "shared"}
+        assert max(decode(answer.content, "wav").seconds for answer in shared) > 20
+        assert len({round(decode(answer.content, "wav").seconds, 1) for answer in shared}) == 1
+
         refused = clone(http, sample, "Berta")
         assert refused.status_code == 507
         assert refused.headers["x-should-retry"] == "false"

@@ -158,7 +158,8 @@ def test_event_stream_has_the_same_bytes(listening: httpx.Client) -> None:
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")]
     data = b"".join(base64.b64decode(event["audio"]) for event in events if event["type"] == "speech.audio.delta")
-    assert data == listening.post(PATH, json={**body, "stream_format": "audio"}).content
+    whole = listening.post(PATH, json={**body, "stream_format": "audio"}).content
+    assert data[44:] == whole[44:]  # the header of an answer from the cache states its length
     assert events[-1]["type"] == "speech.audio.done"
 
 
@@ -314,7 +315,7 @@ def test_fallback_engine_ignores_the_context_and_names_it(
         plain = http.post(PATH, json={"text": sentence, "response_format": "wav"})
         assert "x-tts-ignored" not in plain.headers
         assert plain.headers["x-cache"] == "hit"  # the same request
-        assert plain.content == answer.content
+        assert plain.content[44:] == answer.content[44:]  # the header of an answer from the cache states its length
         body["context"] = [{**turn(0, "One."), "audio": "!"}]
         refusal(http.post(PATH, json=body), "context.0.audio")
 
