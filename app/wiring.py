@@ -199,7 +199,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
 
         def is_idle() -> bool:
             load = services.manager.load()
-            return load is None or not (load.active_rows or load.queued)
+            return not services.generator.encoding and (load is None or not (load.active_rows or load.queued))
 
         async with services.manager, services.preset_voices:
             reporting = asyncio.create_task(report_ready(), name="report-ready")

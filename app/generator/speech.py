@@ -137,6 +137,7 @@ class SpeechGenerator:
         self._checker = checker
         self._order = EncodeOrder()
         self._generations = Generations()
+        self.encoding = 0  # answers that are being encoded; the engine may have finished them
         self._encoded_sizes: LRU[tuple[str, int, str, int], int] = LRU(ENCODED_SIZES)
 
     async def decode_context(self, turns: Sequence[UploadedTurn]) -> tuple[Turn, ...]:
@@ -219,6 +220,7 @@ class SpeechGenerator:
         clock = ListenerClock()
         position = 0
         count = encoder.on_loop_samples
+        self.encoding += 1
         try:
             while position < sound.samples:
                 try:
@@ -240,6 +242,7 @@ class SpeechGenerator:
                 yield data
             self._remember_size(job, sound.checksum, encoder)
         finally:
+            self.encoding -= 1
             encoder.close()
 
     async def _speak(self, job: SpeechJob, answer: Answer) -> AsyncGenerator[bytes]:
@@ -277,6 +280,7 @@ class SpeechGenerator:
         clock = ListenerClock()
         encoder: AnswerEncoder | None = None
         rate_hz = job.info.rate_hz
+        self.encoding += 1
         try:
             async with generation.listen() as samples:
                 async for block in samples:
@@ -299,6 +303,7 @@ class SpeechGenerator:
                 if encoder is not None and generation.stored_checksum is not None:
                     self._remember_size(job, generation.stored_checksum, encoder)
         finally:
+            self.encoding -= 1
             pending.done()
             if encoder is not None:
                 encoder.close()

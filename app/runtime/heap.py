@@ -17,20 +17,23 @@ from app.runtime import memory
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0  # between two checks
-GROWTH_BYTES = 32 << 20  # memory is returned only if the process has grown by this since the last time
+GROWTH_BYTES = 32 << 20  # memory is returned only if the process is larger by this than at its smallest
 
 
 async def trim_when_idle(is_idle: Callable[[], bool]) -> None:
-    """Return free memory whenever the process has grown and is idle. Runs until it is cancelled."""
+    """Return free memory when the process has grown, once after each time of work. Runs until it is cancelled."""
     trim = _malloc_trim()
     if trim is None:
         return
-    trimmed_bytes = memory.resident_bytes()
+    smallest_bytes = memory.resident_bytes()
+    trimmed_bytes = 0  # the memory after the last call; 0 = the process has worked since
     while True:
         await asyncio.sleep(INTERVAL_S)
         before_bytes = memory.resident_bytes()
-        trimmed_bytes = min(trimmed_bytes, before_bytes)
-        if not is_idle() or before_bytes < trimmed_bytes + GROWTH_BYTES:
+        smallest_bytes = min(smallest_bytes, before_bytes)
+        if not is_idle() or before_bytes > trimmed_bytes + GROWTH_BYTES:
+            trimmed_bytes = 0
+        if not is_idle() or trimmed_bytes or before_bytes < smallest_bytes + GROWTH_BYTES:
             continue
         await asyncio.to_thread(trim, 0)
         trimmed_bytes = memory.resident_bytes()

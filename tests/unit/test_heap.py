@@ -48,3 +48,33 @@ async def _trimmed_while_busy(peak_bytes: int) -> bool:
     for _ in range(20):
         await asyncio.sleep(0.01)
     return memory.resident_bytes() < peak_bytes - BLOCKS * BLOCK_BYTES // 2
+
+
+async def test_memory_that_was_in_use_at_the_last_call_is_returned_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process need not grow again after a call that freed nothing."""
+    if heap._malloc_trim() is None or not memory.resident_bytes():
+        pytest.skip("this system has no malloc_trim or does not report memory")
+    monkeypatch.setattr(heap, "INTERVAL_S", 0.01)
+    idle = True
+    calls = []
+    real = heap._malloc_trim()
+    assert real is not None
+    monkeypatch.setattr(heap, "_malloc_trim", lambda: lambda pad: (calls.append(pad), real(pad))[1])
+    trimming = asyncio.create_task(heap.trim_when_idle(lambda: idle))
+    await asyncio.sleep(0)
+    blocks = [bytearray(BLOCK_BYTES) for _ in range(BLOCKS)]
+    peak_bytes = memory.resident_bytes()
+    while not calls:  # noqa: ASYNC110 - a call, although all blocks are in use
+        await asyncio.sleep(0.01)
+    idle = False
+    kept = blocks[::50]
+    del blocks
+    await asyncio.sleep(0.1)
+    idle = True
+    assert await until_trimmed(peak_bytes - BLOCKS * BLOCK_BYTES // 2)
+    assert len(kept) == BLOCKS // 50
+    trimming.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await trimming
