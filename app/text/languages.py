@@ -61,7 +61,7 @@ _STOP_WORDS = {
     "pt": """
         o a os as de do da dos das que e em um uma é não por para com se no na nos nas mais mas como ao aos à às ele ela
         eles isso este esta seu sua foi são está muito já eu também só pelo pela até quando ser ter tem você vocês nós
-        obrigado obrigada olá bom dia hoje custa euros minha meu porque sem sobre onde quem depois era há estou quanto
+        obrigado obrigada olá bom hoje custa euros minha meu porque sem sobre onde quem depois era há estou quanto
         tarde noite senhor senhora
     """,
     "nl": """
@@ -114,7 +114,7 @@ _STOP_WORDS = {
         napot köszönöm ma kerül forint hol mikor miért itt ott ő én te mi ti ők lehet után előtt között
     """,
     "ca": """
-        el la els les de del dels i a en un una que és no per amb més però com al als es són està molt avui bon dia
+        el la els les de del dels i a en un una que és no per amb més però com al als es són està molt avui bon
         gràcies costa on quan aquest aquesta seva seu fins també perquè sense jo tu nosaltres hi ha
     """,
     "id": """

@@ -218,7 +218,7 @@ def test_too_long_turn_is_an_error(listening: httpx.Client) -> None:
         ({"text": " \n"}, "text"),
         ({"text": "x" * 1001}, "text"),
         ({"text": "Hello.", "speaker_id": -1}, "speaker_id"),
-        ({"text": "Hello.", "speaker_id": "0"}, "speaker_id"),
+        ({"text": "Hello.", "speaker_id": "zero"}, "speaker_id"),
         ({"text": "Hello.", "speaker_id": 1000}, "speaker_id"),
         ({"text": "Hello.", "context": "One."}, "context"),
         ({"text": "Hello.", "context": {"speaker": 0}}, "context"),
