@@ -159,7 +159,7 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     for model_id in listed:
         assert client.models.retrieve(model_id).id == model_id
     with pytest.raises(openai.NotFoundError) as caught:
-        client.models.retrieve("csm-1b")
+        client.models.retrieve("gpt-5")
     assert caught.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("some/other model")
@@ -169,18 +169,16 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     ("change", "expected", "param"),
     [
         ({"model": "gpt-5"}, openai.NotFoundError, "model"),
-        ({"model": "dia-1.6b"}, openai.NotFoundError, "model"),
         ({"voice": "nobody"}, openai.BadRequestError, "voice"),
         ({"voice": {"id": "voice_1"}}, openai.BadRequestError, "voice"),
         ({"voice": {"id": "alloy", "extra": 1}}, openai.BadRequestError, "voice"),
         ({"voice": 7}, openai.BadRequestError, "voice"),
         ({"input": ""}, openai.BadRequestError, "input"),
         ({"input": " \n\t "}, openai.BadRequestError, "input"),
-        ({"input": "[pause:1s]"}, openai.BadRequestError, "input"),
         ({"input": 12}, openai.BadRequestError, "input"),
         ({"input": ["a"]}, openai.BadRequestError, "input"),
-        ({"input": "a" * 20_001}, openai.BadRequestError, "input"),
-        ({"response_format": "ogg"}, openai.BadRequestError, "response_format"),
+        ({"input": "a" * 1_000_001}, openai.BadRequestError, "input"),
+        ({"response_format": "wma"}, openai.BadRequestError, "response_format"),
         ({"speed": 0.24}, openai.BadRequestError, "speed"),
         ({"speed": 4.01}, openai.BadRequestError, "speed"),
         ({"speed": "fast"}, openai.BadRequestError, "speed"),

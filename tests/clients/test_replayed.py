@@ -115,7 +115,7 @@ def test_home_assistant_component_can_check_url_and_key(server: str, guarded: st
     probe = {"model": "tts-1", "input": ".", "voice": "alloy", "response_format": "mp3"}
     fine = httpx.post(f"{server}/v1/audio/speech", json=probe, headers={"Authorization": "Bearer x"}, timeout=10)
     assert 200 <= fine.status_code < 300
-    assert decode(fine.content, "mp3").loudness_dbfs > -40
+    assert decode(fine.content, "mp3").seconds > 0.2  # silence, because a full stop alone is no word
     for key, status in (("sk-wrong", 401), (KEY, 200)):
         headers = {"Authorization": f"Bearer {key}"}
         assert httpx.post(f"{guarded}/v1/audio/speech", json=probe, headers=headers).status_code == status
@@ -162,7 +162,7 @@ def test_wyoming_detects_an_openai_server(http: httpx.Client, server: str) -> No
 
 def test_wyoming_gets_three_wavs_in_parallel(server: str, recogniser: Recogniser) -> None:
     async def spoken(client: openai.AsyncOpenAI, text: str) -> bytes:
-        held, pcm, framed = b"", b"", False
+        held, pcm, framed, size = b"", b"", False, 0
         async with client.audio.speech.with_streaming_response.create(
             model="tts-1", voice="alloy", input=text, response_format="wav", speed=1.0
         ) as response:
@@ -175,8 +175,9 @@ def test_wyoming_gets_three_wavs_in_parallel(server: str, recogniser: Recogniser
                     shape = header.getframerate(), header.getnchannels(), header.getsampwidth()
                 assert shape == (PCM_RATE_HZ, 1, 2)
                 start = held.index(b"data") + 8
-                assert struct.unpack("<I", held[start - 4 : start]) in ((0xFFFFFFFF,), (len(held) - start,))
+                (size,) = struct.unpack("<I", held[start - 4 : start])
                 framed, pcm = True, held[start:]
+        assert size in (0xFFFFFFFF, len(pcm))  # not known, or exact for an answer from the cache
         return pcm
 
     async def three() -> list[bytes]:

@@ -168,7 +168,7 @@ def test_setting_and_request_select_what_is_checked(
     assert checker.scope(request, dataclasses.replace(model.INFO, capabilities=Capabilities())) == of_the_offline_voice
 
 
-@pytest.mark.parametrize("value", ["on", "", "true", "AUTO"])
+@pytest.mark.parametrize("value", ["on", "none", "true", "AUTO"])
 def test_other_values_of_the_setting_are_refused(value: str) -> None:
     with pytest.raises(ValidationError) as error:
         Settings(_env_file=None, TTS_VERIFY=value)

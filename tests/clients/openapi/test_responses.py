@@ -95,6 +95,7 @@ def model_of(document: dict[str, Any], at: str) -> type[BaseModel]:
 # Every operation, so that one that appears or goes is noticed.
 OPERATIONS = {
     "DELETE /v1/audio/conversations/{conversation_id}",
+    "DELETE /v1/audio/lexicon/{word}",
     "DELETE /v1/audio/voice_consents/{consent_id}",
     "DELETE /v1/audio/voices/{voice_id}",
     "DELETE /v1/voice-cloning/voices/{voice_id}",
@@ -102,6 +103,7 @@ OPERATIONS = {
     "GET /health",
     "GET /metrics",
     "GET /ready",
+    "GET /v1/audio/lexicon",
     "GET /v1/audio/models",
     "GET /v1/audio/speech/response-formats",
     "GET /v1/audio/speech/stream-formats",
@@ -119,6 +121,7 @@ OPERATIONS = {
     "PATCH /v1/voice-cloning/voices/{voice_id}",
     "POST /v1/audio/conversation",
     "POST /v1/audio/dialogue",
+    "POST /v1/audio/normalize",
     "POST /v1/audio/speech",
     "POST /v1/audio/speech/stream",
     "POST /v1/audio/speech/streaming",
@@ -133,6 +136,7 @@ OPERATIONS = {
     "POST /v1/voice-cloning/generate",
     "POST /v1/voice-cloning/import",
     "POST /v1/voice-cloning/voices/{voice_id}/preview",
+    "PUT /v1/audio/lexicon",
 }
 
 
@@ -226,6 +230,7 @@ def test_schema_describes_keys_only_if_keys_are_set(document: dict[str, Any], tm
         "GET /v1/audio/voices",
         "GET /v1/voice-cloning/openai-compatible-voices",
         "GET /v1/models",
+        "GET /v1/audio/lexicon",
         "GET /v1/audio/models",
         "GET /v1/voice-cloning/voices",
         "GET /v1/audio/voice_consents",
