@@ -137,6 +137,8 @@ def test_weights_in_the_hub_cache_are_used_offline_and_not_changed(tmp_path: Pat
 
 def test_models_lists_a_codec_beside_the_weights_and_an_invalid_source(tmp_path: Path) -> None:
     (tmp_path / "weights" / "dac").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "weights" / name).write_bytes(b"{}")
     variables = {"DIA_MODEL": str(tmp_path / "weights"), "CSM_MODEL": "/no/such/folder"}
     listed = " ".join(cli(tmp_path, "models", COLUMNS="400", **variables).stdout.decode().split())
     assert f"{tmp_path}/weights, {tmp_path}/weights/dac on disk, on disk" in listed
