@@ -170,8 +170,8 @@ async def test_planted_fault_is_named(
     synthesize = Library.synthesize
     calls = itertools.count()
 
-    def faulty(self: Library, *arguments: Any) -> Samples:
-        return plant(synthesize(self, *arguments), next(calls))
+    def faulty(self: Library, *arguments: Any, **options: Any) -> Samples:
+        return plant(synthesize(self, *arguments, **options), next(calls))
 
     monkeypatch.setattr(Library, "synthesize", faulty)
     chosen = settings(tmp_path)

@@ -52,7 +52,7 @@ def test_missing_weights_start_the_offline_voice_and_degrade_health(tmp_path: Pa
                 assert answer.response.headers["x-tts-engine"] == "espeak"
                 assert answer.response.headers["x-tts-ignored"] == "instructions, cfg_scale, temperature"
             with pytest.raises(openai.NotFoundError):
-                client.audio.speech.create(model="dia-1.6b", voice="alloy", input="Nobody.")
+                client.audio.speech.create(model="gpt-5", voice="alloy", input="Nobody.")
             listed = {model.id: model.to_dict() for model in client.models.list()}
             assert listed["csm-1b"]["status"] == "missing_weights"
             assert listed["espeak"]["status"] == "ready"

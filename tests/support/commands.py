@@ -107,6 +107,7 @@ def _run(order: dict[str, Any]) -> None:
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     os.environ.clear()
     os.environ.update(order["env"])
+    sys.path[:0] = order["env"].get("PYTHONPATH", "").split(os.pathsep)
     os.chdir(order["folder"])
     sys.argv = ["app.cli", *order["arguments"]]
     code = 1
