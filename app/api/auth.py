@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from fastapi import Request
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from app.api.bodies import is_json, read_json
 from app.api.errors import problem
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from starlette.datastructures import Headers
-    from starlette.responses import Response
 
     from app.api.responses import Schema
     from app.keys import Key, KeyRing, Scope
@@ -84,7 +85,11 @@ class Gate:
                         gate.key_of(request)
                     else:
                         gate.enter(request, scope)
-                    if is_json(request.headers) and (body := await request.body()):
+                    try:
+                        body = await request.body() if is_json(request.headers) else b""
+                    except ClientDisconnect:
+                        return Response(status_code=400)  # nobody reads it
+                    if body:
                         # FastAPI takes this value instead of parsing the body itself.
                         request._json = read_json(body, request.headers["content-type"])
                         if isinstance(request._json, dict) and (model := request.scope["state"].get(DEPLOYMENT)):

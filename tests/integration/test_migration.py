@@ -138,7 +138,7 @@ def by_name(http: httpx.Client) -> dict[str, dict[str, Any]]:
 
 
 def speak(http: httpx.Client, voice: str) -> httpx.Response:
-    body = {"model": "csm-1b", "input": "This is my cloned voice.", "voice": voice, "response_format": "wav"}
+    body = {"model": "csm-1b", "input": "This is my cloned voice.", "voice": voice, "response_format": "pcm"}
     return http.post("/v1/audio/speech", json={**body, "model": "reading-1"})
 
 

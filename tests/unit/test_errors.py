@@ -19,6 +19,8 @@ def subclasses(kind: type) -> list[type]:
 # Only the app's own: a test may define others.
 KINDS = [kind for kind in subclasses(errors.SpeechError) if kind.__module__ == "app.errors"]
 EXPECTED_STATUS = {
+    "VoiceNeedsWords": 400,
+    "ForeignHost": 403,
     "SpeechError": 500,
     "RequestError": 400,
     "EmptyText": 400,
