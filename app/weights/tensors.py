@@ -32,7 +32,7 @@ _DTYPES = {
 }  # fmt: skip
 
 # A weight of a layer. If the model does not expect such a tensor, it would compute other results without it.
-_LAYER_WEIGHT = re.compile(r"\.(layers|block|blocks)\.\d+\..*(weight|bias)$")
+_LAYER_WEIGHT = re.compile(r"\.(?:layers|block|blocks)\.\d{1,4}\.[\w.]{0,200}(?:weight|bias)$")
 _OTHER_FORMS = {  # a part of a tensor's name -> what the checkpoint contains
     ".lora_": "a LoRA adapter that is not merged",
     ".base_layer.": "a LoRA adapter that is not merged",

@@ -9,7 +9,7 @@ import pytest
 
 from app.runtime import heap, memory
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]  # a large process keeps its memory elsewhere
 
 BLOCK_BYTES = 64 << 10  # glibc takes larger blocks from the system one by one, and returns them at once
 BLOCKS = 2_000

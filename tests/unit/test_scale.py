@@ -74,7 +74,7 @@ def test_replica_range_is_read(written: str, found: tuple[int, int]):
     assert configured(TTS_REPLICAS=written).replica_range == found
 
 
-@pytest.mark.parametrize("written", ["0", "", "-1", "8-1", "many", "1-2-3"])
+@pytest.mark.parametrize("written", ["0", "-1", "8-1", "many", "1-2-3"])
 def test_invalid_replica_range_is_rejected(written: str):
     with pytest.raises(ValidationError, match="must be a number"):
         configured(TTS_REPLICAS=written)
