@@ -92,7 +92,7 @@ TIMBRES: dict[str, Timbre] = {
     "ash": Timbre("gmw/en-US", "edward", 60, -0.9),
     "ballad": Timbre("gmw/en-GB-x-rp", "edward", 60, -0.9),
     "cedar": Timbre("gmw/en-US", "mike2", 40, -2.2),
-    "coral": Timbre("gmw/en-US", "f3", 58, -0.9),
+    "coral": Timbre("gmw/en-US", "f3", 50, -0.9),
     "echo": Timbre("gmw/en-US", "klatt4", 50, -1.1),
     "fable": Timbre("gmw/en-GB-x-rp", "Reed", 55, -1.6),
     "marin": Timbre("gmw/en-GB-x-rp", "f5", 60, 0.1),

@@ -83,6 +83,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[int]]:
         "PYTHONPATH": f"{ROOT}:{plugin}",
         "TTS_READ_TIMEOUT_S": "2",
         "TTS_MEMORY_KEEP": "true",
+        "TTS_ENGIN": "csm",  # an unknown name is a warning
     }
     statuses: list[int] = []
     with Process(folder, **variables) as process:
