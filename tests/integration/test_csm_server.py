@@ -16,6 +16,7 @@ import pytest
 
 from app.audio.encoders import open_encoder
 from app.audio.formats import AUDIO_FORMATS
+from tests.support.commands import run_command
 from tests.support.ears import decode
 from tests.support.live import ROOT, environment, serving, wait_until
 
@@ -184,14 +185,8 @@ def test_command_line_writes_codes(tmp_path: Path, checkpoint: Path) -> None:
         f"say --engine csm --model {checkpoint} --voice none --speaker 0 --no-normalize --temperature 0 --max-frames 9 "
         f"--codes {tmp_path}/out.npy -o {tmp_path}/out.wav"
     ).split()
-    result = subprocess.run(
-        [sys.executable, "-m", "app.cli", *arguments, "Hello there."],
-        env=environment(tmp_path / "data", TTS_DTYPE="float32"),
-        cwd=tmp_path,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+    env = environment(tmp_path / "data", TTS_DTYPE="float32")
+    result = run_command((*arguments, "Hello there."), tmp_path, env, limit_s=120)
     assert result.returncode == 0, result.stderr
     codes = np.load(tmp_path / "out.npy")
     assert codes.dtype == np.int16

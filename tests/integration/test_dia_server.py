@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -12,6 +10,7 @@ import numpy as np
 import openai
 import pytest
 
+from tests.support.commands import run_command
 from tests.support.ears import decode
 from tests.support.live import environment, serving, wait_until
 from tests.support.random_dia import fabricate_dia
@@ -136,14 +135,8 @@ def test_command_line_writes_codes(tmp_path: Path, checkpoint: Path, text: str) 
         f"say --engine dia --model {checkpoint} --voice none --no-normalize --temperature 0 --max-frames 30 "
         f"--codes {tmp_path}/out.npy -o {tmp_path}/out.wav"
     ).split()
-    result = subprocess.run(
-        [sys.executable, "-m", "app.cli", *arguments, text],
-        env=environment(tmp_path / "data", TTS_DTYPE="float32"),
-        cwd=tmp_path,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+    env = environment(tmp_path / "data", TTS_DTYPE="float32")
+    result = run_command((*arguments, text), tmp_path, env, limit_s=120)
     assert result.returncode == 0, result.stderr
     codes = np.load(tmp_path / "out.npy")
     assert codes.dtype == np.int16

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.commands import run_command
 from tests.support.live import environment
 
 if TYPE_CHECKING:
@@ -107,14 +107,7 @@ def test_silent_text_is_answered_with_silence(http: httpx.Client) -> None:
 
 
 def command(folder: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "app.cli", "normalize", *arguments],
-        env=environment(folder / "data"),
-        input=stdin.encode(),
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    return run_command(("normalize", *arguments), folder, environment(folder / "data"), stdin=stdin.encode())
 
 
 @pytest.mark.parametrize(
