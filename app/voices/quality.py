@@ -339,7 +339,7 @@ def _speakers(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> Check:
             value,
             f"There may be several speakers: pitches differ by {value:g} semitones. Use a part with one speaker.",
         )
-    if timbre_change(samples, rate_hz) > LIMIT:
+    if timbre_change(samples, rate_hz, pitches) > LIMIT:
         message = "There may be several speakers: the sound of the voice changes. Use a part with one speaker."
         return Check("speakers", "warning", value, message)
     return Check("speakers", "good", value, "One speaker was found.")

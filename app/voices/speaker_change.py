@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import soxr
 
-from app.audio import pitch
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -49,23 +47,22 @@ def _tables() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.maximum(np.minimum(rising, falling), 0.0), cosines
 
 
-def timbre_change(samples: Samples, rate_hz: int) -> float:
+def timbre_change(samples: Samples, rate_hz: int, pitches: NDArray[np.float64]) -> float:
     """Return the largest T-squared of a change of timbre in mono samples (N,); 0 if there is too little voiced speech.
 
-    A value above LIMIT means that several people probably speak.
+    A value above LIMIT means that several people probably speak. pitches: the result of `pitch.track`.
     """
     at_rate = samples if rate_hz == _RATE_HZ else soxr.resample(samples, rate_hz, _RATE_HZ)
     if len(at_rate) < _WINDOW:
         return 0.0
-    timbres = _voiced_timbres(at_rate)
+    timbres = _voiced_timbres(at_rate, pitches[_FIRST_PITCH:])
     changes = range(_MIN_SIDE, len(timbres) - _MIN_SIDE + 1, _STEP)
     return max((_t_squared(timbres[max(0, at - _SIDE) : at], timbres[at : at + _SIDE]) for at in changes), default=0.0)
 
 
-def _voiced_timbres(samples: Samples) -> NDArray[np.float64]:
-    """Return the cepstra (voiced frames, _CEPSTRA) of samples (N,) at _RATE_HZ."""
+def _voiced_timbres(samples: Samples, pitches: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cepstra (voiced frames, _CEPSTRA) of samples (N,) at _RATE_HZ. pitches: that of each frame."""
     frames = np.lib.stride_tricks.sliding_window_view(samples, _WINDOW)[::_HOP]
-    pitches = pitch.track(samples, _RATE_HZ)[_FIRST_PITCH:]
     count = min(len(frames), len(pitches))
     power = np.mean(np.square(frames[:count], dtype=np.float64), axis=1) + 1e-12
     levels_db = 10 * np.log10(power)
