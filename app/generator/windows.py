@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from app.text.machine_text import REASONING_NAME
 from app.text.spans import SpannedText, join
 
 FIRST_CHARS = 1_000  # the first window is short, because the first audio waits for it
@@ -18,14 +19,13 @@ WINDOW_CHARS = 4_000
 MOST_CHARS = 8_000  # a window without a blank line ends at the end of a line, of a sentence or of a word before this
 MOST_BLOCK_CHARS = 200_000  # a longer block is cut like other text
 
-_REASON = r"(?:[a-z_]{1,20}:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflect(?:ion)?|scratch_?pad|monologue)"
 _BLOCK = re.compile(
-    rf"(?m:^[ \t]{{0,8}}(?P<fence>`{{3,}}|~{{3,}})[^\n]*$)|<(?P<reason>{_REASON})\b[^<>]{{0,200}}>"
+    rf"(?m:^[ \t]{{0,8}}(?P<fence>`{{3,}}|~{{3,}})[^\n]*$)|<(?P<reason>{REASONING_NAME})\b[^<>]{{0,200}}>"
     r"|<(?P<tag>details|script|style|tool_call|tool_response|function_calls?|pre|table)\b[^<>]{0,200}>"
     r"|(?P<comment><!--)|(?P<math>\$\$)|\\begin\{(?P<tex>[a-z*]{1,20})\}|(?P<bracket>\\\[)",
     re.IGNORECASE,
 )
-_LONE_REASON_END = re.compile(rf"<(?P<close>/)?{_REASON}\b[^<>]{{0,200}}>", re.IGNORECASE)
+_LONE_REASON_END = re.compile(rf"<(?P<close>/)?{REASONING_NAME}\b[^<>]{{0,200}}>", re.IGNORECASE)
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 _LINE_END = re.compile(r"\n\s*")
 _SENTENCE_END = re.compile(r"(?<=[^\W\d_][^\W\d_][^\W\d_])[\"')\]]?[.!?…][\"')\]]{0,3}\s+|[。！？]")

@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
+from app.text.machine_text import REASONING_NAME
+
 # The first piece may end at a clause or a word, because nothing is spoken while a listener waits for it.
 CLAUSE_CHARS, CLAUSE_WORDS, WORD_END_CHARS = 30, 6, 60
 MAX_PIECE_CHARS = 400  # a longer piece is cut after a word
@@ -58,7 +60,6 @@ _NOT_AFTER_HOURS = frozenset(
         "saturday sunday "
     ).split()
 )
-_REASONING = r"think|thinking|thought|reasoning|reflection|scratchpad|analysis"
 
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J, U.S, a.m
 _HOURS = re.compile(r"[ap]\.?m", re.IGNORECASE)
@@ -68,7 +69,7 @@ _MAY_BE_MARKED = re.compile(r"[ \t]{0,40}(?:#{0,6}|[-*+•–][ \t]{0,40}|\(?[0-
 _FENCE = re.compile(r"[ \t]{0,40}(`{3,}|~{3,})")
 _NEXT_STOP = re.compile("[" + re.escape(_ENDS + _CJK_ENDS + _CLAUSE_ENDS + _CJK_CLAUSE_ENDS + '"“”«»`<[$\\') + r"\s]")
 _TAG = re.compile(r"</?[A-Za-z!]|<\|")
-_OPEN_REASONING = re.compile(rf"<({_REASONING})>", re.IGNORECASE)
+_OPEN_REASONING = re.compile(rf"<({REASONING_NAME})>", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ Edit = tuple[int, int, str]
 
 # ---- blocks: an opening mark, a text, a closing mark
 
-_REASON = (
+# Names of tags around the reasoning of a language model. A pattern without groups; the case does not matter.
+REASONING_NAME = (
     r"(?:[a-z_]{1,20}:)?(?:think(?:ing)?(?:_process)?|thoughts?|thought_?process|reason(?:ing)?(?:_(?:content|process))?|"
     r"reflect(?:ion)?|scratch_?pad|(?:inner|internal)_?(?:monologue|thoughts?|reasoning)|monologue|chain_?of_?thought|"
     r"cot|ant_?thinking)"
@@ -30,10 +31,10 @@ _TOOL = (
     r"(?:[a-z_]{1,20}:)?(?:tool_?(?:calls?|use|code|response|results?|outputs?)|function_?(?:calls?|results?|response|"
     r"outputs?)|available_tools|tools|invoke|use_mcp_tool|grok:render|ref)"
 )
-_REASONING_TAGS = re.compile(rf"<(?:(?P<close>/)\s?)?{_REASON}(?:\s[^<>]*)?>", re.IGNORECASE)
+_REASONING_TAGS = re.compile(rf"<(?:(?P<close>/)\s?)?{REASONING_NAME}(?:\s[^<>]*)?>", re.IGNORECASE)
 _REASONING_BRACKETS = re.compile(
-    rf"[\[◁](?P<close>/)?{_REASON}[\]▷]"
-    rf"|<\|(?:(?P<end>/|end_of_|end_)|begin_of_|begin_|start_of_|start_)?{_REASON}(?P<end2>_end)?(?:_start)?\|>"
+    rf"[\[◁](?P<close>/)?{REASONING_NAME}[\]▷]"
+    rf"|<\|(?:(?P<end>/|end_of_|end_)|begin_of_|begin_|start_of_|start_)?{REASONING_NAME}(?P<end2>_end)?(?:_start)?\|>"
     r"|<unused94>(?:thought)?|(?P<end3><unused95>)|<\|channel>thought|(?P<end4><channel\|>)",
     re.IGNORECASE,
 )
