@@ -88,7 +88,7 @@ class Gate:
                     try:
                         body = await request.body() if is_json(request.headers) else b""
                     except ClientDisconnect:
-                        return Response(status_code=400)  # nobody reads it
+                        return Response(status_code=400)  # the connection is closed, so no client reads it
                     if body:
                         # FastAPI takes this value instead of parsing the body itself.
                         request._json = read_json(body, request.headers["content-type"])
