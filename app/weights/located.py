@@ -16,9 +16,6 @@ class Located:
     weights: Path | None = None  # the folder with config.json and the weights
     adapter: Path | None = None  # the folder of the LoRA adapter; None = there is none
 
-    def with_files(self, *files: hub.ModelFiles) -> Located:
-        return replace(self, files=(*self.files, *files))
-
 
 def locate(model: str, source: str, base: str, models_dir: Path) -> Located:
     """Find a model, or an adapter and its base model.
