@@ -43,7 +43,7 @@ HELD_PASSAGE_CHARS = 450
 # The silence for a text in which nothing is spoken, such as "---" or "(laughs)". A voice agent that sends such a piece
 # in the middle of its answer goes on.
 SILENT_TEXT_S = 0.25
-LONG_TEXT_CHARS = 4_000  # a longer text is planned in windows
+LONG_TEXT_CHARS = 20_000  # a longer text is planned in windows
 # If a text is longer than the first number, an utterance of an engine that speaks any number of sentences has at most
 # as many characters as the second number.
 ENDLESS_TEXT_CHARS, LONG_PASSAGE_CHARS = 20_000, 4_000
