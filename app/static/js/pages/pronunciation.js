@@ -82,7 +82,8 @@ export async function mount(main) {
     h("p", { class: "hint" }, t("lexicon.hint")),
     trouble, choice, form,
     h("section", { class: "card stack", "aria-label": t("lexicon.entries") },
-      h("div", { class: "row wrap" }, search, importing, button(t("lexicon.export"), () => download(new Blob([writeTsv(entries)], { type: "text/tab-separated-values" }), "lexicon.tsv")), file),
+      h("div", { class: "row" }, search),
+      h("div", { class: "row wrap" }, importing, button(t("lexicon.export"), () => download(new Blob([writeTsv(entries)], { type: "text/tab-separated-values" }), "lexicon.tsv")), file),
       table, empty, more, problems),
   );
 
