@@ -6,6 +6,7 @@ Texts come as UTF-8; bytes that are none become lone surrogates, which JSON can 
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import unicodedata
@@ -77,8 +78,10 @@ def normaliser(data: bytes) -> None:
     assert len(spoken) <= SPOKEN_PER_CHAR * len(text) + SPOKEN_SPARE, (len(text), len(spoken))
     assert not any(unicodedata.category(char) in ("Cc", "Cs", "Co") for char in spoken if char != "\n"), ascii(spoken)
     # A modifier letter by itself, such as an apostrophe of some alphabets, is a mark; the studio names it. A text that
-    # has a mark of tags, links or citations can be without words.
-    if any(char.isalnum() and unicodedata.category(char) != "Lm" for char in text) and not _MARKUP.search(text):
+    # has a mark of tags, links or citations can be without words. "&#x40;" is the sign that it stands for.
+    if any(
+        char.isalnum() and unicodedata.category(char) != "Lm" for char in html.unescape(text)
+    ) and not _MARKUP.search(text):
         assert has_words(spoken), ascii(spoken)
     if english:
         assert not _DIGIT.search(_KEPT.sub("", spoken)), ascii(spoken)
