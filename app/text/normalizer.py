@@ -74,7 +74,7 @@ _TIDY = (
 )
 _SPACES = re.compile(r"  +")
 _WORD = re.compile(r"[^\W_]")
-_NO_WORD = re.compile(r"[^\w\s]|_")
+_NO_WORD = re.compile(r"[\W_]+")
 _DIGITS = re.compile(r"[0-9]+")
 
 
