@@ -241,6 +241,45 @@ class SpokenLine:
 
 
 @dataclass(frozen=True, slots=True)
+class TimedWord:
+    """A part of the caller's text between white space, and the time in which its spoken words are heard."""
+
+    word: str  # the caller's characters `start_char:end_char`
+    start_s: float  # seconds after the start of the audio
+    end_s: float
+    start_char: int
+    end_char: int  # exclusive
+    turn: int = 0  # the index of the caller's text in which the characters are counted
+
+
+@dataclass(frozen=True, slots=True)
+class TimedSentence:
+    """A sentence of the caller's text, and the time in which it is heard."""
+
+    text: str  # the caller's characters `start_char:end_char`
+    start_s: float  # seconds after the start of the audio
+    end_s: float
+    start_char: int
+    end_char: int  # exclusive
+    turn: int = 0  # the index of the caller's text in which the characters are counted
+    words: tuple[TimedWord, ...] = ()  # empty = the times of its words are not known
+
+
+@dataclass(frozen=True, slots=True)
+class Timestamps:
+    """When the sentences and words of an answer are heard."""
+
+    sentences: tuple[TimedSentence, ...]  # in the order of the audio
+    duration_s: float  # of the audio
+    reason: str = ""  # why some sentences have no word times; "" = all have them
+
+    @property
+    def words(self) -> tuple[TimedWord, ...]:
+        """The words of all sentences, in the order of the audio."""
+        return tuple(word for sentence in self.sentences for word in sentence.words)
+
+
+@dataclass(frozen=True, slots=True)
 class ContextTurn:
     """An earlier turn of a conversation as codec tokens."""
 
