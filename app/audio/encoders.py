@@ -93,6 +93,19 @@ def encoded_bytes(audio_format: AudioFormat, rate_hz: int, samples: int) -> int 
     return len(header) + 2 * samples
 
 
+def with_length(audio_format: AudioFormat, rate_hz: int, samples: int, data: bytes) -> bytes:
+    """Return a complete file of `samples` samples at rate_hz, with this number in the header of a FLAC file."""
+    recipe = AUDIO_FORMATS[audio_format].recipe
+    if not isinstance(recipe, CodecRecipe) or recipe.container != "flac":
+        return data
+    return _with_flac_total(data, _codec_samples(recipe, rate_hz, samples))
+
+
+def _codec_samples(recipe: CodecRecipe, rate_hz: int, samples: int) -> int:
+    """Return the number of samples that the codec encodes for `samples` samples at rate_hz."""
+    return resampled_length(samples, rate_hz, recipe.codec_rate_hz(rate_hz)) + recipe.lead_in_samples
+
+
 class _PcmEncoder:
     """Writes a header and 16-bit little-endian samples."""
 
@@ -165,7 +178,7 @@ class _CodecEncoder:
         self._recipe = recipe
         self._rate_hz = codec_rate_hz
         self._resampler = StreamResampler(rate_hz, codec_rate_hz)
-        total = None if samples is None else resampled_length(samples, rate_hz, codec_rate_hz) + recipe.lead_in_samples
+        total = None if samples is None else _codec_samples(recipe, rate_hz, samples)
         self._sink = _Sink(total if recipe.container == "flac" else None)
         # bitexact: no version strings, no random Ogg serial number. flush_packets: FFmpeg does not buffer the output.
         self._container = av.open(

@@ -107,7 +107,6 @@ class AnswerEncoder:
         plain = request.format in ("pcm", "wav")
         self.on_loop_samples = round((ON_LOOP_PLAIN_S if plain else ON_LOOP_S) * rate_hz)
         self._samples = 0
-        self.size_bytes = 0  # encoded so far
 
     @property
     def audio_s(self) -> float:
@@ -129,16 +128,12 @@ class AnswerEncoder:
         """Encode 16-bit samples and return the bytes that are complete."""
         samples = pcm.from_bytes(data)
         self._samples += len(samples)
-        return self._counted(self._encoder.encode(self._resampler.push(samples)))
+        return self._encoder.encode(self._resampler.push(samples))
 
     def flush(self) -> bytes:
         """End the answer and return its last encoded bytes."""
-        return self._counted(self._encoder.encode(self._resampler.flush()) + self._encoder.flush())
+        return self._encoder.encode(self._resampler.flush()) + self._encoder.flush()
 
     def close(self) -> None:
         """Free the encoder."""
         self._encoder.close()
-
-    def _counted(self, data: bytes) -> bytes:
-        self.size_bytes += len(data)
-        return data

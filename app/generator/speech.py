@@ -20,13 +20,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
 from app.audio import pcm
-from app.audio.encoders import encoded_bytes
+from app.audio.encoders import encoded_bytes, with_length
 from app.audio.formats import AUDIO_FORMATS
 from app.audio.resample import resampled_length
 from app.audio.threads import in_thread
 from app.errors import Busy, NothingSpoken, NotStored, SpeechError, SpeechTooShort
 from app.generator.checking import AnswerChecks, best_of_takes, is_whole, whole_takes
 from app.generator.context import ConversationContext
+from app.generator.encoded_answers import EncodedAnswers, EncodedKey
 from app.generator.generation import Generation, Generations, Usage
 from app.generator.lookahead import Lookahead, SubmittedUtterance, rows_ahead
 from app.generator.output import AnswerEncoder, open_finisher
@@ -37,7 +38,6 @@ from app.generator.prompts import Prompts
 from app.generator.resolving import RequestResolver, check_extra
 from app.generator.sound import HELD_IN_MEMORY_BYTES, Recording
 from app.generator.take import Take
-from app.lru import LRU
 from app.text.punctuation import has_words
 from app.text.script import Pause
 from app.types import Scheduling, Utterance
@@ -73,7 +73,6 @@ CACHED_BLOCK_S = 1.0  # audio from the cache is encoded in blocks of this length
 # An answer from the cache whose size is unknown is encoded completely before it is sent, if it is not longer than this,
 # so that it has a Content-Length. That takes up to 0.2 s of CPU. Later answers of this format know their size.
 MEASURED_S = 20.0
-ENCODED_SIZES = 10_000  # how many sizes of encoded answers are remembered
 _TOKEN_BYTES = 4  # UTF-8 bytes per text token: an estimate, because some engines have no tokenizer
 
 
@@ -138,7 +137,7 @@ class SpeechGenerator:
         self._order = EncodeOrder()
         self._generations = Generations()
         self.encoding = 0  # answers that are being encoded; the engine may have finished them
-        self._encoded_sizes: LRU[tuple[str, int, str, int], int] = LRU(ENCODED_SIZES)
+        self._encoded = EncodedAnswers()
 
     async def decode_context(self, turns: Sequence[UploadedTurn]) -> tuple[Turn, ...]:
         """Decode the recordings of earlier turns for the running engine.
@@ -208,7 +207,11 @@ class SpeechGenerator:
         answer.verified = cast("Result", facts.get("verified", "unchecked"))
         answer.seed = int(facts.get("seed", answer.seed))
         answer.usage = Usage(int(facts["input_tokens"]), int(facts["output_tokens"]))
-        answer.size_bytes = self._size_of(job, sound.rate_hz, sound.samples, sound.checksum)
+        body = self._encoded.find(_encoded_key(job, sound.checksum))
+        if body is not None:
+            answer.size_bytes = len(body)
+            return _blocks(body)
+        answer.size_bytes = self._size_of(job, sound)
         stream = self._encode_cached(job, sound)
         if answer.size_bytes is None and sound.samples <= MEASURED_S * sound.rate_hz:
             return _hold_back(answer, stream)
@@ -217,6 +220,7 @@ class SpeechGenerator:
     async def _encode_cached(self, job: SpeechJob, sound: CachedSound) -> AsyncGenerator[bytes]:
         """Encode audio from the cache. The first block is short, so that its bytes are sent at once."""
         encoder = AnswerEncoder(job.request, sound.rate_hz, sound.samples)
+        collector = self._encoded.collect(keep=_is_compressed(job))
         clock = ListenerClock()
         position = 0
         count = encoder.on_loop_samples
@@ -237,12 +241,13 @@ class SpeechGenerator:
                 data = await encoder.push_in_order(samples, self._order, clock.ahead_s)
                 clock.encoded(encoder.audio_s)
                 if data:
-                    yield data
+                    yield collector.add(data)
             if data := encoder.flush():
-                yield data
-            self._remember_size(job, sound.checksum, encoder)
+                yield collector.add(data)
+            self._encoded.put(_encoded_key(job, sound.checksum), collector.size, collector.body)
         finally:
             self.encoding -= 1
+            collector.close()
             encoder.close()
 
     async def _speak(self, job: SpeechJob, answer: Answer) -> AsyncGenerator[bytes]:
@@ -279,6 +284,7 @@ class SpeechGenerator:
         pending = self._order.begin()
         clock = ListenerClock()
         encoder: AnswerEncoder | None = None
+        collector = self._encoded.collect(keep=job.request.use_cache and _is_compressed(job))
         rate_hz = job.info.rate_hz
         self.encoding += 1
         try:
@@ -293,31 +299,32 @@ class SpeechGenerator:
                     clock.encoded(encoder.audio_s)
                     if data:
                         pending.done()
-                        yield data
+                        yield collector.add(data)
                 answer.progress.follow(generation.job.progress, math.inf)
                 answer.usage = generation.usage
                 if encoder is not None and (data := encoder.flush()):
-                    yield data  # the listener does not wait for checks
+                    yield collector.add(data)  # the listener does not wait for checks
                 await generation.finished()
                 answer.verified = generation.verified
-                if encoder is not None and generation.stored_checksum is not None:
-                    self._remember_size(job, generation.stored_checksum, encoder)
+                if generation.stored_checksum is not None:
+                    body = collector.body
+                    if body:
+                        total = resampled_length(generation.recording.samples, rate_hz, job.request.sample_rate_hz)
+                        body = with_length(job.request.format, job.request.sample_rate_hz, total, body)
+                    self._encoded.put(_encoded_key(job, generation.stored_checksum), collector.size, body)
         finally:
             self.encoding -= 1
             pending.done()
+            collector.close()
             if encoder is not None:
                 encoder.close()
 
-    def _size_of(self, job: SpeechJob, rate_hz: int, samples: int, checksum: int) -> int | None:
-        """The size in bytes of the encoded answer; None if it is not known before it is encoded."""
+    def _size_of(self, job: SpeechJob, sound: CachedSound) -> int | None:
+        """The size in bytes of an encoded answer from the cache; None if it is not known before it is encoded."""
         request = job.request
-        total = resampled_length(samples, rate_hz, request.sample_rate_hz)
+        total = resampled_length(sound.samples, sound.rate_hz, request.sample_rate_hz)
         size = encoded_bytes(request.format, request.sample_rate_hz, total)
-        return self._encoded_sizes.get(_size_key(job, checksum)) if size is None else size
-
-    def _remember_size(self, job: SpeechJob, checksum: int, encoder: AnswerEncoder) -> None:
-        """Remember the size of a complete answer: the same audio gives the same bytes in the same format."""
-        self._encoded_sizes.put(_size_key(job, checksum), encoder.size_bytes)
+        return self._encoded.size_of(_encoded_key(job, sound.checksum)) if size is None else size
 
     # ---- speaking
 
@@ -596,8 +603,20 @@ def _usage(job: SpeechJob, audio_s: float) -> Usage:
     return Usage(-(-text_bytes // _TOKEN_BYTES), round(audio_s / job.info.frame_s))
 
 
-def _size_key(job: SpeechJob, checksum: int) -> tuple[str, int, str, int]:
+def _encoded_key(job: SpeechJob, checksum: int) -> EncodedKey:
+    """The key of a job's encoded answer. checksum: of the samples."""
     return job.cache_key, checksum, job.request.format, job.request.sample_rate_hz
+
+
+def _is_compressed(job: SpeechJob) -> bool:
+    """Whether the answer is kept in memory. PCM and WAV are not: they save 0.4 ms of CPU per second of audio."""
+    return encoded_bytes(job.request.format, job.request.sample_rate_hz, 0) is None
+
+
+async def _blocks(data: bytes) -> AsyncGenerator[bytes]:
+    """Yield `data` in blocks."""
+    for start in range(0, len(data), SENT_BLOCK_BYTES):
+        yield data[start : start + SENT_BLOCK_BYTES]
 
 
 async def _once(data: bytes) -> AsyncGenerator[bytes]:

@@ -36,8 +36,9 @@ from app.errors import (
     UnknownVoice,
     UnsupportedParameter,
 )
-from app.generator import lookahead, output, pacing, sound, take
+from app.generator import lookahead, output, pacing, sound, speech, take
 from app.generator.cache import AnswerCache
+from app.generator.output import AnswerEncoder
 from app.generator.planning import SILENT_TEXT_S
 from app.generator.speech import SENTENCE_GAP_S, Answer, SpeechGenerator
 from app.metrics import Metrics
@@ -598,6 +599,96 @@ async def test_repeated_request_gets_the_same_bytes_without_the_engine(over, aud
         assert second.media_type == first.media_type
         assert len(engine.events) == begun
         assert setup.counted('tts_cache_total{result="hit"}') == 1
+
+
+@pytest.fixture
+def encoders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The format of each encoder that the generator has opened."""
+    opened: list[str] = []
+
+    class Counted(AnswerEncoder):
+        def __init__(self, request: SpeechRequest, rate_hz: int, samples: int | None = None) -> None:
+            opened.append(request.format)
+            super().__init__(request, rate_hz, samples)
+
+    monkeypatch.setattr(speech, "AnswerEncoder", Counted)
+    return opened
+
+
+@pytest.mark.parametrize("audio_format", ["mp3", "opus", "ogg", "aac", "m4a", "flac"])
+@pytest.mark.parametrize("rate_hz", [24_000, 48_000])
+async def test_second_equal_request_is_not_encoded(over, encoders, audio_format, rate_hz):
+    request = speech_request(THREE, format=audio_format, sample_rate_hz=rate_hz)
+    async with over(ScriptedEngine()) as setup:
+        made = await read(await setup.generator.answer(request))
+        hits = [await setup.generator.answer(request) for _ in range(3)]
+        bodies = [await read(answer) for answer in hits]
+        assert encoders == [audio_format]
+        assert {answer.cache for answer in hits} == {"hit"}
+        assert {answer.size_bytes for answer in hits} == {len(made)}
+    async with over(ScriptedEngine()) as setup:  # this generator has only the files of the first
+        encoded = await setup.generator.answer(request)
+        assert {await read(encoded), *bodies} == {bodies[0]}
+        assert encoded.cache == "hit"
+        assert await read(await setup.generator.answer(request)) == bodies[0]
+    assert encoders == [audio_format] * 2
+
+
+async def test_each_format_and_rate_of_a_hit_is_encoded_once(over, encoders):
+    changes: list[dict[str, Any]] = [
+        *({"format": name} for name in ("mp3", "opus", "aac", "flac")),
+        *({"format": "mp3", "sample_rate_hz": rate_hz} for rate_hz in (16_000, 48_000)),
+    ]
+    async with over(ScriptedEngine()) as setup:
+        await setup.pcm(THREE)
+        encoders.clear()
+        rounds = [[await read(answer) for answer in await answers_of(setup, *changes)] for _ in range(3)]
+        assert encoders == [change["format"] for change in changes]
+        assert rounds[0] == rounds[1] == rounds[2]
+        assert len(set(rounds[0])) == len(changes)
+
+
+@pytest.mark.parametrize("random_seed", [True, False])
+async def test_answer_without_the_cache_is_encoded_each_time(over, encoders, random_seed):
+    request = speech_request(THREE, format="mp3", use_cache=random_seed)
+    async with over(ScriptedEngine()) as setup:
+        for _ in range(2):
+            await read(await setup.generator.answer(request, random_seed=random_seed))
+        assert len(encoders) == 2
+
+
+async def test_incomplete_answer_is_not_kept_in_memory(over, encoders, monkeypatch):
+    monkeypatch.setattr(speech, "MEASURED_S", 0.0)  # the hit is sent while it is encoded
+    request = speech_request(THREE, format="mp3")
+    async with over(ScriptedEngine()) as setup:
+        await setup.pcm(THREE)
+        for _ in range(2):
+            answer = await setup.generator.answer(request)
+            async with contextlib.aclosing(answer.stream) as stream:
+                await anext(stream)
+            assert (answer.cache, answer.size_bytes) == ("hit", None)
+        whole = await read(await setup.generator.answer(request))
+        again = await setup.generator.answer(request)
+        assert (await read(again), again.size_bytes) == (whole, len(whole))
+        assert encoders == ["pcm", "mp3", "mp3", "mp3"]
+
+
+async def test_changed_file_of_the_cache_is_never_answered_from_memory(over, encoders):
+    """The key contains the checksum of the samples."""
+    request, other = speech_request(THREE, format="mp3"), speech_request("One is the first.", format="mp3")
+    async with over(ScriptedEngine()) as setup:
+        await read(await setup.generator.answer(request))
+        (path,) = setup.stored
+        first = path.read_bytes()
+        expected = await read(await setup.generator.answer(other))
+        (source,) = (stored for stored in setup.stored if stored != path)
+        path.write_bytes(source.read_bytes())
+        assert await read(await setup.generator.answer(request)) == expected
+        assert encoders == ["mp3"] * 3
+        path.unlink()
+        assert (await setup.generator.answer(request)).cache == "miss"
+        path.write_bytes(first)
+        assert (await setup.generator.answer(request)).cache == "hit"
 
 
 async def test_random_seed_is_new_each_time_and_never_cached(over):
