@@ -1,4 +1,4 @@
-"""BatchedEngine: an Engine for any Runner, with one thread, one scheduler, and an audio queue for each utterance."""
+"""BatchedEngine: an Engine that runs any Runner in one thread, with one scheduler and an audio queue per utterance."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ class BatchedEngine:
     ) -> None:
         """Create the engine without starting its thread.
 
-        max_queue: how many new answers may wait for a row. audio_queue_s: a row pauses if the reader has not read this
-        many seconds of its audio. encode: encodes a recording with the codec `info.prompts.codec`; None = the engine
-        can't clone voices. initialize_thread: called once in the engine's thread, before all calls of the runner.
+        max_queue: the largest number of new answers that wait for a free row. audio_queue_s: if this many seconds of a
+        row's audio are unread, the row pauses. encode: encodes a recording with the codec `info.prompts.codec`; None =
+        the engine can't clone voices. initialize_thread: called once in the engine's thread, before the first call of
+        the runner.
         """
         self._encode = encode
         self._info = info
@@ -78,7 +79,10 @@ class BatchedEngine:
         playback = scheduling.playback
 
         def time_left_s() -> float:
-            """Return the seconds until the listener needs more audio; 0 if the server sends another utterance now."""
+            """Return for how many seconds the listener can play without more audio of this utterance.
+
+            Returns 0 if the server does not send this utterance now.
+            """
             if playback is None or playback.current_index != scheduling.index:
                 return 0.0
             return playback.time_left_s(time.monotonic())

@@ -1,7 +1,7 @@
-"""Write pronunciations in IPA with the phoneme names of eSpeak NG, which the library accepts in `[[...]]`.
+"""Converts pronunciations in IPA to the phoneme names that eSpeak NG accepts in `[[...]]`.
 
-eSpeak NG reads no IPA. The table has the sounds of English. `tests/unit/test_espeak.py` compares the IPA output of the
-library with the input. A sound that is not in the table, such as a French nasal vowel, can't be written.
+eSpeak NG does not read IPA. The tables contain the sounds of English. Other sounds, such as French nasal vowels, can't
+be converted. `tests/unit/test_espeak.py` compares the IPA that eSpeak NG writes with the IPA that was converted.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SYMBOLS = frozenset((*CONSONANTS, *VOWELS, *_STRESSES, *_SILENT, " "))
 
 @functools.lru_cache(maxsize=4_096)
 def to_phonemes(ipa: str) -> str | None:
-    """Return a pronunciation in IPA as phoneme names, without the brackets; None if it has an unknown sound.
+    """Convert a pronunciation in IPA to phoneme names, without `[[` and `]]`; None if it contains an unknown sound.
 
-    IPA puts a stress mark before the syllable; eSpeak NG needs it before the vowel.
+    In IPA, a stress mark is before the syllable. eSpeak NG needs the stress mark before the vowel.
     """
     names: list[str] = []
     stress = ""

@@ -48,13 +48,13 @@ class Status:
     reason: str = ""
     remedy: str = ""
     progress: Progress | None = None
-    missing_weights: bool = False  # `requested` does not run because its weights are missing
+    missing_weights: bool = False  # True = the engine `requested` does not run because its weights are missing
 
 
 class EngineManager:
     """Builds, starts and stops the engine. All calls must come from one event loop.
 
-    Entering `async with` starts to build the engine. Leaving it stops the engine.
+    At the start of `async with`, the manager begins to build the engine. At the end of `async with`, the engine stops.
     """
 
     def __init__(
@@ -93,7 +93,8 @@ class EngineManager:
     def model_ids(self) -> tuple[str, ...]:
         """The model ids that requests may name.
 
-        The first is the requested engine's. If the fallback engine runs, its model id is the second.
+        The first id belongs to the requested engine. If the fallback engine runs, the second id belongs to the fallback
+        engine.
         """
         ids = [self._requested.model_id]
         if self._running is not None and self._running != self._requested:
@@ -101,9 +102,9 @@ class EngineManager:
         return tuple(ids)
 
     def find_model(self, name: str) -> str | None:
-        """Return the id of the model with this name, also of an engine that does not run; None for an unknown name.
+        """Return the id of the model with this name; None for an unknown name. The engine of the model need not run.
 
-        The case and an organisation do not matter: `sesame/CSM-1B` and `csm` are csm-1b.
+        Ignores case and the organisation in the name: `sesame/CSM-1B` and `csm` both mean csm-1b.
         """
         wanted = name.strip().casefold().rpartition("/")[2].replace("_", "-")
         for spec in (self._requested, *self._known.values()):
@@ -146,7 +147,7 @@ class EngineManager:
             return ()
         if isinstance(self._engine, pool.EnginePool):
             return self._engine.devices
-        failure = "" if self._engine.healthy else "Its engine has stopped."
+        failure = "" if self._engine.healthy else "The engine of this device has stopped."
         return (DeviceState(self._engine.info.device, failure, self._engine.load),)
 
     def memory(self) -> tuple[Memory, ...]:
@@ -165,7 +166,7 @@ class EngineManager:
             state, reason, remedy = "unhealthy", "The engine has stopped.", "Restart the server."
         else:
             failed = [each for each in self.devices() if each.failure]
-            restarts = getattr(self._engine, "restarts", 0)  # a plug-in's engine may lack this property
+            restarts = getattr(self._engine, "restarts", 0)  # the engine of a plug-in may not have this property
             state = "degraded" if self._problem or failed or restarts else "ok"
             if restarts:
                 reason = " ".join(filter(None, [reason, "The engine has failed and restarted."]))
@@ -235,7 +236,7 @@ class EngineManager:
         self._progress = progress
 
     def _announce(self) -> None:
-        """Log that the requested engine does not run, with the reason and the remedy."""
+        """Log a warning that the requested engine does not run, with the reason and the remedy."""
         assert self._problem is not None  # noqa: S101 - `_start` sets it before the call
         effect = f"{self._running.model_id} ANSWERS INSTEAD" if self._running else "REQUESTS FOR SPEECH GET A 503"
         lines = [
@@ -248,7 +249,7 @@ class EngineManager:
 
 
 def _describe(status: Status) -> str:
-    """Return a text with the progress of the download. Without a download, return the reason and the remedy."""
+    """Return the progress of the download as text. If no download runs, return the reason and the remedy."""
     if status.progress is not None:
         done, total = status.progress.done_bytes / 1e9, status.progress.total_bytes / 1e9
         return f"Downloading {status.progress.source}: {done:.2f} of {total:.2f} GB."
@@ -256,5 +257,5 @@ def _describe(status: Status) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Return the text with a full stop at the end, unless it is empty or ends with a punctuation mark."""
+    """Add a full stop to the text, unless the text is empty or ends with a punctuation mark."""
     return f"{text}." if text and text[-1] not in ".!?" else text

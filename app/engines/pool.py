@@ -1,12 +1,12 @@
 """EnginePool: an Engine that sends each utterance to one of several engines of the same model, one on each device.
 
-The pool chooses the least busy device. If no device has a free row, a request waits in the queue of the pool. The first
-row that becomes free on any device takes the oldest request. If an utterance fails before its first audio, the pool
+The pool chooses the least busy device. If no device has a free row, a request waits in the queue of the pool. When a
+row on any device becomes free, the oldest request gets this row. If an utterance fails before its first audio, the pool
 sends it to another device.
 
 The pool stops using a device if the thread of its engine has ended or hangs. It also stops using a device if
-MAX_FAILURES utterances in a row have failed there and then succeeded on another device. The reason is that after an
-error in a CUDA context, every request on this device fails.
+MAX_FAILURES consecutive utterances have failed on this device and then succeeded on another device: after an error in a
+CUDA context, every request on this device fails.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-CACHED_VOICES = 32  # number of voices that the pool remembers for each device: about the size of its prefix cache
+CACHED_VOICES = 32  # number of voices that the pool remembers for each device, about as many as a prefix cache can hold
 # The load of a device is the share of its rows in use. If the prefix cache of a device has the voices of a request, the
 # pool subtracts this value from the load before it compares the devices.
 CACHED_BONUS = 0.25
-UNBOUNDED = 1 << 20  # the queue limit of a device's engine: the engine never refuses a request of the pool
-HEALTH_CHECK_S = 1.0  # how often a waiting request checks that the devices still work
+UNBOUNDED = 1 << 20  # queue limit of each device's engine, so large that the engine never refuses a request of the pool
+HEALTH_CHECK_S = 1.0  # seconds between two checks that the devices still work
 
 
 @dataclass(eq=False, slots=True)
 class _Member:
-    """One device: its engine, the number of its utterances, its failures, and the voices in its prefix cache."""
+    """One device of the pool: the engine, counts of utterances and failures, and the voices in the prefix cache."""
 
     engine: Engine
-    speaking: int = 0  # utterances that the device generates now, without background jobs
-    failures: int = 0  # utterances in a row that failed here and succeeded on another device
+    speaking: int = 0  # number of utterances that the device generates now, not counting background jobs
+    failures: int = 0  # number of consecutive utterances that failed here and succeeded on another device
     disabled: str = ""  # the reason why the pool has stopped using the device; empty = the pool uses the device
     voices: LRU[str, bool] = field(default_factory=lambda: LRU(CACHED_VOICES))
 
@@ -82,7 +82,10 @@ class EnginePool:
     """
 
     def __init__(self, engines: Sequence[Engine], *, max_queue: int) -> None:
-        """max_queue: how many new answers may wait. Raises EngineUnavailable if the engines have different weights."""
+        """Create a pool of these engines. max_queue: the largest number of new answers that wait for a row.
+
+        Raises EngineUnavailable if the engines have different weights.
+        """
         infos = [engine.info for engine in engines]
         if len({info.fingerprint for info in infos}) > 1:
             raise EngineUnavailable(
@@ -117,12 +120,12 @@ class EnginePool:
 
     @property
     def restarts(self) -> int:
-        """How often the engines of all devices have failed and restarted."""
+        """How often the engines have failed and restarted, as the sum over all devices."""
         return sum(getattr(member.engine, "restarts", 0) for member in self._members)
 
     @property
     def devices(self) -> tuple[DeviceState, ...]:
-        """The state of each device. Checks each device first."""
+        """The state of each device. Reading this property checks whether each device works."""
         for member in self._members:
             self._check_health(member)
         return tuple(DeviceState(member.device, member.disabled, member.engine.load) for member in self._members)
@@ -151,7 +154,7 @@ class EnginePool:
                         chunk = await anext(stream, None)
             except EngineError as error:
                 self._check_health(member)
-                # OutOfMemory and NothingSpoken would occur on another device too.
+                # The errors OutOfMemory and NothingSpoken would occur on another device too.
                 if started or isinstance(error, OutOfMemory | NothingSpoken):
                     raise
                 log.warning(
@@ -170,9 +173,9 @@ class EnginePool:
     async def _speak_in_background(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
         """Yield the audio of a background utterance from the least busy device.
 
-        The utterance does not wait in the pool's queue. The pool does not count its row as in use, because the device's
-        scheduler can preempt it. Raises Busy if the utterance is preempted, or if its device stops and another device
-        works.
+        The utterance does not wait in the pool's queue. The pool does not count the utterance's row as in use, because
+        the device's scheduler can preempt the utterance. Raises Busy if the utterance is preempted, or if its device
+        stops while another device works.
         """
         usable = [member for member in self._members if member.usable]
         if not usable:
@@ -195,8 +198,8 @@ class EnginePool:
     ) -> _Member:
         """Return a device for the utterance. If no device has a free row, wait for one.
 
-        tried: devices on which the utterance has failed. failure: the last error of these devices; raised if no other
-        device works. Raises Busy if the queue is full.
+        tried: devices on which the utterance has failed. failure: the error of the last of these devices, which is
+        raised if no other device works. Raises Busy if the queue is full.
         """
         waited = False
         while True:
@@ -204,8 +207,8 @@ class EnginePool:
             if not usable:
                 raise failure or EngineStopped("The engine has stopped on every device. Restart the server.")
             free = [member for member in usable if member.speaking < member.rows]
-            # A later utterance of an answer does not wait, and neither does an utterance that failed on another device.
-            # The first utterance of an answer takes a free row only if no older utterance waits.
+            # Later utterances of an answer do not wait, and utterances that failed on another device do not wait. The
+            # first utterance of an answer takes a free row only if no older utterance waits.
             if utterance.scheduling.continuation or failure is not None or (free and (waited or not self._waiting)):
                 return min(free or usable, key=lambda member: member.weight(voices))
             if not waited and len(self._waiting) >= self._max_queue + self._free_rows:
@@ -255,22 +258,22 @@ class EnginePool:
                 await asyncio.wait([pulling])
 
     def _count_failures(self, member: _Member, tried: Sequence[_Member]) -> None:
-        """Add one failure to each device in `tried`, because the utterance has now succeeded on `member`.
+        """Count a failure of each device in `tried`, because the same utterance has succeeded on `member`.
 
-        Stops using a device after MAX_FAILURES failures in a row. Resets the count of `member`.
+        After MAX_FAILURES consecutive failures, the pool stops using a device. Resets the count of `member` to 0.
         """
         member.failures = 0
         for other in tried:
             other.failures += 1
             if other.failures >= MAX_FAILURES and not other.disabled:
                 self._disable(
-                    other, f"It failed at {MAX_FAILURES} texts in a row, and another device could speak them."
+                    other, f"The device failed at {MAX_FAILURES} consecutive texts that another device could speak."
                 )
 
     def _check_health(self, member: _Member) -> None:
         """Stop using the device if its engine has stopped."""
         if not member.disabled and not member.engine.healthy:
-            self._disable(member, "Its engine has stopped.")
+            self._disable(member, "The engine of this device has stopped.")
 
     def _disable(self, member: _Member, reason: str) -> None:
         """Stop using a device, and log the reason."""
@@ -284,7 +287,7 @@ class EnginePool:
             len(self._members),
         )
 
-    # ---- the rest of the protocol
+    # ---- the other methods of the Engine protocol
 
     async def encode_reference(self, reference: Reference) -> VoicePrompt:
         usable = sorted((m for m in self._members if m.usable), key=lambda member: member.speaking / member.rows)
@@ -292,8 +295,8 @@ class EnginePool:
         for member in usable:
             try:
                 return await member.engine.encode_reference(reference)
-            except (EngineError, RuntimeError) as error:  # torch raises RuntimeError for an error of the device
-                log.warning("%s failed to encode a recording; the next device tries", member.device, exc_info=error)
+            except (EngineError, RuntimeError) as error:  # torch raises RuntimeError for device errors
+                log.warning("%s failed to encode a recording, so the next device tries", member.device, exc_info=error)
                 failure = error
         raise failure
 
@@ -311,22 +314,23 @@ class EnginePool:
 def build(spec: EngineSpec, settings: Settings, context: BuildContext) -> Engine:
     """Build the engine for these settings. If TTS_DEVICES names several devices, build a pool of engines.
 
-    This function blocks, so call it in a thread. Raises EngineUnavailable. For a pool, the error names the device.
+    This function blocks, so call it in a thread. Raises EngineUnavailable. If there are several devices, the error
+    names the device that failed.
     """
     builder = spec.builder()
     split = spec.splits and settings.csm_device_map is not None
     if not spec.on_devices or not settings.devices or split:
         return builder(settings, context)
-    # Imported here, because an engine that needs no devices runs without torch.
+    # This import is here, because engines that need no devices run without torch.
     from app.runtime.device import choose_devices, share_threads  # noqa: PLC0415
 
     devices = choose_devices(settings.devices)
     if len(devices) == 1:
         return builder(settings.model_copy(update={"devices": (), "device": str(devices[0])}), context)
-    # Requests wait in the pool. If the pool sends an engine more utterances than it has rows, the engine must accept.
+    # Requests wait in the queue of the pool. So the engine of a device must accept more utterances than it has rows.
     alone = settings.model_copy(update={"devices": (), "max_queue": UNBOUNDED})
     engines = []
-    for device in devices:  # one after another: the first engine downloads the weights, and loading needs extra memory
+    for device in devices:  # one by one, because each load needs extra memory
         try:
             engines.append(builder(alone.model_copy(update={"device": str(device)}), context))
         except EngineUnavailable as error:

@@ -1,4 +1,4 @@
-"""Pronunciations of words in IPA, from eSpeak NG if it is installed. No engine needs to run for that."""
+"""Returns pronunciations of words in IPA from eSpeak NG, if eSpeak NG is installed. No engine needs to run for this."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def _library() -> Library | None:
 
 @functools.lru_cache(maxsize=8_192)
 def pronounce(word: str) -> tuple[str, ...]:
-    """The pronunciations of an English word in IPA; () if eSpeak NG is not installed. Thread-safe."""
+    """Return the pronunciations of an English word in IPA; () if eSpeak NG is not installed. Thread-safe."""
     library = _library()
     return () if library is None else tuple(dict.fromkeys(library.ipa(word, accent) for accent in ACCENTS))

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """Generates speech. All calls must come from one event loop.
 
-    Entering `async with` starts the engine. Leaving it ends the engine's threads and frees its memory.
+    The start of `async with` starts the engine. The end of `async with` ends the engine's threads and frees the
+    engine's memory.
     """
 
     @property
@@ -29,8 +30,8 @@ class Engine(Protocol):
     def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
         """Yield the audio of one utterance in chunks, while the engine generates it.
 
-        `aclose()` cancels the utterance within one frame. Raises Busy only before the first chunk, and EngineError at
-        any time.
+        `aclose()` cancels the utterance within one frame. May raise Busy before the first chunk, and EngineError at any
+        time.
         """
 
     async def encode_reference(self, reference: Reference) -> VoicePrompt:

@@ -27,7 +27,7 @@ ENTRY_POINT_GROUP = "tts_server.engines"
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """Callbacks for the code that builds an engine."""
+    """Functions that the code which builds an engine calls."""
 
     on_progress: Callable[[Progress], None]  # reports the progress of a download
     cancelled: Callable[[], bool]  # returns True if the build must stop
@@ -36,16 +36,17 @@ class BuildContext:
 
 @dataclass(frozen=True, slots=True)
 class BareEngine:
-    """An engine without text rules and output guards, for comparisons with other implementations of the model."""
+    """An engine without text rules and output guards, to compare the model with other implementations."""
 
     engine: BatchedEngine
     codebooks: int
     default_frames: int  # the largest number of frames if the caller sets no limit
 
 
-# Builds an engine. Blocks. Raises EngineUnavailable with a reason and a remedy.
+# A function that builds an engine. It blocks, and raises EngineUnavailable with a reason and a remedy.
 Builder = Callable[["Settings", BuildContext], "Engine"]
-# Builds a BareEngine. Last argument: True = draw the same noise as torch.multinomial after torch.manual_seed.
+# A function that builds a BareEngine. Last argument: True = draw the same noise as torch.multinomial after
+# torch.manual_seed.
 BareBuilder = Callable[["Settings", BuildContext, bool], BareEngine]
 
 
@@ -53,25 +54,26 @@ BareBuilder = Callable[["Settings", BuildContext, bool], BareEngine]
 class EngineSpec:
     """Describes an engine before the server builds it.
 
-    `target`, `bare`, `model_files`, `sizes` and `text` have the form `module:name`. Only the methods import the module.
+    `target`, `bare`, `model_files`, `sizes` and `text` have the form `module:name`. The module is imported only when a
+    method needs it.
     """
 
     name: str  # the value of TTS_ENGINE that selects the engine
     model_id: str  # the id of the engine's model in the API
-    target: str  # a Builder
+    target: str  # the function that builds the engine: a Builder
     on_devices: bool = False  # the engine runs on TTS_DEVICE; with TTS_DEVICES, one engine runs on each device
     splits: bool = False  # CSM_DEVICE_MAP can split the engine's model among devices
     uses_gpu: bool = True  # a Ray replica reserves a GPU if the cluster has one
-    rows_cpu: int = 8  # TTS_MAX_ROWS=auto on a CPU
+    rows_cpu: int = 8  # the number of rows for TTS_MAX_ROWS=auto on a CPU
     rows_gpu: int = 64  # the upper limit of TTS_MAX_ROWS=auto on a GPU
-    bare: str = ""  # a BareBuilder; empty = not supported
+    bare: str = ""  # the function that builds the BareEngine: a BareBuilder; empty = not supported
     model_setting: str = ""  # the environment variable that names the weights; empty = the engine has no weights
-    other_names: tuple[str, ...] = ()  # further names of the model, in lower case and without an organisation
-    model_files: str = ""  # (Settings) -> list[ModelFiles], must not import torch; empty = the engine needs no files
-    sizes: str = ""  # (torch.dtype) -> bytes of the published model by number of rows; empty = the engine has no model
-    spare_bytes: int = 0  # of these bytes, the part that a single row on a small GPU does not need
-    text: str = ""  # a TextPacking, must not import torch; empty = the default TextPacking
-    description: str = ""  # what the model is, for the lists of models
+    other_names: tuple[str, ...] = ()  # more names of the model, in lower case and without an organisation
+    model_files: str = ""  # a function (Settings) -> list[ModelFiles] that does not import torch; empty = no files
+    sizes: str = ""  # a function: torch.dtype -> (number of rows -> bytes of the published model); empty = no model
+    spare_bytes: int = 0  # how many bytes of the model's memory an engine with one row on a small GPU can do without
+    text: str = ""  # a TextPacking in a module that does not import torch; empty = the default TextPacking
+    description: str = ""  # one sentence about the model, for the lists of models
 
     def builder(self) -> Builder:
         """Import the engine's module and return its Builder.
@@ -96,7 +98,7 @@ class EngineSpec:
         return cast("BareBuilder", _imported(self.bare))(settings, context, reference_noise)
 
     def bytes_by_rows(self, dtype: object) -> Callable[[int], int]:
-        """Return a function that returns the bytes of the published model with n rows.
+        """Return a function: number of rows -> bytes of the published model with these rows.
 
         Call this only if `sizes` is set. dtype: the torch.dtype of the weights.
         """
@@ -112,12 +114,12 @@ class EngineSpec:
         return cast("Callable[[Settings], list[ModelFiles]]", _imported(self.model_files))(settings)
 
     def text_packing(self) -> TextPacking:
-        """Return how much text the engine speaks at once, as far as this is known before the engine is built."""
+        """Return how much text the engine speaks in one utterance. The built engine may have a smaller limit."""
         return cast("TextPacking", _imported(self.text)) if self.text else TextPacking()
 
 
 def _imported(target: str) -> object:
-    """Import a module and return a value of it. target: `module:name`."""
+    """Import a module, and return the value `name` of the module. target: `module:name`."""
     module, _, name = target.partition(":")
     return getattr(import_module(module), name)
 
@@ -169,6 +171,6 @@ def specs() -> dict[str, EngineSpec]:
     """Return all engines by name. For a plug-in, the name of its entry point is the engine's name and model id."""
     found = {spec.name: spec for spec in BUILT_IN}
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        name = point.name.lower()  # settings convert TTS_ENGINE to lower case
+        name = point.name.lower()  # the name is in lower case, because the settings convert TTS_ENGINE to lower case
         found.setdefault(name, EngineSpec(name, point.name, point.value))
     return found

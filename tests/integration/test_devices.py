@@ -77,7 +77,7 @@ def test_one_of_two_devices_dies(tmp_path: Path, built_engines: list[Any]) -> No
         health = httpx.get(f"{url}/health")
         assert health.status_code == 200
         assert health.json()["status"] == "degraded"
-        assert "cpu: Its engine has stopped." in health.json()["reason"]
+        assert "cpu: The engine of this device has stopped." in health.json()["reason"]
         assert [each["status"] for each in health.json()["devices"]] == ["unhealthy", "ok"]
         assert httpx.get(f"{url}/ready").status_code == 200
         metrics = httpx.get(f"{url}/metrics").text

@@ -378,7 +378,7 @@ def test_split_model_without_captured_graphs_runs_and_says_why(
     assert "on 2 devices could not be captured: CUDA error: peer access is not supported" in str(
         facts["recorded_reason"]
     )
-    assert "Steps run without CUDA graphs" in caplog.text
+    assert "The server runs steps without CUDA graphs" in caplog.text
     request = speech("All the same.", seed=7, frames=6)
     assert np.array_equal(alone(split, request), alone(whole, request))
     with pytest.raises(RuntimeError, match="peer"):

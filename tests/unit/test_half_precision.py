@@ -106,11 +106,11 @@ def enlarged(load: Callable[..., Any], factor: float) -> Callable[..., Any]:
 CASES = [
     ("csm", 1.0, "auto", torch.float16, ""),
     ("csm", 3000.0, "auto", torch.float32, "runs in float32"),
-    ("csm", 3000.0, "float16", torch.float16, "TTS_DTYPE=float16 is used all the same"),
+    ("csm", 3000.0, "float16", torch.float16, "because TTS_DTYPE=float16 is set"),
     ("csm", 3000.0, "float32", torch.float32, ""),
     ("dia", 1.0, "auto", torch.float16, ""),
     ("dia", 3000.0, "auto", torch.float32, "runs in float32"),
-    ("dia", 3000.0, "float16", torch.float16, "TTS_DTYPE=float16 is used all the same"),
+    ("dia", 3000.0, "float16", torch.float16, "because TTS_DTYPE=float16 is set"),
 ]
 
 

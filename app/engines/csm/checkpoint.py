@@ -35,7 +35,7 @@ DEPTH = "depth_decoder.model."
 CODEC = "codec_model."
 TIED = ((AUDIO_TABLE, DEPTH_TABLE),)
 _COMPARED_ROWS = 64
-_RANDOM = 0.5  # mean cosine of two audio tables: 1 = equal, 0 = one of them is random
+_RANDOM = 0.5  # limit for the mean cosine of two audio tables: 1 = equal tables, 0 = one table is random
 
 _ORIGINAL_NAMES = {
     "text_embeddings.weight": TEXT_TABLE,
@@ -61,7 +61,7 @@ _LAYER = re.compile(r"^(backbone|decoder)\.layers\.(\d+)\.(.+)\.(weight|scale)$"
 
 
 def stack_shapes(config: StackConfig, prefix: str) -> dict[str, Shape]:
-    """Return the name and the shape of every tensor of one transformer. prefix: the beginning of all names."""
+    """Return the name and the shape of every tensor of one transformer. prefix: the text at the start of each name."""
     c = config
     query, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
     shapes: dict[str, Shape] = {f"{prefix}norm.weight": (c.width,)}
@@ -116,7 +116,8 @@ def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Che
             model = _from_original(checkpoint.without(CODEC), config)
         else:
             continue
-        # If the backbone and the depth decoder share one audio table, a checkpoint may have only one of the two names.
+        # The backbone and the depth decoder may share one audio table. Then a checkpoint may contain this table under
+        # only one of its two names.
         if config.tied and config.audio_vocab == config.depth_vocab:
             for one, other in ((AUDIO_TABLE, DEPTH_TABLE), (DEPTH_TABLE, AUDIO_TABLE)):
                 if one not in model and other in model:
@@ -140,7 +141,7 @@ def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Che
 def _repair_table(model: Checkpoint, config: CsmConfig) -> None:
     """If the backbone's audio table is random although the tables are tied, use the depth decoder's table for both.
 
-    Some releases of transformers 5 saved such checkpoints: they did not tie the tables when they loaded the base.
+    Some releases of transformers 5 saved such checkpoints, because they loaded the base model without tying its tables.
     """
     if not config.tied or config.audio_vocab != config.depth_vocab:
         return
@@ -156,7 +157,7 @@ def _repair_table(model: Checkpoint, config: CsmConfig) -> None:
     cosine = float(functional.cosine_similarity(one, other).mean())
     if cosine < _RANDOM:
         log.warning(
-            "%s has two audio tables that must be equal, and they are not alike (cosine %.2f). The backbone's table is "
+            "%s has two audio tables that must be equal, but they differ (cosine %.2f). The backbone's table is "
             "random, so the server uses the depth decoder's table for both.",
             model.origin,
             cosine,
@@ -165,14 +166,14 @@ def _repair_table(model: Checkpoint, config: CsmConfig) -> None:
 
 
 def tied_tables(model: Checkpoint) -> tuple[tuple[str, str], ...]:
-    """Return the names of the two audio tables if they are one tensor, else ()."""
+    """Return the names of the two audio tables if both names refer to one tensor; otherwise return ()."""
     return TIED if model.tensors[AUDIO_TABLE] is model.tensors[DEPTH_TABLE] else ()
 
 
 def checkpoint_name(name: str) -> str:
-    """Convert a tensor's name from the modules of transformers to the name in a checkpoint.
+    """Convert the name of a tensor in a model of transformers to the name of this tensor in a checkpoint.
 
-    The names of the codec's modules depend on the version of transformers; those in a checkpoint do not.
+    The names of the codec's tensors in a model depend on the version of transformers. The names in a checkpoint do not.
     """
     if not name.startswith(CODEC):
         return name
@@ -180,7 +181,7 @@ def checkpoint_name(name: str) -> str:
 
 
 def _derivable(name: str) -> bool:
-    """Whether this is a tensor that some checkpoints contain and the model computes, so that `check` ignores it."""
+    """Whether the model computes this tensor itself. If a checkpoint contains such a tensor, `check` ignores it."""
     return name.endswith(("rotary_emb.inv_freq", "audio_tokens_offsets", "_causal_mask", "rope.theta", "rope.cache"))
 
 
@@ -193,7 +194,7 @@ def _from_original(checkpoint: Checkpoint, config: CsmConfig) -> Checkpoint:
             continue
         match = _LAYER.match(name)
         if match is None or match[3] not in _ORIGINAL_LAYER:
-            renamed[name] = stored  # `check` reports it as unexpected
+            renamed[name] = stored  # `check` reports this tensor as unexpected
             continue
         prefix, stack = (BACKBONE, config.backbone) if match[1] == "backbone" else (DEPTH, config.depth)
         if match[3] in ("attn.q_proj", "attn.k_proj"):

@@ -20,7 +20,7 @@ from app.nn.transformer import StackConfig
 
 _DEFAULT_THETA = 500_000.0
 
-# The sizes behind the names of the first release (SesameAILabs/csm, models.py): layers, width, heads, kv heads, ffn.
+# The size names of the first release (SesameAILabs/csm, models.py) -> layers, width, heads, kv heads, ffn.
 _FLAVOURS = {"llama-1B": (16, 2048, 32, 8, 8192), "llama-100M": (4, 1024, 8, 2, 8192)}
 _FLAVOUR_ROPE = Rope(_DEFAULT_THETA, "llama3", 32.0, 1.0, 4.0, 8192)
 _FLAVOUR_POSITIONS = 2048
@@ -33,17 +33,17 @@ class CsmConfig:
     backbone: StackConfig
     depth: StackConfig
     codebooks: int
-    audio_vocab: int  # rows of one codebook in the backbone's audio table
-    depth_vocab: int  # rows of one codebook in the depth decoder's audio table (see `tied`)
+    audio_vocab: int  # number of rows for one codebook in the backbone's audio table
+    depth_vocab: int  # number of rows for one codebook in the depth decoder's audio table
     text_vocab: int
-    codebook_size: int  # codes in one codebook of the codec; the codec can't decode larger codes
+    codebook_size: int  # number of codes in one codebook of the codec
     max_positions: int
     eos_code: int  # the code that marks the end of speech
     bos_id: int | None  # token at the start of a text; None = the tokenizer names the token
     eos_id: int | None  # token at the end of a text; None = the tokenizer names the token
     tied: bool  # backbone and depth decoder share one audio table
     codec: MimiConfig | None  # config of the codec in the checkpoint; None = config.json describes no codec
-    weights_index: str | None  # file that lists the shards of the weights
+    weights_index: str | None  # name of the file that lists the files of the weights
 
 
 def read_config(folder: Path) -> CsmConfig:
@@ -65,7 +65,7 @@ def parse_config(raw: Mapping[str, Any]) -> CsmConfig:
     audio_vocab = int(raw.get("vocab_size") or raw.get("codebook_size") or 2051)
     codebooks = int(raw.get("num_codebooks") or 32)
     if int(depth.get("num_codebooks") or codebooks) != codebooks:
-        raise ValueError(f"the depth decoder has {depth['num_codebooks']} codebooks, the backbone {codebooks}")
+        raise ValueError(f"the depth decoder has {depth['num_codebooks']} codebooks, but the backbone has {codebooks}")
     depth_vocab = int(depth.get("vocab_size") or depth.get("codebook_size") or audio_vocab)
     eos_code = raw.get("codebook_eos_token_id", 0)
     return CsmConfig(

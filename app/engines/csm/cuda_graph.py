@@ -3,11 +3,11 @@
 One launch runs the backbone and the depth decoder, applies the EOS rules, decodes the frame to samples with Mimi, and
 computes the input of the next frame. All inputs are on the device, so the host can read the results of one launch while
 the device runs the next launch. A launch computes all of the first n rows, but it changes the state of active rows
-only. A row is active if the host has selected it for this launch and its line has not ended.
+only. A row is active if the host has selected the row for this launch and the row's current line has not ended.
 
-There is one graph for each number of rows (1, 2, 4 ...) and each number of positions that attention reads. A launch
-uses the smallest graph that fits. If the backbone's layers are on several devices, a step has one graph for each
-device, and a launch copies the outputs of one device to the next.
+There is one graph for each pair of a number of rows (1, 2, 4 ...) and a number of positions that attention reads. A
+launch uses the smallest graph that is large enough. If the backbone's layers are on several devices, a step has one
+graph for each device, and a launch copies the outputs of one device to the next.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ if TYPE_CHECKING:
 
 FIRST_LENGTH = 256  # number of positions that attention reads in the smallest graph
 
-# Columns of a row's integers, and of its flags.
+# Indices into the integers of a row (`StepGraph.integers`), and into the flags of a row.
 _POSITION, _DRAWS, _SEED, _FRAMES_LEFT, _MIN_FRAMES_LEFT, _TOP_K = range(6)
 _ACTIVE, _AUDIBLE, _EARLY_EOS, _NON_FINITE = range(4)
 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """The results of one launch on the host, each (n, ...)."""
+    """The results of one launch, copied to the host. The first dimension of each array is the row."""
 
     codes: Codes
     samples: NDArray[np.float32]
     active: NDArray[np.bool_]  # the launch advanced the row
     audible: NDArray[np.bool_]  # the frame is speech, so its codes and samples are valid
-    early_eos: NDArray[np.bool_]  # an EOS in the line's first frames was suppressed
+    early_eos: NDArray[np.bool_]  # EOS was the best code, but was suppressed because the line has too few frames
     non_finite: NDArray[np.bool_]  # the row's logits are NaN or infinite
 
 
 @dataclass(frozen=True, slots=True)
 class BucketKey:
-    """The variant of a captured step."""
+    """Selects one of the captured graphs for a number of rows."""
 
     length: int  # number of positions that attention reads
-    fast_path: bool  # all rows draw codes on the fast path of runtime/sampling.py; Triton's kernels need no other path
+    fast_path: bool  # all rows draw codes on the fast path of runtime/sampling.py; with Triton's kernels always True
 
 
 class CsmCudaGraph:
@@ -77,7 +77,7 @@ class CsmCudaGraph:
         *,
         kernels: Sequence[Kernels] = (TORCH,),
     ) -> None:
-        """Create the state of the rows. inputs (rows, D): the next input of each row; a launch overwrites it.
+        """Create the state of the rows. inputs (rows, D): each row's next input, which a launch overwrites.
 
         kernels: the candidate kernels; `capture` selects the fastest of them.
         """
@@ -86,10 +86,10 @@ class CsmCudaGraph:
         self._model, self._decoder, self._cache, self._depth_cache = model, decoder, cache, depth_cache
         self._lengths = doublings(min(FIRST_LENGTH, c.max_positions), c.max_positions)
         keys = [BucketKey(length, fast) for length in reversed(self._lengths) for fast in (False, True)]
-        # Floats of a row: temperature, top_p.
+        # The floats of a row are temperature and top_p.
         self.steps = StepGraph[BucketKey](rows, keys, integers=6, floats=2, kernels=kernels, device=device)
-        # Static tensors between the sections of a model on several devices: for each stage, the positions at which it
-        # writes keys, and its input and output; the last input is that of the final norm.
+        # Static tensors for a model on several devices. Each stage has the positions at which the stage writes keys, an
+        # input and an output. The last input belongs to the final norm.
         stages = model.backbone.stages
         homes = [*(stage.device for stage in stages), device] if len(stages) > 1 else []
         self._at = [torch.zeros(rows, dtype=torch.int64, device=home) for home in homes[:-1]]
@@ -111,7 +111,7 @@ class CsmCudaGraph:
 
         body = self.sections() if self._inputs else self.advance
         self.steps.capture(capture, body, BucketKey(self._lengths[0], fast_path=True), key_for)
-        for row in range(self.steps.rows):  # the capture has run the decoder on zeros
+        for row in range(self.steps.rows):  # the capture has changed the decoder's state
             self._decoder.reset(row)
 
     def start(
@@ -146,8 +146,8 @@ class CsmCudaGraph:
     def launch(self, rows: Sequence[int], longest: int, *, fast_path: bool) -> Callable[[], Frames]:
         """Launch one frame of these rows. Returns a function that waits for the results and returns them.
 
-        longest: a number above all positions of these rows. The results are valid until the second next launch, which
-        overwrites them.
+        longest: a number above the positions of all these rows. The launch after the next launch overwrites the
+        results.
         """
         self.steps.select(rows)
         self.steps.launch(rows, BucketKey(at_least(longest, self._lengths), fast_path))
@@ -169,7 +169,7 @@ class CsmCudaGraph:
         self._finish(h, count, key, kernels)
 
     def sections(self) -> StepSections[BucketKey]:
-        """Return the sections of `advance` for a model on several devices: its stages, the copies, and the rest."""
+        """Return the sections of `advance` for a model on several devices: stages, copies between stages, tail."""
         stages = self._model.backbone.stages
         found: list[tuple[StepBody[BucketKey], torch.device | None]] = []
         for index, stage in enumerate(stages):
@@ -206,8 +206,8 @@ class CsmCudaGraph:
     def _positions(self, count: int) -> tuple[Tensor, Tensor]:
         """Return the positions (count,) at which the rows write their keys, and the positions for RoPE.
 
-        An inactive row may be in its prefill, so its KV cache must not change. Its keys go to the scratch position
-        after the last position.
+        An inactive row may be in its prefill, so a launch must not change the row's KV cache. The keys of an inactive
+        row go to the scratch position, which is after the last position.
         """
         last = self._model.config.max_positions
         at = torch.where(self._active(count), self.steps.integers[:count, _POSITION], last)
@@ -231,7 +231,8 @@ class CsmCudaGraph:
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
             nonlocal early_eos, finite
-            # The last logits depend on the keys of all earlier codebooks. So a NaN in any codebook makes them NaN.
+            # The logits of the last codebook depend on the keys of all earlier codebooks. So a NaN in any codebook
+            # makes the last logits NaN.
             if codebook + 1 == c.codebooks:
                 finite = logits.isfinite().all(dim=1)
             banned = unbanned

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from app.nn.mimi.model import MimiDecoder
     from app.types import Codes, Samples
 
-# The largest group of frames. One CPU core decodes 1 frame in 26 ms, 2 in 32 ms, 4 in 44 ms.
+# The largest group of frames. One CPU core decodes 1 frame in 26 ms, 2 frames in 32 ms, and 4 frames in 44 ms.
 MAX_GROUP = 4
-# After each FRAMES_AHEAD frames, groups become one frame larger. So a model that generates frames at least 10 % faster
-# than real time causes no gaps.
+# After each FRAMES_AHEAD frames, the groups become one frame larger. If the model generates frames at least 10 % faster
+# than real time, the waits for larger groups cause no gaps in the audio.
 FRAMES_AHEAD = 9
 NO_SAMPLES: Samples = np.zeros(0, np.float32)
 
@@ -36,7 +36,7 @@ class ChunkedDecoding:
 
         The samples of a row are empty if the row's group is not full yet.
         """
-        due: dict[int, list[int]] = {}  # rows by number of frames to decode
+        due: dict[int, list[int]] = {}  # number of frames in the group -> rows
         for row, frame in zip(rows, codes, strict=True):
             state = states[row]
             state.undecoded.append((torch.from_numpy(frame.astype(np.int64)), state.guard))

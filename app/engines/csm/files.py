@@ -25,9 +25,9 @@ _CODEC_NAMES = tuple(f"codec_model.{name}" for name in KNOWN_NAMES)
 
 @dataclass(frozen=True, slots=True)
 class CsmFolders:
-    """Where the files of CSM are. A folder is None if its files are not on disk, or if it is not needed."""
+    """Where the files of CSM are. A folder is None if its files are not on disk, or if CSM does not need the folder."""
 
-    files: tuple[hub.ModelFiles, ...]  # what the model needs
+    files: tuple[hub.ModelFiles, ...]  # all files that the model needs
     model: Located
     tokenizer: Path | None = None
     codec: Path | None = None  # None = the weights contain the codec
@@ -36,7 +36,7 @@ class CsmFolders:
 def locate_csm(settings: Settings) -> CsmFolders:
     """Find the model, its adapter, its tokenizer and its codec. Raises WeightsUnavailable.
 
-    The files of one part may only be known when another part is on disk: after a download, call this function again.
+    The weights show which other files are needed. So call this function again after a download.
     """
     models = settings.folder("models")
     model = locate("csm", settings.csm_model, settings.csm_base, models)
@@ -57,10 +57,10 @@ def locate_csm(settings: Settings) -> CsmFolders:
 
 
 def sources(settings: Settings) -> list[hub.ModelFiles]:
-    """Return the files that are needed, as far as the files on disk show them."""
+    """Return the files that CSM needs. After a download, a second call may return more files."""
     try:
         return list(locate_csm(settings).files)
-    except WeightsUnavailable:  # a setting is not valid, or a file is broken; the download or the start reports it
+    except WeightsUnavailable:  # an invalid setting or a broken file: the download or the start reports the error
         return [hub.files_for("csm", settings.csm_model)]
 
 
@@ -69,10 +69,11 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _tokenizer_files(settings: Settings, weights: Path, models: Path) -> hub.ModelFiles:
-    """Return the source of the tokenizer for weights without one.
+    """Return the source of the tokenizer for weights without a tokenizer.
 
-    This is CSM_TOKENIZER, else the model that config.json names as its origin, else the published model. A copy of the
-    published model that is on disk replaces it.
+    If CSM_TOKENIZER is set, returns CSM_TOKENIZER. Otherwise returns the first of these models whose tokenizer is on
+    disk: the model that config.json names as its origin, the published model, and the copies of the published model. If
+    none is on disk, returns the origin if the origin is a hub id, or else the published model.
     """
     if named := settings.csm_tokenizer.strip():
         path = Path(named).expanduser()
@@ -84,7 +85,7 @@ def _tokenizer_files(settings: Settings, weights: Path, models: Path) -> hub.Mod
         try:
             files = hub.files_for("tokenizer", copy)
             folder = hub.find(files, models)
-        except WeightsUnavailable:  # a folder on the machine on which the model was trained
+        except WeightsUnavailable:  # the name is a folder on the machine on which the model was trained
             continue
         if folder is not None and _has_tokenizer(folder):
             return files

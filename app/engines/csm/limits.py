@@ -1,4 +1,4 @@
-"""Frame limits of CSM's lines, and the check that a line fits into the context. Does not depend on weights."""
+"""Frame limits of CSM's lines, and the check that a line fits into the context. This module does not use weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """Limits for the length of a line, because the model sometimes stops too early or does not stop.
+    """Limits for the length of a line's speech, because the model sometimes stops too early or does not stop.
 
     See also audio/guard.py.
     """
@@ -23,7 +23,7 @@ class Guards:
     slack_frames: int = 40  # additional frames for each line
 
     def limit(self, tokens: int) -> int:
-        """Return the largest number of frames for a line of `tokens` tokens."""
+        """Return the largest number of frames for a line whose text has `tokens` tokens."""
         return self.slack_frames + self.frames_per_token * tokens
 
 
@@ -54,10 +54,10 @@ class Limits:
         return self.guards is not None and len(state.line_frames) >= self.guards.limit(len(state.lines[state.line]))
 
     def fit_context(self, state: CsmRow, remembered: int) -> None:
-        """Remove the oldest turns from the prompt until each line with its frames fits into the context.
+        """Remove the oldest conversation turns from the prompt until each line with its frames fits into the context.
 
-        remembered: how many turns may be removed. If a line does not fit without these turns, raises BadReference for a
-        long voice prompt, and TextTooLong for a long text or conversation.
+        remembered: how many turns may be removed. If a line still does not fit, raises BadReference if the voice prompt
+        is too long, or TextTooLong if the text or the conversation is too long.
         """
         lengths = [len(ids) + self.line_limit(state, line) for line, ids in enumerate(state.lines)]
         while remembered and state.base + max(lengths) > self.max_positions:

@@ -72,15 +72,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KNOWN_SPEAKERS = (0, 1)  # of the published model
+KNOWN_SPEAKERS = (0, 1)  # the speaker numbers of the published model
 _ENGINE_SAMPLING = Sampling(DEFAULTS.temperature, DEFAULTS.top_k, DEFAULTS.top_p)
 
-ROWS_CPU, ROWS_GPU = 8, 64  # a row's KV cache takes 64 MiB in bfloat16; a CPU allocates it when the row is first used
-SPARE_BYTES = 384 << 20  # on a small GPU, the prefix cache may be smaller by this size: 7 voices of 30 s remain
+ROWS_CPU, ROWS_GPU = 8, 64  # the KV cache of a row takes 64 MiB in bfloat16
+SPARE_BYTES = 384 << 20  # on a small GPU, the prefix cache may be this much smaller; then it holds 7 voices of 30 s
 BARE_FRAMES = 1125  # 90 s, the default limit of Sesame's own generator
-PROMPT_SHARE = 0.4  # the part of the context that voice recordings may take, without their transcripts
+PROMPT_SHARE = 0.4  # share of the context for the audio of voice recordings
 PRODUCTION = Guards()
-CONTEXT_SHARE = 0.75  # the part of the context that the audio of earlier turns may take, without their text
+CONTEXT_SHARE = 0.75  # share of the context for the audio of earlier turns
 
 
 def load_model(
@@ -93,11 +93,11 @@ def load_model(
     cache: LoadCache | None = None,
     adapter: Adapter | None = None,
 ) -> tuple[CsmModel, Checkpoint | None]:
-    """Load the language model in `folder`. Returns the model and the tensors of its codec (None = no codec).
+    """Load the language model in `folder`. Returns the model, and the codec's tensors or None.
 
-    other_codec: the config of the codec that is used if the checkpoint contains no codec.
-    stages: the device of each part of the backbone's layers; () = all layers are on `device`.
-    cache: see `load_weights`. adapter: is merged into the weights. Raises WeightsUnavailable.
+    other_codec: the config of the codec that is used if the checkpoint contains no codec. stages: the device of each
+    part of the backbone's layers; () = all layers are on `device`. cache: see `load_weights`. adapter: a LoRA adapter
+    that is merged into the weights. Raises WeightsUnavailable.
     """
     config = read_config(folder)
     weights, codec = language_model(open_checkpoints(folder, config.weights_index), config)
@@ -119,7 +119,7 @@ def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
         for stack in (model.backbone, model.depth):
             quantize_stack(stack, attention=True)
         replace_linears(model, Int8Linear)
-        model.widen()  # the int8 kernel reads and returns float32, so conversions to bfloat16 would only cost time
+        model.widen()  # the int8 kernel reads and returns float32, so bfloat16 would need conversions
     else:
         pack_bfloat16(model)
     place_weights(model.device)
@@ -136,8 +136,8 @@ def load_codec(
 ) -> tuple[MimiEncoder, MimiDecoder]:
     """Load the codec from the model's checkpoint. If the checkpoint contains no codec, load the codec in `folder`.
 
-    own: the codec's tensors in the checkpoint; None = the checkpoint contains no codec. adapter: is merged into the
-    codec. Raises WeightsUnavailable.
+    own: the codec's tensors in the checkpoint; None = the checkpoint contains no codec. adapter: a LoRA adapter that is
+    merged into the codec. Raises WeightsUnavailable.
     """
     if own is not None:
         shape = config.codec or MimiConfig()
@@ -190,10 +190,10 @@ def load_runner(
 ) -> CsmRunner:
     """Load CSM from `model_dir`, in either published layout. codec_dir: the codec; None = it is in `model_dir`.
 
-    quantize: "int8" = 8-bit weights and activations, for CPUs. needs_range: raise HalfPrecisionOverflow if the model
-    overflows in float16. tokenizer_dir: the tokenizer; None = it is in `model_dir`. adapter_dir: a LoRA adapter that is
-    merged into the weights. sampling: the model's own sampling parameters; they change the fingerprint. `CsmRunner` and
-    `load_model` describe the other options. Raises WeightsUnavailable, EngineUnavailable.
+    quantize: "int8" = 8-bit weights and activations, for CPUs. needs_range: True = raise HalfPrecisionOverflow if
+    values overflow in float16. tokenizer_dir: the tokenizer; None = it is in `model_dir`. adapter_dir: a LoRA adapter
+    that is merged into the weights. sampling: the sampling parameters that the model sets; they are a part of the
+    fingerprint. `CsmRunner` and `load_model` describe the other options. Raises WeightsUnavailable, EngineUnavailable.
     """
     other = read_mimi_config_file(codec_dir) if codec_dir is not None else None
     adapter = None if adapter_dir is None else open_adapter(adapter_dir, checkpoint_name)
@@ -233,7 +233,7 @@ def load_runner(
 
 
 def _sample_logits(model: CsmModel) -> Tensor:
-    """Compute 48 positions of text and 16 frames with random ids, and one more frame. Return logits of codes."""
+    """Run the model on 48 positions of text and 17 frames with random ids, and return the logits of codes."""
     c, generator = model.config, torch.Generator().manual_seed(0)
     ids = torch.randint(c.text_vocab, (48,), generator=generator)
     codes = torch.randint(c.codebook_size, (16, c.codebooks), generator=generator)
@@ -265,10 +265,10 @@ def load_from(
 def _load(
     settings: Settings, context: BuildContext, notes: Setup, *, guards: Guards | None, reference_noise: bool
 ) -> CsmRunner:
-    """Load the runner. notes: further values that /health shows. Raises HalfPrecisionOverflow, EngineUnavailable."""
+    """Load the runner. notes: more values for /health. Raises HalfPrecisionOverflow, EngineUnavailable."""
     folders, source = fetch(settings, context, locate_csm)
     folder, codec = folders.model.weights, folders.codec
-    assert folder is not None  # noqa: S101 - `fetch` has downloaded it
+    assert folder is not None  # noqa: S101 - `fetch` has downloaded the folder
     names = settings.devices
     if settings.csm_device_map and not names and settings.device == "auto":
         names = ("auto",)  # all GPUs
@@ -300,7 +300,7 @@ def _load(
         try:
             stages = split_layers(split, sizes(rows), devices, fraction)
             break
-        except EngineUnavailable:  # the devices have enough memory in total, but the layers can't be divided to fit
+        except EngineUnavailable:  # the devices have enough memory in total, but no division of the layers fits
             if not auto_rows or rows == 1:
                 raise
             rows //= 2
@@ -340,7 +340,7 @@ def _load(
 def bytes_by_rows(
     config: CsmConfig, codec: MimiConfig, dtype: torch.dtype, quantize: Quantize = "none"
 ) -> Callable[[int], int]:
-    """Return a function that returns the bytes of the model, the codec, the prefix cache and n rows."""
+    """Return a function: number of rows -> bytes of the model, the codec, the prefix cache and these rows."""
     return lambda rows: measure(config, codec, dtype=dtype, max_rows=rows, quantize=quantize).total_bytes + PREFIX_BYTES
 
 
@@ -352,13 +352,13 @@ def published_bytes(dtype: torch.dtype) -> Callable[[int], int]:
 def measure(
     config: CsmConfig, codec: MimiConfig, *, dtype: torch.dtype, max_rows: int, quantize: Quantize = "none"
 ) -> Sizes:
-    """Return how many bytes the model, the codec and the rows need. Builds them on the meta device to count."""
+    """Return how many bytes the model, the codec and the rows need. To count, builds the modules on the meta device."""
     meta = torch.device("meta")
     model = CsmModel(config, device=meta, dtype=dtype)
     decoder = MimiDecoder(codec, rows=max_rows, codebooks=config.codebooks, device=meta)
     with meta:
         encoder = MimiEncoder(codec)
-    # Keys and values have the dtype of the computation.
+    # Keys and values have the dtype in which the model computes.
     cache = KVCache(
         config.backbone,
         rows=max_rows,
@@ -383,7 +383,7 @@ def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
 def _plan_on(
     devices: Sequence[torch.device], split: DeviceMap | None, fraction: float, bytes_of: Callable[[int], int]
 ) -> MemoryPlan:
-    """Return how many rows fit into memory.
+    """Return the plan with the number of rows that fit into the memory of the devices.
 
     split "auto": use only the first device if the model fits there; otherwise use all devices.
     """
@@ -412,14 +412,14 @@ def split_layers(
 
 
 def sampling_of(model: Located) -> Sampling:
-    """Return the sampling parameters in which a model differs from CSM-1B."""
+    """Return the sampling parameters of a model that differ from those of CSM-1B."""
     return own_sampling(model, hub.files_for("csm"), _ENGINE_SAMPLING)
 
 
 def engine_of(runner: CsmRunner, settings: Settings, sampling: Sampling = NO_SAMPLING) -> BatchedEngine:
     """Return an engine that runs `runner`, with CSM's capabilities and limits.
 
-    sampling: the model's own sampling parameters, for requests that do not set them.
+    sampling: the sampling parameters that the model sets, used for requests without sampling parameters.
     """
     model, speakers = runner.model, settings.csm_speakers
     info = EngineInfo(

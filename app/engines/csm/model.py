@@ -1,15 +1,16 @@
 """CSM's model: a backbone reads text and frames, and a depth decoder computes the codes of each frame.
 
-The model has weights and no other state. It computes one frame, the codes c[0]..c[K-1], from the input x of a row. P is
-the projection, E is the audio table, and V is the number of rows in E for each codebook:
+The model has weights and no other state. For each row, the model computes one frame, the codes c[0]..c[K-1], from the
+input x. P is the projection, E is the audio table, and V is the number of rows in E for each codebook:
   h    = backbone(x)                   the output at the last position, after the final norm
   c[0] = pick(head(h))
   The depth decoder begins with an empty KV cache. It reads P h at position 0, and P E[c[i] + i V] at position i+1. For
   i = 1..K-1: head i-1 computes logits from the output at position i, and c[i] is picked from these logits. The depth
   decoder does not read c[K-1].
   x'   = sum over k of E[c[k] + k V]   the next input of the row
-`load` computes the table P E once, which saves 31 matrix products a frame. The heads compute logits only for the codes
-of the codec, because other codes have no audio. Sources: models.py of SesameAILabs/csm, the published config.json.
+`load` computes the table P E once, which saves 31 matrix products a frame. The heads compute logits only for the
+codec's codes, because the codec can't decode other codes. Sources: models.py of SesameAILabs/csm, the published
+config.json.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ class Pick(Protocol):
 
 
 def is_last(frame: Tensor, eos_code: int) -> bool:
-    """Whether a frame (K,) ends its line: all codes except the last code are EOS.
+    """Whether a frame (K,) ends the current line: all codes except the last code are EOS.
 
-    This is the rule of `generate` in transformers. Sesame's generator also requires that the last code is EOS. So if
-    only the last code is not EOS, Sesame's generator continues. This server plays the frame and ends the line.
+    This is the rule of `generate` in transformers. Sesame's generator also requires that the last code is EOS. If only
+    the last code is not EOS, Sesame's generator continues, but this server plays the frame and ends the line.
     """
     return bool((frame[:-1] == eos_code).all())
 
 
 def is_silent_end(frame: Tensor, eos_code: int) -> bool:
-    """Whether all codes of a frame (K,) are EOS. Such a frame is not decoded."""
+    """Whether all codes of a frame (K,) are EOS. The server does not decode such a frame."""
     return bool((frame == eos_code).all())
 
 
@@ -55,8 +56,8 @@ class CsmModel(nn.Module):
     """The weights and the computation of CSM. The weights have undefined values before `load`.
 
     stages: the device of each part of the backbone's layers. All other modules are on `device`. A frame runs the
-    backbone once and the depth decoder 31 times. So a frame copies only one small tensor (n, D) from each device to the
-    next device, and one tensor back to `device`.
+    backbone once and the depth decoder 31 times. So each frame copies only one small tensor (n, D) between two
+    consecutive devices, and one tensor back to `device`.
     """
 
     def __init__(
@@ -120,13 +121,13 @@ class CsmModel(nn.Module):
     def read(self, x: Tensor, cache: KVCache | SplitKVCache, row: int, start: int) -> Tensor:
         """Run the backbone on the inputs x (S, D) of one row, at positions start..start+S-1.
 
-        Writes their keys and values into the cache. Returns the outputs (S, D) after the final norm.
+        Writes the keys and values of the inputs into the cache. Returns the outputs (S, D) after the final norm.
         """
         count = x.shape[0]
         return self.backbone(x, slice(start, start + count), cache.prefill_attention(row, start, count))  # type: ignore[no-any-return]
 
     def advance(self, x: Tensor, cache: KVCache | SplitKVCache, rows: list[int], positions: list[int]) -> Tensor:
-        """Run the backbone on one input of each of n rows: x (n, D), where each row has its own position.
+        """Run the backbone on one input of each of n rows: x (n, D). The rows may be at different positions.
 
         Writes the keys and values into the cache. Returns the outputs (n, D) after the final norm.
         """
@@ -139,7 +140,7 @@ class CsmModel(nn.Module):
         code = pick(0, self.head(h).float())
         codes = [code]
         first = functional.embedding(code, self.depth_table).to(self.dtype)
-        x = torch.stack((self.projection(h), first), dim=1).view(2 * count, c.depth.width)  # (row, position) in order
+        x = torch.stack((self.projection(h), first), dim=1).view(2 * count, c.depth.width)  # order: row, position
         positions = torch.arange(2, device=self.device).repeat(count)
         y = self.depth(x, positions, cache.attention(count, 0, 2)).view(count, 2, c.depth.width)[:, 1]
         for i in range(1, c.codebooks):
@@ -153,7 +154,7 @@ class CsmModel(nn.Module):
     def depth_decode(self, h: Tensor, cache: DepthKVCache, pick: Pick, kernels: Kernels) -> Tensor:
         """Compute the same frame as `frame`, in a form that a CUDA graph can capture.
 
-        All shapes are fixed, and each call of the depth decoder reads one token of each row.
+        All tensors have fixed shapes, and each call of the depth decoder reads one token of each row.
         """
         count, c = h.shape[0], self.config
         code = pick(0, self.head(h).float())
@@ -169,9 +170,9 @@ class CsmModel(nn.Module):
         return torch.stack(codes, dim=1)
 
     def widen(self) -> None:
-        """Compute in float32 after this call.
+        """Make the model compute in float32.
 
-        Converts the weights of norms to float32. Tables keep their dtype, and a lookup converts its result to float32.
+        Converts the weights of norms to float32. Tables keep their dtype; each lookup converts the result to float32.
         """
         self.dtype = torch.float32
         for name, tensor in list(self.named_parameters()):
@@ -190,10 +191,10 @@ class CsmModel(nn.Module):
             as_linear(self.heads[i]).weight.copy_(block[0, :, : c.codebook_size].t())
         load_stack(self.backbone, weights, checkpoint.BACKBONE)
         load_stack(self.depth, weights, checkpoint.DEPTH)
-        # The table P E (the projection times the audio table, see above) is computed in float32 from the stored
-        # tensors. So its values are rounded only once, when they are stored in the dtype of the model.
+        # The table P E (the projection times the audio table) is computed in float32 from the stored tensors. So each
+        # value is rounded only once, from float32 to the dtype of the model.
         projection = weights.read(checkpoint.PROJECTION).to(self.device, torch.float32)
-        used = len(self.depth_table)  # the last codebook's code is never read
+        used = len(self.depth_table)  # the depth decoder never reads the code of the last codebook
         for start, block in weights.blocks(checkpoint.DEPTH_TABLE):
             rows = block[: max(0, used - start)]
             if len(rows):

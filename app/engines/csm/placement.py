@@ -15,7 +15,7 @@ from typing import Literal
 from app.errors import EngineUnavailable
 
 DeviceMap = Literal["auto", "balanced", "sequential"]
-MARGIN = Fraction(11, 10)  # needed free memory of a device / bytes of the model on this device
+MARGIN = Fraction(11, 10)  # free memory that a device needs, divided by the bytes of the model on this device
 
 
 @dataclass(frozen=True, slots=True)

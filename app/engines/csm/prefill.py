@@ -1,6 +1,6 @@
 """Chunked prefill of CSM's rows: the model reads prompts and lines in chunks into the KV cache of a row.
 
-If the prefix cache contains the voice prompts, their keys and values are copied from it.
+If the prefix cache contains the voice prompts, the prompts' keys and values are copied from the prefix cache.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Prefill:
     ) -> None:
         """Create an empty prefix cache.
 
-        inputs (rows, D): `read_chunk` writes the input of a row's first step here. chunk: positions that one call of
-        `read_chunk` reads. context_lines: see CsmRunner.
+        inputs (rows, D): the tensor into which `read_chunk` writes the input of a row's first step. chunk: the number
+        of positions that one call of `read_chunk` reads. context_lines: see CsmRunner.
         """
         self._model, self._cache, self._next, self._limits = model, cache, inputs, limits
         self._fingerprint = fingerprint
@@ -54,7 +54,7 @@ class Prefill:
         self.prefixes = PrefixCache(prefix_bytes)
 
     def begin(self, row: int, state: CsmRow) -> None:
-        """Set the row's unread input: the prompt and the first line. Copy cached voice prompts into the KV cache."""
+        """Set the row's unread input: the prompt and the first line. Copy cached voice prompts to the KV cache."""
         voices = state.voice_segments
         cached = self.prefixes.get(self._key(voices)) if voices else None
         segments = state.segments
@@ -71,10 +71,10 @@ class Prefill:
         Returns True if only one position is left. The first step reads this position.
         """
         unread = state.unread
-        assert unread is not None  # noqa: S101 - the callers check it
+        assert unread is not None  # noqa: S101 - the callers check this
         length = state.voice_positions
         count = min(self._chunk, len(unread) - 1)
-        # End a chunk at the end of the voice prompts. So later chunks are the same with and without a cached prefix.
+        # One chunk ends where the voice prompts end. So all later chunks are the same with and without a cached prefix.
         if state.position < length:
             count = min(count, length - state.position)
         if count:
@@ -91,7 +91,7 @@ class Prefill:
         return True
 
     def begin_next_line(self, state: CsmRow, unread_frames: list[Tensor], *, failed: bool = False) -> None:
-        """End the row's current line, and set the unread input: the text of the next line and what comes before it.
+        """End the row's current line, and set the row's unread input for the next line.
 
         unread_frames: frames of the ended line that are not in the KV cache yet. failed: the ended line broke a rule of
         the output guard. Then the next line overwrites the ended line in the KV cache, so that the model does not
@@ -113,7 +113,7 @@ class Prefill:
         kept = state.spoken[max(0, count - (count if self._context_lines is None else self._context_lines)) :]
         full = state.position + sum(map(len, parts[:-1])) > most
         if full or len(kept) < count:
-            # Return to the position after the prompt, and read the newest lines again that fit.
+            # Return to the position after the prompt, and read again as many of the newest lines as fit.
             if self._context_lines is None:
                 kept = kept[-1:]
             while kept and state.base + sum(segment.length for segment in kept) > most:

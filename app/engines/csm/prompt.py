@@ -1,8 +1,8 @@
-"""CSM's prompt: segments of text and codes. This module does not depend on weights.
+"""CSM's prompt: segments of text and codes. This module does not use weights.
 
-The text of a segment is `<|begin_of_text|>[speaker]text<|end_of_text|>`. Then the frames of its speech follow, and one
-frame of EOS codes. After the prompt, the model reads the text of a line and generates its frames. The format is that of
-generator.py in SesameAILabs/csm.
+The text of a segment is `<|begin_of_text|>[speaker]text<|end_of_text|>`. Then the frames of the speech follow, and then
+one frame of EOS codes. After the prompt, the model reads the text of a line and generates its frames. The format is
+that of generator.py in SesameAILabs/csm.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class TextEncoder:
 
 
 def _named_specials(folder: Path) -> dict[str, str]:
-    """Return bos_token and eos_token of tokenizer_config.json. Omits tokens that the file does not contain."""
+    """Return bos_token and eos_token of tokenizer_config.json, without tokens that the file does not contain."""
     try:
         raw = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -102,7 +102,7 @@ class Segment:
 
     @property
     def digest(self) -> bytes:
-        """A digest of the segment. The keys of the prefix cache contain it."""
+        """A digest of the segment. The prefix cache computes its keys from these digests."""
         hashed = hashlib.sha256(repr((self.ids, self.codes.shape)).encode())
         hashed.update(np.ascontiguousarray(self.codes, np.int16).tobytes())
         return hashed.digest()

@@ -1,4 +1,4 @@
-"""The state of one row of CSM: its prompt, its current line and its counters. Does not depend on weights."""
+"""The state of one row of CSM: the prompt, the current line and the counters. This module does not use weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class CsmRow:
-    """The state of the utterance in one row. It exists from `admit` to `release`."""
+    """The state of the utterance in one row, from `admit` to `release`."""
 
     lines: list[tuple[int, ...]]  # token ids of each line
     lengths: list[float]  # length of each line's text in characters (`guard.speech_length`)
@@ -34,7 +34,7 @@ class CsmRow:
     line_frames: list[Tensor] = field(default_factory=list)  # frames of speech (K,) of the current line
     unread: Tensor | None = None  # (S, D) inputs that the row has not read; the first step reads the last input
     over: bool = False  # the last line has ended
-    generation: int = 0  # increases at the end of a line; results of frames that were launched before are then invalid
+    generation: int = 0  # increases when a line ends, so that results of earlier launches are ignored
     guard: LineGuard | None = None  # the output guard of the current line
     # Frames (K,) that are not decoded, each with the output guard of its line.
     undecoded: list[tuple[Tensor, LineGuard | None]] = field(default_factory=list)
@@ -43,7 +43,7 @@ class CsmRow:
 
     @property
     def base(self) -> int:
-        """The number of positions of the prompt, which is before the first line."""
+        """The number of positions of the prompt. The first line follows the prompt."""
         return sum(segment.length for segment in self.segments)
 
     @property

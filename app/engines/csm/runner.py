@@ -1,14 +1,14 @@
-"""CSM-1B as a Runner: each row prefills its prompt and speaks the lines of its utterance.
+"""CSM-1B as a Runner: each row prefills a prompt and then speaks the lines of one utterance.
 
 A row prefills the voice prompts of its speakers, the earlier turns of the conversation, and the text of its first line.
 If the prefix cache contains the voice prompts, the row copies their keys and values from the cache. At the end of a
 line, the row reads a frame of EOS codes and the text of the next line, so that the next line has the same voice. If the
-context would overflow, the row returns to the position after its prompt and drops the later positions. Then it reads
-the newest lines again that fit.
+context would overflow, the row returns to the position after its prompt and drops the later positions. Then the row
+reads again as many of the newest lines as fit.
 
-A line ends at the first frame whose codes are all EOS, without regard to the last code, as in `generate` of
-transformers. If the last code is not EOS, the frame is played; otherwise it is dropped. `Guards` (limits.py) add limits
-for production. This module does not depend on HTTP or stored voices.
+As in `generate` of transformers, a line ends at the first frame whose codes are all EOS, without regard to the last
+code. If the last code is not EOS, the server plays this frame; otherwise the server drops the frame. `Guards`
+(limits.py) limit the length of a line in production. This module does not depend on HTTP or stored voices.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 # Sesame's generator.py and the published generation_config.json.
 DEFAULTS = SamplingParams(temperature=0.9, top_k=50, top_p=1.0)
-PREFIX_BYTES = 512 << 20  # size of the prefix cache: about 30 voices of 30 s each, in bfloat16
+PREFIX_BYTES = 512 << 20  # size of the prefix cache, enough for about 30 voices of 30 s each in bfloat16
 CHUNK_CPU, CHUNK_GPU = 64, 512  # positions in one prefill chunk; all rows wait while the model reads a chunk
 VOICE_SHARE = 0.3  # the part of the context that is reserved for the voice prompt and the conversation
 SAMPLE_TEXT = "The weather was fine, so they walked along the river and talked about what they would do in the spring."
@@ -82,14 +82,14 @@ class CsmRunner:
         kernels: Sequence[Kernels] = (TORCH,),
         notes: Setup = (),
     ) -> None:
-        """Create the rows, and capture CUDA graphs if `capture` is not None.
+        """Create the rows. If `capture` is not None, capture CUDA graphs.
 
         guards: None = no limits of lines, as in the reference implementations. on_guard: called with each broken rule
         of the output guard. reference_noise: draw the same noise as torch.multinomial after torch.manual_seed. chunk:
-        positions that one call of `prefill` reads; None = the default of the device. context_lines: after a line, the
-        row keeps this many spoken lines in its context; None = all that fit. examples: the folder of the recordings
-        that were published with the model. capture: None = do not use CUDA graphs. kernels: the candidate kernels of
-        the CUDA graphs. notes: further values that /health shows.
+        the number of positions that one call of `prefill` reads; None = the default of the device. context_lines: how
+        many spoken lines the row keeps in the context; None = all lines that fit. examples: the folder of the
+        recordings that were published with the model. capture: None = do not use CUDA graphs. kernels: the candidate
+        kernels of the CUDA graphs. notes: more values for /health.
         """
         self.max_rows = max_rows
         self.model = model
@@ -125,7 +125,7 @@ class CsmRunner:
         self._rows: dict[int, CsmRow] = {}
         self._graph: CsmCudaGraph | None = None
         self._in_flight: InFlightStep[CsmRow, Frames] | None = None
-        self._graph_samples: dict[int, Samples] = {}  # by row: the samples of the frame that the last step returned
+        self._graph_samples: dict[int, Samples] = {}  # row -> the samples of the frame that the last step returned
         if capture is not None:
             if reference_noise:
                 raise ValueError("CUDA graphs can't use reference noise")
@@ -136,7 +136,7 @@ class CsmRunner:
         self.setup = setup_facts(capture, self.max_rows, self._graph.steps.facts if self._graph else (), notes)
 
     def _warm_up(self) -> None:
-        """Speak a short utterance and discard its audio, so that the first request finds everything initialised."""
+        """Speak a short utterance and discard the audio. So the first request does not wait for initialisation."""
         begin_warm_up(self, SAMPLE_TEXT, WARM_UP_FRAMES / self.codec.frame_hz)
         for _ in range(WARM_UP_FRAMES):
             self.step([0])
@@ -162,9 +162,9 @@ class CsmRunner:
     # ---- the Runner protocol
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Assign the row to an utterance. If the context is too short, remove the oldest optional turns.
+        """Assign the row to an utterance. If the context is too short, remove the oldest conversation turns.
 
-        Raises TextTooLong or BadReference if the utterance does not fit without these turns.
+        Raises TextTooLong or BadReference if the utterance does not fit even without these turns.
         """
         voices = self._voices(utterance)
         conversation = [self._segment(turn.speaker, turn.text, turn.codes) for turn in utterance.context]
@@ -209,7 +209,7 @@ class CsmRunner:
                 speaking.append(i)
             else:
                 silent[i] = True
-                if not chunk_read:  # a step reads at most one chunk, so that the speaking rows wait only briefly
+                if not chunk_read:  # a step reads at most one chunk, so that speaking rows wait only briefly
                     chunk_read = True
                     self._read_chunk(row, state)
         if speaking:
@@ -245,7 +245,8 @@ class CsmRunner:
         return to_result(results, self.config.codebooks)
 
     def _launch(self, rows: dict[int, CsmRow], graph: CsmCudaGraph) -> InFlightStep[CsmRow, Frames]:
-        # The last launch may not have been collected, so the row's true position can be `position` + 1.
+        # The host may not have collected the results of the last launch. So the row's true position can be `position` +
+        # 1.
         longest = min(max(state.position for state in rows.values()) + 2, self.config.max_positions)
         fast = fast_path([state.params for state in rows.values()], self.config.codebook_size)
         return InFlightStep.of(rows, graph.launch(list(rows), longest, fast_path=fast))
@@ -305,7 +306,7 @@ class CsmRunner:
     @torch.inference_mode()
     def move_row(self, source: int, target: int) -> None:
         state = self._rows.pop(source)
-        # A launched step, whose results are not collected yet, has written one more position.
+        # A launched step may have written one more position, because the host has not collected the step's results.
         self._cache.copy_row(source, target, min(state.position + 1, self.config.max_positions))
         self._decoder.move_row(source, target)
         if self._graph is not None:
@@ -374,7 +375,7 @@ class CsmRunner:
         return None if prompt is None else pace_of(prompt.transcript, prompt.codes.shape[1] / self.codec.frame_hz)
 
     def _guard_line(self, state: CsmRow) -> None:
-        """Create the output guard of the current line, if guards are used."""
+        """Create the output guard of the current line, unless the guards are off."""
         if self._limits.guards is not None:
             length, pace = state.lengths[state.line], state.paces[state.line]
             state.guard = LineGuard(length, 1 / self.codec.frame_hz, self.rate_hz, pace=pace)
@@ -402,7 +403,8 @@ class CsmRunner:
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
             nonlocal finite
-            # The last logits depend on the keys of all earlier codebooks. So a NaN in any codebook makes them NaN.
+            # The logits of the last codebook depend on the keys of all earlier codebooks. So a NaN in any codebook
+            # makes the last logits NaN.
             if codebook + 1 == c.codebooks:
                 finite = logits.isfinite().all(dim=1)
             if suppressed is not None and codebook == 0 and c.eos_code < c.codebook_size:
@@ -419,9 +421,9 @@ class CsmRunner:
         return frames, finite
 
     def _noise(self, states: list[CsmRow]) -> Callable[[int], Tensor | None]:
-        """Return a function that returns the noise (n, C) of a codebook for the next frame of each row.
+        """Return a function: codebook -> noise (n, C) for the next frame of each row.
 
-        The function returns None if all rows are greedy.
+        If all rows are greedy, the function returns None.
         """
         c, device = self.config, self.model.device
         if all(state.params.temperature <= 0 for state in states):
@@ -440,7 +442,8 @@ class CsmRunner:
     def _commit(self, row: int, frame: Tensor) -> tuple[bool, bool, Rule | None]:
         """Add a new frame to the row's current line. If the line ends with this frame, begin the next line.
 
-        Returns whether the frame has no audio, whether the row has ended, and the guard's rule that the line broke.
+        Returns whether the frame has no audio, whether the row has ended, and the broken rule of the output guard or
+        None.
         """
         state = self._rows[row]
         last = is_last(frame, self.config.eos_code)

@@ -1,4 +1,4 @@
-"""Converts the two published layouts of a Dia checkpoint to one set of names, and checks names and shapes.
+"""Converts both published layouts of a Dia checkpoint to the same tensor names, and checks names and shapes.
 
 The model uses the names of the transformers layout. In the layout of nari, weights have the axes of JAX's DenseGeneral:
 an attention weight is (in, heads, size) or (heads, size, out), the gate and up weights are one tensor (in, 2, ffn), the
@@ -7,7 +7,7 @@ output head is (in, channels, ids), and each channel has a separate embedding ta
 The server refuses weights of v0.1 in the transformers layout. The converter of transformers accepts v0.1, but
 transformers has no RoPE in cross-attention, so the converted model speaks wrongly. This module recognises such weights
 by config.json (keys of v0.1, or a `version` or `_name_or_path` that names v0.1) and by the name of the file or
-repository. The tensors do not help, because v0.1 and 0626 have the same names and shapes.
+repository. The tensors do not show the release, because the tensors of v0.1 and 0626 have the same names and shapes.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ def _nari_shape(name: str, shape: Shape, config: DiaConfig) -> Shape:
 def weights_of(candidates: list[Checkpoint], config: DiaConfig, source: str = "") -> Checkpoint:
     """Check the tensors of a checkpoint, and return them with the model's names.
 
-    candidates: the checkpoints in the model's folder; the first one with Dia weights is used. source: the hub id or
-    folder of the weights. Raises WeightsUnavailable if no candidate has Dia weights, if tensors are missing, unexpected
-    or of the wrong shape, or if the weights belong to another release than config.json.
+    candidates: the checkpoints in the model's folder; the first checkpoint with Dia weights is used. source: the hub id
+    or folder of the weights. Raises WeightsUnavailable if no candidate has Dia weights, if tensors are missing,
+    unexpected or of the wrong shape, or if the weights belong to another release than config.json.
     """
     for candidate in candidates:
         checkpoint = candidate.unwrapped()
@@ -145,7 +145,7 @@ def weights_of(candidates: list[Checkpoint], config: DiaConfig, source: str = ""
 
 
 def _derivable(name: str) -> bool:
-    """Whether this is a tensor that some checkpoints contain and the model computes, so that `check` ignores it."""
+    """Whether the model computes this tensor itself. If a checkpoint contains such a tensor, `check` ignores it."""
     return name.endswith(("rotary_emb.inv_freq", "embeddings.offsets", "timescale"))
 
 
@@ -158,7 +158,7 @@ def _refuse_converted_v01(checkpoint: Checkpoint, config: DiaConfig, source: str
     if _V01_FILE.search(file):
         signs.append(f"the file is named {file}")
     if _V01_REPO.search(source) or _V01_REPO.search(checkpoint.origin):
-        signs.append("they come from the repository of v0.1")
+        signs.append("the weights come from the repository of v0.1")
     if signs:
         raise WeightsUnavailable(
             f"{checkpoint.origin} has weights of Dia-1.6B v0.1 in the transformers layout ({'; '.join(signs)}). "
@@ -168,14 +168,14 @@ def _refuse_converted_v01(checkpoint: Checkpoint, config: DiaConfig, source: str
 
 
 def _refuse_wrong_config(checkpoint: Checkpoint, config: DiaConfig, source: str) -> None:
-    """Raise WeightsUnavailable if config.json belongs to one release, and the file or repository name to the other."""
+    """Raise WeightsUnavailable if config.json and the name of the file or repository belong to different releases."""
     file = PurePath(checkpoint.origin).name
     named_v01 = _V01_FILE.search(file) or any(map(_names_v01, config.origins)) or _V01_REPO.search(source)
     named_0626 = _0626_FILE.search(file)
     if (config.release == "0626" and named_v01) or (config.release == "v0.1" and named_0626):
         other = "v0.1" if config.release == "0626" else "0626"
         raise WeightsUnavailable(
-            f"{checkpoint.origin} has weights of Dia-1.6B {other}, but its config.json is that of {config.release}. "
+            f"{checkpoint.origin} has weights of Dia-1.6B {other}, but its config.json belongs to {config.release}. "
             "The model would load and speak wrongly.",
             remedy="Use the config.json that was published with these weights.",
         )
@@ -216,7 +216,7 @@ def _concatenated(checkpoint: Checkpoint, names: list[str]) -> Callable[[], Tens
 def _as_linear(checkpoint: Checkpoint, name: str, inputs: int) -> Callable[[], Tensor]:
     """Return a function that reads a weight in the layout of nari and converts it to (out, in).
 
-    inputs: the first `inputs` axes of the weight are inputs; the later axes are outputs.
+    inputs: how many of the first axes are inputs; the other axes are outputs.
     """
 
     def make() -> Tensor:

@@ -1,9 +1,9 @@
 """Reads the config.json of a Dia checkpoint, in every published form. This module does not use tensors.
 
 Two models are named Dia-1.6B: "v0.1" of April 2025 and "0626" of June 2025. v0.1 applies RoPE in cross-attention and
-draws codes from the guided logits; 0626 does neither. The tensors of both models have the same names and shapes. So
-only config.json distinguishes the models: v0.1 has the keys `model` and `data`, and 0626 has the keys `encoder_config`
-and `decoder_config`.
+draws codes from the guided logits; 0626 does neither of these. The tensors of both models have the same names and
+shapes. So only config.json distinguishes the models: v0.1 has the keys `model` and `data`, and 0626 has the keys
+`encoder_config` and `decoder_config`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DiaConfig:
     encoder: StackConfig
     decoder: StackConfig
     text_vocab: int
-    audio_vocab: int  # ids of one channel: the codes, then EOS, PAD and BOS
+    audio_vocab: int  # number of ids of one channel: the codes, EOS, PAD and BOS
     delays: tuple[int, ...]  # the code of a frame in channel c is delays[c] positions after its code in channel 0
     eos: int
     pad: int
@@ -105,7 +105,7 @@ def _parse_0626(raw: Mapping[str, Any]) -> DiaConfig:
         head_dim=int(decoder.get("cross_head_dim", 128)),
     )
     if cross.width != width:
-        raise ValueError(f"the decoder needs an encoder of width {cross.width}, the encoder has width {width}")
+        raise ValueError(f"the decoder needs an encoder of width {cross.width}, but the encoder has width {width}")
     if cross.heads % cross.kv_heads:
         raise ValueError(f"{cross.heads} attention heads are not divisible by {cross.kv_heads} key heads")
     delays = tuple(int(delay) for delay in raw.get("delay_pattern") or _DELAYS)
@@ -218,5 +218,6 @@ def _parse_v01(raw: Mapping[str, Any]) -> DiaConfig:
     )
 
 
-# The published model (nari-labs/Dia-1.6B-0626), to plan its memory without its files: the defaults of all values.
+# The config of the published model (nari-labs/Dia-1.6B-0626), to plan its memory without its files. All values are
+# defaults.
 PUBLISHED = parse_config({"encoder_config": {}, "decoder_config": {}})

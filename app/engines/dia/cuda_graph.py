@@ -1,13 +1,14 @@
 """CUDA graphs that compute one step of Dia for the first n rows.
 
 One launch runs the decoder on the conditional and the unconditional token of each row, applies guidance, draws codes
-and applies the delay pattern. All inputs are on the device. A step of Dia takes a seventh of the time of a step of CSM
-and gives a seventh of the audio. Therefore the host launches several steps together, which is called a burst, and reads
-their results while the next burst runs. The graph does not contain the codec: the host passes complete frames to it.
+and applies the delay pattern. All inputs are on the device. A step of Dia takes a seventh of the time of a CSM step and
+gives a seventh of the audio of a CSM step. Therefore the host launches several steps together (a burst), and reads the
+results of one burst while the next burst runs. The graph does not contain the codec: the host passes complete frames to
+the codec.
 
 A launch computes all of the first n rows, but it changes the state of active rows only. A row is active if the host has
-selected it for this launch and its speech has not ended. There is one graph for each number of rows (1, 2, 4 ...) and
-each number of positions and text bytes that attention reads.
+selected the row for this launch and the row's speech has not ended. There is one graph for each combination of the
+number of rows (1, 2, 4 ...), the number of positions and the number of text bytes that attention reads.
 """
 
 from __future__ import annotations
@@ -36,25 +37,26 @@ if TYPE_CHECKING:
 
 FIRST_AUDIO_LENGTH, FIRST_TEXT_LENGTH = 512, 256  # positions and text bytes that attention reads in the smallest graph
 
-# Columns of a row's integers, and of its flags. FIRST_FRAME: the position at which the first frame is complete.
+# Indices into the integers of a row (`StepGraph.integers`), and into the flags of a row. FIRST_FRAME: the position at
+# which the row's first frame is complete.
 _POSITION, _DRAWS, _SEED, _MIN_FRAMES_LEFT, _TOP_K, _TEXT_LENGTH, _FIRST_FRAME = range(7)
 _ACTIVE, _EARLY_EOS, _NON_FINITE = range(3)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The results of one step of a burst for R rows, on the host."""
+    """The results of one step of a burst for R rows, copied to the host."""
 
     frames: Codes  # (R, C) the frame of each row that is complete after this step
     counts: NDArray[np.int64]  # (R,) the number of frames that the row's speech will have
     active: NDArray[np.bool_]  # (R,) the step advanced the row
-    early_eos: NDArray[np.bool_]  # (R,) an EOS in the row's first steps was suppressed
+    early_eos: NDArray[np.bool_]  # (R,) EOS was the best code, but was suppressed because the speech is too short
     non_finite: NDArray[np.bool_]  # (R,) the row's logits are NaN or infinite
 
 
 @dataclass(frozen=True, slots=True)
 class BucketKey:
-    """The variant of a captured step."""
+    """Selects one of the captured graphs for a number of rows."""
 
     audio_length: int  # number of positions that self-attention reads
     text_length: int  # number of text bytes that cross-attention reads
@@ -85,10 +87,11 @@ class DiaCudaGraph:
         self._text_lengths = tuple(sorted({min(FIRST_TEXT_LENGTH, c.max_text), c.max_text}))
         keys = []
         for audio in reversed(self._audio_lengths):
-            # Without the fast path, cross-attention reads all positions of the text, to save graphs.
+            # The graphs without the fast path read all positions of the text in cross-attention, so that fewer graphs
+            # are needed.
             keys.append(BucketKey(audio, self._text_lengths[-1], fast_path=False))
             keys += [BucketKey(audio, text, fast_path=True) for text in reversed(self._text_lengths)]
-        # Floats of a row: temperature, top_p, guidance scale.
+        # The floats of a row are temperature, top_p and guidance scale.
         self.steps = StepGraph[BucketKey](rows, keys, integers=7, floats=3, kernels=kernels, device=device)
         self.steps.integers[:, _TEXT_LENGTH] = 1
         self._speaking = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -142,8 +145,8 @@ class DiaCudaGraph:
     ) -> Callable[[], list[Step]]:
         """Launch a burst of steps of these rows. Returns a function that waits for the results and returns them.
 
-        longest: a number above all positions of the rows in this burst. text_length: number of bytes of the longest
-        text. The results are valid until the second next launch, which overwrites them.
+        longest: a number above the positions of all these rows in this burst. text_length: the number of bytes of the
+        longest text. The launch after the next launch overwrites the results.
         """
         self.steps.select(rows)
         self._burst_step.zero_()
@@ -194,7 +197,7 @@ class DiaCudaGraph:
         )
         most = TOP_K_FAST if key.fast_path else None
         suppressed = min_frames_left > 0
-        # The scores of channel 0 without suppression show whether EOS would have ended the speech.
+        # The scores of channel 0 without the suppression of EOS show whether EOS would have ended the speech.
         unsuppressed = candidates(c, conditional[:, :1], unconditional[:, :1], scales=scales, top_k=top_k, most=most)
         early_eos = active & suppressed & unsuppressed[:, 0, c.eos].isfinite()
         scores = candidates(c, conditional, unconditional, scales=scales, top_k=top_k, most=most, suppressed=suppressed)

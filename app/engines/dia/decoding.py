@@ -1,8 +1,8 @@
 """Decodes Dia's frames to samples in chunks.
 
-The codec needs the next ten frames to decode a frame. The first chunk of a row has FIRST_FRAMES frames, and each later
-chunk has CHUNK_FRAMES frames. So the samples of a row do not depend on the client's reading speed or on other rows in
-the batch.
+To decode a frame, the codec needs the ten frames after this frame. The first chunk of a row has FIRST_FRAMES frames,
+and each later chunk has CHUNK_FRAMES frames. So the samples of a row do not depend on the client's reading speed or on
+other rows in the batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from app.nn.dac.model import DacDecoder
     from app.types import Codes, Samples
 
-FIRST_FRAMES, CHUNK_FRAMES = 16, 8  # the first chunk gives 70 ms of audio; smaller chunks take up to twice the time
+FIRST_FRAMES, CHUNK_FRAMES = 16, 8  # the first chunk gives 70 ms of audio
 
 
 class ChunkedDecoding:
@@ -35,7 +35,7 @@ class ChunkedDecoding:
 
         The samples of a row are empty if the row's chunk is not full yet.
         """
-        due: dict[int, list[int]] = {}  # indices into `rows`, by number of frames to decode
+        due: dict[int, list[int]] = {}  # number of frames to decode -> indices into `rows`
         for i, (row, frame) in enumerate(zip(rows, codes, strict=True)):
             state = states[row]
             state.undecoded.append(torch.from_numpy(frame.astype(np.int64)))

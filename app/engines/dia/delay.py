@@ -1,13 +1,13 @@
 """The delay pattern: the code of a frame in channel c is delays[c] positions after its code in channel 0.
 
-Position 0 is BOS in all channels. After a prompt of P frames, the code of frame t in channel c is at position
-1 + P + t + delays[c]. The positions before a channel's first frame are BOS. So frame t is complete at position
-1 + P + t + max(delays). If channel 0 draws EOS at position e, channel c gets EOS at e + delays[c] and PAD after it, and
-the speech has e - 1 - P frames.
+Position 0 is BOS in all channels. After a prompt of P frames, the code of frame t in channel c is at position 1 + P + t
++ delays[c]. The positions before a channel's first frame are BOS. So frame t is complete at position 1 + P + t +
+max(delays). If channel 0 draws EOS at position e, channel c gets EOS at e + delays[c] and PAD after it, and the speech
+has e - 1 - P frames.
 
 The rules are those of DiaProcessor and DiaEOSDelayPatternLogitsProcessor in transformers. The code of nari differs: it
-draws the last channel of the prompt's last frame again. This module keeps the code of the prompt. It does not depend on
-weights.
+draws a new code for the last channel of the prompt's last frame. This module keeps the code of the prompt. This module
+does not use weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.engines.dia.config import DiaConfig
 
 
 class DelayPattern:
-    """The codes at each position of all rows. The codes are on the device, so a step does not wait for the host."""
+    """The codes of all rows at all positions. The codes are on the device, so a step does not wait for the host."""
 
     def __init__(self, config: DiaConfig, rows: int, device: torch.device) -> None:
         self._config = config
@@ -27,8 +27,9 @@ class DelayPattern:
         self._delays = torch.tensor(config.delays, device=device)
         self._channels = torch.arange(config.channels, device=device)
         self._ids = torch.zeros(rows, config.max_positions + 1, config.channels, dtype=torch.int64, device=device)
-        self._prompts = torch.zeros(rows, dtype=torch.int64, device=device)  # number of frames of each row's prompt
-        # The position of EOS in channel 0. Before EOS is drawn: the last position at which EOS is possible.
+        self._prompts = torch.zeros(rows, dtype=torch.int64, device=device)  # number of frames in each row's prompt
+        # For each row, the position of EOS in channel 0. Before EOS is drawn, this is the last position at which EOS is
+        # possible.
         self._ends = torch.zeros(rows, dtype=torch.int64, device=device)
 
     def begin(self, row: int, prompt: Tensor, frames: int) -> None:
@@ -64,10 +65,10 @@ class DelayPattern:
     ) -> tuple[Tensor, Tensor]:
         """Store the drawn codes (n, C) of these rows at these positions.
 
-        Where the pattern requires BOS, EOS, PAD or a code of the prompt, stores that code. active (n,) bool: inactive
-        rows do not change; None = all rows are active. Returns the frame (n, C) of each row that is complete now, and
-        the number of frames (n,) that the speech of each row will have. Before a row's first frame is complete, its
-        returned frame is undefined.
+        If the pattern requires BOS, EOS, PAD or a code of the prompt at a place, stores the required code there. active
+        (n,) bool: inactive rows do not change; None = all rows are active. Returns for each row the frame that is
+        complete now (n, C), and the number of frames (n,) that the speech will have. Before the first frame of a row is
+        complete, the returned frame is undefined.
         """
         c, at = self._config, positions[:, None]
         drawn_end = drawn[:, 0] == c.eos

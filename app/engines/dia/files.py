@@ -13,7 +13,7 @@ from app.weights.located import Located, locate
 if TYPE_CHECKING:
     from app.settings import Settings
 
-CODEC_FOLDER = "dac"  # a folder with the codec inside the folder of the model
+CODEC_FOLDER = "dac"  # a folder inside the model's folder that may contain the codec
 
 
 def codec_source(settings: Settings, model_folder: Path) -> str:
@@ -30,7 +30,7 @@ def codec_source(settings: Settings, model_folder: Path) -> str:
 class DiaFolders:
     """Where the files of Dia are. A folder is None if its files are not on disk."""
 
-    files: tuple[hub.ModelFiles, ...]  # what the model needs
+    files: tuple[hub.ModelFiles, ...]  # all files that the model needs
     model: Located
     codec: Path | None = None
 
@@ -45,8 +45,8 @@ def locate_dia(settings: Settings) -> DiaFolders:
 
 
 def sources(settings: Settings) -> list[hub.ModelFiles]:
-    """Return the files that are needed, as far as the files on disk show them."""
+    """Return the files that Dia needs. After a download, a second call may return more files."""
     try:
         return list(locate_dia(settings).files)
-    except WeightsUnavailable:  # a setting is not valid, or a file is broken; the download or the start reports it
+    except WeightsUnavailable:  # an invalid setting or a broken file: the download or the start reports the error
         return [hub.files_for("dia", settings.dia_model)]

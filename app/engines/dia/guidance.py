@@ -1,7 +1,7 @@
-"""Draws codes from Dia's logits, with classifier-free guidance and the EOS rules. Does not depend on weights.
+"""Draws codes from Dia's logits, with classifier-free guidance and the EOS rules. This module does not use weights.
 
-guided = c + s (c - u), with the conditional logits c, the unconditional logits u and the scale s. Many other
-implementations use the formula u + s' (c - u), where s' = s + 1. nari's code and transformers use s.
+guided = c + s (c - u), with the conditional logits c, the unconditional logits u and the scale s. This scale s is the
+one of nari's code and of transformers. Many other implementations compute u + s' (c - u), where s' = s + 1.
 
 - 0626: the candidates are the codes with the k largest guided logits. A candidate is drawn with its conditional logit.
   If EOS is the best candidate of channel 0, it is the only candidate; otherwise EOS is not a candidate (transformers:
@@ -37,8 +37,8 @@ def candidates(
     """Return the scores (n, C, V) from which codes are drawn. The score of a code that can't be drawn is -inf.
 
     conditional, unconditional: logits (n, C, V) float32. scales (n,) float32: 0 = no guidance. top_k (n,) int64: 0 = no
-    limit. most: no top_k in the batch is larger, except for rows without a limit; None = unknown. suppressed (n,) bool:
-    rows in which EOS is suppressed. Does not wait for the device.
+    limit. most: an upper bound of the top_k of all rows with a limit; None = no bound is known. suppressed (n,) bool:
+    rows in which EOS is suppressed. This function does not wait for the device.
     """
     c = config
     guided = conditional + scales[:, None, None] * (conditional - unconditional)
@@ -62,16 +62,16 @@ def candidates(
 
 
 def _top(scores: Tensor, top_k: Tensor, most: int | None) -> Tensor:
-    """Return which scores (n, C, V) are among the k largest of their channel. top_k (n,): k of each row, 0 = all.
+    """Return which scores (n, C, V) are among the k largest scores of the channel. top_k (n,): k of each row, 0 = all.
 
-    If several codes have the k-th largest score, which occurs in bfloat16, all of them are included. So the result does
-    not depend on the top_k of other rows.
+    If several codes have the k-th largest score, which occurs in bfloat16, the result includes all these codes. So the
+    result does not depend on the top_k of other rows.
     """
     size = scores.shape[-1]
     most = size if most is None else max(1, min(most, size))
     limited = ((top_k > 0) & (top_k < size))[:, None, None]
     best = scores.topk(most, dim=-1).values
-    # The top_k of a row without an utterance may have any value, so it is limited.
+    # The top_k of a row without an utterance may have any value, so top_k is limited here.
     at = torch.where(limited, top_k[:, None, None].clamp(max=most), most) - 1  # (n, 1, 1)
     floor = best.gather(-1, at.expand(-1, scores.shape[1], -1)).masked_fill(~limited, -torch.inf)
     return scores >= floor
@@ -85,7 +85,7 @@ class Guided:
     cfg_scale: float  # 0 = no guidance
 
 
-# nari-labs/dia: README and hf.py for 0626; generate() for v0.1.
+# Sources in nari-labs/dia: README and hf.py for 0626, generate() for v0.1.
 DEFAULTS = {
     "0626": Guided(SamplingParams(temperature=1.8, top_k=45, top_p=0.90), 3.0),
     "v0.1": Guided(SamplingParams(temperature=1.3, top_k=35, top_p=0.95), 3.0),

@@ -1,4 +1,4 @@
-"""Frame limits of Dia's scripts, and the check that a script fits. Does not depend on weights."""
+"""Frame limits of Dia's scripts, and the check that a script fits the context. This module does not use weights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from app.errors import BadReference, TextTooLong
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """Limits for the duration of a script, because the model sometimes stops too early or does not stop.
+    """Limits for the duration of a script's speech, because the model sometimes stops too early or does not stop.
 
     See also audio/guard.py.
     """
 
     min_s: float = 0.3  # EOS is suppressed before this time, so speech is at least this long
-    pace: float = 2.0  # the largest duration of a script is pace * expected duration + slack_s
+    pace: float = 2.0  # a script may take pace * expected duration + slack_s
     slack_s: float = 4.0
 
     def limit_s(self, expected_s: float) -> float:
@@ -26,7 +26,7 @@ class Guards:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The frame limits of scripts. guards: None = only the limit in the request and the context apply."""
+    """The frame limits of scripts. guards: None = only the limit of the request and the context length apply."""
 
     guards: Guards | None
     max_frames: int  # the largest number of frames of a prompt and the speech after it

@@ -62,9 +62,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# In bfloat16, the keys and values of a row take up to 226 MiB for its audio and up to 144 MiB for its text.
+# In bfloat16, the keys and values of a row take up to 226 MiB for the audio and up to 144 MiB for the text.
 ROWS_CPU, ROWS_GPU = 4, 64
-PASSAGE_SLACK_S = 1.0  # additional time, because formatting may add characters to a script: a dash becomes " - "
+PASSAGE_SLACK_S = 1.0  # additional time, because formatting may add characters to a script
 BARE_FRAMES = 3056  # all positions of the decoder
 
 
@@ -79,7 +79,8 @@ def load_model(
 ) -> DiaModel:
     """Load the model in `folder`, of either release and in either layout. Raises WeightsUnavailable.
 
-    source: the hub id or folder of the weights. cache: see `load_weights`. adapter: is merged into the weights.
+    source: the hub id or folder of the weights. cache: see `load_weights`. adapter: a LoRA adapter that is merged into
+    the weights.
     """
     config = read_config(folder)
     weights = weights_of(open_checkpoints(folder), config, source)
@@ -94,8 +95,8 @@ def load_model(
 def adapt(model: DiaModel, quantize: Quantize = "none") -> None:
     """Convert the loaded weights to the fastest form for the model's device. Raises EngineUnavailable.
 
-    int8: only the MLP weights of the decoder are converted; they are 72 % of the bytes that a step reads. Attention
-    weights are not converted, because Dia does not scale its attention scores, and 8-bit errors would be too large.
+    int8 converts only the MLP weights of the decoder, which are 72 % of the bytes that a step reads. int8 does not
+    convert attention weights: Dia does not scale attention scores, so the errors of 8-bit weights would be too large.
     """
     if quantize == "int8":
         check_int8((model.device,))
@@ -149,10 +150,10 @@ def load_runner(
 ) -> DiaRunner:
     """Load Dia from `model_dir` and its codec from `codec_dir`.
 
-    needs_range: raise HalfPrecisionOverflow if the model overflows in float16. codec_dtype: "auto" = the fastest format
-    whose spectral error is small (nn/dac/precision.py). adapter_dir: a LoRA adapter that is merged into the weights.
-    sampling: the model's own sampling parameters; they change the fingerprint. `DiaRunner`, `load_model` and `adapt`
-    describe the other options. Raises WeightsUnavailable, EngineUnavailable.
+    needs_range: True = raise HalfPrecisionOverflow if values overflow in float16. codec_dtype: "auto" = the fastest
+    format with a small spectral error (nn/dac/precision.py). adapter_dir: a LoRA adapter that is merged into the
+    weights. sampling: the sampling parameters that the model sets; they are a part of the fingerprint. `DiaRunner`,
+    `load_model` and `adapt` describe the other options. Raises WeightsUnavailable, EngineUnavailable.
     """
     adapter = None if adapter_dir is None else open_adapter(adapter_dir)
     model = load_model(model_dir, device=device, dtype=dtype, source=source, cache=cache, adapter=adapter)
@@ -189,7 +190,7 @@ def load_runner(
 
 
 def _codec_facts(decoder: DacDecoder, errors: Mapping[torch.dtype, float]) -> Setup:
-    """Return the values of /health about the format of the codec's products. errors: see fastest_decoder."""
+    """Return the values for /health about the number format of the codec. errors: see fastest_decoder."""
     name = str(decoder.dtype).removeprefix("torch.")
     if decoder.dtype in errors:
         return (("codec_dtype", name), ("codec_error_db", round(errors[decoder.dtype], 1)))
@@ -201,7 +202,7 @@ def _codec_facts(decoder: DacDecoder, errors: Mapping[torch.dtype, float]) -> Se
 
 @torch.inference_mode()
 def _sample_logits(model: DiaModel) -> Tensor:
-    """Compute a text of 64 bytes and 32 positions of codes with random ids, and one more step. Return its logits."""
+    """Run the model on a text of 64 bytes and 33 positions with random ids, and return the last logits."""
     c, generator = model.config, torch.Generator().manual_seed(0)
     text = torch.randint(32, min(127, c.text_vocab), (min(64, c.max_text),), generator=generator)
     count = min(33, c.max_positions)
@@ -238,11 +239,11 @@ def _load(
     exact: bool,
     reference_noise: bool,
 ) -> DiaRunner:
-    """Load the runner. notes: further values that /health shows. Raises HalfPrecisionOverflow, EngineUnavailable."""
+    """Load the runner. notes: more values for /health. Raises HalfPrecisionOverflow, EngineUnavailable."""
     folders, source = fetch(settings, context, locate_dia)
     folder, codec = folders.model.weights, folders.codec
-    assert folder is not None  # noqa: S101 - `fetch` has downloaded it
-    assert codec is not None  # noqa: S101 - `fetch` has downloaded it
+    assert folder is not None  # noqa: S101 - `fetch` has downloaded the folder
+    assert codec is not None  # noqa: S101 - `fetch` has downloaded the codec
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     rows = settings.rows(ROWS_CPU)
@@ -279,7 +280,7 @@ def _load(
 
 
 def bytes_by_rows(config: DiaConfig, codec: DacConfig, dtype: torch.dtype) -> Callable[[int], int]:
-    """Return a function that returns the bytes of the model, the codec and n rows."""
+    """Return a function: number of rows -> bytes of the model, the codec and these rows."""
     return lambda rows: measure(config, codec, dtype=dtype, max_rows=rows)
 
 
@@ -289,7 +290,7 @@ def published_bytes(dtype: torch.dtype) -> Callable[[int], int]:
 
 
 def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows: int) -> int:
-    """Return how many bytes the model, the codec and the rows need. Builds them on the meta device to count."""
+    """Return how many bytes the model, the codec and the rows need. To count, builds the modules on the meta device."""
     meta = torch.device("meta")
     model = DiaModel(config, device=meta, dtype=dtype)
     cache = model.cache(max_rows, batched=True, scratch=1)
@@ -305,7 +306,7 @@ def _engine_sampling(release: Release) -> Sampling:
 
 
 def sampling_of(model: Located) -> Sampling:
-    """Return the sampling parameters in which a model differs from the published Dia-1.6B of its release."""
+    """Return the sampling parameters of a model that differ from those of the published model of the same release."""
     assert model.weights is not None  # noqa: S101 - the model is on disk
     return own_sampling(model, hub.files_for("dia"), _engine_sampling(read_config(model.weights).release))
 
@@ -313,7 +314,7 @@ def sampling_of(model: Located) -> Sampling:
 def engine_of(runner: DiaRunner, settings: Settings, sampling: Sampling = NO_SAMPLING) -> BatchedEngine:
     """Return an engine that runs `runner`, with Dia's capabilities and limits.
 
-    sampling: the model's own sampling parameters, for requests that do not set them.
+    sampling: the sampling parameters that the model sets, used for requests without sampling parameters.
     """
     model = runner.model
     info = EngineInfo(

@@ -2,11 +2,11 @@
 
 The model has weights and no other state. For classifier-free guidance, a step of a row reads two tokens: a conditional
 token, which attends to the text, and an unconditional token. In the reference implementations, the unconditional token
-attends to a text of zero bytes. All bytes of this text are equal, so the encoder's output is the same vector h0 at each
-position, for any length of the text. Therefore the cross-attention of an unconditional token in layer l is the constant
-b_l = O_l V_l h0, where V_l and O_l are the value and output weights. `load` computes these constants once, in float32,
-and stores them in `unconditional`. So unconditional tokens need no encoder and no cross-attention. Source:
-nari-labs/dia, dia/layers.py.
+attends to a text of zero bytes. All bytes of this text are equal. So the encoder's output is the same vector h0 at each
+position, and h0 does not depend on the length of the text. Therefore the cross-attention of an unconditional token in
+layer l is the constant b_l = O_l V_l h0, where V_l and O_l are the value and output weights. `load` computes these
+constants once, in float32, and stores them in `unconditional`. So unconditional tokens need no encoder and no
+cross-attention. Source: nari-labs/dia, dia/layers.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from app.weights.tensors import Checkpoint
 class DiaCache:
     """The KV caches of `rows` rows.
 
-    In `audio`, row 2 r belongs to the conditional tokens of row r, and row 2 r + 1 to its unconditional tokens.
+    In the cache `audio`, row 2 r has the conditional tokens of row r, and row 2 r + 1 has the unconditional tokens of
+    row r.
     """
 
     audio: KVCache
@@ -105,9 +106,9 @@ class DiaModel(nn.Module):
             yield
 
     def read(self, codes: Tensor, cache: DiaCache, row: int, start: int) -> None:
-        """Run the decoder on codes (T, C) of a row at positions start..start+T-1, and write their keys and values.
+        """Run the decoder on codes (T, C) of a row at positions start..start+T-1, and write the keys and values.
 
-        `encode_text` must have read the row's text before.
+        The caller must call `encode_text` for the row's text first.
         """
         count = len(codes)
         conditional, unconditional = (cache.audio.prefill_attention(r, start, count) for r in (2 * row, 2 * row + 1))
@@ -118,7 +119,7 @@ class DiaModel(nn.Module):
     def advance(
         self, codes: Tensor, cache: DiaCache, rows: Sequence[int], positions: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Run the decoder on codes (n, C) of n rows, where each row has its own position.
+        """Run the decoder on codes (n, C) of n rows. The rows may be at different positions.
 
         Returns the conditional logits and the unconditional logits, each (n, C, V) float32.
         """
@@ -182,7 +183,7 @@ class DiaModel(nn.Module):
     def compute_unconditional(self) -> None:
         """Compute the constants in `unconditional` from the weights."""
         c = self.config
-        h = self.text_table[:1].float()  # a text of one zero byte: attention returns the byte's own value
+        h = self.text_table[:1].float()  # a text of one zero byte, so attention returns the value of this byte
         for block in self.encoder.blocks:
             assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
             h = h + _linear(block.out, _own_value(block, _norm(h, block.attention_norm, c.encoder.eps)))
@@ -199,7 +200,7 @@ class DiaModel(nn.Module):
 
 
 def _side_by_side(first: PrefillAttention, second: PrefillAttention, count: int) -> PrefillAttention:
-    """Return an attention function that calls `first` for the first `count` tokens and `second` for later tokens."""
+    """Return an attention function that calls `first` for the first `count` tokens, and `second` for later tokens."""
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.cat(

@@ -1,4 +1,4 @@
-"""Dia's text input: UTF-8 bytes, with one byte for each speaker tag. Does not depend on weights."""
+"""Dia's text input: UTF-8 bytes, with one byte for each speaker tag. This module does not use weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of one row of Dia: its script, its prompt and its counters. Does not depend on weights."""
+"""The state of one row of Dia: the script, the prompt and the counters. This module does not use weights."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class DiaRow:
-    """The state of the utterance in one row. It exists from `admit` to `release`."""
+    """The state of the utterance in one row, from `admit` to `release`."""
 
     ids: list[int]  # token ids of the script
-    prompt: Tensor  # (P, C) int64: codes of the voices' recordings
+    prompt: Tensor  # (P, C) int64: codes of the recordings of the voices
     guided: Guided
     seed: int
     max_frames: int  # the largest number of frames of speech
@@ -28,7 +28,7 @@ class DiaRow:
     draws: int = 0  # number of drawn steps; the noise of a step depends on this number
     prefill: Iterator[None] | None = None  # the running prefill, which yields after each chunk
     over: bool = False  # the speech has ended
-    generation: int = 0  # increases at the end of the speech; results of steps that were launched before are invalid
+    generation: int = 0  # increases when the speech ends, so that results of earlier launches are ignored
     undecoded: list[Tensor] = field(default_factory=list)  # frames (C,) that are not decoded
     decoded: int = 0  # frames that the codec has decoded
     guard: LineGuard | None = None

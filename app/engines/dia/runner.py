@@ -1,11 +1,11 @@
 """Dia-1.6B as a Runner: each row reads one script and speaks it.
 
-The encoder reads the script (script.py) of a row. The decoder reads the recordings of the row's voices as frames before
-the speech. A step reads a conditional and an unconditional token (model.py) and draws one code in each of the nine
-channels. These codes belong to different frames: a frame is complete 15 steps after its first code (delay.py).
+The encoder reads the script (script.py) of a row. Before the speech, the decoder reads the recordings of the row's
+voices as frames. A step reads a conditional and an unconditional token (model.py) and draws one code in each of the
+nine channels. These codes belong to different frames: a frame is complete 15 steps after its first code (delay.py).
 
-With `exact`, the model reads the bytes of the text unchanged. `Guards` (limits.py) add limits for production. This
-module does not depend on HTTP or stored voices.
+With `exact`, the model reads the bytes of the text unchanged. `Guards` (limits.py) limit the duration of speech in
+production. This module does not depend on HTTP or stored voices.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ from app.types import Sampling, SpokenLine, Utterance
 if TYPE_CHECKING:
     from app.types import Codes, Reference, Samples, VoicePrompt
 
-# Positions in one prefill chunk; each position has two tokens. All rows wait while the model reads a chunk.
+# The number of positions in one prefill chunk; each position has two tokens. All rows wait while the model reads a
+# chunk.
 CHUNK_CPU, CHUNK_GPU = 32, 256
-# All layers of the decoder take this many times as long as one layer of the encoder, or as the keys and values of the
-# text for one layer of the decoder.
+# For the same number of tokens, all layers of the decoder together take this many times as long as one layer of the
+# encoder. The keys and values of the text for one decoder layer take as long as one encoder layer.
 ENCODER_SHARE = 16
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.5, 20.0
 WARM_UP_TEXT = "The weather was fine."
@@ -75,13 +76,13 @@ class DiaRunner:
         burst: int = 1,
         notes: Setup = (),
     ) -> None:
-        """Create the rows, and capture CUDA graphs if `capture` is not None.
+        """Create the rows. If `capture` is not None, capture CUDA graphs.
 
         guards: None = no limits of scripts, as in the reference implementations. exact: the model reads the text
         unchanged. on_guard: called with each broken rule of the output guard. reference_noise: draw the same noise as
-        torch.multinomial after torch.manual_seed. chunk: positions that one call of `prefill` reads; None = the default
-        of the device. capture: None = do not use CUDA graphs. kernels: the candidate kernels of the CUDA graphs. burst:
-        number of steps that are launched together as CUDA graphs. notes: further values that /health shows.
+        torch.multinomial after torch.manual_seed. chunk: the number of positions that one call of `prefill` reads; None
+        = the default of the device. capture: None = do not use CUDA graphs. kernels: the candidate kernels of the CUDA
+        graphs. burst: the number of steps that are launched together as CUDA graphs. notes: more values for /health.
         """
         self.max_rows = max_rows
         self.model = model
@@ -104,7 +105,7 @@ class DiaRunner:
         self._encoder_stream = side_stream(model.device, BACKGROUND)
         self._side_stream = side_stream(
             model.device, FRAMES
-        )  # for the codec, so that it does not wait for launched steps
+        )  # the codec's stream, so that the codec does not wait for launched steps
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, DiaRow] = {}
         self._graph: DiaCudaGraph | None = None
@@ -124,7 +125,7 @@ class DiaRunner:
         self.setup = setup_facts(capture, self.max_rows, self._graph.steps.facts if self._graph else (), notes)
 
     def _warm_up(self, burst: int) -> None:
-        """Speak a short utterance and discard its audio, so that the first request finds everything initialised.
+        """Speak a short utterance and discard the audio. So the first request does not wait for initialisation.
 
         Runs enough steps for the codec to decode its first chunk. The first frame of this chunk is complete after
         `max(delays)` steps, and the results of a step arrive up to two bursts (steps launched together) later.
@@ -235,10 +236,10 @@ class DiaRunner:
         self._cache.text.zero_row(row)
 
     def _step_with_graph(self, rows: Sequence[int], graph: DiaCudaGraph) -> StepResult:
-        """Return the results of one finished step.
+        """Return the results of one finished step. If no result is left, launch the next burst of steps.
 
-        Steps are launched in bursts, and one burst is always ahead: if the results of the last finished burst are used
-        up, launch another burst, and wait for the results of the burst before it.
+        The device always has one burst (steps launched together) in progress: this method launches burst b + 1 first,
+        and then waits for the results of burst b.
         """
         results = [RowResult(row, ended=True) for row in rows if self._rows[row].over]
         if not self._finished:
@@ -267,8 +268,8 @@ class DiaRunner:
         return to_result(results, self.config.channels)
 
     def _launch(self, rows: dict[int, DiaRow], graph: DiaCudaGraph) -> InFlightStep[DiaRow, list[Step]]:
-        # `position` does not include the steps of a burst that is not collected yet. So the largest position after this
-        # burst is `position` + 2 bursts.
+        # `position` does not include the steps of a burst whose results are not collected yet. So the largest position
+        # after this burst is `position` + 2 bursts.
         longest = min(max(state.position for state in rows.values()) + 2 * graph.burst + 1, self.config.max_positions)
         text_length = max(len(state.ids) for state in rows.values())
         fast_path = uses_fast_path([state.guided.params for state in rows.values()])
@@ -278,10 +279,10 @@ class DiaRunner:
 
     @torch.inference_mode()
     def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
-        """Add one frame of codes (n, C) to these rows, and return the samples (N,) float32 that are decoded now.
+        """Add one frame of codes (n, C) to these rows, and return the samples (N,) float32 of each row.
 
-        For most frames, the samples are empty, because they are decoded in chunks. After the last frame of a row, the
-        result contains all remaining samples of the row.
+        Frames are decoded in chunks, so the samples are empty for most frames. With the last frame of a row, the result
+        contains all remaining samples of the row.
         """
         with self._side_stream():
             return self._chunks.decode(self._rows, rows, codes)
@@ -302,7 +303,7 @@ class DiaRunner:
     @torch.inference_mode()
     def move_row(self, source: int, target: int) -> None:
         state = self._rows.pop(source)
-        # Launched bursts, whose results are not returned yet, have written further positions.
+        # Launched bursts may have written more positions, because their results are not returned yet.
         ahead = 2 * self._graph.burst if self._graph is not None else 0
         count = min(state.position + ahead, self.config.max_positions)
         for part in range(2):
@@ -355,7 +356,7 @@ class DiaRunner:
         return checked_codes(prompt.codes, codebooks=c.channels, codebook_size=c.codebook_size)
 
     def _guard(self, spoken: str, voices: Sequence[VoicePrompt]) -> LineGuard | None:
-        """Return the output guard of a script, or None if no guards are used.
+        """Return the output guard of a script, or None if the guards are off.
 
         The guard compares the speech with the mean pace of the voices' recordings, if this pace is known.
         """
@@ -377,7 +378,7 @@ class DiaRunner:
     def _read(self, row: int, state: DiaRow) -> Iterator[None]:
         """Read the script and then the recordings of the voices. Yields after each chunk.
 
-        Does not read the last position of the prompt: the first step reads it.
+        Does not read the last position of the prompt, because the first step reads this position.
         """
         layers = max(1, self._chunk * ENCODER_SHARE // len(state.ids))
         ids = upload(torch.tensor(state.ids), self.model.device)
@@ -398,8 +399,8 @@ class DiaRunner:
     def _eager_step(self, rows: list[int]) -> Tensor:
         """Compute one step of these rows without a CUDA graph, and return a tensor (n, C + 2) int64.
 
-        Columns: the C codes of the frame that is complete now, the number of frames that the speech will have, and
-        whether the logits are finite (1 or 0).
+        The columns are the C codes of the frame that is complete now, the number of frames that the speech will have,
+        and whether the logits are finite (1 or 0).
         """
         if self._one_by_one and len(rows) > 1:
             return torch.cat([self._eager_step([row]) for row in rows])
@@ -422,7 +423,7 @@ class DiaRunner:
         return torch.cat((frames, counts[:, None], finite[:, None]), dim=1)
 
     def _noise(self, states: list[DiaRow]) -> Tensor | None:
-        """Return the noise (n * C, V) for one step, or None if all rows are greedy. Line r C + c: row r, channel c."""
+        """Return the noise (n * C, V) for one step, or None if all rows are greedy. Index r C + c: row r, channel c."""
         c, device = self.config, self.model.device
         if all(state.guided.params.temperature <= 0 for state in states):
             return None
@@ -435,8 +436,8 @@ class DiaRunner:
     def _commit(self, row: int, frame: Codes, count: int) -> tuple[bool, bool, Rule | None]:
         """Add the frame of a step to its row. count: the number of frames that the row's speech will have.
 
-        Returns whether the step has no frame to decode, whether the row has ended, and the rule of the output guard
-        that the speech broke, or None.
+        Returns whether the step has no frame to decode, whether the row has ended, and the broken rule of the output
+        guard or None.
         """
         state = self._rows[row]
         index = state.position - self._delay_pattern.first_frame(len(state.prompt))
@@ -467,6 +468,6 @@ class DiaRunner:
 def _speaker(line: SpokenLine) -> tuple[int, str]:
     """Return a key for the speaker of a line: the speaker's number and the voice.
 
-    Lines with the same number and different voices have different speakers.
+    Two lines with the same number but different voices have different speakers.
     """
     return line.speaker, line.voice.id

@@ -26,8 +26,8 @@ Speaker = TypeVar("Speaker", bound=Hashable)
 MAX_SPEAKERS = 2
 BYTES_PER_S = 15.0  # bytes of English text that a calm speaker says in one second
 MAX_TEXT_CHARS = 200  # characters of one line: about 13 s of speech; Dia speaks too fast if a line takes more than 20 s
-MAX_PASSAGE_CHARS = 240  # of all lines of a dialogue in one utterance
-NATURAL_S = 20.0  # Dia's authors: speech in longer utterances, recordings included, is unnaturally fast
+MAX_PASSAGE_CHARS = 240  # characters of all lines of a dialogue in one utterance
+NATURAL_S = 20.0  # according to Dia's authors, speech is too fast if recordings and speech take longer than this
 TEXT = TextPacking(
     max_chars=MAX_TEXT_CHARS,
     max_passage_chars=MAX_PASSAGE_CHARS,
@@ -78,10 +78,11 @@ def without_tags(text: str) -> str:
 def format_script(
     lines: Sequence[tuple[Speaker, str]], transcripts: Mapping[Speaker, str] | None = None
 ) -> Script[Speaker]:
-    """Format (speaker, text) lines as a script, after the transcripts of their speakers.
+    """Format (speaker, text) lines as a script. The transcripts of the speakers come first.
 
     The first speaker is [S1]. Speakers with a transcript come first, in the order in which they appear in `lines`. If
-    there is only one line, speaker tags inside it are used; otherwise they are removed. Raises TooManySpeakers.
+    there is only one line, speaker tags in this line are used. If there are several lines, speaker tags in the lines
+    are removed. Raises TooManySpeakers.
     """
     if len(lines) == 1 and SPEAKER_TAG.search(lines[0][1]):
         return _format_tagged(lines[0], transcripts or {})
@@ -90,9 +91,9 @@ def format_script(
 
 
 def _format_tagged(line: tuple[Speaker, str], transcripts: Mapping[Speaker, str]) -> Script[Speaker]:
-    """Format a line that contains speaker tags. The first tag in the line stands for the speaker of the line.
+    """Format a line that contains speaker tags. The first tag in the line means the speaker of the line.
 
-    Only this speaker can have a transcript.
+    Only the speaker of the line can have a transcript.
     """
     line_speaker, text = line
     tagged = split_speakers(SpannedText(text))
@@ -108,7 +109,7 @@ def _format(lines: Sequence[tuple[Speaker, str]], transcripts: Mapping[Speaker, 
     lines = [(speaker, text) for speaker, text in lines if text]
     appearing = list(dict.fromkeys(speaker for speaker, _ in lines))
     if len(appearing) > MAX_SPEAKERS:
-        raise TooManySpeakers(f"Dia has {MAX_SPEAKERS} speakers in one utterance; this one has {len(appearing)}.")
+        raise TooManySpeakers(f"Dia has {MAX_SPEAKERS} speakers in one utterance; this utterance has {len(appearing)}.")
     cleaned = [(s, clean_line(SPEAKER_TAG.sub(" ", transcripts[s]))) for s in appearing if s in transcripts]
     prompts = [(speaker, text) for speaker, text in cleaned if text]
     speakers = tuple(dict.fromkeys([speaker for speaker, _ in prompts] + appearing))

@@ -16,7 +16,7 @@ Config = TypeVar("Config")
 def read_config_file(folder: Path, model: str, parse: Callable[[Mapping[str, Any]], Config]) -> Config:
     """Read `folder`/config.json and convert it with `parse`.
 
-    model: the model's name, for messages. Raises WeightsUnavailable with the missing key or the unknown value.
+    model: the name of the model in error messages. Raises WeightsUnavailable with the missing key or the unknown value.
     """
     path = folder / "config.json"
     try:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 FILE = "generation_config.json"
 NO_SAMPLING = Sampling()
-# Our name -> the name in the file, and the smallest and the largest value.
+# Name of a sampling parameter -> the name in the file, the smallest value and the largest value.
 _KEYS: dict[str, tuple[str, float, float]] = {
     "temperature": ("temperature", 0.0, 2.0),
     "top_k": ("top_k", 0, 2048),
@@ -33,8 +33,9 @@ _KEYS: dict[str, tuple[str, float, float]] = {
 def own_sampling(located: Located, published: hub.ModelFiles, defaults: Sampling) -> Sampling:
     """Return the sampling parameters of a model that differ from `defaults`; None = as in `defaults`.
 
-    The file beside an adapter is used before the file of its base. published: the model that the engine's defaults
-    belong to. Its file is not read, because its authors recommend these defaults and not the values in the file.
+    If an adapter and its base both have the file, the adapter's file is used. published: the model whose recommended
+    values are the engine's defaults. The file of this model is not read, because the authors recommend the defaults and
+    not the values in the file.
     """
     folders: list[Path | None] = [located.adapter]
     if located.files[-1].source.partition("@")[0] != published.source:
@@ -48,13 +49,13 @@ def own_sampling(located: Located, published: hub.ModelFiles, defaults: Sampling
                 if (value := getattr(found, each.name)) not in (None, getattr(defaults, each.name))
             }
             if differs:
-                log.info("%s sets the defaults of the model: %s", folder / FILE, differs)
+                log.info("%s sets the default sampling parameters of the model: %s", folder / FILE, differs)
             return Sampling(**differs)
     return NO_SAMPLING
 
 
 def read_sampling(folder: Path, *, cfg_scale: bool) -> Sampling:
-    """Read the sampling parameters in `folder`/generation_config.json. A value that is not valid is logged and ignored.
+    """Read the sampling parameters in `folder`/generation_config.json. Logs and ignores invalid values.
 
     cfg_scale: whether the model has classifier-free guidance.
     """
@@ -79,13 +80,13 @@ def read_sampling(folder: Path, *, cfg_scale: bool) -> Sampling:
 
 
 def with_defaults(sampling: Sampling, defaults: Sampling) -> Sampling:
-    """Return `sampling` with the values of `defaults` where it has none."""
+    """Return a copy of `sampling` in which each missing value is replaced by the value of `defaults`."""
     missing = {each.name: getattr(defaults, each.name) for each in fields(Sampling)}
     return replace(sampling, **{name: value for name, value in missing.items() if getattr(sampling, name) is None})
 
 
 def variant_of(adapter: Adapter | None, sampling: Sampling) -> str:
-    """Return what a fingerprint needs beside the weights: the adapter, and the model's own sampling parameters."""
+    """Return the part of a fingerprint that stands for the adapter and the model's own sampling parameters."""
     parts = [] if adapter is None else [f"adapter {adapter.digest}"]
     if sampling != NO_SAMPLING:
         parts.append(str(sampling))

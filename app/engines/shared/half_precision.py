@@ -1,4 +1,4 @@
-"""Checks that the activations of a model in float16 do not overflow, and loads the model in float32 if they would.
+"""Checks that the activations of a model in float16 do not overflow. If they do, loads the model in float32.
 
 float16 is the number format of GPUs before compute capability 8.0, which have no bfloat16. Its largest value is 65504.
 """
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The check reads a short sample, and other texts and voices may have larger activations.
+# The largest accepted activation. It is far below the largest float16, because the check reads only a short sample, and
+# other texts and voices may have larger activations.
 LIMIT = torch.finfo(torch.float16).max / 4
 
 Runner = TypeVar("Runner")
@@ -55,21 +56,21 @@ def largest_activation(model: nn.Module, run: Callable[[], Tensor]) -> float:
 def check_range(model: nn.Module, dtype: torch.dtype, run: Callable[[], Tensor], *, required: bool) -> None:
     """Raise HalfPrecisionOverflow if the dtype is float16 and an activation of the sample is above LIMIT.
 
-    required: False = only log a warning. For `run`, see largest_activation.
+    required: False = log a warning and raise no error. run: see largest_activation.
     """
     if dtype != torch.float16:
         return
     largest = largest_activation(model, run)
     if largest <= LIMIT:
         return
-    reason = f"An activation of the model reaches {largest:.0f}, and float16 has values up to 65504."
+    reason = f"An activation of the model reaches {largest:.0f}, but float16 has values up to 65504."
     if required:
         raise HalfPrecisionOverflow(reason)
-    log.warning("%s TTS_DTYPE=float16 is used all the same: requests may fail with NaN.", reason)
+    log.warning("%s The server uses float16 because TTS_DTYPE=float16 is set: requests may fail with NaN.", reason)
 
 
 def load_in_range(load: Callable[[Settings, Setup], Runner], settings: Settings) -> Runner:
-    """Call `load(settings, notes)`. If it raises HalfPrecisionOverflow, call it again with float32.
+    """Call `load(settings, notes)`. If this raises HalfPrecisionOverflow, call `load` again with float32.
 
     notes: values for /health.
     """

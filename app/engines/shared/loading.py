@@ -44,7 +44,7 @@ BuiltRunner = TypeVar("BuiltRunner")
 
 
 class Folders(Protocol):
-    """Where the files of a model are. `files` lists what the model needs, as far as the files on disk show it."""
+    """Where the files of a model are. `files` lists the needed files; after a download, the list may be longer."""
 
     @property
     def files(self) -> tuple[hub.ModelFiles, ...]: ...
@@ -57,7 +57,7 @@ Found = TypeVar("Found", bound=Folders)
 
 
 def fetch(settings: Settings, context: BuildContext, locate: Callable[[Settings], Found]) -> tuple[Found, str]:
-    """Download the files that are not on disk. Return their folders and the name of the source of the model.
+    """Download the files that are not on disk. Return the folders of the files, and the name of the model's source.
 
     The name of the source is the hub id, or the path of a local folder. Raises EngineUnavailable.
     """
@@ -89,11 +89,12 @@ def load_weights(
     cache: LoadCache | None,
     adapter: Adapter | None = None,
 ) -> None:
-    """Fill the parameters of `model` from the load cache. If they are not in the cache, call `load(weights)`.
+    """Fill the parameters of `model` from the load cache. If the cache does not contain them, call `load(weights)`.
 
     adapter: the adapter that is merged into `weights`.
 
-    cache: used only for a bfloat16 model with float32 weights, because then a read from the cache is faster.
+    cache: used only for a bfloat16 model with float32 weights. For other models, a read from the cache is not faster
+    than a read of the weights.
     """
     entry = None
     if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
@@ -125,7 +126,7 @@ def pack_bfloat16(model: nn.Module) -> None:
 
 
 def place_weights(device: torch.device) -> None:
-    """If `device` is the CPU, move the memory of this process, which contains the weights, to huge pages."""
+    """If `device` is the CPU, move the memory of this process to huge pages. The memory contains the weights."""
     if device.type == "cpu":
         use_huge_pages()
 
@@ -166,10 +167,10 @@ def graph_capture(
     impossible: str = "",
     other_devices: Sequence[torch.device] = (),
 ) -> tuple[GraphCapture | None, Sequence[Kernels], Setup]:
-    """Return the graph capture, the candidate kernels, and the values of /health about both.
+    """Return the graph capture, the candidate kernels, and the values for /health about both.
 
-    If the engine uses no CUDA graphs, the capture is None and there are no kernels. impossible: why the engine can't
-    use CUDA graphs; "" = it can. other_devices: further devices of a model whose layers are on several devices.
+    If the engine uses no CUDA graphs, the capture is None and there are no kernels. impossible: the reason why the
+    engine can't use CUDA graphs; "" = the engine can use them. other_devices: all devices of the model except `device`.
     """
     if other := [each for each in other_devices if each.type != "cuda"]:
         impossible = f"A part of the model is on {other[0]}, and CUDA graphs need CUDA devices."
@@ -197,7 +198,8 @@ def with_or_without_graphs(
 ) -> BuiltRunner:
     """Return `build(capture, notes)`, a runner. If the capture of CUDA graphs fails, build the runner without them.
 
-    The capture may fail only where it was never tested: on several devices, and on AMD GPUs. notes: values for /health.
+    Several devices and AMD GPUs were never tested. On other devices, an error of the capture is raised. notes: values
+    for /health.
     """
     if capture is None or (devices == 1 and torch.version.hip is None):
         return build(capture, notes)
@@ -207,14 +209,14 @@ def with_or_without_graphs(
         if is_device_lost(error):
             raise
         where = f"on {devices} devices" if devices > 1 else "on an AMD GPU"
-        reason = f"The graphs of a model {where} could not be captured: {str(error).partition(chr(10))[0]}"
-        log.warning("%s Steps run without CUDA graphs, which takes longer.", reason)
+        reason = f"The CUDA graphs of a model {where} could not be captured: {str(error).partition(chr(10))[0]}"
+        log.warning("%s The server runs steps without CUDA graphs, which takes longer.", reason)
     return build(None, (*notes, ("recorded_reason", reason)))
 
 
 @contextlib.contextmanager
 def loading_on(devices: Sequence[torch.device], settings: Settings) -> Iterator[None]:
-    """Prepare this process for a model on these devices. Inside the context, the first one is the current device."""
+    """Prepare this process for a model on these devices. Inside the context, the first device is the current device."""
     set_math_backends(tf32=settings.tf32)
     if any(device.type == "cpu" for device in devices):
         torch.set_num_threads(cpu_threads())
@@ -223,7 +225,7 @@ def loading_on(devices: Sequence[torch.device], settings: Settings) -> Iterator[
 
 
 def dtype_name(settings: Settings, dtype: torch.dtype) -> str:
-    """Return the type of the weights as GET /health shows it."""
+    """Return the name of the weights' dtype for GET /health."""
     return "int8" if settings.quantize == "int8" else str(dtype).removeprefix("torch.")
 
 

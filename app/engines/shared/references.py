@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def checked_samples(reference: Reference, rate_hz: int, *, min_s: float, max_s: float, advice: str = "") -> Samples:
     """Return the samples (N,) float32 of a recording. Raises BadReference if the recording can't be encoded.
 
-    advice: a text about good lengths for the error message about a wrong length.
+    advice: words about good lengths, which the error for a wrong length contains.
     """
     if reference.rate_hz != rate_hz:
         raise BadReference(
@@ -44,7 +44,7 @@ def encode_samples(
 ) -> Codes:
     """Encode samples (N,) at the codec's rate, and return the codes (K, T) int16 of the first `codebooks` codebooks.
 
-    stream: creates the context in which the work is queued; see side_stream.
+    stream: returns a context in which the encoder runs on another CUDA stream; see side_stream.
     """
     with torch.inference_mode(), stream():
         codes = encoder(torch.from_numpy(samples).to(device))

@@ -1,4 +1,4 @@
-"""Functions for the rows of any runner: noise for a step, the choice of batching, and the warm-up utterance."""
+"""Functions for the rows of any runner: the noise of a step, the decision about batching, the warm-up utterance."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def step_noise(rows: Sequence[DrawState], *, codebooks: int, codes: int, device:
 
 
 def reference_noise_of(seed: int, *, enabled: bool) -> ReferenceNoise | None:
-    """Return the noise that reference implementations draw for this seed, or None if `enabled` is False."""
+    """If `enabled`, return the noise that reference implementations draw for this seed; otherwise None."""
     return ReferenceNoise(to_int64(seed)) if enabled else None
 
 
 def must_step_one_by_one(device: torch.device, dtype: torch.dtype, *, quantized: bool) -> bool:
     """Whether each row must be computed alone, so that its codes do not depend on other rows in the batch.
 
-    In float32 on a CPU, the result of a row in a product of eight rows differs in the last bits from a product of one
-    row. Sometimes this changes a code. Users choose float32 for exact results, and batching small products is only 1.5
-    times as fast at 4 rows. With packed bfloat16 weights and int8 weights, the result of a row does not depend on other
-    rows.
+    In float32 on a CPU, a product of eight rows and a product of one row give results that differ in the last bits.
+    Sometimes this changes a code. Users choose float32 for exact results. For 4 rows, batched products would be only
+    1.5 times as fast as single products. With packed bfloat16 weights and int8 weights, the result of a row does not
+    depend on other rows.
     """
     return device.type == "cpu" and not quantized and dtype == torch.float32
 

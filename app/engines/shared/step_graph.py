@@ -1,9 +1,9 @@
 """Captures the steps of any model as CUDA graphs and launches them.
 
 A graph computes one step of the first n rows, n = 1, 2, 4 ... There is one graph for each pair of n and a bucket key. A
-key selects a variant of the step, for example the number of positions that attention reads. The parameters of the rows
-are in tensors on the device, so a launch does not wait for the device. The model's step reads the tensors `integers`,
-`floats` and `selected`, and advances the selected rows.
+bucket key selects a variant of the step, for example the number of positions that attention reads. The parameters of
+the rows are in tensors on the device, so a launch does not wait for the device. The model's step reads the tensors
+`integers`, `floats` and `selected`, and advances the selected rows.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key", bound=Hashable)
 
-TIMED_ROWS = (1, 8, 32)  # numbers of rows for which the kernels are timed; a choice is valid up to the next number
+TIMED_ROWS = (1, 8, 32)  # the server times the kernels for these numbers of rows
 
 # Computes one step of the first n rows: (n, bucket key, kernels) -> None. It must not wait for the device.
 StepBody = Callable[[int, Key, "Kernels"], None]
-# The parts of a step that runs on several devices, each with its device; see SplitBody.
+# The parts of a step that runs on several devices. Each part has a device; see SplitBody.
 StepSections = Sequence[tuple[StepBody[Key], "torch.device | None"]]
 
 
@@ -49,14 +49,14 @@ class StepGraph(Generic[Key]):
     ) -> None:
         """Create the tensors of the rows. keys: all bucket keys, the largest first.
 
-        integers, floats: how many integers and floats the parameters of one row are. kernels: the candidate kernels;
+        integers, floats: the number of integer and float parameters of one row. kernels: the candidate kernels;
         `capture` selects the fastest of them.
         """
         self._buckets = GraphBuckets(rows, keys)
         self._device = device
         self._candidates: dict[str, Kernels] = {candidate.name: candidate for candidate in kernels}
-        self.kernels: dict[int, Kernels] = {1: kernels[0]}  # from this number of rows on, the graphs use these kernels
-        # Number of rows -> kernels' name -> seconds of a step.
+        self.kernels: dict[int, Kernels] = {1: kernels[0]}  # n -> the kernels of graphs with n or more rows
+        # Number of rows -> name of the kernels -> seconds of a step.
         self.kernel_seconds: dict[int, dict[str, float]] = {}
         self.integers = torch.zeros(rows, integers, dtype=torch.int64, device=device)
         self.floats = torch.ones(rows, floats, device=device)
@@ -69,7 +69,7 @@ class StepGraph(Generic[Key]):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The numbers of rows for which there are graphs."""
+        """The numbers of rows for which graphs exist."""
         return doublings(1, self.rows)
 
     def capture(
@@ -79,12 +79,12 @@ class StepGraph(Generic[Key]):
         shortest: Key,
         key_for: Callable[[Kernels, Key], Key] = lambda _, key: key,
     ) -> None:
-        """Capture the step `body`, or its sections, for all buckets.
+        """Capture the step `body` for all numbers of rows and all keys.
 
-        The graphs of a number of rows use the kernels that are fastest for it.
+        For each number of rows, the graphs use the kernels that are fastest for this number.
 
         shortest: the key with which the kernels are timed, with each number of rows in TIMED_ROWS. key_for: returns the
-        key whose graph is used for a key; some kernels need fewer graphs.
+        key whose graph serves a key, because some kernels need fewer graphs.
 
         If the graphs do not fit into memory, `rows` becomes smaller. Raises torch.OutOfMemoryError if the graphs for
         one row do not fit.
@@ -107,7 +107,7 @@ class StepGraph(Generic[Key]):
             except torch.OutOfMemoryError:
                 if timed == 1:
                     raise
-                break  # graphs for so many rows use the kernels of the smaller number
+                break  # graphs with this number of rows use the kernels of the smaller number
             self.kernels[timed], self.kernel_seconds[timed] = best, seconds
         self._buckets.capture(
             capture,
@@ -121,7 +121,7 @@ class StepGraph(Generic[Key]):
 
     @property
     def facts(self) -> Setup:
-        """The values of /health about the kernels: the kernels of each number of rows, and why others are not used."""
+        """The values for /health about the kernels in use, and about the reasons why other kernels are not used."""
         chosen: dict[str, Kernels] = {kernels.name: kernels for kernels in self.kernels.values()}
         facts: list[tuple[str, str | int | float | bool | None]] = [("kernels", self._rows_by_kernels(list(chosen)))]
         for name, kernels in chosen.items():
@@ -142,7 +142,7 @@ class StepGraph(Generic[Key]):
         return tuple(facts)
 
     def _rows_by_kernels(self, names: Sequence[str]) -> str:
-        """Return the name of the kernels, or, if there are several, each name with its numbers of rows."""
+        """Return the name of the kernels. If there are several kernels, return each name with its numbers of rows."""
         if len(names) == 1:
             return names[0]
         return "; ".join(
@@ -188,7 +188,7 @@ Result = TypeVar("Result")
 class InFlightStep(Generic[State, Result]):
     """A step that the host has launched and whose results the host has not read yet."""
 
-    rows: list[tuple[int, State, int]]  # each row with its state and its generation at the launch
+    rows: list[tuple[int, State, int]]  # (row, state, generation of the state at the launch)
     wait: Callable[[], Result]  # waits for the results and returns them
 
     @classmethod
@@ -196,10 +196,11 @@ class InFlightStep(Generic[State, Result]):
         return cls([(row, state, state.generation) for row, state in rows.items()], wait)
 
     def current(self, rows: Mapping[int, State]) -> Iterator[tuple[int, int, State]]:
-        """Yield the rows of this step whose results are valid: rows not released or stopped since the launch.
+        """Yield the rows of this step whose results are valid: rows that were not released or stopped after the launch.
 
-        rows: the current states of all rows. Yields the row at the launch, which has the results, the row now, and its
-        state. The two rows differ if the state was moved after the launch.
+        rows: the current states of all rows. Yields the number of the row at the launch, the number of the row now, and
+        the row's state. The results belong to the number at the launch. The two numbers differ if the row was moved
+        after the launch.
         """
         now = {id(state): row for row, state in rows.items()}
         for row, state, generation in self.rows:
