@@ -1,9 +1,11 @@
 """The acoustic model of the `words` extra: how well each moment of speech fits each English phoneme.
 
-The pocketsphinx wheel contains the model: US English, 42 phonemes, 5,126 senones (tied states of phonemes in context),
-whose output densities are mixtures of shared Gaussians. This module reads its files and computes the log-likelihoods
-with numpy. pocketsphinx itself is never imported: its decoder answers only "aligned" or "failed" and prunes its search,
-while exact scores also show how well each word was spoken.
+The pocketsphinx wheel contains the model: US English, 42 phonemes, and 5,126 senones. A senone is a state of a phoneme
+in its context, and similar contexts share a senone. The output density of a senone is a mixture of Gaussians, which all
+senones of one phoneme share. This module reads the files of the model and computes log-likelihoods with numpy.
+
+The pocketsphinx library is never imported, because its decoder answers only "aligned" or "failed". Log-likelihoods also
+show how well each word is spoken.
 """
 
 from __future__ import annotations
@@ -29,15 +31,15 @@ if TYPE_CHECKING:
 
 RATE_HZ = 16_000
 FRAME_S = 0.01
-STATES = 3  # number of states of a phoneme; they follow one another in time
+STATES = 3  # number of consecutive states of a phoneme
 SILENCE = "SIL"
 
-# The front end that the model was trained with (its feat.params).
+# Parameters of the feature extraction, from the file `feat.params` of the model.
 _SHIFT, _WINDOW, _FFT = 160, 410, 512
 _PREEMPHASIS = np.float32(0.97)
 _LOW_HZ, _HIGH_HZ, _FILTERS = 130.0, 6_800.0, 25
 _CEPSTRA, _LIFTER = 13, 22
-_NOISE_FLOOR = 10 ** (-50 / 20)  # power below the level of loud speech that counts as noise
+_NOISE_FLOOR = 10 ** (-50 / 20)  # amplitude of the added noise, relative to loud speech: -50 dB
 _VARIANCE_FLOOR = 1e-4
 _NATS_PER_WEIGHT_STEP = 1_024 * float(np.log(1.0001))
 
@@ -53,25 +55,28 @@ def find_model() -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class AcousticModel:
-    """The model in memory (about 10 MB)."""
+    """The parameters of the acoustic model. They take about 10 MB of memory."""
 
     phonemes: tuple[str, ...]
     senone_codebook: Ints  # (S,) index of the phoneme whose Gaussians the senone mixes
-    projections: tuple[Floats, ...]  # per stream: (1 + 2 D, codebooks * G), so that [1, x, x^2] @ it is log N(x)
-    weights: Floats  # (streams, S, G) weights of the Gaussians in the mixtures
+    # One matrix (1 + 2 D, codebooks * G) per stream: [1, x, x^2] @ matrix is the log-density of each Gaussian at x.
+    projections: tuple[Floats, ...]
+    weights: Floats  # (streams, S, G) mixture weights of the Gaussians of each senone
     stay: Floats  # (phonemes, STATES) log-probability to stay in a state for another frame
-    leave: Floats  # (phonemes, STATES)
+    leave: Floats  # (phonemes, STATES) log-probability to leave a state
     _triphones: NDArray[np.int64]  # (triphones,) the key of each triphone, sorted
-    _triphone_senones: Ints  # (triphones, STATES), in the order of the keys
-    _base_senones: Ints  # (phonemes, STATES)
+    _triphone_senones: Ints  # (triphones, STATES) senones of each triphone, in the order of `_triphones`
+    _base_senones: Ints  # (phonemes, STATES) senones of each phoneme without context
 
     @property
     def codebooks(self) -> int:
         return len(self.phonemes)
 
     def senones(self, phoneme: int, left: int, right: int, position: int) -> Ints:
-        """Return the senones (STATES,) of a phoneme between two other phonemes. position: the phoneme's place in its
-        word: 0 = inside, 1 = first, 2 = last, 3 = the only phoneme.
+        """Return the senones (STATES,) of a phoneme between the phonemes `left` and `right`.
+
+        If the model does not know this triphone, return the senones of the phoneme without context. position: the place
+        of the phoneme in its word: 0 = inside, 1 = first, 2 = last, 3 = the only phoneme.
         """
         key = _triphone_key(phoneme, left, right, position)
         at = int(np.searchsorted(self._triphones, key))
@@ -91,13 +96,13 @@ def _triphone_key(phoneme: int, left: int, right: int, position: int) -> int:
 
 @functools.cache
 def load_model(folder: Path) -> AcousticModel:
-    """Read the model from its folder. Raises OSError, and ValueError for files of another kind."""
+    """Read the model from its folder. Raises OSError for a missing file, and ValueError for a file of another format."""
     files = folder / "en-us"
     phonemes, senone_codebook, keys, triphone_senones, base = _read_definition((files / "mdef").read_bytes())
     means = _read_parameters((files / "means").read_bytes())
     variances = _read_parameters((files / "variances").read_bytes())
     projections = []
-    for mean, variance in zip(means, variances, strict=True):  # (codebooks, G, D) each
+    for mean, variance in zip(means, variances, strict=True):  # shape of mean and variance: (codebooks, G, D)
         inverse = 1.0 / np.maximum(variance, _VARIANCE_FLOOR)
         constant = -0.5 * (np.log(2 * np.pi / inverse) + mean**2 * inverse).sum(-1)
         terms = np.concatenate((constant[..., None], mean * inverse, -0.5 * inverse), axis=-1)
@@ -105,7 +110,7 @@ def load_model(folder: Path) -> AcousticModel:
     weights = _read_weights((files / "sendump").read_bytes(), len(means), means[0].shape[1])
     stay, leave = _read_transitions((files / "transition_matrices").read_bytes())
     if weights.shape[1] != len(senone_codebook) or len(stay) != len(phonemes):
-        raise ValueError(f"The files of the acoustic model in {files} do not belong together.")
+        raise ValueError(f"The files of the acoustic model in {files} have different numbers of senones or phonemes.")
     return AcousticModel(
         phonemes, senone_codebook, tuple(projections), weights, stay, leave, keys, triphone_senones, base
     )
@@ -116,7 +121,7 @@ def _read_definition(data: bytes) -> tuple[tuple[str, ...], Ints, NDArray[np.int
     senones of each triphone, and the senones of each phoneme without context.
     """
     if data[:4] != b"BMDF":
-        raise ValueError("The model definition is not a binary little-endian one.")
+        raise ValueError("The file `mdef` of the acoustic model is not in the binary little-endian format.")
     at = 12 + struct.unpack_from("<i", data, 8)[0]
     bases, phones, states, _, senones, _, sequences, _, nodes, _ = struct.unpack_from("<10i", data, at)
     at += 40
@@ -165,15 +170,15 @@ def _read_parameters(data: bytes) -> list[Floats]:
 
 
 def _read_weights(data: bytes, streams: int, gaussians: int) -> Floats:
-    """Read the file `sendump`. Returns the mixture weights (streams, senones, Gaussians), whose sum for a senone is
-    about 1.
+    """Read the file `sendump`. Returns the mixture weights (streams, senones, Gaussians). The weights of one senone in
+    one stream sum to about 1.
     """
     at = 0
     while length := struct.unpack_from("<i", data, at)[0]:
         at += 4 + length
     rows, senones = struct.unpack_from("<2i", data, at + 4)
     if rows != gaussians:
-        raise ValueError("The mixture weights do not fit the Gaussians of the acoustic model.")
+        raise ValueError("The files `sendump` and `means` of the acoustic model have different numbers of Gaussians.")
     steps = np.frombuffer(data, np.uint8, streams * rows * senones, at + 12).reshape(streams, rows, senones)
     weights = np.exp(np.arange(256, dtype=np.float32) * np.float32(-_NATS_PER_WEIGHT_STEP))[steps]
     return np.ascontiguousarray(weights.transpose(0, 2, 1))
@@ -220,8 +225,8 @@ def _tables() -> tuple[Floats, Floats, Floats]:
 
 
 def cepstra(samples: Samples) -> Floats:
-    """Compute the mel cepstra (T, 13) of samples (N,) at RATE_HZ, without normalisation. One row belongs to FRAME_S
-    seconds.
+    """Compute the mel cepstra (T, 13) of samples (N,) at RATE_HZ, without normalisation. Each row describes one frame
+    of FRAME_S seconds.
     """
     window, filters, cosines = _tables()
     loud = _with_noise_floor(samples * np.float32(32_768.0))
@@ -237,8 +242,8 @@ def cepstra(samples: Samples) -> Floats:
 
 
 def _with_noise_floor(samples: Samples) -> Samples:
-    """Add noise that is far softer than the speech. The model was trained without digital silence and finds phonemes in
-    it.
+    """Add noise that is far softer than the speech. Without noise, the model finds phonemes in digital silence, because
+    its training data had no digital silence.
     """
     blocks = np.square(samples[: len(samples) // _SHIFT * _SHIFT]).reshape(-1, _SHIFT).mean(axis=1)
     level = float(np.sqrt(np.percentile(blocks, 90))) if len(blocks) else 0.0
@@ -248,9 +253,7 @@ def _with_noise_floor(samples: Samples) -> Samples:
 
 
 def _remove_noise(mels: Floats) -> Floats:
-    """Return mel energies (T, _FILTERS) in which steady noise is weaker, by the method with which the model was
-    trained.
-    """
+    """Reduce steady noise in mel energies (T, _FILTERS), with the same method as in the training of the model."""
     most = np.float32(20.0)
     power = mels[0].copy()
     noise, floor, peak = power / most, power / most, np.zeros_like(power)
@@ -280,8 +283,10 @@ def _lower_envelope(values: Floats, envelope: Floats) -> Floats:
 
 
 def features(cepstrum: Floats) -> list[Floats]:
-    """Compute the features of each stream from normalised cepstra (T, 13): [1, x, x^2] (T, 27), where x are the
-    cepstra, their differences, or the differences of these differences.
+    """Return the features (T, 27) of each of the three streams, from normalised cepstra (T, 13).
+
+    The features of a stream are [1, x, x^2]. In the three streams, x is the cepstra, their first time difference, and
+    their second time difference.
     """
     padded = np.pad(cepstrum, ((3, 3), (0, 0)), mode="edge")
     count = len(cepstrum)
@@ -296,8 +301,8 @@ def features(cepstrum: Floats) -> list[Floats]:
 
 
 def log_likelihoods(model: AcousticModel, streams: Sequence[Floats], senones: Ints) -> Floats:
-    """Return the natural log-likelihoods (T, len(senones)) of these senones at each frame. senones: must not contain a
-    senone twice.
+    """Return the natural log-likelihoods (T, len(senones)) of senones at each frame. streams: the result of `features`.
+    senones: must not contain a senone twice.
     """
     count = len(streams[0])
     gaussians = model.weights.shape[2]

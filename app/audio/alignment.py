@@ -1,12 +1,13 @@
 """Forced alignment: find when each word of a known English text is spoken, and how well the audio fits the word.
 
-A Viterbi search passes through the words in their order, with the acoustic model of the `words` extra. Between two
-words there may be silence, or audio that is no word of the text (called "other"). A word may be missing. "Other" audio
-and missing words have fixed costs. So the search always finds a result, and the result names what does not fit.
+A Viterbi search with the acoustic model of the `words` extra passes through the words in their order. Between two words
+there may be silence, or audio that is no word of the text (called "other"). A word may be missing. "Other" audio and
+missing words have fixed costs. So the search finds a path for every recording, and the path shows which words are
+missing and where "other" audio is.
 
 `align` computes in the calling thread. It takes about 12 ms of CPU time per second of speech, and holds the GIL for
-most of this time. `Aligner` does the same in a helper process with a deadline. So it does not delay the event loop, and
-a crash or a hang affects one call only.
+most of this time. `Aligner` runs `align` in a helper process with a deadline. So an alignment does not delay the event
+loop, and a crash or a hang affects one call only.
 """
 
 from __future__ import annotations
@@ -59,30 +60,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COMMAND = (sys.executable, "-m", "app.audio.alignment")
-_NICE = 5  # the priority of the process: speech generation and answers come first
+_NICE = 5  # niceness of the helper process: speech generation and HTTP answers have a higher priority
 
 MAX_SECONDS = 120.0
 _MIN_SECONDS = 0.1
 
-# Costs in nats. The score of a frame is relative to the score of the phoneme that fits this frame best.
+# Costs in nats. The score of a frame is the log-likelihood of its state, minus the log-likelihood of the phoneme that
+# fits the frame best.
 _OTHER_PER_FRAME = 5.0  # the cost of a frame that belongs to no word of the text
 _OTHER_ENTRY = 20.0
 _SILENCE_ENTRY = 2.0
 _MISSING = 40.0  # the cost of a word of the text that is not spoken
 _WORST_FRAME = 20.0  # the largest cost of one frame
-_LONGEST_STATE_S = 0.4  # the longest time in one state; speech does not stay longer in a third of a phoneme
+_LONGEST_STATE_S = 0.4  # the longest time in one of the three states of a phoneme
 _NEVER = np.float32(-1e9)
 
 
 @dataclass(frozen=True, slots=True)
 class AlignedWord:
-    """One word of the text."""
+    """A word of the text, with its time in the recording and its score."""
 
     word: str
     start_s: float
     end_s: float
-    score: float  # mean score of its frames (see above): about 0 for clear speech, about -5 without speech
-    missing: bool = False  # True = the word is not spoken, and start_s = end_s is its place
+    score: float  # mean score of the frames of the word: about 0 for clear speech, about -5 for audio without speech
+    missing: bool = False  # True = the word is not spoken; then start_s equals end_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +95,14 @@ class Alignment:
     seconds: float  # length of the recording
     # Start and end in seconds of each part that is neither silence nor a word of the text.
     other: tuple[tuple[float, float], ...]
-    cut_off: (
-        float  # nats by which "the recording ends inside a word" fits better than the whole text; about 0-10 if not
-    )
-    phonemes: int  # number of phonemes in all words of the text
+    # Score (in nats) of the best path that may end anywhere in the text, minus the score of the best path through the
+    # whole text. About 0 to 10 if the recording contains the end of the text.
+    cut_off: float
+    phonemes: int  # number of phonemes in the shortest pronunciations of all words
 
     @property
     def score(self) -> float:
-        """The mean score of the spoken words, weighted by their duration; -inf if no word is spoken."""
+        """Return the mean score of the spoken words, weighted by their duration; -inf if no word is spoken."""
         spoken = [(word.score, word.end_s - word.start_s) for word in self.words if word.end_s > word.start_s]
         total = sum(seconds for _, seconds in spoken)
         return sum(score * seconds for score, seconds in spoken) / total if total > 0 else -np.inf
@@ -115,7 +117,7 @@ class Alignment:
 
 
 def is_available() -> bool:
-    """Whether the `words` extra is installed."""
+    """Return whether the `words` extra is installed."""
     return find_model() is not None
 
 
@@ -130,11 +132,11 @@ def align(
     """Align the words of an English text with samples (N,).
 
     words: the words as they are spoken, for example numbers in words. A word without letters and digits takes no time.
-    ipa: more pronunciations of each word in IPA; may be empty. part: the recording may contain only a part of the text,
-    so words before the first spoken word and after the last spoken word may be missing without any cost.
+    ipa: more pronunciations of each word in IPA; may be empty. part: True = the recording may contain only a part of
+    the text. Then missing words at the start and at the end of the text have no cost.
 
     Returns None if there is no word to align, if the recording is shorter than 0.1 s or longer than MAX_SECONDS, or if
-    the extra is not installed.
+    the `words` extra is not installed.
     """
     folder = find_model()
     seconds = len(samples) / rate_hz
@@ -164,20 +166,20 @@ def _at_model_rate(samples: Samples, rate_hz: int) -> Samples:
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """The best path through a graph."""
+    """The best path through the states of a `_Graph`."""
 
     word: NDArray[np.int32]  # (T,) the word of each frame; -1 = silence, -2 = other
-    score: Floats  # (T,)
+    score: Floats  # (T,) the score of each frame
     missing: frozenset[int]
     cut_off: float
 
 
 class _Graph:
-    """The states of a text: the pronunciations of each word, and silence or "other" audio before, between and after
-    words.
+    """The states that a Viterbi search can pass through for one text.
 
-    Boundary b is before word b, and the last boundary is after the last word. The states of one pronunciation have
-    consecutive indices.
+    There are states for the pronunciations of each word, and states for silence and "other" audio before, between and
+    after the words. Boundary b is before word b, and the last boundary is after the last word. The states of one
+    pronunciation have consecutive indices.
     """
 
     def __init__(self, model: AcousticModel, words: Sequence[Sequence[Phonemes]]) -> None:
@@ -188,7 +190,7 @@ class _Graph:
         phonemes: list[int] = []
         word_of: list[int] = []
         entries: list[tuple[int, int]] = []  # (state, boundary from which the state is entered)
-        exits: list[list[int]] = [[] for _ in range(len(words) + 1)]  # the states that lead to each boundary
+        exits: list[list[int]] = [[] for _ in range(len(words) + 1)]  # for each boundary: the states before it
         for at, variants in enumerate(words):
             before = ids[words[at - 1][0][-1]] if at else silence
             behind = ids[words[at + 1][0][0]] if at + 1 < len(words) else silence
@@ -214,7 +216,7 @@ class _Graph:
         self._boundaries = boundaries = len(words) + 1
         # The states from this index on are the states `other`, one for each boundary.
         self._inner = inner = STATES * len(phonemes)
-        self._nowhere = inner + boundaries  # a state that is never reached
+        self._nowhere = inner + boundaries  # a state that no path reaches; it fills the rows of `_exits`
         self._word_of = np.concatenate((np.repeat(word_of, STATES), np.full(boundaries, -2))).astype(np.int32)
         entries += [(inner + boundary, boundary) for boundary in range(boundaries)]
         self._entry_state, self._entry_boundary = np.array(entries).T
@@ -230,14 +232,15 @@ class _Graph:
     def search(self, cepstrum: Floats, *, part: bool = False) -> _Path:
         """Find the best path for normalised cepstra (T, 13) with the Viterbi algorithm.
 
-        part: the path may begin and end at any word.
+        part: True = the path may begin and end at any word.
         """
         scores, column = self._frame_scores(features(cepstrum))
         stay, leave = self._transitions()
         frames, boundaries, states = len(cepstrum), self._boundaries, self._nowhere + 1
         entry_state, entry_boundary = self._entry_state, self._entry_boundary
         moved = np.zeros((frames, states), bool)
-        came_from = np.zeros((frames + 1, boundaries), np.int32)  # the state that led to a boundary
+        # (frame, boundary) -> the state before the boundary on the best path.
+        came_from = np.zeros((frames + 1, boundaries), np.int32)
         # True = the best path to the boundary skips the word before it.
         skipped = np.zeros((frames + 1, boundaries), bool)
         every = np.arange(boundaries)
@@ -276,7 +279,7 @@ class _Graph:
         return _Path(word, scores[np.arange(frames), column[path]], missing, cut_off)
 
     def _frame_scores(self, streams: Sequence[Floats]) -> tuple[Floats, NDArray[np.intp]]:
-        """Return scores (T, C), and the index of the column of each state.
+        """Return the scores (T, C) of all frames, and for each state the index of its column in the scores.
 
         A state has two senones: one for its phoneme in context, and one without context. The better score counts,
         because a speaker may pause or join words, which changes the context.
@@ -307,7 +310,9 @@ class _Graph:
     def _trace(
         self, moved: NDArray[np.bool_], came_from: NDArray[np.int32], skipped: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int32], frozenset[int]]:
-        """Follow the best path back from its end. Returns the state of each frame, and the words that are missing."""
+        """Follow the best path from its end to its start. Returns the state of each frame, and the indices of the
+        missing words.
+        """
         entered_from = np.full(self._nowhere + 1, -1)
         entered_from[self._entry_state] = self._entry_boundary
         path = np.zeros(len(moved), np.int32)
@@ -331,8 +336,8 @@ class _Graph:
 
 
 def _is_stretched(path: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Return (T,) whether each frame is in a state that lasts longer than _LONGEST_STATE_S. For example, noise after a
-    final S sounds like more of this S.
+    """Return for each frame (T,) whether its state has lasted for more than _LONGEST_STATE_S. The cause is often noise:
+    for example, noise after a final S sounds like a longer S.
     """
     starts = np.flatnonzero(np.diff(path, prepend=-1))
     lengths = np.diff(starts, append=len(path))
@@ -352,7 +357,8 @@ def _report(words: Sequence[str], spoken: Sequence[int], path: _Path, seconds: f
             other.append((start_s, end_s))
         elif number >= 0:
             at = spoken[number]
-            start_s = times[at][0] if at in times else start_s  # a part of the word that was stretched is left out
+            # "Other" audio inside the word divides it into two parts: the start of the first part counts.
+            start_s = times[at][0] if at in times else start_s
             times[at] = (start_s, end_s, float(path.score[path.word == number].mean()))
     missing = {spoken[word] for word in path.missing}
     aligned = []
@@ -364,11 +370,11 @@ def _report(words: Sequence[str], spoken: Sequence[int], path: _Path, seconds: f
     return Alignment(tuple(aligned), seconds, tuple(other), path.cut_off, phonemes)
 
 
-# ---- in a process of its own
+# ---- in a helper process
 
 
 class Aligner(HelperProcess):
-    """Aligns in a helper process. Thread-safe. `align` blocks, so call it in a thread.
+    """Runs `align` in a helper process. Thread-safe. The method `align` blocks, so call it in a thread.
 
     The first call starts the helper process, which takes 0.4 s and 70 MB. The helper process ends with the server. It
     runs one call at a time. A call takes about 1 % of the duration of the recording.
@@ -377,14 +383,14 @@ class Aligner(HelperProcess):
     def __init__(
         self, pronounce: Callable[[str], Iterable[str]] | None = None, *, command: Sequence[str] = _COMMAND
     ) -> None:
-        """pronounce: returns the pronunciations of a word in IPA, for example eSpeak's. It is called for each word."""
+        """pronounce: a function that returns the IPA pronunciations of a word. It is called for each word of a text."""
         super().__init__(command, end_s=0.0)
         self._pronounce = pronounce
         self._closed = threading.Event()
         atexit.register(self.close)
 
     def close(self) -> None:
-        """End the helper process for good: running and later calls of `align` return None."""
+        """End the helper process and never start it again. Running and later calls of `align` return None."""
         self._closed.set()
         while not self._lock.acquire(timeout=0.05):
             if (process := self._process) is not None:
@@ -403,8 +409,8 @@ class Aligner(HelperProcess):
         part: bool = False,
         deadline_s: float | None = None,
     ) -> Alignment | None:
-        """Call the function `align` in the other process. Returns None if it finds no alignment, takes longer than
-        deadline_s, or fails.
+        """Call the function `align` in the helper process. Returns None if no alignment is found, if the call takes
+        longer than deadline_s, or if the call fails.
 
         deadline_s: None = 10 s plus the length of the recording.
         """
@@ -415,11 +421,11 @@ class Aligner(HelperProcess):
         ipa = [tuple(self._pronounce(word)) if self._pronounce else () for word in words]
         order = {"rate_hz": rate_hz, "words": list(words), "ipa": ipa, "part": part, "bytes": 2 * len(samples)}
         if not self._lock.acquire(timeout=limit_s):
-            log.warning("Speech is not checked: the aligner has been busy for longer than %.1f s", limit_s)
+            log.warning("Speech is not aligned with its text: the alignment process was busy for %.1f s", limit_s)
             return None
         try:
             head, sound = json.dumps(order).encode() + b"\n", pcm.to_bytes(samples)
-            for _ in range(2):  # the process may have died since the last order
+            for _ in range(2):  # the helper process may have ended since the last call
                 if self._closed.is_set():
                     break
                 try:
@@ -427,7 +433,10 @@ class Aligner(HelperProcess):
                 except (OSError, ValueError, KeyError, TypeError) as error:
                     if self._closed.is_set():
                         break
-                    log.warning("The aligner's process gave no answer and is ended: %r", error)
+                    log.warning(
+                        "The alignment process gave no valid answer, so it is stopped: %r",
+                        error,
+                    )
                     self._end()
                     if isinstance(error, TimeoutError):
                         break
@@ -444,7 +453,7 @@ class Aligner(HelperProcess):
             line.settimeout(max(0.01, until - time.monotonic()))
             part = line.recv(1 << 16)
             if not part:
-                raise ConnectionResetError("it has ended")
+                raise ConnectionResetError("the helper process closed the connection")
             reply += part
         answer = json.loads(reply)
         return None if answer is None else _from_json(answer)
@@ -457,10 +466,10 @@ def _from_json(answer: dict[str, Any]) -> Alignment:
 
 
 def _serve(line: socket.socket) -> None:
-    """Run the jobs that arrive on the connection, until the other end closes it."""
+    """Run the jobs that the server sends, until the server closes the connection."""
     with contextlib.suppress(OSError):
         os.nice(_NICE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl+C the server finishes its answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl+C the server still finishes its answers
     with line, line.makefile("rb") as orders:
         while text := orders.readline():
             order = json.loads(text)

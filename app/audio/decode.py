@@ -5,7 +5,8 @@ The format is detected from the bytes only, never from a file name. FFmpeg is re
 - containers: only formats that contain audio and refer to no other file;
 - protocols: none. Without this limit, an SDP file could open sockets, and a playlist could read a local file;
 - codecs: only the decoders in `_CODECS`, which are common for recordings;
-- memory: the size of every single allocation is limited, and so is the data that is read to find the streams;
+- memory: the size of every single allocation is limited, and so is the amount of data that FFmpeg reads to find the
+  streams;
 - length: decoding stops at `max_seconds`. Ten hours of silence in a file of 10 MB take 0.1 s;
 - time: decoding stops at `time_limit_s`, which is checked between packets.
 
@@ -46,16 +47,17 @@ if TYPE_CHECKING:
 
 FORMATS = "WAV, MP3, Ogg, Opus, FLAC, M4A, MP4, WebM, AAC, AIFF, AMR or CAF"
 PLAIN_FORMATS = "wav,w64,mp3,ogg,flac,mov,matroska,aac,aiff,amr,asf,caf,ac3"
-MORE_FORMATS = f"{PLAIN_FORMATS},avi,mpegts,mpeg,flv,au,wv,eac3"  # for the sandbox (app/audio/sandbox.py) only
+# Only for decoding in the sandbox (app/audio/sandbox.py).
+MORE_FORMATS = f"{PLAIN_FORMATS},avi,mpegts,mpeg,flv,au,wv,eac3"
 MIN_SECONDS = 0.1
-PADDING_S = 0.1  # a file may exceed max_seconds by this: MP3 and AAC pad their ends by 20 to 70 ms
-MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000  # recordings have no other rates, and a higher rate needs larger filters
-MAX_ALLOCATION_BYTES = 64 << 20  # a frame or the index of a one-hour M4A needs below 4 MB, a cover picture below 20 MB
+PADDING_S = 0.1  # a file may exceed max_seconds by this, because MP3 and AAC add 20 to 70 ms of padding
+MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000  # recordings have no other rates, and higher rates need larger filters
+MAX_ALLOCATION_BYTES = 64 << 20  # the index of a one-hour M4A needs less than 4 MB, a cover picture less than 20 MB
 _DEFAULT_ALLOCATION_BYTES = 2**31 - 1  # FFmpeg's default limit
 FULL_SCALE = 0.998  # samples of at least this magnitude count as clipped
-_INAUDIBLE = 1e-4  # the peak of a silent track; -80 dBFS
+_INAUDIBLE = 1e-4  # a track with a lower peak is silent; -80 dBFS
 _CANCELLED = 0.1  # channels cancel if their mean has less than this share of the power of the loudest channel
-_LOUDEST = 1e5  # larger samples of float files are clipped; files with 16-bit numbers as floats exist
+_LOUDEST = 1e5  # larger samples are clipped; the limit allows float files that contain 16-bit numbers
 TIME_LIMIT_S = 10.0  # an hour of ordinary audio decodes in 1 to 7 s
 
 # Names of FFmpeg's decoders that are allowed. A video stream in the same file is ignored.
@@ -104,11 +106,13 @@ def decode(
 ) -> Decoded:
     """Decode the audio of a file to mono at rate_hz: at most max_seconds, from start_s on.
 
-    Of several tracks, the default one is used, or the first other track if that one is silent. Mono is the mean of the
-    channels, or the loudest channel if they cancel each other. data: the file. what: name of the request's field, for
-    error messages. formats: FFmpeg's names of the containers that are allowed. The readable part of a damaged or
-    truncated file is returned. Raises BadReference if the file is empty, can't be decoded, has less than MIN_SECONDS of
-    audio, or takes longer than time_limit_s.
+    If the file has several audio tracks, the default track is used. If the default track is silent, the first track
+    that is not silent is used. Mono is the mean of the channels. If the channels cancel each other, mono is the loudest
+    channel. If the file is damaged or truncated, the part that can be decoded is returned.
+
+    data: the bytes of the file. what: name of the request's field, for error messages. formats: FFmpeg's names of the
+    containers that are allowed. Raises BadReference if the file is empty, can't be decoded, has less than MIN_SECONDS
+    of audio, or takes longer than time_limit_s.
     """
     if not data:
         raise BadReference(f"`{what}` is empty.", param=what)
@@ -145,17 +149,19 @@ def decode(
 
 
 def _lacks_index(data: bytes) -> bool:
-    """Whether this is an MP4, M4A or MOV file without its index: recorders write the index last."""
+    """Return whether data is an MP4, M4A or MOV file without its index. Recorders write the index at the end of the
+    file, so it is missing in a truncated file.
+    """
     at = 0
     if data[4:8] != b"ftyp":
         return False
     while at + 8 <= len(data):
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if size == 1:  # a 64-bit size follows
+        if size == 1:  # the size is in the next 64 bits
             size = int.from_bytes(data[at + 8 : at + 16], "big")
         if kind == b"moov":
             return at + size > len(data)
-        if size < 8:  # 0: up to the end of the file
+        if size < 8:  # size 0: this part of the file ends at the end of the file
             return True
         at += size
     return True
@@ -214,7 +220,7 @@ class _Reading:
     """The state of decoding one file: `read` collects samples, `decoded` returns the result."""
 
     def __init__(self, rate_hz: int, max_seconds: float, what: str, deadline_s: float, start_s: float = 0.0) -> None:
-        self._skip_s = start_s  # seconds to skip, in whole frames of at most 0.1 s
+        self._skip_s = start_s  # seconds to skip; whole frames (at most 0.1 s each) are skipped
         self._rate_hz = rate_hz
         self._max_seconds = max_seconds
         self._what = what
@@ -222,9 +228,9 @@ class _Reading:
         self._frame_kind: tuple[int, str, str] | None = None  # rate, sample format, channel layout of the last frame
         self._mixer = _Mixer(None)
         self._channel: int | None = None
-        self._float_pcm = False  # samples may exceed full scale without being clipped
+        self._float_pcm = False  # whether the file has float samples, which may exceed full scale
         self._peak = 0.0  # highest magnitude of the mixed samples
-        self.track = 0  # index among the audio streams
+        self.track = 0  # index of the decoded track among the audio streams
         self.other_tracks: tuple[int, ...] = ()
         self._resampler = StreamResampler(rate_hz, rate_hz)
         self._parts: list[Samples] = []
@@ -238,7 +244,9 @@ class _Reading:
 
     @property
     def cancelling_channels(self) -> bool:
-        """Whether the mean of the channels is much weaker than the loudest channel, as with an inverted one."""
+        """Whether the mean of the channels is much weaker than the loudest channel, for example because a channel is
+        inverted.
+        """
         powers = self._mixer.channel_powers
         return len(powers) > 1 and self._mixer.mono_power < _CANCELLED * float(powers.max())
 
@@ -247,7 +255,9 @@ class _Reading:
         return int(np.argmax(self._mixer.channel_powers))
 
     def read(self, container: InputContainer, track: int | None, channel: int | None) -> None:
-        """Decode one track. None = the default track, and the mean of its channels."""
+        """Decode one track and collect its samples. track: None = the default track. channel: None = the mean of all
+        channels.
+        """
         self._channel = channel
         if not container.streams.audio:
             raise BadReference(f"`{self._what}` has no audio stream. Send {FORMATS}.", param=self._what)
@@ -272,7 +282,7 @@ class _Reading:
         self._parts.append(self._resampler.flush())
 
     def decoded(self) -> Decoded:
-        """Return the result. Raises BadReference if there is less than MIN_SECONDS of audio."""
+        """Return the decoded audio. Raises BadReference if there is less than MIN_SECONDS of audio."""
         samples = np.concatenate(self._parts)
         if self._peak > 1.0:
             samples *= np.float32(1.0 / self._peak)
@@ -300,7 +310,7 @@ class _Reading:
             self._check_time()
             try:
                 packet = next(packets, None)
-            except av.FFmpegError:  # the file is truncated, or other data follows
+            except av.FFmpegError:  # the file is truncated, or data that is not audio follows
                 self._damaged = True
                 return
             if packet is None:
@@ -313,9 +323,8 @@ class _Reading:
     def _take(self, frame: AudioFrame) -> None:
         """Mix, resample and collect one frame. Raises BadReference for a sample rate out of range."""
         kind = (frame.sample_rate, frame.format.name, frame.layout.name)
-        if (
-            kind != self._frame_kind
-        ):  # the rate may differ from the rate in the header (AAC), or change within a file (Ogg)
+        # The sample rate may differ from the header (AAC) or change within a file (Ogg).
+        if kind != self._frame_kind:
             self._frame_kind = kind
             self._channels = frame.layout.nb_channels
             if not MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ:
@@ -353,23 +362,26 @@ class _Mixer:
     """
 
     def __init__(self, channel: int | None) -> None:
-        """channel: the one that is used; None = the mean of all."""
+        """channel: index of the channel that becomes the mono signal; None = the mean of all channels."""
         self._channel = channel
-        self.channel_powers = np.zeros(0)  # sum of squares
+        self.channel_powers = np.zeros(0)  # sum of squared samples of each channel
         self.mono_power = 0.0
         self._packer = av.AudioResampler(format="flt")
-        self._all = self._at_full_scale = self._at_peak = 0  # numbers of samples
+        # Numbers of samples: all, clipped at full scale, clipped at the peak.
+        self._all = self._at_full_scale = self._at_peak = 0
         self._peak = 0.0
 
     @property
     def peak(self) -> float:
-        """Of all channels."""
+        """The highest magnitude of a sample in any channel."""
         return self._peak
 
     def clipped(self, *, float_pcm: bool) -> float:
-        """Share of clipped samples: in runs of three or more at full scale, or at the highest level of the file.
+        """Return the share of clipped samples, from 0 to 1.
 
-        float_pcm: samples above full scale are possible, and not clipped.
+        A sample counts as clipped if it and its two neighbours are at full scale, or at the highest level of the file.
+        float_pcm: True = the file may have valid samples above full scale. If the file has such samples, samples at
+        full scale do not count as clipped.
         """
         exceeds = float_pcm and self._peak > 1.001
         return max(0 if exceeds else self._at_full_scale, self._at_peak) / max(1, self._all)
@@ -387,7 +399,7 @@ class _Mixer:
             self._at_peak += _in_runs(level >= self._peak * 0.9995)
 
     def mono(self, frame: AudioFrame) -> Samples:
-        """Mix one frame to mono -> (N,) float32. NaN and infinite samples stay."""
+        """Mix one frame to mono samples (N,) float32. NaN and infinite samples are not replaced."""
         packed = [
             np.asarray(part.to_ndarray(), np.float32).reshape(-1, part.layout.nb_channels)
             for part in self._packer.resample(frame)
@@ -399,7 +411,7 @@ class _Mixer:
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def _mix(self, samples: Samples) -> Samples:
-        """(N, channels) -> (N,)."""
+        """Mix samples (N, channels) to mono (N,). Add their power to `channel_powers` and `mono_power`."""
         channels = samples.shape[1]
         channel = self._channel if self._channel is not None and self._channel < channels else None
         mono = np.asarray(samples.mean(axis=1, dtype=np.float32) if channel is None else samples[:, channel])
@@ -413,13 +425,15 @@ class _Mixer:
 
 
 def _within(samples: Samples, most: float) -> Samples:
-    """Set NaN to 0, and samples beyond `most` to full scale. Same shape."""
-    if np.abs(samples).max(initial=0.0) <= most:  # False for NaN
+    """Replace NaN by 0, and replace samples whose magnitude exceeds `most` by 1 or -1. Returns an array of the same
+    shape.
+    """
+    if np.abs(samples).max(initial=0.0) <= most:  # the comparison is False if a sample is NaN
         return samples
     samples = np.nan_to_num(samples, nan=0.0)
     return np.where(np.abs(samples) > most, np.sign(samples), samples).astype(np.float32)
 
 
 def _in_runs(clipped: NDArray[np.bool_]) -> int:
-    """Return how many samples of (N, channels) are True and are also between two True samples of the same channel."""
+    """Return how many samples of (N, channels) are True and lie between two True samples of the same channel."""
     return int(np.count_nonzero(clipped[2:] & clipped[1:-1] & clipped[:-2]))

@@ -31,10 +31,10 @@ import numpy as np
 from app.audio.decode import decode
 from app.errors import BadReference
 
-HEADER_BYTES = 4_096  # size of the output's header: JSON, padded with spaces. The samples follow as float32
+HEADER_BYTES = 4_096  # size of the header of the output file: JSON, padded with spaces. The float32 samples follow
 STATUS = struct.Struct("!i")  # the status from os.waitpid
 _NOBODY = 65_534
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000  # linux/sched.h
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000  # values from linux/sched.h
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
 
 def _serve(jobs: socket.socket) -> None:
     """Handle new jobs, children that end, and sockets that the server closes. Returns when `jobs` is closed."""
-    children: dict[int, socket.socket] = {}  # by process id
+    children: dict[int, socket.socket] = {}  # process id -> socket to the server
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -67,7 +67,7 @@ def _serve(jobs: socket.socket) -> None:
             elif event & (select.POLLHUP | select.POLLERR):  # the server has stopped waiting for this child
                 for process, line in children.items():
                     if line.fileno() == number:
-                        os.kill(process, signal.SIGKILL)  # no waitpid yet, so the pid can't be reused
+                        os.kill(process, signal.SIGKILL)  # the process id is not reused before `waitpid`
                         poll.unregister(number)
         _report_ended(children, poll)
 
@@ -151,7 +151,7 @@ def _limit(job: dict[str, Any]) -> None:
         (resource.RLIMIT_FSIZE, job["output_bytes"]),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_NOFILE, 0),  # open descriptors stay open; no new file or socket
+        (resource.RLIMIT_NOFILE, 0),  # open files stay open, but no new file or socket can be opened
     ):
         _, hard = resource.getrlimit(kind)
         allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -216,7 +216,7 @@ def _write(data: bytes) -> None:
 def _leave_the_network() -> None:
     """Enter an empty network namespace if the kernel allows it.
 
-    The namespace is a second protection: children can't open sockets in any case.
+    The namespace is a second protection. The resource limits already prevent children from opening sockets.
     """
     with contextlib.suppress(AttributeError, OSError):
         unshare = ctypes.CDLL(None).unshare

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from app.audio.threads import ThreadLimit
     from app.types import Samples
 
-MAX_DETECT_S = 300.0  # detection uses at most this part from the start of a file; it takes about 3 s
+MAX_DETECT_S = 300.0  # detection uses only the first MAX_DETECT_S seconds of a file; this takes about 3 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +30,21 @@ class Detection:
 class WatermarkDetector:
     """Detects the watermark in files. Use it from one event loop.
 
-    The server marks only speech, but the network also finds the mark in steady tones. So a file without speech never
-    counts as marked.
+    The server marks only speech, but the detector network also finds the mark in steady tones. So a file without speech
+    always gets the result "not marked".
     """
 
     def __init__(self, threads: ThreadLimit, contains_speech: Callable[[Samples, int], bool]) -> None:
-        """threads: limits the parallel detections. contains_speech: takes mono samples (N,) and their rate in Hz."""
+        """threads: limits the number of parallel detections. contains_speech: returns whether mono samples (N,) at a
+        rate in Hz contain speech.
+        """
         self._threads = threads
         self._contains_speech = contains_speech
 
     async def detect(self, recording: bytes) -> Detection:
         """Decode a file in the sandbox and search its first MAX_DETECT_S seconds for the watermark.
 
-        Raises BadReference for a file that can't be decoded, WatermarkMissing if the extra `watermark` is not
+        Raises BadReference if the file can't be decoded, and WatermarkMissing if the extra `watermark` is not
         installed.
         """
         return await self._threads.run(self._detect, recording)

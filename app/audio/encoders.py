@@ -3,8 +3,8 @@
 One encoder encodes all samples of a response, so that the joined output is one file without gaps. If each sentence had
 a separate encoder, codec padding would be between the sentences. The layout of the files is the same as from
 api.openai.com: MP3 frames without a header, AAC as ADTS, one logical Ogg Opus stream, FLAC and WAV of unknown length,
-raw PCM. If the number of samples is known before, the headers of FLAC and WAV state it. The same samples always give
-the same file, even if they are encoded in blocks of another size.
+raw PCM. If the number of samples is known in advance, the headers of FLAC and WAV files contain it. The same samples
+always give the same file, even if they are encoded in blocks of another size.
 
 This module does not depend on HTTP, engines or text.
 """
@@ -85,7 +85,9 @@ def open_encoder(audio_format: AudioFormat, rate_hz: int, samples: int | None = 
 
 
 def encoded_bytes(audio_format: AudioFormat, rate_hz: int, samples: int) -> int | None:
-    """Return the size of a file of `samples` samples at rate_hz; None if only encoding shows it."""
+    """Return the size in bytes of a file with `samples` samples. Returns None for a format whose size depends on the
+    audio.
+    """
     recipe = AUDIO_FORMATS[audio_format].recipe
     if isinstance(recipe, CodecRecipe):
         return None
@@ -132,12 +134,12 @@ class _PcmEncoder:
         return header
 
 
-_FLAC_START = b"fLaC\x00\x00\x00\x22"  # the mark of the file and the head of its first block, STREAMINFO
-_FLAC_TOTAL_AT = 21  # where the 36 bits with the number of samples begin, after 4 bits of another field
+_FLAC_START = b"fLaC\x00\x00\x00\x22"  # start of a FLAC file: its marker, then the header of the block STREAMINFO
+_FLAC_TOTAL_AT = 21  # offset of a byte; its last 4 bits are the first of the 36 bits for the number of samples
 
 
 def _with_flac_total(start: bytes, samples: int) -> bytes:
-    """Return the first bytes of a FLAC file, with the number of its samples."""
+    """Write the number of samples into the first bytes of a FLAC file, and return these bytes."""
     if not start.startswith(_FLAC_START) or len(start) < _FLAC_TOTAL_AT + 5 or samples >= 1 << 36:
         return start
     field = int.from_bytes(start[_FLAC_TOTAL_AT : _FLAC_TOTAL_AT + 5], "big") >> 36 << 36 | samples
@@ -148,7 +150,7 @@ class _Sink:
     """The output file for FFmpeg. It is not seekable, so FFmpeg never rewrites a header."""
 
     def __init__(self, flac_samples: int | None = None) -> None:
-        """flac_samples: the number of samples for the header of a FLAC file; None = the file has no such header."""
+        """flac_samples: the number of samples to write into the header of a FLAC file; None = keep the header."""
         self._parts: list[bytes] = []
         self._flac_samples = flac_samples
 
@@ -171,9 +173,8 @@ class _CodecEncoder:
     """
 
     def __init__(self, recipe: CodecRecipe, rate_hz: int, samples: int | None = None) -> None:
-        self._container: OutputContainer | None = (
-            None  # set first: if a line below raises, __del__ needs this attribute
-        )
+        # Set this attribute first: `__del__` needs it, even if the constructor raises an error.
+        self._container: OutputContainer | None = None
         codec_rate_hz = recipe.codec_rate_hz(rate_hz)
         self._recipe = recipe
         self._rate_hz = codec_rate_hz
@@ -200,15 +201,14 @@ class _CodecEncoder:
             self._codec.bit_rate = bit_rate
         self._container.start_encoding()
         self._frame_samples = self._codec.frame_size
-        self._pending = np.zeros(
-            recipe.lead_in_samples, dtype=np.float32
-        )  # not yet encoded; after a call it is shorter than a frame
+        # Samples that are not encoded yet: less than one frame between two calls.
+        self._pending = np.zeros(recipe.lead_in_samples, dtype=np.float32)
         self._position_samples = 0
         self._started = False
 
     def __del__(self) -> None:
-        # Container and stream refer to each other, so their native memory (7 MB for FLAC) would otherwise stay until
-        # the next full garbage collection.
+        # The container and the stream refer to each other. Without `close`, their native memory (7 MB for FLAC) would
+        # stay allocated until the next full garbage collection.
         self.close()
 
     def encode(self, samples: Samples) -> bytes:
@@ -218,12 +218,12 @@ class _CodecEncoder:
         if not len(samples):
             return b""
         self._started = True
-        # Clip before resampling, because one NaN would stay in the state of the filter. `_feed` clips again, because
-        # the output of a resampler can exceed 1 at steep edges.
+        # Clip before resampling, because one NaN would stay in the state of the resampling filter. `_feed` clips again,
+        # because the output of a resampler can exceed 1 at steep edges.
         self._pending = np.concatenate((self._pending, self._resampler.push(pcm.clip(samples))))
         whole = len(self._pending) - len(self._pending) % self._frame_samples
         self._feed(container, self._pending[:whole])
-        self._pending = self._pending[whole:].copy()  # a view would keep the whole array in memory
+        self._pending = self._pending[whole:].copy()  # without the copy, the whole array would stay in memory
         return self._sink.take()
 
     def flush(self) -> bytes:

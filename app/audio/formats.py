@@ -22,8 +22,8 @@ _OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
 class PcmRecipe:
     """A format that consists of a header and 16-bit little-endian samples."""
 
-    header: Callable[[int], bytes]  # sample rate in Hz -> header of a file of unknown length
-    exact_header: Callable[[int, int], bytes] | None = None  # sample rate, number of samples -> header; None = `header`
+    header: Callable[[int], bytes]  # sample rate in Hz -> header of a file whose length is unknown
+    exact_header: Callable[[int, int], bytes] | None = None  # (sample rate, samples) -> header; None = `header` is used
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,12 @@ _MAX_RIFF_BYTES = 0xFFFFFFFE
 
 
 def wav_header(rate_hz: int, samples: int | None = None) -> bytes:
-    """Build the header (44 bytes) of a WAV file: 16 bit, mono. samples: its length; None = unknown.
+    """Build the header (44 bytes) of a WAV file: 16 bit, mono. samples: the number of samples; None = unknown.
 
-    If the length is unknown, both sizes are 0xFFFFFFFF, as in the streams of api.openai.com. Python's `wave`, FFmpeg
-    and browsers accept these. Other programs write the size 0 for an unknown length, but `wave` does not accept 0. A
-    file of more than 4 GB also has these sizes, because its own do not fit in 32 bits.
+    If the number is unknown, both size fields contain 0xFFFFFFFF, as in the streams of api.openai.com. Python's `wave`,
+    FFmpeg and browsers accept this value. Other programs write the size 0 for an unknown length, but `wave` does not
+    accept 0. The header of a file of more than 4 GB also contains 0xFFFFFFFF, because the real sizes do not fit in 32
+    bits.
     """
     data_bytes = riff_bytes = 0xFFFFFFFF
     if samples is not None and 2 * samples + WAV_HEADER_BYTES - 8 <= _MAX_RIFF_BYTES:
@@ -80,9 +81,10 @@ def wav_header(rate_hz: int, samples: int | None = None) -> bytes:
 
 # The figures below are from 22.9 s of speech at 24 kHz on one core, best of four runs.
 # reservoir=0: each frame can be decoded alone, so streams can be joined and cut.
-# compression_level=7 (LAME's -q 7): 6.1 ms of CPU per second of audio and SNR 26.0 dB at 128 kbit/s. LAME's default
-# level: 9.3 ms and 25.9 dB.
-# Below 16 kHz (MPEG-2.5), the bit rate is 64 kbit/s, the highest that all these sample rates allow.
+# compression_level=7 (LAME's -q 7) takes 6.1 ms of CPU per second of audio and has an SNR of 26.0 dB at 128 kbit/s.
+# LAME's default level takes 9.3 ms and has an SNR of 25.9 dB.
+# For sample rates below 16 kHz (MPEG-2.5), the bit rate is 64 kbit/s. All these sample rates allow 64 kbit/s, and no
+# higher bit rate.
 _MP3 = CodecRecipe(
     "mp3",
     "libmp3lame",
@@ -92,11 +94,12 @@ _MP3 = CodecRecipe(
     {"reservoir": "0", "compression_level": "7"},
 )
 # FFmpeg's default is one page per second, which would delay the first audio by a second. With pages of 20 ms, the first
-# 80 ms of input give 53 ms of audio immediately; with pages of 40 ms, they give 33 ms. The page headers take 11 kbit/s,
-# and the whole stream takes 61 kbit/s. api.openai.com sends about 56 kbit/s.
-# application=audio with compression_level=5: SNR 17.8 dB, log-spectral distance 4.5 dB, 4.8 ms of CPU per second.
-# application=voip at the same size: SNR 11.2 dB, log-spectral distance 4.8 dB, 9.5 ms of CPU per second. This
-# mode also removes the lowest frequencies.
+# 80 ms of input immediately give 53 ms of encoded audio. With pages of 40 ms, they give 33 ms. The page headers take 11
+# kbit/s, and the whole stream takes 61 kbit/s. api.openai.com sends about 56 kbit/s.
+# application=audio with compression_level=5 has an SNR of 17.8 dB and a log-spectral distance of 4.5 dB. It takes 4.8
+# ms of CPU per second of audio.
+# application=voip at the same file size has an SNR of 11.2 dB and a log-spectral distance of 4.8 dB. It takes 9.5 ms of
+# CPU per second of audio, and removes the lowest frequencies.
 _OPUS = CodecRecipe(
     "ogg",
     "libopus",
@@ -106,11 +109,12 @@ _OPUS = CodecRecipe(
     {"frame_duration": "20", "application": "audio", "compression_level": "5"},
     codec_rates_hz=_OPUS_RATES_HZ,
 )
-# aac_coder=fast: 3.0 ms of CPU per second and SNR 28.9 dB. The default coder: 8.9 ms and 23.3 dB.
+# aac_coder=fast takes 3.0 ms of CPU per second of audio and has an SNR of 28.9 dB.
+# The default coder takes 8.9 ms and has an SNR of 23.3 dB.
 # The encoder returns its first AAC frame of 1024 samples when its second AAC frame is full: after 85 ms of input at
 # 24 kHz. The first frame of CSM has only 80 ms, so the first bytes would wait for the second frame of CSM. With 128
 # samples of silence in front of the audio, the first frame of CSM is enough.
-# The bit rate is 64 kbit/s, and at most 4 bits per sample: AAC-LC allows 6 bits per sample and channel.
+# The bit rate is 64 kbit/s, but at most 4 bits per sample, because AAC-LC allows at most 6 bits per sample.
 _AAC = CodecRecipe(
     "adts",
     "aac",
@@ -129,7 +133,7 @@ _M4A = replace(
 # compression_level=2 uses blocks of 27 ms. The default level uses blocks of 105 ms, which would delay the first bytes.
 # lpc_type and max_prediction_order have the values of the default level, so the file is as small as with the default
 # level: 233 kbit/s, with 1.0 ms of CPU per second.
-# metadata_header_padding=0: no padding block, which would add 8 kB before the first audio.
+# metadata_header_padding=0 leaves out the padding block, which would add 8 kB before the first audio.
 _FLAC = CodecRecipe(
     "flac",
     "flac",

@@ -3,20 +3,21 @@
 Rules (each is counted in `tts_guard_total` under its name):
 
 - `frame_cap`: ends a line that takes far more frames than its text needs.
-- `early_end`: forbids the end of speech in a line's first frames, where models sometimes draw it by mistake.
+- `early_end`: forbids the end of speech in the first frames of a line, where models sometimes end by mistake.
 - `repeat`: ends a line after REPEATED_S of identical frames, or when its last second sounds a second time.
-- `silence`: ends a line after a pause that is too long. How long a pause may be depends on how much of the text must
-  have been spoken already.
-- `lead_in`: ends a line that does not begin to speak within LEAD_IN_S.
-- `babble`: ends a line that still produces sound when its text must be over for a long time.
-- `too_short`: the line ended by itself, in less time than any speaker needs for its text.
-- `retry`: generates an utterance once more with another seed; nothing of it was sent yet.
+- `silence`: ends a line after a pause that is too long. The longest allowed pause depends on the share of the text that
+  must have been spoken already.
+- `lead_in`: ends a line if no speech begins within LEAD_IN_S.
+- `babble`: ends a line that still produces sound long after its text must be complete.
+- `too_short`: reports a line that the model ended sooner than any speaker could speak its text.
+- `retry`: generates an utterance again with another seed, if none of its audio was sent yet.
 
-`frame_cap` and `early_end` need the model's logits and are in its runner. `retry` is in the generator.
+The rules `frame_cap` and `early_end` need the logits of the model, so they are in the runner of the model. The rule
+`retry` is in the generator.
 
-The expected duration comes from the pace of the voice's own recording, if it has one with a transcript. Human
-recordings of one speaker differ from each other by up to 1.5 times, so all rules leave a generous band. Silence is
-judged by the line's own level and noise floor (`levels.py`). Does not depend on models.
+The expected duration of a line comes from the pace of the voice's recording, if the voice has a recording with a
+transcript. One human speaker varies the pace by a factor of up to 1.5, so all limits are wide. Whether audio is silent
+depends on the level and the noise floor of the same line (`levels.py`). This module does not depend on models.
 """
 
 from __future__ import annotations
@@ -37,23 +38,24 @@ if TYPE_CHECKING:
 
 Rule = Literal["frame_cap", "early_end", "repeat", "silence", "lead_in", "babble", "too_short", "retry"]
 
-SLOW_CHARS_PER_S, FAST_CHARS_PER_S = 8.0, 28.0  # all of 52 measured speakers are between these
+SLOW_CHARS_PER_S, FAST_CHARS_PER_S = 8.0, 28.0  # the paces of 52 measured speakers are between these
 BAND_SLOW, BAND_FAST = 0.65, 0.4  # a line may last 0.4 to 1 / 0.65 times its expected duration
 REPEATED_S = 1.0
 LEAD_IN_S = 5.0
-LONG_SILENCE_S = 4.0  # the limit before the expected duration is over; longer than a dramatic pause
-LATE_SILENCE_S = 2.0  # the limit after the expected duration
-OVER_SILENCE_S = 1.5  # the limit after the duration of a slow reading, and for digital silence
-SMOOTHING_S = 0.1  # levels are averaged over this time, because the noise of a room varies
-MIN_SPOKEN = 0.4  # share of the expected duration; with less sound, the text cannot be complete
-BABBLE_FACTOR, BABBLE_SLACK_S = 1.1, 2.5  # a line may last this factor times a slow reading, plus these seconds
-REPETITION_FROM = 0.6  # share of the expected duration after which repetitions are searched
+LONG_SILENCE_S = 4.0  # the longest pause before the expected duration is over
+LATE_SILENCE_S = 2.0  # the longest pause after the expected duration
+OVER_SILENCE_S = 1.5  # the longest pause after the duration of a slow reading; the longest digital silence
+SMOOTHING_S = 0.1  # levels are averaged over this time, because the level of room noise varies
+MIN_SPOKEN = 0.4  # with less sound than this share of the expected duration, the text cannot be complete
+# Limit of the sound: the factor times the duration of a slow reading, plus seconds.
+BABBLE_FACTOR, BABBLE_SLACK_S = 1.1, 2.5
+REPETITION_FROM = 0.6  # repetitions are searched after this share of the expected duration
 _BEGIN_DBFS = QUIET_DBFS + 5  # the first sound of a line has at least this level
-_BROKEN_SILENCE = 2  # one loud window cancels this many silent windows, so a click does not end a silence
+_BROKEN_SILENCE = 2  # a loud window cancels only this many silent windows, so that a click does not end a pause
 
 
 def speech_length(text: str) -> float:
-    """Return the length of a text, measured in characters of English that take equally long to speak.
+    """Return the length of a text as a number of English characters that take equally long to speak.
 
     A Chinese or Japanese character is about one syllable, so it counts as three characters.
     """
@@ -62,8 +64,8 @@ def speech_length(text: str) -> float:
 
 
 def pace_of(transcript: str, seconds: float) -> float | None:
-    """Return the pace of a recording in characters a second. Returns None if the recording is too short, or if people
-    do not speak at this pace.
+    """Return the pace of a recording in characters a second. Returns None if the recording is too short, or if the pace
+    is not plausible for human speech.
     """
     length = speech_length(transcript)
     if length < 10 or seconds < 1.0:
@@ -73,7 +75,7 @@ def pace_of(transcript: str, seconds: float) -> float | None:
 
 
 class LineGuard:
-    """Checks one line while it is generated, frame by frame. Used for one line, in one thread."""
+    """Checks one line while it is generated, frame by frame. Use an instance for one line, in one thread."""
 
     def __init__(self, length: float, frame_s: float, rate_hz: int, *, pace: float | None = None) -> None:
         """length: the length of the line's text (see `speech_length`). pace: the pace of the voice in characters a
@@ -120,7 +122,7 @@ class LineGuard:
         levels = self._smoother.push(10 ** (levels / 10))
         self._levels.add(levels)
         threshold = self._levels.threshold_dbfs
-        if self._elapsed_s >= REPETITION_FROM * self._late_s:  # not before, to save time
+        if self._elapsed_s >= REPETITION_FROM * self._late_s:  # earlier comparisons would only cost time
             self._repetition.add(samples[:whole], loud >= max(threshold, _BEGIN_DBFS + 5))
         for level in levels:
             self._elapsed_s += WINDOW_S
@@ -136,9 +138,11 @@ class LineGuard:
                 self._silence_s = max(0.0, self._silence_s - _BROKEN_SILENCE * WINDOW_S)
 
     def end(self) -> Rule | None:
-        """Return "too_short" if a line, which the model has ended with EOS, is too short for its text; otherwise None.
+        """Return "too_short" if the line is too short for its text, otherwise None. Call this after the model has ended
+        the line.
 
-        Frames that are not decoded yet count as sound."""
+        Frames that are not decoded yet count as sound.
+        """
         spoken_s = max(self._frames * self._frame_s, self._elapsed_s) - (self._begun_s or 0.0) - self._silence_s
         return "too_short" if spoken_s < self._least_s else None
 
@@ -161,11 +165,11 @@ class LineGuard:
 
 
 class Repetition:
-    """Detects that the last second of a line sounds a second time, with other codes.
+    """Detects that the last second of a line sounds a second time. The codes of the two parts may differ.
 
-    Compares the spectrum of each window with the windows that are SHORTEST_S to LONGEST_S earlier. If the mean
-    difference at one distance is below MAX_DB for COMPARED_S seconds, this is a repetition. Different speech of one
-    speaker differs by 8 dB or more.
+    The spectrum of each window is compared with the spectra SHORTEST_S to LONGEST_S earlier. The line repeats itself
+    if, at one distance in time, the spectra of the last COMPARED_S seconds differ by less than MAX_DB on average.
+    Different speech of one speaker differs by 8 dB or more.
     """
 
     BANDS = 20
@@ -194,7 +198,7 @@ class Repetition:
         frames = np.lib.stride_tricks.sliding_window_view(padded, 2 * self._size)[:: self._size] * self._window
         power = np.square(np.abs(np.fft.rfft(frames, axis=1))) @ self._bands.T
         spectra = 10 * np.log10(power / self._size**2 + 1e-8)
-        block = self._lags[0]  # the windows of such a block are compared with earlier blocks only
+        block = self._lags[0]  # no window of a block is compared with a window of the same block
         for start in range(0, len(spectra), block):
             new, sounds = spectra[start : start + block], sounding[start : start + block]
             number = self._count + np.arange(len(new))
@@ -211,8 +215,8 @@ class Repetition:
 
 @functools.cache
 def _bands(rate_hz: int, size: int, count: int) -> NDArray[np.float64]:
-    """Return which bins of a transform of 2 * size samples belong to which of `count` bands: (count, size + 1), values
-    0 and 1.
+    """Return a matrix (count, size + 1): 1 if a bin of a Fourier transform of 2 * size samples belongs to a band,
+    otherwise 0.
     """
     hertz = np.fft.rfftfreq(2 * size, 1 / rate_hz)
     edges = np.geomspace(120, min(7000, 0.45 * rate_hz), count + 1)

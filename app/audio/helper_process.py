@@ -1,7 +1,7 @@
-"""A helper process of the server. The server sends jobs to it through a socket pair.
+"""A helper process of the server. The server sends jobs to the helper process through a socket pair.
 
-The process starts at its first job, and starts again if it has ended. Its environment has only a few variables, so it
-gets no tokens and keys. Numeric libraries use one thread in it.
+The process starts at its first job, and starts again if it has ended. It gets only a few environment variables, so it
+receives no tokens and keys. Numeric libraries use one thread in this process.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTU
 
 
 class HelperProcess:
-    """Owns one helper process and the server's end of the socket pair. A caller of its methods must hold `_lock`."""
+    """Owns one helper process and the server's end of the socket pair. Call `_running` and `_end` only with `_lock`
+    held.
+    """
 
     def __init__(self, command: Sequence[str], *, end_s: float) -> None:
-        """command: the program and its arguments, to which the number of the socket is added. end_s: after its socket
-        is closed, the process is killed if it has not ended within this time.
+        """command: the program and its arguments. The number of the socket is added as the last argument. end_s: if the
+        process has not ended this many seconds after its socket is closed, it is killed.
         """
         self._command = command
         self._end_s = end_s

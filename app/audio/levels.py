@@ -2,7 +2,7 @@
 
 The pauses of a recording contain the noise of the room and the microphone, and a model imitates this noise. So there is
 no fixed level for silence. A window is silent if its level is near the noise floor of the line and far below the level
-of its speech.
+of the line's speech.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
     Levels = NDArray[np.float64]
 
-WINDOW_S = 0.02  # one level describes this much audio
+WINDOW_S = 0.02  # duration of the window that one level describes
 UPDATE_WINDOWS = 8  # windows between two computations of the threshold, because percentiles cost time
 MEMORY_S = 10.0  # the threshold depends on the levels of the last MEMORY_S only, because speakers change their level
 QUIET_DBFS = -50.0  # audio below this level is silent, whatever the line's noise floor is
-DIGITAL_DBFS = -75.0  # every recording has more noise than this
-_FLOOR_PERCENT, _SPEECH_PERCENT = 5, 90  # percentiles of a line's levels: its noise floor and its loud speech
-_ABOVE_FLOOR_DB, _BELOW_SPEECH_DB = 6.0, 14.0  # silence is at most this far above the floor, and this far below speech
+DIGITAL_DBFS = -75.0  # audio below this level is digital silence, because every recording has more noise
+_FLOOR_PERCENT, _SPEECH_PERCENT = 5, 90  # percentiles of the levels of a line: the noise floor and the loud speech
+# Silence is at most 6 dB above the noise floor and at least 14 dB below loud speech.
+_ABOVE_FLOOR_DB, _BELOW_SPEECH_DB = 6.0, 14.0
 # In a line that is soft as a whole, audio is silent only if it is this far below the line's loud speech.
 _SOFT_SPEECH_DB = 20.0
 
@@ -38,11 +39,11 @@ def levels_dbfs(samples: Samples, rate_hz: int, window_s: float = WINDOW_S) -> L
 
 
 def silence_threshold(levels: Levels) -> float:
-    """Return the level in dBFS below which a window is silent. levels (n,): the levels of the same speech; without
-    levels, the result is QUIET_DBFS.
+    """Return the level in dBFS below which a window is silent.
 
-    The rule was fitted to human recordings at -20 LUFS. Their noise floors are between -78 and -39 dBFS, so no fixed
-    level separates speech from pauses.
+    levels: (n,) levels of the windows of one recording; if there are none, the result is QUIET_DBFS. The rule was
+    fitted to human recordings at -20 LUFS. Their noise floors are between -78 and -39 dBFS, so no fixed level separates
+    speech from pauses.
     """
     return _threshold(*_floor_and_speech(levels)) if len(levels) else QUIET_DBFS
 
@@ -63,7 +64,7 @@ class PowerSmoother:
     """
 
     def __init__(self, windows: int) -> None:
-        """windows: the number of windows in the average, with the current window."""
+        """windows: the number of windows in the average, including the current window."""
         self._weights = np.full(windows, 1 / windows)
         self._recent = np.full(windows, 1e-12)  # power of the last windows
 
@@ -81,9 +82,9 @@ class LevelTracker:
         self._levels = np.zeros(round(MEMORY_S / window_s))
         self._count = 0
         self._threshold = QUIET_DBFS
-        # Level of loud speech: the highest so far, so that it does not fall in a long pause.
+        # The highest level of loud speech so far. A maximum is used, because the level must not fall in a long pause.
         self._speech_dbfs = -np.inf
-        self._judged = 0  # number of levels from which _threshold was computed
+        self._judged = 0  # number of levels when `_threshold` was last computed
 
     def add(self, levels: Levels) -> None:
         """Add the levels of the next windows (n,), at most MEMORY_S of them."""

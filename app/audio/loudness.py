@@ -39,8 +39,8 @@ def integrated_lufs(samples: Samples, rate_hz: int) -> float:
 def denoised(samples: Samples, rate_hz: int, floor_dbfs: float) -> Samples:
     """Reduce the noise in mono samples (N,) by 12 dB with FFmpeg's filter `afftdn`. Returns (N,) float32.
 
-    floor_dbfs: the level of the noise. The filter's option `tn`, which tracks the noise, is off, because with it steady
-    noise was reduced by only 0.3 dB.
+    floor_dbfs: the level of the noise. The filter's option `tn` (noise tracking) is off, because with `tn` the filter
+    reduced steady noise by only 0.3 dB.
     """
     options = f"nr=12:nf={min(-20.0, max(-80.0, floor_dbfs)):.1f}"
     parts = [frame.to_ndarray().reshape(-1) for frame in _through("afftdn", options, samples, rate_hz)]

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from app.types import Samples
 
-# 2**15, as in FFmpeg and libsndfile. 16-bit samples that are converted to float and back do not change.
+# 2**15 is also the factor of FFmpeg and libsndfile. 16-bit samples do not change if they are converted to float and
+# back.
 _FULL_SCALE = 32768.0
 
 

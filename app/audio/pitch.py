@@ -26,16 +26,16 @@ _HOP = round(HOP_S * _RATE_HZ)
 _LONGEST = int(_RATE_HZ / LOWEST_HZ) + 2  # longest lag, in samples
 _TYPICAL_LAG = 60  # a frame is centred for a pitch of 133 Hz
 _SHORTEST = int(_RATE_HZ / HIGHEST_HZ)  # shortest lag, in samples
-_WINDOW = 240  # 30 ms: the samples that are compared with the samples one lag later
+_WINDOW = 240  # 30 ms; these samples are compared with the samples one lag later
 _FRAME = _WINDOW + _LONGEST
 _FFT = 512
 _CANDIDATES = 5
 _UNVOICED_COST = 0.33  # a candidate with a larger YIN difference is treated as noise
-_OCTAVE_COST = 0.015  # per octave below HIGHEST_HZ, so that the shorter of two equally good periods is selected
-_JUMP_COST = 0.5  # per octave of pitch change from one frame to the next
-_SWITCH_COST = 0.2  # for a change between voiced and unvoiced
+_OCTAVE_COST = 0.015  # cost per octave below HIGHEST_HZ, so that the shorter of two equally good periods wins
+_JUMP_COST = 0.5  # cost per octave of pitch change from one frame to the next
+_SWITCH_COST = 0.2  # cost of a change between voiced and unvoiced
 _QUIET_DB = 35.0  # a frame whose level is this far below the level of loud frames is unvoiced
-_BLOCK_FRAMES = 2_000  # frames (20 s) that are computed together; the limit keeps the memory small
+_BLOCK_FRAMES = 2_000  # number of frames (20 s) that are computed together; the limit saves memory
 
 
 def track(samples: Samples, rate_hz: int) -> Array:
@@ -79,9 +79,9 @@ def _candidates(frames: Array) -> tuple[Array, Array, Array]:
     energy = np.empty_like(product)
     energy[:, ::2] = squares[:, lags + _WINDOW] - squares[:, lags]
     energy[:, 1::2] = 0.5 * (energy[:, :-2:2] + energy[:, 2::2])
-    difference = np.maximum(energy[:, :1] + energy - 2 * product, 0.0)[:, 1:]  # YIN, equation 6, from lag 0.5
+    difference = np.maximum(energy[:, :1] + energy - 2 * product, 0.0)[:, 1:]  # equation 6 of YIN, for lags from 0.5 on
     mean = np.cumsum(difference, axis=1) / np.arange(1, 2 * _LONGEST + 1)
-    normalised = (difference / np.maximum(mean, 1e-12))[:, 2 * _SHORTEST - 1 :]  # YIN, equation 8
+    normalised = (difference / np.maximum(mean, 1e-12))[:, 2 * _SHORTEST - 1 :]  # equation 8 of YIN
     left, middle, right = normalised[:, :-2], normalised[:, 1:-1], normalised[:, 2:]
     dip = (middle <= left) & (middle < right) & (middle < 1.0)
     lag = _SHORTEST + 0.5 * np.arange(1, middle.shape[1] + 1)
@@ -96,7 +96,7 @@ def _candidates(frames: Array) -> tuple[Array, Array, Array]:
 
 
 def _path(lags: Array, costs: Array, audible: NDArray[np.bool_]) -> Array:
-    """Select the candidate of each frame for which the total cost is lowest -> pitch in Hz of each frame (F,).
+    """Select one candidate per frame, so that the total cost is lowest -> pitch in Hz of each frame (F,).
 
     lags, costs: the candidates (F, C). audible: whether a frame may be voiced (F,). Each frame has one more candidate,
     "unvoiced", with the pitch 0.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_VARIANTS = 4
 _VOWELS = frozenset("AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split())
 
-# IPA symbols are matched from the longest to the shortest. Marks of length and stress are removed before.
+# IPA symbols are matched from the longest to the shortest. Marks of length and stress are removed before the match.
 _IPA = {
     "tʃ": "CH", "dʒ": "JH", "aɪ": "AY", "aʊ": "AW", "eɪ": "EY", "ɔɪ": "OY", "oʊ": "OW", "əʊ": "OW", "ɪə": "IH AH",
     "eə": "EH AH", "ʊə": "UH AH", "iə": "IY AH", "aɪə": "AY AH", "aʊə": "AW AH", "əl": "AH L", "ɚ": "ER", "ɝ": "ER",
@@ -35,7 +35,8 @@ _IPA = {
 }  # fmt: skip
 _IPA_SYMBOL = re.compile("|".join(sorted(map(re.escape, _IPA), key=len, reverse=True)))
 
-# Letters -> sounds, the longest first: an approximate pronunciation of a word that is in no dictionary.
+# Letter groups -> phonemes, for the approximate pronunciation of a word that is in no dictionary. The longest group
+# that matches is used.
 _LETTERS = {
     "tion": "SH AH N", "sion": "ZH AH N", "ture": "CH ER", "ough": "AO", "augh": "AO", "eigh": "EY", "igh": "AY",
     "sch": "SH", "tch": "CH", "dge": "JH", "ch": "CH", "sh": "SH", "th": "TH", "ph": "F", "wh": "W", "ck": "K",
@@ -122,7 +123,9 @@ def from_ipa(text: str) -> Phonemes:
 
 
 def from_letters(word: str) -> Phonemes:
-    """Apply letter-to-sound rules to a word that is in no dictionary. A word without vowels is spelled."""
+    """Apply letter-to-sound rules to a word that is in no dictionary. A word with digits or without vowels is spelled
+    letter by letter.
+    """
     letters = word.replace("'", "")
     if not re.search("[aeiouy]", letters) or re.search("[0-9]", letters):
         return tuple(" ".join(_LETTER_NAMES[letter] for letter in letters).split())
@@ -132,7 +135,9 @@ def from_letters(word: str) -> Phonemes:
 
 
 def british(phonemes: Phonemes) -> Phonemes:
-    """Convert a US pronunciation to a British one: R only before vowels, and the rounded vowel of "not"."""
+    """Convert a US pronunciation to a British one. British speakers speak R only before vowels, and have a rounded
+    vowel in "not".
+    """
     out: list[str] = []
     for at, phoneme in enumerate(phonemes):
         before_vowel = at + 1 < len(phonemes) and phonemes[at + 1] in _VOWELS

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
-    """Return how many samples `samples` samples become if they are resampled from from_hz to to_hz."""
+    """Return the number of output samples if `samples` input samples are resampled from from_hz to to_hz."""
     return samples if from_hz == to_hz else (2 * samples * to_hz + from_hz) // (2 * from_hz)
 
 
@@ -44,7 +44,9 @@ class StreamResampler:
         return ready
 
     def flush(self) -> Samples:
-        """End the input and return the remaining samples: soxr's own count can differ by one from the exact count."""
+        """End the input and return the remaining samples. They are cut or padded to the exact length, because soxr's
+        length can differ by one sample.
+        """
         nothing = np.zeros(0, dtype=np.float32)
         if self._stream is None:
             return nothing

@@ -1,7 +1,7 @@
 """The sandbox for uploads: run `decode` in a separate process, under limits that the operating system enforces.
 
 FFmpeg's demuxers and decoders are written in C and read untrusted input. In the sandbox, FFmpeg has no access to the
-secrets, the network and the files of the server. Memory, CPU time and file size are limited, and a timeout kills the
+secrets, the network or the files of the server. Memory, CPU time and file size are limited, and a timeout kills the
 process. A crash affects one upload only.
 
 At the first upload, this module starts a helper process (`decoder_process.py`), which takes 0.3 s and 45 MB. The helper
@@ -44,8 +44,8 @@ Source = Path | bytes | IO[bytes]  # an open file is read from its start and sta
 class Limits:
     """Limits of one child process."""
 
-    input_bytes: int = 64 << 20  # size of the file
-    memory_bytes: int = 1 << 30  # address space
+    input_bytes: int = 64 << 20  # highest size of the file
+    memory_bytes: int = 1 << 30  # highest size of the address space
     cpu_s: int = 30
     wall_s: float = 40.0  # the child is killed after this time
 
@@ -64,8 +64,10 @@ def decode_in_sandbox(
     """Decode an audio file with `decode` in a child process.
 
     source: a path, the bytes, or an open file. limits: None = the defaults of `Limits`. time_limit_s: maximum time for
-    decoding; None = limits.cpu_s. formats: the default allows more containers than the default of `decode`. Raises
-    BadReference if `decode` does or if a limit is exceeded, NotReady if the helper process can't be started.
+    decoding; None = limits.cpu_s. formats: the default allows more containers than the default of `decode`.
+
+    Raises BadReference if `decode` raises it or if a limit is exceeded. Raises NotReady if the helper process can't be
+    started.
     """
     limits = limits or Limits()
     job = {
@@ -80,7 +82,8 @@ def decode_in_sandbox(
         "cpu_s": limits.cpu_s,
         "output_bytes": HEADER_BYTES + 4 * round((max_seconds + 1) * rate_hz),
     }
-    # Input and output are open files: the child can read no other file, and RLIMIT_FSIZE limits the size of the output.
+    # The child receives its input and output as open files. It can open no other file, and RLIMIT_FSIZE limits the size
+    # of the output.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, _opened(source) as file:
         try:
             status = _helper().work(job, (file.fileno(), output.fileno(), errors.fileno()), limits.wall_s)
@@ -119,7 +122,7 @@ class _Helper(HelperProcess):
         super().__init__([sys.executable, "-m", "app.audio.decoder_process"], end_s=2.0)
 
     def work(self, job: dict[str, object], files: tuple[int, int, int], wall_s: float) -> int:
-        """Decode one file in a child process -> the exit status of the child; -n if signal n ended the child.
+        """Decode one file in a child process and return the exit status of the child: -n if signal n ended the child.
 
         Raises TimeoutError if the child runs longer than wall_s; then the child is killed. Raises NotReady if the
         helper process can't be started.
@@ -154,7 +157,9 @@ class _Helper(HelperProcess):
 
 @functools.cache
 def _helper() -> _Helper:
-    """Return the helper of this server process. It is created at the first call and closed at exit."""
+    """Return the only helper process of this server. The first call creates the `_Helper`, and the exit of the server
+    closes it.
+    """
     helper = _Helper()
     atexit.register(helper.close)
     return helper

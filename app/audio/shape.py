@@ -1,7 +1,7 @@
 """The edges and the level of one utterance: trim silence, fade, apply gain, limit the length.
 
 A model may start late, end late or stop on a loud sample. Without trimming and fades, joined sentences would have long
-pauses or click. Does not depend on text or engines.
+pauses or click. This module does not depend on text or engines.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from app.types import Samples
 
-_KNEE = np.float32(0.9)  # -0.9 dBFS: normal speech rarely reaches it
+_KNEE = np.float32(0.9)  # -0.9 dBFS: normal speech rarely reaches this level
 _WINDOW_S = 0.01
-_SMOOTHED = 8  # windows
+_SMOOTHED = 8  # number of windows in the moving average of the power
 
 _NOTHING: Samples = np.zeros(0, dtype=np.float32)
 _NOTHING.flags.writeable = False
@@ -31,14 +31,15 @@ class EdgeTrimmer:
     """A `Stage` that shortens the silence before the first sound to lead_s, and the silence after the last sound to
     tail_s.
 
-    Whether a window of 10 ms is silent depends on the level and the noise floor of the utterance (`levels.py`). Pauses
-    inside the utterance are kept: their first tail_s is returned immediately, and the rest when more audio follows. So
-    the memory depends on the longest pause. The delay of other audio is less than 10 ms. If all audio is silent, at
-    most lead_s of it is returned.
+    Whether a window of 10 ms is silent depends on the level and the noise floor of the utterance (`levels.py`). If all
+    audio is silent, at most lead_s of it is returned.
+
+    Pauses inside the utterance are kept. The first tail_s of a pause is returned immediately. The later part of the
+    pause is held until sound follows. So a long pause needs more memory. Sound is delayed by less than 10 ms.
 
     The first sound is a window that is louder than BEGIN_DBFS. Softer audio before the first sound is the noise of a
-    room or a soft consonant, so the last SOFT_LEAD_S of it are kept. If audio is soft for SOFT_VOICE_S, it is a soft
-    voice, and all of it is kept.
+    room or a soft consonant, so only the last SOFT_LEAD_S of it is kept. If audio stays soft for SOFT_VOICE_S, the
+    voice itself is soft, and all of this audio is kept.
     """
 
     BEGIN_DBFS = -38.0
@@ -55,9 +56,9 @@ class EdgeTrimmer:
         self._windows = 0  # number of windows whose level was measured
         self._partial = _NOTHING  # audio that does not fill a window yet
         self._lead: list[Samples] = []  # windows before the first sound: the last silence, then soft audio
-        self._soft = 0  # the number of windows in _lead since the first soft one
+        self._soft = 0  # number of windows in `_lead`, from the first soft window on
         self._held: list[Samples] = []  # the part of a pause beyond tail_s
-        self._kept_of_pause = 0  # samples of the current pause already returned
+        self._kept_of_pause = 0  # number of samples of the current pause that were returned
         self._sounded = False
 
     @property
@@ -71,7 +72,7 @@ class EdgeTrimmer:
         self._partial = samples[whole:].copy()
         out = []
         start = 0
-        while start < whole:  # in blocks that end where the threshold changes, so that chunk sizes do not matter
+        while start < whole:  # blocks end where the threshold changes, so the size of `samples` has no effect
             count = UPDATE_WINDOWS - self._windows % UPDATE_WINDOWS
             stop = min(whole, start + count * self._window_samples)
             out.append(self._pass(samples[start:stop].reshape(-1, self._window_samples)))
@@ -89,7 +90,7 @@ class EdgeTrimmer:
         return out
 
     def _pass(self, windows: Samples) -> Samples:
-        """Process windows (n, size), and return the samples that will not be removed."""
+        """Process windows (n, size), and return the samples that are ready."""
         power = np.mean(np.square(windows, dtype=np.float64), axis=1) + 1e-12
         levels = 10 * np.log10(power)
         smooth = self._smoother.push(power)
@@ -144,9 +145,10 @@ class EdgeTrimmer:
 
 
 class Fader:
-    """A `Stage` that fades an utterance in and out with raised cosines, so that its edges do not click.
+    """A `Stage` that fades an utterance in and out with raised cosines, so that the edges do not click.
 
-    The fade-in adds no delay; the fade-out delays by its own length. A shorter utterance gets shorter fades.
+    The fade-in adds no delay. The fade-out delays the audio by the length of the fade-out. A very short utterance gets
+    shorter fades.
     """
 
     def __init__(self, rate_hz: int, *, fade_in_s: float = 0.004, fade_out_s: float = 0.010) -> None:
@@ -184,8 +186,9 @@ class Gain:
 
 
 class LengthLimit:
-    """A `Stage` that fades out and ends the audio at limit_s; None = no limit. reached: whether the audio has reached
-    the limit.
+    """A `Stage` that fades out the audio and ends it at limit_s.
+
+    limit_s: None = no limit. reached: whether the audio has reached the limit.
     """
 
     def __init__(self, rate_hz: int, limit_s: float | None) -> None:

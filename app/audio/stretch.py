@@ -61,9 +61,8 @@ class StreamStretcher:
     def flush(self) -> Samples:
         """End the input and return the remaining samples, cut or padded to the exact total length.
 
-        atempo does not return its last samples (up to 100 ms at speed 0.25) until it gets more input, so silence is
-        added after the audio. In a test at every speed, a tone at the end of the input ended at the right time, with an
-        error of at most 30 ms.
+        atempo holds its last samples (up to 100 ms at speed 0.25) until it gets more input, so silence is added after
+        the audio. In a test at every speed, the last tone of the input kept its time, with an error of at most 30 ms.
         """
         if self._tempo is None:
             return np.zeros(0, dtype=np.float32)
@@ -82,7 +81,7 @@ class StreamStretcher:
 class _Tempo:
     """A chain of atempo filters, each with a speed from 0.5 to 2.0.
 
-    At speed 3.0, one filter alone has an error of 2.86 dB, and a chain of two filters has an error of 2.73 dB.
+    For example, speed 3.0 needs two filters. One filter alone had an error of 2.86 dB, and the chain had 2.73 dB.
     """
 
     def __init__(self, rate_hz: int, speed: float) -> None:

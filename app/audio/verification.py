@@ -1,6 +1,6 @@
-"""The gross check of a generated take: does the audio contain its text, all of it and nothing else?
+"""Check a generated take (one version of the speech of a text) for gross faults.
 
-`judge` looks at an alignment and the audio. A take is bad if
+The check compares the audio with the text: `judge` uses an alignment of the words and the samples. A take is bad if
 
 - `cut_off`: the recording ends inside the text,
 - `missing_words`: several words of the text are not spoken,
@@ -8,9 +8,9 @@
 - `wrong_words`: the words hardly fit the audio,
 - `length`: the text is spoken faster than people speak, or the take is far from its expected length.
 
-The limits were set on recordings of 36 people, at their own tempo and 20 % slower and faster: docs/listening.md has the
-figures. The check is for gross faults: one wrong word passes it. The score of a verdict sees single words; it ranks
-takes of one text and never rejects one.
+The limits were set with recordings of 36 people, at the original tempo and 20 % slower and faster: docs/listening.md
+has the figures. A take with one wrong word passes the check. The score of a verdict also depends on single words. It
+only ranks the takes of one text, and no take is rejected because of its score.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ Reason = Literal[
     "", "cut_off", "missing_words", "not_words", "wrong_words", "length", "language", "not_installed", "no_answer"
 ]
 
-# Limits of the check. Each comment gives the values of 63 recordings of people at three tempos.
-MAX_CUT_OFF = 16.0  # nats; people: at most 12.3; recordings cut inside the last word: mostly over 28
-# Missing words, and their share. People: none in 97 %; texts of which half is missing: at least 16 %.
+# Limits of the check. The comments compare each limit with 63 human recordings at three tempos.
+MAX_CUT_OFF = 16.0  # nats; human recordings: at most 12.3; recordings cut inside the last word: mostly over 28
+# Highest number and share of missing words. In 97 % of human recordings no word is missing. If half of the text is
+# missing, the share is at least 16 %.
 MAX_MISSING, MAX_MISSING_SHARE = 1, 0.08
-MAX_NOT_WORDS_S = 1.15  # people: at most 0.8 in 97 %; three seconds of babble: at least 1.4
-MIN_SCORE = -3.0  # mean score of all words; people: at least -2.4
-MAX_PHONEMES_PER_S = 26.0  # people: at most 18.5
-MAX_LENGTH_RATIO = 2.0  # a take may be this factor longer or shorter than expected
-_DOUBTFUL_SCORE = -6.0  # a word below this score is doubtful; 5 % of people's recordings have such a word
+MAX_NOT_WORDS_S = 1.15  # 97 % of human recordings: at most 0.8; recordings with three seconds of babble: at least 1.4
+MIN_SCORE = -3.0  # mean score of all words; human recordings: at least -2.4
+MAX_PHONEMES_PER_S = 26.0  # human recordings: at most 18.5
+MAX_LENGTH_RATIO = 2.0  # a take may be longer or shorter than expected by this factor
+_DOUBTFUL_SCORE = -6.0  # a word below this score is doubtful; 5 % of human recordings have such a word
 
 # Common words of English, and of other languages in Latin letters. Words of several of these languages are left out.
 _ENGLISH_WORDS = frozenset(
@@ -64,26 +65,28 @@ _FOREIGN_WORDS = frozenset(
 _PUNCTUATION = string.punctuation + "“”„«»…–—¿¡"
 
 _FRAME_S = 0.01
-_WINDOW_S = 3.0  # audio without words is summed over such windows: babble is continuous, and hesitations are short
+# Audio without words is summed over windows of this length: babble is continuous, hesitations are short.
+_WINDOW_S = 3.0
 _LOUD_DB = 22.0  # audio this far below loud speech is silence
-_ABOVE_FLOOR_DB = 10.0  # audio less than this above the quietest moments is silence, too
+_ABOVE_FLOOR_DB = 10.0  # audio less than this above the noise floor is also silence
 _INAUDIBLE_DB = 30.0
 
-# Weights of the score that ranks takes. In 97 to 100 % of pairs, a complete take has a better score than a faulty one.
+# Weights of the score that ranks takes. In 97 to 100 % of the tested pairs, the complete take had a better score than
+# the faulty take.
 _GOOD_WORD = -0.5
 _WORST_WORD = -10.0
-_NOT_WORDS_WEIGHT = 4.0  # a second
+_NOT_WORDS_WEIGHT = 4.0  # cost of a second of audio without words
 _CUT_OFF_FROM, _CUT_OFF_WEIGHT = 5.0, 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of a check."""
+    """The result of the check of one take."""
 
     status: Status
     reason: Reason = ""  # why the take is bad or unchecked; empty = it is good
     score: float = -np.inf  # ranks takes of one text; 0 is the best possible score
-    doubtful: tuple[int, ...] = ()  # places of words in the text that may be missing or wrong
+    doubtful: tuple[int, ...] = ()  # indices of words of the text that may be missing or wrong
     alignment: Alignment | None = None
 
 
@@ -95,10 +98,10 @@ def judge(
     expected_s: float | None = None,
     allowed_s: float = 0.0,
 ) -> Verdict:
-    """Judge a take (N,) by its alignment. alignment: None = the take is unchecked.
+    """Check the samples (N,) of a take with the alignment of its words.
 
-    expected_s: the time that the voice should take for the text. allowed_s: seconds of audio without words that the
-    text contains, for example laughter.
+    alignment: None = the take could not be aligned, so it is unchecked. expected_s: the time that the voice should take
+    for the text. allowed_s: seconds of audio without words that the text asks for, for example laughter.
     """
     if alignment is None:
         return Verdict("unchecked", "no_answer")
@@ -127,8 +130,8 @@ def _reason(alignment: Alignment, apart: NDArray[np.bool_], expected_s: float | 
 
 
 def _not_words(alignment: Alignment, samples: Samples, rate_hz: int) -> NDArray[np.bool_]:
-    """Return (T,) whether each frame is audible and belongs to no word: `other` audio, and pauses that are too loud for
-    silence.
+    """Return for each frame (T,) whether it is audible and belongs to no word. It is in "other" audio, or in a pause
+    that is too loud for silence.
     """
     size = max(1, round(_FRAME_S * rate_hz))
     count = len(samples) // size
@@ -152,14 +155,14 @@ def _frames(start_s: float, end_s: float) -> slice:
 
 
 def _most_in_window(apart: NDArray[np.bool_]) -> float:
-    """Return the largest number of seconds for which `apart` is True within _WINDOW_S seconds."""
+    """Return for how many seconds `apart` is True in the worst window of _WINDOW_S seconds."""
     sums = np.concatenate(([0], np.cumsum(apart)))
     width = min(len(apart), round(_WINDOW_S / _FRAME_S))
     return float((sums[width:] - sums[: len(sums) - width]).max()) * _FRAME_S
 
 
 def _ranking_score(alignment: Alignment, not_words_s: float) -> float:
-    """Return the cost of all that does not fit, per word, as a negative number."""
+    """Return the score that ranks takes: minus the cost of all faults, divided by the number of words."""
     words = np.array([word.score for word in alignment.words])
     misfit = float(np.maximum(0.0, _GOOD_WORD - np.maximum(words, _WORST_WORD)).sum())
     misfit += _NOT_WORDS_WEIGHT * not_words_s + _CUT_OFF_WEIGHT * max(0.0, alignment.cut_off - _CUT_OFF_FROM)
@@ -167,8 +170,8 @@ def _ranking_score(alignment: Alignment, not_words_s: float) -> float:
 
 
 def best_take(verdicts: Sequence[Verdict]) -> int:
-    """Return the index of the best of several takes of one text. Takes that are not bad come first, then the score
-    decides; of equal takes, the first one is returned.
+    """Return the index of the best of several takes of one text. Any other take is better than a bad take. Among the
+    remaining takes, the highest score wins; of equal takes, the first one.
     """
     return max(range(len(verdicts)), key=lambda at: (verdicts[at].status != "bad", verdicts[at].score))
 
@@ -179,8 +182,8 @@ def is_english_tag(language: str) -> bool:
 
 
 def is_english(text: str, language: str | None = None) -> bool:
-    """Return whether the check applies to a text: `language` is English or None, and the letters and common words are
-    English.
+    """Return whether a text can be checked: `language` is English or None, and most letters and common words of the
+    text are English.
     """
     if language is not None and not is_english_tag(language):
         return False
@@ -192,7 +195,7 @@ def is_english(text: str, language: str | None = None) -> bool:
 
 
 class Verifier:
-    """Checks takes with an aligner. Thread-safe; `check` blocks, so call it in a thread."""
+    """Checks takes with an aligner. Thread-safe. `check` blocks, so call it in a thread."""
 
     def __init__(self, aligner: Aligner) -> None:
         self._aligner = aligner
@@ -208,7 +211,9 @@ class Verifier:
         allowed_s: float = 0.0,
         deadline_s: float | None = None,
     ) -> Verdict:
-        """Check a take (N,) of `text`, the words as they are spoken. See `judge` and `Aligner.align`."""
+        """Check the samples (N,) of a take. text: the words as they are spoken. For the other parameters, see `judge`
+        and `Aligner.align`.
+        """
         if not is_english(text, language):
             return Verdict("unchecked", "language")
         if not is_available():

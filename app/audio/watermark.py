@@ -1,15 +1,15 @@
 """Add an inaudible watermark to a stream of audio, and detect it in a file.
 
-The watermark has one bit: it says that the speech is synthetic. The network is Perth (Resemble AI, MIT licence). For
-each frame of 10 ms it computes a residual that is added to the log magnitudes below 2 kHz.
+The watermark has one bit: it says that the speech is synthetic. The network Perth (Resemble AI, MIT licence) computes a
+residual for each frame of 10 ms. The residual is added to the log magnitudes of the frame below 2 kHz.
 
 Only Perth's weights are used, from the `watermark` extra. Perth's own code needs packages that can no longer be
-installed together. So this module evaluates the network itself, in NumPy, which is faster than torch at these sizes.
-The windows and hops of the transform have the same duration at every sample rate, so audio is marked without
+installed together. So this module evaluates the network in NumPy, which is faster than torch for this small network.
+The windows and hops of the Fourier transform have the same duration at every sample rate, so audio is marked without
 resampling.
 
 Perth uses 15 frames (150 ms) of lookahead, which is too long for a stream. `StreamMarker` uses LOOKAHEAD frames;
-docs/watermark.md has measurements. Does not depend on HTTP.
+docs/watermark.md has measurements. This module does not depend on HTTP.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-import pickle  # only for the class of its error: torch.load is called with weights_only # nosec B403
+import pickle  # only for its error class, because torch.load is called with weights_only # nosec B403
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 Scope = Literal["cloned", "all", "off"]
 
-VERSION = "perth-250000.1"  # change it whenever the output for the same input changes
+VERSION = "perth-250000.1"  # change VERSION whenever the output for the same input changes
 DETECT_RATE_HZ = 32_000  # the sample rate that Perth was trained at
 FOUND = 0.5  # audio with this score or more counts as marked; docs/watermark.md has scores with and without the mark
 
@@ -52,15 +52,15 @@ _HOW_TO_INSTALL = (
 _WEIGHTS = Path("perth_net/pretrained/implicit/perth_net_250000.pth.tar")
 
 WINDOW_S, HOP_S = 0.064, 0.01  # 2048 and 320 samples at 32 kHz, as in training
-BANDS = 128  # the lowest bins of the transform, 15.6 Hz each: up to 2 kHz
+BANDS = 128  # number of bins that carry the mark: the lowest bins, 15.6 Hz each, up to 2 kHz
 REACH = 15  # frames of context that the network uses on each side: five convolutions over 7 frames
-BLOCK = 8  # frames that are marked together
+BLOCK = 8  # number of frames that are marked together
 LOOKAHEAD = 3  # frames after a block that must arrive before the block is marked
 
 _FLOOR = 1e-9  # lowest magnitude: -180 dB
 _FLOOR_DB, _SPAN_DB = -180.0, 195.0  # log magnitudes in this range are scaled to 0..1
-# Frames with a lower mean level are not marked: digital silence. Perth uses 5 % of the loudest frame's level (about
-# -170 dB). The loudest frame of a stream is unknown in advance, so the limit here is a constant.
+# Frames with a lower mean level are digital silence and are not marked. The limit of Perth is 5 % of the level of the
+# loudest frame (about -170 dB). The loudest frame of a stream is unknown in advance, so the limit here is a constant.
 _SILENT = 0.04
 _SLOPE = np.float32(0.01)  # slope of the leaky ReLU for negative inputs
 
@@ -72,8 +72,9 @@ class WatermarkMissing(NotSupported):
 class Watermark:
     """Decides which answers are marked.
 
-    scope: mark answers with a cloned voice, all answers, or none. missing: why nothing can be marked; None if it can.
-    The constructor raises WatermarkMissing if the scope is "all" and the `watermark` extra is missing.
+    scope: mark answers with a cloned voice, all answers, or none. missing: the reason why no answer can be marked; None
+    if answers can be marked. The constructor raises WatermarkMissing if the scope is "all" and the `watermark` extra is
+    missing.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -112,10 +113,11 @@ class Perth:
     """The trained network."""
 
     encoder: tuple[_Layer, ...]
-    decoders: tuple[tuple[float, tuple[_Layer, ...]], ...]  # three branches: (factor that stretches time first, layers)
+    # Three branches: (factor that stretches the input in time, layers).
+    decoders: tuple[tuple[float, tuple[_Layer, ...]], ...]
 
     def residual(self, levels: Array, before: int, after: int) -> Array:
-        """Compute the residual to add to the log magnitudes of T - before - after frames -> (that number, BANDS).
+        """Compute the residual (F, BANDS) to add to the log magnitudes of F = T - before - after frames.
 
         levels: (T, BANDS), scaled to 0..1. The first `before` and the last `after` frames are context only. If `before`
         is less than REACH, the audio starts with the first frame. The input is padded with zeros after the last frame,
@@ -157,7 +159,7 @@ def detect(samples: Samples) -> float:
 
 @functools.cache
 def load() -> Perth:
-    """Load the network and cache it: 37 MB, 0.1 s if torch is already imported. Raises WatermarkMissing."""
+    """Load the network and cache it: this takes 37 MB, and 0.1 s if torch is imported. Raises WatermarkMissing."""
     package = _package()
     if (missing := _missing()) is not None or package is None:
         raise WatermarkMissing(missing or _HOW_TO_INSTALL)
@@ -165,8 +167,9 @@ def load() -> Perth:
         import torch  # noqa: PLC0415 - only reads the weights; the offline voice runs without torch
         from threadpoolctl import ThreadpoolController  # noqa: PLC0415 - installed with the extra
 
-        # From now on NumPy uses one thread for matrix products in this process. At these sizes more threads are no
-        # faster, and on a busy machine they wait for each other: up to 20 times as long as the product takes.
+        # From now on NumPy uses one thread for matrix products in this process. More threads are not faster for these
+        # small matrices. On a busy machine, the threads wait for each other up to 20 times longer than the product
+        # takes.
         ThreadpoolController().select(internal_api="openblas").limit(limits=1)
         state = torch.load(package / _WEIGHTS, map_location="cpu", weights_only=True)["model"]
     except (ImportError, OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
@@ -207,7 +210,7 @@ class StreamMarker:
         self._wet = np.zeros(self._grid.window_samples, np.float32)  # sum of windowed marks, aligned with `_dry`
         self._envelope = np.zeros(self._grid.window_samples, np.float32)  # sum of squared windows, aligned with `_dry`
         self._skip = half  # samples to drop from the first outputs: padding before the start of the audio
-        self._taken = self._given = 0  # samples
+        self._taken = self._given = 0  # numbers of input samples and of returned samples
 
     def push(self, samples: Samples) -> Samples:
         self._taken += len(samples)
@@ -218,7 +221,7 @@ class StreamMarker:
         return self._give(out)
 
     def flush(self) -> Samples:
-        frames = self._taken // self._grid.hop_samples + 1  # the middle of the last frame is within the audio
+        frames = self._taken // self._grid.hop_samples + 1  # the centre of the last frame is within the audio
         done = frames - len(self._spectra)
         padding = np.zeros(self._grid.window_samples + self._grid.hop_samples, np.float32)
         self._feed(padding)
@@ -242,7 +245,9 @@ class StreamMarker:
             self._pending = self._pending[len(levels) * self._grid.hop_samples :].copy()
 
     def _mark(self, count: int, after: int) -> Samples:
-        """Mark the next `count` frames, of which `after` later frames have arrived. Return the finished samples."""
+        """Mark the next `count` frames and return the samples that are finished. after: the number of later frames that
+        have arrived.
+        """
         # Use at most LOOKAHEAD frames, so that the output does not depend on how the input is divided.
         after = min(after, self._lookahead)
         levels = self._levels[: self._before + count + after]
@@ -265,7 +270,7 @@ class StreamMarker:
         return np.concatenate(out)
 
     def _finished(self, count: int) -> Samples:
-        """Return the next `count` samples, which no later frame changes. Requires that all their frames are marked."""
+        """Return the next `count` samples. Call this only after all frames that contain these samples are marked."""
         dry, self._dry = self._dry[:count], self._dry[count:].copy()
         reach = min(count, len(self._wet))
         mark = np.zeros(len(dry), np.float32)
@@ -307,8 +312,8 @@ class _Grid:
 def _spectra(samples: Samples, grid: _Grid, *, whole: bool = True) -> list[tuple[Array, NDArray[np.complex64]]]:
     """Transform samples (N,) to log magnitudes (T, BANDS), scaled to 0..1, and spectra (T, bins).
 
-    The result has batches of at most 1000 frames (10 s). whole: samples are complete audio, and frame n is centred at
-    hop n. Otherwise the first frame begins at the first sample.
+    The result is a list of batches of at most 1000 frames (10 s). whole: True = `samples` is complete audio, and frame
+    n is centred at hop n. False = the first frame begins at the first sample.
     """
     if whole:
         samples = np.pad(samples, grid.window_samples // 2)
@@ -326,8 +331,9 @@ def _spectra(samples: Samples, grid: _Grid, *, whole: bool = True) -> list[tuple
 def _through(layers: tuple[_Layer, ...], x: Array, *, begins: bool) -> Array:
     """Run the layers on x (T, inputs). begins: whether x is the start of the audio.
 
-    Returns (T, outputs) if it is. Otherwise returns (T - REACH, outputs): only the frames that have all their context
-    before them. As in training, each convolution is padded with zeros before the start and after the end.
+    If `begins` is True, return (T, outputs). Otherwise return (T - REACH, outputs), without the first REACH frames,
+    because their context is incomplete. As in training, each convolution is padded with zeros at the start and the end
+    of the audio.
     """
     for layer in layers:
         side = layer.taps // 2
@@ -347,7 +353,7 @@ def _lerp(x: Array, count: int) -> Array:
 
 
 def _missing() -> str | None:
-    """Return in words what is not installed and how to install it; None if nothing is missing."""
+    """Return a message that says what is not installed and how to install it. Returns None if nothing is missing."""
     package = _package()
     if package is None or not (package / _WEIGHTS).is_file():
         return f"The watermark's weights are not installed. {_HOW_TO_INSTALL}"
