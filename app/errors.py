@@ -26,8 +26,8 @@ SpeechError
     ├── NothingSpoken            the engine produced no audio for a text with words
     └── SpeechTooShort           the engine left out a part of the text, with two different seeds
 
-EngineUnavailable is not a SpeechError: it is raised at the start and says why an engine can't run (for example because
-its weights are missing).
+EngineUnavailable is not a SpeechError. It is raised when an engine is started, and says why the engine can't run (for
+example because its weights are missing).
 
 `api/errors.py` maps these classes to HTTP statuses. No code compares the text of messages.
 """
@@ -36,7 +36,9 @@ from __future__ import annotations
 
 
 class SpeechError(Exception):
-    """An error with a message for the caller. `param` names the wrong request field; programs compare `code`."""
+    """An error with a message for the caller. `param` names the request field that is wrong. Programs compare
+    `code`.
+    """
 
     code: str | None = None
 
@@ -133,7 +135,7 @@ class ForeignHost(RequestError):
 
 
 class Busy(SpeechError):
-    """The queue is full. Raised only before the first audio of an answer."""
+    """The queue is full. This error is raised only before the first audio of an answer."""
 
     code = "rate_limit_exceeded"
 
@@ -156,8 +158,8 @@ class RateLimited(Busy):
     ) -> None:
         """Create the error.
 
-        reason: `rate` or `concurrency`. limit: the requests per minute of the key; None for `concurrency`.
-        reset_s: seconds until the key may make all its requests per minute again.
+        reason: `rate` or `concurrency`. limit: the number of requests that the key may make per minute; None for
+        `concurrency`. reset_s: seconds until the key may make all its requests per minute again.
         """
         super().__init__(message, retry_after_s=retry_after_s)
         self.reason = reason

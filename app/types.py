@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 AudioFormat = str  # a key of app.audio.formats.AUDIO_FORMATS
 
-Codec = str  # the name of an audio codec: "mimi", "dac" or that of a plug-in; it is part of file names
-NO_CODEC: Codec = "none"  # the engine has no codec: it cannot clone a voice
+Codec = str  # name of an audio codec: "mimi", "dac" or the codec of a plug-in; it is part of file names
+NO_CODEC: Codec = "none"  # the codec of an engine that has no codec and cannot clone voices
 VoiceKind = Literal["preset", "cloned", "offline", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How an engine samples codes from their probabilities. None = the default of the engine."""
+    """How an engine samples codes from their probabilities. A field that is None gets the default of the engine."""
 
-    temperature: float | None = None  # 0 = greedy
+    temperature: float | None = None  # 0 = always use the most likely code
     top_k: int | None = None  # keep the k most likely codes
     top_p: float | None = None  # keep the most likely codes up to this probability mass
     cfg_scale: float | None = None  # scale of classifier-free guidance
@@ -63,8 +63,8 @@ class SpeechRequest:
     model: str
     lines: tuple[Line, ...]
     format: AudioFormat = "mp3"
-    speed: float = 1.0  # 0.25 to 4; the pitch stays
-    sample_rate_hz: int = 24_000  # of the encoded answer, 8000 to 48000
+    speed: float = 1.0  # 0.25 to 4; does not change the pitch
+    sample_rate_hz: int = 24_000  # sample rate of the encoded answer, 8000 to 48000
     sampling: Sampling = field(default_factory=Sampling)
     seed: int | None = None  # None = derived from the content
     instructions: str | None = None
@@ -75,32 +75,34 @@ class SpeechRequest:
     use_cache: bool = True
     context: tuple[Turn, ...] = ()  # earlier turns of the conversation, oldest first
     conversation: str | None = None  # the key under which the conversation is remembered
-    parallel: bool = False  # generate sentences in parallel, although the engine could continue after a sentence
-    verify: bool | None = None  # check the speech before it is sent; None = as TTS_VERIFY says
+    parallel: bool = False  # generate sentences in parallel, even if the engine could speak them one after another
+    verify: bool | None = None  # check the speech before it is sent; None = the setting TTS_VERIFY decides
     default_speaker: int | None = None  # the speaker number of the lines if the caller sets none
     best_of: int = 1  # how many takes of each utterance are generated; the best one is kept
     lexicon: tuple[LexiconEntry, ...] = ()  # pronunciations for this request
 
     def digest(self, *context: str) -> str:
-        """The cache key: the SHA-256 (hex) of everything that changes the audio of the answer.
+        """Return the cache key: the SHA-256 (hex) of everything that changes the audio of the answer.
 
-        context: further texts to include, such as the engine's fingerprint and the digests of the voices. The format
-        and the sample rate are not included, because every answer is encoded from the same audio. The field `model` is
-        not included, because several aliases name the same engine, and `verify` is not included, because a checked
-        answer also answers a request without a check. `lexicon` is not included: the caller adds the entries that can
-        change the speech to `context`.
+        context: further texts to include, such as the engine's fingerprint and the digests of the voices. These fields
+        are not included:
+
+        - the format and the sample rate, because every answer is encoded from the same audio;
+        - `model`, because several aliases name the same engine;
+        - `verify`, because a checked answer also answers a request without a check;
+        - `lexicon`, because the caller adds the entries that can change the speech to `context`.
         """
         return self._hash(("model", "use_cache", "verify", "lexicon", "format", "sample_rate_hz"), context)
 
     def with_short_texts(self) -> SpeechRequest:
-        """Return the request with a digest instead of each long text.
+        """Return a copy of the request with a digest instead of each long text.
 
-        Its cache key and seed are computed from it, so that a long text is read once for both.
+        The cache key and the seed are computed from this copy, so that a long text is hashed only once for both.
         """
         return replace(self, lines=tuple(replace(line, text=_short(line.text)) for line in self.lines))
 
     def content_seed(self, *context: str) -> int:
-        """A seed (31 bits) that depends on text, voices and sampling, and not on the audio format."""
+        """Return a seed (31 bits) that depends on the text, the voices and the sampling, not on the audio format."""
         left_out = (
             "model",
             "use_cache",
@@ -118,13 +120,13 @@ class SpeechRequest:
         return int(self._hash(left_out, context)[:8], 16) >> 1
 
     def _hash(self, left_out: tuple[str, ...], context: tuple[str, ...]) -> str:
-        """The SHA-256 (hex) of `context` and of all fields that are not in `left_out`."""
+        """Return the SHA-256 (hex) of `context` and of all fields that are not in `left_out`."""
         values = _fields_of(self)  # dataclasses.asdict is slow here, because it copies all audio samples
         values["lines"] = [_fields_of(line) for line in self.lines]
         del values["default_speaker"]
         values["sampling"] = _fields_of(self.sampling)
         values["context"] = [(turn.speaker, turn.text, turn.digest) for turn in self.context]
-        if not self.parallel:  # so that answers that were cached before this field existed are still found
+        if not self.parallel:  # older cached answers have keys without this field
             del values["parallel"]
         if self.best_of == 1:
             del values["best_of"]
@@ -145,12 +147,12 @@ def _short(text: str) -> str:
 
 
 def _fields_of(record: SpeechRequest | Line | Sampling) -> dict[str, object]:
-    """The fields of a dataclass by name. The values are not copied."""
+    """Return the fields of a dataclass by name. The values are not copied."""
     return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
 def conversation_key(owner: str, conversation_id: str) -> str:
-    """The key (hex) under which a conversation is remembered. owner: identifies the caller; "" without API keys."""
+    """Return the key (hex) under which a conversation is stored. owner: identifies the caller; "" without API keys."""
     return hashlib.sha256(f"{len(owner)} {owner} {conversation_id}".encode("utf-8", "replace")).hexdigest()
 
 
@@ -167,7 +169,8 @@ class Voice:
     speaker: int = 0  # the speaker number for models that need one, if the voice has no recording
     level_lufs: float | None = None  # loudness of the recording; None = level_lufs of the engine
     recorded: bool = False  # whether the voice has a reference recording
-    # Whether the words of the recording are unknown, so that engines with `PromptLimits.needs_transcript` can't use it.
+    # Whether the words of the recording are unknown, so that engines with `PromptLimits.needs_transcript` can't use
+    # this voice.
     needs_words: bool = False
 
 
@@ -236,13 +239,13 @@ class SpokenLine:
     start_char: int = field(default=0, compare=False)
     end_char: int = field(default=0, compare=False)  # exclusive
     turn: int = field(default=0, compare=False)
-    language: str | None = None  # the language of the whole text that the line is a part of, if it is recognised
+    language: str | None = None  # language of the whole text that contains the line; None = not recognised
     ipa: tuple[tuple[int, int, str], ...] = ()  # pronunciations of `text[start:end]`, if the engine accepts IPA
 
 
 @dataclass(frozen=True, slots=True)
 class TimedWord:
-    """A part of the caller's text between white space, and the time in which its spoken words are heard."""
+    """A word of the caller's text (the characters between two white spaces), and the time in which it is heard."""
 
     word: str  # the caller's characters `start_char:end_char`
     start_s: float  # seconds after the start of the audio
@@ -262,7 +265,7 @@ class TimedSentence:
     start_char: int
     end_char: int  # exclusive
     turn: int = 0  # the index of the caller's text in which the characters are counted
-    words: tuple[TimedWord, ...] = ()  # empty = the times of its words are not known
+    words: tuple[TimedWord, ...] = ()  # empty = the times of the words are not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +273,8 @@ class Timestamps:
     """When the sentences and words of an answer are heard."""
 
     sentences: tuple[TimedSentence, ...]  # in the order of the audio
-    duration_s: float  # of the audio
-    reason: str = ""  # why some sentences have no word times; "" = all have them
+    duration_s: float  # duration of the audio
+    reason: str = ""  # why some sentences have no word times; "" = all sentences have word times
 
     @property
     def words(self) -> tuple[TimedWord, ...]:
@@ -300,10 +303,12 @@ class PlaybackClock(Protocol):
         """Whether the listener had to wait for audio, because the answer is generated more slowly than it is played."""
 
     def buffered_s(self, now_s: float) -> float:
-        """Seconds of audio that were sent and not played yet. Below 0 the listener waits."""
+        """Return the seconds of audio that were sent and are not played yet. A negative value means that the listener
+        waits.
+        """
 
     def time_left_s(self, now_s: float) -> float:
-        """Seconds until the listener has played all audio that was sent."""
+        """Return the seconds until the listener has played all audio that was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,14 +316,14 @@ class Scheduling:
     """The priority of an utterance. The priority does not change the audio."""
 
     continuation: bool = False  # a later part of a running answer; the queue always accepts it
-    background: bool = False  # runs only while no foreground request runs, and is preempted if one needs its row
-    index: int = 0  # position in its answer, from 0
+    background: bool = False  # runs only while no foreground request runs; a foreground request can preempt it
+    index: int = 0  # position of the utterance in its answer, from 0
     playback: PlaybackClock | None = field(default=None, compare=False, repr=False)  # None = no listener is waiting
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One unit of work for an engine: one or more lines that it speaks together."""
+    """One unit of work for an engine: one or more lines that the engine speaks together."""
 
     lines: tuple[SpokenLine, ...]
     sampling: Sampling
@@ -326,7 +331,7 @@ class Utterance:
     max_seconds: float  # the engine stops after this much audio
     language: str | None = None
     context: tuple[ContextTurn, ...] = ()  # earlier turns, oldest first
-    optional_turns: int = 0  # the first turns of `context`; the engine may leave them out if `context` is too long
+    optional_turns: int = 0  # number of first turns of `context` that the engine may leave out to save space
     scheduling: Scheduling = field(default_factory=Scheduling)
 
 
@@ -336,7 +341,7 @@ class AudioChunk:
 
     samples: Samples  # (N,) float32 mono in [-1, 1]
     rate_hz: int
-    start: int  # index of samples[0] in its utterance
+    start: int  # position of samples[0] in the audio of the utterance, in samples
     codes: Codes | None = None  # (K, T) int16, from engines with a codec
     rules: tuple[str, ...] = ()  # rules of the output guard (audio/guard.py) that a line broke since the last chunk
 
@@ -355,7 +360,7 @@ class Capabilities:
     cfg_scale: bool = False
     language: bool = False
     instructions: bool = False
-    context: bool = False  # earlier turns; includes `conversation_id` and `speaker_id`
+    context: bool = False  # earlier turns of a conversation; also stands for `conversation_id` and `speaker_id`
     parallel: bool = False
 
     @property
@@ -364,7 +369,7 @@ class Capabilities:
         return tuple(sorted(each.name for each in fields(self) if getattr(self, each.name)))
 
     def supports(self, name: str) -> bool:
-        """Whether the engine supports this request field."""
+        """Return whether the engine supports this request field."""
         return ("context" if name in ("conversation_id", "speaker_id") else name) in self.names
 
 
@@ -372,16 +377,16 @@ class Capabilities:
 class TextPacking:
     """How much text an engine can speak in one utterance."""
 
-    max_chars: int = 400  # the longest text of one line; longer text is split
+    max_chars: int = 400  # the longest text of one line, in characters; longer text is split
     max_passage_chars: int = 0  # the longest text of several lines together; 0 = one line only
     continues: bool = False  # speaks any number of sentences one after another in the same row
     independent: bool = False  # utterances do not depend on each other, so free rows may speak them in parallel
-    max_speakers: int = 1  # in one utterance
+    max_speakers: int = 1  # the most speakers in one utterance
     # The voices' recordings and the speech of one utterance together last at most this many seconds, unless the text is
     # very short; 0 = no limit.
     natural_s: float = 0.0
     chars_per_s: float = 15.0  # characters in one second of speech; used for the limit `natural_s`
-    utf8_bytes: bool = False  # the two length limits count UTF-8 bytes, not characters
+    utf8_bytes: bool = False  # `max_chars` and `max_passage_chars` count UTF-8 bytes, not characters
     sounds: frozenset[str] = frozenset()  # words in parentheses that become non-verbal sounds, such as "laughs"
     ipa: frozenset[str] = frozenset()  # the IPA symbols that the engine can speak in English; empty = none
 
@@ -392,15 +397,15 @@ class PromptLimits:
 
     codec: Codec = NO_CODEC  # the codec of voice prompts; NO_CODEC = no cloning
     codec_fingerprint: str = ""  # changes if the same recording is encoded to different codes
-    max_prompt_s: float | None = None  # for all voices of one utterance together
-    max_context_s: float | None = None  # for all earlier turns of a conversation together
+    max_prompt_s: float | None = None  # limit for the prompts of all voices of one utterance together
+    max_context_s: float | None = None  # limit for all earlier turns of a conversation together
     examples: str = ""  # the folder of the recordings that come with the model
-    needs_transcript: bool = True  # whether a recording is of no use without its words
+    needs_transcript: bool = True  # whether the engine can use a recording only with its transcript
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """The properties of an engine. The generator and the API use them and never compare engine names."""
+    """The properties of an engine. The generator and the API use these properties and never compare engine names."""
 
     # Identity
     id: str
@@ -411,16 +416,17 @@ class EngineInfo:
     frame_s: float  # length of one codec frame; usage is counted in frames
     level_lufs: float = -20.0  # loudness of voices without a recording; the loudness control starts with it
     # Requests
-    languages: tuple[str, ...] = ("en",)  # BCP 47
+    languages: tuple[str, ...] = ("en",)  # BCP 47 tags
     capabilities: Capabilities = field(default_factory=Capabilities)
     speakers: tuple[int, ...] = (0, 1)  # the speaker numbers with which the model was trained, best first
-    defaults: Sampling = field(default_factory=Sampling)  # for requests without these fields; None = not supported
+    # Values for requests without sampling fields; None = the field is not supported.
+    defaults: Sampling = field(default_factory=Sampling)
     text: TextPacking = field(default_factory=TextPacking)
     prompts: PromptLimits = field(default_factory=PromptLimits)
     # How the engine runs, for /health and the metrics
     device: str = "cpu"  # several devices are separated by commas
     dtype: str = "float32"
-    setup: tuple[tuple[str, str | int | float | bool | None], ...] = ()  # further names and values to show
+    setup: tuple[tuple[str, str | int | float | bool | None], ...] = ()  # further names and values that are shown
 
     @property
     def can_clone(self) -> bool:
@@ -429,7 +435,7 @@ class EngineInfo:
 
     @property
     def seeded(self) -> bool:
-        """Whether the engine generates speech at random: another seed then gives other audio for the same text."""
+        """Whether the engine generates speech at random, so that another seed gives other audio for the same text."""
         return self.capabilities.temperature
 
 

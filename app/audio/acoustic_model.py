@@ -96,7 +96,7 @@ def _triphone_key(phoneme: int, left: int, right: int, position: int) -> int:
 
 @functools.cache
 def load_model(folder: Path) -> AcousticModel:
-    """Read the model from its folder. Raises OSError for a missing file, and ValueError for a file of another format."""
+    """Read the model from its folder. Raises OSError for a missing file and ValueError for a file of another format."""
     files = folder / "en-us"
     phonemes, senone_codebook, keys, triphone_senones, base = _read_definition((files / "mdef").read_bytes())
     means = _read_parameters((files / "means").read_bytes())

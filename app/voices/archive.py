@@ -44,12 +44,12 @@ MAX_ENTRIES = 8
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """The checked content of a zip file."""
+    """The checked content of an exported voice."""
 
     voice: StoredVoice
     reference: Reference
     consent: Consent
-    lexicon: bytes | None = None  # the dictionary file; not checked
+    lexicon: bytes | None = None  # the voice's dictionary file; its content is not checked
 
 
 def pack(store: VoiceStore, voice_id: str) -> bytes:

@@ -50,17 +50,17 @@ T = TypeVar("T")
 RATE_HZ = 44_100  # the sample rate of the codec DAC; for the codec Mimi the reference is resampled to 24 kHz
 MAX_SAMPLE_S = 600.0
 MIN_SAMPLE_S = 1.0
-MAX_SAMPLES = 8  # recordings for one voice
-MAX_TOGETHER_S = 30.0  # total of all recordings of one voice
+MAX_SAMPLES = 8  # the most recordings for one voice
+MAX_TOGETHER_S = 30.0  # total length of all recordings of one voice
 TARGET_LUFS = -20.0
-RUMBLE_HZ = (62.0, 80.0)  # audio below 62 Hz is removed, mains hum included; audio above 80 Hz does not change
+RUMBLE_HZ = (62.0, 80.0)  # audio below 62 Hz, including mains hum, is removed; audio above 80 Hz does not change
 TRAILING_SILENCE_S = 0.4  # silence after each recording; without it, a model repeats the end of the recording
 CONSENT_MAX_S = 60.0
 CONSENT_RATE_HZ = 24_000
 _MARGIN_S = 0.5  # extra audio on each side of the window for the filters
 _FADE_S = 0.01
 _BLOCK_S = 22.0  # length of an FFT block: with both margins it has nearly 2**20 samples at 44.1 kHz
-_DOUBTFUL_CHECKS = ("music", "transcript_letters_per_s", "transcript_words_percent")  # named in /health if they warn
+_DOUBTFUL_CHECKS = ("music", "transcript_letters_per_s", "transcript_words_percent")  # their warnings are in /health
 _WAITING = 8  # maximum number of calls of `Cloner.run` that run or wait at the same time
 
 
@@ -74,13 +74,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The result of cloning."""
+    """The reference recording that was made from uploaded recordings, and facts about it."""
 
-    reference: Reference  # transcript "" = the words of a recording are unknown
+    reference: Reference  # an empty transcript = the words of a recording are unknown
     report: Report
     sample_count: int
     window: Span  # the part of the first recording that the reference contains
-    missing_words: str = ""  # why words are unknown, and what to do
+    missing_words: str = ""  # why words are unknown, and what the caller can do
 
 
 class Cloner:
@@ -89,14 +89,15 @@ class Cloner:
     Use `prepare` and `run` from one event loop. `make` blocks and may run in any thread.
     """
 
-    sample_range_s = (MIN_SAMPLE_S, window.WHOLE_MAX_S)  # a recording with a length in this range can be used whole
+    # Recordings with a length in this range can be used without cutting.
+    sample_range_s = (MIN_SAMPLE_S, window.WHOLE_MAX_S)
 
     best_range_s = (window.MIN_WINDOW_S, window.MAX_WINDOW_S)  # the recommended length of a recording
 
     def __init__(
         self, transcriber: Transcriber, *, limits: Limits | None = None, checker: TranscriptChecker | None = None
     ) -> None:
-        """checker: looks for the words of transcripts in recordings."""
+        """checker: compares recordings with their transcripts; None = a checker that aligns in the calling thread."""
         self._transcriber = transcriber
         self._checker = checker or TranscriptChecker()
         self._limits = limits or Limits()
@@ -107,7 +108,9 @@ class Cloner:
     async def prepare(
         self, samples: Sequence[Sample], *, language: str = "en", denoise: bool = False, what: str = "audio_file"
     ) -> Prepared:
-        """Run `make` in a thread and return its result. Raises as `make` does, and Busy if too many calls wait."""
+        """Run `make` in a thread and return its result. Raises the errors of `make`, and Busy if too many calls
+        wait.
+        """
         return await self.run(lambda: self.make(samples, language=language, denoise=denoise, what=what))
 
     async def run(self, task: Callable[[], T]) -> T:
@@ -130,9 +133,10 @@ class Cloner:
         """Convert 1 to MAX_SAMPLES recordings of a voice to one reference recording. Blocks for seconds.
 
         language: BCP 47 tag, for the speech recogniser. denoise: reduce steady noise. what: name of the field in the
-        request, for error messages. A recording without a transcript goes to the speech recogniser. If this recogniser
-        can't be used, the reference has no transcript. Raises BadReference for a recording that can't be used,
-        InvalidValue for a transcript that is too long.
+        request, for error messages. The speech recogniser writes the transcript of a recording that has none. If the
+        speech recogniser can't be used, the reference has no transcript.
+
+        Raises BadReference for a recording that can't be used, and InvalidValue for a transcript that is too long.
         """
         if not samples:
             raise BadReference(f"`{what}` is missing: send a recording of the voice.", param=what)
@@ -154,7 +158,7 @@ class Cloner:
     def prepare_recogniser(self, on_progress: OnProgress | None = None) -> str:
         """Download the speech recogniser if it is missing. Blocks.
 
-        Return the reason why it can't be used after that; "" if it can be used.
+        Return the reason why the speech recogniser still can't be used; "" if it can be used.
         """
         return self._transcriber.prepare(on_progress)
 
@@ -173,7 +177,7 @@ class Cloner:
         return self._words(reference.samples, Span(0.0, reference.seconds), language)
 
     def problem_of(self, reference: Reference, language: str = "en") -> str:
-        """Why a stored recording is no good reference for a voice, in words; "" if it is one. Blocks."""
+        """Return why a stored recording is not good for cloning, in words; "" if it is good. Blocks."""
         samples, rate_hz = reference.samples, reference.rate_hz
         if reference.seconds < MIN_SAMPLE_S:
             return f"The recording has {reference.seconds:.1f} s of audio. {MIN_SAMPLE_S:g} s or more are needed."
@@ -265,7 +269,7 @@ class Cloner:
             return whole, text, ""
         reason = (
             f"The recording has {whole.seconds:.0f} s from the first word to the last word, of which "
-            f"{best.seconds:.0f} s are used. Which words of `transcript` belong to these seconds could not be found."
+            f"{best.seconds:.0f} s are used. The words of `transcript` for these seconds could not be found."
         )
         return best, "", " ".join(filter(None, (reason, self._transcriber.missing())))
 
@@ -281,8 +285,9 @@ class Cloner:
     ) -> str:
         """Find the words of the section `best` in the transcript of the whole recording; "" if they are not found.
 
-        The speech recogniser is asked first. If it is not on the disk, the word aligner is asked, and then the speech
-        recogniser is downloaded. whole_fits: whether the recording can be used whole; then nothing else is tried.
+        If the speech recogniser is on the disk, it is used first, and the word aligner second. Otherwise the word
+        aligner is used first, and then the speech recogniser is downloaded. whole_fits: True = the recording can be
+        used without cutting, so only a speech recogniser on the disk is used.
         """
         is_here = self._transcriber.is_here
         if not is_here:
@@ -306,7 +311,9 @@ class Cloner:
         return self._checker.section(cut, RATE_HZ, text, shares, language)
 
     def _recognise(self, sound: Samples, spans: Sequence[Span], best: Span, language: str) -> tuple[str, str]:
-        """Recognise the words of the section `best` -> the words, the reason why there are none ("" if there are)."""
+        """Recognise the words of the section `best`. Returns the words, and the reason why there are no words ("" if
+        there are).
+        """
         if missing := self._transcriber.missing():
             return "", missing
         words = self._words(sound, window.padded(best, spans, len(sound) / RATE_HZ), language)
@@ -339,9 +346,11 @@ class _PreparedSample:
 def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None:
     """Import recordings of preset voices from `folder`: `onyx.wav` and its transcript `onyx.txt` for the voice onyx.
 
-    The recording may have any audio format. A published recording that is known by its digest needs no transcript. A
-    file that was imported is imported again only after it changes. Blocks. If a file can't be imported, or its report
-    has a warning, the reason is logged, `store.doubtful` has it, and no error is raised.
+    The recording may have any audio format. A published recording in known_recordings.py needs no transcript. A file
+    that was imported is imported again only after it changes. Blocks.
+
+    If a file can't be imported, or its quality report has a warning, the reason is logged and added to
+    `store.doubtful`. No error is raised.
     """
     for path in sorted(folder.iterdir()):
         words = path.with_suffix(".txt")
@@ -365,11 +374,16 @@ def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None
                 if each["level"] != "good" and each["id"] in _DOUBTFUL_CHECKS
             ]
             if warnings:
-                log.warning("The voice %s may sound wrong, because of %s: %s", path.stem, path, " ".join(warnings))
+                log.warning(
+                    "The voice %s may sound wrong, because its recording %s has problems: %s",
+                    path.stem,
+                    path,
+                    " ".join(warnings),
+                )
                 store.mark_doubtful(label, " ".join(warnings))
         except (SpeechError, OSError, UnicodeDecodeError) as error:
-            log.warning("%s was not imported for the voice %s: %s", path, path.stem, error)
-            store.mark_doubtful(label, f"It is not used. {error}")
+            log.warning("The file %s was not imported for the voice %s: %s", path, path.stem, error)
+            store.mark_doubtful(label, f"The file is not used. {error}")
 
 
 def _imported(cloner: Cloner, path: Path, data: bytes, transcript: str) -> tuple[Reference, dict[str, Any]]:
@@ -387,10 +401,10 @@ def _imported(cloner: Cloner, path: Path, data: bytes, transcript: str) -> tuple
 
 
 def check_stored(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -> None:
-    """Check the recordings that were put on the disk by hand, so that their voices have no quality report. Blocks.
+    """Check the recordings of voices without a quality report: they were put on the disk by hand. Blocks.
 
-    `store.doubtful` then has the reason for each recording that is no good reference. The voices stay usable. ended:
-    when it is set, the rest is not checked.
+    If a recording is not good for cloning, the reason is added to `store.doubtful`. The voice stays usable. ended: when
+    it is set, the remaining recordings are not checked.
     """
     for stored in store.recorded():
         if ended.is_set():
@@ -408,9 +422,9 @@ def check_stored(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -
 
 
 def recognise_missing_words(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -> None:
-    """Recognise the words of the cloned voices that have none, and store these words. Blocks.
+    """Recognise the words of cloned voices without a transcript, and store the words as transcripts. Blocks.
 
-    ended: when it is set, the rest is not recognised.
+    ended: when it is set, the remaining voices are not changed.
     """
     for stored in store.stored():
         if ended.is_set():
@@ -427,10 +441,10 @@ def recognise_missing_words(store: VoiceStore, cloner: Cloner, *, ended: threadi
 
 
 def convert_old_folders(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -> None:
-    """Convert the voices in the format of an earlier version that need the steps of an upload. Blocks.
+    """Convert voice folders of an earlier server version whose recordings need the same steps as an upload. Blocks.
 
-    `store.refused` then has the reason for each folder that can't be converted. ended: when it is set, the rest is not
-    converted.
+    If a folder can't be converted, the reason is added to `store.refused`. ended: when it is set, the remaining folders
+    are not converted.
     """
     for folder in store.unconverted():
         if ended.is_set():

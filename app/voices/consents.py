@@ -1,4 +1,4 @@
-"""Recorded consents: a speaker states that the speaker's voice may be cloned.
+"""Recorded consents: in each recording, a speaker allows the cloning of the speaker's voice.
 
 Each consent is stored in one folder until the consent is deleted. A voice that is cloned with a consent stores the id
 of the consent.

@@ -1,13 +1,15 @@
 """Enhancement: set every voice, request and sentence to the same loudness, in a stream.
 
-Loudness is measured as in ITU-R BS.1770-4. The loudness of a stream is known only at its end, so it is estimated: a
-probability distribution over possible levels starts at the expected level of the voice. Each 20 ms window updates it
-by Bayes' rule, with the distribution of window levels in speech. Loud syllables exclude low levels at once, soft
-syllables change little, pauses change nothing. The gain follows the estimate, slowly during speech, and a limiter with
-5 ms of lookahead limits true peaks. There is no filter: the output is the input times a slowly changing gain.
+Loudness is measured as in ITU-R BS.1770-4. The loudness of a stream is known only at its end, so it is estimated. The
+estimate is a probability distribution over possible levels, and starts at the expected level of the voice. Each 20 ms
+window updates the distribution by Bayes' rule, with the known distribution of window levels in speech. A loud syllable
+immediately excludes low levels. Soft syllables change the estimate little, and pauses do not change it.
 
-No state is shared between responses: the same samples and the same expected level give the same output.
-Does not depend on engines.
+The gain follows the estimate, slowly during speech. A limiter with 5 ms of lookahead limits true peaks. There is no
+filter: the output is the input times a slowly changing gain.
+
+No state is shared between responses: the same samples and the same expected level give the same output. This module
+does not depend on engines.
 """
 
 from __future__ import annotations
@@ -30,37 +32,37 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.floating]
 
-VERSION = "loudness.4"  # increase it whenever the output for the same input changes
-TARGET_LUFS = -20.0  # peaks of speech are 14 to 18 dB higher, so the limiter is seldom active
+VERSION = "loudness.4"  # increase VERSION whenever the output for the same input changes
+TARGET_LUFS = -20.0  # peaks of speech are 14 to 18 dB above this loudness, so the limiter is seldom active
 CEILING_DBTP = -1.0
 MAX_GAIN_DB = 20.0  # more gain would amplify noise
 MIN_GAIN_DB = -24.0
 
 _BLOCK_S = 0.005  # the gain is linear within a block
 _LOOK_AHEAD_S = 0.005
-_WINDOW_BLOCKS = 4  # 20 ms: one measurement of the level
-_LOOK_BLOCKS = 2  # 10 ms from one measurement to the next; below, such a measurement is called a look
-_MOMENT_LOOKS = 40  # 400 ms, the length of a gating block in BS.1770; below, such a block is called a moment
+_WINDOW_BLOCKS = 4  # blocks in a window of 20 ms; each window gives one measurement of the level
+_LOOK_BLOCKS = 2  # blocks (10 ms) between two measurements; in this file, a measurement is called a look
+_MOMENT_LOOKS = 40  # looks in a gating block of BS.1770 (400 ms); in this file, such a block is called a moment
 _MOMENT_EVERY = 10
 _MOMENT_S = 0.1
 
 _STEP_DB = 0.5
-_LEVELS = np.arange(-60.0, _STEP_DB / 2, _STEP_DB)  # LUFS: the possible levels
+_LEVELS = np.arange(-60.0, _STEP_DB / 2, _STEP_DB)  # the possible levels in LUFS
 _LOWEST, _HIGHEST = float(_LEVELS[0]), float(_LEVELS[-1])
-_QUIETEST = -65.0  # LUFS: quieter measurements are ignored
+_QUIETEST = -65.0  # in LUFS; quieter measurements are ignored
 _EXPECT_SPREAD_DB = 2.0  # standard deviation of a line's level around the expected level
-_SURPRISE = 0.2  # probability that the level is unrelated to the expected one
+_SURPRISE = 0.2  # probability that the level is unrelated to the expected level
 _DRIFT_DB = 1.2  # drift of the level in a second of speech
-# Probability that moves to each neighbouring level with each look.
+# At each look, this share of the probability of a level moves to each neighbouring level.
 _DRIFT_SHARE = 0.5 * (_DRIFT_DB / _STEP_DB) ** 2 * _LOOK_BLOCKS * _BLOCK_S
 _MIN_PROBABILITY = 1e-9  # the smallest probability of a level
-_TINY = 1e-60  # if the sum of the probabilities is below this, they are normalised, so that they do not underflow
+_TINY = 1e-60  # if the sum of the probabilities is below this, they are normalised to prevent underflow
 _GAP_DB = 20.0  # a measurement this far below the most likely level is a gap between words and is ignored
-_PAUSE_DB = 19.0  # a look this far below the anchor is a pause, and is ignored
-_ANCHOR_FALL_DB = 0.04  # per look: after 4 s the noise of a pause counts as soft speech
-_SAME_LOOKS = 3.0  # this many neighbouring measurements count as one, because they measure the same syllable
-# The correction after the loudness of the output so far: its time constant, its largest size, how much of an error it
-# corrects, and the seconds of speech after which half of it acts.
+_PAUSE_DB = 19.0  # a look this far below `_LevelEstimate._anchor` is a pause and is ignored
+_ANCHOR_FALL_DB = 0.04  # fall of the anchor per look: after 4 s, the noise of a pause counts as soft speech
+_SAME_LOOKS = 3.0  # this many neighbouring looks count as one look, because they measure the same syllable
+# The gain is corrected by the measured loudness of the output: time constant in seconds, largest correction in dB,
+# correction per dB of error, and seconds of speech after which half of the correction is used.
 _SENT_MEMORY_S, _SENT_DB, _SENT_GAIN, _SENT_TRUST_S = 12.0, 3.0, 1.2, 0.5
 _MODE_DB, _LOUD_SPREAD_DB, _SOFT_SLOPE_DB = 3.0, 3.2, 11.0  # see `_table`
 _MEMORY_S = 4.0  # time constant of the measured loudness
@@ -71,13 +73,13 @@ _HUSH_DB = 3.0  # maximum change of the gain per block before speech begins
 _NEPERS_PER_DB = math.log(10) / 20
 _LOUDEST = 1e6  # larger samples are clipped, because their squares would overflow float32
 _TAPS = 12
-_PEAK_ERROR_DB = 0.4  # the limiter measures true peaks of speech too low by at most this
-_SURELY_BELOW = 0.5  # in speech, the wave between two samples exceeds them by less than 6 dB, a factor of 2
+_PEAK_ERROR_DB = 0.4  # the limiter measures true peaks of speech at most this much too low
+_SURELY_BELOW = 0.5  # between two samples, a speech wave is less than twice as large as at the samples
 
 
 @dataclass(frozen=True, slots=True)
 class _Weighting:
-    """BS.1770's K weighting as a power response over one look's transform. Shape (bins,)."""
+    """BS.1770's K weighting: factors (bins,) for the power of each bin of the Fourier transform of one window."""
 
     window: Array
     power: Array
@@ -97,11 +99,11 @@ class _Weighting:
 
 
 def k_weighting(frequencies_hz: Array) -> Array:
-    """Power response |H|^2 of the two filters of BS.1770-4 at frequencies_hz (F,) -> (F,).
+    """Return the power response |H|^2 (F,) of the two filters of BS.1770-4 at frequencies_hz (F,).
 
-    The filters are a shelf of +4 dB above 1682 Hz and a high-pass at 38 Hz, as analogue prototypes. Constants: B. De
-    Man, "Evaluation of Implementations of the EBU R128 Loudness Measurement", AES 145, 2018. The result is within
-    0.1 dB of the digital filters.
+    The filters are a shelf of +4 dB above 1682 Hz and a high-pass at 38 Hz, as analogue prototypes. The constants are
+    from B. De Man, "Evaluation of Implementations of the EBU R128 Loudness Measurement", AES 145, 2018. The result is
+    within 0.1 dB of the digital filters.
     """
     s = 1j * np.asarray(frequencies_hz)
     f0, q, high, band = 1681.9744509555319, 0.7071752369554196, 1.5848647011308556, 1.2587209302325618
@@ -112,9 +114,9 @@ def k_weighting(frequencies_hz: Array) -> Array:
 
 
 def at_loudness(samples: Samples, rate_hz: int, lufs: float) -> Samples:
-    """Set a whole recording (N,) to an integrated loudness, with true peaks below CEILING_DBTP -> (N,).
+    """Set a whole recording (N,) to an integrated loudness of `lufs`, with true peaks below CEILING_DBTP -> (N,).
 
-    The limiter lowers the loudness of recordings with high peaks, so the gain is corrected a few times.
+    The limiter lowers the loudness of recordings with high peaks, so the gain is corrected up to three times.
     """
     gain_db = lufs - integrated_lufs(samples, rate_hz)
     for _ in range(4):
@@ -131,8 +133,8 @@ def at_loudness(samples: Samples, rate_hz: int, lufs: float) -> Samples:
 class Loudness:
     """A `Stage` that brings speech to TARGET_LUFS with true peaks below CEILING_DBTP.
 
-    `expect` sets the probable loudness of the next line. The delay is 10 ms: a block and the limiter's lookahead. The
-    output has as many samples as the input.
+    `expect` sets the probable loudness of the next line. The delay is 10 ms: one block, and the lookahead of the
+    limiter. The output has as many samples as the input.
     """
 
     def __init__(self, rate_hz: int) -> None:
@@ -148,7 +150,7 @@ class Loudness:
         self._expected: list[tuple[int, float]] = []  # (first sample of a line, its expected LUFS)
 
     def expect(self, lufs: float) -> None:
-        """Start a new line with the next sample. lufs: its probable loudness."""
+        """Start a new line with the next sample. lufs: the probable loudness of the line."""
         self._expected.append((self._taken_samples, lufs))
 
     def push(self, samples: Samples) -> Samples:
@@ -199,7 +201,7 @@ class Loudness:
 
 
 class _Meter:
-    """K-weighted power of the last 20 ms, every 10 ms."""
+    """Measures the K-weighted power of the last 20 ms of audio, every 10 ms."""
 
     def __init__(self, rate_hz: int, block_samples: int) -> None:
         self._weighting = _Weighting.of(rate_hz, _WINDOW_BLOCKS * block_samples)
@@ -207,7 +209,9 @@ class _Meter:
         self._blocks = 0
 
     def look(self, blocks: Samples) -> list[float | None]:
-        """Measure blocks (B, block) -> per block, the power of the window that ends with it; None between looks."""
+        """Measure blocks (B, block). Returns for each block the power of the window that ends with the block; None if
+        no window ends with it.
+        """
         whole = np.concatenate((self._past, blocks))
         self._past = whole[len(blocks) :].copy()
         first = -(self._blocks + 1) % _LOOK_BLOCKS
@@ -235,13 +239,15 @@ class _LevelEstimate:
         self._moment = np.zeros(_MOMENT_LOOKS)  # ring buffer with the powers of the last 400 ms
         self._looks = 0
         self._measured_power = self._measured_s = 0.0  # decaying sums over the 400 ms blocks above the gate
-        # Follows the estimated level up at once and down slowly; looks far below it are pauses.
+        # The anchor rises immediately with the estimated level and falls slowly. Looks far below the anchor are pauses.
         self._anchor = TARGET_LUFS
         self.spoken = False  # whether speech has begun since the expected level changed
         self.lufs = TARGET_LUFS
 
     def expect(self, lufs: float) -> None:
-        """Begin a line. If the expected level is the same as before, the distribution only becomes wider."""
+        """Begin a line with the expected level `lufs`. If the line before had the same expected level, the estimate
+        stays and its distribution becomes wider.
+        """
         if lufs != self._expected:
             self._expected = self.lufs = self._anchor = lufs
             self.spoken = False
@@ -259,7 +265,8 @@ class _LevelEstimate:
         level = _lufs(power)
         if level < _QUIETEST:
             return
-        # Ignore the look: the noise of a pause would count as soft speech, and the gain would amplify it.
+        # Ignore looks in a pause. Otherwise the noise of the pause would count as soft speech, and the gain would
+        # amplify it.
         self._anchor = max(self.lufs, self._anchor - _ANCHOR_FALL_DB)
         if level < self._anchor - _PAUSE_DB:
             if self._looks % _MOMENT_EVERY == 0:
@@ -282,7 +289,7 @@ class _LevelEstimate:
         self.lufs = mean_lufs
 
     def _measure(self) -> None:
-        """Update the gated mean of BS.1770, in which older blocks decay with the time constant _MEMORY_S."""
+        """Update the gated mean of BS.1770. Older blocks decay with the time constant _MEMORY_S."""
         power = float(self._moment[: min(self._looks, _MOMENT_LOOKS)].mean())
         if _lufs(power) < self.lufs - 10:
             return
@@ -292,7 +299,7 @@ class _LevelEstimate:
 
 
 class _SentLoudness:
-    """Measures the loudness of the output so far, and by how much the rest must differ to reach the target."""
+    """Measures the loudness of the output so far, and computes the gain correction that brings it to the target."""
 
     def __init__(self) -> None:
         self._moment = np.zeros(_MOMENT_LOOKS)
@@ -301,7 +308,7 @@ class _SentLoudness:
         self.correction_db = 0.0
 
     def update(self, power: float) -> None:
-        """power: of one look at the output."""
+        """Add the power of one look at the output, and update `correction_db`."""
         self._moment[self._looks % _MOMENT_LOOKS] = power
         self._looks += 1
         if self._looks % _MOMENT_EVERY or self._looks < _MOMENT_LOOKS:
@@ -323,21 +330,21 @@ def _lufs(power: float) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _prior(lufs: float) -> Array:
-    """The probability of each of _LEVELS before the first look. Read-only, because it is cached."""
+    """Return the probability of each of _LEVELS before the first look. The array is cached: do not change it."""
     near = np.exp(-0.5 * np.square((_LEVELS - lufs) / _EXPECT_SPREAD_DB))
     prior: Array = (1 - _SURPRISE) * near / near.sum() + _SURPRISE / len(_LEVELS)
     return prior
 
 
 def _and_sums(change: Array) -> Array:
-    """Add two rows to a matrix (L, L) -> (L + 2, L). They compute the sum and the first moment of the result."""
+    """Add two rows to a matrix (L, L) -> (L + 2, L). The rows compute the sum and the first moment of the product."""
     return np.concatenate((change, change.sum(axis=0)[None], (_LEVELS @ change)[None]))
 
 
 def _drift() -> Array:
-    """The matrix (L, L) that changes the distribution at each look at speech.
+    """Return the matrix (L, L) that changes the distribution after each look at speech.
 
-    It makes the distribution slightly wider and keeps a minimum probability for every level.
+    The matrix makes the distribution slightly wider, and gives every level a minimum probability.
     """
     count = len(_LEVELS)
     stays = (1 - 2 * _DRIFT_SHARE) * np.eye(count)
@@ -345,11 +352,11 @@ def _drift() -> Array:
 
 
 def _table() -> list[Array]:
-    """For each level of a look: the likelihood (L,) of that look if the speech has each of _LEVELS, up to a factor.
+    """Return for each level of a look its likelihoods (L,), one for each true level in _LEVELS, up to a common factor.
 
-    Fitted to 40 people and 13 synthetic voices: the most likely look is 3 dB above the level. Every 11 dB below that
-    divide the likelihood by e, and a look 8 dB above the level is rare. Looks far below are gaps between words; their
-    likelihood does not depend on their level.
+    The table was fitted to 40 people and 13 synthetic voices. The most likely look is 3 dB above the true level. A look
+    8 dB above the true level is rare. Below the most likely look, the likelihood falls by a factor of e every 11 dB.
+    Looks far below the true level are gaps between words, and all of them have the same likelihood.
     """
     above = _LEVELS[:, None] - _LEVELS - _MODE_DB
     loud, soft = -0.5 * np.square(above / _LOUD_SPREAD_DB), np.maximum(above, -_GAP_DB) / _SOFT_SLOPE_DB
@@ -358,10 +365,11 @@ def _table() -> list[Array]:
 
 
 class Limiter:
-    """Limits true peaks to CEILING_DBTP. The gain is 1 and falls around a peak along a raised cosine of 5 ms.
+    """Limits true peaks to CEILING_DBTP. The gain is normally 1. Around a peak, the gain falls along a raised cosine of
+    5 ms.
 
-    True peaks are measured with fourfold oversampling (BS.1770-4, annex 2). The error is at most 0.7 dB for a sine at
-    half the sample rate, and 0.1 dB for speech.
+    True peaks are measured with fourfold oversampling (BS.1770-4, annex 2). The error of the measurement is at most 0.7
+    dB for a sine at half the sample rate, and 0.1 dB for speech.
     """
 
     def __init__(self, rate_hz: int) -> None:
@@ -369,8 +377,9 @@ class Limiter:
         self._half = max(1, (round(_LOOK_AHEAD_S * rate_hz) - _TAPS // 2) // 2)
         kernel = 0.5 + 0.5 * np.cos(np.pi * np.arange(-self._half, self._half + 1) / (self._half + 1))
         self._kernel = (kernel / kernel.sum()).astype(np.float32)
-        self._reach = 2 * self._half + _TAPS // 2  # a sample's gain depends on this many samples on each side
-        self._held = np.zeros(self._reach, np.float32)  # past context, then samples not yet returned
+        self._reach = 2 * self._half + _TAPS // 2  # the gain of a sample depends on this many samples on each side
+        # Returned samples as context, then samples that were not returned yet.
+        self._held = np.zeros(self._reach, np.float32)
 
     def push(self, samples: Samples) -> Samples:
         held = np.concatenate((self._held, samples))
@@ -382,15 +391,16 @@ class Limiter:
         return self.push(np.zeros(self._reach, np.float32))
 
     def _limited(self, held: Samples, ready: int) -> Samples:
-        """Limit the `ready` samples of `held` that follow its first `_reach` samples."""
+        """Limit and return the `ready` samples of `held` that follow the first `_reach` samples."""
         middle = held[self._reach : self._reach + ready]
         peaks = np.abs(held)
         if not ready or peaks.max() < _SURELY_BELOW * self._ceiling:
             return middle
         side = _TAPS // 2
-        # The wave between two samples can exceed the ceiling only if one of them is loud.
+        # The wave between two samples can exceed the ceiling only if one of the two samples is loud.
         loud = peaks[side - 1 : len(held) - side + 1] >= _SURELY_BELOW * self._ceiling
-        # The pairs of neighbouring samples of which one is loud: held[at + side - 1] and held[at + side].
+        # Each index in `at` is a pair of neighbouring samples with a loud sample: held[at + side - 1] and held[at +
+        # side].
         at = np.flatnonzero(loud[:-1] | loud[1:])
         windows = sliding_window_view(held, _TAPS)[at]  # (n, taps)
         between = np.abs(np.einsum("nt,pt->pn", windows, _PHASES)).max(axis=0)
@@ -406,7 +416,7 @@ class Limiter:
 
 
 def _between(share: float) -> Samples:
-    """Interpolation filter for the point at `share` between two samples: a sinc with a Kaiser window."""
+    """Return an interpolation filter for the point at `share` between two samples: a sinc with a Kaiser window."""
     at = np.arange(_TAPS) - (_TAPS // 2 - 1) - share
     taps = np.sinc(at) * np.i0(5.0 * np.sqrt(np.maximum(0.0, 1 - np.square(at / (_TAPS / 2))))) / np.i0(5.0)
     scaled: Samples = (taps / taps.sum()).astype(np.float32)

@@ -35,7 +35,7 @@ SETTLED_NS = 2_000_000_000
 ABANDONED_S = 3600.0  # temporary files that another machine wrote are deleted after this time
 LOCK_WAIT_S = 10.0
 _NEW, _REMOVED = ".new-", ".gone-"
-_THIS_RUN = secrets.token_hex(4)  # distinguishes this process from an earlier process with the same pid
+_THIS_RUN = secrets.token_hex(4)  # distinguishes this process from an earlier process with the same process id
 _Signature = tuple[int, int, int]
 
 
@@ -82,7 +82,7 @@ class FolderStore(Generic[R]):
         """Scan the folder and return whether `records` or `problems` changed.
 
         If the modification time of the folder is unchanged, no scan is needed, and the call takes only one stat.
-        full: scan in any case. Raises OSError if the folder can't be read.
+        full: True = scan in any case. Raises OSError if the folder can't be read.
         """
         with self._lock:
             changed_ns = self.folder.stat().st_mtime_ns

@@ -1,8 +1,8 @@
-"""The recordings of people that are published with sesame/csm-1b (`prompts/*.wav`), with their words.
+"""The recordings of people that are published with the model sesame/csm-1b (`prompts/*.wav`), and their words.
 
-The files come with the model's weights and are no part of this project. They are recognised by their SHA-256, wherever
-they are found. Each becomes the recording of one preset voice. The long conversations are used up to a pause: about
-10 s describe a voice, and some models accept at most 20 s.
+The files belong to the weights of the model, not to this project. A file is recognised by its SHA-256 digest, in any
+folder. Each recording becomes the recording of one preset voice. Of the long conversations, only about 10 s up to a
+pause are used: this is enough for a voice, and some models accept at most 20 s.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from app.audio.shape import EdgeTrimmer
 from app.audio.stages import joined
 from app.types import Reference
 
-MAX_BYTES = 4_000_000  # larger files are none of these recordings and are not read
+MAX_BYTES = 4_000_000  # a larger file can't be one of these recordings, so it is not read
 
 
 @dataclass(frozen=True, slots=True)
 class KnownRecording:
-    """A published recording."""
+    """A published recording, and the part of it that is used."""
 
     name: str
-    voice: str  # the preset voice that it becomes
-    words: str  # of the part that is used
-    part_s: float = math.inf  # seconds from its start that are used
+    voice: str  # the preset voice that uses the recording
+    words: str  # the words of the used part
+    part_s: float = math.inf  # length of the used part in seconds, from the start of the recording
 
     def reference(self, data: bytes, rate_hz: int) -> Reference:
-        """Decode the part that is used, without the silence at its ends. Blocks. Raises BadReference."""
+        """Decode the used part of the file, without the silence at the ends. Blocks. Raises BadReference."""
         samples = decode(data, rate_hz, max_seconds=min(self.part_s, 60.0), what=self.name).samples
         edges = EdgeTrimmer(rate_hz)
         return Reference(joined([edges.push(samples), edges.flush()]), rate_hz, self.words)
@@ -79,5 +79,5 @@ KNOWN: dict[str, KnownRecording] = {
 
 
 def known(data: bytes) -> KnownRecording | None:
-    """The published recording that this file is; None if it is another one."""
+    """Return the published recording that has this file content; None if the file is no published recording."""
     return KNOWN.get(hashlib.sha256(data).hexdigest())

@@ -4,8 +4,8 @@ A stored turn is a text and the codec codes that the model generated for this te
 encoded again, so the quality does not decrease with each turn. The prompt for the next turn is the recording of the
 voice, followed by the stored turns. The recording never changes, so the voice does not drift in a long conversation.
 
-The key of a conversation contains the API key of its caller, so no caller can read the conversation of another caller.
-This module does not depend on HTTP or engines.
+The key of a conversation depends on the API key of its caller, so no caller can read the conversation of another
+caller. This module does not depend on HTTP or engines.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ABANDONED_S = 60.0  # older temporary files are deleted; another server process may still write a younger file
-MAX_TURNS = 32  # per conversation
+MAX_TURNS = 32  # the most turns that are kept of one conversation
 _CHARS_PER_TOKEN = 3  # a low estimate: a Llama 3 token has about 4 characters of English
 _FRAMING_TOKENS = (
     6  # tokens of a turn that are not words: its speaker, begin and end of its text, and the end of its audio

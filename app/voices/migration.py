@@ -1,4 +1,4 @@
-"""Convert the folders of voices from the format of an earlier server version, or of sesame_csm_openai.
+"""Convert the folders of voices from the format of an earlier server version, or of the project sesame_csm_openai.
 
 A folder in the earlier format contains `info.json`, `reference.wav` and possibly `transcript.txt`. A short recording
 with its words is converted when the folder is read. Every other recording needs the steps of an upload: see
@@ -61,7 +61,7 @@ class OldVoice:
     """A voice in the earlier format, without its recording."""
 
     id: str  # the id in the current format
-    aliases: tuple[str, ...]  # the ids in the earlier format, if they are different
+    aliases: tuple[str, ...]  # the ids in the earlier format, if they differ from `id`
     name: str
     description: str
     language: str
@@ -70,7 +70,7 @@ class OldVoice:
 
 
 class FolderReader:
-    """Reads cloned voices from their folders, and converts folders in the earlier format. Used under a lock."""
+    """Reads cloned voices from their folders, and converts folders in the earlier format. Call it only under a lock."""
 
     def __init__(self) -> None:
         # Folder name -> the state of its files, and why it could not be converted in this state.
@@ -85,14 +85,16 @@ class FolderReader:
         return _with_old_id(read_voice(folder), folder)
 
     def fail(self, folder: Path, reason: str) -> None:
-        """Remember why a folder could not be converted. It is tried again when its files have changed."""
+        """Remember why a folder could not be converted. The conversion is tried again when the files of the folder
+        change.
+        """
         self._failures[folder.name] = (_signature(folder), reason)
 
     def _convert(self, folder: Path) -> None:
-        """Convert a short recording with its words. Raises Damaged, OSError."""
+        """Convert a folder in the earlier format with a short recording and a transcript. Raises Damaged, OSError."""
         signature = _signature(folder)
         failed, reason = self._failures.get(folder.name, (None, ""))
-        if failed == signature:  # decoding at each scan would be slow
+        if failed == signature:  # unchanged files are not decoded again, because each scan would be slow
             raise Damaged(reason)
         try:
             _convert_short(folder)
@@ -102,7 +104,7 @@ class FolderReader:
 
 
 def _convert_short(folder: Path) -> None:
-    """Convert a recording that is used whole, with its words. Raises Damaged, OSError."""
+    """Convert a folder with a transcript and a recording that needs no cutting. Raises Damaged, OSError."""
     old = read_old(folder)
     if not old.transcript or len(old.transcript) > MAX_TRANSCRIPT_CHARS:
         raise Damaged(WAITING)
@@ -237,7 +239,7 @@ def _with_old_id(stored: StoredVoice, folder: Path) -> StoredVoice:
 
 
 def _signature(folder: Path) -> _Signature:
-    """Return what changes when a file of the earlier format changes."""
+    """Return a value that changes when a file of the earlier format changes."""
     found: list[tuple[int, int] | None] = []
     for name in (OLD_MARKER, REFERENCE_FILE, OLD_TRANSCRIPT):
         try:

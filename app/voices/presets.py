@@ -19,8 +19,8 @@ class Profile:
     brightness_db: float  # energy above 2 kHz relative to the energy below 2 kHz, as voice_features.py measures it
 
 
-# The thirteen voice names of OpenAI's speech endpoint. Typical pitches of people who read aloud: 85 to 155 Hz for men,
-# 165 to 255 Hz for women.
+# The thirteen voice names of OpenAI's speech endpoint. People who read aloud typically have a pitch of 85 to 155 Hz
+# (men) or 165 to 255 Hz (women).
 PROFILES: dict[str, Profile] = {
     "alloy": Profile("Neutral and balanced", 160, -14),
     "ash": Profile("Clear, direct, male", 115, -14),
@@ -38,8 +38,8 @@ PROFILES: dict[str, Profile] = {
 }
 DEFAULT_VOICE = "alloy"
 
-# Names of Kokoro's voices: the language (a = American, b = British English), the sex, and a name. Several names with
-# `+` are a mix, and a number in brackets is the share of a voice.
+# The name of a voice of the model Kokoro has three parts: the accent (a = American, b = British English), the sex, and
+# a name. Names that are joined with `+` mean a mix of voices, and a number in brackets is the share of a voice.
 _KOKORO = re.compile(r"(?P<kind>[abefhijpz][fm])_(?P<name>[a-z0-9_]+?)(?:\([0-9.]+\))?|(?P<only>[ab][fm])")
 _BY_KIND = {
     "af": ("nova", "coral", "shimmer"),
@@ -52,8 +52,8 @@ _BY_KIND = {
 def standard_voices_of(kokoro: str) -> tuple[str, ...]:
     """Return the preset voices that have the sex and the accent of Kokoro's voices; () for other names.
 
-    A voice with the name of a preset voice, such as af_nova, gets this preset voice. Any other name always gets the
-    same preset voice.
+    If the name of a Kokoro voice contains the name of a preset voice, such as af_nova, this preset voice is returned.
+    For any other name, the choice depends only on the name.
     """
     found = []
     for part in kokoro.strip().casefold().split("+"):
@@ -74,7 +74,7 @@ _SPEAKER = re.compile(r"speaker:(0|[1-9]\d{0,2})")
 
 
 def speaker_voice(voice: str) -> Voice | None:
-    """Return the voice `speaker:N`: the model's own speaker N, without a recording. None = another name."""
+    """Return the voice `speaker:N`: speaker N of the model, without a recording. Returns None for any other name."""
     if (match := _SPEAKER.fullmatch(voice)) is None:
         return None
     digest = hashlib.sha256(voice.encode()).hexdigest()
@@ -82,7 +82,7 @@ def speaker_voice(voice: str) -> Voice | None:
 
 
 def is_speaker(voice: Voice) -> bool:
-    """Whether this is a voice of `speaker_voice`."""
+    """Return whether a voice is a speaker of the model without a recording (see `speaker_voice`)."""
     return voice.kind == "none" and voice.id != NO_VOICE.id
 
 

@@ -1,8 +1,8 @@
 """Measure how good a recording is for cloning, and say how to improve it.
 
 Each check has a level: `good`, `warning` (the recording is used, but the voice may be worse) or `bad` (the recording is
-refused). The thresholds are advice. They were chosen from measurements of recorded and synthetic speech; docs/voices.md
-lists them. Does not depend on HTTP or engines.
+refused). The thresholds were chosen from measurements of recorded and synthetic speech; docs/voices.md lists them. This
+module does not depend on HTTP or engines.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
 
 Level = Literal["good", "warning", "bad"]
 
-BEST_LENGTH = f"{MIN_WINDOW_S:g} to {MAX_WINDOW_S:g} s"  # of speech in a recording; the server cuts longer ones to it
+BEST_LENGTH = f"{MIN_WINDOW_S:g} to {MAX_WINDOW_S:g} s"  # best length of the speech; longer speech is cut
 TRANSCRIPT_MISSING = "transcript_missing"  # the id of the check that reports unknown words
 MAX_SNR_DB = 60.0
 MAX_LETTERS_PER_S, MIN_LETTERS_PER_S = 30.0, 5.0  # spoken English has 10 to 20
 IMPOSSIBLE_LETTERS_PER_S = 45.0
 _TRANSCRIPT_PREFIX = "transcript_"  # the ids of all checks of the transcript begin with this
 _GUARD_S = 0.1  # this time before and after speech is not measured as noise, because speech fades in and out there
-_MIN_NOISE_S = 0.2  # if less audio has no speech, the quietest speech is measured as noise
+_MIN_NOISE_S = 0.2  # if the audio without speech is shorter, the quietest audio is measured as noise
 _PHRASE_S = 1.5  # the median pitch of shorter speech varies too much
 _MIN_VOICED_FRAMES = 20  # smallest number of voiced frames of 10 ms in a phrase
-_SPLIT_SEMITONES = 6.8  # the pitches of two speakers usually differ by more, the phrases of one speaker by less
+_SPLIT_SEMITONES = 6.8  # the pitches of two speakers usually differ by more, those of one speaker by less
 _SPLIT_SHARE = 0.25  # each of the two groups of phrases must have this share of the speech
 _MUSIC_RATE_HZ = 16_000
 _MUSIC_WINDOW = 3_200  # 0.2 s, so that a bin has 5 Hz
 _MEDIAN_BINS = 41
-_PEAK_DB = 7.0  # a peak is this far above its neighbourhood; noise varies less
-_TONAL = 0.16  # mean excess in dB; noise reaches 0.1, music that is 15 dB below speech 0.2 and more
+_PEAK_DB = 7.0  # a spectral peak is this far above the median of its neighbourhood; noise varies less
+_TONAL = 0.16  # limit of the mean peak excess in dB; noise has at most 0.1, music 15 dB below speech at least 0.2
 _INAUDIBLE_DB = 30.0  # music this far below speech does no harm
 _LOWEST_TONE_HZ = 80.0
 _MIN_MUSIC_FRAMES, _MAX_MUSIC_FRAMES = 3, 100
-_HUM_SHARE = 0.6  # share of the excess at multiples of 50 or 60 Hz from which it is hum
+_HUM_SHARE = 0.6  # if multiples of 50 or 60 Hz have this share of the peak excess, the cause is mains hum
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,13 @@ class Report:
 
     @property
     def level(self) -> Level:
-        """The worst level of the checks."""
+        """The worst level of all checks."""
         levels = {check.level for check in self.checks}
         return "bad" if "bad" in levels else "warning" if "warning" in levels else "good"
 
     @property
     def refusal(self) -> str:
-        """The reasons why the recording is refused; "" if it is not."""
+        """The reasons why the recording is refused; "" if it is not refused."""
         return " ".join(check.message for check in self.checks if check.level == "bad")
 
     def with_check(self, check: Check) -> Report:
@@ -98,8 +98,8 @@ def worst(reports: Sequence[Report]) -> Report:
 def measure(samples: Samples, rate_hz: int, spans: Sequence[Span], *, clipped: float, bandwidth_hz: float) -> Report:
     """Run all checks except `transcript_check` on the section of a recording that will be used for cloning.
 
-    samples: (N,) mono, before any processing. spans: the speech in them. clipped: share of clipped samples in the file,
-    from 0 to 1. bandwidth_hz: half of the file's sample rate.
+    samples: (N,) mono, before any processing. spans: the parts of the samples that contain speech. clipped: share of
+    clipped samples in the file, from 0 to 1. bandwidth_hz: half of the sample rate of the file.
     """
     speech_s = sum(span.seconds for span in spans)
     if not spans:
@@ -139,7 +139,9 @@ def _speech_and_gaps(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> t
 
 
 def _noise(samples: Samples, gaps: Sequence[Samples], rate_hz: int) -> Samples:
-    """The samples of the gaps. If they are shorter than _MIN_NOISE_S, the quietest tenth of all samples (N,)."""
+    """Return the samples of the gaps. If the gaps are shorter than _MIN_NOISE_S, return the quietest tenth of all
+    samples.
+    """
     noise = np.concatenate([samples[:0], *gaps])
     if len(noise) >= _MIN_NOISE_S * rate_hz:
         return noise
@@ -150,10 +152,11 @@ def _noise(samples: Samples, gaps: Sequence[Samples], rate_hz: int) -> Samples:
 
 
 def snr_db(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> float:
-    """Signal-to-noise ratio in dB, from -20 to MAX_SNR_DB. The power of the noise is subtracted from the speech.
+    """Return the signal-to-noise ratio in dB, from -20 to MAX_SNR_DB. The signal is the power of the speech, minus the
+    power of the noise.
 
-    The noise is the level that 40 % of the frames in the gaps do not exceed, so that a breath or a missed syllable in
-    a gap does not count. If the gaps are too short, it is the level of the quietest 4 % of all frames.
+    The noise level is the level that 40 % of the frames in the gaps do not exceed. So a breath or a missed syllable in
+    a gap does not count. If the gaps are too short, the noise level is the level that 4 % of all frames do not exceed.
     """
     speech, gaps = _speech_and_gaps(samples, rate_hz, spans)
     if not len(speech):
@@ -169,7 +172,9 @@ def snr_db(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> float:
 
 
 def bandwidth_of(speech: Samples, noise: Samples, rate_hz: int) -> float:
-    """The highest frequency in Hz at which speech is above the noise and within 55 dB of its strongest frequency."""
+    """Return the highest frequency in Hz at which the speech exceeds the noise, and is within 55 dB of its strongest
+    frequency.
+    """
     size = 2048
     if len(speech) < size:
         return rate_hz / 2
@@ -181,13 +186,13 @@ def bandwidth_of(speech: Samples, noise: Samples, rate_hz: int) -> float:
 
 
 def _spectrum(samples: Samples, size: int) -> np.ndarray:
-    """Mean power of each frequency bin over all whole windows of `size` samples -> (size // 2 + 1,)."""
+    """Return the mean power (size // 2 + 1,) of each frequency bin over all whole windows of `size` samples."""
     whole = samples[: len(samples) // size * size].reshape(-1, size) * np.hanning(size).astype(np.float32)
     return np.asarray(np.mean(np.square(np.abs(np.fft.rfft(whole, axis=1))), axis=0))
 
 
 def _smooth(power: np.ndarray) -> np.ndarray:
-    """Moving average over 9 bins. Same shape."""
+    """Return the moving average over 9 bins, with the same shape as `power`."""
     return np.convolve(power, np.full(9, 1 / 9), "same")
 
 
@@ -214,7 +219,9 @@ def _speech(seconds: float) -> Check:
 
 
 def _snr(ratio_db: float, background: Check) -> Check:
-    """background: the check for music and hum; its message names the cause of a low ratio."""
+    """Check the signal-to-noise ratio. background: the check for music and hum; its message names the cause of a low
+    ratio.
+    """
     value = round(ratio_db, 1)
     found = f"The speech is only {value:g} dB above the noise"
     cause = "Record in a quiet room." if background.level == "good" else background.message
@@ -263,9 +270,10 @@ def _loudness(lufs: float) -> Check:
 
 
 def _background(samples: Samples, rate_hz: int, spans: Sequence[Span], ratio_db: float, bandwidth_hz: float) -> Check:
-    """Detect music or hum in the gaps: narrow spectral peaks, which noise does not have.
+    """Detect music or hum in the gaps by narrow peaks of the spectrum, which noise does not have.
 
-    The value is how far the spectrum is above its running median plus _PEAK_DB, in dB, averaged over frequency.
+    The value of the check is the mean excess of the peaks in dB: how far the spectrum is above its running median plus
+    _PEAK_DB.
     """
     resampled = np.asarray(soxr.resample(samples, rate_hz, _MUSIC_RATE_HZ), np.float32)
     speech, gaps = _speech_and_gaps(resampled, _MUSIC_RATE_HZ, spans)
@@ -291,7 +299,8 @@ def _background(samples: Samples, rate_hz: int, spans: Sequence[Span], ratio_db:
         return Check("music", "good", value, good.message)
     for mains_hz in (50, 60):
         near = np.abs((frequencies_hz + mains_hz / 2) % mains_hz - mains_hz / 2) <= 5.0
-        # Both sets of harmonics cover a fifth of the bins, so that music reaches about 20 % here.
+        # The harmonics of the mains cover about a fifth of the bins, so music has about 20 % of its excess at these
+        # bins.
         if excess[:, near].sum() > _HUM_SHARE * excess.sum():
             return Check(
                 "music",
@@ -304,7 +313,7 @@ def _background(samples: Samples, rate_hz: int, spans: Sequence[Span], ratio_db:
 
 
 def _levels_db(samples: Samples) -> np.ndarray:
-    """Spectra in dB of overlapping windows of 0.2 s of samples (N,) at _MUSIC_RATE_HZ -> (windows, bins)."""
+    """Return spectra (windows, bins) in dB of overlapping windows of 0.2 s of samples (N,) at _MUSIC_RATE_HZ."""
     if len(samples) < _MUSIC_WINDOW:
         return np.zeros((0, _MUSIC_WINDOW // 2 + 1))
     windows = np.lib.stride_tricks.sliding_window_view(samples, _MUSIC_WINDOW)[:: _MUSIC_WINDOW // 2]
@@ -409,6 +418,6 @@ def words_check(found: FoundWords) -> Check:
 
 
 def level_db(samples: Samples, rate_hz: int) -> float:
-    """The noise floor in dBFS: the level that a tenth of the 20 ms frames do not exceed."""
+    """Return the noise floor in dBFS: the level that a tenth of the 20 ms frames do not exceed."""
     levels = levels_dbfs(samples, rate_hz)
     return float(np.percentile(levels, 10)) if len(levels) else -120.0

@@ -1,9 +1,10 @@
-"""Find a change of speaker in a recording by the timbre, which differs between speakers of the same pitch too.
+"""Find a change of the speaker in a recording by a change of the timbre. Even speakers with the same pitch differ in
+timbre.
 
 The timbre of a frame is its mel cepstrum without the level. The voiced frames before and after each possible change are
-compared with Hotelling's two-sample T-squared statistic (H. Hotelling, "The generalization of Student's ratio", 1931):
-the squared distance of the two mean timbres, in units of their spread within each side, times a weight for the
-number of frames.
+compared with Hotelling's two-sample T-squared statistic (H. Hotelling, "The generalization of Student's ratio", 1931).
+The statistic is the squared distance between the mean timbres of the two sides, in units of the spread within the
+sides, times a weight for the number of frames.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
 
     from app.types import Samples
 
-# Of 70 recordings of one person each, one exceeds the limit. Of recordings with two people of the same sex, 3 in 4
-# exceed it if the second person speaks after the first, 1 in 3 if they speak by turns.
+# One of 70 recordings of one person exceeds the limit. If two people of the same sex speak one after the other, 3 of 4
+# recordings exceed it. If the two people take turns several times, 1 of 3 recordings exceeds it.
 LIMIT = 1_000.0
 _RATE_HZ = 16_000
 _WINDOW, _HOP, _FFT = 400, 160, 512  # samples
-_FIRST_PITCH = 2  # the centre of a window is 12.5 ms after its start
-_FILTERS, _LOW_HZ, _HIGH_HZ = 26, 100.0, 3_800.0  # telephones carry no more
+_FIRST_PITCH = 2  # index of the pitch nearest to the centre of the first window (12.5 ms)
+_FILTERS, _LOW_HZ, _HIGH_HZ = 26, 100.0, 3_800.0  # frequency range of telephones
 _CEPSTRA = 19
-_LOUD_DB = 25.0  # a frame further below the loudest frames is a pause
-_SIDE = 300  # voiced frames that are compared on each side of a change
-_MIN_SIDE = 75  # the mean of fewer frames depends on the words
+_LOUD_DB = 25.0  # a frame that is further below the loudest frames is a pause
+_SIDE = 300  # the most voiced frames that are compared on each side of a change
+_MIN_SIDE = 75  # fewest voiced frames on each side, because the mean of fewer frames depends on the words
 _STEP = 10  # frames between two possible changes
 _RIDGE = 0.02  # share of the mean variance that is added to each variance
 
@@ -48,7 +49,8 @@ def _tables() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def timbre_change(samples: Samples, rate_hz: int, pitches: NDArray[np.float64]) -> float:
-    """Return the largest T-squared of a change of timbre in mono samples (N,); 0 if there is too little voiced speech.
+    """Return the largest T-squared value of all possible changes of timbre in mono samples (N,); 0 if there is too
+    little voiced speech.
 
     A value above LIMIT means that several people probably speak. pitches: the result of `pitch.track`.
     """
@@ -61,7 +63,7 @@ def timbre_change(samples: Samples, rate_hz: int, pitches: NDArray[np.float64]) 
 
 
 def _voiced_timbres(samples: Samples, pitches: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the cepstra (voiced frames, _CEPSTRA) of samples (N,) at _RATE_HZ. pitches: that of each frame."""
+    """Return the cepstra (voiced frames, _CEPSTRA) of samples (N,) at _RATE_HZ. pitches: the pitch of each frame."""
     frames = np.lib.stride_tricks.sliding_window_view(samples, _WINDOW)[::_HOP]
     count = min(len(frames), len(pitches))
     power = np.mean(np.square(frames[:count], dtype=np.float64), axis=1) + 1e-12
@@ -74,7 +76,7 @@ def _voiced_timbres(samples: Samples, pitches: NDArray[np.float64]) -> NDArray[n
 
 
 def _t_squared(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
-    """Hotelling's T-squared of two groups of vectors (n, dimensions), with a regularised covariance."""
+    """Return Hotelling's T-squared of two groups of vectors (n, dimensions), with a regularised covariance."""
     total = len(before) + len(after)
     spread = (np.cov(before.T, bias=True) * len(before) + np.cov(after.T, bias=True) * len(after)) / total
     spread += np.eye(len(spread)) * (_RIDGE * np.trace(spread) / len(spread))

@@ -104,7 +104,7 @@ class VoiceStore:
             folders.remove_leftovers()
             folders.refresh(full=True)
         if self._cloned is not None:
-            self._cloned.refresh(full=True)  # finds the folders that the first scan has renamed
+            self._cloned.refresh(full=True)  # finds folders that the first scan has renamed
         self._remove_old_drafts()
         self._index = self._build_index()
 
@@ -158,7 +158,7 @@ class VoiceStore:
         return found
 
     def has(self, voice: str) -> bool:
-        """Whether a voice has this id or name."""
+        """Return whether a voice has this id or name."""
         index = self._index
         return voice in index.by_id or name_key(voice) in index.by_name
 
@@ -260,9 +260,9 @@ class VoiceStore:
         return stored
 
     def marker(self, voice_id: str) -> bytes:
-        """Return voice.json of a cloned voice for an export, in which the recording is named reference.wav.
+        """Return voice.json of a cloned voice for an export.
 
-        Raises NotFound.
+        In the export, voice.json names the recording reference.wav. Raises NotFound.
         """
         return to_json(replace(self.find(voice_id), file=REFERENCE_FILE))
 
@@ -300,10 +300,10 @@ class VoiceStore:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, EOFError) as error:
-            log.warning("%s can't be read, so the recording is encoded again: %s", path, error)
+            log.warning("The file %s can't be read, so the recording is encoded again: %s", path, error)
             return None
         if not isinstance(codes, np.ndarray) or codes.dtype != np.int16 or codes.ndim != 2:
-            log.warning("%s does not hold int16 codes, so the recording is encoded again.", path)
+            log.warning("The file %s contains no int16 codes, so the recording is encoded again.", path)
             return None
         return codes
 
@@ -473,7 +473,9 @@ class VoiceStore:
             return self.find(old.id)
 
     def fail_conversion(self, folder: Path, reason: str) -> None:
-        """Record in `refused` why a folder can't be converted. It is tried again when its files have changed."""
+        """Record in `refused` why a folder can't be converted. The conversion is tried again when the files of the
+        folder change.
+        """
         with self._lock:
             self._reader.fail(folder, reason)
             self._rescan()

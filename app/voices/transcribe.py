@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RATE_HZ = 16_000
-MAX_TOKENS = 400  # for 30 s of audio; 30 s of fast English speech have about 150 tokens
+MAX_TOKENS = 400  # limit for 30 s of audio; 30 s of fast English speech have about 150 tokens
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # a Whisper model needs one of these files
-RETRY_S = 60.0  # after a failed download, no new one starts for this time, so that requests do not wait for it
+RETRY_S = 60.0  # after a failed download, no new download starts for this time, so that requests do not wait
 HOW_TO_INSTALL = (
     "The container image and `make install` have it. Elsewhere install it with: pip install 'transformers==5.23.0'"
 )
@@ -48,8 +48,8 @@ class FetchProgress(Protocol):
 
 
 OnProgress = Callable[[FetchProgress], None]
-# Downloads the weights and returns their folder. Raises WeightsUnavailable. The second parameter: returns whether
-# the download must stop.
+# A function that downloads the weights and returns their folder. It raises WeightsUnavailable. Its second parameter is
+# a function that returns whether the download must stop.
 Fetch = Callable[[OnProgress, Callable[[], bool]], Path]
 
 
@@ -59,7 +59,7 @@ class RecogniserState:
 
     state: Literal["ready", "not_downloaded", "downloading", "unavailable", "off"]
     reason: str = ""  # why the recogniser is not ready
-    done_bytes: int = 0  # of a running download
+    done_bytes: int = 0  # bytes of a running download that have arrived
     total_bytes: int = 0
 
 
@@ -69,7 +69,7 @@ class Transcriber(Protocol):
     def missing(self) -> str:
         """Return the reason why the recogniser can't be used, for an error message; "" if it can be used.
 
-        A recogniser that must be downloaded first can be used.
+        A recogniser that must be downloaded first counts as usable.
         """
 
     @property
@@ -77,7 +77,7 @@ class Transcriber(Protocol):
         """Whether the recogniser can be used without a download."""
 
     def prepare(self, on_progress: OnProgress | None = None) -> str:
-        """Download the recogniser if it is not on the disk. Return the result of `missing` after that."""
+        """Download the recogniser if it is not on the disk. After that, return the result of `missing`."""
 
     def state(self) -> RecogniserState:
         """Return the state of the recogniser."""
@@ -91,7 +91,7 @@ class Transcriber(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NoTranscriber:
-    """Takes the place of a recogniser if speech recognition is turned off. It transcribes nothing."""
+    """Replaces the speech recogniser if speech recognition is turned off. It recognises no words."""
 
     is_here: bool = field(default=False, init=False)
 
@@ -125,10 +125,10 @@ class WhisperTranscriber:
         self._find = find
         self._fetch = fetch
         self._lock = threading.Lock()
-        self._progress: FetchProgress | None = None  # of the running download
+        self._progress: FetchProgress | None = None  # progress of the running download
         self._closed = threading.Event()
         self._failure = ""  # why the last download failed
-        self._failed_s = -RETRY_S  # when it failed, on the monotonic clock
+        self._failed_s = -RETRY_S  # time of the last failure, on the monotonic clock
 
     def missing(self) -> str:
         if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
@@ -194,7 +194,7 @@ class WhisperTranscriber:
             raise OSError(self._failure) from error
         finally:
             self._progress = None
-        log.info("The speech recogniser is in %s", folder)
+        log.info("The speech recogniser was downloaded to %s", folder)
         return folder
 
     def transcribe(self, samples: Samples, rate_hz: int, language: str) -> str:
@@ -203,7 +203,7 @@ class WhisperTranscriber:
             import torch  # noqa: PLC0415 - only needed when the recogniser is used
             import transformers  # noqa: PLC0415
 
-            library: Any = transformers  # Any: type checkers do not see its lazy exports
+            library: Any = transformers  # Any: type checkers can't see its lazy exports
             processor = library.AutoProcessor.from_pretrained(source, local_files_only=True)
             model = library.AutoModelForSpeechSeq2Seq.from_pretrained(source, local_files_only=True).eval()
             resampled = soxr.resample(np.asarray(samples, np.float32), rate_hz, RATE_HZ)
@@ -225,7 +225,8 @@ def cut_to(transcript: str, recognised: str) -> str:
 
     transcript: the words of the whole recording. recognised: the words that a recogniser found in the section. Words
     are compared without case and punctuation. If n recognised words precede the first matching word, the part begins n
-    words before this match. If n recognised words follow the last matching word, the part ends n words after it.
+    words before this match. If n recognised words follow the last matching word, the part ends n words after this
+    match.
     """
     words = list(_WORD.finditer(transcript))
     wanted = [_plain(match.group()) for match in _WORD.finditer(recognised)]

@@ -1,6 +1,6 @@
 """Check that a recording contains the words of its transcript, with the word aligner.
 
-Works for English and needs the `words` extra. Without them the answer is None: not checked.
+The check works only for English, and only with the `words` extra. In all other cases the result is None: not checked.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 class Align(Protocol):
-    """Aligns words with samples (N,). `alignment.align` works in the calling thread, `Aligner.align` in a process.
+    """Aligns words with samples (N,). `alignment.align` works in the calling thread, `Aligner.align` in a helper
+    process.
 
-    part: the samples may contain only a part of the words.
+    part: True = the samples may contain only a part of the words.
     """
 
     def __call__(
@@ -30,21 +31,23 @@ class Align(Protocol):
 
 
 NOT_INSTALLED = "the extra `words` is not installed"
-# Mean score of aligned words: people have -1.5 and more, in noise -2.05; other words and sounds mostly -2.2 and less.
+# Lowest mean score of aligned words. With the right transcript, speech has a score of at least -1.5, or -2.05 in noise.
+# With a wrong transcript, the score is mostly -2.2 or lower.
 MIN_FIT = -2.1
-MAX_OTHER_SHARE = 0.4  # of a recording; more sound without words means that the words were found by chance
-# For `section`: words on each side of the expected place that are searched too, because the pace of speech varies.
+MAX_OTHER_SHARE = 0.4  # with a larger share of sound without words, the words were found by chance
+# `section` also searches words on each side of the expected place, because the pace of speech varies: NEAR_WORDS words,
+# plus the share NEAR_SHARE of all words.
 NEAR_WORDS, NEAR_SHARE = 15, 0.1
 MIN_SECTION_WORDS = 0.8  # share of the words between the first and the last found word that must be found
-MIN_WORDS = 0.2  # share of the words that must be found; in nearly all recordings with the right transcript it is more
+MIN_WORDS = 0.2  # share of the words that must be found; nearly every right transcript has a larger share
 
 
 @dataclass(frozen=True, slots=True)
 class FoundWords:
     """How well a recording fits its transcript."""
 
-    share: float  # of the words of the transcript that were found, 0 to 1
-    other_s: float  # seconds of speech or noise that belong to no word, if they are too long for a hesitation; else 0
+    share: float  # share of the transcript's words that were found, 0 to 1
+    other_s: float  # seconds of speech or noise without words; 0 if they may be hesitations
 
     @property
     def fits(self) -> bool:
@@ -61,7 +64,7 @@ class TranscriptChecker:
 
     @property
     def missing(self) -> str:
-        """Why nothing is checked; "" if transcripts are checked."""
+        """Why no transcript is checked; "" if transcripts are checked."""
         return "" if is_available() else NOT_INSTALLED
 
     def section(
@@ -69,8 +72,8 @@ class TranscriptChecker:
     ) -> str:
         """Return the part of a transcript that is spoken in a section of its recording; "" if it can't be found.
 
-        samples: the samples (N,) of the section. transcript: the words of the whole recording. place: the start and
-        the end of the section as shares of all speech in the recording, 0 to 1. Only words near are searched.
+        samples: the samples (N,) of the section. transcript: the words of the whole recording. place: the start and the
+        end of the section as shares of all speech in the recording, 0 to 1. Only words near this place are searched.
         """
         if not is_available() or not is_english(transcript, language):
             return ""
@@ -79,7 +82,7 @@ class TranscriptChecker:
         first = max(0, round(place[0] * len(words)) - margin)
         near = words[first : min(len(words), round(place[1] * len(words)) + margin)]
         spoken: list[str] = []
-        owners: list[int] = []  # the word of `near` from which each spoken word comes
+        owners: list[int] = []  # index in `near` of the word from which each spoken word comes
         for at, word in enumerate(near):
             parts = self._spoken(word).split()
             spoken += parts
@@ -91,14 +94,15 @@ class TranscriptChecker:
         if not aligned or found.score < MIN_FIT or found.other_s > MAX_OTHER_SHARE * found.seconds:
             return ""
         part = near[aligned[0] : aligned[-1] + 1]
-        if len(set(aligned)) < MIN_SECTION_WORDS * len(part):  # words in between are missing: found by chance
+        if len(set(aligned)) < MIN_SECTION_WORDS * len(part):  # too many missing words: found by chance
             return ""
         return " ".join(part)
 
     def find(self, samples: Samples, rate_hz: int, transcript: str, language: str = "en") -> FoundWords | None:
-        """Look for the words of `transcript` in samples (N,). None = not English, not installed, or no answer.
+        """Look for the words of `transcript` in samples (N,).
 
-        A share of 0 means: the audio is other speech, or no speech.
+        Returns None if the transcript is not English, if the `words` extra is not installed, or if the aligner gives no
+        answer. A share of 0 means that the audio contains other speech, or no speech.
         """
         if not is_available() or not is_english(transcript, language):
             return None

@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 RATE_HZ = 16_000
 SHORTEST_PAUSE_S = 0.2  # a shorter pause is part of the speech around it
 SHORTEST_SPEECH_S = 0.2  # shorter speech is ignored
-_PAD_S = 0.3  # silence that is put before a recording
+_PAD_S = 0.3  # silence that is added before a recording
 _BLOCK_S = 30.0
-# A frame is speech if its level is this much above the noise floor, this little below the peak, and above a minimum.
+# Without the model, a frame is speech if its level is far enough above the noise floor, near enough to the peak, and
+# above a minimum.
 _ABOVE_FLOOR_DB = 12.0
 _BELOW_PEAK_DB = 35.0
 _QUIETEST_DB = -65.0
@@ -63,7 +64,9 @@ class SpeechFinder:
         return self._by_model(resampled)
 
     def contains_speech(self, samples: Samples, rate_hz: int) -> bool:
-        """Whether mono samples (N,) contain speech. Returns at the first block of _BLOCK_S with speech."""
+        """Return whether mono samples (N,) contain speech. The search ends at the first block of _BLOCK_S with
+        speech.
+        """
         step = round(_BLOCK_S * rate_hz)
         return any(self.find(samples[at : at + step], rate_hz) for at in range(0, len(samples), step))
 
@@ -73,7 +76,8 @@ class SpeechFinder:
             import silero_vad  # noqa: PLC0415 - optional
             import torch  # noqa: PLC0415 - optional
 
-            # Without silence before it, the model loses the start of speech that begins with the first sample.
+            # Add silence before the recording. Without it, the model misses the start of speech that begins with the
+            # first sample.
             before = round(_PAD_S * RATE_HZ)
             with torch.inference_mode():
                 found: list[dict[str, int]] = silero_vad.get_speech_timestamps(
@@ -92,7 +96,7 @@ class SpeechFinder:
 
 @functools.cache
 def _load_model() -> Any:
-    """Load Silero VAD, which comes with its package. Keeps the number of torch's threads."""
+    """Load the model Silero VAD from its package. The number of threads of torch does not change."""
     import torch  # noqa: PLC0415 - optional
 
     threads = torch.get_num_threads()
@@ -122,7 +126,9 @@ def by_energy(samples: Samples, rate_hz: int) -> list[Span]:
 
 
 def joined(spans: Sequence[Span], pause_s: float, speech_s: float = 0.0) -> list[Span]:
-    """Join spans with a pause below pause_s between them. Then drop the spans that are shorter than speech_s."""
+    """Join neighbouring spans if the pause between them is shorter than pause_s. Then drop spans that are shorter than
+    speech_s.
+    """
     merged: list[Span] = []
     for span in spans:
         if merged and span.start_s - merged[-1].end_s < pause_s:
@@ -133,6 +139,6 @@ def joined(spans: Sequence[Span], pause_s: float, speech_s: float = 0.0) -> list
 
 
 def runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Start and end index of each run of True in `mask` (N,). The end is exclusive."""
+    """Return the start and end index of each run of True in `mask` (N,). The end is exclusive."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], mask.astype(np.int8), [0]))))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

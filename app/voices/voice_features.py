@@ -36,7 +36,7 @@ class VoiceFeatures:
     seconds: float
     pitch_hz: float  # median; 0 = no voiced frame
     pitch_spread: float  # median deviation from pitch_hz in semitones
-    brightness_db: float  # energy above 2 kHz over the energy below
+    brightness_db: float  # energy above 2 kHz relative to the energy below 2 kHz
     level_dbfs: float  # level of the speech
     voiced: float  # share of the speech that has a pitch
     speech: float  # share of the recording that is speech; the rest is pauses
@@ -46,7 +46,7 @@ class VoiceFeatures:
 
 
 def measure(samples: Samples, rate_hz: int) -> VoiceFeatures:
-    """Measure mono samples (N,) float32."""
+    """Measure the features of mono samples (N,) float32."""
     seconds = len(samples) / rate_hz
     clipped = float(np.mean(np.abs(samples) >= 0.999)) if len(samples) else 0.0
     at_rate = samples if rate_hz == _RATE_HZ else soxr.resample(samples, rate_hz, _RATE_HZ)
@@ -59,7 +59,7 @@ def measure(samples: Samples, rate_hz: int) -> VoiceFeatures:
     if not loud.any():
         return VoiceFeatures(seconds, 0.0, 0.0, 0.0, -120.0, 0.0, 0.0, seconds, clipped, 0.0)
     spoken = frames[loud]
-    # The centre of a frame is 25 ms after its start, that of the first pitch 5 ms after the start of the recording.
+    # The centre of the first frame is at 25 ms, and the first pitch belongs to the time 5 ms.
     pitches = pitch.track(at_rate, _RATE_HZ)[_FIRST_PITCH : _FIRST_PITCH + len(frames)][loud]
     voiced = pitches[pitches > 0]
     spectra = np.square(np.abs(np.fft.rfft(frames * np.hanning(_FRAME))))
@@ -84,9 +84,11 @@ def measure(samples: Samples, rate_hz: int) -> VoiceFeatures:
 
 
 def _movement(spectra: NDArray[np.float64], loud: NDArray[np.bool_]) -> float:
-    """How fast the spectrum changes its shape: mean change of six bands in dB over 50 ms, without the overall level.
+    """Return how fast the shape of the spectrum changes: the mean change of six bands in dB over 50 ms, without the
+    change of the overall level.
 
-    spectra: (F, bins) power. loud: (F,) the frames that are no pause. Speech has 3 dB and more, a buzz or a tone none.
+    spectra: (F, bins) power. loud: (F,) whether each frame is not in a pause. The result is at least 3 dB for speech,
+    and near 0 for a buzz or a tone.
     """
     hertz = np.fft.rfftfreq(_FRAME, 1 / _RATE_HZ)
     bands = np.array([spectra[:, (hertz >= low) & (hertz < high)].sum(axis=1) for low, high in pairwise(_BANDS_HZ)])
@@ -99,6 +101,6 @@ def _movement(spectra: NDArray[np.float64], loud: NDArray[np.bool_]) -> float:
 
 
 def _longest_run(flags: NDArray[np.bool_]) -> int:
-    """Length of the longest run of True in flags (N,)."""
+    """Return the length of the longest run of True in flags (N,)."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
     return int((edges[1::2] - edges[::2]).max()) if len(edges) else 0

@@ -37,7 +37,7 @@ MAX_REFERENCE_S = 60.0
 MARKER = "voice.json"
 REFERENCE_FILE = "reference.wav"
 CONSENT_FILE = "consent.wav"
-LEXICON_FILE = "lexicon.tsv"  # how this voice pronounces words; the same name as the server's dictionary
+LEXICON_FILE = "lexicon.tsv"  # dictionary of a voice; the dictionary of the server has the same file name
 LANGUAGE_TAG = r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,4}$"  # BCP 47; underscores are accepted too
 _FORMAT = 1
 _WAV_HEADER_BYTES = 44
@@ -69,7 +69,7 @@ class StoredVoice:
     rate_hz: int
     samples: int
     created_at: float  # Unix time in seconds
-    # Origin of the recording: upload, import, migrated, draft, cast (by an engine), "file <digest>".
+    # Origin of the recording: upload, import, migrated, draft, cast (created by an engine), "file <digest>" (imported).
     origin: str = "upload"
     sample_count: int = 1  # number of uploaded recordings of which this recording consists
     quality: Mapping[str, Any] = field(default_factory=dict)  # the quality report as JSON

@@ -18,17 +18,17 @@ BEST_WINDOW_S = 10.0  # windows near this length have a better score
 WHOLE_MAX_S = 30.0  # the longest recording that is used without cutting, if its transcript is known
 BORDER_PAUSE_S = 0.3  # a pause of this length is usually the end of a sentence or a long clause
 _BESIDE_S = 0.3  # audio on each side of a window that is used to measure the noise
-# In speech, a low level for this long is a pause: the closure of a consonant is shorter.
+# A low level of this duration inside speech is a pause. The closure of a consonant is shorter.
 _DIP_S, _DIP_DB = 0.14, 25.0
-LEAD_S, TAIL_S = 0.1, 0.2  # kept before and after the speech, so that no soft first or last sound is lost
+LEAD_S, TAIL_S = 0.1, 0.2  # audio that is kept before and after the speech, so that no soft sound is lost
 
 
 def best_window(spans: Sequence[Span], samples: Samples, rate_hz: int, most_s: float = WHOLE_MAX_S) -> Span:
-    """Choose the best window of speech in mono samples (N,). spans: the speech in them, at least one span.
+    """Choose the best window of speech in mono samples (N,). spans: the parts with speech, at least one.
 
-    The window begins and ends at a pause. It has at most MAX_WINDOW_S. It is longer, up to most_s, only if the speech
-    has no pause earlier. The score rewards a large share of speech, long pauses at both ends, low noise, no clipping
-    and a length near BEST_WINDOW_S. Speech without any pause is cut at its quietest moment.
+    The window begins and ends at a pause, and has at most MAX_WINDOW_S. If no pause allows such a window, the window
+    may be longer, up to most_s. Speech without any pause is cut at its quietest moment. The score rewards a large share
+    of speech, long pauses at both ends, low noise, no clipping and a length near BEST_WINDOW_S.
     """
     longest_s = min(MAX_WINDOW_S, most_s)
     shortest_s = min(MIN_WINDOW_S, 0.5 * longest_s)
@@ -49,7 +49,7 @@ def best_window(spans: Sequence[Span], samples: Samples, rate_hz: int, most_s: f
 
 
 def _between_dips(spans: Sequence[Span], levels: np.ndarray) -> list[Span]:
-    """Split spans where the level is low for _DIP_S or longer: between words, because sounds in a word are shorter."""
+    """Split spans at each place where the level is low for _DIP_S or longer. Such places are between words."""
     parts = []
     for span in spans:
         first, last = round(span.start_s * 50), round(span.end_s * 50)
@@ -67,7 +67,7 @@ def _between_dips(spans: Sequence[Span], levels: np.ndarray) -> list[Span]:
 
 
 def _score(window: Span, parts: Sequence[Span], levels: np.ndarray, samples: Samples, rate_hz: int) -> float:
-    """The score of a window; higher is better. levels: of the frames of the whole recording, in dBFS."""
+    """Return the score of a window; higher is better. levels: the level in dBFS of each frame of the recording."""
     inside = [part for part in parts if window.start_s <= part.start_s and part.end_s <= window.end_s]
     speech = sum(part.seconds for part in inside) / window.seconds
     before = [part.end_s for part in parts if part.end_s <= window.start_s]
@@ -76,7 +76,8 @@ def _score(window: Span, parts: Sequence[Span], levels: np.ndarray, samples: Sam
         min(1.0, window.start_s - before[-1]) if before else 1.0,
         min(1.0, after[0] - window.end_s) if after else 1.0,
     ]
-    # Loud frames over the quietest frames. Audio beside the window counts too, because the window may have no pause.
+    # The contrast is the level of loud frames, minus the level of the quietest frames. Audio beside the window is
+    # included, because the window may have no pause.
     frames = levels[max(0, round((window.start_s - _BESIDE_S) * 50)) : round((window.end_s + _BESIDE_S) * 50)]
     contrast = min(50.0, float(np.percentile(frames, 80) - np.percentile(frames, 2))) / 50
     magnitudes = np.abs(samples[round(window.start_s * rate_hz) : round(window.end_s * rate_hz)])

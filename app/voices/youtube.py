@@ -135,11 +135,11 @@ class FetchLimits:
 
     max_bytes: int = 128 << 20  # size of the fetched file
     max_length_s: float = 4 * 3600.0  # length of the whole video
-    wall_s: float = 120.0  # from the start of the child process to its end
+    wall_s: float = 120.0  # longest run time of the child process
     cpu_s: int = 60
     socket_timeout_s: float = 15.0
     chunk_bytes: int = 4 << 20  # size of one HTTP range request
-    parallel: int = 2  # downloads at the same time
+    parallel: int = 2  # the most downloads at the same time
     max_waiting: int = 8  # further requests that may wait for a download to end
 
 
@@ -158,13 +158,13 @@ class Fetched:
 
     wav: bytes  # a WAV file: mono, 16 bit, RATE_HZ
     seconds: float
-    title: str  # of the video
+    title: str  # title of the video
 
 
 class YouTube:
     """Fetches sections of videos, at most `FetchLimits.parallel` at the same time. Use it from one event loop only.
 
-    off: the reason why this server can't fetch videos, for the error message; None if it can.
+    off: the reason why this server can't fetch videos, for the error message; None if it can fetch videos.
     """
 
     def __init__(self, *, enabled: bool = True, rules: Rules | None = None, limits: FetchLimits | None = None) -> None:

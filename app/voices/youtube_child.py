@@ -27,7 +27,7 @@ _SAFETY_S = 5.0
 _SAFETY_SHARE = 1.15
 _SAFETY_BYTES = 1 << 18
 _REPORT_EVERY_S = 0.25
-# Containers that can be decoded when only the first part of the file was fetched: they have no index at the end.
+# Containers that have no index at the end, so the first part of a file can be decoded without the rest.
 _STREAMABLE = frozenset({"webm_dash", "m4a_dash", "mp3", "ogg", "opus", "aac", "webm"})
 
 
