@@ -1,7 +1,7 @@
-"""Attention functions without a cache, and the types of the attention functions that a KV cache returns.
+"""Attention functions that use no cache, and the types of the attention functions that a KV cache returns.
 
-Letters in shapes: M tokens, B rows, H query heads, G key heads, R = H / G query heads for each key head, d head size,
-L key positions.
+Letters in shapes: M tokens, B rows, H query heads, G key heads, R = H / G query heads for each key head, d head size, L
+key positions.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.nn import functional
 # Attention of new tokens: (layer, q (M, H, d), k (M, G, d), v (M, G, d)) -> (M, H * d). The function also writes k and
 # v into the cache. The caller has applied RoPE to q and k.
 PrefillAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-# Attention of one new token of each row: (layer, heads (M, H + 2 G, d), cos, sin) -> (M, H * d). `heads` is the output
-# of the qkv product. The function applies RoPE and writes the keys and values into the cache.
+# Attention of one new token of each row: (layer, heads (M, H + 2 G, d), cos, sin) -> (M, H * d). `heads` contains the
+# queries, keys and values of the tokens. The function applies RoPE and writes the keys and values into the cache.
 DecodeAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 # Attention of queries to keys and values that are already in the cache: (layer, q (M, H, d)) -> (M, H * d).
 CachedAttention = Callable[[int, Tensor], Tensor]
@@ -37,10 +37,10 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, sc
 def _products(q: Tensor, k: Tensor) -> Tensor:
     """Compute the products q k^T (..., M, L) in float32, from q (..., M, d) and k (..., L, d) of any dtype.
 
-    A product in bfloat16 would be rounded from 24 to 8 bits before the softmax. A CUDA device can return the float32
-    sums of a bfloat16 product. On other devices, q and k are converted to float32.
+    The result of a bfloat16 product would be rounded from 24 to 8 bits before the softmax. A CUDA device can return the
+    result of a bfloat16 product in float32. On other devices, q and k are converted to float32.
     """
-    wide_sums = q.is_cuda and torch.version.hip is None  # PyTorch has out_dtype for CUDA only
+    wide_sums = q.is_cuda and torch.version.hip is None  # PyTorch supports out_dtype only on CUDA
     if wide_sums and q.dtype == k.dtype != torch.float32 and q.shape[:-2] == k.shape[:-2]:
         flat = torch.bmm(q.flatten(0, -3), k.flatten(0, -3).transpose(1, 2), out_dtype=torch.float32)
         return flat.view(*q.shape[:-1], k.shape[-2])
@@ -48,7 +48,7 @@ def _products(q: Tensor, k: Tensor) -> Tensor:
 
 
 def bidirectional_attention(kv_heads: int, scale: float | None) -> PrefillAttention:
-    """Return an attention function in which all tokens of one sequence attend to all tokens. Uses no cache.
+    """Return an attention function without a cache, in which each token of a sequence attends to all its tokens.
 
     scale: factor of the attention scores; None = head_dim ** -0.5.
     """

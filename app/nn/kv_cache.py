@@ -1,9 +1,9 @@
 """Static KV caches: the keys and values of all rows, at fixed addresses. This module does not depend on any model.
 
-The methods named `..._attention` return an attention function for one call of a Stack (types in attention.py). The
-attention function of self-attention writes the keys and values of new tokens into the cache and attends to the cache.
-Letters in shapes: n or B rows, G key heads, R query heads for each key head, S positions of the cache or new tokens,
-L positions that attention reads, d head size.
+The methods named `..._attention` return an attention function for one call of a Stack (types in attention.py). In
+self-attention, this function writes the keys and values of new tokens into the cache, and then the new tokens attend to
+the cache. Letters in shapes: n or B rows, G key heads, R query heads for each key head, S positions of the cache or new
+tokens, L positions that attention reads, d head size.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class KVCache:
     ) -> None:
         """Allocate the cache.
 
-        batched: True = `decode_attention` computes all rows in one masked product; False = it computes one row after
-        another. None = False on a CPU, and True on other devices.
+        batched: True = `decode_attention` computes all rows in one masked product; False = `decode_attention` computes
+        one row after another. None = False on a CPU, and True on other devices.
         """
         shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
         self._batched = device.type != "cpu" if batched is None else batched
         # A masked product reads all positions, so all positions must contain finite numbers. If rows are computed one
-        # after another, only written positions are read, so the memory is not initialised. The system allocates memory
-        # at the first write. This saves 64 MiB for each unused row of CSM.
+        # after another, only written positions are read, so this code does not initialise the memory. The system
+        # allocates memory at the first write, which saves 64 MiB for each unused row of CSM.
         allocate = torch.zeros if self._batched else torch.empty
         self.k = allocate(shape, device=device, dtype=dtype)
         self.v = allocate(shape, device=device, dtype=dtype)
@@ -60,7 +60,7 @@ class KVCache:
         return self.k.nbytes + self.v.nbytes
 
     def prefill_attention(self, row: int, start: int, count: int) -> PrefillAttention:
-        """Return causal attention of `count` new tokens of one row, at positions start..start+count-1."""
+        """Return causal attention for `count` new tokens of one row, at positions start..start+count-1."""
         end = start + count
         mask = torch.ones(count, end, dtype=torch.bool, device=self.k.device).tril(start)
 
@@ -78,7 +78,7 @@ class KVCache:
         return attend
 
     def decode_attention(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
-        """Return attention of one new token of each of `rows`. positions: the position of the token of each row."""
+        """Return attention for one new token of each of `rows`. positions: the position of the token in each row."""
         return self._batched_decode(rows, positions) if self._batched else self._row_by_row_decode(rows, positions)
 
     def _batched_decode(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
@@ -100,7 +100,7 @@ class KVCache:
     def _row_by_row_decode(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
         """Return attention that computes one row after another.
 
-        Keys are read in place and without padding. So the result of a row does not depend on other rows.
+        Reads the keys in place and without padding. So the result of a row does not depend on other rows.
         """
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class KVCache:
         return attend
 
     def static_decode_attention(self, positions: Tensor, length: int, kernels: Kernels) -> DecodeAttention:
-        """Return attention of one new token of each of the first n rows. A CUDA graph can capture it.
+        """Return attention for one new token of each of the first n rows. A CUDA graph can capture this attention.
 
         positions (n,) on the device: the position of each row's token, below `length`. All shapes are fixed, and no
         value is copied to the host.
@@ -140,8 +140,8 @@ class KVCache:
     def zero_row(self, row: int) -> None:
         """Zero a row that contains NaN or Inf.
 
-        A masked product multiplies the values of hidden positions by 0. 0 * NaN is NaN, so a NaN in the row would reach
-        the next utterance.
+        A masked product multiplies the values of hidden positions by 0. Because 0 * NaN is NaN, a NaN in the row would
+        change the next utterance in this row.
         """
         self.k[:, row] = 0
         self.v[:, row] = 0
@@ -159,7 +159,7 @@ class KVCache:
 
 
 class SplitKVCache:
-    """A KVCache for each stage of a Stack, on the device of the stage. Has the interface of one KVCache."""
+    """One KVCache for each stage of a Stack, on the device of the stage. Has the interface of a KVCache."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class SplitKVCache:
             )
             for stage in stages
         ]
-        # (part, layer inside the part) of each layer
+        # For each layer: (index in `parts`, index of the layer inside this part)
         self._layers = [(part, layer) for part, stage in enumerate(stages) for layer in range(stage.layers)]
 
     def prefill_attention(self, row: int, start: int, count: int) -> PrefillAttention:
@@ -207,7 +207,7 @@ class SplitKVCache:
         return attend
 
     def export_prefix(self, row: int, count: int) -> tuple[Tensor, ...]:
-        """Return copies of the row's first `count` positions: k and v of the first stage, then of the second, etc."""
+        """Return copies of the row's first `count` positions: k and v of the first stage, k and v of the next, etc."""
         return tuple(tensor for part in self.parts for tensor in part.export_prefix(row, count))
 
     def import_prefix(self, row: int, prefix: tuple[Tensor, ...]) -> None:
@@ -233,8 +233,8 @@ class DepthKVCache:
         """Return four views of the cache for each layer.
 
         The first two are the keys and values of the new tokens (B, G, S, d). The last two are all keys and values that
-        attention reads (B, G, L, d). All frames use the same views, so this method caches them: to create them takes as
-        long as the attention.
+        attention reads (B, G, L, d). All frames use the same views, so this method caches the views. The creation of
+        the views takes as long as the attention.
         """
         found = self._views.get((rows, start, count))
         if found is None:
@@ -247,7 +247,7 @@ class DepthKVCache:
         return found
 
     def attention(self, rows: int, start: int, count: int) -> PrefillAttention:
-        """Return causal attention of `count` new tokens of each of the first `rows` rows.
+        """Return causal attention for `count` new tokens of each of the first `rows` rows.
 
         The tokens are at positions start..start+count-1, in the order (row, position).
         """
@@ -269,7 +269,7 @@ class DepthKVCache:
         return attend
 
     def static_decode_attention(self, rows: int, position: int, kernels: Kernels) -> DecodeAttention:
-        """Return attention of one new token at `position` of each of the first `rows` rows.
+        """Return attention for one new token of each of the first `rows` rows. All tokens are at `position`.
 
         A CUDA graph can capture this attention.
         """
@@ -278,7 +278,7 @@ class DepthKVCache:
         positions = self._positions[position, :rows]
 
         def attend(layer: int, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            if kernels.name == "torch":  # all rows attend to the same positions, so one fused call needs no mask
+            if kernels.name == "torch":  # all rows attend to the same positions, so the fused attention needs no mask
                 rotated = apply_rotary(heads[:, :-groups], cos, sin)
                 return fused(layer, rotated[:, :-groups], rotated[:, -groups:], heads[:, -groups:])
             cos, sin = cos.expand(rows, -1, -1), sin.expand(rows, -1, -1)
@@ -290,12 +290,12 @@ class DepthKVCache:
     def _decode_attention(
         self, rows: int, views: list[tuple[Tensor, Tensor, Tensor, Tensor]], *, fused: bool | None = None
     ) -> PrefillAttention:
-        """Return attention of one new token of each row.
+        """Return attention for one new token of each row.
 
         fused: True = use the fused attention of torch; False = use separate products. None = True on a CPU only.
         """
         if fused is None:
-            fused = self.k.device.type == "cpu"  # fused attention takes half the time of two products and a softmax
+            fused = self.k.device.type == "cpu"  # fused attention takes half the time of separate products
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             heads, size = q.shape[1:]
@@ -317,7 +317,7 @@ class CrossKVCache:
     """The KV cache of cross-attention. Each row attends to a sequence of S tokens, for example its text.
 
     If `batched`, the keys and values of all rows are in two static tensors (layers, rows, G, S, d). Otherwise each row
-    has two tensors (layers, G, S, d), allocated for the length of the row's sequence.
+    has two tensors (layers, G, S, d), where S is the length of the row's sequence.
     """
 
     def __init__(
@@ -347,7 +347,7 @@ class CrossKVCache:
         self._lengths = [0] * rows
 
     def begin_row(self, row: int, length: int) -> None:
-        """Prepare a row for a sequence of `length` tokens; `write` then fills each layer."""
+        """Prepare a row for a sequence of `length` tokens. After this, `write` fills each layer."""
         self._lengths[row] = length
         if not self._batched:
             layers, groups, _, size = self._shape
@@ -368,7 +368,7 @@ class CrossKVCache:
         self.release_row(source)
 
     def release_row(self, row: int) -> None:
-        """Remove the row's sequence, and free its memory if the rows are not batched."""
+        """Remove the row's sequence. If the rows are not batched, free the memory of the sequence."""
         self._lengths[row] = 0
         if not self._batched:
             self._rows[row] = (self._k[:, row], self._v[:, row])
@@ -388,7 +388,7 @@ class CrossKVCache:
         return self._k.nbytes + self._v.nbytes
 
     def static_decode_attention(self, lengths: Tensor, length: int, kernels: Kernels) -> CachedAttention:
-        """Return attention of one token of each of the first n rows. A CUDA graph can capture it.
+        """Return attention for one token of each of the first n rows. A CUDA graph can capture this attention.
 
         lengths (n,) on the device: the length of each row's sequence, at least 1. length: number of positions that
         attention reads.
@@ -402,7 +402,7 @@ class CrossKVCache:
         return attend
 
     def decode_attention(self, rows: Sequence[int]) -> CachedAttention:
-        """Return attention of one token of each of `rows`."""
+        """Return attention for one token of each of `rows`."""
         return self._batched_decode(rows) if self._batched else self._row_by_row_decode(rows)
 
     def _batched_decode(self, rows: Sequence[int]) -> CachedAttention:
@@ -424,8 +424,8 @@ class CrossKVCache:
         cached = [self._rows[row] for row in rows]
 
         def attend(layer: int, q: Tensor) -> Tensor:
-            # Computed in float32 for every dtype of the cache, because for one query the fused attention of torch in
-            # bfloat16 takes three times as long.
+            # This attention is computed in float32 for every dtype of the cache. For one query, the fused attention of
+            # torch takes three times as long in bfloat16.
             _, heads, size = q.shape
             queries = q.float().view(-1, self._groups, heads // self._groups, size)  # (n, G, R, d)
             attended = [
@@ -437,7 +437,7 @@ class CrossKVCache:
         return attend
 
     def prefill_attention(self, row: int) -> CachedAttention:
-        """Return attention of any number of tokens of one row."""
+        """Return attention for any number of tokens of one row."""
         length = self._lengths[row]
         k, v = self._rows[row]
 

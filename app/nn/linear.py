@@ -1,4 +1,4 @@
-"""Linear layers: plain, packed for bfloat16 on a CPU, and int8 on an x86 CPU. They do not depend on any model."""
+"""Linear layers: plain, packed for bfloat16 on a CPU, and int8 on an x86 CPU."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Linear(nn.Module):
         return functional.linear(x, self.weight, self.bias)
 
 
-_MIN_TOKENS = 3  # a product with a packed weight is padded to this many tokens
+_MIN_TOKENS = 3  # a batch with fewer tokens is padded to this number of tokens
 
 
 class PackedLinear(nn.Module):
     """A bfloat16 Linear on a CPU that stores the weight in the blocked order of oneDNN.
 
     For one token, a PackedLinear is 1.6 times as fast as a Linear. The result of a token has the same bits in a batch
-    of any size. A batch of one or two tokens is padded to three tokens, for two reasons. oneDNN has another kernel for
-    one token, which gives other bits. Three tokens take less time than one or two (3.2, 3.9 and 4.6 ms at 2048 x 16384
-    on a Zen 5).
+    of any size. A batch of one or two tokens is padded to three tokens, for two reasons. For one token, oneDNN uses
+    another kernel, which gives other bits. Three tokens take less time than one or two tokens: 3.2 ms instead of 3.9 or
+    4.6 ms, for a weight of 2048 x 16384 on a Zen 5.
     """
 
     def __init__(self, linear: Linear) -> None:
@@ -52,7 +52,7 @@ class PackedLinear(nn.Module):
 
     @staticmethod
     def supports(linear: Linear) -> bool:
-        """Whether this machine can pack `linear`: a bfloat16 weight on a CPU with bfloat16 products in oneDNN."""
+        """Whether `linear` can be packed: its weight is in bfloat16 on a CPU for which oneDNN supports bfloat16."""
         return (
             linear.weight.device.type == "cpu"
             and linear.weight.dtype == torch.bfloat16
@@ -67,16 +67,16 @@ class Int8Linear(nn.Module):
     If `norm` is given, an Int8Linear computes linear(rms_norm(x)), with the norm's weight `norm` and `eps`. Each output
     has a scale for its weights, and each token has a scale for its activations.
 
-    The kernel accepts only one activation scale for the whole batch. Therefore each token is divided by its largest
-    magnitude, and the kernel gets a constant scale. So the result of a token does not depend on other tokens. Sums are
-    exact integers. On a CPU without VNNI, activations have 7 bits, because 8-bit activations would overflow the
-    kernel's 16-bit sums.
+    The kernel accepts only one activation scale for the whole batch. Therefore this class divides the values of each
+    token by the token's largest magnitude, and passes a constant scale to the kernel. So the result of a token does not
+    depend on other tokens. Sums are exact integers. On a CPU without the VNNI instructions, activations have 7 bits,
+    because 8-bit activations would overflow the kernel's 16-bit sums.
     """
 
     def __init__(self, linear: Linear, norm: Tensor | None = None, eps: float = 0.0) -> None:
         super().__init__()
         if linear.weight.shape[1] % 8:
-            # The kernel rounds groups of 8 activations, and it rounds an incomplete last group differently.
+            # The kernel rounds groups of 8 activations. An incomplete last group would be rounded differently.
             raise ValueError(f"an int8 linear needs a multiple of 8 inputs, but this one has {linear.weight.shape[1]}")
         self.weight_count = linear.weight.numel()
         weight = linear.weight.data.float()
@@ -86,7 +86,8 @@ class Int8Linear(nn.Module):
         limit = 127 if torch.cpu._is_vnni_supported() else 63
         self._scale, self._zero_point = 1 / limit, limit + 1
         with warnings.catch_warnings():
-            # torch deprecates quantized tensors and recommends a package that is slower here. The kernel stays.
+            # Ignore the warning that torch will remove quantized tensors: the recommended package is slower here, and
+            # the kernel itself stays in torch.
             warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
             quantized = torch._make_per_channel_quantized_tensor(rounded, scales.double(), zeros, 0)
             bias = linear.bias.data.float() if linear.bias is not None else None
@@ -101,7 +102,8 @@ class Int8Linear(nn.Module):
         x32 = x.float()
         scaled = x32 if self._norm is None else x32 * self._norm
         largest = scaled.abs().amax(dim=1, keepdim=True)
-        # A token of zeros gives 0 / 0 = NaN here. The kernel converts NaN to an integer, and `mul_` multiplies y by 0.
+        # For a token of zeros, this division gives 0 / 0 = NaN. The kernel converts NaN to an integer, and then `mul_`
+        # multiplies the output by 0.
         y: Tensor = self._multiply(scaled / largest, self._scale, self._zero_point, self._packed)
         if self._norm_floor is not None:
             # RMSNorm divides all values of a token by the norm of the token. The product is linear, so it is enough to
@@ -112,19 +114,19 @@ class Int8Linear(nn.Module):
 
     @staticmethod
     def supported() -> bool:
-        """Whether this machine has the int8 kernel, which is part of FBGEMM."""
+        """Whether this machine has the int8 kernel, which is a part of the library FBGEMM."""
         return torch.backends.quantized.engine in ("x86", "fbgemm")
 
 
 def as_linear(module: nn.Module) -> Linear:
-    """Return `module` as a Linear. Raises TypeError if the module has been packed or quantized."""
+    """Return `module` if it is a Linear. Raises TypeError if the module is packed or quantized."""
     if not isinstance(module, Linear):
         raise TypeError(f"{type(module).__name__} is not a Linear: load the weights before packing or quantizing")
     return module
 
 
 def replace_linears(module: nn.Module, make: Callable[[Linear], nn.Module | None]) -> None:
-    """Replace every Linear inside `module` by `make(linear)`. If `make` returns None, the Linear is not replaced."""
+    """Replace each Linear inside `module` by the result of `make(linear)`, unless the result is None."""
     for name, child in module.named_children():
         if isinstance(child, Linear):
             replacement = make(child)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings (RoPE; Su et al. 2021) in the half-split order of Llama. Does not depend on any model."""
+"""Rotary position embeddings (RoPE; Su et al. 2021) in the half-split order of Llama."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Rope:
     original_positions: int = 8192
 
     def frequencies(self, head_dim: int) -> Tensor:
-        """Return the angle in radians of one position for each pair of values, (head_dim / 2,) float32.
+        """Return for each pair of values the angle in radians from one position to the next: (head_dim / 2,) float32.
 
         The formula for "llama3" was published with Llama 3.1.
         """
@@ -86,9 +86,9 @@ def rotary(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x (M, H, d), where element i forms a pair with element i + d/2. cos, sin (M, 1, d): from `rotary`.
+    """Rotate x (M, H, d), where elements i and i + d/2 form a pair. cos, sin (M, 1, d): from `rotary`.
 
-    Computes in float32, and returns the dtype of x.
+    Computes in float32, and converts the result to the dtype of x.
     """
     x32 = x.float()
     swapped = x32.roll(x.shape[-1] // 2, -1)  # `roll` takes half the time of a negation and a concatenation

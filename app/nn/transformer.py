@@ -20,7 +20,7 @@ from app.nn.kernels.torch_kernels import gate
 from app.nn.linear import Int8Linear, Linear, as_linear
 from app.nn.rope import Rope, apply_rotary, rotary
 
-# Cross-attention of one layer: (layer, block, normed (M, D), cos, sin) -> (M, D).
+# The cross-attention of one layer: (layer, block, normed (M, D), cos, sin) -> (M, D).
 CrossAttention = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
 
 
@@ -28,11 +28,11 @@ CrossAttention = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
 class CrossConfig:
     """The shape of cross-attention."""
 
-    width: int  # width of the vectors from which the keys and values are computed
+    width: int  # width of the vectors from which keys and values are computed
     heads: int
     kv_heads: int
     head_dim: int
-    rotated: bool = False  # RoPE is applied to queries and keys
+    rotated: bool = False  # True = RoPE is applied to queries and keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class CrossInput:
     """The inputs of the cross-attention in one call of a Stack.
 
     The first `conditional` tokens attend to a sequence, for example a text. All later tokens are unconditional: in each
-    layer, the output of their cross-attention is a constant.
+    layer, the cross-attention of these tokens returns a constant.
     """
 
     conditional: int
@@ -74,8 +74,8 @@ class CrossInput:
 class Block(nn.Module):
     """One transformer layer: RMSNorm, self-attention, RMSNorm, gated MLP.
 
-    If `config.cross` is set, an RMSNorm and cross-attention follow after the self-attention. `qkv`, `gate_up` and
-    `cross_kv` each join several weights, so that one product computes several outputs.
+    If `config.cross` is set, an RMSNorm and cross-attention follow the self-attention. `qkv`, `gate_up` and `cross_kv`
+    each join several weight matrices, so that one product computes several outputs.
     """
 
     def __init__(self, config: StackConfig, *, device: torch.device, dtype: torch.dtype) -> None:
@@ -157,7 +157,7 @@ class Block(nn.Module):
         return torch.cat((attended, cross.unconditional[layer].expand(count - conditional, -1)))
 
     def cross_kv_heads(self, other: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of cross-attention, each (S, G, d). other: the sequence to attend to, (S, D')."""
+        """Return the keys and values of cross-attention, each (S, G, d). other: the other sequence (S, D')."""
         cross = self.config.cross
         assert cross is not None  # noqa: S101 - only a stack with cross-attention calls this
         heads = self.cross_kv(other).view(len(other), 2 * cross.kv_heads, cross.head_dim)
@@ -167,14 +167,14 @@ class Block(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Consecutive layers on one device, as in pipeline parallelism."""
+    """Consecutive layers that are on one device, as in pipeline parallelism."""
 
     device: torch.device
     layers: int
 
 
 class StageEntry(nn.Module):
-    """Copies x to the device of a stage, and returns it with the cos and sin of its positions."""
+    """Copies x to the device of a stage, and returns the copy with the cos and sin of the positions."""
 
     def __init__(self, device: torch.device, cos: Tensor, sin: Tensor) -> None:
         super().__init__()
@@ -190,9 +190,9 @@ class StageEntry(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks and a final norm. A Stack has no state: the keys and values are in the cache of the attention function.
+    """A transformer of Blocks and a final norm. A Stack has no state: the keys and values are in a KV cache.
 
-    stages: the device of each part of the blocks, in order. Inputs, final norm and results are on `device`.
+    stages: the device of each group of consecutive blocks. Inputs, final norm and results are on `device`.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class Stack(nn.Module):
         self.norm = nn.Parameter(torch.empty(config.width, device=device, dtype=dtype), requires_grad=False)
         cos, sin = rotary(config.rope.frequencies(config.head_dim), torch.arange(max_positions))
         self.entries = nn.ModuleList([StageEntry(stage.device, cos, sin) for stage in self.stages])
-        self._entry_before: dict[int, nn.Module] = {}  # by the stage's first layer
+        self._entry_before: dict[int, nn.Module] = {}  # index of a stage's first layer -> the entry of the stage
         first = 0
         for stage, entry in zip(self.stages, self.entries, strict=True):
             if stage.layers:
@@ -233,11 +233,11 @@ class Stack(nn.Module):
     def layer_outputs(
         self, x: Tensor, positions: Tensor | slice, attend: PrefillAttention, cross: CrossInput | None = None
     ) -> Iterator[Tensor]:
-        """Yield x after each layer. So the caller can pause after a layer.
+        """Yield x after each layer, so that the caller can pause after any layer.
 
         The caller must pass the output of the last layer to `final_norm`.
         """
-        cos, sin = x, x  # the entry of the first layer replaces these values
+        cos, sin = x, x  # the first entry replaces these values
         for layer, block in enumerate(self.blocks):
             entry = self._entry_before.get(layer)
             if entry is not None:
@@ -260,7 +260,7 @@ class Stack(nn.Module):
         [_] = self.stages
         return self.decode_stage(0, x, positions, attend, kernels, cross)
 
-    def decode_stage(  # noqa: PLR0917 - the arguments of decode_static, after the index
+    def decode_stage(  # noqa: PLR0917 - `index`, and then the arguments of decode_static
         self,
         index: int,
         x: Tensor,
@@ -271,8 +271,9 @@ class Stack(nn.Module):
     ) -> Tensor:
         """Compute the blocks of one stage for one token of each row: x (M, D) -> (M, D), on the stage's device.
 
-        A CUDA graph can capture this method. attend: gets the index of the layer inside the stage. If the Stack has one
-        stage, the result is after the final norm. Otherwise the caller passes the last stage's result to `final_norm`.
+        A CUDA graph can capture this method. attend: the attention function, called with the index of the layer inside
+        the stage. If the Stack has one stage, this method applies the final norm. Otherwise the caller passes the last
+        stage's result to `final_norm`.
         """
         c = self.config
         x, cos, sin = self.entries[index](x, positions)

@@ -1,1 +1,1 @@
-"""The batch runtime: continuous batching of utterances on one model. It does not depend on HTTP or stored voices."""
+"""The batch runtime: continuous batching of utterances on one model. This package does not depend on HTTP."""

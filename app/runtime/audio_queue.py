@@ -19,10 +19,10 @@ from app.types import AudioChunk
 if TYPE_CHECKING:
     from app.types import Codes, Samples
 
-MAX_GET_S = 1.0  # get() returns at most this much audio in one chunk: fewer chunks cost the encoder less time
-# Each chunk costs the event loop a fixed time, about as much as to encode 0.2 s of audio. So large chunks cost less. If
-# the listener has more than MIN_BUFFERED_S of audio left to play, get() waits until the queue has MIN_GET_S of audio.
-# The longest wait is (audio left to play - MIN_BUFFERED_S) / 2.
+MAX_GET_S = 1.0  # the longest chunk that get() returns, in seconds of audio
+# Each chunk costs the event loop a fixed time, about as long as it takes to encode 0.2 s of audio. So a few large
+# chunks cost less time than many small chunks. If the listener has more than MIN_BUFFERED_S of audio left to play,
+# get() waits until the queue has MIN_GET_S of audio, but at most (audio left to play - MIN_BUFFERED_S) / 2.
 MIN_BUFFERED_S, MIN_GET_S = 0.25, 0.4
 
 
@@ -68,19 +68,19 @@ class AudioQueue:
 
     @property
     def has_audio(self) -> bool:
-        """Whether the engine has put any samples into the queue since the start. The reader may have taken them."""
+        """Whether the engine has ever put samples into the queue. The reader may have taken these samples already."""
         return self._waiting_samples > 0 or self._taken_samples > 0
 
     @property
     def waiting_s(self) -> float:
-        """Seconds of audio that the reader has not taken yet."""
+        """The number of seconds of audio that the reader has not taken yet."""
         return self._waiting_samples / self._rate_hz
 
     def put(self, samples: Samples, codes: Codes | None = None) -> None:
         """Add samples (N,) float32 and the codes (K, T) int16 from which the codec decoded them. Never blocks.
 
-        If `samples` is empty, because the codec needs later frames first, the queue keeps the codes and adds them to
-        the next samples.
+        If the codec needs later frames first, `samples` is empty. Then the queue keeps the codes until samples arrive,
+        and adds the codes to these samples.
         """
         with self._lock:
             if not len(samples):
@@ -97,7 +97,7 @@ class AudioQueue:
         self._notify()
 
     def report(self, rule: str) -> None:
-        """Add the name of a broken rule of the output guard to the next chunk that the reader gets."""
+        """Add the name of a broken rule of the output guard to the next chunk that `get` returns."""
         with self._lock:
             self._rules.append(rule)
 
@@ -133,8 +133,8 @@ class AudioQueue:
                 chunk = self._take() if self._parts and enough else None
                 finished = self._finished
                 has_space = was_full and not self.full
-            # Call on_space without this queue's lock. It takes the scheduler's lock, and the scheduler calls `finish`
-            # under that lock. Both locks in both orders could deadlock.
+            # Call on_space without this queue's lock, to avoid a deadlock: on_space takes the scheduler's lock, and the
+            # scheduler calls `finish` (which takes this queue's lock) while it holds the scheduler's lock.
             if has_space:
                 self._on_space()
             if chunk is not None:
@@ -153,7 +153,7 @@ class AudioQueue:
                 await self._ready.wait()
 
     def _take(self) -> AudioChunk:
-        """Remove the first parts, up to MAX_GET_S of audio, and join them to one chunk. The caller holds the lock."""
+        """Remove up to MAX_GET_S of audio from the queue, and return one chunk. The caller holds the lock."""
         limit = int(MAX_GET_S * self._rate_hz) if self._taken_samples else 0
         parts = [self._parts.popleft()]
         count = len(parts[0][0])
@@ -172,6 +172,6 @@ class AudioQueue:
     def _notify(self) -> None:
         try:
             self._loop.call_soon_threadsafe(self._ready.set)
-        except RuntimeError:  # a closed event loop has no reader, so the error is ignored
+        except RuntimeError:  # if the event loop is closed, there is no reader
             if not self._loop.is_closed():
                 raise

@@ -1,7 +1,8 @@
 """Captures functions with fixed tensor shapes as CUDA graphs and replays them.
 
-On other devices, a replay calls the function. A captured function reads and writes static tensors and needs no data
-from the host. So the host starts thousands of small kernels with one launch. This module does not depend on any model.
+A captured function reads and writes static tensors and needs no data from the host. So the host starts thousands of
+small kernels with one launch. On devices without CUDA, a replay calls the function. This module does not depend on any
+model.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ log = logging.getLogger(__name__)
 BucketKey = TypeVar("BucketKey")
 Body = Callable[[], None]
 
-WARM_UPS = 2  # calls before the capture, because CUDA libraries initialise in the first call
+WARM_UPS = 2  # number of calls before the capture, because CUDA libraries initialise in the first call
 
 
 def at_least(count: int, sizes: Sequence[int]) -> int:
-    """Return the smallest of `sizes` (ascending) that is at least `count`. Raises ValueError if all are smaller."""
+    """Return the smallest of `sizes` (ascending) that is at least `count`. Raises ValueError if there is none."""
     for size in sizes:
         if size >= count:
             return size
@@ -38,7 +39,7 @@ def at_least(count: int, sizes: Sequence[int]) -> int:
 
 
 def doublings(first: int, last: int) -> tuple[int, ...]:
-    """Return first, 2 * first, 4 * first ... while the value is below `last`, and then `last`."""
+    """Return first, 2 * first, 4 * first and so on, as long as the value is below `last`, and then `last`."""
     sizes = []
     while first < last:
         sizes.append(first)
@@ -58,8 +59,8 @@ class CaptureCost:
 class GraphCapture:
     """Captures CUDA graphs on one device.
 
-    The graphs never run at the same time, so they share one memory pool. A block of the pool can be reused only on its
-    stream, so all graphs are captured on the same stream.
+    Only one graph runs at a time, so all graphs share one memory pool. Only the stream that has allocated a block of
+    the pool can reuse the block, so all graphs are captured on the same stream.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -83,14 +84,15 @@ class GraphCapture:
         """Capture the function `body` as a CUDA graph, and return a function that replays the graph.
 
         On a CUDA device, the capture also calls `body`, so the caller must reset the tensors that `body` changes. On
-        other devices, returns `body`. Raises torch.OutOfMemoryError, and first frees the memory of this capture.
+        other devices, returns `body`. If the memory is too small, frees the memory of this capture and raises
+        torch.OutOfMemoryError.
         """
         replay = self._captured(body) if self._on_cuda else body
         self.graphs += 1
         return replay
 
     def _captured(self, body: Body) -> Body:
-        """Call `_capture` and add its cost. If the device runs out of memory, free the memory of this capture."""
+        """Call `_capture`, and add the time and the memory of the capture to the cost."""
         began, free = time.monotonic(), torch.cuda.mem_get_info(self._device)[0]
         try:
             with torch.cuda.device(self._device):
@@ -98,7 +100,8 @@ class GraphCapture:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            # This error is not raised with `from error`: the traceback of `error` would keep the body's tensors alive.
+            # Do not raise this error with `from error`, because the traceback of `error` would keep the body's tensors
+            # alive.
             out_of_memory = torch.OutOfMemoryError(str(error))
             _release_tensors(error)
         finally:
@@ -108,13 +111,13 @@ class GraphCapture:
         raise out_of_memory
 
     def drop(self, captured: list[Body]) -> None:
-        """Delete these graphs from the list and from memory. The caller must have no other references to them."""
+        """Empty this list of graphs and free their memory. The caller must have no other references to these graphs."""
         count = len(captured)
         captured.clear()
         self.free_dropped(count)
 
     def free_dropped(self, count: int) -> None:
-        """Free the memory of `count` graphs to which there are no more references."""
+        """Free the memory of `count` deleted graphs. No references to these graphs may exist."""
         self.graphs -= count
         if self._on_cuda:
             before = torch.cuda.mem_get_info(self._device)[0]
@@ -122,7 +125,7 @@ class GraphCapture:
             self._bytes = max(0, self._bytes - max(0, torch.cuda.mem_get_info(self._device)[0] - before))
 
     def fresh(self) -> GraphCapture:
-        """Return another capture on the same device."""
+        """Return a new GraphCapture on the same device."""
         return GraphCapture(self._device)
 
     def _free_unused(self) -> None:
@@ -150,7 +153,7 @@ class GraphCapture:
         return graph.replay
 
     def seconds(self, replay: Callable[[], None], times: int = 20) -> float:
-        """Measure the mean time of `times` calls of `replay`, in seconds."""
+        """Call `replay` `times` times, and return the mean time of a call in seconds."""
         replay()
         self.wait()
         began = time.perf_counter()
@@ -167,7 +170,7 @@ class GraphCapture:
 
 @dataclass(frozen=True, slots=True)
 class SplitBody:
-    """A step that runs on several devices: functions that are called one after another, each with its device.
+    """A step that runs on several devices: a sequence of functions, each with the device on which it runs.
 
     device: None = the function is not captured, for example a copy from one device to the next.
     """
@@ -180,10 +183,10 @@ class SplitBody:
 
 
 class SplitCapture(GraphCapture):
-    """Captures each SplitBody: one CUDA graph for each of its sections on a device.
+    """Captures the steps of a model on several devices: one CUDA graph for each section of a SplitBody.
 
-    A replay queues the graphs and the copies between the devices. The devices wait for each other; the host does not
-    wait.
+    A replay queues the graphs and the copies between the devices. The devices wait for each other, but the host does
+    not wait.
     """
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
@@ -233,9 +236,9 @@ class SplitCapture(GraphCapture):
 
 
 class GraphBuckets(Generic[BucketKey]):
-    """CUDA graphs of one function: one graph for each pair of a number of rows (1, 2, 4 ...) and a key.
+    """CUDA graphs of one function: one graph for each pair of a number of rows (1, 2, 4 ...) and a bucket key.
 
-    A key selects a variant of the function, for example a length of the KV cache.
+    A bucket key selects a variant of the function, for example the number of positions that attention reads.
     """
 
     def __init__(self, rows: int, keys: Sequence[BucketKey]) -> None:
@@ -256,10 +259,10 @@ class GraphBuckets(Generic[BucketKey]):
         body: Callable[[int, BucketKey], Body],
         key_for: Callable[[int, BucketKey], BucketKey] = lambda _, key: key,
     ) -> None:
-        """Capture all graphs, the largest first, so that smaller graphs reuse the memory of the largest.
+        """Capture all graphs. The largest graph is captured first, so that smaller graphs reuse its memory.
 
-        body: returns the function to capture for a number of rows and a key. key_for: returns the key whose graph is
-        used for a number of rows and a key; a key that is replaced by another key has no graph.
+        body: returns the function to capture for a number of rows and a key. key_for: returns for a number of rows and
+        a key the key whose graph is used; keys that it never returns have no graph.
 
         If the memory is too small for all graphs, the graphs for the largest number of rows are deleted, and the next
         smaller number becomes the largest. Raises torch.OutOfMemoryError if the graphs for one row do not fit.
@@ -277,14 +280,14 @@ class GraphBuckets(Generic[BucketKey]):
                         self._drop_largest(capture)
 
     def _drop_largest(self, capture: GraphCapture) -> None:
-        """Delete the graphs for the largest number of rows."""
+        """Delete the graphs with the largest number of rows, so that the next smaller number becomes the largest."""
         largest = self.rows
         capture.drop([self._captured.pop(bucket) for bucket in list(self._captured) if bucket[0] == largest])
         if not self._captured:
-            capture.forget()  # a memory pool is freed only with its last graph
+            capture.forget()  # the memory of a pool is freed only when the pool has no graphs
         self._sizes = self._sizes[:-1]
         log.warning(
-            "there is too little memory for CUDA graphs of %d rows: the engine uses at most %d rows", largest, self.rows
+            "too little memory for CUDA graphs of %d rows, so the engine uses at most %d rows", largest, self.rows
         )
 
     def of(self, rows: int, key: BucketKey) -> Body:
@@ -302,11 +305,11 @@ def fastest(
     device: torch.device,
     new_capture: Callable[[], GraphCapture] | None = None,
 ) -> tuple[Choice, dict[str, float]]:
-    """Return the choice whose captured function is fastest, and the seconds of each choice by name.
+    """Return the choice whose captured function is fastest, and a mapping: name of a choice -> measured seconds.
 
-    body: returns the function to capture for a choice. new_capture: creates the capture of a measurement; None = on
-    `device`. A single choice is returned without a measurement. A choice for which the memory is too small is left out.
-    Raises torch.OutOfMemoryError if none is left.
+    body: returns the function to capture for a choice. new_capture: creates the GraphCapture for a measurement; None =
+    a GraphCapture on `device`. If there is only one choice, nothing is measured. Choices for which the memory is too
+    small are ignored. Raises torch.OutOfMemoryError if the memory is too small for all choices.
     """
     if len(choices) == 1:
         return next(iter(choices.values())), {}
@@ -316,7 +319,7 @@ def fastest(
         try:
             seconds[name] = trial.seconds(trial.capture(body(choice)))
         except torch.OutOfMemoryError:
-            log.warning("there is too little memory to measure the kernels %s, so they are not used", name)
+            log.warning("there is too little memory to measure the kernels %s, so these kernels are not used", name)
     if not seconds:
         raise torch.OutOfMemoryError("There is too little memory to capture the step of one row.")
     best = min(seconds, key=seconds.__getitem__)
@@ -329,7 +332,7 @@ def fastest(
 
 
 def _release_tensors(error: BaseException | None) -> None:
-    """Free the tensors in the tracebacks of an error and its causes: tracebacks keep all local variables alive."""
+    """Clear the tracebacks of an error and its causes. Otherwise the tracebacks would keep local tensors alive."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None
@@ -340,10 +343,10 @@ Setup = tuple[tuple[str, str | int | float | bool | None], ...]
 
 
 def setup_facts(capture: GraphCapture | None, rows: int, kernels: Setup, notes: Setup) -> Setup:
-    """Return the values of /health that describe the engine's CUDA graphs.
+    """Return the values for /health about the engine's CUDA graphs.
 
-    capture: None = the engine uses no CUDA graphs. rows: the largest number of rows in one graph. kernels: the values
-    about the kernels in use. notes: further values; two texts with the same name are joined.
+    capture: None = the engine uses no CUDA graphs. rows: the largest number of rows in one graph. kernels: values about
+    the kernels in use. notes: more values. If two values have the same name, their texts are joined.
     """
     if capture is None:
         return (("recorded", False), *notes)
@@ -377,8 +380,8 @@ class PinnedDoubleBuffer:
     def copy(self) -> Callable[[], list[Tensor]]:
         """Queue a copy of the tensors to the host, after all queued work of the device.
 
-        Returns a function that waits for the copy and returns the host tensors. These host tensors are valid until the
-        second next call of `copy`, which overwrites them.
+        Returns a function that waits for the copy and returns the host tensors. The call of `copy` after the next call
+        overwrites these host tensors.
         """
         buffers = self._buffers[self._next]
         self._next = 1 - self._next
@@ -403,16 +406,16 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
-# The GPU runs work of streams with FRAMES first. A smaller number is a higher priority.
+# Priorities of CUDA streams; a smaller number is a higher priority. The GPU runs the work of streams with FRAMES first.
 FRAMES, BACKGROUND = -1, 0
 
 
 def side_stream(device: torch.device, priority: int) -> Callable[[], AbstractContextManager[Any]]:
-    """Create a side CUDA stream and return a function that creates context managers for it.
+    """Create a side CUDA stream, and return a function that returns a context manager for this stream.
 
-    Inside the context, work is queued on the side stream and overlaps with the engine's queued work. So it must not
-    share tensors with the engine's work. On other devices, the context manager does nothing. priority: FRAMES for work
-    that a frame waits for, BACKGROUND for other work.
+    Work that is started inside the context runs on the side stream, at the same time as the engine's queued work. So
+    both must not use the same tensors. On devices without CUDA, the context manager does nothing. priority: FRAMES for
+    work that a frame waits for, BACKGROUND for other work.
     """
     if device.type != "cuda":
         return nullcontext
@@ -423,7 +426,8 @@ def side_stream(device: torch.device, priority: int) -> Callable[[], AbstractCon
 def use_frame_stream(device: torch.device) -> None:
     """Make a stream with the priority FRAMES the current stream of this thread, after all queued work of the device.
 
-    A recording that another thread encodes then does not delay the frames. Does nothing on other devices than CUDA.
+    With this priority, the encoding of a recording in another thread does not delay the frames. On devices without
+    CUDA, this function does nothing.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)  # see device.using

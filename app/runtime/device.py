@@ -20,7 +20,8 @@ from app.runtime.cuda_graphs import doublings
 log = logging.getLogger(__name__)
 
 _DEVICES = "Use cpu, cuda, cuda:N or mps."
-# The oldest Linux driver that runs a CUDA release (docs.nvidia.com, "CUDA Compatibility", minor version compatibility).
+# CUDA release -> the oldest Linux driver that supports the release (docs.nvidia.com, "CUDA Compatibility", minor
+# version compatibility).
 _DRIVERS = {11: "450", 12: "525", 13: "580"}
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _UNTESTED = "This server was never tested on such a device. If speech is wrong or fails, set TTS_DEVICE=cpu."
@@ -86,7 +87,7 @@ def choose_devices(names: Sequence[str]) -> tuple[torch.device, ...]:
 
 
 def device_notes(device: torch.device) -> tuple[tuple[str, str], ...]:
-    """Return the values of /health about a device that is not the best choice or was never tested; () = nothing."""
+    """Return values for /health if the device is not the best choice or was never tested; otherwise return ()."""
     if device.type == "cpu" and _DRIVER_FILE.exists() and not torch.cuda.is_available():
         return (("device_reason", " ".join(_why_no_cuda())),)
     if device.type == "cuda" and torch.version.hip:
@@ -97,12 +98,12 @@ def device_notes(device: torch.device) -> tuple[tuple[str, str], ...]:
 
 
 def share_threads(engines: int) -> None:
-    """Limit PyTorch's threads so that this many engines can run on the CPU at the same time."""
+    """Divide the CPU's threads by the number of engines that run on the CPU at the same time."""
     torch.set_num_threads(max(1, cpu_threads() // engines))
 
 
 def _why_no_cuda() -> tuple[str, str]:
-    """Return the reason why PyTorch has no CUDA device, and the remedy.
+    """Return the reason why PyTorch finds no CUDA device, and the remedy.
 
     Possible reasons: PyTorch was built without CUDA, no driver is loaded, the driver is too old, no GPU is visible.
     """
@@ -141,13 +142,13 @@ def _why_no_cuda() -> tuple[str, str]:
 
 
 def _driver_for(cuda: str) -> str:
-    """Return words for the NVIDIA driver that a CUDA release needs, for example "525 or newer"."""
+    """Return which NVIDIA driver a CUDA release needs, in words, for example "525 or newer"."""
     oldest = _DRIVERS.get(int(cuda.partition(".")[0]))
     return f"{oldest} or newer" if oldest else f"of CUDA {cuda} or newer"
 
 
 def _driver_version() -> str | None:
-    """Return the version of the NVIDIA kernel module, or None if it is not loaded."""
+    """Return the version of the NVIDIA kernel module, or None if the module is not loaded."""
     try:
         found = re.search(r"\b\d{3,}(?:\.\d+)+", _DRIVER_FILE.read_text("ascii", "replace"))
     except OSError:
@@ -156,7 +157,7 @@ def _driver_version() -> str | None:
 
 
 def _usable(device: torch.device) -> torch.device:
-    """Return the CUDA device. Raises EngineUnavailable if this PyTorch has no code for it."""
+    """Return the CUDA device. Raises EngineUnavailable if this build of PyTorch has no code for the device."""
     if torch.version.hip:
         return _untested(device)
     built = [name.removeprefix("sm_") for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
@@ -164,8 +165,9 @@ def _usable(device: torch.device) -> torch.device:
         return device
     numbers = [int(re.sub(r"\D", "", name)) for name in built]
     major, minor = torch.cuda.get_device_capability(device)
-    # Code for compute capability x.y runs on every GPU with x.z, z >= y. PyTorch also contains PTX for its newest
-    # compute capability, and the driver compiles this PTX for later GPUs.
+    # Code for compute capability x.y runs on every GPU with compute capability x.z where z >= y. PyTorch also contains
+    # intermediate code (PTX) for the newest compute capability that it supports, and the driver compiles this code for
+    # later GPUs.
     fits = any(number // 10 == major and number % 10 <= minor for number in numbers)
     if not fits and major * 10 + minor < max(numbers):
         raise EngineUnavailable(
@@ -177,7 +179,7 @@ def _usable(device: torch.device) -> torch.device:
 
 
 def _untested(device: torch.device) -> torch.device:
-    """Return the device. Log that no test of this server ran on such a device."""
+    """Return the device, and log a warning that the server was never tested on such a device."""
     for _, reason in device_notes(device):
         log.warning("%s: %s", device, reason)
     return device
@@ -198,8 +200,8 @@ def free_bytes(device: torch.device) -> int:
 
 
 # GPU memory that stays free for intermediate tensors, CUDA graphs and libraries. Mimi needs 1.06 GB to encode 60 s of
-# audio, and DAC needs 1.09 GB to decode 64 rows. An engine with one row starts with less, so that it starts at all on
-# a small GPU: if the memory is too small for a recording, only this request fails.
+# audio, and DAC needs 1.09 GB to decode 64 rows. An engine with one row needs less free memory (LEAST_SCRATCH_BYTES),
+# so that it can start on a small GPU. If the memory is then too small to encode a recording, only this request fails.
 SCRATCH_BYTES, LEAST_SCRATCH_BYTES = 5 << 28, 1 << 30
 
 
@@ -212,24 +214,24 @@ def usable_bytes(device: torch.device, fraction: float, scratch: int = SCRATCH_B
     return int(free * fraction) - scratch if device.type == "cuda" else free
 
 
-# GPU memory that the CUDA context of the process takes before the server measures the free memory. An estimate.
+# An estimate of the GPU memory that the CUDA context of the process takes.
 CONTEXT_BYTES = 600 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """How an engine divides the memory of its GPUs. The server uses the plan at its start, `app.cli plan` prints it."""
+    """How an engine divides the memory of its GPUs. The server uses this plan; `app.cli plan` prints it."""
 
-    free_bytes: int  # of all devices together, before the model is loaded
-    usable_bytes: int  # for weights and rows
-    fixed_bytes: int  # weights, and everything else that does not depend on the number of rows
+    free_bytes: int  # free memory of all devices together, before the model is loaded
+    usable_bytes: int  # memory that weights and rows may use
+    fixed_bytes: int  # weights, and all other data whose size does not depend on the number of rows
     row_bytes: int  # keys, values and codec state of one row
-    rows: int  # 0 = the model does not fit
-    saved_bytes: int = 0  # a cache is smaller by this size, so that one row fits
+    rows: int  # number of rows; 0 = the model does not fit
+    saved_bytes: int = 0  # a cache is smaller by this number of bytes, so that one row fits
 
     @property
     def used_bytes(self) -> int:
-        """Weights and rows."""
+        """The number of bytes that weights and rows use."""
         return self.fixed_bytes + self.rows * self.row_bytes
 
     @property
@@ -239,7 +241,7 @@ class MemoryPlan:
 
     @property
     def facts(self) -> tuple[tuple[str, int], ...]:
-        """The values of /health about this plan."""
+        """The values for /health about this plan."""
         return (
             ("planned_rows", self.rows),
             ("free_bytes", self.free_bytes),
@@ -258,11 +260,11 @@ def plan_memory(
     spare_bytes: int = 0,
     other_bytes: int = 0,
 ) -> MemoryPlan:
-    """Return how many rows fit into GPUs with this free memory: a power of two, at most `most`; 0 = not even one.
+    """Return a plan for GPUs with this free memory. The number of rows is a power of two up to `most`, or 0.
 
     fraction: the share of the free memory that the model may use. bytes_of: returns the bytes that the model needs with
-    n rows. spare_bytes: how many of these bytes a single row can do without. other_bytes: memory of devices that are no
-    GPUs. SCRATCH_BYTES of each GPU stay free, and for a single row LEAST_SCRATCH_BYTES.
+    n rows. spare_bytes: the number of bytes that the model can do without if there is only one row. other_bytes: memory
+    of devices that are not GPUs. On each GPU, SCRATCH_BYTES stay free, or LEAST_SCRATCH_BYTES if there is only one row.
     """
     fixed, one = bytes_of(0), bytes_of(1)
     room, most_room = (
@@ -287,7 +289,7 @@ def plan_rows(
     most: int,
     spare_bytes: int = 0,
 ) -> MemoryPlan:
-    """Return the plan for the devices that share the model, with at least one row. See plan_memory.
+    """Return a memory plan with at least one row for the devices that share the model. See plan_memory.
 
     Raises EngineUnavailable if one row does not fit.
     """
@@ -311,8 +313,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype with this name. Raises EngineUnavailable for an unknown name.
 
     "auto" = bfloat16 if the device has instructions for bfloat16. Otherwise float16 on a CUDA device and float32 on a
-    CPU. A 16-bit dtype halves the memory traffic, which determines the time of a frame. bfloat16 is the first choice,
-    because values above 65504 overflow in float16.
+    CPU. A 16-bit dtype halves the memory traffic, and the memory traffic determines the time of a frame. bfloat16 is
+    better than float16, because values above 65504 overflow in float16.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -320,7 +322,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         if device.type == "cpu" and not cpu_has_bfloat16():
             return torch.float32
         if device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
-            return torch.float32  # bfloat16 needs macOS 14
+            return torch.float32  # PyTorch supports bfloat16 only from macOS 14 on
         return torch.bfloat16
     try:
         return DTYPES[name]
@@ -339,23 +341,23 @@ def cpu_has_bfloat16() -> bool:
 def set_math_backends(*, tf32: bool) -> None:
     """Choose the libraries and the precision of this process's computations on a GPU.
 
-    tf32: use TensorFloat-32 for matrix products and convolutions of float32. PyTorch has a switch for each of the two,
-    and allows it for convolutions by default.
+    tf32: use TensorFloat-32 for matrix products and convolutions of float32. PyTorch has two switches; by default, it
+    uses TensorFloat-32 for convolutions only.
 
-    Attention does not use cuDNN: cuDNN builds a plan for each new shape and thread, which takes 0.1 to 0.5 s for each
-    new length of a prompt.
+    This function turns off cuDNN for attention: cuDNN builds a plan for each new shape and thread, which takes 0.1 to
+    0.5 s for each new length of a prompt.
     """
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # float16 products have float32 sums
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # float16 products are summed in float32
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def using(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which `device` is the current CUDA device of this thread. Other devices need no context.
+    """Return a context in which `device` is the current CUDA device of this thread.
 
-    Pinned memory and the capture of CUDA graphs use the current device. If this was another GPU, a process with
-    TTS_DEVICE=cuda:1 would also take memory of GPU 0, and fail if GPU 0 is full.
+    Pinned memory and the capture of CUDA graphs use the current device. Without this context, a process with
+    TTS_DEVICE=cuda:1 would also take memory of GPU 0, and would fail if GPU 0 is full.
     """
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 

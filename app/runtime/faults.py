@@ -1,7 +1,7 @@
-"""Finds rows with NaN or infinite values, and converts an engine's errors to errors for the caller.
+"""Finds batch rows with NaN or infinite values, and converts an engine's errors to errors for the caller.
 
 If a row's logits contain NaN or infinity, all later frames of the row are wrong. So the runner replaces the codes of
-this row by BROKEN. The codes go to the host in any case, so the mark needs no extra transfer. The loop finds BROKEN
+this row by BROKEN. The codes are copied to the host in any case, so this needs no extra transfer. The loop finds BROKEN
 and fails only this row.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from app.types import Codes, Samples
 
 BROKEN = -1  # valid codes are not negative
-# Parts of the messages of errors from CUDA and its libraries.
+# Parts of error messages of CUDA and its libraries, by kind of error.
 _OUT_OF_MEMORY = ("CUDA error: out of memory", "HIP error: out of memory", "_STATUS_ALLOC_FAILED")
 _WRONG_CALL = (
     "invalid argument",
@@ -54,22 +54,23 @@ def non_finite_error() -> EngineError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error and its causes."""
+    """Yield the error, the cause of the error, the cause of this cause, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _is_kind(error: BaseException, name: str) -> bool:
-    """Whether the error's class or a base class has this name. So engines without torch can use this module too."""
+    """Whether the error's class or one of its base classes has this name. The name avoids an import of torch."""
     return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error, or one of its causes, says that the host or the device has too little memory.
+    """Whether the error, or one of its causes, means that the host or the device has too little memory.
 
     PyTorch's allocator raises torch.OutOfMemoryError. If a library or the CUDA driver allocates memory itself, for
-    example for a CUDA graph, the error is a torch.AcceleratorError or a RuntimeError, and only its message tells.
+    example for a CUDA graph, the error is a torch.AcceleratorError or a RuntimeError, and only the message shows the
+    cause.
     """
     return any(
         isinstance(each, MemoryError)
@@ -80,7 +81,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether the error, or one of its causes, ends the work of this process on its GPU.
+    """Whether the process can no longer use its GPU after this error or one of its causes.
 
     After such an error, for example an illegal memory access, every later call of CUDA in this process fails too. Only
     a new process can use the GPU again. An error that CUDA raises for wrong arguments does not affect later calls.

@@ -1,8 +1,8 @@
 """Returns free memory to the operating system after a peak of load.
 
-glibc keeps memory that was freed in the middle of its heaps. After 600 requests at the same time, hundreds of megabytes
-stay in the process, although no object needs them. `malloc_trim` returns them. It takes locks that other threads may
-need, so it is called only while no request runs.
+glibc keeps freed memory in the middle of its heaps. After 600 requests at the same time, the process keeps hundreds of
+megabytes that no object needs. `malloc_trim` returns this memory to the system. `malloc_trim` takes locks that other
+threads may need, so this module calls it only while no request runs.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from app.runtime import memory
 
 log = logging.getLogger(__name__)
 
-INTERVAL_S = 5.0  # between two checks
-GROWTH_BYTES = 32 << 20  # memory is returned only if the process is larger by this than at its smallest
+INTERVAL_S = 5.0  # seconds between two checks
+GROWTH_BYTES = 32 << 20  # memory is returned only if the process has grown by more than this since its smallest size
 
 
 async def trim_when_idle(is_idle: Callable[[], bool]) -> None:
-    """Return free memory when the process has grown, once after each time of work. Runs until it is cancelled."""
+    """Return free memory to the system while no request runs, if the process has grown. Runs until it is cancelled."""
     trim = _malloc_trim()
     if trim is None:
         return
     smallest_bytes = memory.resident_bytes()
-    trimmed_bytes = 0  # the memory after the last call; 0 = the process has worked since
+    trimmed_bytes = 0  # memory of the process after the last call of `trim`; 0 = requests have run since
     while True:
         await asyncio.sleep(INTERVAL_S)
         before_bytes = memory.resident_bytes()
@@ -41,7 +41,7 @@ async def trim_when_idle(is_idle: Callable[[], bool]) -> None:
 
 
 def _malloc_trim() -> Callable[[int], int] | None:
-    """Return glibc's `malloc_trim`; None on a system without it, such as musl or macOS."""
+    """Return glibc's function `malloc_trim`; None on a system without this function, such as musl or macOS."""
     try:
         trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError):

@@ -1,8 +1,8 @@
-"""The engine's thread. Each iteration plans, moves, admits, prefills, steps, decodes and commits.
+"""The engine's thread. Each iteration plans the work, moves, admits, prefills and steps rows, and decodes frames.
 
 An error in move, admit or prefill fails one utterance. An error in a step fails all utterances of that step. NaN or
-infinite values in a row fail the row's utterance. After each of these errors, the thread continues with the remaining
-rows.
+infinite values in a row fail only the row's utterance. After any of these errors, the thread continues with the
+remaining rows.
 
 After any other error, all utterances that have a row fail, all rows are released, and the loop restarts. The loop
 restarts at most MAX_RESTARTS times. At the next failure the thread ends, and the engine stays unhealthy until the
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 IDLE_CHECK_S = 1.0
 MAX_RESTARTS = 1
-# If one iteration takes longer than this, the engine counts as hung. Most iterations take milliseconds. The first
-# iteration compiles kernels and may take a minute.
+# If one iteration takes longer than this, `alive` is False. Most iterations take milliseconds, but the first iteration
+# compiles kernels and may take a minute.
 HUNG_S = 120.0
 
 
@@ -41,7 +41,7 @@ class Loop:
     def __init__(
         self, runner: Runner, scheduler: Scheduler, name: str, initialize: Callable[[], object] = lambda: None
     ) -> None:
-        """initialize: called once in the new thread, before all calls of the runner."""
+        """Create the loop without starting its thread. initialize: called once in the new thread, before the runner."""
         self._runner = runner
         self._scheduler = scheduler
         self._initialize = initialize
@@ -54,9 +54,10 @@ class Loop:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs and does not hang.
+        """Whether the thread runs and its current iteration has taken less than HUNG_S.
 
-        If the thread fails, this becomes False before the jobs fail. So a caller whose job fails can read the cause.
+        If the thread fails, `alive` becomes False before the jobs fail. So a caller whose job fails sees that the
+        engine has stopped.
         """
         running = self._thread.is_alive() and not self._failed
         return running and time.monotonic() - self._iteration_start_s < HUNG_S
@@ -111,7 +112,7 @@ class Loop:
                 self._scheduler.wait(IDLE_CHECK_S)
 
     def _clear(self) -> None:
-        """Release all rows and fail their jobs. Queued jobs stay in the queue."""
+        """Release all rows, and fail the jobs in these rows. Queued jobs stay in the queue."""
         jobs = self._scheduler.clear()
         for row in sorted(self._admitted):
             self._release(row)
@@ -151,7 +152,7 @@ class Loop:
         return True
 
     def _move(self, source: int, target: int) -> bool:
-        """Move an utterance to another row. Returns False if this failed, and fails the utterance."""
+        """Move an utterance to another row. If the move fails, fail the utterance and return False."""
         self._admitted.add(target)
         try:
             cast(MovesRows, self._runner).move_row(source, target)
@@ -163,7 +164,7 @@ class Loop:
         return True
 
     def _step(self, rows: tuple[int, ...]) -> None:
-        """Step the rows, put their samples into the audio queues, and end the rows that have finished or failed."""
+        """Step the rows, put the new samples into the audio queues, and end the rows that have finished or failed."""
         result = self._runner.step(rows)
         rows = rows if result.rows is None else tuple(result.rows)
         no_frame = result.ended if result.silent is None else result.ended | result.silent
@@ -194,7 +195,7 @@ class Loop:
         self._runner.release(row)
 
     def _fail(self, rows: tuple[int, ...], error: Exception) -> None:
-        """Fail the utterances in these rows. If the GPU is lost, raises the error, because all other rows fail too."""
+        """Fail the utterances in these rows. If the GPU is lost, raise the error, because then all rows fail."""
         if faults.is_device_lost(error):
             raise error
         if not isinstance(error, SpeechError):
@@ -202,10 +203,10 @@ class Loop:
         self._end((), rows, faults.to_speech_error(error))
 
     def _end(self, stepped: tuple[int, ...], ended: tuple[int, ...], error: Exception | None) -> None:
-        """Add one frame to the count of the rows in `stepped`, and end the jobs of the rows in `ended`.
+        """Count one frame for each row in `stepped`, and end the jobs of the rows in `ended`.
 
-        error: None = the jobs end with success. A row is released before its audio queue finishes. So the row is free
-        when the reader gets the end of the audio.
+        error: None = the jobs end with success. Each row is released before the row's audio queue finishes. So the row
+        is free when the reader gets the end of the audio.
         """
         jobs = [self._scheduler.job(row) for row in ended]
         for row in ended:

@@ -1,4 +1,4 @@
-"""Reads the memory use of the devices that an engine runs on. Imports torch only for a GPU."""
+"""Reads the memory use of the devices on which an engine runs. This module imports torch only for a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MACHINE = Path("/proc/meminfo")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The memory of one device in bytes. On a GPU, `used_bytes` counts all processes; on "cpu", this process only."""
+    """The memory of one device in bytes. On a GPU, `used_bytes` includes all processes; on "cpu", only this process."""
 
     device: str
     used_bytes: int
@@ -45,7 +45,7 @@ def _of(name: str) -> Memory | None:
 
 
 def _kilobytes(path: Path, row: str) -> int:
-    """Read the number of kilobytes in one line of a /proc file. Returns 0 if the file or the line does not exist."""
+    """Read a number of kilobytes from a line of a /proc file. Returns 0 if the file or the line does not exist."""
     try:
         lines = path.read_text("ascii", "replace").splitlines()
     except OSError:

@@ -1,15 +1,15 @@
-"""The playback clock estimates how much audio a listener has buffered. The scheduler orders rows by this estimate."""
+"""The playback clock estimates how much received audio a listener can still play. The scheduler uses this estimate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_UNDERRUN_S = 0.25  # the network or the event loop can cause gaps up to this length
+MAX_UNDERRUN_S = 0.25  # the network or the event loop can cause gaps of up to this many seconds
 
 
 @dataclass(eq=False, slots=True)
 class Playback:
-    """Estimates the audio buffer of a listener who starts at the first audio and plays at normal speed.
+    """Estimates the audio buffer of a listener who starts to play at the first audio and plays at normal speed.
 
     The event loop writes the fields, and the engine's thread reads them without a lock. So the engine's thread may not
     see the newest chunk yet. Times are from time.monotonic().
@@ -17,7 +17,7 @@ class Playback:
 
     tempo: float = 1.0  # seconds of the engine's audio that the listener plays in one second
     current_index: int = 0  # index of the utterance that is being sent
-    underrun_s: float = 0.0  # how long the listener has waited for audio after the start of playback
+    underrun_s: float = 0.0  # total time that the listener has waited for audio after the start of playback
     _sent_s: float = 0.0
     _started_s: float | None = None
 
@@ -34,7 +34,7 @@ class Playback:
 
     @property
     def underrun(self) -> bool:
-        """Whether the listener has waited for audio because the answer is generated more slowly than it is played."""
+        """Whether the listener has waited for audio for more than MAX_UNDERRUN_S in total."""
         return self.underrun_s > MAX_UNDERRUN_S
 
     def buffered_s(self, now_s: float) -> float:

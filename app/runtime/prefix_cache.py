@@ -9,8 +9,8 @@ from torch import Tensor
 
 from app.lru import LRU
 
-# The keys and values of a prompt: k, v (layers, heads, positions, head_dim). If the model's layers are split over
-# several devices: k and v of the layers on each device.
+# The keys and values of a prompt: k, v (layers, heads, positions, head_dim). If the model's layers are on several
+# devices, the tuple has k and v for each device.
 Prefix = tuple[Tensor, ...]
 
 
@@ -29,7 +29,7 @@ class PrefixCache:
         return self._prefixes.get(key)
 
     def put(self, key: bytes, prefix: Prefix) -> None:
-        """Add a prefix, and remove the least recently used prefixes that no longer fit.
+        """Add a prefix. If the cache is full, remove the least recently used prefixes.
 
         Does not add a prefix that is larger than `limit_bytes`.
         """

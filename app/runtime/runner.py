@@ -1,7 +1,7 @@
-"""The Runner protocol: the interface between the batch loop and a model that generates several utterances at a time.
+"""The Runner protocol: the interface between the batch loop and a model that generates several utterances together.
 
-A model has a fixed number of rows, because CUDA graphs need static shapes. A row holds one utterance. The loop assigns
-utterances to rows and chooses the rows of each step. All calls come from the loop's thread.
+A model has a fixed number of rows, because CUDA graphs need static shapes. Each row generates one utterance. The loop
+assigns utterances to rows and chooses the rows of each step. All calls come from the loop's thread.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class StepResult:
     ended: NDArray[np.bool_]  # (n,): True = the utterance is complete, and the loop ignores the row's codes
     # (n,): True = the row continues, but this step gives no frame for the row. None = every row has a frame.
     silent: NDArray[np.bool_] | None = None
-    # The rows of these results, in the order of `codes`. None = the rows that the caller passed to `step`.
+    # The row numbers of the results, in the order of `codes`. None = the rows that the caller passed to `step`.
     rows: Sequence[int] | None = None
-    rules: Mapping[int, str] = field(default_factory=dict)  # row -> the output guard's rule that ended a line
+    rules: Mapping[int, str] = field(default_factory=dict)  # row -> the rule of the output guard that ended a line
 
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """The part of a StepResult for one row. codes: (K,) int16, or one code that all codebooks get."""
+    """The result of one step for one row. codes: (K,) int16, or one number that is stored for all codebooks."""
 
     row: int
     codes: Codes | int = 0
     ended: bool = False
     silent: bool = False
-    rule: str | None = None  # the output guard's rule that ended a line in this step
+    rule: str | None = None  # the rule of the output guard that ended a line in this step
 
 
 def to_result(rows: Sequence[RowResult], codebooks: int) -> StepResult:
@@ -67,7 +67,7 @@ class Runner(Protocol):
         """The sample rate of the audio."""
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Assign the row to this utterance. Must return quickly. If it raises, only this utterance fails."""
+        """Assign the row to this utterance. Must return quickly. If this method raises, only this utterance fails."""
 
     def prefill(self, row: int) -> bool:
         """Read the next chunk of the row's prompt (chunked prefill). Returns True if the prompt is complete."""
@@ -75,14 +75,14 @@ class Runner(Protocol):
     def step(self, rows: Sequence[int]) -> StepResult:
         """Advance exactly these rows by one frame, and return the results.
 
-        A runner may return the results of the previous call while the device computes this call. Then the results omit
-        rows that were released between the two calls.
+        A runner may return the results of the previous call while the device computes this call. In this case, the
+        results do not contain rows that were released between the two calls.
         """
 
     def decode(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
         """Decode one frame of codes (n, K) int16 to samples: one array (N,) float32 for each row.
 
-        An array is empty if the decoder keeps the row's frame and decodes it together with a later frame.
+        If the decoder keeps a frame to decode it together with later frames, the array of this row is empty.
         """
 
     def drain(self, row: int) -> Samples:
@@ -97,18 +97,19 @@ class Runner(Protocol):
 
 @runtime_checkable
 class MovesRows(Protocol):
-    """A runner whose step takes longer if a row with a high number is active, and that can move rows."""
+    """A runner that can move utterances to other rows. Its step takes longer if a row with a high number is active."""
 
     @property
     def bucket_sizes(self) -> Sequence[int]:
-        """The numbers of rows, ascending, for which a step has a variant; () = a step takes only the active rows.
+        """The ascending numbers of rows for which a variant of the step exists; () = there are no variants.
 
-        A step of the rows 0..r takes as long as its variant for the smallest size above r.
+        If r is the highest active row, a step runs the variant for the smallest size above r.
         """
 
     def move_row(self, source: int, target: int) -> None:
         """Move the utterance of row `source` to the free row `target`, between two steps.
 
-        The prompt of the utterance is complete. Results of steps before the move name the new row. If this method
-        raises, the utterance fails, and the loop releases both rows.
+        The loop calls this only after the prefill of the utterance. Results that arrive after the move contain the new
+        row number, also results of earlier steps. If this method raises, the utterance fails, and the loop releases
+        both rows.
         """

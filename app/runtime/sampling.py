@@ -1,8 +1,8 @@
 """Sampling: draws codes from logits with the temperature, top-k and top-p of each row.
 
-A draw is argmax(p / q), where p are the probabilities and q is exponential noise. This has the same distribution as
-torch.multinomial(p). The noise of a code is a hash of the seed, the frame, the codebook and the code. So a request
-draws the same codes in any row and in any batch.
+A draw is argmax(p / q), where p are the probabilities and q is exponential noise. This draw has the same distribution
+as torch.multinomial(p). The noise of a code is computed from a hash of the seed, the frame, the codebook and the code.
+So a request draws the same codes in any row and in any batch.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def exponential_noise(seeds: Tensor, frames: Tensor, codebooks: int, codes: int,
 def _race(kept: Tensor, noise: Tensor) -> Tensor:
     """Draw one code from scores (..., V): argmax(softmax(scores) / noise).
 
-    A code that top-k or top-p removes has the score -inf, so its probability is 0. The noise is limited from below,
-    because argmax would choose the NaN of 0 / 0.
+    A code that top-k or top-p removes has the score -inf, so its probability is 0. The noise has a lower limit above 0:
+    otherwise 0 / 0 would give NaN, and argmax would choose the NaN.
     """
     return (torch.softmax(kept, dim=-1) / noise.clamp(min=_MIN_NOISE)).argmax(dim=-1)
 
@@ -73,7 +73,7 @@ class SamplingParams:
     top_p: float = 1.0
 
     def overridden_by(self, sampling: Sampling) -> SamplingParams:
-        """Return a copy with the values of `sampling`. A value of `sampling` that is None keeps the default."""
+        """Return a copy in which the values of `sampling` that are not None replace the values of this object."""
         return SamplingParams(
             temperature=self.temperature if sampling.temperature is None else sampling.temperature,
             top_k=self.top_k if sampling.top_k is None else sampling.top_k,
@@ -82,7 +82,7 @@ class SamplingParams:
 
 
 class Sampler:
-    """Draws codes for n rows. Holds the sampling parameters of these rows, so each step needs a new Sampler."""
+    """Draws codes for n rows with the sampling parameters of these rows. Each step creates a new Sampler."""
 
     def __init__(self, params: Sequence[SamplingParams], device: torch.device) -> None:
         self._all_greedy = all(k.temperature <= 0 for k in params)
@@ -113,7 +113,7 @@ class Sampler:
         limits = [k if 0 < k < size else size for k in self._limits]
         deepest = max((k for k in limits if k < size), default=0)
         if deepest:
-            # All codes whose score equals the k-th score stay, as in both reference implementations.
+            # If several codes have the k-th largest score, all these codes stay, as in both reference implementations.
             tops = scores.topk(deepest, dim=-1).values
             if min(limits) == deepest:
                 floor = tops[:, -1:]
@@ -133,24 +133,24 @@ class Sampler:
         return scores
 
 
-TOP_K_FAST = 64  # the largest top_k whose codes the fast path of `draw` finds without a full sort
+TOP_K_FAST = 64  # the largest top_k for which `draw` needs no sort of all codes (fast path)
 
 
 @dataclass(frozen=True, slots=True)
 class DrawLimits:
-    """The sampling parameters of n rows on the device, in the form that `draw_within` reads, each (n, 1, 1).
+    """The sampling parameters of n rows on the device, in the form that `draw_within` needs: tensors (n, 1, 1).
 
-    They are the same for all codebooks of a frame, so a frame computes them once.
+    The limits are the same for all codebooks of a frame, so they are computed once for each frame.
     """
 
     greedy: Tensor
-    temperature: Tensor  # 1 in a greedy row
+    temperature: Tensor  # the temperature of the row; 1 in a greedy row
     top_k: Tensor
-    limited: Tensor  # top_k removes codes
-    short: Tensor  # top_k is 1 to TOP_K_FAST, so the kept codes are among the best ones
-    last: Tensor  # index of the last kept code among the best ones, if the row is short
+    limited: Tensor  # whether top_k removes codes of the row
+    short: Tensor  # whether top_k is 1 to TOP_K_FAST, so that `topk` finds all kept codes
+    last: Tensor  # index of the last code that top_k keeps, in descending order of scores; valid in a short row
     top_p: Tensor
-    whole: Tensor  # top_p removes no code
+    whole: Tensor  # whether top_p keeps all codes of the row
 
     @classmethod
     def of(cls, temperature: Tensor, top_k: Tensor, top_p: Tensor, size: int) -> DrawLimits:
@@ -177,14 +177,14 @@ def draw(
     """Draw codes like Sampler.pick, in a form that a CUDA graph can capture.
 
     scores, noise (n, C, V) float32 -> codes (n, C) int64. temperature, top_k, top_p: (n,) on the device. fast_path:
-    avoid the sort; the function `fast_path` says when this is allowed. If several codes have the score at the limit of
-    top-k or top-p, all of them stay.
+    avoid the sort of all codes, if the function `fast_path` has returned True for these rows. If several codes have the
+    same score at the limit of top-k or top-p, all these codes stay.
     """
     return draw_within(DrawLimits.of(temperature, top_k, top_p, scores.shape[-1]), scores, noise, fast_path=fast_path)
 
 
 def draw_within(limits: DrawLimits, scores: Tensor, noise: Tensor, *, fast_path: bool = False) -> Tensor:
-    """Draw codes like `draw`. The draw of a row has the same bits with and without the fast path."""
+    """Draw codes like `draw`. With and without the fast path, a row draws the same codes."""
     best = scores.argmax(dim=-1)
     scores = scores / limits.temperature
     floor = _short_floor(limits, scores)
@@ -195,10 +195,10 @@ def draw_within(limits: DrawLimits, scores: Tensor, noise: Tensor, *, fast_path:
 
 
 def _short_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
-    """Return the lowest score (n, C, 1) that stays in each short row, and -inf for other rows. Does not sort all codes.
+    """Return the lowest kept score (n, C, 1) of each short row, and -inf for other rows. Does not sort all codes.
 
-    A code stays while the mass of all better codes is below top_p. All codes with the k-th score count for the mass,
-    also codes that are not among the best TOP_K_FAST codes.
+    top_p keeps a code if the total probability of all better codes is below top_p. All codes that top_k keeps count in
+    the probabilities, also if equal scores make them more than TOP_K_FAST codes.
     """
     tops, places = scores.topk(min(TOP_K_FAST, scores.shape[-1]), dim=-1)
     floor = tops.gather(-1, limits.last.expand(-1, scores.shape[1], 1))
@@ -209,7 +209,7 @@ def _short_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
 
 
 def _sorted_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
-    """Return the lowest score (n, C, 1) that stays in each row, for any sampling parameters. Sorts all codes."""
+    """Return the lowest kept score (n, C, 1) of each row, for any sampling parameters. Sorts all codes."""
     size = scores.shape[-1]
     rising = scores.sort(dim=-1).values
     at = (size - torch.where(limits.limited, limits.top_k, size)).expand(-1, scores.shape[1], 1)
@@ -223,8 +223,8 @@ def _sorted_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
 def fast_path(params: Sequence[SamplingParams], size: int) -> bool:
     """Whether `draw` may use its fast path for these rows. size: the number of codes V.
 
-    The fast path needs a top_k from 1 to TOP_K_FAST in every row, or parameters that remove no code: top_p 1, and top_k
-    0 or >= size.
+    Every row must have a top_k from 1 to TOP_K_FAST, or parameters that remove no code: top_p is 1, and top_k is 0 or
+    at least `size`.
     """
     return all(0 < k.top_k <= TOP_K_FAST or (k.top_p >= 1 and not 0 < k.top_k < size) for k in params)
 
@@ -232,7 +232,7 @@ def fast_path(params: Sequence[SamplingParams], size: int) -> bool:
 class ReferenceNoise:
     """Draws the same noise as torch.multinomial after torch.manual_seed(seed), for one row on a CPU.
 
-    With this noise, codes can be compared with the codes of other implementations.
+    Tests use this noise to compare codes with those of other implementations.
     """
 
     def __init__(self, seed: int) -> None:

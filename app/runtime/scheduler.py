@@ -1,19 +1,19 @@
 """The scheduler of continuous batching: a bounded queue of utterances, and a fixed number of rows that generate them.
 
-The slack of a row is the number of seconds that its listener can play without more audio (`Slot.slack_s`). While any
+The slack of a row is the number of seconds that the row's listener can play without more audio (`Slot.slack_s`). If any
 row has a slack below SHORT_S, only rows with a slack below AHEAD_S are prefilled and stepped. This shortens the time to
-first audio: on a CPU, a step with fewer rows takes less time. On a GPU, if no row is stepped, the whole device works on
+first audio. On a CPU, a step with fewer rows takes less time. On a GPU, if no row is stepped, the whole device works on
 the new prompt.
 
 A step takes as long as the smallest bucket that contains its highest row (`MovesRows.bucket_sizes`). If all jobs would
-have fit into a smaller bucket for COMPACT_AFTER plans, and no job waits for a row, a plan moves the highest job to the
-lowest free row. A move copies the state of one row. Each plan moves at most one row.
+fit into a smaller bucket for more than COMPACT_AFTER consecutive plans, and no job waits for a row, a plan moves the
+job in the highest row to the lowest free row. A move copies the state of one row. Each plan moves at most one row.
 
 A background job is preempted if a foreground job needs its row. A foreground job keeps its row until its utterance ends
 or is cancelled.
 
-The event loop calls `submit`, `cancel`, `wake` and `load`. The engine's thread calls the methods from `plan` on. One
-lock protects all state. The engine's loop gets a `Plan`, executes it, and reports the results with `commit`.
+The event loop calls `submit`, `cancel`, `wake` and `load`. The engine's thread calls all other methods. One lock
+protects all state. The engine's loop gets a `Plan`, executes it, and reports the results with `commit`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from app.errors import Busy, EngineStopped
 from app.runtime.slots import AHEAD_S, SHORT_S, Job, Phase, Slot, Slots
 from app.types import Load
 
-COMPACT_AFTER = 8  # plans
+COMPACT_AFTER = 8  # number of plans before a job is moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Plan:
     """The rows that one iteration of the loop releases, moves, admits, prefills by one chunk, and steps."""
 
     release: tuple[int, ...] = ()
-    move: tuple[tuple[int, int], ...] = ()  # (source, target)
+    move: tuple[tuple[int, int], ...] = ()  # (source row, target row) of each move
     admit: tuple[tuple[int, Job], ...] = ()
     prefill: tuple[int, ...] = ()
     step: tuple[int, ...] = ()
@@ -49,7 +49,7 @@ class Plan:
 
 
 class Scheduler:
-    """Owns the queues and the rows. `submit` raises Busy immediately if the queue is full (backpressure)."""
+    """Owns the queues and the rows. If the queue is full, `submit` raises Busy immediately (backpressure)."""
 
     def __init__(
         self,
@@ -58,10 +58,10 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         bucket_sizes: Sequence[int] = (),
     ) -> None:
-        """Create the rows, all free. bucket_sizes: see MovesRows; () = jobs are never moved to other rows."""
+        """Create the rows, which are all free. bucket_sizes: see MovesRows; () = jobs never move to other rows."""
         self._clock = clock
         self._bucket_sizes = tuple(bucket_sizes)
-        self._plans_too_large = 0  # how many plans in a row the jobs would have fit into a smaller bucket
+        self._plans_too_large = 0  # number of consecutive plans in which all jobs would have fit into a smaller bucket
         self._slots = Slots(max_rows)
         self._queue: deque[Job] = deque()  # first utterances of answers; bounded
         self._continuations: deque[Job] = deque()  # later utterances of answers that have started
@@ -74,7 +74,7 @@ class Scheduler:
     # ---- methods that the event loop calls
 
     def submit(self, job: Job) -> None:
-        """Add a job to its queue. Raises Busy if all rows and the queue are full, or the error passed to `close`.
+        """Add a job to a queue. Raises Busy if all rows and the queue are full, or the error passed to `close`.
 
         Only the first utterance of an answer can be refused. The later utterances of an answer run before new answers.
         A background job ends with Busy if a foreground job needs its row.
@@ -87,7 +87,7 @@ class Scheduler:
             elif job.utterance.scheduling.continuation:
                 self._continuations.append(job)
             else:
-                # Continuations take free rows before new answers do.
+                # Later utterances of started answers take free rows before new answers.
                 free = len(self._slots) - self._speaking - len(self._continuations)
                 if len(self._queue) >= max(0, free) + self._max_queue:
                     raise Busy(
@@ -108,7 +108,7 @@ class Scheduler:
             self._wake()
 
     def wake(self) -> None:
-        """Make the engine's thread plan again. Audio queues call this when they have space again."""
+        """Make the engine's thread plan again. An audio queue calls this method when it has space again."""
         with self._changed:
             self._wake()
 
@@ -123,7 +123,7 @@ class Scheduler:
         return sum(not slot.background for slot in self._slots.live)
 
     def close(self, error: Exception | None = None) -> None:
-        """End all queued and running jobs with `error`. After this, `submit` raises `error`. None = EngineStopped."""
+        """End all queued and running jobs with `error`; later, `submit` raises `error`. None = EngineStopped."""
         with self._changed:
             self._closed = error or EngineStopped("The engine has stopped. Restart the server.")
             waiting = (*self._queue, *self._continuations, *self._background)
@@ -153,7 +153,7 @@ class Scheduler:
             step: list[int] = []
             for slot in self._slots:
                 if slot.phase in (Phase.SPEAK, Phase.PAUSED):
-                    assert slot.job is not None  # noqa: S101 - a row that is not FREE has a job, as check() ensures
+                    assert slot.job is not None  # noqa: S101 - every row that is not FREE has a job
                     slot.phase = Phase.PAUSED if slot.job.audio_queue.full else Phase.SPEAK
                     if slot.phase is Phase.SPEAK:
                         step.append(slot.row)
@@ -169,13 +169,13 @@ class Scheduler:
                 if min(slack_s.values()) < SHORT_S:
                     step = [row for row in step if slack_s[row] < AHEAD_S]
                     waiting = [slot for slot in waiting if slack_s[slot.row] < AHEAD_S]
-            # Each iteration prefills one chunk of one prompt (chunked prefill), so that a long prompt does not delay
-            # the steps of speaking rows. `_urgency` chooses the prompt.
+            # Each iteration prefills only one chunk of one prompt (chunked prefill), so that a long prompt does not
+            # delay the steps of speaking rows. `_urgency` decides which prompt is first.
             waiting.sort(key=_urgency)
             return Plan(tuple(release), move, tuple(admit), tuple(slot.row for slot in waiting[:1]), tuple(step))
 
     def _compact(self) -> tuple[tuple[int, int], ...]:
-        """Move the highest job to the lowest free row if all jobs then come closer to a smaller bucket."""
+        """Move the job in the highest row to the lowest free row, if all jobs would fit into a smaller bucket."""
         live = self._slots.live
         if not live or not self._bucket_sizes or self._queue or self._continuations:
             self._plans_too_large = 0
@@ -193,7 +193,7 @@ class Scheduler:
         return ((source.row, target),)
 
     def _preempt(self) -> list[int]:
-        """If queued foreground jobs need more rows than are free, end background jobs, and return their rows."""
+        """If queued foreground jobs need more rows than are free, end background jobs and return the freed rows."""
         needed = len(self._queue) + len(self._continuations) - (len(self._slots) - len(self._slots.live))
         rows = [slot.row for slot in self._slots.live if slot.background][: max(0, needed)]
         for row in rows:
@@ -205,7 +205,7 @@ class Scheduler:
         return rows
 
     def prefilled(self, row: int) -> None:
-        """Record that the whole prompt of the row is prefilled, so that the row can step."""
+        """Record that the row's prompt is completely prefilled, so that the next plans step the row."""
         with self._changed:
             self._slots[row].phase = Phase.SPEAK
 
@@ -225,7 +225,7 @@ class Scheduler:
                 self._slots.free(row)
 
     def clear(self) -> list[Job]:
-        """Free all rows and return their jobs. The caller must finish the jobs' audio queues."""
+        """Free all rows, and return the jobs that were in the rows. The caller must finish the jobs' audio queues."""
         with self._changed:
             jobs = [slot.job for slot in self._slots.live if slot.job is not None]
             for slot in self._slots:
@@ -234,7 +234,7 @@ class Scheduler:
             return jobs
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until there may be new work, at most `timeout_s`.
+        """Wait until there may be new work, but at most `timeout_s` seconds.
 
         New work may exist after a job was added or cancelled, and after an audio queue got space.
         """
@@ -243,7 +243,7 @@ class Scheduler:
                 self._changed.wait(timeout_s)
 
     def check(self) -> None:
-        """Check that rows and queues are consistent. Raises AssertionError if they are not.
+        """Check that rows and queues are consistent. Raises AssertionError if rows and queues contradict each other.
 
         Tests call this after each iteration, and the engine's loop calls it when a plan contains no work.
         """
@@ -264,10 +264,10 @@ class Scheduler:
 
 
 def _urgency(slot: Slot) -> tuple[int, float]:
-    """Return the sort key of a row that waits for prefill: its class, and the time of its submission.
+    """Return the sort key of a row that waits for prefill: a class, and the time at which the job was submitted.
 
-    Class 0: the utterance that its listener plays now or next. Class 1: the first utterance of an answer. Class 2: an
-    utterance that plays later.
+    Class 0: a later utterance of an answer that the listener plays now or next. Class 1: the first utterance of an
+    answer. Class 2: an utterance that the listener plays later.
     """
     job = slot.job
     if job is None:

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from app.types import Utterance
 
 
-# While any row has less slack (`Slot.slack_s`) than SHORT_S, the scheduler pauses all rows with at least AHEAD_S.
+# While any row has a slack (`Slot.slack_s`) below SHORT_S, the scheduler pauses all rows with a slack of at least
+# AHEAD_S.
 SHORT_S = 1.0
 AHEAD_S = 3.0
-# The slack of a row without a playback clock. A value between the limits: the row neither pauses nor pauses others.
+# The slack of a row without a playback clock. This value is between SHORT_S and AHEAD_S, so that the row does not pause
+# and does not make other rows pause.
 NOT_PLAYED_S = 2.0
 
 
@@ -41,13 +43,13 @@ class Job:
 
     @property
     def background(self) -> bool:
-        """Whether the job runs only while no foreground job needs its row."""
+        """Whether the job runs only while no foreground job needs the job's row."""
         return self.utterance.scheduling.background
 
 
 @dataclass(slots=True)
 class Slot:
-    """One row: its job, its phase, and the number of frames it has generated."""
+    """One row: the job in the row, the phase, and the number of frames that the row has generated for the job."""
 
     row: int
     job: Job | None = None
@@ -63,8 +65,9 @@ class Slot:
         """Return the seconds until the listener needs more audio from this row.
 
         -inf: the listener waits for the first audio of an answer. inf: the row is free, has a background job, or
-        generates a later utterance than the server sends now. NOT_PLAYED_S: the request has no playback clock. If the
-        listener has had gaps, later utterances get NOT_PLAYED_S in place of inf, so that they do not pause.
+        generates a later utterance than the one that the server sends now. NOT_PLAYED_S: the request has no playback
+        clock. If the listener has had gaps, later utterances get NOT_PLAYED_S instead of inf, so that their rows do not
+        pause.
         """
         if self.job is None or self.background:
             return math.inf
@@ -80,7 +83,7 @@ class Slot:
 
 
 class Slots:
-    """A fixed number of rows. `take` uses the lowest free row, so that the rows in use fit into a small batch."""
+    """A fixed number of rows. `take` returns the lowest free row, so that the rows in use fit into a small batch."""
 
     def __init__(self, count: int) -> None:
         self._slots = [Slot(row) for row in range(count)]

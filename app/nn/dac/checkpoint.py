@@ -1,4 +1,4 @@
-"""Converts the two published layouts of a DAC checkpoint to one set of names, and checks names and shapes.
+"""Converts both published layouts of a DAC checkpoint to the same tensor names, and checks names and shapes.
 
 The model uses the names of descript/dac_44khz (transformers layout). In the layout of descript's release, the names of
 modules are numbers. The weight w of a convolution may be stored as a direction v and a length g (weight norm, arXiv
@@ -66,7 +66,7 @@ def expected_shapes(config: DacConfig) -> dict[str, Shape]:
 
 
 def release_modules(config: DacConfig) -> dict[str, str]:
-    """Return the name of each module in the transformers layout, by its name in descript's release."""
+    """Return a mapping: name of a module in descript's release -> name of this module in the transformers layout."""
     names: dict[str, str] = {}
 
     def units(theirs: str, ours: str, first: int) -> None:
@@ -100,7 +100,7 @@ def release_modules(config: DacConfig) -> dict[str, str]:
 def open_codec(folder: Path) -> list[Checkpoint]:
     """Open the checkpoints in `folder`. If there are no .safetensors files, open the .pth files of descript's release.
 
-    Raises WeightsUnavailable if there is no such file, or if a file is broken.
+    Raises WeightsUnavailable if the folder contains neither kind of file, or if a file is broken.
     """
     released = sorted(folder.glob("*.pth"))
     if released and not any(folder.glob("*.safetensors")):
@@ -139,7 +139,7 @@ def load_codec(folder: Path, config: DacConfig) -> Checkpoint:
 
 
 def _without_norms(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint in which each pair of weight norm tensors is replaced by the weight w."""
+    """Return a checkpoint in which the weight w replaces each pair of weight norm tensors (g and v)."""
     tensors: dict[str, Stored] = dict(checkpoint.tensors)
     for length_name, direction_name in _NORMS:
         for name in [name for name in tensors if name.endswith(f".{direction_name}")]:

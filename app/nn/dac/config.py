@@ -21,7 +21,7 @@ DILATIONS = (1, 3, 9)  # dilations of the three residual units of a block; confi
 class DacConfig:
     """The shape of a DAC codec: a convolutional encoder and decoder, and a residual quantiser with small code vectors.
 
-    Every convolution is symmetric, so a sample depends on frames before and after it.
+    Every convolution is symmetric, so a sample depends on earlier and later frames.
     """
 
     rate_hz: int = 44_100
@@ -57,8 +57,8 @@ class DacConfig:
 def read_dac_config(folder: Path) -> DacConfig:
     """Read the config of the codec in `folder`. Raises WeightsUnavailable if it can't be read.
 
-    Reads config.json (transformers), or else the metadata in a .pth file of descript's release. If the folder contains
-    neither, returns the values of descript/dac_44khz.
+    Reads config.json (transformers). Without config.json, reads the metadata in a .pth file of descript's release.
+    Without both files, returns the values of descript/dac_44khz.
     """
     path = folder / "config.json"
     try:
@@ -85,7 +85,7 @@ def read_release(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
         metadata = read.get("metadata") if state is not read else None
         kwargs = metadata.get("kwargs") if isinstance(metadata, Mapping) else None
-    except Exception as error:  # torch raises many types for a broken file
+    except Exception as error:  # torch raises errors of many types for a broken file
         raise WeightsUnavailable(f"{path} can't be read: {error}.", remedy="Download the codec again.") from error
     return tensors, dict(kwargs) if isinstance(kwargs, Mapping) else {}
 
@@ -141,7 +141,7 @@ def _ratios(raw: Any, default: tuple[int, ...]) -> tuple[int, ...]:
 def _checked(config: DacConfig) -> DacConfig:
     c = config
     if any(ratio < 2 or ratio % 2 for ratio in (*c.down_ratios, *c.up_ratios)):
-        # With an odd ratio, the output of a layer is one sample too short. No codec for 44.1 kHz has an odd ratio.
+        # If a ratio is odd, the output of a layer is one sample too short. No codec for 44.1 kHz has an odd ratio.
         raise ValueError(f"ratios {list(c.down_ratios)} and {list(c.up_ratios)} must be even")
     if math.prod(c.down_ratios) != math.prod(c.up_ratios):
         raise ValueError(f"ratios {list(c.down_ratios)} and {list(c.up_ratios)} give frames of different lengths")

@@ -1,15 +1,15 @@
 """DAC, the codec of Dia: a streaming decoder with independent rows, and an encoder for whole recordings.
 
 All convolutions are symmetric, so a sample depends on the ten frames before it and the ten frames after it. For
-streaming, each convolution keeps the inputs that later outputs need, and returns only outputs that do not depend on
-later inputs. So no output is computed twice. At the end of a stream, each convolution is padded with zeros, as in a
-decode of the whole recording. A residual unit adds its input to the output of its convolutions. The convolutions delay
-their output, so a buffer delays the unit's input by the same time.
+streaming, each convolution keeps the inputs that later outputs need, and returns only the outputs that do not depend on
+later inputs. So the decoder computes no output twice. At the end of a stream, each convolution is padded with zeros, as
+in a decode of the whole recording. A residual unit adds the unit's input to the output of the unit's convolutions. The
+convolutions delay the output, so a buffer delays the input by the same time.
 
-Exactness in float32 on a CPU: if the same codes are decoded in chunks and in one call, the samples differ by less than
-1e-6 of full scale because of rounding (an LSB of 16 bits is 3e-5). If a row is decoded alone in the same chunks, the
-samples have the same bits. With other chunks or other rows in the batch, matrix products have other shapes, and the
-last bits may differ.
+Exactness in float32 on a CPU: a decode in chunks and a decode in one call give samples that differ by less than 1e-6 of
+full scale because of rounding (the lowest bit of 16-bit audio is 3e-5). If a row is decoded alone twice in the same
+chunks, the samples have the same bits. If the chunks or the other rows of the batch differ, the matrix products have
+other shapes, and the last bits may differ.
 
 Tensors have the layout (B, T, C). Activations and state are float32; weights and matrix products have the decoder's
 `dtype`. References: Kumar et al., arXiv 2306.06546, and the config.json of descript/dac_44khz.
@@ -29,13 +29,13 @@ from app.nn.dac.config import DILATIONS, RESIDUAL_KERNEL, DacConfig
 from app.weights.tensors import Checkpoint
 
 _CHUNK_FRAMES = 64  # the largest number of frames in one pass through the first convolution
-# The largest number of time steps of a block's output in one pass, as the sum over all rows. On a CPU, this many time
-# steps stay in the CPU's cache.
+# The largest number of time steps of a block's output in one pass, summed over all rows. On a CPU, the data of this
+# many time steps fits into the CPU's cache.
 _CPU_STEPS = 1024
 _GPU_STEPS = 1 << 16
-_FEW_STEPS = 64  # below this number of time steps, a product over windows is faster: it reads the weights only once
+_FEW_STEPS = 64  # below this number of time steps, one product over windows is faster than one product for each shift
 _MIN_ALPHA = 1e-8  # for a smaller alpha, x + sin(alpha x)**2 / alpha rounds to x
-_ENCODER_FRAMES = 256  # frames in one pass of the encoder: 3 s of audio, 34 MB for a layer at the full sample rate
+_ENCODER_FRAMES = 256  # number of frames in one pass of the encoder: 3 s of audio
 
 
 def _weight(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
@@ -51,8 +51,8 @@ def _alpha(weights: Checkpoint, name: str) -> Tensor:
 class Snake(nn.Module):
     """The Snake activation (arXiv 2306.06546) multiplied by alpha: x -> a (x + b) + sin(a (x + b))**2, a = alpha.
 
-    The weights of the next convolution are divided by a, so that the factor a has no effect. b is the sum of the biases
-    of earlier convolutions that have not been added to x.
+    The weights of the next convolution are divided by a, so the factor a cancels. b is the sum of those biases of
+    earlier convolutions that are not yet added to x.
     """
 
     def __init__(self, width: int) -> None:
@@ -90,11 +90,11 @@ class Conv(nn.Module):
         rows, length, channels = x.shape
         count = length - 2 * self.pad
         kernel, _, outputs = self.weight.shape
-        if outputs == 1:  # multiply each input by all kernel weights, then sum along the diagonals
+        if outputs == 1:  # multiplies each input by all kernel weights, then sums along the diagonals
             taps = x @ self.weight[..., 0].t()  # (B, T + 2 * pad, kernel)
             out = taps.as_strided((rows, count, kernel), (length * kernel, kernel, kernel + 1)).sum(dim=2)
             return (out if self.bias is None else out + self.bias)[..., None]
-        # This adds one product for each kernel position. In bfloat16, each partial sum would be rounded.
+        # This code adds one product for each kernel position. In bfloat16, the code would round each partial sum.
         if rows == 1 and count >= _FEW_STEPS and x.dtype == torch.float32:
             inputs = x[0]
             if self.bias is None:
@@ -148,7 +148,7 @@ class Unit(nn.Module):
         self.second = _weight(width, width, dtype=dtype)
 
     def fill(self, weights: Checkpoint, name: str, pending: Tensor) -> Tensor:
-        """Copy the weights. pending (C,): biases not added to the input yet. Returns those not added to the output."""
+        """Copy the weights. pending (C,): the biases that the input lacks. Returns the biases that the output lacks."""
         alpha, beta = _alpha(weights, f"{name}.snake1.alpha"), _alpha(weights, f"{name}.snake2.alpha")
         self.snake.fill(alpha, pending)
         first = weights.read(f"{name}.conv1.weight").float()  # (outputs, inputs, kernel)
@@ -168,7 +168,7 @@ class Block(nn.Module):
         self.units = nn.ModuleList([Unit(outputs, dilation, dtype) for dilation in DILATIONS])
 
     def fill(self, weights: Checkpoint, name: str, pending: Tensor) -> Tensor:
-        """Copy the weights. pending (C,): biases not added to the input yet. Returns those not added to the output."""
+        """Copy the weights. pending (C,): the biases that the input lacks. Returns the biases that the output lacks."""
         alpha = _alpha(weights, f"{name}.snake1.alpha")
         self.snake.fill(alpha, pending)
         spread = weights.read(f"{name}.conv_t1.weight").float() / alpha[:, None, None]  # (inputs, outputs, kernel)
@@ -182,10 +182,10 @@ class Block(nn.Module):
 class DacDecoder(nn.Module):
     """Decodes codes to samples. Each row is an independent stream. Only one thread may call it.
 
-    Uses the first `codebooks` codebooks. After F frames of a row, `decode` has returned
-    max(0, F * frame_samples - lookahead_samples) samples in total, and `flush` returns the remaining samples. A call of
-    `decode` computes rows with at least `lookahead_frames` frames in one batch. Rows with fewer frames are in one batch
-    with rows that have the same number of frames.
+    Uses the first `codebooks` codebooks. After F frames of a row, `decode` has returned max(0, F * frame_samples -
+    lookahead_samples) samples in total, and `flush` returns the remaining samples. A call of `decode` computes all rows
+    with at least `lookahead_frames` earlier frames in one batch. Rows with fewer earlier frames form one batch for each
+    number of frames.
     """
 
     def __init__(
@@ -208,22 +208,22 @@ class DacDecoder(nn.Module):
         widths = c.decoder_widths
         with device:
             self.table = _weight(self.codebooks, c.codebook_size, c.codebook_dim)
-            # The weights of the first convolution contain the output projections of the codebooks. The last input of
-            # this convolution is 1 in each frame, and its weight contains the biases of the projections. In the padding
-            # before and after a stream this input is 0, so the padding gets no bias.
+            # The weights of the first convolution include the output projections of the codebooks. The last input
+            # channel of this convolution is 1 in each frame, and its weights contain the biases of the projections. In
+            # the padding before and after a stream this channel is 0, so the padding gets no bias.
             self.first = Conv(self.codebooks * c.codebook_dim + 1, widths[0], 7, dtype=dtype)
             self.blocks = nn.ModuleList(
                 [Block(*shape, dtype) for shape in zip(widths, widths[1:], c.up_ratios, strict=False)]
             )
             self.snake = Snake(widths[-1])
-            # The last convolution has one output channel, so it takes little time in the wide dtype.
+            # The last convolution has only one output channel, so it is fast even in the wide dtype.
             self.last = Conv(widths[-1], 1, 7, dtype=self._wide)
         self._offsets = torch.arange(self.codebooks, device=device) * c.codebook_size
         self._steps = _CPU_STEPS if device.type == "cpu" else _GPU_STEPS
         self._frames = [0] * rows
         self._states: dict[nn.Module, Tensor] = {}
         self._add_state(self.first, 2 * self.first.pad, self.first.weight.shape[1], dtype=dtype)
-        lag = self.first.pad  # delay of the layer: number of outputs that wait for later inputs
+        lag = self.first.pad  # number of outputs that wait for later inputs, in time steps of the current layer
         for module in self.blocks:
             block = cast(Block, module)
             self._add_state(block.up, block.up.stride, block.up.outputs)
@@ -251,7 +251,7 @@ class DacDecoder(nn.Module):
 
     @torch.no_grad()
     def converted(self, dtype: torch.dtype) -> DacDecoder:
-        """Return a decoder with the same weights whose matrix products have another dtype. All its rows are reset."""
+        """Return a new decoder with the same weights and another dtype of matrix products. All its rows are empty."""
         rows = len(self._frames)
         other = DacDecoder(self.config, rows=rows, codebooks=self.codebooks, device=self._device, dtype=dtype)
         for mine, theirs in zip(self.parameters(), other.parameters(), strict=True):
@@ -283,13 +283,13 @@ class DacDecoder(nn.Module):
     def decode(self, rows: Sequence[int], codes: Tensor) -> list[Tensor]:
         """Decode the next frames of these rows: codes (n, K, T) int64 -> samples (N,) float32 of each row.
 
-        Returns the samples that do not depend on later frames. After the first `lookahead_frames` frames of a row, N is
-        T * frame_samples. Raises ValueError if `rows` contains a row twice.
+        Returns the samples that do not depend on later frames. Once a row has `lookahead_frames` frames, N is T *
+        frame_samples. Raises ValueError if `rows` contains a row twice.
         """
         if len(set(rows)) != len(rows):
             raise ValueError(f"rows {list(rows)} contain a row twice")
         decoded = [torch.empty(0, device=self._device)] * len(rows)
-        by_frames: dict[int, list[int]] = {}  # indices into `rows`
+        by_frames: dict[int, list[int]] = {}  # number of earlier frames -> indices into `rows`
         for i, row in enumerate(rows):
             by_frames.setdefault(min(self._frames[row], self.lookahead_frames), []).append(i)
         for frames, indices in by_frames.items():
@@ -326,9 +326,9 @@ class DacDecoder(nn.Module):
         vectors = functional.embedding(index, self.table.flatten(0, 1)).flatten(2)
         return self.narrowed(functional.pad(vectors, (0, 1), value=1.0))
 
-    # The methods below get the next inputs x (n, L, C) of a layer, and return the next outputs of the layer. There may
-    # be no output. done: number of inputs that the layer has got before. It is used only at the start of a stream, so
-    # `decode` limits it to the lookahead. final: True = x contains the last inputs of the stream.
+    # The methods below get the next inputs x (n, L, C) of a layer, and return the next outputs of the layer, which may
+    # be none. done: the number of earlier inputs of the layer. The methods need this number only at the start of a
+    # stream, so `decode` limits it to the lookahead. final: True = x contains the last inputs of the stream.
 
     def _advance(self, rows: Sequence[int], x: Tensor, done: int, *, final: bool = False) -> Tensor:
         x = self._conv(rows, self.first, x, done, final)  # (n, L, C)
@@ -337,7 +337,8 @@ class DacDecoder(nn.Module):
     def _from_block(self, index: int, rows: Sequence[int], x: Tensor, done: int, final: bool) -> Tensor:
         """Compute the blocks from `index` on and the last convolution, and return samples (n, N).
 
-        Divides the rows, and then the time steps, into parts. A part is small enough for the CPU's cache.
+        First divides the rows into parts, and then divides the time steps into parts. Each part fits into the CPU's
+        cache.
         """
         if index == len(self.blocks):
             return self._conv(rows, self.last, self.snake(x), done, final)[..., 0].tanh_()
@@ -408,7 +409,7 @@ class DacDecoder(nn.Module):
         return conv(x)  # type: ignore[no-any-return]
 
     def _with_past(self, rows: Sequence[int], module: nn.Module, x: Tensor) -> Tensor:
-        """Return the inputs that the module keeps, followed by x. Keep the last of these inputs for the next call."""
+        """Return the inputs that the module has kept, followed by x. Keep the last inputs for the next call."""
         where, state = self._where(rows), self._states[module]
         x = torch.cat((state[where], x), dim=1)
         state[where] = x[:, -state.shape[1] :]
@@ -423,7 +424,7 @@ class DacDecoder(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy the tensors of a checked checkpoint into the model. Names: see checkpoint.py."""
+        """Copy the tensors of a checked checkpoint into the codec. checkpoint.py describes the names."""
         device = torch.device("cpu")
         projections, bias = [], torch.zeros(self.config.latent_width, dtype=torch.float64, device=device)
         for k in range(self.codebooks):
@@ -500,8 +501,8 @@ def _fill_conv(conv: nn.Conv1d, weights: Checkpoint, name: str) -> None:
 class DacEncoder(nn.Module):
     """Encodes whole recordings to codes. Has no state, so any thread may call it.
 
-    Computes a recording in overlapping windows, to limit the memory. The result is the same as without windows. All
-    computation is float32, because rounding can change which code vector is nearest.
+    Encodes a recording in overlapping windows, to limit the memory. Without windows, the result would be the same. All
+    computation is in float32, because in other formats rounding can change which code vector is nearest.
     """
 
     def __init__(self, config: DacConfig) -> None:
@@ -525,7 +526,7 @@ class DacEncoder(nn.Module):
             _weight(c.codebooks, c.latent_width),
         )
         self.table = _weight(c.codebooks, c.codebook_size, c.codebook_dim)
-        stride, reach = 1, 3  # reach: a latent depends on this many samples before and after it
+        stride, reach = 1, 3  # a latent depends on `reach` samples before it and `reach` samples after it
         for ratio in c.down_ratios:
             reach += stride * (sum(DILATIONS) * (RESIDUAL_KERNEL - 1) // 2 + 2 * ratio)
             stride *= ratio
@@ -557,7 +558,8 @@ class DacEncoder(nn.Module):
         residual = latents
         for k in range(self.config.codebooks):
             vectors = functional.linear(residual, self.in_weight[k], self.in_bias[k])
-            # Find the nearest code vector after normalisation to length 1, with the order of operations of DacModel.
+            # Find the nearest code vector after normalisation to length 1. The order of operations is that of DacModel
+            # in transformers.
             latent, table = functional.normalize(vectors), functional.normalize(self.table[k])
             similarity = -(latent.pow(2).sum(1, keepdim=True) - 2 * latent @ table.t()) + table.pow(2).sum(1)
             code = similarity.argmax(dim=1)
@@ -567,7 +569,7 @@ class DacEncoder(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy the tensors of a checked checkpoint into the model. Names: see checkpoint.py."""
+        """Copy the tensors of a checked checkpoint into the codec. checkpoint.py describes the names."""
         _fill_conv(self.first, weights, "encoder.conv1")
         for i, block in enumerate(self.blocks):
             cast(_EncoderBlock, block).fill(weights, f"encoder.block.{i}")

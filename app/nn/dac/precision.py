@@ -1,8 +1,8 @@
 """Chooses the number format of DAC's matrix products on a GPU, by the spectral error of the decoded samples.
 
-The decoder computes 136 GFLOP for a second of speech, and products in 16 bits take a fraction of the time of float32.
-Activations between the products, states and the last convolution stay float32. A format is used only if its error stays
-below BOUND_DB, measured with the loaded weights on the device of the decoder.
+The decoder computes 136 GFLOP for a second of speech, and products in 16 bits take a fraction of the time of products
+in float32. Activations between the products, states and the last convolution stay in float32. A format is used only if
+its error is below BOUND_DB. The error is measured with the loaded weights on the decoder's device.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from torch import Tensor
 
 from app.nn.dac.model import DacDecoder
 
-# The largest error of any band, relative to the power of the band. At -50 dB, the error is below the masking threshold
-# of the band's own signal, which is 20 to 30 dB below the signal.
+# The largest accepted error of a frequency band, relative to the power of the band. The signal of a band masks noise
+# that is 20 to 30 dB weaker than the signal, so an error of -50 dB is not audible.
 BOUND_DB = -50.0
-# A band counts with at least this power, relative to the power of all bands. So the error of a band without sound is
-# compared with the whole signal.
+# The smallest power with which a band's error is compared, relative to the power of all bands. Without this floor, the
+# error of a silent band would be infinite.
 QUIET_DB = -60.0
-BANDS = 32  # of equal width
-_WINDOW = 2048  # samples
-_FRAMES = 32  # length of the measured speech: 0.37 s
-HALF = (torch.float16, torch.bfloat16)  # tried in this order: float16 is 8 times as exact, and bfloat16 never overflows
+BANDS = 32  # number of frequency bands of equal width
+_WINDOW = 2048  # length of a window in samples
+_FRAMES = 32  # number of frames of the measured speech: 0.37 s
+# The order of the trials: float16 is 8 times as exact as bfloat16, but values can overflow in float16.
+HALF = (torch.float16, torch.bfloat16)
 
 
 def spectral_error_db(found: Tensor, reference: Tensor) -> float:
     """Return the error of samples `found` (N,) in dB: the largest error of a band, relative to the band's power.
 
-    inf = a sample is NaN or infinite.
+    Returns inf if a sample is NaN or infinite.
     """
     if not bool(found.isfinite().all()):
         return float("inf")
@@ -49,9 +50,9 @@ def _power(samples: Tensor) -> Tensor:  # (N,) -> (BANDS,)
 def fastest_decoder(
     decoder: DacDecoder, formats: Sequence[torch.dtype] = HALF
 ) -> tuple[DacDecoder, dict[torch.dtype, float]]:
-    """Return the decoder in the first of `formats` whose error stays below BOUND_DB, or `decoder` if there is none.
+    """Return the decoder in the first of `formats` whose error is below BOUND_DB, or else `decoder`.
 
-    decoder: a loaded float32 decoder. Also returns the measured error of each tried format in dB.
+    decoder: a loaded float32 decoder. The second result is the measured error of each tried format in dB.
     """
     codes = torch.randint(
         decoder.config.codebook_size, (1, decoder.codebooks, _FRAMES), generator=torch.Generator().manual_seed(0)

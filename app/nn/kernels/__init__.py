@@ -1,6 +1,6 @@
-"""Kernels: the operations between the matrix products of a decode step. A CUDA graph can capture all kernels.
+"""Kernels compute the operations between the matrix products of a decode step. A CUDA graph can capture all kernels.
 
 torch_kernels.py contains the kernels in torch, and triton_kernels.py contains the kernels in Triton. triton_launch.py
-launches the Triton kernels. `candidates` in choice.py returns the sets of kernels that a device can run. An import of
+launches the Triton kernels. `candidates` in choice.py returns the sets of kernels that a device can run. The import of
 this package does not import Triton. The kernels do not depend on models, cache classes or requests.
 """

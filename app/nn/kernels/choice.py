@@ -49,11 +49,11 @@ class Kernels:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     gate: Callable[[Tensor, torch_kernels.Activation], Tensor]
     sample: Sample
-    from_torch: tuple[str, ...] = ()  # the operations of a Triton set for which it has the torch kernels
+    from_torch: tuple[str, ...] = ()  # operations of a Triton set that torch kernels compute
 
     @property
     def sorts(self) -> bool:
-        """Whether `sample` sorts for sampling parameters that are not on the fast path of runtime/sampling.py."""
+        """Whether `sample` sorts the codes if the sampling parameters do not allow the fast path of sampling.py."""
         return self.name != "triton" or "sample" in self.from_torch
 
 
@@ -69,10 +69,10 @@ TORCH = Kernels(
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The kernel sets that can run a model. If there are several, the caller times them."""
+    """The kernel sets that can run a model. If there are several sets, the caller measures which set is fastest."""
 
     kernels: tuple[Kernels, ...]
-    reason: str = ""  # why Triton's kernels, or some of them, are not used
+    reason: str = ""  # why all or some of Triton's kernels are not used
 
 
 def candidates(
@@ -85,9 +85,9 @@ def candidates(
 ) -> Candidates:
     """Return the kernel sets that can run a model of `dtype` on a device.
 
-    name: "auto" = the torch kernels; on a CUDA device, also the Triton kernels if Triton is installed. An operation for
-    which Triton fails or gives other results than torch uses torch's kernel. compiled: True = ignore `name` and return
-    only the torch kernels after torch.compile. other_devices: further devices that run a part of the model. Raises
+    name: "auto" = the torch kernels, and on a CUDA device with Triton also the Triton kernels. If a Triton kernel fails
+    or gives other results than torch, the torch kernel replaces this kernel. compiled: True = ignore `name` and return
+    only the torch kernels after torch.compile. other_devices: more devices that run a part of the model. Raises
     EngineUnavailable if `name` is "triton" and Triton is not available.
     """
     if compiled:
@@ -110,12 +110,12 @@ def candidates(
 
 
 def _checked_kernels(devices: Iterable[torch.device], dtype: torch.dtype) -> Candidates:
-    """Return the torch kernels and the Triton kernels, without the Triton kernels that fail on any of the devices."""
+    """Return the torch kernels and the Triton kernels. Torch kernels replace Triton kernels that fail on a device."""
     wrong: dict[str, str] = {}
     try:
         fused = fused_kernels()
         for device in devices:
-            with torch.cuda.device(device):  # Triton launches on the current device
+            with torch.cuda.device(device):  # Triton launches kernels on the current device
                 for operation, fault in wrong_operations(fused, device, dtype):
                     wrong.setdefault(operation, f"{operation} {fault} on {device}")
     except Exception as error:
@@ -132,7 +132,7 @@ def _checked_kernels(devices: Iterable[torch.device], dtype: torch.dtype) -> Can
 
 
 def _fault_of(error: Exception) -> str:
-    """Return the words for an error of Triton."""
+    """Describe an error of Triton in words."""
     if isinstance(error, EngineUnavailable):
         return error.reason.rstrip(".")
     lines = str(error).strip().splitlines()
@@ -142,17 +142,17 @@ def _fault_of(error: Exception) -> str:
 
 
 def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
-    """Compare kernels with the torch kernels on this device. Return the name of the first kernel that differs.
+    """Compare kernels with the torch kernels on this device. Return the first operation whose results differ.
 
-    Returns "" if no kernel differs. Takes about a second.
+    Returns "" if the results of all operations are equal. Takes about a second.
     """
     return next((operation for operation, _ in wrong_operations(kernels, device, dtype)), "")
 
 
 def wrong_operations(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
-    """Yield each operation for which `kernels` fail or give other results than torch's, and what happens.
+    """Yield each operation for which `kernels` fail or give other results than torch's kernels, and a description.
 
-    Raises the error of a kernel if all operations would fail in the same way: a missing compiler or a lost device.
+    Raises the error of a kernel if the compiler is missing or the device is lost, because then all operations fail.
     """
     for operation, run in _trials(device, dtype).items():
         expected = run(TORCH)
@@ -169,14 +169,15 @@ def wrong_operations(kernels: Kernels, device: torch.device, dtype: torch.dtype)
 
 def _equal(operation: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     if operation == "sample":
-        # Some draws may differ, because logarithms round differently and two codes can have nearly equal scores.
+        # A few draws may differ, because Triton and torch round logarithms differently and two codes can have nearly
+        # equal scores.
         return bool((found == expected).float().mean() > 0.95)
     tolerance = 1e-4 if dtype == torch.float32 else 3e-2
     return torch.allclose(found.float(), expected.float(), rtol=tolerance, atol=tolerance)
 
 
 def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Kernels], Tensor]]:
-    """Return a function for each operation that runs it with random inputs and returns all its results."""
+    """For each operation, return a function that runs the operation with random inputs and returns the results."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int, kind: torch.dtype = dtype) -> Tensor:
@@ -225,7 +226,7 @@ def compiled_kernels() -> Kernels:
 
 
 def fused_kernels() -> Kernels:
-    """Return the Triton kernels. If TRITON_INTERPRET=1 is set, they run on a CPU too.
+    """Return the Triton kernels. If TRITON_INTERPRET=1 is set, the Triton kernels can run on a CPU.
 
     Raises EngineUnavailable if Triton can't be imported.
     """

@@ -1,8 +1,8 @@
-"""The kernels in torch. Devices without Triton run them, and tests compare the Triton kernels with them.
+"""The torch kernels. Devices without Triton use these kernels, and tests compare the Triton kernels with these kernels.
 
 A CUDA graph can capture these kernels, because no shape, branch or copy to the host depends on the values of a tensor.
-Letters in shapes: B rows, H query heads, G key heads (query head h uses key head h // (H / G)), d head size,
-S positions of a static cache, V codes.
+Letters in shapes: B rows, H query heads, G key heads (query head h uses key head h // (H / G)), d head size, S
+positions of a static cache, V codes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Activation = Literal["silu", "gelu"]
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
-    """Compute the attention of one token of each row to the cache of the row.
+    """Compute attention: one token of each row attends to the cache of this row.
 
     q (B, H, d). k, v (B, G, S, d): views of a cache with contiguous d. positions (B,) int64 on the device: row b
     attends to cache positions 0..positions[b]. Returns (B, H * d) in the dtype of q. Scores and softmax are float32.
@@ -42,11 +42,11 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length:
 def step_attention(
     heads: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float
 ) -> Tensor:
-    """Compute the self-attention of one new token of each row, with RoPE and the write to the cache.
+    """Compute RoPE, the write to the cache, and self-attention for one new token of each row.
 
-    heads (B, H + 2 G, d): the queries, keys and values of each token from the qkv product. Applies RoPE to queries and
-    keys, writes keys and values into the cache k, v (B, G, S, d) at positions (B,), and computes `decode_attention`.
-    Returns (B, H * d) in the dtype of `heads`.
+    heads (B, H + 2 G, d): the queries, keys and values of each token. Applies RoPE to queries and keys, writes keys and
+    values into the cache k, v (B, G, S, d) at positions (B,), and computes `decode_attention`. Returns (B, H * d) in
+    the dtype of `heads`.
     """
     groups = k.shape[1]
     count = heads.shape[1] - 2 * groups
@@ -58,7 +58,7 @@ def step_attention(
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return rms_norm(x + residual) and x + residual. x, residual (M, D) and the norm's weight (D,) have one dtype."""
+    """Return rms_norm(x + residual) and x + residual. x, residual (M, D) and the weight (D,) have the same dtype."""
     summed = x + residual
     return functional.rms_norm(summed, (summed.shape[-1],), weight, eps), summed
 
@@ -85,13 +85,14 @@ def sample(
     *,
     fast_path: bool = False,
 ) -> Tensor:
-    """Draw a code for each row, like `Sampler.pick` of runtime/sampling.py, with sampling parameters on the device.
+    """Draw a code for each row, as `Sampler.pick` of runtime/sampling.py does, with parameters on the device.
 
     logits: (n, V) float32 of the codebook with index `codebook`, or (n, C, V) of C codebooks from `codebook` on.
     codebooks: the number of all codebooks. temperature (n,) float32, 0 = greedy. top_k (n,) int64, 0 = off. top_p (n,)
     float32, 1 = off. seeds, frames (n,) int64: determine the noise. banned int64, with the shape of the result: a code
     that can't be drawn, -1 = none. fast_path: see `draw`. Returns codes (n,) or (n, C) int64. If several codes have the
-    score at the limit of top-k or top-p, all of them stay. Raises ValueError for a codebook that does not exist.
+    same score at the limit of top-k or top-p, all these codes stay. Raises ValueError for a codebook that does not
+    exist.
     """
     channels = logits.shape[1] if logits.dim() == 3 else 1
     if not 0 <= codebook <= codebooks - channels:

@@ -1,7 +1,6 @@
-"""The Triton kernels. An import of this module imports Triton.
+"""The Triton kernels. The import of this module imports Triton.
 
-The attention kernel does not read cache positions after the position of a row. So these positions may contain any
-values.
+The attention kernel does not read the cache after the position of a row. So later positions may contain any values.
 """
 
 import triton
@@ -18,12 +17,12 @@ def attend(
     cos,
     sin,
     positions,
-    out,  # (B, H, d) the result; with several splits, `part`, `part_top` and `part_mass` are written and not `out`
+    out,  # (B, H, d) the result if there is one split; otherwise the kernel writes `part`, `part_top` and `part_mass`
     part,  # (B, H, splits, d) float32: unnormalised sums of values
     part_top,  # (B, H, splits) float32: the largest score, as an exponent of 2
     part_mass,  # (B, H, splits) float32: sum of the softmax weights; 0 for a split without positions
     scale,
-    length,  # only positions below this number are read, even if a row's position is higher
+    length,  # the kernel reads only positions below this number
     span,  # number of positions in one split
     heads_row,
     heads_head,
@@ -35,14 +34,14 @@ def attend(
     v_position,
     rotary_row,
     GROUPS: tl.constexpr,
-    SHARE: tl.constexpr,  # R query heads in a group
+    SHARE: tl.constexpr,  # R: number of query heads in a group
     PADDED: tl.constexpr,  # R rounded up to the size of a matrix instruction
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     WHOLE: tl.constexpr,  # whether there is only one split
-    FRESH: tl.constexpr,  # whether to apply RoPE, and to write the token's key and value
+    FRESH: tl.constexpr,  # whether to apply RoPE and to write the token's key and value into the cache
 ):
-    """Compute the attention of the R queries of one group in one row to one split of the row's positions.
+    """Compute attention for one group of one row: R queries attend to one split of the row's positions.
 
     A split is a range of consecutive positions. `combine` combines the results of all splits, as in flash-decoding.
     Uses online softmax (Milakov and Gimelshein 2018).
@@ -75,7 +74,7 @@ def attend(
     power = scale * _LOG2_E
     end = tl.minimum(tl.minimum((split + 1) * span, length), position + 1)
     if FRESH:
-        end = tl.minimum(end, position)  # the token's own key and value are in registers
+        end = tl.minimum(end, position)  # the key and value of the token itself are in registers
         if split == 0:
             mine = heads + (GROUPS * SHARE + group) * heads_head
             key = tl.load(mine + lane).to(tl.float32) * cosine + tl.load(mine + other_half).to(tl.float32) * sine
@@ -194,7 +193,7 @@ def draw(
     CODES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Draw one code of one row. Finds the limits of top-k and top-p by a binary search over bits, without sorting."""
+    """Draw one code of one row. Finds the limits of top-k and top-p with a binary search over bits, without a sort."""
     place = tl.program_id(0)
     row = place // CHANNELS
     channel = place % CHANNELS
@@ -215,7 +214,8 @@ def draw(
             kth = tl.cast(0, tl.uint32)
             bit = tl.cast(1 << 30, tl.uint32)
             for _ in range(16):
-                # Two bits at a time: count the keys at or above three candidates, with three counts in one sum.
+                # Each pass finds two bits: it counts the keys at or above three candidates, and packs the three counts
+                # into one sum.
                 counts = (key >= kth + bit).to(tl.int64)
                 counts += (key >= kth + 2 * bit).to(tl.int64) << 20
                 counts += (key >= kth + 3 * bit).to(tl.int64) << 40
@@ -246,9 +246,9 @@ def draw(
         state = _mix(_mix(state * 0x9E3779B97F4A7C15 + 1) + frame * 0x9E3779B97F4A7C15)
         count = ((codebook + channel).to(tl.int64) * CODES + 1 + lane).to(tl.uint64)
         bits = (_mix(state + count * 0x9E3779B97F4A7C15) >> 40).to(tl.uint32)
-        # The limit is 1 - 2^-24. If all bits are 1, the value rounds to 1.0 without the limit, and -log(1.0) is -0.0.
+        # The upper limit is 1 - 2^-24. Without it, 24 one bits would round to 1.0, and -log(1.0) is -0.0.
         uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-8, 0.999999940395355224609375)
         noise = -tl.log(uniform)
-        # A removed code has the weight 0. It gets -1, so it is never chosen.
+        # A code that top-k or top-p removes has the weight 0. Such a code gets -1, so it is never chosen.
         code = tl.argmax(tl.where(mask & (weight > 0), weight / noise, -1.0), axis=0)
     tl.store(out + place, tl.minimum(code, CODES - 1).to(tl.int64))

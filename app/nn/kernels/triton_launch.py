@@ -1,7 +1,7 @@
-"""Launches the Triton kernels. The functions have the signatures and results of those in torch_kernels.py.
+"""Launches the Triton kernels. Each function has the signature and the result of the function in torch_kernels.py.
 
-An import of this module imports Triton. The sizes of a launch depend only on the shapes of the arguments, and memory
-comes from the allocator of torch. So a CUDA graph can capture each call.
+The import of this module imports Triton. The sizes of a launch depend only on the shapes of the arguments, and torch
+allocates the memory. So a CUDA graph can capture each call.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from app.nn.kernels import triton_kernels
 from app.nn.kernels.torch_kernels import Activation
 
-_MIN_ROWS = 16  # rows of a matrix instruction
-_MAX_UNSPLIT = 256  # up to this many positions, one split is faster than several splits with a second launch
+_MIN_ROWS = 16  # number of rows of a matrix instruction
+_MAX_UNSPLIT = 256  # up to this number of positions, one split is faster than several splits
 
 
 @functools.cache
@@ -29,8 +29,8 @@ def splits_of(programs_each: int, length: int, block: int, processors: int) -> t
 
     A split is a range of consecutive positions that one program computes. programs_each: number of programs for one
     split of all rows and groups. block: number of positions that a program reads in one iteration. processors: number
-    of multiprocessors of the GPU. There are at most two programs for each multiprocessor. If there are several splits,
-    each split has at least two blocks.
+    of multiprocessors of the GPU. The splits give at most two programs for each multiprocessor. If there are several
+    splits, each split has at least two blocks.
     """
     blocks = -(-length // block)
     if length <= _MAX_UNSPLIT:
@@ -71,7 +71,7 @@ def _attend(
         )
     block = (
         32 if length <= 32 or size * k.element_size() > 256 else 64
-    )  # with wider heads, blocks of 64 need too many registers
+    )  # with wider heads, blocks of 64 positions would need too many registers
     splits, span = splits_of(rows * groups, length, block, _processors(heads.device))
     out = torch.empty(rows, count * size, device=heads.device, dtype=heads.dtype)
     part = part_top = part_mass = out
@@ -111,7 +111,7 @@ def _attend(
         FRESH=cos is not None,
         num_warps=4,
         num_stages=2,
-        enable_fp_fusion=False,  # RoPE gives the same bits as the torch kernel
+        enable_fp_fusion=False,  # so that RoPE gives the same bits as in the torch kernel
     )
     if splits > 1:
         triton_kernels.combine[(rows * count,)](

@@ -1,8 +1,8 @@
-"""Converts the two published layouts of a Mimi checkpoint to one set of names, and checks names and shapes.
+"""Converts both published layouts of a Mimi checkpoint to the same tensor names, and checks names and shapes.
 
 The model uses the names of kyutai/mimi (transformers layout). The layout of moshi joins the weights of queries, keys
 and values in one tensor, where the rows of queries and keys are in the order of interleaved RoPE pairs. All other
-tensors are the same in both layouts and have other names.
+tensors are the same in both layouts, but their names differ.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _layer_shapes(c: MimiConfig) -> dict[str, Shape]:
     return shapes
 
 
-# The modules of transformers 5, and their names in a checkpoint.
+# Names of modules in transformers 5 -> names in a checkpoint.
 _MODULES = re.compile(
     r"^(encoder\.encoder_seanet|encoder\.encoder_transformer|encoder\.downsample|decoder\.decoder_seanet|"
     r"decoder\.decoder_transformer|decoder\.upsample)\."
@@ -103,7 +103,7 @@ _FIRST = {"transformers": "decoder.layers.0.conv.weight", "moshi": "decoder.mode
 
 
 def checkpoint_name(name: str) -> str:
-    """Convert a tensor's name from the modules of transformers 5 to the name in a checkpoint."""
+    """Convert the name of a tensor in a model of transformers 5 to the name of this tensor in a checkpoint."""
     if (match := _MODULES.match(name)) is None:
         return name
     side, inner = match[1].split(".")
@@ -159,7 +159,7 @@ def _from_moshi(checkpoint: Checkpoint, config: MimiConfig) -> Checkpoint:
     renamed: dict[str, Stored] = {}
     for name, stored in checkpoint.tensors.items():
         for pattern, replacement in _MOSHI_NAMES:
-            name = re.sub(pattern, replacement, name)  # noqa: PLW2901 - rewritten by each pattern
+            name = re.sub(pattern, replacement, name)  # noqa: PLW2901 - each pattern rewrites the name
         if match := _JOINED.search(name):
             start = 0
             for part, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads)):
@@ -177,8 +177,8 @@ def _from_moshi(checkpoint: Checkpoint, config: MimiConfig) -> Checkpoint:
 def _cut(stored: Stored, start: int, stop: int, head_dim: int | None) -> Callable[[], Tensor]:
     """Return a function that reads rows start..stop-1 of a tensor.
 
-    head_dim: None = keep the order of the rows. Otherwise the function changes the order of the rows of each head from
-    interleaved to half-split RoPE pairs.
+    head_dim: the number of rows of one head. The function reorders the rows of each head from interleaved to half-split
+    RoPE pairs. None = keep the order.
     """
 
     def make() -> Tensor:

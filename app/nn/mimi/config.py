@@ -14,7 +14,8 @@ from app.nn.rope import Rope, read_rope
 
 _ROPE = Rope(10_000.0)
 
-# The beginnings of the names of the decoder's first layer. They show whether the names of a codec are known.
+# Prefixes of the names of the tensors in the decoder's first layer. If no tensor has such a prefix, the names are
+# unknown.
 KNOWN_NAMES = ("decoder.layers.0.", "decoder.decoder_seanet.layers.0.", "decoder.model.0.")
 
 
@@ -22,8 +23,8 @@ KNOWN_NAMES = ("decoder.layers.0.", "decoder.decoder_seanet.layers.0.", "decoder
 class MimiConfig:
     """The shape of a Mimi codec.
 
-    Encoder and decoder are causal convolutional networks (SEANet), each with a sliding-window transformer. Between
-    them is a split residual quantiser.
+    The encoder and the decoder are causal convolutional networks (SEANet), each with a sliding-window transformer. A
+    split residual quantiser connects the encoder and the decoder.
     """
 
     rate_hz: int = 24_000
@@ -53,11 +54,11 @@ class MimiConfig:
     rope: Rope = _ROPE
     attention_bias: bool = False
     activation: str = "gelu"
-    latent_stride: int = 2  # number of transformer latents in one frame of codes
+    latent_stride: int = 2  # number of transformer positions in one frame of codes
 
     @property
     def hop(self) -> int:
-        """The number of samples in one transformer latent."""
+        """The number of audio samples for one position of the transformer."""
         return math.prod(self.ratios)
 
     @property
@@ -101,7 +102,7 @@ def read_mimi_config(raw: Mapping[str, Any]) -> MimiConfig:
     ratios = tuple(int(ratio) for ratio in raw.get("upsampling_ratios") or base.ratios)
     rate_hz = int(raw.get("sampling_rate", base.rate_hz))
     hop = math.prod(ratios)
-    # Without an explicit frame rate, a frame has two latents.
+    # If the config contains no frame rate, one frame has two positions of the transformer.
     frame_hz = float(raw.get("frame_rate") or raw.get("_frame_rate") or rate_hz / (2 * hop))
     return MimiConfig(
         rate_hz=rate_hz,

@@ -1,11 +1,11 @@
 """Mimi, the codec of CSM: a streaming decoder with independent rows, and an encoder for whole recordings.
 
-Tensors have the layout (B, T, C). All computation is float32. A convolution is computed as a matrix product over
+Tensors have the layout (B, T, C). All computation is in float32. A convolution is computed as a matrix product over
 windows, which is twice as fast for short chunks as the convolution kernels of PyTorch. A decode in chunks gives the
-same samples as a decode in one call. For this, each convolution keeps the inputs that later outputs need, and each
-transposed convolution keeps outputs to which the next input contributes. The transformer keeps its keys and values in a
-ring buffer, whose length is the attention window plus one chunk.
-References: Kyutai, arXiv 2410.00037, and the config.json of kyutai/mimi.
+same samples as a decode in one call, because the modules keep state. Each convolution keeps the inputs that later
+outputs need. Each transposed convolution keeps the outputs to which the next input contributes. The transformer keeps
+the keys and values in a ring buffer, whose length is the attention window plus one chunk. References: Kyutai, arXiv
+2410.00037, and the config.json of kyutai/mimi.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from app.nn.mimi.config import MimiConfig
 from app.nn.rope import apply_rotary, rotary
 from app.weights.tensors import Checkpoint
 
-CHUNK_FRAMES = 8  # the largest number of frames in one pass; it determines the length of the ring buffer
-_MIN_USAGE = 1e-5  # lower limit of a usage count, because the count of an unused code is 0
-_WINDOW_FLOATS = 1 << 24  # the largest number of values in the windows of a convolution that are in memory together
+CHUNK_FRAMES = 8  # the largest number of frames in one pass, for which the ring buffer has room
+_MIN_USAGE = 1e-5  # lower limit of a usage count, to avoid a division by the count 0 of an unused code
+_WINDOW_FLOATS = 1 << 24  # the largest number of values of a convolution's windows that are in memory at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class _Rows:
     """The rows that one call of the decoder computes."""
 
     where: Tensor | slice  # selects the rows in a state tensor
-    index: Tensor  # (n, 1) the numbers of the rows
-    done: Tensor  # (n,) number of latents that each row has decoded before
-    used: int  # number of places of the ring buffer that attention reads
+    index: Tensor  # (n, 1) the indices of the rows
+    done: Tensor  # (n,) number of latents that each row has already decoded
+    used: int  # number of entries of the ring buffer that attention reads
     active: Tensor | None = None  # (n,) bool: the state of inactive rows does not change; None = all rows are active
 
     def keep(self, state: Tensor, new: Tensor) -> None:
@@ -68,7 +68,7 @@ class Conv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the convolution: x (B, reach + T, C) -> (B, T / stride, outputs).
 
-        The first `reach` inputs are those before the chunk. T must be a multiple of the stride.
+        The first `reach` inputs of x come from before the chunk. T must be a multiple of the stride.
         """
         if self.kernel == 1:
             return functional.linear(x, self.weight, self.bias)
@@ -78,7 +78,7 @@ class Conv(nn.Module):
             (rows, count, self.kernel, channels),
             (length * channels, self.stride * channels, self.dilation * channels, 1),
         )
-        # The windows of a minute of audio at the full rate take gigabytes, so they are computed in parts.
+        # At the full sample rate, the windows of a minute of audio take gigabytes. So the product is computed in parts.
         part = max(1, _WINDOW_FLOATS // (rows * self.kernel * channels))
         if count <= part:
             return functional.linear(windows.reshape(rows, count, -1), self.weight, self.bias)
@@ -161,7 +161,7 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, first: Callable[[Tensor], Tensor]) -> Tensor:
         """Compute the unit: x (B, T, C) -> (B, T, C).
 
-        first: computes the first convolution. It adds the inputs before the chunk, or the padding.
+        first: a function that computes the first convolution, and adds the earlier inputs or the padding.
         """
         y = self.second(functional.elu(first(functional.elu(x))))
         return y + (x if self.shortcut is None else self.shortcut(x))  # type: ignore[no-any-return]
@@ -259,7 +259,7 @@ class MimiEncoder(nn.Module):
         self._frequencies = c.rope.frequencies(c.head_dim)
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Encode samples (N,) float32 at the codec's rate -> codes (K, T) int64. T includes a partial last frame."""
+        """Encode samples (N,) float32 at the codec's rate -> codes (K, T) int64. A partial last frame counts in T."""
         c = self.config
         x = self.first.whole(samples[None, :, None])
         for residuals, down in zip(self.residuals, self.downs, strict=True):
@@ -284,7 +284,8 @@ class MimiEncoder(nn.Module):
         codes = []
         residual = latents
         for k, codebook in enumerate(self.codebooks):
-            if k in (0, self.config.semantic_codebooks):  # the first codebook of each quantiser encodes the latents
+            # The first codebook of each quantiser starts again from the latents.
+            if k in (0, self.config.semantic_codebooks):
                 projection = self.semantic_in if k == 0 else self.acoustic_in
                 residual = latents if projection is None else functional.linear(latents, projection)
             code = torch.cdist(residual[None], codebook[None])[0].argmin(dim=-1)
@@ -294,7 +295,7 @@ class MimiEncoder(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy the tensors of a checked checkpoint into the model. Names: see checkpoint.py."""
+        """Copy the tensors of a checked checkpoint into the codec. checkpoint.py describes the names."""
         c = self.config
         self.first.fill(weights, "encoder.layers.0.conv")
         index = 1
@@ -358,15 +359,15 @@ class MimiDecoder(nn.Module):
         self._offsets = torch.arange(self.codebooks, device=device) * c.codebook_size
         self._frequencies = c.rope.frequencies(c.head_dim).to(device)
         self._device = device
-        # All keys of a chunk are written before attention reads them. The first latent of the chunk attends to a whole
-        # window before it. So the buffer must hold a window and a chunk.
+        # The decoder writes all keys of a chunk before attention reads them. The first latent of the chunk attends to a
+        # whole window of earlier keys. So the buffer must hold a window and a chunk.
         self._ring = c.window + CHUNK_FRAMES * c.latent_stride
         self._keys = torch.zeros(c.layers, rows, c.kv_heads, self._ring, c.head_dim, device=device)
         self._values = torch.zeros_like(self._keys)
-        self._done = [0] * rows  # number of latents that each row has decoded with `decode`
-        # The number of latents that each row has decoded with `frame`.
+        self._done = [0] * rows  # number of latents of each row that `decode` has decoded
+        # The number of latents of each row that `frame` has decoded.
         self._done_on_device = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._states: dict[nn.Module, Tensor] = {}  # (rows, ...) earlier inputs or overlap of each module
+        self._states: dict[nn.Module, Tensor] = {}  # (rows, ...) module -> its earlier inputs or its overlap
         for module in self.modules():
             if isinstance(module, Conv) and module.reach > 0:
                 self._states[module] = torch.zeros(rows, module.reach, module.inputs, device=device)
@@ -379,7 +380,7 @@ class MimiDecoder(nn.Module):
         return sum(tensor.nbytes for tensor in (self._keys, self._values, *self._states.values()))
 
     def reset(self, row: int) -> None:
-        """Reset the row for a new stream. Old keys stay in memory, but the new stream does not attend to them."""
+        """Reset the row for a new stream. The old keys stay in memory, but the new stream does not read these keys."""
         for state in self._states.values():
             state[row] = 0
         self._done[row] = 0
@@ -422,8 +423,8 @@ class MimiDecoder(nn.Module):
 
         active (n,) bool: the state of inactive rows does not change, and their samples are undefined. All shapes are
         fixed, and no value is copied to the host, so a CUDA graph can capture this method. This method counts the
-        position of a row on the device, and `decode` counts it on the host. So between two resets of a row, call only
-        one of the two methods for the row.
+        position of a row on the device, but `decode` counts the position on the host. So between two resets of a row,
+        call only one of these two methods for the row.
         """
         count = len(codes)
         index = torch.arange(count, device=self._device)[:, None]
@@ -465,7 +466,8 @@ class MimiDecoder(nn.Module):
         count, length, width = x.shape
         at = rows.done[:, None] + torch.arange(length, device=self._device)  # (n, T) positions
         last = at[:, -1:]
-        # The position of the key in each place of the ring buffer after this chunk is written; negative = no key yet.
+        # For each entry of the ring buffer: the position of its key after the write of this chunk; negative = no key
+        # yet.
         cached = last - (last - torch.arange(rows.used, device=self._device)) % ring  # (n, L)
         cached = cached[:, None, :]
         mask = ((cached >= 0) & (cached <= at[..., None]) & (cached > at[..., None] - c.window))[
@@ -475,7 +477,7 @@ class MimiDecoder(nn.Module):
         places = at % ring
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            # Keys of inactive rows are written too. The next frame of such a row will overwrite them.
+            # This line also writes keys of inactive rows. The next frame of an inactive row overwrites these keys.
             self._keys[index].transpose(1, 2)[rows.index, places] = k.view(count, length, c.kv_heads, c.head_dim)
             self._values[index].transpose(1, 2)[rows.index, places] = v.view(count, length, c.kv_heads, c.head_dim)
             queries = q.view(count, length, c.heads, c.head_dim)
@@ -490,7 +492,7 @@ class MimiDecoder(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy the tensors of a checked checkpoint into the model. Names: see checkpoint.py."""
+        """Copy the tensors of a checked checkpoint into the codec. checkpoint.py describes the names."""
         c = self.config
         for k in range(self.codebooks):
             vectors = codebook(weights, c, k)
