@@ -536,7 +536,7 @@ def remove_pronunciation(
     """Remove a pronunciation."""
     lexicons, name = _lexicons(voice)
     try:
-        removed = lexicons.remove(word, name)
+        removed, _ = lexicons.remove(word, name)
     except SpeechError as error:
         _fail(error.message)
     for entry in removed:

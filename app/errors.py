@@ -12,6 +12,7 @@ SpeechError
 │   ├── Unfetchable (a URL can't be downloaded; `code` says why)
 │   ├── ForeignPage (a web page of another origin sent the request)
 │   ├── ForeignHost (a web page sent the request to a name that is not the server's)
+│   ├── PreconditionFailed (the object has changed since the caller read it)
 │   ├── VoiceNotSupported (the engine can't clone voices)
 │   └── VoiceNeedsWords  (the words of the voice's recording are unknown)
 ├── Busy                         the queue is full; try again after `retry_after_s`
@@ -96,6 +97,12 @@ class NotFound(RequestError):
     """No object with the requested id exists."""
 
     code = "not_found"
+
+
+class PreconditionFailed(RequestError):
+    """The object has changed since the caller read it, so the header If-Match names another state."""
+
+    code = "precondition_failed"
 
 
 class VoiceNotSupported(RequestError):

@@ -36,6 +36,7 @@ STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.ForeignHost, 403),
     (errors.UnknownModel, 404),
     (errors.NotFound, 404),
+    (errors.PreconditionFailed, 412),
     (errors.BodyTooLarge, 413),
     (errors.RequestError, 400),
     (errors.Busy, 429),
@@ -71,6 +72,15 @@ PROBLEMS: Mapping[int, tuple[str, tuple[str, str | None, str | None]]] = {
     408: (
         "The body arrived too slowly.",
         ("The request arrived too slowly. Send it again.", None, "request_timeout"),
+    ),
+    412: (
+        "The object has changed: its ETag is not in `If-Match`. Nothing was stored.",
+        (
+            "The object has changed since you read it, so nothing was stored. Get it again, repeat your change, and "
+            "send its new ETag in the header `If-Match`.",
+            None,
+            "precondition_failed",
+        ),
     ),
     413: (
         "The body is too large.",

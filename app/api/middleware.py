@@ -38,6 +38,7 @@ EXPOSED_HEADERS = (
     "X-TTS-Ignored",
     "X-Voice-State",
     "X-Cache",
+    "ETag",
     "Retry-After",
     "X-Should-Retry",
     "X-RateLimit-Limit-Requests",

@@ -33,6 +33,7 @@ CHECK_FILES_S = 1.0  # seconds between two checks of a file; until then, a chang
 MAX_FILE_BYTES = 32 << 20
 _Signature = tuple[int, int, int]
 _Change = Callable[[tuple["LexiconEntry", ...]], Sequence["LexiconEntry"]]
+_Check = Callable[[LexiconFile], None]  # gets a dictionary before it is changed; raises an error to keep it
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +81,19 @@ class LexiconStore:
         """Read a dictionary from its file."""
         return self._look(voice, now=True).content
 
-    def replace(self, entries: Sequence[LexiconEntry], voice: str | None = None) -> LexiconFile:
-        """Replace all entries of a dictionary. Raises InvalidValue, NotFound, NotStored."""
-        return self.change(lambda _: entries, voice)
+    def replace(
+        self, entries: Sequence[LexiconEntry], voice: str | None = None, *, check: _Check | None = None
+    ) -> LexiconFile:
+        """Replace all entries of a dictionary. Raises InvalidValue, NotFound, NotStored, and the errors of `check`."""
+        return self.change(lambda _: entries, voice, check=check)
 
-    def remove(self, word: str, voice: str | None = None) -> tuple[LexiconEntry, ...]:
-        """Remove the entries with this word, and return them. Raises NotFound, NotStored.
+    def remove(
+        self, word: str, voice: str | None = None, *, check: _Check | None = None
+    ) -> tuple[tuple[LexiconEntry, ...], LexiconFile]:
+        """Remove the entries with this word. Returns them and the changed dictionary.
 
-        If no entry has exactly this spelling, the entry with the same letters in another case is removed.
+        If no entry has exactly this spelling, the entry with the same letters in another case is removed. Raises
+        NotFound, NotStored, and the errors of `check`.
         """
         removed: list[LexiconEntry] = []
 
@@ -98,16 +104,19 @@ class LexiconStore:
                 raise NotFound(f"The dictionary has no entry for {word[:80]!r}.", param="word")
             return [entry for entry in entries if entry not in removed]
 
-        self.change(without, voice)
-        return tuple(removed)
+        content = self.change(without, voice, check=check)
+        return tuple(removed), content
 
-    def change(self, change: _Change, voice: str | None = None) -> LexiconFile:
+    def change(self, change: _Change, voice: str | None = None, *, check: _Check | None = None) -> LexiconFile:
         """Change the entries of a dictionary, and store them atomically. Other changes wait meanwhile.
 
-        change: gets the entries and returns the new ones. Raises InvalidValue, NotFound, NotStored.
+        change: gets the entries and returns the new ones. Raises InvalidValue, NotFound, NotStored, and the errors of
+        `check`.
         """
         with self._lock, self._exclusively():
             before = self._look(voice, now=True).content
+            if check is not None:
+                check(before)
             entries = change(before.entries)
             if len(entries) > MAX_ENTRIES:
                 raise InvalidValue(

@@ -86,6 +86,57 @@ def test_an_entry_is_heard_before_it_is_stored(server: str, visit: Visit, dictio
     assert dictionaries() == []
 
 
+CONFLICT = "Someone else has changed this dictionary. Below are the entries as they are now."
+
+
+def test_changes_of_another_person_are_never_overwritten(server: str, visit: Visit, dictionaries: Any) -> None:
+    dictionaries("", [{"word": "SQL", "say": "sequel"}])
+    watched = visit(f"{server}/pronunciation")
+    watched.expected.add("412")
+    page = watched.page
+    page.get_by_role("button", name="Remove SQL").wait_for()
+    dictionaries("", [{"word": "SQL", "say": "squeal"}, {"word": "York", "say": "yawk"}])  # another person
+    page.get_by_role("button", name="Remove SQL").click()
+    page.locator(".error").get_by_text(CONFLICT).wait_for()
+    assert rows(page) == [["SQL", "squeal"], ["York", "yawk"]]
+    assert [entry["say"] for entry in dictionaries()] == ["squeal", "yawk"]
+    page.get_by_role("button", name="Repeat my change").click()
+    until(page, "() => document.querySelectorAll('tbody tr').length === 1")
+    assert [entry["word"] for entry in dictionaries()] == ["York"]
+    assert page.locator(".error").get_by_text(CONFLICT).count() == 0
+    dictionaries("", [])
+    page.get_by_role("button", name="Undo").click()
+    page.locator(".error").get_by_text(CONFLICT).wait_for()
+    assert dictionaries() == []
+    page.get_by_role("button", name="Repeat my change").click()
+    until(page, "() => document.querySelectorAll('tbody tr').length === 1")
+    assert [entry["say"] for entry in dictionaries()] == ["squeal"]
+
+
+def test_form_and_file_stay_until_they_are_stored(server: str, visit: Visit, dictionaries: Any, tmp_path: Path) -> None:
+    watched = visit(f"{server}/pronunciation")
+    watched.expected.add("412")
+    page = watched.page
+    page.get_by_text("There are no entries yet.").wait_for()
+    dictionaries("", [{"word": "York", "say": "yawk"}])
+    fill(page, "SQL", "sequel")
+    page.get_by_role("button", name="Add").click()
+    page.locator(".error").get_by_text(CONFLICT).wait_for()
+    assert page.get_by_label("Word or phrase").input_value() == "SQL"
+    page.get_by_role("button", name="Repeat my change").click()
+    page.get_by_role("button", name="Remove SQL").wait_for()
+    assert page.get_by_label("Word or phrase").input_value() == ""
+    assert [entry["word"] for entry in dictionaries()] == ["York", "SQL"]
+    dictionaries("", [])
+    path = tmp_path / "words.tsv"
+    path.write_text("US\tyou ess\n")
+    page.locator("input[type=file]").set_input_files(path)
+    page.locator(".error").get_by_text(CONFLICT).wait_for()
+    page.get_by_role("button", name="Repeat my change").click()
+    page.get_by_role("button", name="Remove US").wait_for()
+    assert [entry["word"] for entry in dictionaries()] == ["US"]
+
+
 def test_a_voice_has_its_own_dictionary(server: str, visit: Visit, dictionaries: Any) -> None:
     dictionaries("", [{"word": "SQL", "say": "sequel"}])
     page = visit(f"{server}/pronunciation").page

@@ -267,3 +267,118 @@ def test_parallel_puts_leave_one_whole_dictionary(http: httpx.Client) -> None:
     found = [(entry["word"], entry["say"]) for entry in http.get(LEXICON).json()["entries"]]
     assert found in lists
     assert [[(entry["word"], entry["say"]) for entry in answer["entries"]] for answer in answers] == lists
+
+
+# ---- ETag
+
+
+def tag(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return str(answer.headers["etag"])
+
+
+def test_etag_names_the_state_of_a_dictionary(http: httpx.Client, folder: Path) -> None:
+    empty = tag(http.get(LEXICON))
+    assert empty == tag(http.get(LEXICON, params={"voice": "nova"}))  # equal bodies
+    first = http.put(LEXICON, json={"entries": [{"word": "SQL", "say": "sequel"}]})
+    assert tag(http.get(LEXICON)) == tag(first) != empty
+    assert tag(http.get(LEXICON, params={"voice": "nova"})) == empty
+    assert tag(http.put(LEXICON, json=first.json())) == tag(first)
+    (folder / "lexicon.tsv").write_text("SQL\tsequel\nbroken\n")  # only `problems` differs
+    assert tag(http.get(LEXICON)) not in (tag(first), empty)
+    assert tag(http.delete(f"{LEXICON}/SQL")) == tag(http.get(LEXICON)) == empty
+    assert http.head(LEXICON).headers["etag"] == empty
+
+
+def test_second_of_two_editors_gets_a_412_and_nothing_is_stored(http: httpx.Client) -> None:
+    def edit(word: str, seen: str) -> httpx.Response:
+        body = {"entries": [{"word": word, "say": "x"}]}
+        return http.put(LEXICON, json=body, headers={"If-Match": seen})
+
+    seen = tag(http.get(LEXICON))
+    first = edit("ours", seen)
+    second = edit("theirs", seen)
+    assert second.status_code == 412
+    error = problem(second)
+    assert (error["code"], error["param"], error["type"]) == ("precondition_failed", None, "invalid_request_error")
+    assert "If-Match" in error["message"]
+    assert [entry["word"] for entry in http.get(LEXICON).json()["entries"]] == ["ours"]
+    assert edit("theirs", tag(first)).status_code == 200
+    refused_delete = http.delete(f"{LEXICON}/theirs", headers={"If-Match": tag(first)})
+    assert (refused_delete.status_code, problem(refused_delete)["code"]) == (412, "precondition_failed")
+    assert http.delete(f"{LEXICON}/theirs", headers={"If-Match": tag(http.get(LEXICON))}).status_code == 200
+    assert http.get(LEXICON).json()["entries"] == []
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("*", 200),
+        ("{now}", 200),
+        ('"other", {now}', 200),
+        ('{now},"other"', 200),
+        ('W/"other" , {now}', 200),
+        ('"other"', 412),
+        ('""', 412),
+        ("", 412),
+        ("W/{now}", 412),  # RFC 9110: If-Match compares strongly
+        ("{bare}", 412),
+        ('"{bare}', 412),
+        ('"*"', 412),
+        ('"x{bare}"', 412),
+    ],
+)
+def test_if_match_is_a_list_of_tags(http: httpx.Client, header: str, status: int) -> None:
+    now = tag(http.get(LEXICON))
+    sent = {"If-Match": header.format(now=now, bare=now.strip('"'))}
+    body = {"entries": [{"word": "SQL", "say": "sequel"}]}
+    assert http.put(LEXICON, json=body, headers=sent).status_code == status
+    assert bool(http.get(LEXICON).json()["entries"]) == (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [("*", 304), ("{now}", 304), ("W/{now}", 304), ('"a", W/{now}', 304), ('"other"', 200), ("", 200), ("x", 200)],
+)
+def test_if_none_match_saves_the_body(http: httpx.Client, header: str, status: int) -> None:
+    put(http, ("SQL", "sequel"))
+    now = tag(http.get(LEXICON))
+    answer = http.get(LEXICON, headers={"If-None-Match": header.format(now=now)})
+    assert (answer.status_code, answer.headers["etag"]) == (status, now)
+    assert answer.headers["cache-control"] == "no-cache"
+    assert bool(answer.content) == (status == 200)
+    put(http, ("SQL", "squeal"))
+    assert http.get(LEXICON, headers={"If-None-Match": now}).status_code == 200
+
+
+def test_other_errors_come_before_a_412(http: httpx.Client) -> None:
+    old = {"If-Match": '"old"'}
+    assert http.put(LEXICON, json={"entries": [{"word": ""}]}, headers=old).status_code == 400
+    assert http.put(LEXICON, params={"voice": "nobody"}, json={"entries": []}, headers=old).status_code == 404
+    assert http.delete(f"{LEXICON}/none", headers=old).status_code == 412
+    assert http.delete(f"{LEXICON}/none").status_code == 404
+
+
+def test_only_one_of_many_editors_with_the_same_etag_wins(http: httpx.Client) -> None:
+    headers = {"If-Match": tag(http.get(LEXICON))}
+    bodies = [{"entries": [{"word": f"word{number}", "say": "x"}]} for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda body: http.put(LEXICON, json=body, headers=headers), bodies))
+    assert sorted(answer.status_code for answer in answers) == [200] + [412] * 7
+    (stored,) = (answer for answer in answers if answer.status_code == 200)
+    assert http.get(LEXICON).json() == stored.json()
+
+
+def test_changed_file_is_not_overwritten(http: httpx.Client, folder: Path) -> None:
+    seen = tag(http.get(LEXICON))
+    (folder / "lexicon.tsv").write_text("SQL\tby hand\n")
+    assert http.put(LEXICON, json={"entries": []}, headers={"If-Match": seen}).status_code == 412
+    assert http.get(LEXICON).json()["entries"][0]["say"] == "by hand"
+
+
+def test_page_of_another_origin_can_read_the_etag(tmp_path: Path) -> None:
+    origin = {"Origin": "https://studio.example"}
+    with serving(tmp_path, TTS_CORS_ORIGINS=origin["Origin"]) as url:
+        answer = httpx.get(url + LEXICON, headers=origin)
+        exposed = {name.strip().lower() for name in answer.headers["access-control-expose-headers"].split(",")}
+        assert "etag" in exposed & answer.headers.keys()

@@ -36,6 +36,7 @@ EXPECTED_STATUS = {
     "Forbidden": 403,
     "ForeignPage": 403,
     "BodyTooLarge": 413,
+    "PreconditionFailed": 412,
     "Busy": 429,
     "RateLimited": 429,
     "NotReady": 503,

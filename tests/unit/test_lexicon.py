@@ -482,8 +482,8 @@ def test_removal_of_a_word(store: LexiconStore) -> None:
     store.replace(
         [check_entry("US", "you ess", case_sensitive=True), check_entry("us", "uss"), check_entry("SQL", "sequel")]
     )
-    assert [entry.say for entry in store.remove("US")] == ["you ess"]
-    assert [entry.say for entry in store.remove("sql")] == ["sequel"]
+    assert [entry.say for entry in store.remove("US")[0]] == ["you ess"]
+    assert [entry.say for entry in store.remove("sql")[0]] == ["sequel"]
     assert words(store) == ["us"]
     with pytest.raises(NotFound):
         store.remove("SQL")

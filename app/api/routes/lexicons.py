@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict
 
+from app.api.conditional import check_if_match, etag_of, not_modified
 from app.api.errors import problems
 from app.api.requests import LexiconEntries, lexicon_entries
-from app.api.responses import DeletedPronunciations, Pronunciation, Pronunciations
+from app.api.responses import DeletedPronunciations, Pronunciation, Pronunciations, Schema, text_header
 from app.api.routes.voices import refresh
 from app.errors import InvalidValue, NotFound, UnknownVoice
 from app.voices.store import DRAFT_PREFIX
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from app.api.auth import Gate
     from app.generator.lexicons import LexiconStore
     from app.text.lexicon_file import LexiconFile
+    from app.types import LexiconEntry
     from app.voices.store import VoiceStore
 
 LEXICON_PATH = "/audio/lexicon"
@@ -27,6 +31,12 @@ VoiceQuery = Annotated[
     str | None,
     Query(description="The id or the name of a voice: use the dictionary of this voice. Default: the server's."),
 ]
+IfMatch = Annotated[
+    str | None,
+    Header(description="The ETag of the dictionary that you have changed. If it has another one now, this is a 412."),
+]
+IfNoneMatch = Annotated[str | None, Header(description="The ETag of the dictionary that you have: no change = 304.")]
+_ETAG: Schema = {"headers": {"ETag": text_header("The state of the dictionary, for `If-Match` and `If-None-Match`.")}}
 
 
 class LexiconBody(BaseModel):
@@ -59,38 +69,74 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
             raise NotFound("A draft has no pronunciation dictionary. Clone the voice first.", param="voice")
         return found
 
-    @readable.get(LEXICON_PATH, operation_id="get_lexicon", responses=problems(404))
-    async def get(voice: VoiceQuery = None) -> Pronunciations:
+    def check(if_match: str | None) -> Callable[[LexiconFile], None] | None:
+        """Return a function that compares a dictionary with the header If-Match; None without this header."""
+        return None if if_match is None else lambda before: check_if_match(if_match, _response(before)[1])
+
+    @readable.get(
+        LEXICON_PATH,
+        operation_id="get_lexicon",
+        response_model=Pronunciations,
+        responses={200: _ETAG, 304: {"description": "You have this dictionary already.", **_ETAG}, **problems(404)},
+    )
+    async def get(
+        answer: Response, voice: VoiceQuery = None, if_none_match: IfNoneMatch = None
+    ) -> Pronunciations | Response:
         """Get the pronunciation dictionary of the server, or of one voice."""
         name = await voice_id(voice)
-        return _response(await asyncio.to_thread(lexicons.content, name))
+        body, etag = await asyncio.to_thread(lambda: _response(lexicons.content(name)))
+        answer.headers.update({"ETag": etag, "Cache-Control": "no-cache"})
+        return Response(status_code=304, headers=answer.headers) if not_modified(if_none_match, etag) else body
 
-    @routes.put(LEXICON_PATH, operation_id="replace_lexicon", responses=problems(400, 404, 408, 413, 429, 507))
-    async def replace(body: LexiconBody, voice: VoiceQuery = None) -> Pronunciations:
+    @routes.put(
+        LEXICON_PATH,
+        operation_id="replace_lexicon",
+        responses={200: _ETAG, **problems(400, 404, 408, 412, 413, 429, 507)},
+    )
+    async def replace(
+        body: LexiconBody, answer: Response, voice: VoiceQuery = None, if_match: IfMatch = None
+    ) -> Pronunciations:
         """Replace all entries of the server's dictionary, or of one voice's. An entry of a voice wins."""
         name = await voice_id(voice)
 
-        def store() -> LexiconFile:
-            return lexicons.replace(lexicon_entries(body.entries, "entries"), name)
+        def store() -> tuple[Pronunciations, str]:
+            entries = lexicon_entries(body.entries, "entries")
+            return _response(lexicons.replace(entries, name, check=check(if_match)))
 
-        return _response(await asyncio.to_thread(store))
+        stored, answer.headers["ETag"] = await asyncio.to_thread(store)
+        return stored
 
     @routes.delete(
-        LEXICON_PATH + "/{word:path}", operation_id="delete_pronunciation", responses=problems(400, 404, 429, 507)
+        LEXICON_PATH + "/{word:path}",
+        operation_id="delete_pronunciation",
+        responses={200: _ETAG, **problems(400, 404, 412, 429, 507)},
     )
-    async def delete(word: str, voice: VoiceQuery = None) -> DeletedPronunciations:
-        """Remove the entries with this word from the server's dictionary, or from one voice's."""
+    async def delete(
+        word: str, answer: Response, voice: VoiceQuery = None, if_match: IfMatch = None
+    ) -> DeletedPronunciations:
+        """Remove the entries with this word from the server's dictionary, or from one voice's.
+
+        `If-Match` and `ETag` are those of the dictionary.
+        """
         if not word.strip():
             raise InvalidValue("The URL contains no word. DELETE /v1/audio/lexicon/SQL removes `SQL`.", param="word")
-        removed = await asyncio.to_thread(lexicons.remove, word, await voice_id(voice))
+        name = await voice_id(voice)
+
+        def remove() -> tuple[tuple[LexiconEntry, ...], str]:
+            removed, content = lexicons.remove(word, name, check=check(if_match))
+            return removed, _response(content)[1]
+
+        removed, answer.headers["ETag"] = await asyncio.to_thread(remove)
         return DeletedPronunciations(word=word, deleted=True, entries=[Pronunciation.of(entry) for entry in removed])
 
     routes.include_router(readable)
     return routes
 
 
-def _response(content: LexiconFile) -> Pronunciations:
-    return Pronunciations(
+def _response(content: LexiconFile) -> tuple[Pronunciations, str]:
+    """Return the body for a dictionary, and its ETag."""
+    body = Pronunciations(
         entries=[Pronunciation.of(entry) for entry in content.entries],
         problems=[f"lexicon.tsv, {problem}" for problem in content.problems],
     )
+    return body, etag_of(body)

@@ -2,7 +2,7 @@
 
 import { ROOT, alarm, button, dialog, h, quoted, t } from "./ui.js";
 
-// ---- the API key: kept for this session, or in this browser if the person chooses so
+// ---- the API key, kept for this session or in this browser
 
 let key = (() => {
   try {
@@ -93,7 +93,7 @@ async function errorOf(answer) {
   });
 }
 
-/** A box that shows an error: headline, the API's message, buttons (`actions`), request id. */
+/** A box with an error: headline, the API's message, buttons (`actions`), request id. */
 export function errorBox(error, actions = [], headline = error instanceof ApiError ? error.headline : String(error.message ?? error)) {
   if (error.code === "missing_scope") actions = [...actions, button(t("key.other"), () => askKey(error.message), { look: "quiet" })];
   alarm(`${headline} ${error.message ?? ""}`);

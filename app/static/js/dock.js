@@ -76,7 +76,7 @@ export class Wave {
   }
 }
 
-/** Saves a track as a file. The page writes WAV and PCM; the server makes other formats with the same seed. */
+/** Saves a track as a file. The page writes WAV and PCM; the server makes other formats. */
 export async function save(track, format, name) {
   if (format === "wav") return download(wav(track.samples()), `${name}.wav`);
   if (format === "pcm") return download(new Blob([track.samples()], { type: "audio/pcm" }), `${name}.pcm`);

@@ -1,5 +1,5 @@
-// The player of the studio. It plays a track while the rest is still arriving. It uses an AudioWorklet. Browsers have none
-// on plain http from another machine: then it schedules AudioBufferSourceNodes on the clock of the audio context.
+// Plays a track while the rest is still arriving, in an AudioWorklet. On plain http from another machine browsers have none:
+// then it schedules AudioBufferSourceNodes.
 
 import { ROOT, newId, store } from "./ui.js";
 

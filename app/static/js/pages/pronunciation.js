@@ -1,7 +1,7 @@
 // The Pronunciation page: the dictionary of the server or of one voice as a table. Entries can be heard, added, removed,
 // imported from a tsv file and exported to one.
 
-import { call, errorBox, getJson, serverVoice, voices } from "../api.js";
+import { call, errorBox, serverVoice, voices } from "../api.js";
 import { speech, whenListed } from "../speech.js";
 import { announce, button, download, h, icon, notify, quoted, store, t } from "../ui.js";
 import { voiceSelect } from "./speak.js";
@@ -44,6 +44,7 @@ function merged(before, more) {
 
 export async function mount(main) {
   let entries = [];
+  let etag = ""; // of the entries that are shown
   let voiceList = [];
   let voice = ""; // "" = the dictionary of the server
   let closed = false;
@@ -105,9 +106,11 @@ export async function mount(main) {
     more.textContent = found.length > SHOWN ? t("lexicon.more", { n: found.length - SHOWN }) : "";
   }
 
-  function use(answer) {
-    entries = answer.entries;
-    problems.replaceChildren(...(answer.problems.length ? [h("div", { class: "banner" }, h("p", { class: "headline" }, t("lexicon.problems")), answer.problems.map((text) => h("p", {}, quoted(text))))] : []));
+  async function use(answer) {
+    const read = await answer.json();
+    entries = read.entries;
+    etag = (answer.headers.get("etag") ?? "").replace(/^W\//, ""); // a proxy that compresses makes the tag weak
+    problems.replaceChildren(...(read.problems.length ? [h("div", { class: "banner" }, h("p", { class: "headline" }, t("lexicon.problems")), read.problems.map((text) => h("p", {}, quoted(text))))] : []));
     trouble.replaceChildren();
     if (!closed) draw();
   }
@@ -115,27 +118,31 @@ export async function mount(main) {
   async function load() {
     try {
       voiceList = await voices();
-      use(await getJson(path()));
+      await use(await call(path()));
     } catch (error) {
       trouble.replaceChildren(errorBox(error, [button(t("again"), load)]));
     }
   }
 
-  /** Stores the entries that `change` returns for the entries that the server has now. Returns false after an error. */
-  async function save(change) {
+  /**
+   * Stores the entries that `change` returns for the entries that are shown. Returns false after an error. If another
+   * person has changed the dictionary meanwhile, shows the new entries and a button that calls `repeat`.
+   */
+  async function save(change, repeat) {
     try {
-      const now = await getJson(path());
-      use(await (await call(path(), { method: "PUT", json: { entries: change(now.entries) } })).json());
+      await use(await call(path(), { method: "PUT", headers: etag ? { "If-Match": etag } : {}, json: { entries: change(entries) } }));
       return true;
     } catch (error) {
-      trouble.replaceChildren(errorBox(error));
+      const conflict = error.status === 412;
+      if (conflict) await load();
+      trouble.replaceChildren(errorBox(error, conflict ? [button(t("lexicon.repeat"), repeat)] : [], conflict ? t("lexicon.conflict") : undefined));
       return false;
     }
   }
 
   async function add() {
     const entry = written();
-    if (!(await save((now) => merged(now, [entry])))) return;
+    if (!(await save((now) => merged(now, [entry]), add))) return;
     announce(t("lexicon.saved", { word: entry.word }));
     for (const input of [word, say, ipa]) input.value = "";
     cased.checked = false;
@@ -143,15 +150,21 @@ export async function mount(main) {
   }
 
   async function remove(entry) {
-    if (!(await save((now) => now.filter((each) => keyOf(each) !== keyOf(entry))))) return;
-    notify(t("lexicon.removed", { word: entry.word }), t("undo"), () => save((now) => merged(now, [entry])));
+    let removed = [];
+    const without = (now) => {
+      removed = now.filter((each) => keyOf(each) === keyOf(entry));
+      return now.filter((each) => keyOf(each) !== keyOf(entry));
+    };
+    if (!(await save(without, () => remove(entry)))) return;
+    const restore = () => save((now) => merged(now, removed), restore);
+    notify(t("lexicon.removed", { word: entry.word }), t("undo"), restore);
     search.focus();
   }
 
   async function bring(chosen) {
     const { entries: read, wrong } = readTsv(await chosen.text());
     file.value = "";
-    if (read.length && !(await save((now) => merged(now, read)))) return;
+    if (read.length && !(await save((now) => merged(now, read), () => bring(chosen)))) return;
     const skipped = wrong.length ? ` ${t("lexicon.skipped", { lines: wrong.slice(0, 5).join(", ") })}` : "";
     notify(t("lexicon.imported", { n: read.length }) + skipped);
   }

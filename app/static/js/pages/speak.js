@@ -37,7 +37,7 @@ export function modelToUse(list, kept) {
   return list.some((model) => model.id === kept) ? kept : (list.find((model) => model.status === "ready") ?? list[0])?.id ?? "";
 }
 
-/** A box that says why the requested engine does not run, and what to do. Null when the engine runs. */
+/** A box: why the requested engine does not run, and what to do. Null when it runs. */
 export function banner(list, chosen, use) {
   const { last } = health;
   if (!last || last.status === "ok") return null;
@@ -370,7 +370,7 @@ export async function mount(main) {
     count.classList.toggle("bad", length > limit);
   }
 
-  /** Shows the limits that the server states; a server that starts again may have others. */
+  /** Shows the limits that the server states. */
   function showLimits() {
     const limit = (input, name, step) => Object.entries(rangeOf(name, step)).forEach(([key, value]) => value === undefined || input.setAttribute(key, value));
     limit(speed, "speed", SPEED_STEP);
