@@ -103,14 +103,15 @@ class Metrics:
         """Count the time to first audio. cache: hit, miss, shared or off; `off` is counted as a miss."""
         self._first_audio.labels(engine, "miss" if cache == "off" else cache).observe(seconds)
 
-    def spoken(self, engine: str, audio_format: str, audio_s: float, engine_s: float, underruns: int) -> None:
+    def spoken(self, engine: str, audio_format: str, audio_s: float, engine_s: float | None, underruns: int) -> None:
         """Count a complete answer.
 
-        engine_s: seconds that the answer waited for the engine. underruns: how often the listener ran out of audio.
+        engine_s: seconds that the answer waited for the engine; None = not known. underruns: how often the listener ran
+        out of audio.
         """
         self._audio_seconds.labels(engine, audio_format).inc(audio_s)
         self._underruns.labels(engine).inc(underruns)
-        if audio_s > 0:
+        if audio_s > 0 and engine_s is not None:
             self._real_time_factor.labels(engine).observe(engine_s / audio_s)
 
     def cache(self, result: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from app.generator.progress import Progress
 from app.runtime.playback import Playback
@@ -19,6 +19,37 @@ if TYPE_CHECKING:
     from app.types import ContextTurn, EngineInfo, SpeechRequest, Voice, VoicePrompt
 
     ParsedLine = tuple[Words | Pause, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LineText:
+    """A text that one voice speaks."""
+
+    parts: ParsedLine
+    voice: Voice
+    speaker: int
+    prompt: VoicePrompt | None
+    turn: int  # the index of the caller's text that it comes from
+    new_turn: bool = True  # whether the speaker may make a pause before it
+
+
+class LaterText(Protocol):
+    """The text of an answer that arrives after its first part."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `next` returns without waiting."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the whole text so far, as UTF-8."""
+
+    @property
+    def recent(self) -> str:
+        """The end of the text so far, from which its language is recognised."""
+
+    async def next(self) -> Sequence[LineText] | None:
+        """Wait for the next part of the text and return its lines; None at the end of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +67,13 @@ class SpeechJob:
     ignored: tuple[str, ...] = ()  # the request fields that the engine does not support
     marked: bool = False  # whether the audio gets the watermark
     voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
-    lexicons: Mapping[str, Lexicon] = field(default_factory=dict)  # the pronunciations of each voice, by voice id
+    lexicons: dict[str, Lexicon] = field(default_factory=dict)  # the pronunciations of each voice, by voice id
     progress: Progress = field(default_factory=Progress)
     playback: Playback = field(default_factory=Playback)
     broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke
     held: bool = False  # whether nothing is sent before the whole answer has been checked
+    later: LaterText | None = None  # the text that arrives while the first part is spoken; None = the text is complete
+    spoken_turns: list[ContextTurn] = field(default_factory=list)  # utterances of this answer, if `later` is set
 
     context: tuple[ContextTurn, ...] = ()  # remembered turns, then uploaded turns
     remembered: int = 0  # the number of remembered turns in `context`

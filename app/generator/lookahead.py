@@ -18,7 +18,12 @@ MAX_AHEAD = 4  # the maximum number of utterances that are submitted in advance
 
 
 def rows_ahead(job: SpeechJob) -> int:
-    """The number of utterances to submit in advance: 1, or the number of free rows if they may run in parallel."""
+    """The number of utterances to submit in advance: 1, or the number of free rows if they may run in parallel.
+
+    0 if an utterance needs the codes of the one before it, because the text arrives in parts.
+    """
+    if job.later is not None and job.info.text.continues and job.info.capabilities.context:
+        return 0
     if not (job.info.text.independent or job.request.parallel):
         return 1
     load = job.engine.load
@@ -58,14 +63,30 @@ class Lookahead:
         self,
         planned: AsyncGenerator[PlannedUtterance | Pause],
         submit: Callable[[PlannedUtterance, int], SubmittedUtterance],
+        *,
+        waits: bool = False,
     ) -> None:
-        """submit: sends an utterance to the engine. Its second argument is the index in the answer, from 0."""
+        """Create the iterator.
+
+        submit: sends an utterance to the engine. Its second argument is the index in the answer, from 0. waits: the
+        plan can wait for text, so `submit` does not wait for the plan.
+        """
         self._planned = planned
         self._submit = submit
         self._parts: deque[PlannedUtterance | Pause] = deque()  # planned and not yet returned by `next`
         self._submitted: deque[SubmittedUtterance] = deque()  # the first utterances in _parts
         self._present: PlannedUtterance | None = None
         self._taken = 0
+        self._waits = waits
+        self._planning: asyncio.Task[PlannedUtterance | Pause | None] | None = None  # plans the next part
+
+    async def planned_within(self, timeout_s: float) -> bool:
+        """Wait at most `timeout_s` seconds until `peek` returns without waiting. Returns False after this time."""
+        if self._parts:
+            return True
+        self._planning = self._planning or asyncio.create_task(self._next_planned())
+        await asyncio.wait({self._planning}, timeout=timeout_s)
+        return self._planning.done()
 
     async def next(self) -> PlannedUtterance | Pause | None:
         """Advance to the next utterance or pause and return it; None at the end."""
@@ -95,6 +116,8 @@ class Lookahead:
         utterances = [part for part in self._parts if isinstance(part, PlannedUtterance)]
         while len(self._submitted) < count:
             if len(utterances) == len(self._submitted):
+                if self._waits and not await self.planned_within(0):
+                    return
                 part = await self._plan()
                 if part is None:
                     return
@@ -106,13 +129,23 @@ class Lookahead:
 
     async def _plan(self) -> PlannedUtterance | Pause | None:
         """Plan the next utterance or pause, store it in `_parts`, and return it; None at the end."""
-        part = await anext(self._planned, None)
+        if self._planning is None:
+            part = await self._next_planned()
+        else:
+            part = await self._planning
+            self._planning = None
         if part is not None:
             self._parts.append(part)
         return part
+
+    async def _next_planned(self) -> PlannedUtterance | Pause | None:
+        return await anext(self._planned, None)
 
     async def aclose(self) -> None:
         """Cancel all submitted utterances."""
         for utterance in self._submitted:
             await utterance.aclose()
+        if self._planning is not None:
+            self._planning.cancel()
+            await asyncio.gather(self._planning, return_exceptions=True)
         await self._planned.aclose()

@@ -12,9 +12,11 @@ import contextlib
 import unicodedata
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from app.errors import EmptyText, TextTooLong
+from app.generator.job import LineText
 from app.generator.windows import windows
 from app.text.languages import guess_language
 from app.text.machine_text import remove_machine_text
@@ -116,6 +118,12 @@ def _pauses_s(text: SpannedText) -> float:
     return sum(part.seconds for part in parts if isinstance(part, Pause))
 
 
+class _PartEnd(Enum):
+    """The end of a part of a text that arrives in parts."""
+
+    END = 1
+
+
 class Planner:
     """Splits the text of one job into the utterances that the engine speaks."""
 
@@ -130,6 +138,13 @@ class Planner:
         utterance: PlannedUtterance | None = None
         most_chars = self._most_chars()
         async for part in self._lines():
+            if isinstance(part, _PartEnd):
+                # The next part may arrive much later. An engine that continues after a sentence loses nothing.
+                waits = job.info.text.continues or (job.later is not None and not job.later.ready)
+                if utterance is not None and waits:
+                    yield utterance
+                    utterance = None
+                continue
             if utterance is not None and (
                 isinstance(part, Pause)
                 or job.request.parallel
@@ -155,42 +170,64 @@ class Planner:
         characters = sum(len(line.text) for line in job.request.lines)
         return LONG_PASSAGE_CHARS if characters > ENDLESS_TEXT_CHARS else None
 
-    async def _lines(self) -> AsyncGenerator[SpokenLine | Pause]:
-        """Yield the sentences and pauses of all lines. Adds pauses between lines that the engine speaks separately."""
+    async def _texts(self) -> AsyncGenerator[LineText | _PartEnd]:
+        """Yield the lines of the job, and then the lines of its later text. A _PartEnd follows each part of a text."""
+        job = self._job
+        for number, parts in enumerate(job.parsed_lines):
+            yield LineText(parts, job.voices[number], job.speakers[number], job.prompts[number], job.turns[number])
+        if job.later is None:
+            return
+        yield _PartEnd.END
+        while (lines := await job.later.next()) is not None:
+            for line in lines:
+                yield line
+            yield _PartEnd.END
+
+    async def _lines(self) -> AsyncGenerator[SpokenLine | Pause | _PartEnd]:
+        """Yield the sentences and pauses of all lines. Adds pauses between lines that the engine speaks separately.
+
+        A _PartEnd follows each part of a text that arrives in parts.
+        """
         job, progress = self._job, self._job.progress
         adds_gaps = job.request.parallel or not (job.info.text.continues or job.info.text.max_passage_chars > 0)
         texts_left = sum(not isinstance(part, Pause) for parts in job.parsed_lines for part in parts)
         any_spoken = any_words = any_pause = False
         marks: list[str] = []  # sentences without words
-        for number, parts in enumerate(job.parsed_lines):
-            voice, speaker, prompt = job.voices[number], job.speakers[number], job.prompts[number]
-            line_begun = False
-            for part in parts:
-                if isinstance(part, Pause):
-                    any_pause = True
-                    yield part
+        number = -1
+        async with contextlib.aclosing(self._texts()) as texts:
+            async for text in texts:
+                if isinstance(text, _PartEnd):
+                    yield text
                     continue
-                texts_left -= 1
-                async with contextlib.aclosing(self._planned(part.text, voice, prompt)) as planned:
-                    async for passage in planned:
-                        if isinstance(passage, Pause):
-                            any_pause = True
-                            yield passage
-                            continue
-                        sentences = passage.sentences
-                        if not any_words:
-                            marks += [sentence.text for sentence in sentences if not has_words(sentence.text)]
-                        if job.request.normalize:
-                            sentences = [sentence for sentence in sentences if has_words(sentence.text)]
-                        progress.line_of_sentence += [number] * len(sentences)
-                        progress.all_planned = passage.is_last and not texts_left
-                        for sentence in sentences:
-                            if adds_gaps and any_spoken and not line_begun:
-                                yield Pause(TURN_GAP_S)
-                            any_spoken = line_begun = True
-                            any_words = any_words or has_words(sentence.text)
-                            line = _spoken_line(sentence, speaker, voice, prompt, job.turns[number])
-                            yield replace(line, language=passage.language)
+                number += 1
+                voice, prompt = text.voice, text.prompt
+                line_begun = not text.new_turn
+                for part in text.parts:
+                    if isinstance(part, Pause):
+                        any_pause = True
+                        yield part
+                        continue
+                    texts_left -= 1
+                    async with contextlib.aclosing(self._planned(part.text, voice, prompt)) as planned:
+                        async for passage in planned:
+                            if isinstance(passage, Pause):
+                                any_pause = True
+                                yield passage
+                                continue
+                            sentences = passage.sentences
+                            if not any_words:
+                                marks += [sentence.text for sentence in sentences if not has_words(sentence.text)]
+                            if job.request.normalize:
+                                sentences = [sentence for sentence in sentences if has_words(sentence.text)]
+                            progress.line_of_sentence += [number] * len(sentences)
+                            progress.all_planned = passage.is_last and not texts_left and job.later is None
+                            for sentence in sentences:
+                                if adds_gaps and any_spoken and not line_begun:
+                                    yield Pause(TURN_GAP_S)
+                                any_spoken = line_begun = True
+                                any_words = any_words or has_words(sentence.text)
+                                line = _spoken_line(sentence, text.speaker, voice, prompt, text.turn)
+                                yield replace(line, language=passage.language)
         if any_words:
             return
         if names := punctuation_names(" ".join(marks)):  # a text such as "?!" is spoken as the names of its marks
@@ -241,10 +278,11 @@ class Planner:
         """Normalise the text and split it into sentences that are short enough for the engine."""
         info, normalizer = self._job.info, self._normalizer if self._job.request.normalize else None
         prompt_s = 0.0 if prompt is None else prompt.codes.shape[1] * info.frame_s
-        language = self._job.language_of(text.text, voice)
+        shown = text.text if self._job.later is None else self._job.later.recent  # a short part shows no language
+        language = self._job.language_of(shown, voice)
         lexicon = self._job.lexicons.get(voice.id)
         sentences = _sentences(text, normalizer, language, info.text, prompt_s, lexicon=lexicon)
-        return _Passage(sentences, guess_language(text.text))
+        return _Passage(sentences, guess_language(shown))
 
 
 @dataclass(frozen=True, slots=True)

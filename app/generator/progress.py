@@ -21,6 +21,8 @@ class Progress:
     """The progress of a generation, or of one of its answers. An answer from the cache has no progress."""
 
     utterances: list[UtteranceStart] = field(default_factory=list)  # in order
+    # For each utterance: the index of the caller's text, and the first and last (exclusive) of its characters there.
+    spans: list[tuple[int, int, int]] = field(default_factory=list)
     line_of_sentence: list[int] = field(default_factory=list)  # the index of the line of each planned sentence
     all_planned: bool = False  # whether line_of_sentence is complete
     samples: int = 0  # produced so far, at the engine's sample rate
@@ -28,16 +30,20 @@ class Progress:
 
     def follow(self, generation: Progress, until_s: float) -> None:
         """Take over the utterances of a generation that begin in the first `until_s` seconds of its audio."""
-        for start in generation.utterances[len(self.utterances) :]:
+        first = len(self.utterances)
+        for start, span in zip(generation.utterances[first:], generation.spans[first:], strict=True):
             if start.start_s >= until_s:
                 return
             self.utterances.append(start)
+            self.spans.append(span)
 
-    def begin(self, text: str, sentences: int, samples_per_s: float) -> None:
+    def begin(self, text: str, sentences: int, samples_per_s: float, span: tuple[int, int, int] = (0, 0, 0)) -> None:
         """Record that an utterance begins now.
 
-        sentences: the number of its sentences. samples_per_s: the engine's sample rate multiplied by the speed.
+        sentences: the number of its sentences. samples_per_s: the engine's sample rate multiplied by the speed. span:
+        its characters in the caller's text, see `spans`.
         """
+        self.spans.append(span)
         self.utterances.append(
             UtteranceStart(
                 text,

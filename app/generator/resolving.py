@@ -15,7 +15,7 @@ from app.audio import watermark
 from app.audio.encoders import check_rate
 from app.audio.verification import is_english_tag
 from app.errors import BadReference, UnknownModel, UnknownVoice, UnsupportedParameter
-from app.generator.job import SpeechJob, number_speakers
+from app.generator.job import LineText, SpeechJob, number_speakers
 from app.generator.planning import HELD_PASSAGE_CHARS, LONG_TEXT_CHARS, check_not_blank, parse_lines, spell_sounds
 from app.generator.preset_voices import seed_of
 from app.generator.prompts import check_speakable
@@ -163,6 +163,29 @@ class RequestResolver:
             lexicons=lexicons,
             playback=Playback(tempo=request.speed),
         )
+
+    async def resolve_later(self, job: SpeechJob, line: Line) -> list[LineText]:
+        """Return the lines of a part of the text that arrives after the start of `job`. The lines have no prompts yet.
+
+        line: the text, with the voice as the caller has named it. Adds the pronunciations of the words to
+        `job.lexicons`. Raises RequestError.
+        """
+        request = self._with_standard_voices(replace(job.request, lines=(line,)))
+        request, _, texts = self._split_by_speaker(request)
+        request, _ = self._with_known_speakers(request, job.info)
+        voices = self._voices_of(request)
+        texts, parsed = _parsed(texts, job.info.text.sounds, job.request.normalize)
+        lines = tuple(
+            replace(each, voice=voice.id, text=text.text)
+            for each, voice, text in zip(request.lines, voices, texts, strict=True)
+        )
+        request = replace(request, lines=lines)
+        job.lexicons.update((await self._lexicons_of(request, job.info, voices, ()))[0])
+        speakers = number_speakers(request, voices, job.info.speakers)
+        return [
+            LineText(parts, voice, speaker, None, 0, new_turn=number > 0)
+            for number, (parts, voice, speaker) in enumerate(zip(parsed, voices, speakers, strict=True))
+        ]
 
     def _derived_seed(self, request: SpeechRequest, samples_key: tuple[str, ...]) -> int:
         """The seed of the request's content; another one after each failure of the speech with the last one."""

@@ -29,6 +29,7 @@ from app.generator.checking import AnswerChecks, best_of_takes, is_whole, whole_
 from app.generator.context import ConversationContext
 from app.generator.encoded_answers import EncodedAnswers, EncodedKey
 from app.generator.generation import Generation, Generations, Usage
+from app.generator.later_text import LaterLines
 from app.generator.lookahead import Lookahead, SubmittedUtterance, rows_ahead
 from app.generator.output import AnswerEncoder, open_finisher
 from app.generator.pacing import EncodeOrder, ListenerClock
@@ -40,7 +41,7 @@ from app.generator.sound import HELD_IN_MEMORY_BYTES, Recording
 from app.generator.take import Take
 from app.text.punctuation import has_words
 from app.text.script import Pause
-from app.types import Scheduling, Utterance
+from app.types import ContextTurn, Scheduling, Utterance
 from app.voices.memory import RememberedTurn
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from app.generator.cache import AnswerCache, CachedSound, Entry
     from app.generator.checking import Result, TakeChecker
     from app.generator.job import SpeechJob
+    from app.generator.later_text import TextParts
     from app.generator.lexicons import LexiconStore
     from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
@@ -64,6 +66,10 @@ log = logging.getLogger(__name__)
 CacheResult = Literal["hit", "miss", "shared", "off"]
 
 SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s at the edges of each utterance
+# If the next text is late, so much silence follows the last sentence. It pushes the end of the sentence through the
+# filters and the encoder: the watermark and MP3 together hold up to 0.3 s.
+WAITING_SILENCE_S = 0.35
+KEPT_UTTERANCES = 2  # an utterance of a text that arrives in parts continues the voice of this many utterances
 # How often an utterance is generated if it is silent, breaks a rule of the output guard, or fails the check.
 ATTEMPTS = 2
 RETRY_SEED_STEP = 1_000_003  # is added to the seed for each further take
@@ -92,6 +98,7 @@ class Answer:
     voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
     broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke so far
     verified: Result = "unchecked"  # the result of the check, as it is known so far
+    audio_s: float = 0.0  # seconds of audio in the bytes that the stream has yielded
 
     @property
     def hit(self) -> bool:
@@ -173,7 +180,28 @@ class SpeechGenerator:
         if to_file and self._checker is not None:
             checked = self._checker.scope(request, self._manager.engine().info) != "none"
             request = replace(request, verify=checked)
+        return await self._answer_to(await self._resolver.resolve(request, extras, random_seed=random_seed))
+
+    async def answer_in_parts(
+        self,
+        request: SpeechRequest,
+        text: TextParts,
+        *,
+        extras: frozenset[str] = frozenset(),
+        random_seed: bool = False,
+    ) -> Answer:
+        """Check the request and return the answer to a text that arrives in parts. The answer is not cached.
+
+        request: its only line has the first part of the text. text: the further parts. The other parameters and the
+        errors are those of `answer`. Later parts can also raise RequestError while the answer is spoken.
+        """
+        request = replace(request, use_cache=False, verify=None, best_of=1)
         job = await self._resolver.resolve(request, extras, random_seed=random_seed)
+        text.playback = job.playback
+        later = LaterLines(self._resolver, self._prompts, job, request.lines[0], text)
+        return await self._answer_to(replace(job, later=later))
+
+    async def _answer_to(self, job: SpeechJob) -> Answer:
         answer = Answer(
             engine=job.info.id,
             media_type=AUDIO_FORMATS[job.request.format].media_type,
@@ -210,14 +238,15 @@ class SpeechGenerator:
         body = self._encoded.find(_encoded_key(job, sound.checksum))
         if body is not None:
             answer.size_bytes = len(body)
+            answer.audio_s = sound.samples / sound.rate_hz
             return _blocks(body)
         answer.size_bytes = self._size_of(job, sound)
-        stream = self._encode_cached(job, sound)
+        stream = self._encode_cached(job, answer, sound)
         if answer.size_bytes is None and sound.samples <= MEASURED_S * sound.rate_hz:
             return _hold_back(answer, stream)
         return stream
 
-    async def _encode_cached(self, job: SpeechJob, sound: CachedSound) -> AsyncGenerator[bytes]:
+    async def _encode_cached(self, job: SpeechJob, answer: Answer, sound: CachedSound) -> AsyncGenerator[bytes]:
         """Encode audio from the cache. The first block is short, so that its bytes are sent at once."""
         encoder = AnswerEncoder(job.request, sound.rate_hz, sound.samples)
         collector = self._encoded.collect(keep=_is_compressed(job))
@@ -240,6 +269,7 @@ class SpeechGenerator:
                 count = round(CACHED_BLOCK_S * sound.rate_hz)
                 data = await encoder.push_in_order(samples, self._order, clock.ahead_s)
                 clock.encoded(encoder.audio_s)
+                answer.audio_s = encoder.audio_s
                 if data:
                     yield collector.add(data)
             if data := encoder.flush():
@@ -297,6 +327,7 @@ class SpeechGenerator:
                     answer.progress.follow(generation.job.progress, encoder.audio_s + len(block) / (2 * rate_hz))
                     data = await encoder.push_in_order(block, self._order, clock.ahead_s)
                     clock.encoded(encoder.audio_s)
+                    answer.audio_s = encoder.audio_s
                     if data:
                         pending.done()
                         yield collector.add(data)
@@ -363,8 +394,10 @@ class SpeechGenerator:
                 counts = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "seed": job.seed}
                 entry.commit({**counts, "verified": verified} if checks.complete else counts)
                 generation.stored_checksum = entry.checksum if entry.stored else None
-            underruns = 0 if job.held else clock.underruns
-            self._metrics.spoken(info.id, job.request.format, finisher.audio_s, clock.waited_s, underruns)
+            # An answer that waits for its text says nothing about the speed of the engine.
+            waited_s = clock.waited_s if job.later is None else None
+            underruns = 0 if job.held or job.later is not None else clock.underruns
+            self._metrics.spoken(info.id, job.request.format, finisher.audio_s, waited_s, underruns)
         finally:
             await checks.close()
 
@@ -395,7 +428,9 @@ class SpeechGenerator:
         """
         rate_hz = job.info.rate_hz
         ahead = Lookahead(
-            Planner(job, self._normalizer).utterances(), lambda utterance, number: self._submit(job, utterance, number)
+            Planner(job, self._normalizer).utterances(),
+            lambda utterance, number: self._submit(job, utterance, number),
+            waits=job.later is not None,
         )
         silence_s = 0.0  # to send before the next utterance
         begun = False
@@ -417,7 +452,10 @@ class SpeechGenerator:
                             yield pcm.silence(silence_s, rate_hz)
                             silence_s = 0.0
                         yield samples
-                if isinstance(await ahead.peek(), PlannedUtterance):
+                if job.later is not None and not await ahead.planned_within(_time_left_s(job)):
+                    yield pcm.silence(WAITING_SILENCE_S, rate_hz)
+                    silence_s = 0.0
+                elif isinstance(await ahead.peek(), PlannedUtterance):
                     silence_s += SENTENCE_GAP_S
             if silence_s and not begun:  # the whole text is silent
                 yield pcm.silence(silence_s, rate_hz)
@@ -490,6 +528,8 @@ class SpeechGenerator:
                 yield samples
             if take.codes is not None and not take.silent and not take.failures:
                 spoken.append((take, RememberedTurn(planned.lines[0].voice.id, planned.text, take.codes)))
+                if job.later is not None and job.info.capabilities.context:
+                    job.spoken_turns.append(ContextTurn(planned.lines[0].speaker, planned.text, take.codes))
         finally:
             await submitted.aclose()
 
@@ -557,7 +597,10 @@ class SpeechGenerator:
 
     @staticmethod
     def _begin(job: SpeechJob, planned: PlannedUtterance) -> bool:
-        job.progress.begin(planned.text, len(planned.lines), job.info.rate_hz * job.request.speed)
+        turn = planned.lines[0].turn
+        ends = [line.end_char for line in planned.lines if line.turn == turn]
+        span = turn, planned.lines[0].start_char, max(ends)
+        job.progress.begin(planned.text, len(planned.lines), job.info.rate_hz * job.request.speed, span)
         return True
 
     @staticmethod
@@ -584,22 +627,31 @@ class SpeechGenerator:
 
     def _submit(self, job: SpeechJob, planned: PlannedUtterance, number: int, attempt: int = 0) -> SubmittedUtterance:
         """Send an utterance to the engine. number: its index in the answer. attempt: 0 for the first take."""
+        spoken = job.spoken_turns[-KEPT_UTTERANCES:]
         utterance = Utterance(
             lines=planned.lines,
             sampling=job.request.sampling,
             seed=(job.seed + number + attempt * RETRY_SEED_STEP) & MAX_SEED,
             max_seconds=10.0 + len(planned.text),  # far more than any speech needs; the engines have lower limits
             language=job.request.language,
-            context=job.context,
-            optional_turns=job.remembered,
+            context=(*job.context, *spoken),
+            optional_turns=job.remembered if job.request.context else job.remembered + len(spoken),
             scheduling=Scheduling(continuation=number > 0 or attempt > 0, index=number, playback=job.playback),
         )
         return SubmittedUtterance(job.engine.speak(utterance))
 
 
+def _time_left_s(job: SpeechJob) -> float:
+    """Seconds until a listener who waits for text must get the audio that the filters and the encoder still hold."""
+    return max(0.0, job.playback.time_left_s(time.monotonic()) - WAITING_SILENCE_S)
+
+
 def _usage(job: SpeechJob, audio_s: float) -> Usage:
     """Count the tokens of an answer with `audio_s` seconds of audio."""
-    text_bytes = sum(len(line.text.encode("utf-8", "ignore")) for line in job.request.lines)
+    if job.later is None:
+        text_bytes = sum(len(line.text.encode("utf-8", "ignore")) for line in job.request.lines)
+    else:
+        text_bytes = job.later.size_bytes
     return Usage(-(-text_bytes // _TOKEN_BYTES), round(audio_s / job.info.frame_s))
 
 

@@ -74,7 +74,8 @@ class Take:
     def add(self, chunk: AudioChunk) -> None:
         """Add the next chunk from the engine."""
         self._rules += chunk.rules
-        if chunk.codes is not None and self._job.request.conversation is not None:
+        kept = self._job.request.conversation is not None or self._job.later is not None
+        if chunk.codes is not None and kept:
             self._codes.append(chunk.codes)
         self._hold_back(self._shape.push(chunk.samples))
 

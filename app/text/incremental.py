@@ -305,9 +305,9 @@ class IncrementalSplitter:
 
     def _open_mark(self) -> int | None:
         """Return the index of a quotation mark or another mark that is open at the end of the pending text."""
-        if self._quote is not None:
-            return self._quote
         text = self._text
+        if self._quote is not None and not any(mark in text[self._quote + 1 :] for mark in '"”»'):
+            return self._quote
         return self._at if self._at < len(text) and text[self._at] in "`<[$\\" else None
 
     def _after_mark(self, at: int, *, final: bool) -> int | None:

@@ -1,0 +1,194 @@
+"""A text that arrives in parts while its first part is already spoken, for example the answer of a language model.
+
+`TextParts` collects the text and cuts it into pieces (`text/incremental.py`). If no more text arrives for a while, it
+returns text that may go on. `LaterLines` turns each piece into lines, in the same way as the text of a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from app.errors import TextTooLong
+from app.text.incremental import IncrementalSplitter, Piece
+from app.text.script import SPEAKER_TAG
+from app.types import Line
+
+if TYPE_CHECKING:
+    from app.generator.job import LineText, SpeechJob
+    from app.generator.prompts import Prompts
+    from app.generator.resolving import RequestResolver
+    from app.runtime.playback import Playback
+
+SENTENCE_WAIT_S = 0.25  # a sentence that is the end of the text so far is spoken if no more text arrives in this time
+WORDS_WAIT_S = 1.0  # the same for words that are no sentence, if the listener has no audio left
+RECENT_CHARS = 1_000
+_BLOCK_CHARS = 16_384  # a long text is cut in blocks, so that other tasks can run in between
+
+
+class TextParts:
+    """Collects a text and returns its pieces in order. Used from one event loop, by one writer and one reader."""
+
+    def __init__(self, max_chars: int) -> None:
+        """max_chars: the maximum length of the whole text."""
+        self._max_chars = max_chars
+        self._splitter = IncrementalSplitter()
+        self._parts: list[str] = []
+        self._length = 0
+        self._queued: deque[Piece] = deque()
+        self._changed = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self.pieces: list[Piece] = []  # all pieces that `next` has returned
+        self.offsets: list[int] = []  # for each of them: the index in the whole text at which the spoken line begins
+        self.ended = False
+        self.playback: Playback | None = None  # the clock of the answer; None = the answer has not begun
+
+    @property
+    def text(self) -> str:
+        """The whole text so far."""
+        if len(self._parts) > 1:
+            self._parts = ["".join(self._parts)]
+        return self._parts[0] if self._parts else ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `next` returns without waiting."""
+        return bool(self._queued) or self.ended
+
+    async def append(self, text: str) -> None:
+        """Add text. Raises TextTooLong. Text after the end is ignored."""
+        if self.ended:
+            return
+        if self._length + len(text) > self._max_chars:
+            raise TextTooLong(
+                f"The text has more than {self._max_chars} characters (TTS_MAX_INPUT_CHARS). Send the rest as a new "
+                "text.",
+                param="text",
+            )
+        self._length += len(text)
+        self._parts.append(text)
+        self._stop_timer()
+        if not self._queued and self._time_left_s() <= 0:
+            self._splitter.restart()
+        for start in range(0, len(text), _BLOCK_CHARS):
+            self._add(self._splitter.append(text[start : start + _BLOCK_CHARS]))
+            if len(text) > _BLOCK_CHARS:
+                await asyncio.sleep(0)
+        self._start_timer()
+
+    def flush(self) -> None:
+        """Complete the last piece now. Text that follows begins a new sentence."""
+        self._stop_timer()
+        self._add(self._splitter.finish())
+
+    def end(self) -> None:
+        """End the text. Further calls do nothing."""
+        if not self.ended:
+            self.flush()
+            self.ended = True
+            self._changed.set()
+
+    def close(self) -> None:
+        """Stop the timer. The rest of the text is not spoken."""
+        self._stop_timer()
+        self._queued.clear()
+        self.ended = True
+        self._changed.set()
+
+    async def next(self) -> Piece | None:
+        """Wait for the next piece and return it; None at the end of the text."""
+        while not self._queued:
+            if self.ended:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        piece = self._queued.popleft()
+        self.pieces.append(piece)
+        self.offsets.append(piece.start_char)
+        return piece
+
+    def _add(self, pieces: list[Piece]) -> None:
+        self._queued += pieces
+        if pieces:
+            self._changed.set()
+
+    def _time_left_s(self) -> float:
+        """Seconds until the listener has no audio left."""
+        return 0.0 if self.playback is None else self.playback.time_left_s(time.monotonic())
+
+    def _start_timer(self) -> None:
+        """Start the timer for text that may go on."""
+        if self._splitter.pending:
+            if self._splitter.ends_with_sentence:
+                self._timer = asyncio.get_running_loop().call_later(SENTENCE_WAIT_S, self.flush)
+            else:
+                self._timer = asyncio.get_running_loop().call_later(WORDS_WAIT_S, self._take_words)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _take_words(self) -> None:
+        """Complete a piece at the last word end, if the listener has no audio left. Otherwise try again then."""
+        left_s = self._time_left_s()
+        if self._queued or left_s > 0:
+            self._timer = asyncio.get_running_loop().call_later(max(left_s, SENTENCE_WAIT_S), self._take_words)
+        else:
+            self._add(self._splitter.take_words())
+
+
+class LaterLines:
+    """Turns the pieces of a TextParts into lines, as the resolver does it for the text of a request."""
+
+    def __init__(
+        self, resolver: RequestResolver, prompts: Prompts, job: SpeechJob, line: Line, text: TextParts
+    ) -> None:
+        """job: the answer. line: the first line of its request, with the voice as the caller has named it."""
+        self._resolver = resolver
+        self._prompts = prompts
+        self._job = job
+        self._line = line
+        self._text = text
+        self._tag = _last_tag(line.text)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `next` returns without waiting."""
+        return self._text.ready
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the whole text so far, as UTF-8."""
+        return len(self._text.text.encode("utf-8", "ignore"))
+
+    @property
+    def recent(self) -> str:
+        """The end of the text so far, from which its language is recognised."""
+        return self._text.text[-RECENT_CHARS:]
+
+    async def next(self) -> list[LineText] | None:
+        """Wait for the next piece and return its lines; None at the end. Raises RequestError.
+
+        `turn` of a line is the index of the piece in `TextParts.pieces`.
+        """
+        piece = await self._text.next()
+        if piece is None:
+            return None
+        turn = len(self._text.pieces) - 1
+        # A piece without a speaker tag has the speaker of the text before it.
+        tag = "" if not self._tag or SPEAKER_TAG.match(piece.text) else f"{self._tag} "
+        line = replace(self._line, text=tag + piece.text)
+        self._text.offsets[turn] -= len(tag)
+        self._tag = _last_tag(piece.text) or self._tag
+        lines = await self._resolver.resolve_later(self._job, line)
+        return [replace(each, turn=turn, prompt=await self._prompts.of(each.voice, self._job.engine)) for each in lines]
+
+
+def _last_tag(text: str) -> str:
+    """Return the last speaker tag in a text; "" if it has none."""
+    found = [tag[0] for tag in SPEAKER_TAG.finditer(text)]
+    return found[-1] if found else ""

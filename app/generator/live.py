@@ -1,0 +1,302 @@
+"""Live speech: the text arrives in parts, the audio is sent at once, and the speech can be stopped at any time.
+
+A LiveSession has the voice, the model and the format. It opens contexts. A LiveContext is one answer: its text is added
+by `append`, `flush` and `end`, and its events are read from `events`. Several contexts of a session speak at the same
+time. A context whose events are not read pauses its own generation. This module knows no network protocol.
+
+If the whole text is known before the answer begins, the answer is the one that `SpeechGenerator.answer` gives to the
+same text, also from the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from app.errors import EmptyText, SpeechError
+from app.generator.later_text import TextParts
+
+if TYPE_CHECKING:
+    from app.generator.generation import Usage
+    from app.generator.speech import Answer, SpeechGenerator
+    from app.metrics import Metrics
+    from app.types import SpeechRequest
+
+log = logging.getLogger(__name__)
+
+_CHARS_PER_S = 15.0  # an estimate for a sentence whose end is not generated yet
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceStarted:
+    """The audio of a sentence, or of several that are spoken together, begins with the next Audio event."""
+
+    index: int  # from 0
+    start_char: int  # its characters in the text of the context
+    end_char: int  # exclusive
+    start_s: float  # in the audio of the context
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """Encoded audio."""
+
+    data: bytes
+    end_s: float  # the length of the audio of the context up to the end of `data`; an estimate for compressed formats
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceDone:
+    """All audio of a sentence was sent. The event can be late: it comes with the next sentence or at the end."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The last event of a context whose whole text was spoken."""
+
+    usage: Usage | None
+    audio_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The last event of a context that was cancelled. No audio follows it."""
+
+    sent_ms: int  # the length of the audio that was sent
+    spoken_chars: int  # how many characters of the text this audio contains: an estimate, up to the last whole word
+    text_spoken: str
+    text_unspoken: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last event of a context that failed."""
+
+    error: SpeechError
+    unexpected: bool = False
+
+
+Event = SentenceStarted | Audio | SentenceDone | Done | Cancelled | Failed
+
+
+@dataclass(slots=True)
+class SpokenText:
+    """Which part of a text a listener has heard after some time."""
+
+    sentences: list[SentenceStarted] = field(default_factory=list)
+    audio_s: float = 0.0  # sent so far
+    complete: bool = False  # whether the whole text was spoken
+
+    def chars_at(self, seconds: float, text: str) -> int:
+        """Return how many characters of `text` are heard in the first `seconds` of the audio, up to a word end.
+
+        Inside of a sentence, the number is an estimate: all its characters take the same time.
+        """
+        if self.complete and seconds >= self.audio_s:
+            return len(text)
+        begun = [sentence for sentence in self.sentences if sentence.start_s < seconds]
+        if not begun:
+            return 0
+        sentence = begun[-1]
+        length = sentence.end_char - sentence.start_char
+        if len(begun) < len(self.sentences):
+            end_s = self.sentences[len(begun)].start_s
+        elif self.complete:
+            end_s = self.audio_s
+        else:
+            end_s = max(self.audio_s, sentence.start_s + length / _CHARS_PER_S)
+        part = (seconds - sentence.start_s) / max(end_s - sentence.start_s, 1e-6)
+        if part >= 1:
+            return sentence.end_char
+        return _word_end(text, sentence.start_char, sentence.start_char + int(part * length))
+
+
+def _word_end(text: str, start: int, end: int) -> int:
+    """Return the last end of a word in `text[start:end + 1]`; `start` if it has none."""
+    if end < len(text) and text[end : end + 1].isspace():
+        return end
+    words = text[start:end].rstrip()
+    while words and not text[start + len(words) : start + len(words) + 1].isspace():
+        words = words[:-1]
+    return start + len(words.rstrip())
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSpec:
+    """What a context speaks and how."""
+
+    # Its only line has the voice. A text in this line is the whole text; "" = the text arrives by `append`.
+    request: SpeechRequest
+    extras: frozenset[str] = frozenset()  # see SpeechGenerator.answer
+    random_seed: bool = False  # see SpeechGenerator.answer
+    convert: Callable[[bytes], bytes] | None = None  # changes each block of audio
+    on_answer: Callable[[Answer], None] = lambda _: None  # called when the request is checked, before it is spoken
+
+
+class LiveSession:
+    """Opens contexts with the same generator. Used from one event loop."""
+
+    def __init__(self, generator: SpeechGenerator, metrics: Metrics, *, max_chars: int) -> None:
+        """max_chars: the maximum length of the text of one context."""
+        self._generator = generator
+        self._metrics = metrics
+        self._max_chars = max_chars
+        self._contexts: set[LiveContext] = set()
+
+    def open(self, spec: ContextSpec) -> LiveContext:
+        """Open a context and begin to speak it."""
+        context = LiveContext(self._generator, self._metrics, spec, TextParts(self._max_chars))
+        self._contexts.add(context)
+        context.task.add_done_callback(lambda _: self._contexts.discard(context))
+        return context
+
+    async def close(self) -> None:
+        """Cancel all contexts."""
+        for context in list(self._contexts):
+            await context.cancel()
+
+
+class LiveContext:
+    """One answer whose text can arrive in parts. `LiveSession.open` creates it."""
+
+    def __init__(self, generator: SpeechGenerator, metrics: Metrics, spec: ContextSpec, text: TextParts) -> None:
+        self._generator = generator
+        self._metrics = metrics
+        self._spec = spec
+        self._whole = spec.request.lines[0].text
+        self._parts = text
+        self._events: asyncio.Queue[Event] = asyncio.Queue(1)  # the generation pauses while an event waits here
+        self._over = False
+        self.spoken = SpokenText()
+        self.task = asyncio.create_task(self._run(), name="live context")
+
+    @property
+    def text(self) -> str:
+        """The whole text so far."""
+        return self._whole or self._parts.text
+
+    async def append(self, text: str) -> None:
+        """Add text. Raises TextTooLong."""
+        if not self._over:
+            await self._parts.append(text)
+
+    def flush(self) -> None:
+        """Speak all text so far, although its last sentence may be incomplete."""
+        if not self._over:
+            self._parts.flush()
+
+    def end(self) -> None:
+        """End the text. The context ends when all text is spoken."""
+        if not self._over:
+            self._parts.end()
+
+    async def cancel(self) -> None:
+        """Stop the speech. The row of the engine is free when this returns, and the next event is Cancelled.
+
+        Does nothing if the last event was sent already.
+        """
+        if self._over:
+            return
+        self._over = True
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        self._metrics.cancelled()
+        self._drop_events()
+        sent_s = self.spoken.audio_s
+        chars = self.spoken.chars_at(sent_s, self.text)
+        self._events.put_nowait(Cancelled(round(sent_s * 1000), chars, self.text[:chars], self.text[chars:]))
+
+    async def events(self) -> AsyncGenerator[Event]:
+        """Yield the events of the context. The last one is Done, Cancelled or Failed."""
+        while True:
+            event = await self._events.get()
+            if isinstance(event, SentenceStarted):
+                self.spoken.sentences.append(event)
+            elif isinstance(event, Audio):
+                self.spoken.audio_s = event.end_s
+            elif isinstance(event, Done):
+                self.spoken.complete = True
+            yield event
+            if isinstance(event, Done | Cancelled | Failed):
+                return
+
+    def _drop_events(self) -> None:
+        while not self._events.empty():
+            self._events.get_nowait()
+
+    async def _run(self) -> None:
+        """Speak the text, and put all events into the queue."""
+        last: Event
+        try:
+            last = await self._speak()
+        except SpeechError as error:
+            self._metrics.failed(type(error).__name__)
+            log.info("live speech failed: %s", type(error).__name__)
+            last = Failed(error)
+        except Exception as error:
+            log.exception("live speech failed with an unexpected error")
+            self._metrics.failed(type(error).__name__)
+            message = "The server failed because of an internal error. The log of the server has the reason."
+            last = Failed(SpeechError(message), unexpected=True)
+        finally:
+            self._parts.close()
+        await self._events.put(last)
+        self._over = True
+
+    async def _speak(self) -> Event:
+        answer, began_s = await self._begin()
+        self._spec.on_answer(answer)
+        announced = 0
+        audio_s = 0.0
+        is_first = True
+        convert = self._spec.convert
+        async with contextlib.aclosing(answer.stream) as stream:
+            async for data in stream:
+                if is_first:
+                    self._metrics.first_audio(answer.engine, time.monotonic() - began_s, answer.cache)
+                    is_first = False
+                if not announced and not answer.progress.utterances:  # from the cache
+                    await self._events.put(SentenceStarted(0, 0, len(self.text), 0.0))
+                    announced = 1
+                while announced < len(answer.progress.utterances):
+                    if announced:
+                        await self._events.put(SentenceDone(announced - 1))
+                    await self._events.put(self._started(answer, announced))
+                    announced += 1
+                audio_s = answer.audio_s
+                await self._events.put(Audio(data if convert is None else convert(data), audio_s))
+        if announced:
+            await self._events.put(SentenceDone(announced - 1))
+        return Done(answer.usage, audio_s)
+
+    async def _begin(self) -> tuple[Answer, float]:
+        """Wait for text and begin the answer. Returns it, and the time at which its text was there."""
+        request = self._spec.request
+        if self._whole:
+            began_s = time.monotonic()
+            return await self._generator.answer(
+                request, extras=self._spec.extras, random_seed=self._spec.random_seed
+            ), began_s
+        piece = await self._parts.next()
+        began_s = time.monotonic()
+        if piece is None:
+            raise EmptyText("The text contains nothing that can be spoken. Send a text with words.", param="text")
+        request = replace(request, lines=(replace(request.lines[0], text=piece.text),))
+        return await self._generator.answer_in_parts(
+            request, self._parts, extras=self._spec.extras, random_seed=self._spec.random_seed
+        ), began_s
+
+    def _started(self, answer: Answer, index: int) -> SentenceStarted:
+        turn, start, end = answer.progress.spans[index]
+        start_s = answer.progress.utterances[index].start_s
+        if self._whole:
+            return SentenceStarted(index, start, end, start_s)
+        offset, piece = self._parts.offsets[turn], self._parts.pieces[turn]
+        return SentenceStarted(index, max(piece.start_char, offset + start), offset + end, start_s)
