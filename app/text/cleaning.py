@@ -1,4 +1,5 @@
-"""Clean the characters of a text: remove characters that can't be spoken, and replace variants of a character by one.
+"""Clean the characters of a text: remove characters that can't be spoken, and replace the variants of a character by
+one form.
 
 The result of `clean` is in the normal form NFC: a letter and its accents are one character where Unicode has this
 character. It has no control, format, surrogate or private-use characters. It has only ASCII digits, straight quotes and
@@ -64,10 +65,11 @@ _NAMELESS = frozenset("\ufe0f\u20e3\u200d")
 _SYLLABLE = re.compile("[\u1100-\u115f][\u1160-\u11a7][\u11a8-\u11ff]?")
 _MARKS_OF_EMOJI = frozenset("\ufe0f\u20e3")
 # The largest number of marks on one letter. Vietnamese has two accents on a letter, Greek three, Hebrew and Tibetan
-# more. Text whose letters carry more ("zalgo") is decoration.
+# more. Letters with more marks ("zalgo" text) are decoration.
 _MAX_ACCENTS, _MAX_MARKS = 3, 8
 _ACCENTS = ("\u0300", "\u036f")  # the accents of Latin, Greek and Cyrillic letters
-# Lines through a letter, and circles around it. They are decoration, unless Unicode composes them ("≠").
+# Lines through a letter, and circles around it. They are decoration, unless Unicode has one character for the letter
+# and its line ("≠").
 _OVERLAYS = frozenset(
     "\u0334\u0335\u0336\u0337\u0338\u0488\u0489\u20d2\u20d3\u20d8\u20dd\u20de\u20df\u20e0\u20e4\u20e5"
 )

@@ -1,4 +1,6 @@
-"""The names of flags. A flag is an emoji of two letters, the code of its country; its Unicode name is not that name."""
+"""The English names of flag emoji. A flag emoji is two letters, the code of a country. Unicode names only these
+letters.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ VE Venezuela;VG British Virgin Islands;VI United States Virgin Islands;VN Vietna
 WS Samoa;XK Kosovo;YE Yemen;YT Mayotte;ZA South Africa;ZM Zambia;ZW Zimbabwe
 """
 _NAMES = {entry[:2]: entry[3:] for entry in _COUNTRIES.strip().replace("\n", ";").split(";")}
-_NATIONS = {"gbeng": "England", "gbsct": "Scotland", "gbwls": "Wales"}  # written with invisible letters
+_NATIONS = {"gbeng": "England", "gbsct": "Scotland", "gbwls": "Wales"}  # these flags are written with invisible letters
 _FLAG = re.compile(
     "[\U0001f1e6-\U0001f1ff]{2}|\U0001f3f4[\U000e0061-\U000e007a]{0,6}(?:\u200d\u2620)?|\U0001f3f3\ufe0f?\u200d?\U0001f308|\U0001f3f3"
 )

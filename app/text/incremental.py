@@ -1,12 +1,12 @@
 """Cut a text that arrives in parts, for example from a language model, into pieces that can be spoken.
 
 A piece is a sentence, a line of a list, a heading or a block of code. Markdown, HTML and numbers have their meaning
-only in a whole piece, so callers must normalise whole pieces. The pieces depend on the text only, and not on the parts
-in which it arrives. A piece is returned as soon as the text that decides where it ends has arrived.
+only in a whole piece, so callers must normalise whole pieces. The pieces depend only on the text, and not on the parts
+in which it arrives. A piece is returned as soon as its end is certain.
 
-A sentence ends if white space and one visible character follow its punctuation, because "3." can become "3.5". After
-an abbreviation ("Acme Inc. The") the whole next word decides. A quotation, a link, a tag, code and a formula contain no
-sentence end.
+A sentence ends if white space and one visible character follow its punctuation, because "3." can become "3.5". After an
+abbreviation ("Acme Inc. The"), the next word decides whether the sentence ends. A sentence never ends inside a
+quotation, a link, a tag, code or a formula.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from enum import Enum
 
 from app.text.machine_text import REASONING_NAME
 
-# The first piece may end at a clause or a word, because nothing is spoken while a listener waits for it.
+# The first piece may end at a clause or a word, because the listener waits in silence until it is spoken.
 CLAUSE_CHARS, CLAUSE_WORDS, WORD_END_CHARS = 30, 6, 60
 MAX_PIECE_CHARS = 400  # a longer piece is cut after a word
 _BLOCK_CHARS = 4_096
-_MAX_QUOTE_CHARS = 250  # a longer quotation is read as a stray quotation mark
-_MAX_RUN = 16  # the longest run of punctuation or of one mark that is read as a unit
-_MAX_SPACE = 200  # after more white space the next character does not matter
-_MAX_MARK_CHARS = 600  # a longer link or tag is read as a stray bracket
+_MAX_QUOTE_CHARS = 250  # the mark before a longer quotation does not open a quotation
+_MAX_RUN = 16  # the longest run of punctuation or of one mark that is treated as a unit
+_MAX_SPACE = 200  # after more white space, a sentence ends without a check of the next character
+_MAX_MARK_CHARS = 600  # the bracket before a longer link or tag is an ordinary character
 
 _ENDS = ".!?…"
 _CJK_ENDS = "。！？"
@@ -77,14 +77,14 @@ class Piece:
     """A part of the caller's text that can be normalised and spoken. It does not begin or end with white space."""
 
     text: str
-    start_char: int  # in the whole text of the context
+    start_char: int  # position in the whole text that was appended
     end_char: int  # exclusive
 
 
 class _Answer(Enum):
     YES = 1
     NO = 2
-    UNKNOWN = 3  # the text that decides has not arrived
+    UNKNOWN = 3  # more text must arrive before the answer is known
 
 
 class IncrementalSplitter:
@@ -97,12 +97,12 @@ class IncrementalSplitter:
         """eager: whether the first piece may end at a clause, so that the speech starts earlier."""
         self._eager = eager
         self._text = ""  # the text that is not part of a returned piece
-        self._offset = 0  # where _text begins in the whole text
-        self._at = 0  # the characters of _text before this index hold no end of a piece
+        self._offset = 0  # position of `_text` in the whole text
+        self._at = 0  # no piece ends before this index of `_text`
         self._line = 0  # index of the start of the line that contains _at
         self._quote: int | None = None  # index of the open quotation mark
         self._fence = ""  # the marker of the open block of code
-        self._searched = 0  # the characters of _text before this index do not end the block of reasoning
+        self._searched = 0  # the block of reasoning does not end before this index of `_text`
 
     @property
     def pending(self) -> str:
@@ -130,7 +130,9 @@ class IncrementalSplitter:
         return pieces
 
     def take_words(self) -> list[Piece]:
-        """Return the pending text up to the last word end, although the sentence may go on; nothing inside a mark."""
+        """Return the pending text up to its last white space, even if the sentence is not complete. Returns nothing if
+        a quotation, code or another mark is open.
+        """
         if self._fence or (self._open_mark() is not None):
             return []
         end = max((self._text.rfind(char) for char in " \n\t"), default=-1)
@@ -174,7 +176,7 @@ class IncrementalSplitter:
         return [Piece(bare, start, start + len(bare))]
 
     def _find_end(self, *, final: bool) -> int | None:
-        """Return the index at which the next piece ends; None if the text up to it has not arrived."""
+        """Return the index at which the next piece ends; None if this end is not known yet."""
         text = self._text
         while True:
             if self._at == self._line and (self._fence or self._at < len(text)):
@@ -186,7 +188,7 @@ class IncrementalSplitter:
             stop = _NEXT_STOP.search(text, self._at)
             if stop is None:
                 self._at = max(self._at, len(text) - 1 if not final else len(text))
-                # The last character stays: it may begin a word end.
+                # The last character is searched again, because the next text can change its meaning.
                 return None
             at, char = stop.start(), stop[0]
             if char == "\n":
@@ -225,7 +227,9 @@ class IncrementalSplitter:
             self._at = at + 1
 
     def _begin_line(self, *, final: bool) -> int | _Answer:
-        """Read the start of a line: a block of code begins or ends, or nothing. An index = a piece ends there."""
+        """Check whether a piece ends at the start of this line, or with a block of code. Returns the index of the end,
+        NO or UNKNOWN.
+        """
         text, line = self._text, self._line
         if self._fence:
             return self._fence_end(final=final)
@@ -278,7 +282,9 @@ class IncrementalSplitter:
         return self._early_end(at, "\n", final=final)
 
     def _early_end(self, at: int, char: str, *, final: bool) -> int | _Answer:
-        """Decide whether the piece ends at a clause or a word: the first piece, or a piece that is too long."""
+        """Decide whether the piece ends at a clause or a word. Only the first piece, and a piece that is too long, may
+        end there.
+        """
         text = self._text
         length = at - (len(text) - len(text.lstrip()))
         if length > MAX_PIECE_CHARS and char.isspace():
@@ -300,7 +306,7 @@ class IncrementalSplitter:
             self._quote = None
         if char in "”»" or (char == '"' and self._quote is not None):
             self._quote = None
-        elif not (char == '"' and at and self._text[at - 1].isdigit()):  # 5" are inches
+        elif not (char == '"' and at and self._text[at - 1].isdigit()):  # in 5", the mark means inches
             self._quote = at
 
     def _open_mark(self) -> int | None:
@@ -311,9 +317,9 @@ class IncrementalSplitter:
         return self._at if self._at < len(text) and text[self._at] in "`<[$\\" else None
 
     def _after_mark(self, at: int, *, final: bool) -> int | None:
-        """Return the index after the mark at `at`: code, link, tag, formula. None = its end has not arrived.
+        """Return the index after the code, link, tag or formula that begins at `at`; None if its end has not arrived.
 
-        A negative result is the end of a piece: a block of reasoning is a piece.
+        A negative result -n means that the piece ends at index n, because a block of reasoning is a separate piece.
         """
         text, char = self._text, self._text[at]
         rest = len(text) - at
@@ -360,7 +366,9 @@ class IncrementalSplitter:
         return -close.end()
 
     def _closed(self, at: int, start: int, closing: str, forbidden: str, *, final: bool) -> int | None:
-        """Return the index after `closing`; after the first character of the mark if it is never closed; or None."""
+        """Return the index after `closing`. Returns `start` if the mark is never closed, and None if more text must
+        arrive.
+        """
         text = self._text
         end = text.find(closing, start, at + _MAX_MARK_CHARS)
         stop = min(
@@ -375,7 +383,9 @@ class IncrementalSplitter:
     # ---- sentence ends
 
     def _sentence_end(self, at: int, *, final: bool) -> tuple[int, _Answer]:
-        """Decide about the punctuation at index `at`. Returns the index after the punctuation and its closing marks."""
+        """Decide whether a sentence ends with the punctuation at index `at`. Also returns the index after the
+        punctuation and its closing marks.
+        """
         text = self._text
         end = at
         while end < len(text) and text[end] in _ENDS + _CJK_ENDS and end - at < _MAX_RUN:
@@ -387,7 +397,7 @@ class IncrementalSplitter:
         while end < len(text) and text[end] in _CLOSING and end - at < 2 * _MAX_RUN:
             if text[end] in '"”»':
                 if quote is None and text[end] == '"':
-                    break  # it opens the next quotation
+                    break  # this mark opens the next quotation
                 quote = None
             elif text[end] in "([{" or (text[end] in "*_~`" and end + 1 < len(text) and text[end + 1].isalnum()):
                 break
@@ -419,7 +429,9 @@ class IncrementalSplitter:
         return (end if answer is _Answer.YES else at + len(marks)), answer
 
     def _continues(self, before: str, marks: str, after: str, *, final: bool) -> _Answer:
-        """Decide whether a sentence ends between `before` with the punctuation `marks`, and `after`."""
+        """Decide whether a sentence ends after the text `before` and the punctuation `marks`. after: the text that
+        follows.
+        """
         if after[0].islower():
             return _Answer.NO
         if marks != ".":
@@ -462,7 +474,7 @@ class IncrementalSplitter:
 
 
 def _starts(word: str, is_whole: bool) -> _Answer:
-    """Whether a word begins a sentence after an abbreviation: only if it is a word that often does."""
+    """Decide whether a word after an abbreviation begins a sentence: YES only if the word is in _STARTERS."""
     if not is_whole:
         return _Answer.UNKNOWN
     return _Answer.YES if word.lower() in _STARTERS else _Answer.NO

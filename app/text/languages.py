@@ -1,12 +1,12 @@
 """Guess the language of a text, and find the tag of a language by its name.
 
-Scripts other than Latin name their language (`writing_systems`). In Latin script the most frequent words decide: each
-language has a list of stop words. A text that is short, or that has many English words, has no guess, so that English
-texts and names stay English.
+A script other than Latin determines the language (`writing_systems`). In Latin script, the most frequent words decide:
+each language has a list of stop words. No language is guessed for a short text or a text with many English words, so
+that English texts with foreign names stay English.
 
-Measured with 212 short texts, half of them English, many with foreign names: the table takes none of the English texts
-for another language, and 30 microseconds for a text. The library py3langid 0.4 takes 44 English texts for another
-language, and needs 1.3 to 2 s to load and 122 MiB of memory.
+This module was tested with 212 short texts. Half of them were English, many with foreign names. It took no English text
+for another language, and needed 30 microseconds per text. The library py3langid 0.4 took 44 English texts for another
+language. It needs 1.3 to 2 s to load, and 122 MiB of memory.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from functools import lru_cache
 
 from app.text.writing_systems import script_language
 
-_LONGEST = 4_000  # characters that are looked at
-_LEAST_SCORE = 1.5  # a guess needs more than one word
+_LONGEST = 4_000  # number of characters that are examined
+_LEAST_SCORE = 1.5  # lowest score for a guess; one word is not enough
 _OVER_ENGLISH = 2.0  # the evidence must be this many times as much as the evidence for English
-_MOST_LETTERS = 2.0  # how much letters that are not in ASCII count at most
+_MOST_LETTERS = 2.0  # the highest score that letters outside ASCII can give
 
 _STOP_WORDS = {
     "en": """
@@ -130,7 +130,7 @@ for _language, _list in _STOP_WORDS.items():
 _GERMAN_NOUNS = frozenset(
     {"Tag", "Uhr", "Morgen", "Abend", "Euro", "Woche", "Jahr", "Jahre", "Jahren", "Prozent", "Dank"}
 )
-# Letters that only some of the languages use, in words without a capital letter.
+# Letters that only some of the languages use. They count only in words without a capital letter.
 _LETTERS = {
     "ß": "de", "ä": "de sv fi", "ö": "de sv fi tr hu", "ü": "de tr hu", "ñ": "es", "ã": "pt", "õ": "pt", "ł": "pl",
     "ą": "pl", "ę": "pl", "ś": "pl", "ż": "pl", "ź": "pl", "ć": "pl", "ń": "pl", "ř": "cs", "ě": "cs", "ů": "cs",
@@ -147,7 +147,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 
 
 def guess_language(text: str) -> str | None:
-    """Return the BCP 47 tag of the language of a text, without links and code; None if the words are not clear.
+    """Return the BCP 47 tag of the language of a text; None if the words are not clear. Links and code are ignored.
 
     The tag is "en" only if the text has clearly English words.
     """
@@ -193,7 +193,7 @@ def _latin_language(text: str) -> str | None:
 
 
 def _letter_scores(words: Iterable[str]) -> dict[str, float]:
-    """Return how much the letters of the words that are not in ASCII count for each language."""
+    """Return a score for each language from the letters in these words that are not in ASCII."""
     scores: dict[str, float] = {}
     for word in words:
         if word.isascii():
@@ -227,9 +227,9 @@ _TAGS = {name.replace("_", " "): tag for tag, names in _NAMES.items() for name i
 
 
 def language_tag(name: str) -> str | None:
-    """Return the tag of a language that is named in English or in itself: "German", "Deutsch" -> "de".
+    """Return the tag of a language from its name in English or in the language itself: "German", "Deutsch" -> "de".
 
-    "" and "auto" give None: the language is guessed. Any other text is returned as it is.
+    "" and "auto" give None: the language is guessed. Any other text is returned unchanged.
     """
     plain = " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
     if plain in {"", "auto", "automatic", "detect"}:

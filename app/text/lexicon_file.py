@@ -1,9 +1,9 @@
-"""The file format of a pronunciation dictionary: one entry a line, with tabs between its columns.
+"""The file format of a pronunciation dictionary: one entry per line, with tabs between the columns.
 
     # A comment.
     SQL<TAB>sequel
     US<TAB>you ess<TAB>case
-    Nguyen<TAB>win<TAB>ipa=\u02c8nw\u026an
+    Nguyen<TAB>win<TAB>ipa=ˈnwɪn
 
 The third column has flags, with spaces between them: `case` for a case-sensitive entry, and `ipa=` with a pronunciation
 in IPA up to the end of the line. With the flag `ipa` the second column is the pronunciation in IPA. A word that begins
@@ -26,7 +26,7 @@ _NOT_READ = "# not read: "
 
 @dataclass(frozen=True, slots=True)
 class LexiconFile:
-    """The content of a file."""
+    """The content of a dictionary file."""
 
     entries: tuple[LexiconEntry, ...] = ()
     problems: tuple[str, ...] = ()  # a sentence for each line that can't be read, with the number of the line
@@ -35,7 +35,7 @@ class LexiconFile:
 
 
 def parse_lexicon(data: bytes) -> LexiconFile:
-    """Read the content of a file. Never raises. If two lines have the same word, the later line is used."""
+    """Read the content of a dictionary file. Never raises. If two lines have the same word, the later line is used."""
     entries: dict[tuple[bool, str], LexiconEntry] = {}
     problems: list[str] = []
     broken: list[str] = []
@@ -88,10 +88,10 @@ def _entry(line: str) -> LexiconEntry:
 
 
 def format_lexicon(entries: Iterable[LexiconEntry], before: LexiconFile | None = None) -> bytes:
-    """Return the content of a file with these entries.
+    """Return the content of a dictionary file with these entries.
 
-    before: the content that is replaced. Its comments at the start stay, and its broken lines become comments, so that
-    no text of a person is lost.
+    before: the old content. Its comments at the start are kept, and its lines that can't be read become comments, so
+    that nothing that a person wrote is lost.
     """
     lines = list(before.comments if before else ())
     lines += [_NOT_READ + line for line in (before.broken if before else ())]

@@ -2,8 +2,8 @@
 
 These are the reasoning of language models, special tokens, tool calls, citations and long codes.
 
-A voice agent often passes the output of a language model on without changes. All functions take linear time: each
-opening mark is followed to its closing mark by one scan, without a limit on the length between them.
+A voice agent often passes the output of a language model on without changes. All functions take linear time: one scan
+pairs the opening and closing marks, at any distance from each other.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _space_between_words(match: re.Match[str]) -> str:
 
 
 def _citation_title(match: re.Match[str]) -> str:
-    """Return what a reader sees of a citation between private-use characters: mostly nothing, sometimes a title."""
+    """Return the title in a citation between private-use characters if a reader sees it, otherwise ""."""
     parts = (match["parts"] or "").split("\ue202")
     shown = _WITH_TITLE.get(parts[0])
     if shown is None or len(parts) < 2:
@@ -144,7 +144,7 @@ def _without_merged_channels(text: SpannedText) -> SpannedText:
 
 def _channels(text: str) -> Iterator[Edit]:
     """Yield the edits that leave only the final channel of gpt-oss: <|channel|>final<|message|>Hello<|end|>."""
-    header = hidden = -1  # where the header of a message, and the message, begin
+    header = hidden = -1  # start of the current header; start of the current hidden message
     for mark in _CHANNEL_MARK.finditer(text):
         name = mark[1]
         if name == "message":
@@ -172,12 +172,16 @@ def _channels(text: str) -> Iterator[Edit]:
 
 
 def _is_code(text: str, match: re.Match[str]) -> bool:
-    """Return whether a mark stands alone between backticks, so that the text speaks about the mark."""
+    """Return whether a mark stands alone between backticks. Then the text describes the mark, and the mark is not
+    removed.
+    """
     return text[match.start() - 1 : match.start()] == "`" and text[match.end() : match.end() + 1] == "`"
 
 
 def _begins_sentence(text: str, start: int, done: int) -> bool:
-    """Return whether only white space stands between the start of a line or sentence, or `done`, and `start`."""
+    """Return whether index `start` is at the start of a line or sentence, or at `done`. Spaces before `start` do not
+    count.
+    """
     while start > done and text[start - 1] in " \t":
         start -= 1
     return start == done or text[start - 1] in "\n.!?…。！？:"
@@ -186,11 +190,12 @@ def _begins_sentence(text: str, start: int, done: int) -> bool:
 def _blocks(
     text: str, marks: re.Pattern[str], *, lone_closing: bool = False, anywhere: bool = False, data: bool = False
 ) -> Iterator[Edit]:
-    """Yield the edits that remove blocks with their marks. A named group that begins with "end" or "close" closes.
+    """Yield the edits that remove blocks with their marks. A match of `marks` in which a group has text is a closing
+    mark.
 
-    lone_closing: a closing mark without an opening ends a block that began before the text. anywhere: a block without a
-    closing mark goes to the end of the text; otherwise only if its opening is at the start of a sentence. data: such a
-    block must also begin with data (JSON or XML).
+    lone_closing: True = a closing mark without an opening mark ends a block that began before the text. anywhere: True
+    = a block without a closing mark reaches to the end of the text. False = such a block must also begin at the start
+    of a sentence. data: True = such a block must also begin with data (JSON or XML).
     """
     edits: list[Edit] = []
     depth = begin = done = inside = 0
@@ -242,7 +247,7 @@ def _details(text: str) -> Iterator[Edit]:
 # ---- codes
 
 LONG_ADDRESS = 100  # a longer web address is read only up to its host
-LONG_CODE = 40  # a longer run of characters that is no word is announced and not read
+LONG_CODE = 40  # a longer run of characters without words is announced as a code and not read
 
 _CODE_CHAR = r"[A-Za-z0-9+/=_%.~-]"
 _LONG_RUN = re.compile(
@@ -282,9 +287,9 @@ def announce_codes(text: SpannedText, words: str) -> SpannedText:
 
 
 def _short_address(address: str) -> str:
-    """Return a web address; if it is long, only its scheme and its host."""
+    """Return a web address. Of a long address, return only the scheme and the host."""
     depth = 0
-    for place, char in enumerate(address):  # the address ends before a closing bracket that it has not opened
+    for place, char in enumerate(address):  # the address ends before a closing bracket without an opening bracket
         depth += (char in "([") - (char in ")]")
         if depth < 0:
             address, rest = address[:place], address[place:]
@@ -297,7 +302,7 @@ def _short_address(address: str) -> str:
 
 
 def _code(run: str, words: str) -> str:
-    """Return `words` if a long run of characters is a code; the run, if people would read it."""
+    """Return `words` if a long run of characters is a code. Otherwise return the run."""
     core = run.rstrip(".-_~/=%")
     rest = "." if run.endswith(".") and not run.endswith("..") else ""
     if core.isdecimal():

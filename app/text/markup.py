@@ -24,7 +24,7 @@ _TAG_NAMES = (
     "span speak strike strong sub summary sup table tbody td tfoot th thead time title tr tt u ul var video voice w "
     "sentence paragraph mstts:[a-z-]{1,20} amazon:[a-z-]{1,20}"
 )
-# The value of an attribute has any length: an image in a page can be in the address itself.
+# The value of an attribute may have any length, because an address can contain a whole image.
 _VALUE = r"""(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=]+)"""
 _FLAG = (
     "(?:open|hidden|disabled|checked|controls|autoplay|loop|muted|required|selected|readonly|async|defer|multiple|"
@@ -95,8 +95,8 @@ _PROMPT = re.compile(r"\s{0,8}\$ (?=[a-z])")
 _EMPHASIS = re.compile(
     r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\w*])|(?<![\w_/.])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![\w/])|~~"
 )
-# Marks around a word or a phrase, such as ==marked==, ++inserted++ and ||spoiler||: the characters without which a line
-# has no such mark, the pattern, and what stays.
+# Marks around a word or a phrase, such as ==marked==, ++inserted++ and ||spoiler||: (characters of which a line with
+# this mark contains at least one, pattern, replacement).
 _SPOILER = re.compile(r"\|\|(?=[^\s|])([^|\n]+)(?<=\S)\|\|")
 _AROUND = (
     ("==", re.compile(r"(?<![\w=!<>])==(?=[^\s=])([^=\n]+)(?<=\S)==(?![\w=])"), r"\1"),
@@ -206,7 +206,7 @@ def plain_paragraphs(text: SpannedText, *, english: bool = True) -> list[Spanned
     code as English words; otherwise the signs in code are removed.
     """
     paragraphs: list[SpannedText] = []
-    current: list[SpannedText] = []  # the lines of the paragraph being collected
+    current: list[SpannedText] = []  # the lines of the current paragraph
     in_code = silent = False
 
     def close() -> None:
@@ -281,7 +281,9 @@ def _without_front_matter(text: SpannedText) -> SpannedText:
 
 
 def _in_table(lines: list[SpannedText], index: int, line: SpannedText) -> bool:
-    """Return whether a line is a row of a table. Rows without a first "|" are next to a line of dashes."""
+    """Return whether a line is a row of a table. A row that does not begin with "|" must be next to a line of
+    dashes.
+    """
     return line.text.lstrip().startswith("|") or (
         "|" in line.text
         and any("|" in near.text and _TABLE_RULE.fullmatch(near.text) for near in lines[max(0, index - 1) : index + 2])
@@ -350,7 +352,7 @@ def _cited(match: re.Match[str]) -> str:
 
 
 def _wiki_title(match: re.Match[str]) -> str:
-    """Return what a reader sees of a wiki link: the name behind the last "|", or the name of the page."""
+    """Return the part of a wiki link that a reader sees: the name after the last "|", or the name of the page."""
     page, title = match[1], (match[2] or "").rpartition("|")[2]
     if match[0][0] == "!" and _IMAGE_FILE.fullmatch(page):
         return ""

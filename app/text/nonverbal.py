@@ -1,7 +1,7 @@
 """Non-verbal sounds: words in brackets, such as "(laughs)", that some engines perform.
 
-`NON_VERBAL_SOUNDS` lists all of these sounds. `EngineInfo.sounds` lists the sounds that one engine performs. The API
-returns that list for each model. People and language models write the sounds in many ways: "[laughs]", "*sighs
+`NON_VERBAL_SOUNDS` lists all of these sounds. `TextPacking.sounds` lists the sounds that one engine performs. The API
+returns this list for each model. People and language models write the sounds in many ways: "[laughs]", "*sighs
 deeply*", "<laugh>". `_SPELLINGS` maps each word to its sound.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from app.text.spans import SpannedText
 
-# The list in the README of the model Dia. Dia performs other words only sometimes, and otherwise reads them aloud.
+# The sounds in the README of the model Dia. Dia performs other words only sometimes, and otherwise reads them aloud.
 NON_VERBAL_SOUNDS = frozenset(
     {
         "laughs", "clears throat", "sighs", "gasps", "coughs", "singing", "sings", "mumbles", "beep", "groans",
@@ -22,7 +22,8 @@ NON_VERBAL_SOUNDS = frozenset(
     }
 )  # fmt: skip
 
-# Sound -> the words that mean it. "" = a sound or a direction that no engine performs: it is removed.
+# Sound -> the words that mean this sound. The words of "" are sounds and directions that no engine performs. They are
+# removed.
 _WORDS_OF_SOUNDS = {
     "laughs": "laughs laugh laughing laughed laughter giggles giggle giggling giggled cackles cackle cackling haha",
     "chuckle": "chuckle chuckles chuckling chuckled snickers snicker snickering",
@@ -92,7 +93,8 @@ _EMPHASISED = frozenset("haha beep music silence applause hum whispers".split())
 
 
 def perform_sounds(text: SpannedText, supported: frozenset[str]) -> SpannedText:
-    """Write each non-verbal sound as the engine's tag, such as "(laughs)". A sound that it does not support is removed.
+    """Write each non-verbal sound as the tag that the engine performs, such as "(laughs)". Unsupported sounds are
+    removed.
 
     supported: the sounds that the engine performs.
     """
@@ -111,7 +113,7 @@ def perform_sounds(text: SpannedText, supported: frozenset[str]) -> SpannedText:
 def _sound_of(words: str, kind: int, match: re.Match[str]) -> str | None:
     """Return the sound that words in brackets mean; "" for a sound that is removed, None for other text.
 
-    kind: 1 = (...), 2 = [...], 3 = *...*, 4 = <...>. match: the brackets in their text.
+    kind: 1 = (...), 2 = [...], 3 = *...*, 4 = <...>. match: the place of the brackets in the text.
     """
     if kind == 2 and words in _DIRECTIONS:
         return ""

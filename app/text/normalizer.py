@@ -1,10 +1,10 @@
 """Text normalisation: convert written English to words that a voice reads correctly.
 
-`Normalizer.spoken` runs stages that each know one thing: `machine_text` removes what programs write for programs,
-`cleaning` makes characters uniform, `markup` removes Markdown and HTML, `tex` reads formulas, and `rules` writes
-numbers and abbreviations as words. A `SpannedText` carries the caller's characters through all stages. The same text
-always gives the same words. The module `script` reads speaker tags and pause tags. The module `sentences` splits a
-text into sentences.
+`Normalizer.spoken` runs several stages: `machine_text` removes text that programs write for programs, `cleaning` makes
+characters uniform, `markup` removes Markdown and HTML, `tex` reads formulas, and `rules` writes numbers and
+abbreviations as words. A `SpannedText` stores, through all stages, which of the caller's characters each character
+comes from. The same text always gives the same words. The module `script` reads speaker tags and pause tags. The module
+`sentences` splits a text into sentences.
 
 The library wetext is used only to read units that are not in `tables.UNITS` ("9 rad/s"). On whole sentences wetext
 misreads amounts, versions and decades, drops final full stops, fails on brackets, and takes 2 ms. The package `rules`
@@ -44,7 +44,7 @@ _DASHES = frozenset("-–—")
 _DASH_PAUSE = re.compile(r"(?:(?<=\S)|(?<! ) +)(?:[—–]+|(?<=[ \w])-{2,}(?=[ \w])|(?<= )-(?= ))\s*")
 _JOINING_DASH = re.compile(r"(?<=[a-z])–(?=[A-Z])")  # the Paris–London train
 _DASH_END = re.compile(r" ?(?:(?<![—–])[—–]+|(?<!-)-{2,})(?=[\"')\]]*\s*$|\")")
-# Repeated marks: the marks without which a paragraph has none, the pattern, and what stays.
+# Repeated marks: (characters of which the paragraph must contain at least one, pattern, replacement).
 _REPEATED = (
     ("..", re.compile(r"\.{3,}"), "..."),
     (". .", re.compile(r"(?:\. ){2,}\.(?!\w)"), "..."),
@@ -197,7 +197,7 @@ class Normalizer:
     def _name_contents(self, text: SpannedText, written: str) -> SpannedText:
         """Return the words inside the markup of a text; if the markup has no words, the names of its flags and emoji.
 
-        written: the text before its invisible characters were removed, because a flag can contain some.
+        written: the text before its invisible characters were removed, because a flag can contain invisible characters.
         """
         plain = cleaning.drop_emoji(text).sub(_NO_WORD, " ")
         if words := _spell_digits(plain):
@@ -206,7 +206,7 @@ class Normalizer:
         return _spell_digits(SpannedText.of(names, text.span))
 
 
-# What is spoken in place of a long code, by language.
+# Language -> the words that replace a long code.
 _ANNOUNCEMENTS = {
     "en": "a long code", "de": "ein langer Code", "fr": "un long code", "es": "un código largo",
     "it": "un codice lungo",

@@ -1,12 +1,12 @@
 """The pronunciation dictionary: replace words and phrases by respellings that a voice reads correctly.
 
-A `Lexicon` searches a text for the words of its entries. Only whole words match: a letter, digit or combining mark of
-any script directly before or after a match prevents it. Scripts that are written without spaces, such as Chinese, have
-no such limit. The longest match wins. The search takes linear time: it compares tokens along a trie.
+A `Lexicon` searches a text for the words of its entries. Only whole words match: a word does not match if a letter,
+digit or combining mark of any script is directly before or after it. Scripts that are written without spaces, such as
+Chinese, have no such limit. The longest match wins. The search takes linear time: it compares tokens along a trie.
 
 The normaliser uses two steps. `Lexicon.masked` replaces each match by a made-up word that no text rule changes. After
-the rules, `Masks.revealed` replaces these words by what is spoken. So the rules see a word in each place ("Dr. Nguyen"
-is still a doctor), and never change a respelling.
+the rules, `Masks.revealed` replaces these words by what is spoken. So the rules see a word in each place ("Dr." before
+a name is still a doctor), and never change a respelling.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from app.text.rules import net
 from app.text.spans import SpannedText
 from app.types import LexiconEntry
 
-MAX_ENTRIES = 10_000  # in one list
-MAX_CHARS = 200  # of `word`, `say` and `ipa`
+MAX_ENTRIES = 10_000  # the most entries of one list
+MAX_CHARS = 200  # the most characters of `word`, `say` and `ipa`
 
 # Scripts that are written without spaces between words, and Korean, where endings follow a word directly.
 _UNSPACED = (
@@ -159,7 +159,9 @@ def folded(text: str) -> str:
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield the tokens of a text: (text for comparisons, start, end). White space is one token, " " or a blank line."""
+    """Yield the tokens of a text: (text for comparisons, start, end). A run of white space is one token: " ", or a
+    blank line.
+    """
     for match in _TOKEN.finditer(text):
         if match.lastgroup == "space":
             yield " " if match[0].count("\n") < 2 else "\n\n", match.start(), match.end()
@@ -178,7 +180,7 @@ class _Node:
         self.any_case: LexiconEntry | None = None
 
     def entry(self, text: str) -> LexiconEntry | None:
-        """Return the entry for this text of the caller."""
+        """Return the entry that ends at this place for the text `text`; None if there is no such entry."""
         return (self.exact.get(_exact(text)) if self.exact else None) or self.any_case
 
 
@@ -205,7 +207,9 @@ class WordList:
         return bool(self.entries)
 
     def candidates(self, words: frozenset[str]) -> list[LexiconEntry]:
-        """Return the entries of which all tokens are in a text with these tokens. Other entries can't match there."""
+        """Return the entries whose tokens are all in `words`, the tokens of a text. No other entry can match in this
+        text.
+        """
         firsts = words & self._needs.keys() if len(words) < len(self._needs) else self._needs.keys() & words
         return [entry for first in firsts for needs, entry in self._needs[first] if needs <= words]
 
@@ -248,8 +252,8 @@ class Match:
     start: int
     end: int
     entry: LexiconEntry
-    next_token: int  # the number of the token after the match
-    ending: str = ""  # the end of the match that is spoken after the entry
+    next_token: int  # the index of the token after the match
+    ending: str = ""  # the ending of the match, such as "s", which is spoken after the entry
 
     @property
     def length(self) -> int:
@@ -268,7 +272,7 @@ class Lexicon:
         return bool(self._lists)
 
     def candidates(self, text: str) -> list[LexiconEntry]:
-        """Return the entries that can act on a text, in the order of their lists. Some of them may not act."""
+        """Return the entries that may match in a text, in the order of their lists. Some of them may not match."""
         if not self._lists:
             return []
         normal = text if text.isascii() else unicodedata.normalize("NFC", text)
@@ -279,15 +283,16 @@ class Lexicon:
         return [entry for each in self._lists for entry in each.candidates(words | plurals)]
 
     def digest(self, entries: Iterable[LexiconEntry]) -> str:
-        """Return the SHA-256 (hex) of entries that `candidates` has returned, as far as the engine uses them.
+        """Return the SHA-256 (hex) of entries that `candidates` has returned. Parts that the engine does not use are
+        left out.
 
-        The entry of an earlier list hides an entry with the same word. So the same pronunciations have one digest,
-        whether they come from the request or from a file.
+        An entry of an earlier list hides later entries with the same word. So the same pronunciations give the same
+        digest, whether they come from the request or from a file.
         """
         used: dict[tuple[bool, str], LexiconEntry] = {}
         for entry in entries:
             used.setdefault(key_of(entry), entry)
-        # In the order of the words. Entries with the same word stay in the order of their lists, which matters.
+        # Sort by word. Entries with the same word keep the order of their lists, because an earlier list has priority.
         values = [self._values(entry) for entry in sorted(used.values(), key=lambda entry: folded(entry.word))]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
@@ -380,7 +385,7 @@ class _Regions:
             regions += (match.span() for match in pattern.finditer(text))
         regions.sort()
         self._starts: list[int] = []
-        self._longest: list[tuple[int, int]] = []  # of the regions up to here, the one that ends last
+        self._longest: list[tuple[int, int]] = []  # for each region: the region that ends last of all regions up to it
         for start, end in regions:
             longest = (start, end)
             if self._longest and self._longest[-1][1] >= end:
@@ -389,7 +394,7 @@ class _Regions:
             self._longest.append(longest)
 
     def contain(self, start: int, end: int) -> bool:
-        """Return whether a region contains this part of the text, and is longer."""
+        """Return whether this part of the text lies in a region that is longer than the part."""
         place = bisect_right(self._starts, start) - 1
         if place < 0:
             return False
@@ -410,7 +415,7 @@ def _fenced(text: str) -> Iterator[tuple[int, int]]:
         yield opened.start(), len(text)
 
 
-_LETTERS = "bfgkpw"  # of the made-up words: no unit, Roman numeral or abbreviation consists of them
+_LETTERS = "bfgkpw"  # letters of the made-up words; no unit, Roman numeral or abbreviation consists of these letters
 
 
 @dataclass(slots=True)
@@ -527,7 +532,7 @@ def unknown_symbol(ipa: str, symbols: frozenset[str]) -> str:
 
 
 def _prefixes() -> Iterator[str]:
-    """Yield different endings for the start of the made-up words."""
+    """Yield different prefixes for made-up words: "j" and letters of `_LETTERS`."""
     for length in range(1, 12):
         for number in range(len(_LETTERS) ** length):
             yield "j" + _in_letters(number).rjust(length, _LETTERS[0])

@@ -7,7 +7,7 @@ import unicodedata
 MAX_NAMED = 5
 
 # Marks without a spoken name: quotes, dots, dashes, brackets, and the marks of Markdown. A voice agent sends such a
-# mark alone when it cuts the output of a language model.
+# mark alone when it cuts the output of a language model into parts.
 _LAYOUT = frozenset("\"'`.,:;…·•-–—_*~#|<>()[]{}=\\/^。、，；：・「」『』（）【】《》¨´¯")
 
 
@@ -21,7 +21,7 @@ def punctuation_names(text: str) -> str:
 
     Marks that only arrange a text, such as quotes and dashes, have no names here.
     """
-    # C, Z: invisible
+    # the Unicode categories C and Z have only invisible characters
     characters = dict.fromkeys(c for c in text if c not in _LAYOUT and unicodedata.category(c)[0] not in "CZM")
     names = [unicodedata.name(char, "").lower() for char in characters]
     return ", ".join([name for name in names if name][:MAX_NAMED])

@@ -104,7 +104,7 @@ def _join_short(sentences: list[SpannedText], max_chars: int, *, is_start: bool)
     sentence is the start of the whole text. If so, the first sentence may stay short.
     """
     joined: list[SpannedText] = []
-    waiting: SpannedText | None = None  # short sentences that will be joined to the next one
+    waiting: SpannedText | None = None  # short sentences that will be joined to the next sentence
     for index, sentence in enumerate(sentences):
         piece = _append(waiting, sentence) if waiting else sentence
         if waiting and len(piece) > max_chars:

@@ -1,8 +1,8 @@
-"""A text that knows, for each of its characters, which characters of the caller's input it comes from.
+"""A text in which each character has a span: the characters of the caller's input that it comes from.
 
 Every stage of the text front end changes a text: it removes markup, writes numbers as words, splits sentences. Word
-times, captions and barge-in need the way back, from a spoken word to the caller's characters. `SpannedText` keeps that
-way through every change.
+times, captions and barge-in need the caller's characters of each spoken word. `SpannedText` keeps the spans through
+every change.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class SpannedText:
     def span_of(self, start: int, end: int) -> Span:
         """Return the characters of the caller's input that `text[start:end]` comes from.
 
-        An empty part has the span that its neighbours share; if they share nothing, the place between them.
+        An empty part has the span that its neighbours share. If they share nothing, the span is the place between them.
         """
         if start < end:
             return self._starts[start], self._ends[end - 1]
@@ -86,8 +86,8 @@ class SpannedText:
     def sub(self, pattern: re.Pattern[str], replacement: Replacement) -> SpannedText:
         """Return the text with each match of the pattern replaced, as `pattern.sub` does.
 
-        A group that the replacement names (r"\\1"), and a word that it keeps at the start or at the end of a match,
-        keeps its own span. All other characters of a replacement get the span of the rest of the match. Without a
+        A group that the replacement names (r"\\1") keeps its span. An unchanged word at the start or the end of a match
+        also keeps its span. All other characters of a replacement get the span of the rest of the match. Without a
         match, the result is this object. The replacement must name groups in the order of the text.
         """
         if pattern.search(self.text) is None:
@@ -157,7 +157,7 @@ class SpannedText:
 
 
 def join(parts: Iterable[SpannedText], separator: str = "") -> SpannedText:
-    """Return the parts as one text. The separator's span is what lies between its neighbours in the caller's input."""
+    """Return the parts as one text. The span of a separator is the gap between its neighbours in the caller's input."""
     pieces: list[str] = []
     starts, ends = array("I"), array("I")
     kept: SpannedText | None = None

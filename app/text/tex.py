@@ -176,7 +176,7 @@ def replace_tex(text: SpannedText, *, english: bool) -> SpannedText:
 
 def _all_edits(text: str, *, english: bool) -> Iterator[Edit]:
     position = 0
-    missing: set[str] = set()  # closing marks that do not follow any more
+    missing: set[str] = set()  # closing marks that are not in the rest of the text
     braces = _Braces(text)
     while (opening := _OPENING.search(text, position)) is not None:
         kind = opening.lastgroup or ""
@@ -276,7 +276,7 @@ def _command_in_text(
 
 
 class _Braces:
-    """The places of the closing braces of a text. They are found in one pass, at the first question."""
+    """The places of the closing braces of a text. The first call of `end` finds all of them in one pass."""
 
     def __init__(self, text: str) -> None:
         self._text = text

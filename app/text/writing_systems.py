@@ -22,7 +22,7 @@ _SCRIPT_LANGUAGES = {
     "TAMIL": "ta",
     "THAI": "th",
 }
-# How many Latin letters say as much as one character of the script.
+# Script -> the number of Latin letters that carry as much text as one of its characters.
 _LETTERS_PER_CHARACTER = {"CJK": 3.0, "HIRAGANA": 2.5, "KATAKANA": 2.5, "HANGUL": 2.5}
 
 

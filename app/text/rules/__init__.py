@@ -19,7 +19,7 @@ from app.text.rules import codes, common, dates, grouping, measures, money, net,
 from app.text.spans import Replacement, SpannedText
 
 DIGITS, SUPERSCRIPTS, ANY = "0123456789₀₁₂₃₄₅₆₇₈₉", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", ""
-INNER_DOT, ADDRESS = ".", "./"  # a full stop before a letter or a digit; the same, or two slashes
+INNER_DOT, ADDRESS = ".", "./"  # keys: a full stop before a letter or digit; such a full stop, or two slashes
 # Pattern, replacement, and the characters of which a paragraph must contain at least one (ANY = the rule always runs).
 # No rule puts such a character into a paragraph, if the paragraph did not already have one.
 _Rule = tuple[re.Pattern[str], Replacement, str]
@@ -249,8 +249,9 @@ def _select(present: frozenset[str]) -> tuple[tuple[tuple[re.Pattern[str], Repla
 def apply_rules(text: SpannedText, name_unit: common.UnitNamer) -> SpannedText:
     """Return one paragraph of text with numbers, symbols and abbreviations written as words, with their spans.
 
-    Only the rules whose characters the paragraph contains run, because most paragraphs have no digits and no symbols.
-    name_unit(symbol, plural): returns the name of a unit that is not in `tables.UNITS`; None for an unknown symbol.
+    A rule runs only if the paragraph contains one of its characters, because most paragraphs have no digits and no
+    symbols. name_unit(symbol, plural): returns the name of a unit that is not in `tables.UNITS`; None for an unknown
+    symbol.
     """
 
     def verbalize_unknown_unit(match: common.Match) -> str:

@@ -19,7 +19,7 @@ DASH = r" ?[-–—~] ?"
 
 
 SUPERSCRIPT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "01234567890123456789")
-# The rules put it before a sentence that began with digits; the user's text never contains it.
+# The rules put this character before a sentence that began with digits; the caller's text never contains it.
 SENTENCE_START = "\uf8ff"
 
 
