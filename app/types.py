@@ -80,6 +80,7 @@ class SpeechRequest:
     default_speaker: int | None = None  # the speaker number of the lines if the caller sets none
     best_of: int = 1  # how many takes of each utterance are generated; the best one is kept
     lexicon: tuple[LexiconEntry, ...] = ()  # pronunciations for this request
+    timestamps: bool = False  # compute when each word is heard: `Answer.timestamps`
 
     def digest(self, *context: str) -> str:
         """Return the cache key: the SHA-256 (hex) of everything that changes the audio of the answer.
@@ -90,9 +91,11 @@ class SpeechRequest:
         - the format and the sample rate, because every answer is encoded from the same audio;
         - `model`, because several aliases name the same engine;
         - `verify`, because a checked answer also answers a request without a check;
-        - `lexicon`, because the caller adds the entries that can change the speech to `context`.
+        - `lexicon`, because the caller adds the entries that can change the speech to `context`;
+        - `timestamps`, because it does not change the audio.
         """
-        return self._hash(("model", "use_cache", "verify", "lexicon", "format", "sample_rate_hz"), context)
+        left_out = ("model", "use_cache", "verify", "lexicon", "format", "sample_rate_hz", "timestamps")
+        return self._hash(left_out, context)
 
     def with_short_texts(self) -> SpeechRequest:
         """Return a copy of the request with a digest instead of each long text.
@@ -116,6 +119,7 @@ class SpeechRequest:
             "verify",
             "best_of",
             "lexicon",
+            "timestamps",
         )
         return int(self._hash(left_out, context)[:8], 16) >> 1
 
@@ -336,6 +340,15 @@ class Utterance:
 
 
 @dataclass(frozen=True, slots=True)
+class WordMark:
+    """A place in the audio of an utterance at which a word begins, as the engine knows it."""
+
+    sample: int  # index in the utterance
+    line: int  # index of the line in the utterance
+    char: int | None  # index of the first character of the word in the text of the line; None = a pause begins here
+
+
+@dataclass(frozen=True, slots=True)
 class AudioChunk:
     """A part of the audio of an utterance. Chunks do not overlap."""
 
@@ -344,6 +357,8 @@ class AudioChunk:
     start: int  # position of samples[0] in the audio of the utterance, in samples
     codes: Codes | None = None  # (K, T) int16, from engines with a codec
     rules: tuple[str, ...] = ()  # rules of the output guard (audio/guard.py) that a line broke since the last chunk
+    # Places of words, from engines that know them. A mark may be in any chunk of its utterance.
+    marks: tuple[WordMark, ...] = ()
 
     @property
     def seconds(self) -> float:

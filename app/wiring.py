@@ -26,6 +26,7 @@ from app.generator.checking import TakeChecker
 from app.generator.lexicons import LexiconStore
 from app.generator.preset_voices import PresetVoiceMaker
 from app.generator.speech import SpeechGenerator
+from app.generator.timestamps import WordTimer
 from app.keys import KeyFile, KeyRing
 from app.metrics import Metrics
 from app.runtime import heap
@@ -73,6 +74,7 @@ class CoreServices:
     checker: TranscriptChecker
     take_checker: TakeChecker
     lexicons: LexiconStore
+    word_timer: WordTimer
 
 
 def core_services(settings: Settings, normalizer: Normalizer | None = None) -> CoreServices:
@@ -108,6 +110,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     watermark = create_watermark(settings)
     take_checker = TakeChecker(settings.verify, aligner)
     lexicons = LexiconStore(settings.data_dir, voices)
+    word_timer = WordTimer(aligner)
     generator = SpeechGenerator(
         manager,
         voices,
@@ -121,10 +124,21 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
         enhance=settings.enhance,
         checker=take_checker,
         lexicons=lexicons,
+        word_timer=word_timer,
     )
     detector = WatermarkDetector(uploads, SpeechFinder().contains_speech)
     return CoreServices(
-        generator, manager, voices, metrics, preset_voices, watermark, detector, checker, take_checker, lexicons
+        generator,
+        manager,
+        voices,
+        metrics,
+        preset_voices,
+        watermark,
+        detector,
+        checker,
+        take_checker,
+        lexicons,
+        word_timer,
     )
 
 
@@ -211,6 +225,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
                 trimming.cancel()
                 ended.set()
                 cloner.close()
+        services.word_timer.close()
         await services.take_checker.close()  # also ends a check of a recording that hangs
         await asyncio.gather(warming, importing, checking)
 

@@ -54,6 +54,13 @@ class Format:
     media_type: str
     recipe: PcmRecipe | CodecRecipe
     rates_hz: tuple[int, ...] = ()  # valid sample rates; empty: any from MIN_RATE_HZ to MAX_RATE_HZ
+    # The samples that decoders return before the first sample of the audio, at the rate of the codec.
+    delay_samples: int = 0
+
+    def delay_s(self, rate_hz: int) -> float:
+        """Return how much later the audio begins in the decoded file. rate_hz: the sample rate of the request."""
+        recipe = self.recipe
+        return self.delay_samples / (recipe.codec_rate_hz(rate_hz) if isinstance(recipe, CodecRecipe) else rate_hz)
 
 
 WAV_HEADER_BYTES = 44

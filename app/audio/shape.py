@@ -60,6 +60,8 @@ class EdgeTrimmer:
         self._held: list[Samples] = []  # the part of a pause beyond tail_s
         self._kept_of_pause = 0  # number of samples of the current pause that were returned
         self._sounded = False
+        self._before_samples = 0  # up to the first sound, with its window
+        self.removed_samples = 0  # at the start; final when `sounded` is True
 
     @property
     def sounded(self) -> bool:
@@ -104,6 +106,7 @@ class EdgeTrimmer:
                 out.append(self._after(windows[at:], levels[at:] >= threshold))
                 break
             self._lead.append(windows[at].copy())
+            self._before_samples += len(windows[at])
             self._soft += self._soft > 0 or level >= QUIET_DBFS
             if level >= self.BEGIN_DBFS:
                 out.append(self._begin(min(self._soft, 1 + self._soft_windows)))
@@ -120,6 +123,7 @@ class EdgeTrimmer:
         self._sounded = True
         size = sum(map(len, self._lead[-soft:])) + self._lead_samples
         lead, self._lead = self._last_of_lead(size), []
+        self.removed_samples = self._before_samples - len(lead)
         return lead
 
     def _last_of_lead(self, size: int) -> Samples:

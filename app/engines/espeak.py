@@ -32,7 +32,7 @@ from app.engines.batched import BatchedEngine
 from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
 from app.runtime.runner import StepResult
 from app.text.languages import guess_language
-from app.types import Capabilities, EngineInfo, TextPacking
+from app.types import Capabilities, EngineInfo, TextPacking, WordMark
 
 if TYPE_CHECKING:
     from app.engines.registry import BuildContext
@@ -121,7 +121,24 @@ class _VoiceRecord(ctypes.Structure):
     ]
 
 
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+class _Event(ctypes.Structure):
+    """The struct espeak_EVENT of speak_lib.h."""
+
+    _fields_ = [
+        ("kind", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),  # in characters, from 1
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),  # counted from the start of the synthesis
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    ]
+
+
+_EVENT_LIST_END, _EVENT_WORD, _EVENT_CLAUSE_END = 0, 1, 5
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
 class Library:
@@ -151,6 +168,9 @@ class Library:
                     f"eSpeak NG could not read its data in {data}.", remedy="Reinstall espeakng-loader."
                 )
             self._parts: list[bytes] = []  # int16 samples of the current synthesis, one entry for each callback
+            self._places: list[
+                tuple[int, int | None]
+            ] = []  # (sample, character) of its words; None = the end of a clause
             self._callback = _Callback(self._receive)  # keeps the object alive, because the library has only a pointer
             self.languages = self._list_languages()
 
@@ -173,10 +193,17 @@ class Library:
         claims.sort(key=lambda claim: claim[0])  # a stable sort: equal priorities keep the library's order
         return {tag: identifier for _, tag, identifier in reversed(claims)}
 
-    def _receive(self, wave: ctypes._Pointer[ctypes.c_short], count: int, events: int | None) -> int:
-        """The library's callback: add `count` samples to `_parts`. Returns 0 to continue."""
+    def _receive(self, wave: ctypes._Pointer[ctypes.c_short], count: int, events: ctypes._Pointer[_Event]) -> int:
+        """The library's callback: add `count` samples to `_parts`, and words to `_places`. Returns 0 to continue."""
         if wave and count > 0:
             self._parts.append(ctypes.string_at(wave, 2 * count))
+        at = 0
+        while events and (kind := events[at].kind) != _EVENT_LIST_END:
+            if kind == _EVENT_WORD:
+                self._places.append((events[at].sample, events[at].text_position - 1))
+            elif kind == _EVENT_CLAUSE_END:
+                self._places.append((events[at].sample, None))
+            at += 1
         return 0
 
     def ipa(self, word: str, voice: str) -> str:
@@ -195,6 +222,18 @@ class Library:
     def synthesize(self, text: str, voice: str, pitch: int, *, phonemes: bool = False) -> Samples:
         """Synthesise the whole text, and return samples (N,) float32 at `rate_hz`. Raises EngineError.
 
+        See `synthesize_words`.
+        """
+        return self.synthesize_words(text, voice, pitch, phonemes=phonemes)[0]
+
+    def synthesize_words(
+        self, text: str, voice: str, pitch: int, *, phonemes: bool = False
+    ) -> tuple[Samples, list[tuple[int, int | None]]]:
+        """Synthesise the whole text. Returns samples (N,) float32 at `rate_hz`, and (sample, character) of each word.
+
+        The library reads some words together, such as "of the": only the first one has an entry. An entry with the
+        character None is the end of a clause, after its pause. Raises EngineError.
+
         voice: "identifier" or "identifier+variant". pitch: 0 to 99. phonemes: read `[[...]]` as phoneme names.
         """
         flags = _CHARS_UTF8 | _END_PAUSE | (_PHONEME_NAMES if phonemes else 0)
@@ -205,12 +244,13 @@ class Library:
                 raise EngineError(f"eSpeak NG has no voice {voice!r}.")
             self._dll.espeak_SetParameter(_PARAMETER_RATE, WORDS_PER_MINUTE, 0)
             self._dll.espeak_SetParameter(_PARAMETER_PITCH, pitch, 0)
-            self._parts = []
+            self._parts, self._places = [], []
             status = self._dll.espeak_Synth(data, len(data) + 1, 0, 1, 0, flags, None, None)
             if status != 0:
                 raise EngineError(f"eSpeak NG failed with status {status}.")
             parts, self._parts = self._parts, []
-        return pcm.from_bytes(b"".join(parts))
+            places, self._places = self._places, []
+        return pcm.from_bytes(b"".join(parts)), places
 
 
 @functools.cache
@@ -279,16 +319,30 @@ def resolve_language(tag: str, languages: dict[str, str]) -> str:
     )
 
 
-def _with_phonemes(line: SpokenLine) -> str:
-    """Return the text of a line with phoneme names in place of the words that have a pronunciation in IPA."""
+def _with_phonemes(line: SpokenLine) -> tuple[str, list[int]]:
+    """Return the text of a line with phoneme names in place of the words that have a pronunciation in IPA.
+
+    Also returns the index in `line.text` from which each character of the result comes.
+    """
     parts: list[str] = []
+    places: list[int] = []
     done = 0
+
+    def add_plain(end: int) -> None:
+        for at in range(done, end):
+            at_brackets = line.text[at] == "[" == line.text[at + 1 : at + 2]
+            parts.append("[ " if at_brackets else line.text[at])  # see `_no_brackets`
+            places.extend([at] * len(parts[-1]))
+
     for start, end, ipa in line.ipa:
         phonemes = espeak_ipa.to_phonemes(ipa)
         if phonemes is not None:
-            parts += [_no_brackets(line.text[done:start]), f"[[{phonemes}]]"]
+            add_plain(start)
+            parts.append(f"[[{phonemes}]]")
+            places += [start] * len(parts[-1])
             done = end
-    return "".join([*parts, _no_brackets(line.text[done:])])
+    add_plain(len(line.text))
+    return "".join(parts), places
 
 
 def _no_brackets(text: str) -> str:
@@ -305,34 +359,48 @@ class EspeakRunner:
         self._library = library
         self._utterances: dict[int, Utterance] = {}
         self._parts: dict[int, deque[Samples]] = {}  # the audio that each row has not returned yet: one part per step
+        self._marks: dict[int, list[WordMark]] = {}  # the places of words that each row has not returned yet
 
     def admit(self, row: int, utterance: Utterance) -> None:
         self._utterances[row] = utterance
 
     def prefill(self, row: int) -> bool:
         utterance = self._utterances[row]
-        lines = [self._synthesize(line, utterance.language) for line in utterance.lines]
+        lines = []
+        marks = self._marks[row] = []
+        sample = 0
+        for number, line in enumerate(utterance.lines):
+            spoken, places = self._synthesize(line, utterance.language)
+            lines.append(spoken)
+            marks += [WordMark(sample + place, number, char) for place, char in places]
+            sample += len(spoken)
         samples = np.concatenate(lines)[: int(utterance.max_seconds * self.rate_hz)]
         first, each = round(FIRST_S * self.rate_hz), round(NEXT_S * self.rate_hz)
         self._parts[row] = deque(np.split(samples, range(first, len(samples), each)))
         return True
 
-    def _synthesize(self, line: SpokenLine, language: str | None) -> Samples:
+    def _synthesize(self, line: SpokenLine, language: str | None) -> tuple[Samples, list[tuple[int, int | None]]]:
+        """Speak one line. Returns its samples, and (sample, character) of its words. See `Library.synthesize_words`."""
         timbre = TIMBRES.get(line.voice.id, _DEFAULT_TIMBRE)
         tag = language or guess_language(line.text) or line.language
         base = timbre.accent
-        text = line.text
+        text, origins = line.text, None
         if tag is not None and tag.lower() not in ("en", base.removeprefix("gmw/").lower()):
             base = resolve_language(tag, self._library.languages)
         elif line.ipa:  # the phoneme names are those of the English voices
-            text = _with_phonemes(line)
+            text, origins = _with_phonemes(line)
         voice = f"{base}+{timbre.variant}"
-        samples = self._library.synthesize(text, voice, timbre.pitch, phonemes=text is not line.text)
-        return Gain(timbre.gain_db).push(samples)
+        samples, places = self._library.synthesize_words(text, voice, timbre.pitch, phonemes=text is not line.text)
+        if origins is not None:
+            places = [
+                (sample, None if char is None else origins[min(char, len(origins) - 1)]) for sample, char in places
+            ]
+        return Gain(timbre.gain_db).push(samples), places
 
     def step(self, rows: Sequence[int]) -> StepResult:
         ended = np.array([not self._parts[row] for row in rows])
-        return StepResult(np.zeros((len(rows), 0), np.int16), ended)
+        marks = {row: self._marks.pop(row) for row in rows if row in self._marks}
+        return StepResult(np.zeros((len(rows), 0), np.int16), ended, marks=marks)
 
     def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         return [self._parts[row].popleft() for row in rows]
@@ -343,6 +411,7 @@ class EspeakRunner:
     def release(self, row: int) -> None:
         self._utterances.pop(row, None)
         self._parts.pop(row, None)
+        self._marks.pop(row, None)
 
 
 def build(settings: Settings, _: BuildContext) -> BatchedEngine:

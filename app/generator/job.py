@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from app.generator.progress import Progress
+from app.generator.timeline import Timeline
 from app.runtime.playback import Playback
 from app.text.languages import guess_language
 from app.voices.presets import is_speaker
@@ -67,8 +68,10 @@ class SpeechJob:
     ignored: tuple[str, ...] = ()  # the request fields that the engine does not support
     marked: bool = False  # whether the audio gets the watermark
     voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
+    texts: Sequence[str] = ()  # the texts of the caller; `turns` has indices into them
     lexicons: dict[str, Lexicon] = field(default_factory=dict)  # the pronunciations of each voice, by voice id
     progress: Progress = field(default_factory=Progress)
+    timeline: Timeline = field(default_factory=Timeline)
     playback: Playback = field(default_factory=Playback)
     broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke
     held: bool = False  # whether nothing is sent before the whole answer has been checked

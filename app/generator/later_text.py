@@ -154,6 +154,7 @@ class LaterLines:
         self._line = line
         self._text = text
         self._tag = _last_tag(line.text)
+        self.texts = [*job.texts]  # one for each piece; the words of its lines count their characters in it
 
     @property
     def ready(self) -> bool:
@@ -183,6 +184,7 @@ class LaterLines:
         tag = "" if not self._tag or SPEAKER_TAG.match(piece.text) else f"{self._tag} "
         line = replace(self._line, text=tag + piece.text)
         self._text.offsets[turn] -= len(tag)
+        self.texts.append(line.text)
         self._tag = _last_tag(piece.text) or self._tag
         lines = await self._resolver.resolve_later(self._job, line)
         return [replace(each, turn=turn, prompt=await self._prompts.of(each.voice, self._job.engine)) for each in lines]

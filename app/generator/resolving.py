@@ -92,6 +92,7 @@ class RequestResolver:
         random seed.
         """
         other_model = find_model(request.model, self._manager) not in (None, *self._manager.model_ids)
+        caller_texts = tuple(line.text for line in request.lines)
         if self._voices.stale:
             await asyncio.to_thread(self._voices.refresh)
         check_not_blank(request.lines)
@@ -160,6 +161,7 @@ class RequestResolver:
             marked=marked,
             voice_not_ready=voice_not_ready,
             held=held,
+            texts=caller_texts,
             lexicons=lexicons,
             playback=Playback(tempo=request.speed),
         )

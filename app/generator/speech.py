@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import logging
 import math
 import tempfile
@@ -39,6 +41,8 @@ from app.generator.prompts import Prompts
 from app.generator.resolving import RequestResolver, check_extra
 from app.generator.sound import HELD_IN_MEMORY_BYTES, Recording
 from app.generator.take import Take
+from app.generator.timeline import Timeline
+from app.generator.timestamps import AnswerTimes, WordTimer
 from app.text.punctuation import has_words
 from app.text.script import Pause
 from app.types import ContextTurn, Scheduling, Utterance
@@ -56,7 +60,7 @@ if TYPE_CHECKING:
     from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
-    from app.types import Samples, SpeechRequest, Turn, UploadedTurn
+    from app.types import Samples, SpeechRequest, TimedSentence, Timestamps, Turn, UploadedTurn, WordMark
     from app.voices.memory import Memory
     from app.voices.store import VoiceStore
 
@@ -79,6 +83,7 @@ CACHED_BLOCK_S = 1.0  # audio from the cache is encoded in blocks of this length
 # An answer from the cache whose size is unknown is encoded completely before it is sent, if it is not longer than this,
 # so that it has a Content-Length. That takes up to 0.2 s of CPU. Later answers of this format know their size.
 MEASURED_S = 20.0
+LONG_TIMELINE_CHARS = 20_000  # a longer timeline is compressed in a thread
 _TOKEN_BYTES = 4  # UTF-8 bytes per text token: an estimate, because some engines have no tokenizer
 
 
@@ -99,11 +104,27 @@ class Answer:
     broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke so far
     verified: Result = "unchecked"  # the result of the check, as it is known so far
     audio_s: float = 0.0  # seconds of audio in the bytes that the stream has yielded
+    times: AnswerTimes | None = None  # of the words; None = the request does not need them
 
     @property
     def hit(self) -> bool:
         """Whether the audio comes from the cache."""
         return self.cache == "hit"
+
+    @property
+    def timed(self) -> list[TimedSentence]:
+        """The sentences that have times so far, with their words. The list grows while the stream is read."""
+        return [] if self.times is None else self.times.sentences
+
+    async def timestamps(self) -> Timestamps:
+        """Return when the sentences and words are heard, in seconds of the encoded file.
+
+        Call it after the end of the stream. It waits until the times are found. Raises ValueError if the request has
+        `timestamps=False`.
+        """
+        if self.times is None:
+            raise ValueError("The request of this answer has timestamps=False.")
+        return await self.times.finished()
 
 
 class SpeechGenerator:
@@ -124,12 +145,14 @@ class SpeechGenerator:
         memory: Memory | None = None,
         checker: TakeChecker | None = None,
         lexicons: LexiconStore | None = None,
+        word_timer: WordTimer | None = None,
     ) -> None:
         """Connect the services.
 
         watermark: decides which speech gets the watermark. uploads: limits the threads that decode uploads.
         enhance: the default of the request field. memory: remembers conversations; None = no memory.
         checker: checks the generated speech; None = no check. lexicons: the pronunciation dictionaries.
+        word_timer: finds the times of words; None = a timer without an aligner.
         """
         self._manager = manager
         self._cache = cache
@@ -141,6 +164,7 @@ class SpeechGenerator:
         self._prompts = Prompts(voices)
         self._context = ConversationContext(memory, uploads)
         self._checker = checker
+        self._word_timer = word_timer or WordTimer(None)
         self._order = EncodeOrder()
         self._generations = Generations()
         self.encoding = 0  # answers that are being encoded; the engine may have finished them
@@ -199,7 +223,7 @@ class SpeechGenerator:
         job = await self._resolver.resolve(request, extras, random_seed=random_seed)
         text.playback = job.playback
         later = LaterLines(self._resolver, self._prompts, job, request.lines[0], text)
-        return await self._answer_to(replace(job, later=later))
+        return await self._answer_to(replace(job, later=later, texts=later.texts))
 
     async def _answer_to(self, job: SpeechJob) -> Answer:
         answer = Answer(
@@ -211,6 +235,7 @@ class SpeechGenerator:
             stream=_once(b""),
             voice_not_ready=job.voice_not_ready,
             broken_rules=job.broken_rules,
+            times=self._times_of(job),
         )
         sound = await self._cached(job)
         answer.stream = self._speak(job, answer) if sound is None else self._from_cache(job, answer, sound)
@@ -221,7 +246,24 @@ class SpeechGenerator:
     async def _cached(self, job: SpeechJob) -> CachedSound | None:
         """The audio of a job from the cache; None if it is not there, or was not checked and the request wants that."""
         sound = await self._cache.find(job.cache_key) if job.request.use_cache else None
-        return sound if sound is not None and (job.request.verify is not True or "verified" in sound.facts) else None
+        if sound is None or (job.request.verify is True and "verified" not in sound.facts):
+            return None
+        return None if job.request.timestamps and sound.facts.get("texts") != _digest_of(job.texts) else sound
+
+    def _times_of(self, job: SpeechJob) -> AnswerTimes | None:
+        """The object that finds the times of the words of an answer; None if the request does not need them."""
+        request = job.request
+        if not request.timestamps:
+            return None
+        delay_s = AUDIO_FORMATS[request.format].delay_s(request.sample_rate_hz)
+        return AnswerTimes(
+            self._word_timer,
+            job.texts,
+            rate_hz=job.info.rate_hz,
+            speed=request.speed,
+            language=request.language,
+            delay_s=delay_s,
+        )
 
     def _set_result(self, answer: Answer, result: CacheResult) -> None:
         """Set and count how the cache was used."""
@@ -235,7 +277,7 @@ class SpeechGenerator:
         answer.verified = cast("Result", facts.get("verified", "unchecked"))
         answer.seed = int(facts.get("seed", answer.seed))
         answer.usage = Usage(int(facts["input_tokens"]), int(facts["output_tokens"]))
-        body = self._encoded.find(_encoded_key(job, sound.checksum))
+        body = self._encoded.find(_encoded_key(job, sound.checksum)) if answer.times is None else None
         if body is not None:
             answer.size_bytes = len(body)
             answer.audio_s = sound.samples / sound.rate_hz
@@ -251,6 +293,7 @@ class SpeechGenerator:
         encoder = AnswerEncoder(job.request, sound.rate_hz, sound.samples)
         collector = self._encoded.collect(keep=_is_compressed(job))
         clock = ListenerClock()
+        timeline = Timeline() if answer.times is None else Timeline.from_text(str(sound.facts["timeline"]))
         position = 0
         count = encoder.on_loop_samples
         self.encoding += 1
@@ -272,13 +315,20 @@ class SpeechGenerator:
                 answer.audio_s = encoder.audio_s
                 if data:
                     yield collector.add(data)
+                if answer.times is not None:
+                    answer.times.push(samples, timeline)
+                    await answer.times.room()
             if data := encoder.flush():
                 yield collector.add(data)
+            if answer.times is not None:
+                answer.times.end(timeline)
             self._encoded.put(_encoded_key(job, sound.checksum), collector.size, collector.body)
         finally:
             self.encoding -= 1
             collector.close()
             encoder.close()
+            if answer.times is not None:
+                answer.times.cancel_unless_ended()
 
     async def _speak(self, job: SpeechJob, answer: Answer) -> AsyncGenerator[bytes]:
         """Yield the bytes of an answer that was not in the cache: follow an equal generation, or start one.
@@ -295,6 +345,8 @@ class SpeechGenerator:
                         yield data
                 return
             generation = self._generations.find(key)
+        if generation is not None and job.request.timestamps and generation.job.texts != job.texts:
+            generation = None  # equal speech, but its words are at other places of the caller's text
         if generation is None:
             self._set_result(answer, "off" if key is None else "miss")
             entry = self._cache.begin(job.cache_key, job.info.rate_hz, keep=key is not None)
@@ -331,10 +383,15 @@ class SpeechGenerator:
                     if data:
                         pending.done()
                         yield collector.add(data)
+                    if answer.times is not None:
+                        answer.times.push(block, generation.job.timeline)
+                        await answer.times.room()
                 answer.progress.follow(generation.job.progress, math.inf)
                 answer.usage = generation.usage
                 if encoder is not None and (data := encoder.flush()):
                     yield collector.add(data)  # the listener does not wait for checks
+                if answer.times is not None:
+                    answer.times.end(generation.job.timeline)
                 await generation.finished()
                 answer.verified = generation.verified
                 if generation.stored_checksum is not None:
@@ -349,6 +406,8 @@ class SpeechGenerator:
             collector.close()
             if encoder is not None:
                 encoder.close()
+            if answer.times is not None:
+                answer.times.cancel_unless_ended()
 
     def _size_of(self, job: SpeechJob, sound: CachedSound) -> int | None:
         """The size in bytes of an encoded answer from the cache; None if it is not known before it is encoded."""
@@ -391,8 +450,8 @@ class SpeechGenerator:
                 self._resolver.avoid_seed(job)
                 entry.abandon()
             else:
-                counts = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "seed": job.seed}
-                entry.commit({**counts, "verified": verified} if checks.complete else counts)
+                facts = await _facts_of(job, usage)
+                entry.commit({**facts, "verified": verified} if checks.complete else facts)
                 generation.stored_checksum = entry.checksum if entry.stored else None
             # An answer that waits for its text says nothing about the speed of the engine.
             waited_s = clock.waited_s if job.later is None else None
@@ -434,6 +493,7 @@ class SpeechGenerator:
         )
         silence_s = 0.0  # to send before the next utterance
         begun = False
+        progress = job.progress
         try:
             while (part := await ahead.next()) is not None:
                 if isinstance(part, Pause):
@@ -446,12 +506,23 @@ class SpeechGenerator:
                 begun = True
                 level_lufs = part.lines[0].voice.level_lufs
                 expect_level(job.info.level_lufs if level_lufs is None else level_lufs)
-                async with contextlib.aclosing(self._utterance(job, part, ahead, spoken, checks)) as produced:
-                    async for samples in produced:
-                        if silence_s:
-                            yield pcm.silence(silence_s, rate_hz)
-                            silence_s = 0.0
-                        yield samples
+                start: int | None = None
+                end: int | None = None
+                marks: list[WordMark] = []
+                try:
+                    async with contextlib.aclosing(
+                        self._utterance(job, part, ahead, spoken, checks, marks=marks)
+                    ) as produced:
+                        async for samples in produced:
+                            if silence_s:
+                                yield pcm.silence(silence_s, rate_hz)
+                                silence_s = 0.0
+                            start = progress.samples if start is None else start
+                            yield samples
+                    end = progress.samples
+                finally:
+                    if start is not None:
+                        job.timeline.add(part.lines, start, end, marks)
                 if job.later is not None and not await ahead.planned_within(_time_left_s(job)):
                     yield pcm.silence(WAITING_SILENCE_S, rate_hz)
                     silence_s = 0.0
@@ -469,12 +540,16 @@ class SpeechGenerator:
         ahead: Lookahead,
         spoken: list[tuple[Take, RememberedTurn]],
         checks: AnswerChecks,
+        *,
+        marks: list[WordMark],
     ) -> AsyncGenerator[Samples]:
         """Yield the audio of one utterance with trimmed and faded edges. Meanwhile, submit the next utterances.
 
         If a take fails before any of its audio was sent, the utterance is generated again with another seed. If this
         ends with an error, a take that only the check has rejected is used. Raises NothingSpoken, SpeechTooShort and
         the errors of the engine.
+
+        marks: a list to which this function adds the places of words in the audio that was sent.
         """
         submitted, number = ahead.take()
         job.playback.current_index = number
@@ -531,6 +606,7 @@ class SpeechGenerator:
                 if job.later is not None and job.info.capabilities.context:
                     job.spoken_turns.append(ContextTurn(planned.lines[0].speaker, planned.text, take.codes))
         finally:
+            marks += next((each.marks for each in takes if each.sent), ())
             await submitted.aclose()
 
     async def _candidates(
@@ -653,6 +729,23 @@ def _usage(job: SpeechJob, audio_s: float) -> Usage:
     else:
         text_bytes = job.later.size_bytes
     return Usage(-(-text_bytes // _TOKEN_BYTES), round(audio_s / job.info.frame_s))
+
+
+async def _facts_of(job: SpeechJob, usage: Usage) -> dict[str, float | str]:
+    """The facts of an answer that the cache stores with its audio."""
+    facts: dict[str, float | str] = {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "seed": job.seed,
+    }
+    long = job.timeline.size > LONG_TIMELINE_CHARS
+    timeline = await asyncio.to_thread(job.timeline.to_text) if long else job.timeline.to_text()
+    return facts if timeline is None else {**facts, "timeline": timeline, "texts": _digest_of(job.texts)}
+
+
+def _digest_of(texts: Sequence[str]) -> str:
+    """A digest of the caller's texts."""
+    return hashlib.sha256(json.dumps([*texts]).encode()).hexdigest()
 
 
 def _encoded_key(job: SpeechJob, checksum: int) -> EncodedKey:

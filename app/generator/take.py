@@ -11,6 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from app.audio.verification import Verdict
     from app.generator.job import SpeechJob
     from app.generator.lookahead import SubmittedUtterance
-    from app.types import AudioChunk, Codes, Samples
+    from app.types import AudioChunk, Codes, Samples, WordMark
 
 RELEASE_S = 2.0  # held audio is sent, checked or not, when the listener has less audio left
 
@@ -47,6 +48,7 @@ class Take:
         self._held: list[Samples] = []
         self._codes: list[Codes] = []
         self._rules: list[str] = []
+        self._marks: list[WordMark] = []
         self.sent = False  # whether audio has left the take
         self.verdict: Verdict | None = None  # of the check; None = the take was not checked
         self.checking: asyncio.Task[None] | None = None  # the check that sets `verdict`
@@ -62,6 +64,12 @@ class Take:
         return tuple(self._rules)
 
     @property
+    def marks(self) -> list[WordMark]:
+        """The places of words in the trimmed audio, from engines that know them."""
+        removed = self._edges.removed_samples
+        return [replace(mark, sample=max(0, mark.sample - removed)) for mark in self._marks]
+
+    @property
     def bad(self) -> bool:
         """Whether the check has found that the take does not contain its text."""
         return self.verdict is not None and self.verdict.status == "bad"
@@ -74,6 +82,7 @@ class Take:
     def add(self, chunk: AudioChunk) -> None:
         """Add the next chunk from the engine."""
         self._rules += chunk.rules
+        self._marks += chunk.marks
         kept = self._job.request.conversation is not None or self._job.later is not None
         if chunk.codes is not None and kept:
             self._codes.append(chunk.codes)

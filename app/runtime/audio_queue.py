@@ -17,7 +17,9 @@ import numpy as np
 from app.types import AudioChunk
 
 if TYPE_CHECKING:
-    from app.types import Codes, Samples
+    from collections.abc import Iterable
+
+    from app.types import Codes, Samples, WordMark
 
 MAX_GET_S = 1.0  # the longest chunk that get() returns, in seconds of audio
 # Each chunk costs the event loop a fixed time, about as long as it takes to encode 0.2 s of audio. So a few large
@@ -55,6 +57,7 @@ class AudioQueue:
         self._parts: deque[tuple[Samples, Codes | None]] = deque()
         self._undecoded: list[Codes] = []  # codes whose samples the codec has not returned yet
         self._rules: list[str] = []  # broken rules of the output guard that the reader has not received yet
+        self._marks: list[WordMark] = []  # places of words that the reader has not received yet
         self._waiting_samples = 0
         self._taken_samples = 0
         self._min_samples = 1  # `put` wakes the reader if the queue holds at least this many samples
@@ -100,6 +103,11 @@ class AudioQueue:
         """Add the name of a broken rule of the output guard to the next chunk that `get` returns."""
         with self._lock:
             self._rules.append(rule)
+
+    def mark(self, marks: Iterable[WordMark]) -> None:
+        """Add places of words to the next chunk that the reader gets."""
+        with self._lock:
+            self._marks.extend(marks)
 
     def finish(self, error: Exception | None = None) -> None:
         """Mark the end of the audio. Only the first call has an effect.
@@ -167,7 +175,8 @@ class AudioQueue:
         columns = [part[1] for part in parts if part[1] is not None]
         codes = np.concatenate(columns, axis=1) if columns else None
         rules, self._rules = tuple(self._rules), []
-        return AudioChunk(samples, self._rate_hz, start, codes, rules)
+        marks, self._marks = tuple(self._marks), []
+        return AudioChunk(samples, self._rate_hz, start, codes, rules, marks)
 
     def _notify(self) -> None:
         try:

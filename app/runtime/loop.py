@@ -172,6 +172,8 @@ class Loop:
         speaking = [i for i, without in enumerate(no_frame) if not without and rows[i] not in failed]
         for row, rule in result.rules.items():
             self._scheduler.job(row).audio_queue.report(rule)
+        for row, marks in result.marks.items():
+            self._scheduler.job(row).audio_queue.mark(marks)
         if speaking:
             live = [rows[i] for i in speaking]
             codes = result.codes[speaking]  # (n, K)

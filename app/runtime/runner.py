@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from app.types import Codes, Samples, Utterance
+    from app.types import Codes, Samples, Utterance, WordMark
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ class StepResult:
     # The row numbers of the results, in the order of `codes`. None = the rows that the caller passed to `step`.
     rows: Sequence[int] | None = None
     rules: Mapping[int, str] = field(default_factory=dict)  # row -> the rule of the output guard that ended a line
+    # Row -> places of words in the audio of its utterance, from models that know them.
+    marks: Mapping[int, Sequence[WordMark]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -432,9 +432,11 @@ def test_ipa_changes_only_its_word(library: Library) -> None:
     plain = SpokenLine("The SQL server", 0, voice)
     with_ipa = replace(plain, ipa=((4, 7, "\u02c8si\u02d0kw\u0259l"),))
     respelled = replace(plain, text="The sequel server")
-    assert not np.array_equal(runner._synthesize(with_ipa, None), runner._synthesize(plain, None))
-    assert len(runner._synthesize(with_ipa, None)) == pytest.approx(len(runner._synthesize(respelled, None)), rel=0.03)
-    german = len(runner._synthesize(plain, "de")), len(runner._synthesize(with_ipa, "de"))
+    assert not np.array_equal(runner._synthesize(with_ipa, None)[0], runner._synthesize(plain, None)[0])
+    assert len(runner._synthesize(with_ipa, None)[0]) == pytest.approx(
+        len(runner._synthesize(respelled, None)[0]), rel=0.03
+    )
+    german = len(runner._synthesize(plain, "de")[0]), len(runner._synthesize(with_ipa, "de")[0])
     assert german[1] == pytest.approx(german[0], rel=0.01)  # the phoneme names are those of English
 
 
@@ -442,4 +444,6 @@ def test_brackets_in_a_text_are_no_phoneme_names(library: Library) -> None:
     voice = Voice("alloy", "Alloy", "preset")
     line = SpokenLine("x [[h@l'oU]]", 0, voice, ipa=((0, 1, "\u02c8\u025bks"),))
     runner = EspeakRunner(library, 1)
-    assert len(runner._synthesize(line, None)) > 1.5 * len(runner._synthesize(replace(line, text="x hello"), None))
+    assert len(runner._synthesize(line, None)[0]) > 1.5 * len(
+        runner._synthesize(replace(line, text="x hello"), None)[0]
+    )

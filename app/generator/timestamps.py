@@ -1,0 +1,468 @@
+"""The times of words and sentences of an answer, found from its audio while the audio is sent.
+
+`AnswerTimes` collects the 16-bit samples of one answer. When all audio of an utterance was sent, `WordTimer` finds the
+places of its words in a thread:
+
+1. from the marks of the engine, if the engine knows when it speaks each word,
+2. for English, with the aligner,
+3. if neither is possible, the sentences of the utterance share its audio by the length of their texts.
+
+The result counts in seconds of the answer's audio, and refers to the caller's text by character positions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import re
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.audio import pcm
+from app.audio.stretch import StreamStretcher
+from app.generator.cache import SAMPLE_BYTES
+from app.types import TimedSentence, TimedWord, Timestamps
+
+if TYPE_CHECKING:
+    from app.audio.alignment import Aligner
+    from app.generator.timeline import Timeline, TimelineLine, TimelineUtterance
+    from app.types import Samples
+
+log = logging.getLogger(__name__)
+
+Span = tuple[float, float]  # start and end in seconds
+DEADLINE_S = 10.0  # for one alignment, in addition to the length of the audio
+WAITING_BYTES = 8 << 20  # of samples that wait to be aligned: about three minutes
+_TOKEN = re.compile(r"\S+")
+_SILENCE_DB = 35.0  # audio this far below loud speech is silence
+_WINDOW_S = 0.01
+_DIGITS = 3  # decimals of the times: milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The times of the words of one utterance, in seconds after its start at speed 1."""
+
+    words: list[list[Span | None]]  # of each line: the time of each word; None = it has no sound
+    reason: str = ""  # why the words have no times
+
+
+class WordTimer:
+    """Finds the times of words, one utterance at a time, in its own thread. Used from one event loop."""
+
+    def __init__(self, aligner: Aligner | None) -> None:
+        """aligner: for English; None = words have times only if the engine marks them."""
+        self._aligner = aligner
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="timestamps")
+
+    def close(self) -> None:
+        """End the thread after its current work."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def find(
+        self, utterance: TimelineUtterance, sound: bytes, rate_hz: int, speed: float, language: str | None
+    ) -> Found:
+        """Find the words of an utterance. sound: its 16-bit samples, after the change of speed.
+
+        language: of the request; None = not set. Never raises an error of the work.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._find, utterance, sound, rate_hz, speed, language
+            )
+        except Exception:
+            log.exception("the times of the words of an utterance can't be found; its sentences still have times")
+            return Found([], "The server failed to find the times of words. The log of the server has the reason.")
+
+    def _find(
+        self, utterance: TimelineUtterance, sound: bytes, rate_hz: int, speed: float, language: str | None
+    ) -> Found:
+        samples = pcm.from_bytes(sound)
+        if not len(samples):
+            return Found([])
+        if speed != 1.0:
+            stretcher = StreamStretcher(rate_hz, 1 / speed)
+            samples = np.concatenate((stretcher.push(samples), stretcher.flush()))
+        if utterance.marks:
+            return Found(_marked_words(utterance, samples, rate_hz))
+        return Found([], "The engine does not report when it speaks each word.")
+
+
+def _marked_words(utterance: TimelineUtterance, samples: Samples, rate_hz: int) -> list[list[Span | None]]:
+    """Return the times of the words of each line from the marks of the engine."""
+    loud = _loud_windows(samples, rate_hz)
+    marks = utterance.marks
+    firsts = [next((mark.sample for mark in marks if mark.line == at), None) for at in range(len(utterance.lines))]
+    found = []
+    for at, line in enumerate(utterance.lines):
+        following = next((first for first in firsts[at + 1 :] if first is not None), len(samples))
+        events = [(mark.sample, mark.char) for mark in marks if mark.line == at]
+        places = [(sample / rate_hz, char) for sample, char in events]
+        found.append(_line_words(line.text, places, following / rate_hz, loud))
+    return found
+
+
+def _line_words(
+    text: str, places: Sequence[tuple[float, int | None]], end_s: float, loud: np.ndarray
+) -> list[Span | None]:
+    """Return the times of the words of one line. places: (seconds, character) of words; None = a pause ends there.
+
+    Words that have no place of their own were spoken together with the word before them. They share its time by the
+    number of their letters.
+    """
+    tokens = [match.span() for match in _TOKEN.finditer(text)]
+    starts = [start for start, _ in tokens]
+    times: list[Span | None] = [None] * len(tokens)
+    groups: list[tuple[int, float, float]] = []  # first word, start, end
+    for number, (start_s, char) in enumerate(places):
+        if char is None:
+            continue
+        word = max(0, bisect_right(starts, char) - 1)
+        if groups and word <= groups[-1][0]:
+            continue
+        following = next(
+            (
+                (place_s, place)
+                for place_s, place in places[number + 1 :]
+                if place is None or bisect_right(starts, place) - 1 > word
+            ),
+            (end_s, None),
+        )
+        stop_s = max(start_s, following[0])
+        groups.append((word, start_s, _end_of_sound(start_s, stop_s, loud) if following[1] is None else stop_s))
+    for number, (first, start_s, stop_s) in enumerate(groups):
+        last = groups[number + 1][0] if number + 1 < len(groups) else len(tokens)
+        shared = [at for at in range(first if number else 0, last) if _letters(text[slice(*tokens[at])])]
+        weights = [_letters(text[slice(*tokens[at])]) for at in shared]
+        for at, span in zip(shared, _shared(start_s, stop_s, weights), strict=True):
+            times[at] = span
+    return times
+
+
+def _shared(start_s: float, end_s: float, weights: Sequence[int]) -> list[Span]:
+    """Divide a time by weights."""
+    total = sum(weights) or 1
+    places = [start_s + (end_s - start_s) * done / total for done in itertools.accumulate(weights, initial=0)]
+    return list(itertools.pairwise(places))
+
+
+def _letters(text: str) -> int:
+    """The number of letters and digits of a text."""
+    return sum(char.isalnum() for char in text)
+
+
+def _loud_windows(samples: Samples, rate_hz: int) -> np.ndarray:
+    """Return (T,) whether each window of 10 ms is louder than silence."""
+    size = max(1, round(_WINDOW_S * rate_hz))
+    count = -(-len(samples) // size)
+    padded = np.pad(samples, (0, count * size - len(samples)))
+    level = 10 * np.log10(np.square(padded.reshape(count, size)).mean(axis=1) + 1e-10)
+    return level > np.percentile(level, 95) - _SILENCE_DB if count else np.zeros(0, bool)
+
+
+def _end_of_sound(start_s: float, end_s: float, loud: np.ndarray) -> float:
+    """Return the end of the last sound between two times; `end_s` if all is silent."""
+    first, last = int(start_s / _WINDOW_S), -(-end_s // _WINDOW_S)
+    sounding = np.flatnonzero(loud[first : int(last)])
+    return min(end_s, (first + int(sounding[-1]) + 1) * _WINDOW_S) if len(sounding) else end_s
+
+
+# ---- from spoken words to the caller's words
+
+
+class _Texts:
+    """The caller's texts, and the places of their parts between white space."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+        self._tokens: dict[int, tuple[list[int], list[int]]] = {}
+
+    def tokens(self, turn: int) -> tuple[list[int], list[int]]:
+        """Return the starts and the ends of the parts of one text."""
+        if turn not in self._tokens:
+            spans = [match.span() for match in _TOKEN.finditer(self.texts[turn])]
+            self._tokens[turn] = ([start for start, _ in spans], [end for _, end in spans])
+        return self._tokens[turn]
+
+    def within(self, turn: int, start: int, end: int) -> range:
+        """Return the numbers of the parts that contain characters of `text[start:end]`."""
+        starts, ends = self.tokens(turn)
+        return range(bisect_right(ends, start), bisect_left(starts, max(end, start + 1)))
+
+
+@dataclass(slots=True)
+class _Group:
+    """Parts of the caller's text that are spoken together."""
+
+    first: int
+    last: int
+    start_s: float
+    end_s: float
+
+
+def _caller_words(line: TimelineLine, times: Sequence[Span | None], texts: _Texts) -> list[tuple[int, Span]]:
+    """Return the number and the time of each part of the caller's text that is spoken in a line."""
+    groups: list[_Group] = []
+    for word, span in zip(line.words, times, strict=True):
+        if span is None:
+            continue
+        covered = texts.within(line.turn, word.start_char, word.end_char)
+        if not len(covered):
+            continue
+        if groups and covered[0] <= groups[-1].last:
+            groups[-1].last = max(groups[-1].last, covered[-1])
+            groups[-1].end_s = max(groups[-1].end_s, span[1])
+        else:
+            groups.append(_Group(covered[0], covered[-1], *span))
+    found = []
+    starts, ends = texts.tokens(line.turn)
+    text = texts.texts[line.turn]
+    for group in groups:
+        every = range(group.first, group.last + 1)
+        letters = [_letters(text[starts[part] : ends[part]]) for part in every]
+        parts = [part for part, count in zip(every, letters, strict=True) if count] or list(every)
+        weights = [count for count in letters if count] or [1] * len(parts)
+        found += list(zip(parts, _shared(group.start_s, group.end_s, weights), strict=True))
+    return found
+
+
+class AnswerTimes:
+    """The times of one answer. Used from one event loop.
+
+    `sentences` grows while the answer is sent. `push` and `end` return immediately, and `finished` waits.
+    """
+
+    def __init__(
+        self,
+        timer: WordTimer,
+        texts: Sequence[str],
+        *,
+        rate_hz: int,
+        speed: float,
+        language: str | None,
+        delay_s: float,
+    ) -> None:
+        """texts: the texts of the caller. rate_hz: of the samples. speed, language: of the request.
+
+        delay_s: is added to all times, because the audio begins later in the encoded file.
+        """
+        self._timer = timer
+        self._texts = _Texts(texts)
+        self._rate_hz = rate_hz
+        self._speed = speed
+        self._language = language
+        self._delay_s = delay_s
+        self._sound = bytearray()  # the last samples
+        self._sound_start = 0  # in samples
+        self._samples = 0
+        self._taken = 0  # utterances of the timeline
+        self._queue: deque[tuple[TimelineUtterance, bytes]] = deque()
+        self._waiting_bytes = 0
+        self._task: asyncio.Task[None] | None = None
+        self._ended = False
+        self._changed = asyncio.Event()
+        self._open: _Open | None = None  # the last sentence, as long as its last word may go on in the next one
+        self._last_s = 0.0  # the end of the last word
+        self._last_part = (-1, -1)  # turn and number of the last word
+        self._reasons: list[str] = []
+        self.sentences: list[TimedSentence] = []  # finished so far
+
+    def push(self, data: bytes, timeline: Timeline) -> None:
+        """Add 16-bit samples that were sent. timeline: the utterances of the answer so far."""
+        self._sound += data
+        self._samples += len(data) // SAMPLE_BYTES
+        while self._taken < len(timeline):
+            utterance = timeline[self._taken]
+            if utterance.end is None or self._place(utterance.end) > self._samples:
+                return
+            self._take(utterance, self._place(utterance.end))
+
+    def end(self, timeline: Timeline) -> None:
+        """Record that all samples were added."""
+        while self._taken < len(timeline):
+            utterance = timeline[self._taken]
+            end = self._samples if utterance.end is None else min(self._samples, self._place(utterance.end))
+            self._take(utterance, end)
+        self._sound.clear()
+        self._ended = True
+        if self._task is None:
+            self._finish()
+
+    async def room(self) -> None:
+        """Wait while many samples wait to be aligned."""
+        while self._waiting_bytes > WAITING_BYTES and self._task is not None:
+            await self._wait()
+
+    async def finished(self) -> Timestamps:
+        """Wait until all words have times. Call it after `end`."""
+        while not self._ended or self._task is not None:
+            await self._wait()
+        return Timestamps(tuple(self.sentences), self._shown(self._samples / self._rate_hz), " ".join(self._reasons))
+
+    async def follow(self, count: int = 0) -> AsyncGenerator[list[TimedSentence]]:
+        """Yield the sentences after the first `count` ones as soon as they are finished. Call it after `end`."""
+        while True:
+            if new := self.sentences[count:]:
+                count += len(new)
+                yield new
+            elif self._ended and self._task is None:
+                return
+            else:
+                await self._wait()
+
+    def cancel_unless_ended(self) -> None:
+        """Stop if the stream of the answer was closed before its end."""
+        if not self._ended and self._task is not None:
+            self._task.cancel()
+
+    # ---- internals
+
+    async def _wait(self) -> None:
+        await self._changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _place(self, sample: int) -> int:
+        """Return the place of a sample at speed 1 in the audio of the answer."""
+        return round(sample / self._speed)
+
+    def _shown(self, seconds: float) -> float:
+        return round(seconds + self._delay_s, _DIGITS)
+
+    def _take(self, utterance: TimelineUtterance, end: int) -> None:
+        """Queue the next utterance of the timeline with its samples."""
+        self._taken += 1
+        start = min(self._place(utterance.start), end)
+        first = SAMPLE_BYTES * (start - self._sound_start)
+        last = SAMPLE_BYTES * (end - self._sound_start)
+        sound = bytes(self._sound[first:last])
+        del self._sound[:last]
+        self._sound_start = end
+        self._queue.append((utterance, sound))
+        self._waiting_bytes += len(sound)
+        if self._task is None:
+            self._task = asyncio.create_task(self._work(), name="timestamps")
+
+    async def _work(self) -> None:
+        try:
+            while self._queue:
+                utterance, sound = self._queue[0]
+                found = await self._timer.find(utterance, sound, self._rate_hz, self._speed, self._language)
+                self._queue.popleft()
+                self._waiting_bytes -= len(sound)
+                self._add(utterance, found, len(sound) // SAMPLE_BYTES)
+                self._notify()
+        finally:
+            self._task = None
+            if self._ended and not self._queue:
+                self._finish()
+            self._notify()
+
+    def _finish(self) -> None:
+        """Publish the last sentence."""
+        if self._open is not None:
+            self._publish(self._open)
+            self._open = None
+        self._notify()
+
+    def _add(self, utterance: TimelineUtterance, found: Found, samples: int) -> None:
+        """Add the sentences of an utterance. samples: the length of its audio."""
+        start_s = self._place(utterance.start) / self._rate_hz
+        end_s = start_s + samples / self._rate_hz
+        if found.reason and found.reason not in self._reasons:
+            self._reasons.append(found.reason)
+        lines = utterance.lines
+        bounds = _shared(start_s, end_s, [max(1, len(line.text)) for line in lines])
+        for at, line in enumerate(lines):
+            times = found.words[at] if found.words else [None] * len(line.words)
+            words = [
+                (part, (start_s + first / self._speed, min(end_s, start_s + last / self._speed)))
+                for part, (first, last) in _caller_words(line, times, self._texts)
+                if start_s + first / self._speed < end_s
+            ]
+            bound = (words[0][1][0], words[-1][1][1]) if words else bounds[at]
+            if found.words and not words and any(span is not None for span in times):
+                continue  # the audio ended before this line
+            self._join(_Open(line.turn, line.start_char, line.end_char, *bound, words))
+
+    def _join(self, new: _Open) -> None:
+        """Add a sentence. It joins the sentence before if that one has ended inside a part of the caller's text."""
+        before = self._open
+        if before is not None:
+            if before.turn == new.turn and new.start_char < before.cut_part_end(self._texts):
+                before.add(new)
+                new = before
+            else:
+                self._publish(before)
+        self._open = new if new.cut_part_end(self._texts) else None
+        if self._open is None:
+            self._publish(new)
+
+    def _publish(self, sentence: _Open) -> None:
+        """Add a sentence to `sentences`, with times that never go back."""
+        starts, ends = self._texts.tokens(sentence.turn)
+        text = self._texts.texts[sentence.turn]
+        words = []
+        for part, span in sentence.words:
+            if (sentence.turn, part) <= self._last_part:
+                continue
+            self._last_part = (sentence.turn, part)
+            first, last = starts[part], ends[part]
+            words.append(TimedWord(text[first:last], *self._in_order(span), first, last, sentence.turn))
+        start_char, end_char = sentence.start_char, sentence.end_char
+        if words:
+            start_char, end_char = min(start_char, words[0].start_char), max(end_char, words[-1].end_char)
+            shown = (words[0].start_s, words[-1].end_s)
+        else:
+            shown = self._in_order((sentence.start_s, sentence.end_s))
+        self.sentences.append(
+            TimedSentence(text[start_char:end_char], *shown, start_char, end_char, sentence.turn, tuple(words))
+        )
+
+    def _in_order(self, span: Span) -> Span:
+        """Return a time that begins after all earlier ones, as it is in the encoded file."""
+        start_s = max(span[0], self._last_s)
+        self._last_s = max(start_s, span[1])
+        return self._shown(start_s), self._shown(self._last_s)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A sentence that is not published yet."""
+
+    turn: int
+    start_char: int
+    end_char: int
+    start_s: float
+    end_s: float
+    words: list[tuple[int, Span]]  # number of the part of the caller's text, and its time
+
+    def cut_part_end(self, texts: _Texts) -> int:
+        """Return the end of the part of the caller's text inside which the sentence ends, before further letters of
+        this part; 0 if it does not end inside a part.
+        """
+        starts, ends = texts.tokens(self.turn)
+        at = bisect_left(ends, self.end_char)
+        if at == len(ends) or starts[at] >= self.end_char:
+            return 0
+        rest = texts.texts[self.turn][self.end_char : ends[at]]
+        return ends[at] if any(map(str.isalnum, rest)) else 0
+
+    def add(self, new: _Open) -> None:
+        """Add the next sentence to this one."""
+        self.end_char = max(self.end_char, new.end_char)
+        self.end_s = new.end_s
+        for part, span in new.words:
+            if self.words and self.words[-1][0] == part:
+                self.words[-1] = (part, (self.words[-1][1][0], span[1]))
+            else:
+                self.words.append((part, span))
