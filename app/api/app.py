@@ -98,13 +98,13 @@ class Api(FastAPI):
     def __init__(self, gate: Gate, max_input_chars: int, **options: Any) -> None:
         self._gate = gate
         self._max_input_chars = max_input_chars
-        # One document for a server with API keys, and one for a server without keys. The first key can be added while
-        # the server runs.
+        # The cached documents: one for a server with API keys, and one for a server without keys. The first key can be
+        # added while the server runs.
         self._documents: dict[bool, Schema] = {}
         super().__init__(**options)
 
     def openapi(self) -> Schema:
-        """The content of /openapi.json."""
+        """Return the content of /openapi.json."""
         needed = self._gate.needed
         if needed not in self._documents:
             self.openapi_schema = None
@@ -113,7 +113,9 @@ class Api(FastAPI):
         return self._documents[needed]
 
     def _complete(self, document: Schema) -> Schema:
-        """Add API keys, request ids and limits to FastAPI's document, and fix it. Changes and returns `document`."""
+        """Add API keys, request ids and limits to FastAPI's OpenAPI document, and correct it. Changes and returns
+        `document`.
+        """
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)

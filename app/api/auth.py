@@ -47,12 +47,12 @@ class Gate:
     """Checks the API keys of requests, and stores the result in `request.state`.
 
     `state.owner` is the SHA-256 digest of the key, which identifies the caller; "" if the server has no keys.
-    `state.key` is the name of the key. `state.admitted` is the Pass of the request. The middleware RequestLog closes
-    this Pass.
+    `state.key` is the name of the key. `state.admitted` is a `Pass`, which counts the request against the limits of the
+    key. The middleware RequestLog closes the `Pass` at the end of the request.
     """
 
     def __init__(self, ring: KeyRing, metrics: Metrics, *, keyed_lists: bool = False) -> None:
-        """keyed_lists: show cloned voices in lists only to callers with a key, if the server has keys."""
+        """keyed_lists: True = if the server has keys, lists show cloned voices only to callers with a key."""
         self._keyed_lists = keyed_lists
         self._ring = ring
         self._metrics = metrics
@@ -88,9 +88,9 @@ class Gate:
                     try:
                         body = await request.body() if is_json(request.headers) else b""
                     except ClientDisconnect:
-                        return Response(status_code=400)  # the connection is closed, so no client reads it
+                        return Response(status_code=400)  # the connection is closed, so no client reads this response
                     if body:
-                        # FastAPI takes this value instead of parsing the body itself.
+                        # FastAPI uses this value and does not parse the body again.
                         request._json = read_json(body, request.headers["content-type"])
                         if isinstance(request._json, dict) and (model := request.scope["state"].get(DEPLOYMENT)):
                             request._json["model"] = model
@@ -128,11 +128,11 @@ class Gate:
         return self._find(request, sent) if sent and self._ring.needed else None
 
     def shows_cloned(self, request: Request) -> bool:
-        """Whether a list for this request contains cloned voices."""
+        """Return whether a list for this request contains cloned voices."""
         return not (self._keyed_lists and self.needed) or self.has_key(request.headers)
 
     def has_key(self, headers: Headers) -> bool:
-        """Whether the headers of a request contain a valid API key."""
+        """Return whether the headers of a request contain a valid API key."""
         try:
             return self._ring.needed and bool(self._ring.find(_key_in(headers)))
         except Unauthorized:
@@ -141,7 +141,7 @@ class Gate:
     def describe(self, schema: Schema) -> None:
         """Describe API keys in the OpenAPI document `schema`: the security schemes, and the errors 401, 403 and 429.
 
-        If the server has no keys, this removes the security requirements instead. Changes `schema`.
+        If the server has no keys, this method removes the security requirements instead. It changes `schema`.
         """
         needed = self.needed
         if needed:
@@ -176,7 +176,10 @@ def _sent_key(request: Request) -> str:
 
 
 def _key_in(headers: Headers) -> str:
-    """The key in the header `Authorization: Bearer` (OpenAI's clients) or `api-key` (Azure's clients); "" if none."""
+    """Return the API key in the headers; "" if there is none.
+
+    OpenAI's clients send the header `Authorization: Bearer`, and Azure's clients send `api-key`.
+    """
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()

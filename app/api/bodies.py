@@ -1,7 +1,8 @@
 """Reads JSON bodies as real clients send them, and says exactly what is wrong with a body that can't be read.
 
 `BodyDecoder` decompresses bodies with a Content-Encoding. `read_json` accepts each declared charset, a byte order mark,
-line breaks inside of strings, and Windows-1252 text without a charset (PowerShell 5) if nothing else can be meant.
+and line breaks inside of strings. It also accepts Windows-1252 text without a charset (PowerShell 5), if the bytes
+can't be another encoding.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from app.errors import BodyTooLarge, RequestError
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
 
-MAX_DEPTH = 100  # nested lists and objects in a JSON body
-_SHOWN_CHARS = 24  # the characters before a mistake that an error quotes
+MAX_DEPTH = 100  # the most levels of nested lists and objects in a JSON body
+_SHOWN_CHARS = 24  # an error message quotes this many characters before a mistake
 _GZIP, _ZLIB_OR_GZIP, _RAW_DEFLATE = 31, 47, -15  # values of zlib's `wbits`
 # Text codecs of Python that are not charsets of a body.
 _NO_CHARSETS = frozenset({"idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined", "mbcs", "oem"})
@@ -36,7 +37,7 @@ class UnreadableBody(RequestError):
 
 
 class BodyRejected(HTTPException):
-    """Carries an error out of the code that reads a body. FastAPI replaces exceptions of other classes there."""
+    """Carries an error out of the code that reads a body. FastAPI would replace an exception of another class."""
 
     def __init__(self, error: RequestError, status: int = 400) -> None:
         super().__init__(status, error.message)
@@ -47,7 +48,8 @@ class BodyDecoder:
     """Decompresses one request body. The decompressed size is limited, so that a small body can't fill the memory."""
 
     def __init__(self, encoding: str, max_bytes: int, too_large: BodyTooLarge) -> None:
-        """encoding: the value of Content-Encoding. max_bytes: the limit. too_large: the error for a larger body.
+        """encoding: the value of Content-Encoding. max_bytes: the largest decompressed size. too_large: the error for a
+        larger body.
 
         Raises BodyRejected for an encoding that this server does not know.
         """
@@ -74,9 +76,10 @@ class BodyDecoder:
         """Return the decompressed form of the next bytes of the body. Raises BodyRejected."""
         parts = []
         while data:
-            if self._decompressor is None or self._decompressor.eof:  # the start, or a further member of a gzip file
+            # The start of the body, or of a further member of a gzip file.
+            if self._decompressor is None or self._decompressor.eof:
                 if self._decompressor is not None and not data.strip(b"\0"):
-                    break  # some writers add zeros at the end
+                    break  # some programs add zeros at the end
                 self._decompressor = zlib.decompressobj(self._first_wbits(data))
             try:
                 part = self._decompressor.decompress(data, self._left_bytes + 1)
@@ -95,7 +98,9 @@ class BodyDecoder:
             raise self._broken("it ends too early")
 
     def _first_wbits(self, data: bytes) -> int:
-        """The value of `wbits` for a body that begins with `data`. Some clients send `deflate` without a header."""
+        """Return the value of `wbits` for a body that begins with `data`. Some clients send `deflate` without a
+        header.
+        """
         if self._wbits == _GZIP or data[0] & 0x0F == 8 or data[0] == 0x1F:
             return self._wbits
         return _RAW_DEFLATE
@@ -109,7 +114,7 @@ class BodyDecoder:
 
 
 def is_json(headers: Headers) -> bool:
-    """Whether the Content-Type of a request is JSON: `application/json` or `application/...+json`."""
+    """Return whether the Content-Type of a request is JSON: `application/json` or `application/...+json`."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
@@ -125,7 +130,7 @@ def read_json(body: bytes, content_type: str) -> Any:
         raise UnreadableBody(_explained(text, error), "invalid_json") from error
     except RecursionError as error:
         raise UnreadableBody("The body has too many nested lists or objects.", "json_too_deep") from error
-    except ValueError as error:  # Python refuses to convert such numbers
+    except ValueError as error:  # Python refuses to convert very long numbers
         found = re.search(r"\d{1000,}", text)
         place = _place(text, found.start()) if found else "unknown place"
         message = f"The body has a number with more than 1000 digits ({place}). Send a shorter number."
@@ -136,7 +141,7 @@ def read_json(body: bytes, content_type: str) -> Any:
 
 
 def _decoded(body: bytes, content_type: str) -> str:
-    """The text of a body. Raises UnreadableBody."""
+    """Return the text of a body. Raises UnreadableBody."""
     parsed = email.message.Message()
     parsed["content-type"] = content_type
     declared = str(parsed.get_param("charset") or "").strip()
@@ -145,10 +150,10 @@ def _decoded(body: bytes, content_type: str) -> str:
     name = _codec(declared)
     try:
         if name in ("utf-16", "utf-32") and (found := json.detect_encoding(body)).startswith(name):
-            name = found  # the order of the bytes
+            name = found  # the charset with the detected byte order
         return body.decode(name).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        if name == "cp1252":  # the five bytes that Windows-1252 does not define
+        if name == "cp1252":  # Windows-1252 does not define five of the bytes
             return body.decode("latin-1")
         message = (
             f"The request declares the charset {declared[:40]!r}, but its byte {_shown_byte(body, error.start)} at "
@@ -158,7 +163,7 @@ def _decoded(body: bytes, content_type: str) -> str:
 
 
 def _codec(charset: str) -> str:
-    """Python's name of a declared charset. Raises UnreadableBody."""
+    """Return Python's name of a declared charset. Raises UnreadableBody."""
     try:
         found = codecs.lookup(charset)
     except (LookupError, ValueError):  # ValueError: a name with NUL
@@ -166,15 +171,16 @@ def _codec(charset: str) -> str:
     if found is None or not found._is_text_encoding or found.name.replace("_", "-") in _NO_CHARSETS:
         message = f"The request declares the charset {charset[:40]!a}, which this server does not know. Send UTF-8."
         raise UnreadableBody(message, "unsupported_charset")
-    # As web browsers do: what is declared as Latin-1 is often Windows-1252, which has quotes and dashes in addition.
+    # Text that is declared as Latin-1 is often Windows-1252, which also has quotes and dashes. Web browsers do the
+    # same.
     return "cp1252" if found.name == "iso8859-1" else found.name
 
 
 def _decoded_unicode(body: bytes, declared: str) -> str:
-    """The text of a body without a charset, or with UTF-8. Raises UnreadableBody."""
-    encoding = json.detect_encoding(body)  # by the byte order mark, or by the zeros of UTF-16 and UTF-32
+    """Return the text of a body that declares no charset or UTF-8. Raises UnreadableBody."""
+    encoding = json.detect_encoding(body)  # from the byte order mark, or from the zero bytes of UTF-16 and UTF-32
     try:
-        return body.decode(encoding, "surrogatepass")  # some writers in Java encode surrogates
+        return body.decode(encoding, "surrogatepass")  # some Java programs encode surrogates
     except UnicodeDecodeError as error:
         if not declared and encoding == "utf-8" and _is_western(body):
             return body.decode("cp1252")
@@ -192,7 +198,7 @@ def _shown_byte(body: bytes, at: int) -> str:
     return f"0x{body[at]:02X}" if at < len(body) else "(the end)"
 
 
-# Bytes of Windows-1252. A match covers one run of bytes above 0x7F in an ordinary western text.
+# Each match is a run of bytes above 0x7F that ordinary western text in Windows-1252 contains.
 _WESTERN = re.compile(
     rb"""
     (?<=[A-Za-z])[\xe0-\xf6\xf8-\xfe\xdf\x9a\x9e\x9c]{1,2}(?![\x80-\x90\x98-\x9f\xc0-\xff])  # after a letter: caf\xe9
@@ -215,10 +221,11 @@ _WESTERN = re.compile(
 
 
 def _is_western(body: bytes) -> bool:
-    """Whether a body that is not UTF-8 can only be Windows-1252 text in a western language.
+    """Return whether a body that is not UTF-8 can only be Windows-1252 text in a western language.
 
-    Each byte above 0x7F must be a letter or a sign at a place where a western text has it. A body with characters of
-    UTF-8 has mixed or truncated encodings, and long runs of such bytes are another charset.
+    Each byte above 0x7F must be a letter or a sign in a place where western text can have it. The result is False for a
+    body that contains UTF-8 characters, because its encodings are mixed. Long runs of bytes above 0x7F also give False,
+    because they belong to another charset.
     """
     if re.search(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}", body):
         return False
@@ -246,7 +253,7 @@ def _check_depth(text: str) -> None:
 
 
 def _explained(text: str, error: json.JSONDecodeError) -> str:
-    """The message for a text that is not JSON: what is wrong, where, and what to write instead."""
+    """Return the error message for a text that is not JSON: what is wrong, where, and what to write instead."""
     at = error.pos
     before, here = text[:at].rstrip(), text[at : at + 1]
     if at >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
@@ -277,7 +284,7 @@ def _explained(text: str, error: json.JSONDecodeError) -> str:
 
 
 def _place(text: str, at: int) -> str:
-    """Where a character is, for a message: character, line, column, and the text before it."""
+    """Return the place of a character for an error message: character, line, column, and the text before it."""
     line_start = text.rfind("\n", 0, at) + 1
     line = text.count("\n", 0, at) + 1
     before = text[max(line_start, at - _SHOWN_CHARS) : at]

@@ -1,7 +1,7 @@
 """Protects the server from foreign web pages: CSRF, DNS rebinding, and CORS preflights that are not allowed.
 
 Only requests that a browser has sent are checked. A browser sends the header Origin or Sec-Fetch-Site, and a web page
-can't change them. Other programs send neither.
+can't change these headers. Other programs send neither of them.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ _POLICY_VIOLATION = 1008  # the WebSocket close code
 
 
 class CrossOriginCheck:
-    """Rejects requests of foreign web pages that change something, WebSockets, and preflights that are not allowed.
+    """Rejects three kinds of requests from foreign web pages: requests that change something, WebSockets, and CORS
+    preflights that are not allowed.
 
-    The CORS middleware does not stop a form, because browsers send forms without a CORS preflight. Sec-Fetch-Site says
-    whether the page has another origin. Browsers send it only to https and localhost, so otherwise Origin is compared
-    with Host, and with X-Forwarded-Host, which a foreign page can't set without a preflight.
+    The CORS middleware does not stop a form, because browsers send forms without a CORS preflight. The header
+    Sec-Fetch-Site says whether the page has another origin. Browsers send this header only to https and localhost.
+    Without it, Origin is compared with Host and X-Forwarded-Host. A foreign page can't set X-Forwarded-Host without a
+    preflight.
     """
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
@@ -72,13 +74,13 @@ def _message(origin: str) -> str:
 
 
 def _is_foreign(headers: Headers) -> bool:
-    """Whether a web page of another origin has sent the request."""
+    """Return whether a web page of another origin has sent the request."""
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
         return site in ("cross-site", "same-site")
     if origin is None:
         return False
-    if origin == "null":  # for example a sandboxed frame
+    if origin == "null":  # for example from a sandboxed frame
         return True
     parsed = urlsplit(origin)
     if parsed.scheme not in _DEFAULT_PORTS:  # the page of an application, such as app://obsidian.md
@@ -88,7 +90,7 @@ def _is_foreign(headers: Headers) -> bool:
 
 
 def _own_hosts(headers: Headers) -> list[str]:
-    """The hosts that the client has sent the request to, as the client or a proxy names them."""
+    """Return the host names in the request: the name that the client used, and the names that proxies have added."""
     hosts = [headers.get("host", "")]
     for value in headers.getlist("x-forwarded-host"):
         hosts += value.split(",")
@@ -98,10 +100,10 @@ def _own_hosts(headers: Headers) -> list[str]:
 
 
 def _same_host(scheme: str, wanted: str, host: str, *, proxied: bool) -> bool:
-    """Whether two hosts with optional ports are the same.
+    """Return whether the hosts `wanted` and `host`, with optional ports, are the same.
 
-    scheme: the scheme of the origin, which has a default port. proxied: `host` may lack the port, because many proxies
-    remove it.
+    scheme: the scheme of the origin, which has a default port. proxied: True = `host` may lack the port, because many
+    proxies remove it.
     """
     default = _DEFAULT_PORTS[scheme]
     (name, port), (other, other_port) = split_host(wanted), split_host(host)
@@ -122,8 +124,8 @@ def split_host(host: str) -> tuple[str, int | None]:
 class HostCheck:
     """Rejects requests of web pages that reach this server under a name that is not its own (DNS rebinding).
 
-    Such a page comes from a public name whose DNS entry has changed to the address of this server. To the browser, page
-    and server then have the same origin.
+    Such a page comes from a public name whose DNS entry has changed to the address of this server. For the browser, the
+    page and the server then have the same origin.
     """
 
     def __init__(
@@ -175,17 +177,17 @@ class HostCheck:
             await response_to(error)(scope, receive, send)
 
     def _is_own(self, name: str) -> bool:
-        """Whether this is a name or an address of this server, or a name that only exists in private networks."""
+        """Return whether a name is a name or address of this server, or a name that exists only in private networks."""
         if not name or "." not in name or name in self._names or name.endswith((*_PRIVATE_ENDINGS, *self._endings)):
             return True
         try:
             ipaddress.ip_address(name.partition("%")[0])
         except ValueError:
             return False
-        return True  # a page under an address was loaded from this address
+        return True  # a page whose origin is an IP address was really loaded from this address
 
 
 async def _close(error: RequestError, receive: Receive, send: Send) -> None:
-    """Refuse a WebSocket. The server answers its handshake with 403."""
+    """Refuse a WebSocket. The server answers the handshake with 403."""
     await receive()
     await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": error.message[:120]})

@@ -106,7 +106,7 @@ PROBLEMS: Mapping[int, tuple[str, tuple[str, str | None, str | None]]] = {
 
 
 def problem(status: int) -> Schema:
-    """The OpenAPI description of the error response with this status."""
+    """Return the OpenAPI description of the error response with this status."""
     description, (message, param, code) = PROBLEMS[status]
     headers: Schema = {}
     if status in (429, 503):
@@ -123,12 +123,12 @@ def problem(status: int) -> Schema:
 
 
 def problems(*statuses: int) -> dict[int | str, Schema]:
-    """The OpenAPI `responses` of a route that can answer with these error statuses."""
+    """Return the OpenAPI `responses` of a route that can answer with these error statuses."""
     return {status: {**problem(status), "model": ErrorEnvelope} for status in statuses}
 
 
 def status_of(error: errors.SpeechError) -> int:
-    """The HTTP status of an error."""
+    """Return the HTTP status of an error."""
     return next(status for kind, status in STATUS if isinstance(error, kind))
 
 
@@ -143,12 +143,12 @@ def envelope(message: str, *, status: int, param: str | None = None, code: str |
 
 
 def body_of(error: errors.SpeechError) -> dict[str, Any]:
-    """The JSON body of an error."""
+    """Return the JSON body of an error."""
     return envelope(error.message, status=status_of(error), param=error.param, code=error.code)
 
 
 def response_to(error: errors.SpeechError) -> JSONResponse:
-    """The HTTP response to an error: status, headers such as Retry-After, and body."""
+    """Return the HTTP response to an error: status, headers such as Retry-After, and body."""
     headers = {}
     if isinstance(error, errors.Busy | errors.NotReady):
         headers["Retry-After"] = str(max(1, error.retry_after_s))
@@ -180,7 +180,7 @@ def limit_headers(limit: int, remaining: int, reset_s: float) -> dict[str, str]:
 
 
 def unexpected() -> JSONResponse:
-    """The response to an unexpected exception: a 500 without details. The log has the details."""
+    """Return the response to an unexpected exception: a 500 without details. The log has the details."""
     return _json(
         500,
         envelope("The server failed because of an internal error. The log of the server has the reason.", status=500),
@@ -222,7 +222,7 @@ def install(app: FastAPI, known_paths: Collection[str]) -> None:
 
 
 def _methods_at(request: Request) -> list[str]:
-    """The HTTP methods that at least one route supports at the path of this request."""
+    """Return the HTTP methods that at least one route supports at the path of this request."""
 
     def allowed(method: str) -> bool:
         scope = {**request.scope, "method": method}
@@ -234,7 +234,7 @@ def _methods_at(request: Request) -> list[str]:
 
 
 def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-    """The response to a request that does not pass pydantic's validation: a 400 that names the wrong fields."""
+    """Return the response to a request that does not pass pydantic's validation: a 400 that names the wrong fields."""
     problems = error.errors()
     kind = request.headers.get("content-type", "")
     media = kind.split(";")[0].strip().lower()
@@ -254,7 +254,7 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
 
 
 def _field_at(location: Sequence[str | int]) -> str:
-    """The name of the field at a pydantic error location: for example `seed`, or `turns.3.text` inside a list.
+    """Return the name of the field at a pydantic error location: for example `seed`, or `turns.3.text` inside a list.
 
     The first part of the location (`body`) and the parts that pydantic adds after the field are left out.
     """
@@ -263,7 +263,7 @@ def _field_at(location: Sequence[str | int]) -> str:
 
 
 def _unknown_path(request: Request, known_paths: Collection[str]) -> JSONResponse:
-    """The response to a request whose path no route has."""
+    """Return the response to a request whose path belongs to no route."""
     near = suggestion(request.scope["path"].removeprefix(request.scope.get("root_path", "")), known_paths)
     hint = f" Did you mean {near}?" if near else ""
     message = f"This URL does not exist on this server.{hint} The page /docs lists the URLs that exist."
@@ -271,7 +271,7 @@ def _unknown_path(request: Request, known_paths: Collection[str]) -> JSONRespons
 
 
 def _http_error(error: HTTPException) -> JSONResponse:
-    """The response to an HTTPException of Starlette or of a middleware, for example to a 405."""
+    """Return the response to an HTTPException of Starlette or of a middleware, for example to a 405."""
     status = error.status_code
     if status == 405:
         message, code = (

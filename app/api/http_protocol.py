@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol with limits on request headers, and with support for old clients and for offered upgrades.
+"""uvicorn's HTTP protocol, extended: it limits request headers, and supports HTTP/1.0 clients and clients that offer an
+upgrade.
 
 Without limits, a client could fill the memory with endless headers, and a few hundred clients that send their headers
 very slowly could use up all connections. The limits also apply to data that arrives after an error response that was
@@ -6,8 +7,8 @@ sent before the end of the request. `middleware.BodyLimit` limits request bodies
 
 uvicorn alone drops the body of a request that offers an upgrade such as `Upgrade: h2c`. Java's HTTP client offers this
 upgrade by default. This protocol ignores each upgrade that the server does not support, as RFC 9110 says. uvicorn also
-sends chunks to HTTP/1.0 clients, which do not know chunks. This protocol sends them plain bytes until the connection
-closes.
+sends chunks to HTTP/1.0 clients, which do not know chunks. To HTTP/1.0 clients, this protocol sends plain bytes until
+the connection closes.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class _LimitedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, head_timeout_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_timeout_s = head_timeout_s
-        # The bytes received since the parser last completed the headers, a part of the body, or the request.
+        # The number of bytes received since the parser last completed the headers, a part of the body, or the request.
         self._held_bytes = 0
         self._in_head = True
         self._rejected = False
@@ -82,7 +83,9 @@ class _LimitedProtocol(HttpToolsProtocol):
             self._set_timer()
 
     def _parse(self, data: bytes) -> None:
-        """Pass data to the parser. This replaces uvicorn's `data_received`, which ends at an offered upgrade."""
+        """Pass data to the parser. This replaces uvicorn's `data_received`, which stops if a request offers an
+        upgrade.
+        """
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
@@ -96,12 +99,12 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     @property
     def _offers_upgrade(self) -> bool:
-        """Whether the parser has stopped after the headers because they offer an upgrade."""
+        """Return whether the parser has stopped after the headers because they offer an upgrade."""
         return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
 
     @property
     def _upgrades(self) -> bool:
-        """Whether this request becomes a WebSocket."""
+        """Return whether this request becomes a WebSocket."""
         return self._offers_upgrade and self._should_upgrade()
 
     def _should_upgrade(self) -> bool:
@@ -128,8 +131,8 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._held_bytes = 0
         self._in_head = False
         self._unset_timer()
-        # If all headers arrive together, the parser calls this before data_received compares their size with the limit.
-        # So compare the size here too.
+        # If all headers arrive together, the parser calls this method before data_received compares their size with the
+        # limit. So compare the size here too.
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             self._reject(431, _HEAD_TOO_LARGE, "head_too_large")
         elif not self._rejected and (self._upgrades or not self._offers_upgrade):
@@ -140,7 +143,8 @@ class _LimitedProtocol(HttpToolsProtocol):
     def _send_without_chunks(self, cycle: RequestResponseCycle) -> None:
         """Make uvicorn send a response of unknown length as plain bytes that end when the connection closes.
 
-        If such a response is incomplete, the connection is reset. Otherwise the client would take it for complete.
+        If such a response is incomplete, the connection is reset. Without the reset, the client would treat the
+        response as complete.
         """
         send = cycle.send
         connection = self.transport.get_extra_info("socket")

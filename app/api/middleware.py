@@ -101,10 +101,15 @@ class ReaderTimeout:
         try:
             await self._app(scope, receive, timed)
         except ReaderStuck:  # uvicorn closes the connection because the response has no end
-            log.warning("disconnected a client that read nothing", path=_loggable_path(scope), for_s=self._timeout_s)
+            log.warning(
+                "a client was disconnected because it read no data for too long",
+                path=_loggable_path(scope),
+                for_s=self._timeout_s,
+            )
 
 
-# Default response headers. A response that already has one of these headers keeps its value. Web pages use this.
+# Default response headers. A response that already has one of these headers keeps its value. For example, web pages set
+# their own values.
 _DEFAULT_HEADERS = {
     b"openai-version": b"2020-10-01",
     b"x-content-type-options": b"nosniff",
@@ -177,7 +182,9 @@ class RequestLog:
 
 
 def _loggable_path(scope: Scope) -> str:
-    """The path of a request for the log. Parts that the caller chose are replaced: they may contain a key or a text."""
+    """Return the path of a request for the log. Parts that the caller chose are replaced: they may contain a key or a
+    text.
+    """
     path: str = scope["path"]
     if "route" not in scope:
         return "/".join(part if part in _KNOWN_PARTS else "*" for part in path.split("/"))
@@ -188,7 +195,7 @@ def _loggable_path(scope: Scope) -> str:
 
 
 def _limits(admitted: Pass | None) -> list[tuple[bytes, bytes]]:
-    """The rate limit headers of an admitted request; an empty list if the API key has no rate limit."""
+    """Return the rate limit headers of an admitted request; an empty list if the API key has no rate limit."""
     if admitted is None or admitted.key.per_minute is None:
         return []
     headers = limit_headers(admitted.key.per_minute, admitted.remaining, admitted.reset_s)
@@ -234,7 +241,7 @@ class OrderlyShutdown:
             async with asyncio.timeout(CLEANUP_S):
                 await self._idle.wait()
         except TimeoutError:
-            log.warning("the server stops before all requests have cleaned up", requests=self._running)
+            log.warning("the server ends before all cancelled requests have cleaned up", requests=self._running)
 
 
 class UnexpectedErrors:

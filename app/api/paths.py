@@ -30,7 +30,7 @@ _AZURE = re.compile(r"/openai/deployments/([^/]+)(/.+)")
 _VERSIONS = re.compile(r"^/(?:openai/)?(?:(?:api/)?v1/)+")
 _PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*")
 _MAX_PREFIX_CHARS = 200
-# Words in a wrong path, and the route that a caller with this word probably wants.
+# Word in a wrong path -> the route that the caller probably wants.
 _TOPICS = {
     "speech": "/v1/audio/speech",
     "tts": "/v1/audio/speech",
@@ -48,9 +48,9 @@ _TOPICS = {
 
 
 class PathAliases:
-    """Rewrites other spellings of a path.
+    """Rewrites other spellings of a path to the path of a route.
 
-    These are double slashes, a slash at the end, a repeated or missing /v1, and the paths of Azure's clients.
+    Other spellings are double slashes, a slash at the end, a repeated or missing /v1, and the paths of Azure's clients.
     """
 
     def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
@@ -66,7 +66,7 @@ class PathAliases:
         await self._app(scope, receive, send)
 
     def _find(self, scope: Scope, root: str, path: str) -> Scope | None:
-        """The scope with the path of the route that the caller means; None if there is no such route."""
+        """Return the scope with the path of the route that the caller means; None if there is no such route."""
         usual, deployment = canonical(path)
         if usual == path:
             return None
@@ -90,7 +90,7 @@ def canonical(path: str) -> tuple[str, str | None]:
 
 
 def paths_of(routes: Iterable[BaseRoute]) -> Iterator[str]:
-    """The paths of these routes without parameters, also of included routers."""
+    """Return the paths of these routes that have no parameters. The routes of included routers are also searched."""
     for route in routes:
         included = getattr(route, "original_router", None)
         if included is not None:
@@ -100,7 +100,7 @@ def paths_of(routes: Iterable[BaseRoute]) -> Iterator[str]:
 
 
 def suggestion(path: str, known: Collection[str]) -> str | None:
-    """The path in `known` that is most similar to `path`; None if no path is similar."""
+    """Return the path in `known` that is most similar to `path`; None if no path is similar."""
     usual = canonical(path.lower()[:200])[0]
     if near := difflib.get_close_matches(usual, known, 1, 0.8):
         return near[0]
@@ -114,7 +114,7 @@ def trusted_addresses(proxies: Sequence[str]) -> Any:
 
 
 async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
-    """An ASGI app that does nothing."""
+    """Do nothing. This is an ASGI app."""
 
 
 class PathPrefix:
@@ -125,7 +125,7 @@ class PathPrefix:
     """
 
     def __init__(self, app: ASGIApp, root_path: str, trusted: Any) -> None:
-        """trusted: the addresses of proxies, with the operator `in`."""
+        """trusted: contains the addresses of trusted proxies; it has the operator `in`."""
         self._app = app
         self._root_path = root_path
         self._trusted = trusted
@@ -141,7 +141,7 @@ class PathPrefix:
         await self._app(scope, receive, send)
 
     def _forwarded(self, scope: Scope) -> str:
-        """The value of X-Forwarded-Prefix from a trusted proxy; "" if there is no valid value."""
+        """Return the value of X-Forwarded-Prefix from a trusted proxy; "" if there is no valid value."""
         values = [value for name, value in scope["headers"] if name == b"x-forwarded-prefix"]
         client = scope.get("client")
         if not values or client is None or client[0] not in self._trusted:

@@ -1,7 +1,7 @@
 """The JSON bodies of speech requests as pydantic models, and their conversion to SpeechRequest.
 
 A field whose value is null is treated as missing. Numbers and booleans may be strings, as some clients send them.
-`SpokenBody.ignored` lists the fields of a request that have no effect on its route, also unknown fields.
+`SpokenBody.ignored` lists the fields of a request that have no effect on its route, including unknown fields.
 """
 
 from __future__ import annotations
@@ -163,12 +163,14 @@ class VoiceId(BaseModel):
 
 VoiceField = Annotated[str | VoiceId | None, BeforeValidator(_voice_or_none)]
 
-MAX_IGNORED_NAMES = 20  # the unknown fields that X-TTS-Ignored names
+MAX_IGNORED_NAMES = 20  # the header X-TTS-Ignored lists at most this many unknown fields
 _MAX_NAME_CHARS = 64
 
 
 def _shown_names(names: Iterable[str]) -> tuple[str, ...]:
-    """The names of fields in a form that an HTTP header can contain. Many or long names are cut."""
+    """Return the names of fields in a form that an HTTP header can contain. Long names are cut, and only the first
+    names are returned.
+    """
     shown = [quote(name[:_MAX_NAME_CHARS], safe="[]$@:!*'()", errors="replace") for name in sorted(names)]
     return (*shown[:MAX_IGNORED_NAMES], "...") if len(shown) > MAX_IGNORED_NAMES else tuple(shown)
 
@@ -322,7 +324,7 @@ class SpokenBody(BaseModel):
 
     @classmethod
     def _unknown_in_lists(cls, set_fields: dict[str, Any]) -> Iterable[str]:
-        """The unknown fields in the objects of `turns` and `context`, such as `turns[].emotion`."""
+        """Return the unknown fields in the objects of `turns` and `context`, such as `turns[].emotion`."""
         for name, turn in (("turns", DialogueTurnBody), ("context", ContextTurnBody)):
             if name in cls.model_fields:
                 for item in set_fields.get(name, ()):
@@ -334,7 +336,7 @@ class SpokenBody(BaseModel):
 
     @classmethod
     def names(cls) -> frozenset[str]:
-        """The JSON keys, including aliases, that have an effect on this route."""
+        """Return the JSON keys, including aliases, that have an effect on this route."""
         return frozenset(
             name
             for field, info in cls.model_fields.items()
@@ -361,7 +363,7 @@ class SpokenBody(BaseModel):
         return extras | {"speaker_id"} if used else extras
 
     def conversation(self, owner: str) -> str | None:
-        """The key under which the server stores the conversation; None if the body has no `conversation_id`.
+        """Return the key under which the server stores the conversation; None if the body has no `conversation_id`.
 
         owner: the digest of the caller's API key; "" if the server has no keys.
         """
@@ -643,7 +645,9 @@ _BOUNDS: tuple[Literal["minimum", "exclusiveMinimum", "maximum"], ...] = ("minim
 
 
 def number_ranges() -> dict[str, Range]:
-    """The bounds of the number fields of a speech request, by field name. A bound has its name in JSON Schema."""
+    """Return the bounds of the number fields of a speech request, by field name. The bounds are named as in JSON
+    Schema.
+    """
     ranges: dict[str, Range] = {}
     for name, field in SpokenBody.model_json_schema()["properties"].items():
         for kind in field.get("anyOf", []):

@@ -560,12 +560,12 @@ class Debug(ResponseModel):
 
 
 def text_header(description: str, **schema: Any) -> Schema:
-    """The OpenAPI description of a header whose value is a text. schema: further keywords, such as `pattern`."""
+    """Return the OpenAPI description of a header whose value is a text. schema: further keywords, such as `pattern`."""
     return {"description": description, "schema": {"type": "string", **schema}}
 
 
 def integer_header(description: str) -> Schema:
-    """The OpenAPI description of a header whose value is an integer of at least 0."""
+    """Return the OpenAPI description of a header whose value is an integer of at least 0."""
     return {"description": description, "schema": {"type": "integer", "minimum": 0}}
 
 
@@ -602,7 +602,8 @@ _SPEECH_HEADERS: Mapping[str, Schema] = {
 
 
 def _events(*data: Schema) -> Schema:
-    """The OpenAPI 3.2 description of a stream of server-sent events. data: the JSON schema of each kind of event.
+    """Return the OpenAPI 3.2 description of a stream of server-sent events. data: the JSON schema of each kind of
+    event.
 
     The stream can also have an error event. The data of the last event is `[DONE]`.
     """
@@ -615,12 +616,14 @@ def _events(*data: Schema) -> Schema:
 
 
 def _event(kind: str, optional: Sequence[str] = (), **properties: Schema) -> Schema:
-    """The JSON schema of an event. kind: the value of its field `type`. optional: the fields that can be absent."""
+    """Return the JSON schema of an event. kind: the value of its field `type`. optional: the fields that can be
+    absent.
+    """
     return _object(optional, type={"const": kind}, **properties)
 
 
 def _object(optional: Sequence[str] = (), **properties: Schema) -> Schema:
-    """The JSON schema of an object. All properties are required, except those in `optional`."""
+    """Return the JSON schema of an object. All properties are required, except the properties in `optional`."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, "required": required}
 
@@ -656,7 +659,7 @@ CLONING_EVENTS = _events(
 
 
 def speech_response() -> Schema:
-    """The OpenAPI description of the 200 response of a speech route, with all audio formats."""
+    """Return the OpenAPI description of the 200 response of a speech route, with all audio formats."""
     content = {row.media_type: BINARY for row in AUDIO_FORMATS.values()}
     return {
         "description": "The audio as a stream, or server-sent events with `stream_format: sse`.",
@@ -669,13 +672,13 @@ class Pronunciation(ResponseModel):
     """An entry of a pronunciation dictionary."""
 
     word: str
-    say: str  # "" = only `ipa` is set
+    say: str  # "" = the entry has only `ipa`
     case_sensitive: bool
     ipa: str | None
 
     @classmethod
     def of(cls, entry: LexiconEntry) -> Pronunciation:
-        """The response for an entry."""
+        """Create the response for an entry."""
         return cls(word=entry.word, say=entry.say, case_sensitive=entry.case_sensitive, ipa=entry.ipa)
 
 

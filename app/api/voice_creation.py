@@ -67,7 +67,7 @@ class VoiceCreation:
     async def prepare(
         self, files: list[UploadFile] | None, transcripts: list[str] | None, language: str, *, denoise: bool
     ) -> Prepared:
-        """Decode, measure and clean recordings. transcripts: one per file, or none.
+        """Decode, measure and clean recordings. transcripts: one for each file, or an empty list.
 
         Raises BadReference, InvalidValue.
         """
@@ -129,7 +129,7 @@ class VoiceCreation:
     async def change(
         self, voice_id: str, *, name: str | None, description: str | None, transcript: str | None
     ) -> StoredVoice:
-        """Change a voice, or mend a folder that is not usable as a voice. A value that is None does not change.
+        """Change a voice, or repair a folder that is not usable as a voice. A value that is None does not change.
 
         Raises NotFound, InvalidValue, BadReference, NotStored, Busy.
         """

@@ -86,7 +86,7 @@ class Watermark:
             log.warning("Speech of cloned voices gets no watermark: %s", self.missing)
 
     def marks(self, voices: Iterable[Voice]) -> bool:
-        """Whether an answer with these voices is marked. For the scope "cloned", one cloned voice is enough."""
+        """Return whether an answer with these voices is marked. For the scope "cloned", one cloned voice is enough."""
         if self.scope == "off" or self.missing is not None:
             return False
         return self.scope == "all" or any(voice.kind == "cloned" for voice in voices)

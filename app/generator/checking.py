@@ -1,11 +1,13 @@
-"""Checks takes while an answer is generated, and keeps the results of the answer.
+"""Checks takes while an answer is generated, and keeps the results of the answer. A take is one generated version of an
+utterance.
 
 `TTS_VERIFY` and the request fields `verify` and `best_of` decide which takes are checked:
 
 - `unheard`: takes of which nothing was sent yet. A bad take is generated once more with another seed.
 - `all`: also takes that were sent. A bad take that was sent is only reported, and the answer is not cached.
 
-The recogniser runs in a process (`audio/alignment.py`). A thread waits for it, so the event loop is never blocked.
+The word aligner runs in a helper process (`audio/alignment.py`). A thread waits for it, so the event loop is never
+blocked.
 """
 
 from __future__ import annotations
@@ -34,30 +36,31 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Setting = Literal["off", "auto", "all"]  # of TTS_VERIFY
+Setting = Literal["off", "auto", "all"]  # the values of TTS_VERIFY
 Scope = Literal["none", "unheard", "all"]
 Result = Literal["ok", "retried", "uncertain", "unchecked"]
 
-DEADLINE_S = 10.0  # for one check, in addition to the length of the audio
-THREAD_SLACK_S = 0.5  # the recogniser's own deadline ends a check first, so that a process that hangs is ended
-LATE_CHECKS_S = 3.0  # how long the end of an answer waits for the checks of audio that was sent
+DEADLINE_S = 10.0  # time limit of one check, in addition to the length of the audio
+# Extra time for the thread, so that the deadline of the aligner is reached first and ends its process.
+THREAD_SLACK_S = 0.5
+LATE_CHECKS_S = 3.0  # at its end, an answer waits this long for the checks of audio that was sent
 SOUND_S = 3.0  # the longest time that a non-verbal sound such as (laughs) takes
 UNCHECKED = Verdict("unchecked", "no_answer")
 
 
 class TakeChecker:
-    """Checks takes with one recogniser. Its process starts at the first check. Used from one event loop."""
+    """Checks takes with one word aligner. Its process starts at the first check. Use it from one event loop."""
 
     def __init__(self, setting: Setting, aligner: Aligner | None = None) -> None:
-        """setting: the value of TTS_VERIFY. aligner: `close` closes it; None = a new aligner."""
+        """setting: the value of TTS_VERIFY. aligner: is closed by `close`; None = a new aligner."""
         self.setting: Setting = setting
         self._aligner = aligner or Aligner()
         self._verifier = Verifier(self._aligner)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="verify")  # the recogniser does one check at a time
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="verify")  # the aligner does one check at a time
 
     @property
     def missing(self) -> str | None:
-        """Why no speech can be checked; None = it can be checked."""
+        """The reason why no speech can be checked; None = speech can be checked."""
         return None if is_available() else "The `words` extra is not installed."
 
     def scope(self, request: SpeechRequest, info: EngineInfo) -> Scope:
@@ -80,7 +83,7 @@ class TakeChecker:
         expected_s: float | None,
         allowed_s: float,
     ) -> Verdict:
-        """Check a take (N,). Returns `unchecked` if the recogniser fails or takes too long. See `Verifier.check`."""
+        """Check a take (N,). Returns `unchecked` if the aligner fails or takes too long. See `Verifier.check`."""
         deadline_s = DEADLINE_S + len(samples) / rate_hz
         work = partial(
             self._verifier.check,
@@ -96,13 +99,13 @@ class TakeChecker:
             async with asyncio.timeout(deadline_s + THREAD_SLACK_S):
                 return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except TimeoutError:
-            log.warning("a take is not checked: the recogniser gave no answer within %.1f s", deadline_s)
+            log.warning("a take is not checked, because the word aligner gave no answer within %.1f s", deadline_s)
         except Exception:
             log.exception("the check of a take raised an error, so the take is used without a check")
         return UNCHECKED
 
     async def close(self) -> None:
-        """End the process and the thread."""
+        """End the helper process and the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._aligner.close)
 
@@ -111,26 +114,28 @@ class AnswerChecks:
     """The checks of one answer. The caller must call `close`."""
 
     def __init__(self, checker: TakeChecker | None, job: SpeechJob, normalizer: Normalizer, metrics: Metrics) -> None:
-        """checker: None = nothing is checked."""
+        """checker: None = no take is checked."""
         self._checker = checker
         self._job = job
         self._normalizer = normalizer
         self._metrics = metrics
         self.scope: Scope = "none" if checker is None else checker.scope(job.request, job.info)
-        self._begun = 0  # utterances
-        self._results: list[Result] = []  # of utterances
+        self._begun = 0  # number of utterances that have begun
+        self._results: list[Result] = []  # results of the utterances
         self._all_judged = True
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def possible(self) -> bool:
-        """Whether the check of this request can have a result other than `unchecked`, as far as is known before."""
+        """Whether the check of this request can give another result than `unchecked`, as far as this is known before
+        the speech.
+        """
         checker, language = self._checker, self._job.request.language
         return checker is not None and checker.missing is None and (language is None or is_english_tag(language))
 
     @property
     def complete(self) -> bool:
-        """Whether each utterance so far was checked, or has a language for which there is no check."""
+        """Whether each utterance so far was checked, or needs no check because of its language."""
         return self._all_judged and 0 < self._begun == len(self._results)
 
     @property
@@ -145,7 +150,7 @@ class AnswerChecks:
     async def check(self, planned: PlannedUtterance, take: Take, wait_s: float | None = None) -> None:
         """Check a take that has ended, and set its `verdict`.
 
-        wait_s: how long the caller can wait; None = until the check ends. After that time the check continues, and
+        wait_s: how long the caller can wait; None = until the check ends. If the check takes longer, it continues, and
         `finish` waits for it.
         """
         if self.scope == "none" or (self.scope == "unheard" and (take.sent or wait_s == 0)):
@@ -197,7 +202,7 @@ class AnswerChecks:
             return
         reasons = ", ".join(take.verdict.reason for take in takes if take.verdict and take.bad)
         log.warning(
-            "the check of utterance %d, spoken by %s with seed %d, found %s; %s",
+            "the check of utterance %d (engine %s, seed %d) found %s, so %s",
             number,
             self._job.info.id,
             self._job.seed,
@@ -209,8 +214,9 @@ class AnswerChecks:
         """Wait for the checks of audio that was sent, and return the result of the whole answer."""
         if self.waiting:
             await asyncio.wait(self._tasks, timeout=LATE_CHECKS_S)
-            await self.close()  # a later result would be counted in addition to `unchecked`
-        for _ in range(self._begun - len(self._results)):  # cut by the length limit, or the check takes too long
+            await self.close()  # later results must not be counted, because the loop below counts `unchecked`
+        # The utterance was cut by the length limit, or its check takes too long.
+        for _ in range(self._begun - len(self._results)):
             self._results.append("unchecked")
             self._metrics.verified("unchecked")
             self._all_judged = False
@@ -223,7 +229,7 @@ class AnswerChecks:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-_NOT_JUDGED = ("not_installed", "no_answer")  # a later check may have another result
+_NOT_JUDGED = ("not_installed", "no_answer")  # reasons after which a later check may have another result
 
 
 def _result(take: Take, *, repeated: bool) -> Result:
@@ -235,24 +241,26 @@ def _result(take: Take, *, repeated: bool) -> Result:
 
 
 def overall(results: Sequence[Result]) -> Result:
-    """Return the result of an answer, which is the worst result of its utterances; `unchecked` without utterances."""
+    """Return the result of an answer: the worst result of its utterances, or `unchecked` if there are no results."""
     order: tuple[Result, ...] = ("uncertain", "unchecked", "retried", "ok")
     return next((result for result in order if result in results), "unchecked")
 
 
 def is_whole(take: Take, text: str) -> bool:
-    """Return whether a take of this text broke no rule of the guard and is not silent."""
+    """Return whether a take of this text broke no rule of the output guard and is not silent."""
     return not take.failures and not (take.silent and has_words(text))
 
 
 def whole_takes(takes: Sequence[Take], text: str) -> list[Take]:
-    """Return the takes of an utterance that broke no rule of the guard and are not silent."""
+    """Return the takes of an utterance that broke no rule of the output guard and are not silent."""
     return [take for take in takes if is_whole(take, text)]
 
 
 def best_of_takes(takes: Sequence[Take], text: str) -> Take:
-    """Return the take of an utterance to keep: of the takes that broke no rule of the guard, the one with the best
-    verdict.
+    """Return the take of an utterance to keep.
+
+    If a part of the last take was sent, the last take is kept. Otherwise the take with the best verdict is kept, of all
+    takes that broke no rule of the output guard and are not silent. If there are none, the last take is kept.
     """
     if takes[-1].sent:
         return takes[-1]
@@ -261,7 +269,7 @@ def best_of_takes(takes: Sequence[Take], text: str) -> Take:
 
 
 def _expected_s(planned: PlannedUtterance, frame_s: float) -> float | None:
-    """Return how long the voices should take for the text, from the pace of their recordings; None = the pace is
+    """Return how long the voices should take for the text, from the pace of their recordings. Returns None if a pace is
     unknown.
     """
     seconds = 0.0

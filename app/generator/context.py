@@ -1,4 +1,4 @@
-"""The earlier turns of a conversation: decodes uploaded recordings, encodes them to codes, and remembers answers."""
+"""The earlier turns of a conversation: decode uploaded recordings, encode them to codec codes, and remember answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_TURN_S = 60.0  # the longest recording of one turn: a codec encodes the whol
 # The time limit for decoding all recordings of one request. Half an hour of recordings normally takes 1 to 5 s.
 DECODE_LIMIT_S = 20.0
 MEMORY_SHARE = 0.5  # the fraction of the engine's context for remembered turns; voice prompts use the other half
-CACHED_TURNS = 256  # turns whose codes stay in memory: each request of a conversation sends the earlier turns again
+CACHED_TURNS = 256  # number of turns whose codes stay in memory, because each request sends the earlier turns again
 
 
 class ConversationContext:
@@ -57,7 +57,7 @@ class ConversationContext:
         return (*remembered, *uploaded), len(remembered)
 
     async def _recall(self, job: SpeechJob) -> tuple[ContextTurn, ...]:
-        """Return the remembered turns of the job's conversation as codes."""
+        """Return the remembered turns of the conversation of this job as codes."""
         conversation = job.request.conversation
         if conversation is None or self._memory is None:
             return ()
@@ -80,7 +80,7 @@ class ConversationContext:
         return ContextTurn(turn.speaker, turn.text, codes)
 
     async def remember(self, job: SpeechJob, spoken: Sequence[RememberedTurn]) -> None:
-        """Store the turns `spoken` by a job, for the next request of the conversation."""
+        """Store the turns `spoken` that a job has generated, for the next request of the conversation."""
         conversation = job.request.conversation
         if spoken and conversation is not None and self._memory is not None:
             await asyncio.to_thread(self._memory.remember, conversation, job.info.fingerprint, spoken)
@@ -91,7 +91,8 @@ class ConversationContext:
 
 
 def _decode(uploaded: UploadedTurn, rate_hz: int, param: str, limit_s: float) -> tuple[Turn, float]:
-    """Decode the recording of a turn in at most `limit_s` seconds. Returns the turn and the seconds that this took.
+    """Decode the recording of a turn in at most `limit_s` seconds. Returns the turn and the time in seconds that
+    decoding took.
 
     param: the name of the recording's field, for errors. Raises BadReference.
     """

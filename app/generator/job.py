@@ -55,12 +55,14 @@ class LaterText(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SpeechJob:
-    """A request that is ready to be spoken. The last three fields are empty if the answer comes from the cache."""
+    """A request that is ready to be spoken. `context`, `remembered` and `prompts` are empty if the answer comes from
+    the cache.
+    """
 
     request: SpeechRequest  # without the fields that the engine ignores
     engine: Engine
-    voices: tuple[Voice, ...]  # one per line
-    speakers: tuple[int, ...]  # the engine's number for the speaker of each line
+    voices: tuple[Voice, ...]  # the voice of each line
+    speakers: tuple[int, ...]  # the speaker number of each line, for the engine
     parsed_lines: tuple[ParsedLine, ...]  # the text of each line as words and pauses
     turns: tuple[int, ...]  # the index of the caller's text that each line comes from
     seed: int
@@ -80,7 +82,7 @@ class SpeechJob:
 
     context: tuple[ContextTurn, ...] = ()  # remembered turns, then uploaded turns
     remembered: int = 0  # the number of remembered turns in `context`
-    prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
+    prompts: tuple[VoicePrompt | None, ...] = ()  # the voice prompt of each line
 
     @property
     def info(self) -> EngineInfo:
@@ -88,12 +90,15 @@ class SpeechJob:
         return self.engine.info
 
     def language_of(self, text: str, voice: Voice) -> str:
-        """Return the language of a text of this request: the request's, or that of the words, or the voice's."""
+        """Return the language of a text of this request. See `spoken_language`."""
         return spoken_language(self.request.language, text, voice.language)
 
 
 def spoken_language(requested: str | None, text: str, voice_language: str) -> str:
-    """Return the language of a text: the language of the request, or that of the words, or that of the voice."""
+    """Return the language of a text: `requested` if it is set, otherwise the language of the words.
+
+    If the language of the words is unknown or English, return the language of the voice.
+    """
     guess = None if requested else guess_language(text)
     return requested or (voice_language if guess in (None, "en") else guess)
 
@@ -101,9 +106,9 @@ def spoken_language(requested: str | None, text: str, voice_language: str) -> st
 def number_speakers(request: SpeechRequest, voices: Sequence[Voice], known: Sequence[int] = (0, 1)) -> tuple[int, ...]:
     """Return the speaker number of each line.
 
-    The voice `speaker:N` has the number N. If the caller has set the speaker number of another line, the line keeps
-    this number. All other lines with the same voice share one number. It is the first number of `known` that is not in
-    use, else the lowest one. voices: the voice of each line. known: the numbers with which the model was trained.
+    The voice `speaker:N` has the number N. A line whose speaker number the caller has set keeps this number. All other
+    lines with the same voice share one number: the first unused number of `known`, or else the lowest unused number.
+    voices: the voice of each line. known: the numbers with which the model was trained.
     """
     lines = [
         replace(line, speaker=voice.speaker) if is_speaker(voice) else line

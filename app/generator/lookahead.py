@@ -1,4 +1,4 @@
-"""Submits the next utterances to the engine while the current one is spoken, so that no gap is heard."""
+"""Submits the next utterances to the engine while the current utterance is spoken, so that no gap is heard."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ MAX_AHEAD = 4  # the maximum number of utterances that are submitted in advance
 
 
 def rows_ahead(job: SpeechJob) -> int:
-    """The number of utterances to submit in advance: 1, or the number of free rows if they may run in parallel.
-
-    0 if an utterance needs the codes of the one before it, because the text arrives in parts.
+    """Return how many utterances to submit in advance: 1, or up to the number of free rows if they may run in
+    parallel.
     """
     if job.later is not None and job.info.text.continues and job.info.capabilities.context:
         return 0
@@ -31,7 +30,7 @@ def rows_ahead(job: SpeechJob) -> int:
 
 
 class SubmittedUtterance:
-    """An utterance that the engine already generates. The caller reads its audio later."""
+    """An utterance that the engine is already generating. The caller reads its audio later."""
 
     def __init__(self, stream: AsyncGenerator[AudioChunk]) -> None:
         self._stream = stream
@@ -57,7 +56,9 @@ class SubmittedUtterance:
 
 
 class Lookahead:
-    """Iterates over the utterances and pauses of an answer and submits utterances in advance. `aclose` cancels them."""
+    """Iterates over the utterances and pauses of an answer, and submits utterances in advance. `aclose` cancels these
+    utterances.
+    """
 
     def __init__(
         self,
@@ -66,15 +67,13 @@ class Lookahead:
         *,
         waits: bool = False,
     ) -> None:
-        """Create the iterator.
-
-        submit: sends an utterance to the engine. Its second argument is the index in the answer, from 0. waits: the
-        plan can wait for text, so `submit` does not wait for the plan.
+        """submit: sends an utterance to the engine. Its second argument is the index of the utterance in the answer,
+        from 0.
         """
         self._planned = planned
         self._submit = submit
-        self._parts: deque[PlannedUtterance | Pause] = deque()  # planned and not yet returned by `next`
-        self._submitted: deque[SubmittedUtterance] = deque()  # the first utterances in _parts
+        self._parts: deque[PlannedUtterance | Pause] = deque()  # planned parts that `next` has not returned yet
+        self._submitted: deque[SubmittedUtterance] = deque()  # the first utterances of `_parts`, already submitted
         self._present: PlannedUtterance | None = None
         self._taken = 0
         self._waits = waits
@@ -97,13 +96,13 @@ class Lookahead:
         return part
 
     async def peek(self) -> PlannedUtterance | Pause | None:
-        """The utterance or pause that `next` will return; None at the end."""
+        """Return the utterance or pause that `next` will return; None at the end."""
         return self._parts[0] if self._parts else await self._plan()
 
     def take(self) -> tuple[SubmittedUtterance, int]:
-        """Return the utterance that `next` returned last, and its index in the answer. Submits it if necessary.
+        """Return the submitted form of the utterance that `next` returned last, and its index in the answer.
 
-        The caller must close the submitted utterance.
+        If the utterance was not submitted in advance, submit it now. The caller must close the submitted utterance.
         """
         if self._present is None:
             raise LookupError("take() needs an utterance, but next() has returned a pause")

@@ -1,6 +1,6 @@
 """Decides which answer may encode audio next, and measures how much unplayed audio each listener has.
 
-An answer that has sent no audio yet encodes first. An answer whose listener has enough audio waits briefly for it.
+An answer that has sent no audio yet encodes first. Other answers wait briefly if their listeners have enough audio.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from app.audio.threads import spare_cores
 if TYPE_CHECKING:
     from app.types import Samples
 
-THREAD_AHEAD_S = 0.5  # an answer waits before it encodes in a thread only if its listener has more audio than this
+THREAD_AHEAD_S = 0.5  # an answer with less unplayed audio than this does not wait before it encodes in a thread
 ON_LOOP_AHEAD_S = 0.05  # the same limit for encoding on the event loop, which is quick
 # The longest wait before one chunk is encoded. With chunks of 1 s, an answer still runs at 4 times real time.
 MAX_YIELD_S = 0.25
-# The longest time that answers wait for an answer without audio. If the wait is longer, the engine is the cause of the
-# delay.
+# The longest time that answers wait for the first audio of another answer. After this time, the engine is the cause of
+# the delay, not the encoding.
 MAX_PENDING_S = 0.25
-UNDERRUN_WAIT_S = 0.001  # a shorter wait is caused by the event loop, not by the engine
+UNDERRUN_WAIT_S = 0.001  # the cause of a shorter wait is the event loop, not the engine
 
 
 class PendingFirstAudio:
@@ -75,7 +75,7 @@ class EncodeOrder:
         await self._yield_to_first_audio(min(ahead_s - ON_LOOP_AHEAD_S, MAX_YIELD_S))
 
     async def _yield_to_first_audio(self, timeout_s: float) -> None:
-        """Wait until no answer is without audio, at most `timeout_s` seconds."""
+        """Wait until every answer has sent its first audio, at most `timeout_s` seconds."""
         if timeout_s > 0 and not self._none_pending.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
@@ -87,7 +87,7 @@ class ListenerClock:
     """Simulates a listener who plays an answer as soon as its first audio arrives."""
 
     waited_s: float = 0.0  # seconds that the answer waited for the engine
-    underruns: int = 0  # how often the listener has run out of audio
+    underruns: int = 0  # how many times the listener had no audio left to play
     _began_s: float | None = None
     _audio_s: float = field(default=0.0)
 

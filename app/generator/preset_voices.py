@@ -1,13 +1,17 @@
 """Creates the recordings of the preset voices, once for each voice.
 
-Recordings of people come first: those published with CSM (`voices/known_recordings.py`), each for its voice, then
-other recordings next to the model whose words are known, each for the voice that it resembles most. For the other
-voices the engine speaks a fixed sentence with a few fixed seeds. These takes are measured, a word aligner looks for
-their words, and they are ordered by the distance to the profile of the voice (`voices/presets.py`). The first take that
-holds as a prompt is used: the engine speaks a second sentence with it, which must have the same voice and pace.
+Recordings of people are used first. The recordings that are published with CSM (`voices/known_recordings.py`) each
+belong to one voice. Other recordings next to the model are used if their words are known, each for the voice that it
+resembles most.
 
-The recording is stored in `voice_references` and does not change afterwards: the voice sounds the same in every request
-and on every engine.
+For each remaining voice, the engine speaks a fixed sentence with a few fixed seeds. These takes are measured, and a
+word aligner looks for their words. A take that is near the profile of the voice (`voices/presets.py`) is tested
+immediately. If no take passes, the other takes are tested, the nearest first. In the test, the take is a voice prompt,
+and the engine speaks a second sentence with it. The second sentence must have the same voice and pace. The first take
+that passes is used.
+
+The recording is stored in `voice_references` and does not change afterwards. So the voice sounds the same in every
+request and on every engine.
 
 This work runs in the background, only while no request waits for speech. If a request needs a voice without a
 recording, this voice is created first, and the request waits a few seconds for it. If all candidates of a voice are
@@ -60,13 +64,14 @@ SECOND_SENTENCE = (
     "We did not know when the rain would stop, so we stayed by the window, drank our tea and talked about the summer."
 )
 CANDIDATES = 6
-GOOD_DISTANCE = 0.5  # a candidate with this distance from the profile is accepted without further tries; see `distance`
+GOOD_DISTANCE = 0.5  # a candidate that is this near to the profile is tested without further candidates; see `distance`
 CHARS_PER_S = 15.0
-MIN_VOICED = 0.1  # share of the speech that has a pitch; asked only if the words are not checked
-MIN_FOUND = 0.3  # of the audible part of a recording, that the speech finder takes for speech
-# How much the second sentence may differ from the recording. 95 % of two recordings of one person differ by less.
+MIN_VOICED = 0.1  # smallest share of the speech that has a pitch; required only if the words are not checked
+MIN_FOUND = 0.3  # smallest share of the audible part of a recording that `SpeechFinder` finds
+# The largest difference between the second sentence and the recording. 95 % of pairs of recordings of one person differ
+# by less.
 MAX_CHANGE_SEMITONES, MAX_CHANGE_DB, MAX_CHANGE_PACE = 6.0, 7.0, 1.8
-TAIL_S = 0.4  # silence at the end, so that engines do not repeat the last words of the recording
+TAIL_S = 0.4  # silence at the end of a recording, so that engines do not repeat its last words
 RETRY_AFTER_PREEMPTION_S = 0.5  # wait before the next try after a preemption
 _SEMITONES, _DECIBELS = 4.0, 6.0  # the differences in pitch and in brightness that count as distance 1
 
@@ -77,35 +82,35 @@ class Candidate:
 
     reference: Reference
     features: VoiceFeatures
-    distance: float  # from the profile of the voice
+    distance: float  # distance from the profile of the voice
     source: str  # the name of the file, or the seed
 
 
-# Looks for the words of a transcript in samples (N,) at a rate in Hz, as `TranscriptChecker.find` does. None = it can't
-# tell, for example because of the language.
+# A function that looks for the words of a transcript in samples (N,) at a rate in Hz, like `TranscriptChecker.find`. It
+# returns None if it can't check the words, for example because of the language.
 WordsHeard = Callable[[np.ndarray, int, str], FoundWords | None]
 
 
 class RejectedRecording(Exception):
-    """All candidates of a voice were rejected. The message has the reason for the last one."""
+    """All candidates of a voice were rejected. The message has the reason for the last candidate."""
 
 
 def not_used(path: Path, reason: str) -> None:
     """Log that a recording is not used."""
-    log.warning("%s is not used as a preset voice: %s", path, reason)
+    log.warning("The recording %s is not used for a preset voice: %s", path, reason)
 
 
 @dataclass(slots=True)
 class Progress:
     """The progress of preset voice creation, for /health."""
 
-    state: str = "waiting"  # waiting (for the engine), off, not needed, casting (running), done
+    state: str = "waiting"  # waiting (for the engine), off, not needed, casting (recordings are being created), done
     voice: str | None = None  # the voice whose recording is being created
     failed: dict[str, str] = field(default_factory=dict)  # voice -> the reason why it has no recording
 
 
 class PresetVoiceMaker:
-    """Creates missing recordings in the background, inside `async with`. Used from one event loop."""
+    """Creates missing recordings in the background, inside `async with`. Use it from one event loop."""
 
     def __init__(
         self,
@@ -119,7 +124,7 @@ class PresetVoiceMaker:
     ) -> None:
         """transcriber: recognises the words of recordings that come with the model. wait_s: the limit of `wait_for`.
 
-        checker: looks for the words of the sentences that the engine speaks.
+        checker: looks for the words of a sentence in the audio that the engine has spoken.
         """
         self._manager = manager
         self._transcriber = transcriber
@@ -129,7 +134,7 @@ class PresetVoiceMaker:
         self._wait_s = wait_s
         self._progress = Progress("waiting" if enabled else "off")
         self._requested: list[str] = []  # voices that requests wait for
-        # set when ready or failed
+        # Each event is set when the voice has a recording or has failed.
         self._decided: dict[str, asyncio.Event] = {name: asyncio.Event() for name in PROFILES}
         self._task: asyncio.Task[None] | None = None
 
@@ -160,8 +165,10 @@ class PresetVoiceMaker:
                     await self._decided[name].wait()
 
     def status(self) -> dict[str, Any]:
-        """Return the progress for /health: the state, the number of ready voices, the current voice, the failures, and
-        the recordings on disk that are damaged or doubtful.
+        """Return the progress for /health.
+
+        It has the state, the number of ready voices, the current voice, the failures, and the recordings on disk that
+        are damaged or doubtful.
         """
         ready = sum(self._voices.recording_of(name) is not None for name in PROFILES)
         p = self._progress
@@ -178,7 +185,7 @@ class PresetVoiceMaker:
     # ---- background work
 
     def _is_missing(self, name: str) -> bool:
-        """Whether this is a preset voice whose recording must still be created."""
+        """Return whether this is a preset voice whose recording must still be created."""
         return name in PROFILES and self._voices.recording_of(name) is None and name not in self._progress.failed
 
     async def _run(self) -> None:
@@ -209,7 +216,7 @@ class PresetVoiceMaker:
         except EngineStopped:
             return
         except Exception:
-            log.exception("preset voice creation failed; voices without a recording are spoken with a fixed seed")
+            log.exception("preset voice creation failed, so voices without a recording are spoken with a fixed seed")
         finally:
             self._progress.voice = None
             self._progress.state = "done"
@@ -238,19 +245,19 @@ class PresetVoiceMaker:
                 if self._voices.recording_of(name) is None:  # the operator may have set a recording meanwhile
                     await asyncio.to_thread(store_recording, self._voices, name, best)
                     log.info(
-                        "created the recording of voice %s: %s, in %.0f s",
+                        "created the recording of the preset voice %s: %s, in %.0f s",
                         name,
                         describe(best),
                         time.monotonic() - started_s,
                     )
         except RejectedRecording as problem:
             self._progress.failed[name] = str(problem)
-            log.warning("voice %s has no recording: %s", name, problem)
+            log.warning("no recording could be created for the preset voice %s: %s", name, problem)
         except EngineStopped:
             raise
         except SpeechError as error:  # for example a full disk
             self._progress.failed[name] = error.message
-            log.warning("voice %s has no recording: %s", name, error.message)
+            log.warning("no recording could be created for the preset voice %s: %s", name, error.message)
         self._decided[name].set()
 
 
@@ -264,8 +271,8 @@ async def choose_recording(
 ) -> Candidate:
     """Return the best recording for a preset voice: the example, or a take of the engine.
 
-    example: a recording of a person, which is used if there is one. take: another number gives other seeds. checker:
-    looks for the words of the takes. Raises RejectedRecording, EngineStopped.
+    example: a recording of a person, which is used without a check; None = the engine must speak. take: another number
+    gives other seeds. checker: looks for the words of the takes. Raises RejectedRecording, EngineStopped.
     """
     if example is not None:
         return example
@@ -282,13 +289,13 @@ async def choose_recording(
         if isinstance(found, Candidate):
             return found
         defect = found
-        log.info("rejected candidate %d for voice %s: %s", number + 1, name, defect)
+        log.info("rejected candidate %d for the preset voice %s: %s", number + 1, name, defect)
     for candidate in sorted(waiting, key=lambda each: each.distance):
         found = await _held_as_prompt(engine, name, candidate, checker)
         if isinstance(found, Candidate):
             return found
         defect = found
-        log.info("rejected %s for voice %s: %s", candidate.source, name, defect)
+        log.info("rejected the candidate %s for the preset voice %s: %s", candidate.source, name, defect)
     raise RejectedRecording(
         f"All {CANDIDATES} candidates were rejected. Reason for the last one: {defect.removesuffix('.')}."
     )
@@ -303,7 +310,7 @@ async def _take(
     checker: TranscriptChecker,
     prompt: VoicePrompt | None = None,
 ) -> Candidate | str:
-    """Speak a sentence and measure it. Returns the candidate, or its defect in words. Raises EngineStopped."""
+    """Speak a sentence and measure the audio. Returns the candidate, or its defect in words. Raises EngineStopped."""
     try:
         samples, broken = await _speak(engine, sentence, seed, prompt)
     except EngineStopped:
@@ -327,7 +334,8 @@ async def _take(
 async def _held_as_prompt(
     engine: Engine, name: str, candidate: Candidate, checker: TranscriptChecker
 ) -> Candidate | str:
-    """Speak a second sentence with a take as the prompt. Returns the take, or what is wrong with the second sentence.
+    """Speak a second sentence with a candidate as the voice prompt. Returns the candidate, or why the second sentence
+    is bad.
 
     Raises EngineStopped.
     """
@@ -344,7 +352,7 @@ async def _held_as_prompt(
 
 
 def change_of(first: Candidate, second: Candidate) -> str:
-    """Return in words why two recordings do not sound like one speaker; "" if they do."""
+    """Return in words why two recordings do not sound like one speaker; "" if they sound like one speaker."""
     one, other = first.features, second.features
     semitones = abs(12 * np.log2(one.pitch_hz / other.pitch_hz)) if one.pitch_hz and other.pitch_hz else 0.0
     brightness_db = abs(one.brightness_db - other.brightness_db)
@@ -360,7 +368,7 @@ def change_of(first: Candidate, second: Candidate) -> str:
 
 
 async def _speak(engine: Engine, sentence: str, seed: int, prompt: VoicePrompt | None) -> tuple[Samples, str]:
-    """Speak a sentence: samples (N,), and the defect that the engine's guard or its codes show ("" = none).
+    """Speak a sentence. Returns the samples (N,), and the defect that the output guard or the codes show ("" = none).
 
     Raises SpeechError.
     """
@@ -395,7 +403,7 @@ def evaluate(
 ) -> Candidate | str:
     """Trim a recording (N,), set its loudness and measure it. Returns a candidate, or its defect in words.
 
-    words_heard: a speech recogniser; None = there is none, and the words are not checked. words_only: refuse a
+    words_heard: looks for the words in the recording; None = the words are not checked. words_only: True = refuse a
     recording with a long sound that is not in its transcript. In free speech such sounds are normal.
     """
     edges = EdgeTrimmer(rate_hz)
@@ -425,7 +433,7 @@ def _candidate(trimmed: Reference, features: VoiceFeatures, profile: Profile, so
 
 
 def defect_of(features: VoiceFeatures, transcript: str) -> str | None:
-    """Why this is not a clean recording of the transcript, in words; None if it is."""
+    """Return in words why a recording is not a clean recording of the transcript; None if it is clean."""
     f, expected_s = features, len(transcript) / CHARS_PER_S
     defects = (
         (
@@ -442,9 +450,9 @@ def defect_of(features: VoiceFeatures, transcript: str) -> str | None:
 
 
 def distance(features: VoiceFeatures, profile: Profile) -> float:
-    """The difference between a voice and a profile. 4 semitones of pitch, or 6 dB of brightness, count as 1.
+    """Return the distance between a voice and a profile. 4 semitones of pitch, or 6 dB of brightness, count as 1.
 
-    A recording whose pitch was not found counts as an octave away.
+    If the pitch was not found, the pitch difference counts as one octave.
     """
     semitones = abs(12 * np.log2(features.pitch_hz / profile.pitch_hz)) if features.pitch_hz else 12.0
     return float(semitones / _SEMITONES + abs(features.brightness_db - profile.brightness_db) / _DECIBELS)
@@ -460,14 +468,16 @@ def match_examples(
 ) -> dict[str, Candidate]:
     """Assign recordings of people to preset voices. Blocks.
 
-    Published recordings that are known by their digest go to their voices; they may also be in the folder `beside`.
-    Each other recording that comes with the model goes to the remaining voice that it resembles most. Its words come
-    from a text file next to it, or from the transcriber. A recording whose words are unknown is not used. checker:
-    looks for the words. report: called with each file that is not used, and why.
+    A published recording is recognised by its digest and assigned to its voice. It may also be in the folder `beside`.
+    Each other recording that comes with the model is assigned to the remaining voice that it resembles most. Its words
+    come from a text file next to it, or from the transcriber. A recording whose words are unknown is not used.
+
+    checker: looks for the words. report: is called with each file that is not used, and the reason.
     """
     folders = [beside, Path(info.prompts.examples) if info.prompts.examples else None]
     files = [path for folder in folders if folder is not None and folder.is_dir() for path in sorted(folder.iterdir())]
-    files = [path for path in files if path.parent != beside or path.stem not in PROFILES]  # imported for that voice
+    # Files with the name of a voice are imported for this voice.
+    files = [path for path in files if path.parent != beside or path.stem not in PROFILES]
     examples = folders[1]
     assigned: dict[str, Candidate] = {}
     others: list[Candidate] = []
@@ -505,7 +515,7 @@ def match_examples(
 def _example(path: Path, info: EngineInfo, transcriber: Transcriber, checker: TranscriptChecker) -> Candidate | str:
     """Measure a recording that comes with the model. Returns a candidate, or why the recording is not used.
 
-    Its pitch does not matter: the recording is of a person, and pitches of people are sometimes measured wrongly.
+    The pitch is not checked: the recording is of a person, and the pitch of a person is sometimes measured wrongly.
     Raises OSError, ValueError, RuntimeError, SpeechError.
     """
     words_file = path.with_suffix(".txt")
@@ -525,7 +535,7 @@ def _example(path: Path, info: EngineInfo, transcriber: Transcriber, checker: Tr
 
 
 def store_recording(voices: VoiceStore, name: str, chosen: Candidate, *, take: int = 0) -> None:
-    """Make a candidate the recording of a voice. Blocks. Raises SpeechError."""
+    """Store a candidate as the recording of a voice. Blocks. Raises SpeechError."""
     f = chosen.features
     quality = {
         "source": chosen.source,
@@ -538,7 +548,7 @@ def store_recording(voices: VoiceStore, name: str, chosen: Candidate, *, take: i
 
 
 def describe(chosen: Candidate) -> str:
-    """The source and the measurements of a recording, for the log."""
+    """Return the source and the measurements of a recording, for the log."""
     f = chosen.features
     return f"{chosen.source}, {f.pitch_hz:.0f} Hz, {f.brightness_db:.0f} dB, {f.seconds:.1f} s"
 
@@ -549,5 +559,5 @@ def seed_of(name: str, take: int = 0, number: int = 0) -> int:
 
 
 def _repeats(codes: np.ndarray) -> bool:
-    """Return whether more than a third of the frames (K, T) are equal to the frame before."""
+    """Return whether more than a third of the frames in codes (K, T) are equal to the frame before them."""
     return codes.shape[1] > 1 and float(np.mean((codes[:, 1:] == codes[:, :-1]).all(axis=0))) > 1 / 3

@@ -9,27 +9,27 @@ from dataclasses import dataclass, field
 class UtteranceStart:
     """The start of an utterance in the audio. A `speech.progress` event has fields with these names."""
 
-    text: str  # normalised
+    text: str  # the normalised text
     start_s: float  # seconds after the start of the answer
-    sentence: int  # index of its first sentence, from 0
+    sentence: int  # index of the first sentence of the utterance, from 0
     sentences: int | None  # number of sentences in the answer; None = not known yet
-    turn: int  # index of its first line, from 0
+    turn: int  # index of the first line of the utterance, from 0
 
 
 @dataclass(slots=True)
 class Progress:
     """The progress of a generation, or of one of its answers. An answer from the cache has no progress."""
 
-    utterances: list[UtteranceStart] = field(default_factory=list)  # in order
+    utterances: list[UtteranceStart] = field(default_factory=list)  # the utterances in the order of the audio
     # For each utterance: the index of the caller's text, and the first and last (exclusive) of its characters there.
     spans: list[tuple[int, int, int]] = field(default_factory=list)
     line_of_sentence: list[int] = field(default_factory=list)  # the index of the line of each planned sentence
     all_planned: bool = False  # whether line_of_sentence is complete
-    samples: int = 0  # produced so far, at the engine's sample rate
-    sentences: int = 0  # begun so far
+    samples: int = 0  # number of samples generated so far, at the engine's sample rate
+    sentences: int = 0  # number of sentences that have begun so far
 
     def follow(self, generation: Progress, until_s: float) -> None:
-        """Take over the utterances of a generation that begin in the first `until_s` seconds of its audio."""
+        """Add the new utterances of `generation` that begin in the first `until_s` seconds of its audio."""
         first = len(self.utterances)
         for start, span in zip(generation.utterances[first:], generation.spans[first:], strict=True):
             if start.start_s >= until_s:

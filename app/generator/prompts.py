@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CACHED_PROMPTS = 256  # in memory; each has up to 50 kB
+CACHED_PROMPTS = 256  # the most prompts in memory; each has up to 50 kB
 _Key = tuple[str, str, str]  # digest of the voice, codec, fingerprint of the codec
 
 
@@ -33,7 +33,7 @@ class Prompts:
     def __init__(self, voices: VoiceStore) -> None:
         self._voices = voices
         self._cached: LRU[_Key, VoicePrompt] = LRU(CACHED_PROMPTS)
-        # requests for the same prompt wait for the same task
+        # Prompts that are being encoded. Requests for the same prompt wait for the same task.
         self._encoding: dict[_Key, asyncio.Task[VoicePrompt]] = {}
 
     async def of(self, voice: Voice, engine: Engine) -> VoicePrompt | None:
@@ -57,10 +57,11 @@ class Prompts:
         return prompt
 
     def _encoded(self, key: _Key, done: asyncio.Task[VoicePrompt]) -> None:
-        """Remove the ended task of a prompt, and log the error of the task."""
+        """Remove the ended task of a prompt, and log its error."""
         self._encoding.pop(key, None)
-        if not done.cancelled() and (error := done.exception()) is not None:  # also if no request waits any more
-            log.info("the recording of a voice could not be encoded; requests with this voice fail: %s", error)
+        # Log the error even if no request waits for the prompt any more.
+        if not done.cancelled() and (error := done.exception()) is not None:
+            log.info("the recording of a voice could not be encoded, so requests with this voice fail: %s", error)
 
     async def _encode(self, voice: Voice, engine: Engine) -> VoicePrompt:
         """Read the stored codes of a voice. If no codes are stored, encode the recording and store the codes."""
@@ -74,7 +75,7 @@ class Prompts:
                 self._voices.keep_codes, voice, info.prompts.codec, info.prompts.codec_fingerprint, codes
             )
             log.info(
-                "the recording of the voice %s was encoded: %d frames of the codec %s",
+                "the recording of the voice %s was encoded to %d frames of the codec %s",
                 voice.id,
                 codes.shape[1],
                 info.prompts.codec,

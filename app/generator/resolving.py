@@ -47,20 +47,21 @@ MODEL_ALIASES = (
     "gpt-4o-mini-tts-2025-03-20",
     "gpt-4o-mini-tts-2025-12-15",
 )
-# Further names of models of other servers, without an organisation. The running engine speaks for them.
+# Names of models of other servers, without the organisation. Requests with these names are spoken by the running
+# engine.
 _FOREIGN_MODEL = re.compile(r"(?:tts-1(?:-hd)?|gpt-4o-mini-tts)(?:-[0-9-]+|-latest)?|kokoro(?:-.*)?")
-# In a text with speaker tags ([S1]), the voices of the speakers for whom the caller names no voice. Two neighbours in
-# this list sound clearly different.
+# Voices for the speakers of a text with speaker tags ([S1]) if the caller names no voice for them. Neighbours in this
+# list sound clearly different.
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")
 
-FAILED_SEED_STEP = 1 << 31  # is added to a derived seed for each failure; derived seeds are smaller
-# A request with more entries or more characters looks for its pronunciations in a thread.
+FAILED_SEED_STEP = 1 << 31  # added to a derived seed for each failure; a derived seed is smaller than this
+# If a request has more dictionary entries or more characters, its pronunciations are looked up in a thread.
 SMALL_LEXICON, SMALL_TEXT = 100, 20_000
-AVOIDED_SEEDS = 10_000  # how many failed seeds are remembered
+AVOIDED_SEEDS = 10_000  # the number of failed seeds that are remembered
 
 
 class RequestResolver:
-    """Turns a validated request into a SpeechJob. Used from one event loop."""
+    """Turns a validated request into a SpeechJob. Use it from one event loop."""
 
     def __init__(
         self,
@@ -72,9 +73,10 @@ class RequestResolver:
         preset_voices: PresetVoiceMaker | None,
         lexicons: LexiconStore | None = None,
     ) -> None:
-        """enhance: the default of the request field. preset_voices: creates missing recordings; None = creates none.
+        """enhance: the default of the request field `enhance`. preset_voices: creates missing recordings of preset
+        voices; None = they are not created.
 
-        lexicons: the pronunciation dictionaries of the server; None = only those of requests are used.
+        lexicons: the pronunciation dictionaries of the server; None = only the dictionaries of requests are used.
         """
         self._manager = manager
         self._voices = voices
@@ -88,8 +90,8 @@ class RequestResolver:
     async def resolve(self, request: SpeechRequest, extras: frozenset[str], *, random_seed: bool) -> SpeechJob:
         """Check a request and look up everything that is needed to speak it. Raises RequestError, NotReady.
 
-        extras: the request fields that the caller has set and that OpenAI's API does not have. random_seed: draw a
-        random seed.
+        extras: the request fields that the caller has set and that OpenAI's API does not have. random_seed: True = draw
+        a random seed for each call.
         """
         other_model = find_model(request.model, self._manager) not in (None, *self._manager.model_ids)
         caller_texts = tuple(line.text for line in request.lines)
@@ -128,7 +130,8 @@ class RequestResolver:
         if request.enhance is None:
             request = replace(request, enhance=self._enhance)
         if request.conversation is not None:
-            request = replace(request, use_cache=False)  # a second request with the same text is a new turn
+            # A second request with the same text is a new turn of the conversation.
+            request = replace(request, use_cache=False)
         not_ready = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
         voice_not_ready = bool(not_ready) and info.can_clone
         if voice_not_ready:
@@ -145,8 +148,8 @@ class RequestResolver:
         )
         held = request.verify is True or request.best_of > 1
         if held and info.text.continues and sum(len(line.text) for line in lines) >= HELD_PASSAGE_CHARS:
-            finish_key += ("passages",)  # the planner divides the text into other utterances
-        finish_key += lexicon_key  # not in the seed: a new pronunciation leaves the other sentences as they are
+            finish_key += ("passages",)  # the planner divides the text of such a request into other utterances
+        finish_key += lexicon_key  # the seed does not depend on pronunciations, so a new one changes no other sentence
         keyed = request.with_short_texts()
         return SpeechJob(
             request,
@@ -190,12 +193,15 @@ class RequestResolver:
         ]
 
     def _derived_seed(self, request: SpeechRequest, samples_key: tuple[str, ...]) -> int:
-        """The seed of the request's content; another one after each failure of the speech with the last one."""
+        """Return the seed that is derived from the content of the request. After each failure of speech with a derived
+        seed, return another seed.
+        """
         derived = request.content_seed(*samples_key)
         return derived + FAILED_SEED_STEP * (self._takes.get(derived) or 0)
 
     def avoid_seed(self, job: SpeechJob) -> None:
-        """Record that the seed of this job gave failed speech. The next request like this one gets another seed.
+        """Record that speech with the seed of this job failed. The next request with the same content gets another
+        seed.
 
         Does nothing if the caller chose the seed.
         """
@@ -206,7 +212,10 @@ class RequestResolver:
     # ---- voices
 
     def _with_standard_voices(self, request: SpeechRequest) -> SpeechRequest:
-        """Replace voice names of Kokoro, such as af_heart, by standard voices. Existing voices keep their names."""
+        """Replace voice names of the model Kokoro, such as af_heart, by preset voices.
+
+        A name that is the name of a voice on this server is not replaced.
+        """
         lines = []
         for line in request.lines:
             found = standard_voices_of(line.voice)
@@ -223,8 +232,9 @@ class RequestResolver:
         Returns the request with these lines, the index of the caller's line that each line comes from, and the text of
         each line. With `normalize`, text for machines is removed first, because it can contain tags.
 
-        The speakers get the voices that the line names (such as "nova+echo"), and then voices from OTHER_SPEAKERS. If a
-        line has a speaker number or no voice, only its tags are removed. Raises UnknownVoice.
+        The speakers get the voices that the line names (such as "nova+echo"), and then voices from OTHER_SPEAKERS. If
+        the caller's line has a speaker number or no voice, it is not split, and only its tags are removed. Raises
+        UnknownVoice.
         """
         lines: list[Line] = []
         turns: list[int] = []
@@ -252,7 +262,9 @@ class RequestResolver:
         return replace(request, lines=tuple(lines)), tuple(turns), texts
 
     def _voices_for_speakers(self, requested: str, speakers: int) -> list[str]:
-        """The voices of the speakers. requested: one voice, or several such as nova+echo. Raises UnknownVoice."""
+        """Return the voice of each speaker. requested: one voice, or several voices such as nova+echo. Raises
+        UnknownVoice.
+        """
         named = [requested]
         if "+" in requested:
             try:
@@ -265,13 +277,15 @@ class RequestResolver:
         return [*named, *others, *named][:speakers]
 
     async def _ready_voices(self, request: SpeechRequest) -> tuple[Voice, ...]:
-        """The voice of each line. Waits for a limited time while preset voices get their recordings."""
+        """Return the voice of each line. First waits for a limited time until preset voices without a recording are
+        ready.
+        """
         if self._preset_voices is not None:
             await self._preset_voices.wait_for([voice.id for voice in self._voices_of(request) if not voice.recorded])
         return self._voices_of(request)
 
     def _voices_of(self, request: SpeechRequest) -> tuple[Voice, ...]:
-        """The voice of each line. Raises UnknownVoice."""
+        """Return the voice of each line. Raises UnknownVoice."""
         voices = []
         for index, line in enumerate(request.lines):
             try:
@@ -289,8 +303,8 @@ class RequestResolver:
     ) -> tuple[dict[str, Lexicon], tuple[str, ...], tuple[str, ...]]:
         """Return the pronunciations by voice id, their part of the cache key, and the names of the ignored fields.
 
-        The dictionaries contain no voice whose texts they can't change. If an entry has only a pronunciation in IPA
-        and the engine does not accept IPA, `lexicon` is an ignored field. If the entry is in the request, this is an
+        A voice is left out if its texts contain no word of its dictionaries. If an entry has only a pronunciation in
+        IPA and the engine does not accept it, `lexicon` is an ignored field. If this entry is in the request, it is an
         error, unless the fallback engine runs. Raises UnsupportedParameter.
         """
         if self._lexicons is None and not request.lexicon:
@@ -352,9 +366,9 @@ class RequestResolver:
     ) -> tuple[SpeechRequest, tuple[str, ...]]:
         """Return the request without the fields that this engine does not support, and the names of these fields.
 
-        extras: the set request fields that OpenAI's API does not have. If the engine does not support such a field,
-        this is an error. If the fallback engine runs, the field is ignored instead. `speaker_id` is never an error,
-        because it only selects a speaker of the earlier turns.
+        extras: the fields of the request that OpenAI's API does not have. It is an error if the engine does not support
+        such a field. If the fallback engine runs, the field is ignored instead. `speaker_id` is never an error, because
+        it only selects a speaker of the earlier turns.
         """
         ignored = []
         if request.instructions and not info.capabilities.instructions:
@@ -363,7 +377,7 @@ class RequestResolver:
         if request.parallel and not info.capabilities.parallel:
             ignored.append("parallel")
             request = replace(request, parallel=False)
-        if request.best_of > 1 and not info.seeded:  # all takes would be equal
+        if request.best_of > 1 and not info.seeded:  # without a seed, all takes are equal
             ignored.append("best_of")
             request = replace(request, best_of=1)
         for name in sorted(name for name in extras if not info.capabilities.supports(name)):
@@ -378,7 +392,7 @@ class RequestResolver:
 def find_model(name: str, manager: EngineManager) -> str | None:
     """Return the id of the model with this name; None if the name is an alias for the running model.
 
-    The id can be that of an engine that does not run here. The running engine then speaks. Raises UnknownModel.
+    The result can be the id of an engine that does not run here. Then the running engine speaks. Raises UnknownModel.
     """
     found = manager.find_model(name)
     if found is None and not _FOREIGN_MODEL.fullmatch(name.strip().casefold().rpartition("/")[2]):
@@ -393,10 +407,10 @@ def find_model(name: str, manager: EngineManager) -> str | None:
 def _parsed(
     texts: list[SpannedText], sounds: frozenset[str], normalize: bool
 ) -> tuple[list[SpannedText], tuple[ParsedLine, ...]]:
-    """Write the non-verbal sounds of each line as the engine's tags, and split it into words and pauses.
+    """Write the non-verbal sounds of each line as tags of the engine, and split each line into words and pauses.
 
-    Returns the texts and their parts. A long line is not changed: the planner does this window by window. Raises
-    TextTooLong.
+    Returns the texts, and the words and pauses of each line. In a long line the sounds are not changed, because the
+    planner changes them window by window. Raises TextTooLong.
     """
     texts = [text if len(text) > LONG_TEXT_CHARS else spell_sounds(text, sounds, normalize=normalize) for text in texts]
     return texts, parse_lines(texts)
@@ -414,7 +428,7 @@ def check_extra(name: str, info: EngineInfo) -> None:
 
 
 def _without(request: SpeechRequest, ignored: list[str]) -> SpeechRequest:
-    """The request with the `ignored` fields reset to their defaults."""
+    """Return the request with the `ignored` fields reset to their defaults."""
     cleared = {name: None for name in ("temperature", "top_k", "top_p", "cfg_scale") if name in ignored}
     if cleared:
         request = replace(request, sampling=replace(request.sampling, **cleared))
@@ -426,7 +440,7 @@ def _without(request: SpeechRequest, ignored: list[str]) -> SpeechRequest:
         request = replace(
             request, lines=tuple(replace(line, speaker=request.default_speaker) for line in request.lines)
         )
-    if "context" in ignored:  # the earlier turns define the voice: without them, use the default voice
+    if "context" in ignored:  # the earlier turns define the voice, so without them the default voice is used
         lines = (replace(x, voice=DEFAULT_VOICE) if x.voice == NO_VOICE.id else x for x in request.lines)
         request = replace(request, context=(), lines=tuple(lines))
     return request

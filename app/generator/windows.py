@@ -1,9 +1,13 @@
-"""Cuts a long text into windows that are normalised one after another, so that its length delays no sound.
+"""Cuts a long text into windows that are normalised one after another, so that a long text does not delay the first
+audio.
 
-A window ends at a blank line if possible, and never inside a block that only its end explains: the reasoning of a
-language model, a comment, a formula. Code in a fence may be cut between its lines; the next window then begins with
-the same fence. All scans take linear time and read only what the next window needs, except for one search for the end
-of reasoning that has no beginning. This module does not depend on HTTP, audio or a particular engine.
+A window ends at a blank line if possible. It never ends inside a block whose meaning depends on its end: the reasoning
+of a language model, a comment, a formula. Code in a fence may be cut between its lines; the next window then begins
+with the same fence.
+
+All scans take linear time and read only the text that the next window needs. The only exception is one search in the
+whole text for the end of reasoning without a start tag. This module does not depend on HTTP, audio or a particular
+engine.
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ from app.text.spans import SpannedText, join
 
 FIRST_CHARS = 1_000  # the first window is short, because the first audio waits for it
 WINDOW_CHARS = 4_000
-MOST_CHARS = 8_000  # a window without a blank line ends at the end of a line, of a sentence or of a word before this
-MOST_BLOCK_CHARS = 200_000  # a longer block is cut like other text
+MOST_CHARS = 8_000  # a window without a blank line ends before this, after a line, a sentence or a word
+MOST_BLOCK_CHARS = 200_000  # a longer block may be cut like other text
 
 _BLOCK = re.compile(
     rf"(?m:^[ \t]{{0,8}}(?P<fence>`{{3,}}|~{{3,}})[^\n]*$)|<(?P<reason>{REASONING_NAME})\b[^<>]{{0,200}}>"
@@ -33,7 +37,9 @@ _WORD_END = re.compile(r"\s+")
 
 
 def windows(text: SpannedText) -> Iterator[SpannedText]:
-    """Yield the windows of a text in order. Together they have all its characters except white space between them."""
+    """Yield the windows of a text in order. Together they contain all characters of the text, except white space
+    between windows.
+    """
     scanner = _Scanner(text.text)
     start, length = 0, FIRST_CHARS
     fence = ""
@@ -53,14 +59,15 @@ class _Scanner:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._position = _lone_reason_end(text)  # blocks before this position are known
+        self._position = _lone_reason_end(text)  # all blocks before this position were found
         self._blocks: list[tuple[int, int, str]] = [(0, self._position, "")] if self._position else []
-        self._without_end: set[str] = set()  # closing marks that do not follow any more
+        self._without_end: set[str] = set()  # closing marks that are not in the rest of the text
 
     def cut(self, start: int, length: int) -> tuple[int, str]:
-        """Return the end of the window that begins at `start`, and the fence of the code in which it ends ("" = none).
+        """Return the end of the window that begins at `start`, and the fence of the code block in which it ends ("" =
+        none).
 
-        length: the length that the window should have.
+        length: the preferred length of the window.
         """
         text = self._text
         if len(text) - start <= length:
@@ -71,7 +78,7 @@ class _Scanner:
             self._blocks = [block for block in self._blocks if block[1] > start]
             wanted = max(earliest, start + length)
             ends = [match.end() for match in _BLANK_LINE.finditer(text, earliest, min(wanted, len(text)))]
-            for end in reversed(ends):  # the longest window that is not too long
+            for end in reversed(ends):  # try the longest window first
                 if self._block_at(end) is None:
                     return end, ""
             for pattern, lowest in (
@@ -94,7 +101,7 @@ class _Scanner:
             earliest, latest = block[1], min(block[1] + MOST_CHARS, len(text))
 
     def _block_at(self, position: int) -> tuple[int, int, str] | None:
-        """Return the block that would be cut at a position."""
+        """Return the block that a cut at `position` would divide; None if there is none."""
         return next((block for block in self._blocks if block[0] < position < block[1]), None)
 
     def _scan(self, until: int) -> None:
@@ -112,7 +119,7 @@ class _Scanner:
             self._position = end
 
     def _end_of(self, match: re.Match[str]) -> int | None:
-        """Return the end of the block that begins with a match; None if it has no end."""
+        """Return the end of the block that begins with a match; None if the block is never closed."""
         kind = match.lastgroup
         if kind == "fence":
             mark = match["fence"]
@@ -139,7 +146,7 @@ class _Scanner:
 
 
 def _lone_reason_end(text: str) -> int:
-    """Return the end of reasoning at the start of a text whose opening tag is missing; 0 if there is none."""
+    """Return the end of reasoning at the start of a text, if its opening tag is missing; otherwise 0."""
     open_tags, end = 0, 0
     for match in _LONE_REASON_END.finditer(text):
         if not match["close"]:

@@ -163,7 +163,7 @@ class Cloner:
         return self._transcriber.prepare(on_progress)
 
     def recogniser(self) -> RecogniserState:
-        """The state of the speech recogniser."""
+        """Return the state of the speech recogniser."""
         return self._transcriber.state()
 
     def close(self) -> None:

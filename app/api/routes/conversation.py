@@ -20,7 +20,7 @@ CONVERSATION_PATH = "/audio/conversation"
 
 
 def router(speaking: Speaking, gate: Gate) -> APIRouter:
-    """The routes of conversations and dialogues."""
+    """Create the routes of conversations and dialogues."""
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
     @routes.post(

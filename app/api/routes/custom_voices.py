@@ -70,7 +70,7 @@ _CREATE_VOICE: Schema = {
 
 
 def router(creation: VoiceCreation, gate: Gate) -> APIRouter:
-    """The routes of custom voices and consents."""
+    """Create the routes of custom voices and consents."""
     routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
     _add_voice_routes(routes, creation)
     _add_consent_routes(routes, creation.consents, creation.cloner)

@@ -24,7 +24,7 @@ CREATED = 1_742_000_000
 
 
 def router(manager: EngineManager, voices: VoiceStore, gate: Gate, max_input_chars: int) -> APIRouter:
-    """The routes that list models."""
+    """Create the routes that list models."""
     routes = APIRouter(tags=["models"], route_class=gate.route(None))
 
     def known() -> list[str]:
@@ -66,7 +66,7 @@ def router(manager: EngineManager, voices: VoiceStore, gate: Gate, max_input_cha
 
 
 def _model(model_id: str, manager: EngineManager, voices: list[Voice], max_input_chars: int) -> Model:
-    """The entry of one model in a list of models, with the state of the model."""
+    """Return the entry of one model in a list of models, with the state of the model."""
     status = manager.status()
     requested = model_id == manager.requested.model_id
     replaced = requested and status.running is not None and status.running != status.requested
@@ -107,7 +107,7 @@ def _model(model_id: str, manager: EngineManager, voices: list[Voice], max_input
 
 
 def _description(model_id: str, manager: EngineManager, *, alias: bool) -> str:
-    """What the model is, in words."""
+    """Return the description of a model in words."""
     if alias:
         return f"OpenAI's name for the model {manager.model_ids[-1]} of this server"
     status = manager.status()
@@ -116,6 +116,6 @@ def _description(model_id: str, manager: EngineManager, *, alias: bool) -> str:
 
 
 def _defaults(info: EngineInfo) -> dict[str, float]:
-    """The sampling parameters that a request without these fields gets."""
+    """Return the sampling parameters of a request that sets none of them."""
     found = {each.name: getattr(info.defaults, each.name) for each in fields(info.defaults)}
     return {name: value for name, value in found.items() if value is not None}

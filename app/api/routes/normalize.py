@@ -35,7 +35,7 @@ def router(
     *,
     max_input_chars: int,
 ) -> APIRouter:
-    """The route that normalises a text. max_input_chars: the maximum number of characters of the text."""
+    """Create the route that normalises a text. max_input_chars: the maximum number of characters of the text."""
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
     @routes.post("/audio/normalize", operation_id="normalize_text", responses=problems(400, 404, 408, 413, 429))

@@ -36,7 +36,9 @@ DOCS = {"/docs": "docs.html", "/redoc": "redoc.html"}  # path -> HTML file
 
 
 def policy(nonce: str) -> str:
-    """The Content-Security-Policy of a page. It allows files of this server, styles with the nonce, and audio blobs."""
+    """Return the Content-Security-Policy of a page. It allows files of this server, styles with the nonce, and audio
+    blobs.
+    """
     return "; ".join(
         (
             "default-src 'none'",
@@ -54,7 +56,7 @@ def policy(nonce: str) -> str:
 
 
 def router() -> APIRouter:
-    """The routes of the pages."""
+    """Create the routes of the pages."""
     routes = APIRouter(include_in_schema=False)
     for path in PATHS:
         routes.add_api_route(path, _page("shell.html", microphone="(self)"), methods=["GET"])
@@ -82,7 +84,9 @@ def _page(name: str, *, microphone: str) -> Callable[[Request], Awaitable[HTMLRe
 
 
 def docs_files() -> ASGIApp:
-    """The files of Swagger UI and ReDoc, for a mount at /static/swagger. The package fastapi-offline contains them."""
+    """Return an app with the files of Swagger UI and ReDoc, for /static/swagger. The package fastapi-offline contains
+    them.
+    """
     found = find_spec("fastapi_offline")
     assert found is not None  # noqa: S101 - it is a dependency
     assert found.submodule_search_locations  # noqa: S101
@@ -90,7 +94,7 @@ def docs_files() -> ASGIApp:
 
 
 def files() -> ASGIApp:
-    """The scripts, styles and texts of the pages, for a mount at /static."""
+    """Return an app with the scripts, styles and texts of the pages, for /static."""
     return GZipMiddleware(_Files(directory=FOLDER), minimum_size=512)
 
 

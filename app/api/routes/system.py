@@ -74,7 +74,9 @@ class ServerState:
     limits: Limits
 
     def health(self, *, key_needed: bool, names: bool) -> Health:
-        """The body of /health. key_needed: whether speech needs an API key. names: whether to list cloned voices."""
+        """Return the body of /health. key_needed: whether speech needs an API key. names: whether to list cloned
+        voices.
+        """
         state = self._state()
         cloned = [stored.voice for stored in self.voices.stored()]
         return Health(
@@ -92,7 +94,7 @@ class ServerState:
         )
 
     def debug(self) -> Debug:
-        """The body of /debug."""
+        """Return the body of /debug."""
         engine = self.manager.current
         return Debug(
             version=__version__,
@@ -106,7 +108,7 @@ class ServerState:
         )
 
     def _state(self) -> dict[str, Any]:
-        """The fields of EngineState."""
+        """Return the fields of EngineState."""
         status = self.manager.status()
         engine, load = self.manager.current, self.manager.load()
         youtube, watermark = self.youtube, self.watermark
@@ -146,9 +148,9 @@ class ServerState:
 
 
 def limits(max_input_chars: int, sample_range_s: tuple[float, float], best_range_s: tuple[float, float]) -> Limits:
-    """The limits of requests, for /health. sample_range_s: the range of recordings that are used completely.
+    """Return the limits of requests, for /health.
 
-    best_range_s: the recommended range.
+    sample_range_s: lengths of recordings that can be used without cutting. best_range_s: recommended lengths.
     """
     shortest_s, longest_s = sample_range_s
     best_from_s, best_to_s = best_range_s
@@ -166,7 +168,7 @@ def limits(max_input_chars: int, sample_range_s: tuple[float, float], best_range
 
 
 def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
-    """The routes about the state of the server."""
+    """Create the routes about the state of the server."""
     routes = APIRouter(tags=["system"])
     admin = APIRouter(tags=["system"], route_class=gate.route("admin"))
 
@@ -224,12 +226,12 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with sets and tuples as sorted lists, for JSON."""
+    """Return the values for JSON: sets and tuples become sorted lists."""
     return {name: sorted(value) if isinstance(value, frozenset | tuple) else value for name, value in values.items()}
 
 
 def _version_of(package: str) -> str | None:
-    """The version of an installed package; None if it is not installed."""
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

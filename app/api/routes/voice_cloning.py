@@ -71,7 +71,7 @@ class VoicePatch(BaseModel):
 
 
 def router(speaking: Speaking, gate: Gate, creation: VoiceCreation, lexicons: LexiconStore) -> APIRouter:
-    """The routes below `/voice-cloning` that need an API key, if the server has keys."""
+    """Create the routes below `/voice-cloning` that need an API key, if the server has keys."""
     routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
     _add_creation_routes(routes, creation)
     _add_voice_routes(routes, creation)
@@ -270,7 +270,7 @@ def _add_speech_routes(routes: APIRouter, speaking: Speaking, voices: VoiceStore
 
 
 def lists_router(voices: VoiceStore, gate: Gate) -> APIRouter:
-    """The route that lists voices without an API key."""
+    """Create the route that lists voices without an API key."""
     routes = APIRouter(tags=["voices"], route_class=gate.route(None))
 
     @routes.get("/voice-cloning/openai-compatible-voices", operation_id="list_openai_compatible_voices")

@@ -23,14 +23,14 @@ async def refresh(voices: VoiceStore) -> None:
 
 
 async def listed(voices: VoiceStore, gate: Gate, caller: Request) -> list[Voice]:
-    """The voices that a list for this caller contains."""
+    """Return the voices that a list for this caller contains."""
     await refresh(voices)
     cloned = gate.shows_cloned(caller)
     return [voice for voice in voices.all() if cloned or voice.kind != "cloned"]
 
 
 def router(voices: VoiceStore, gate: Gate) -> APIRouter:
-    """The route that lists all voices."""
+    """Create the route that lists all voices."""
     routes = APIRouter(tags=["voices"], route_class=gate.route(None))
 
     @routes.get("/audio/voices", responses=problems(400))

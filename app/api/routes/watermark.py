@@ -17,7 +17,7 @@ DETECT_PATH = "/audio/watermark/detect"
 
 
 def router(detector: WatermarkDetector, gate: Gate) -> APIRouter:
-    """The route that detects watermarks."""
+    """Create the route that detects watermarks."""
     routes = APIRouter(tags=["watermark"], route_class=gate.route("speak"))
 
     @routes.post(DETECT_PATH, operation_id="detect_watermark", responses=problems(400, 408, 413, 429))

@@ -50,7 +50,7 @@ def _seconds(value: object) -> object:
 
 
 def _time_schema(as_text: str, **bounds: float) -> WithJsonSchema:
-    """The JSON schema of a time: a number with these bounds, or a text that matches the pattern `as_text`."""
+    """Return the JSON schema of a time: a number with these bounds, or a text that matches the pattern `as_text`."""
     clock = {"type": "string", "pattern": as_text, "examples": ["1:23"]}
     return WithJsonSchema({"anyOf": [{"type": "number", **bounds}, clock]})
 
@@ -105,7 +105,7 @@ class YouTubeBody(BaseModel):
 
 
 def router(youtube: YouTube, creation: VoiceCreation, metrics: Metrics, gate: Gate) -> APIRouter:
-    """The route for cloning from YouTube. The same route has two paths."""
+    """Create the route for cloning from YouTube. The route has two paths."""
     routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
 
     async def from_youtube(
@@ -146,7 +146,7 @@ async def _clone(body: YouTubeBody, youtube: YouTube, creation: VoiceCreation, r
     creation.voices.check(body.voice_name, description=body.description or "", consent=body.consent or "")
     consent = await creation.consent(body.consent)
     if not (body.transcript or "").strip():
-        # Before the video, so that a missing recogniser is known before a large download.
+        # Download the speech recogniser before the video, so that a failure is known before a large download.
         loop = asyncio.get_running_loop()
 
         def recogniser_progress(step: FetchProgress) -> None:
@@ -172,5 +172,5 @@ async def _clone(body: YouTubeBody, youtube: YouTube, creation: VoiceCreation, r
         consent=consent,
         origin="youtube",
     )
-    log.info("cloned a voice from YouTube", voice=stored.id, seconds=round(stored.seconds, 2))
+    log.info("a voice was cloned from a YouTube video", voice=stored.id, seconds=round(stored.seconds, 2))
     return Cloned.of("The voice was cloned", body.voice_name, stored)
