@@ -1,4 +1,4 @@
-"""All errors as exception classes. Each message says what is wrong and what to do.
+"""The exception classes of all errors. Each error message says what is wrong and what to do.
 
 SpeechError
 ├── RequestError                 the request is wrong; sending it again unchanged fails again
@@ -27,8 +27,8 @@ SpeechError
     ├── NothingSpoken            the engine produced no audio for a text with words
     └── SpeechTooShort           the engine left out a part of the text, with two different seeds
 
-EngineUnavailable is not a SpeechError. It is raised when an engine is started, and says why the engine can't run (for
-example because its weights are missing).
+EngineUnavailable is not a SpeechError. EngineUnavailable is raised when an engine is started, and says why the engine
+can't run (for example because its weights are missing).
 
 `api/errors.py` maps these classes to HTTP statuses. No code compares the text of messages.
 """

@@ -40,7 +40,7 @@ class Line:
 
     text: str
     voice: str  # voice id
-    speaker: int | None = None  # the speaker number for the engine; None = derived from the voices
+    speaker: int | None = None  # the speaker number for the engine; None = derived from the voices of the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ class SpeechRequest:
     def digest(self, *context: str) -> str:
         """Return the cache key: the SHA-256 (hex) of everything that changes the audio of the answer.
 
-        context: further texts to include, such as the engine's fingerprint and the digests of the voices. These fields
-        are not included:
+        context: further texts to include, such as the engine's fingerprint and the digests of the voices. The following
+        fields are not included:
 
         - the format and the sample rate, because every answer is encoded from the same audio;
         - `model`, because several aliases name the same engine;

@@ -98,8 +98,8 @@ class Api(FastAPI):
     def __init__(self, gate: Gate, max_input_chars: int, **options: Any) -> None:
         self._gate = gate
         self._max_input_chars = max_input_chars
-        # The cached documents: one for a server with API keys, and one for a server without keys. The first key can be
-        # added while the server runs.
+        # The OpenAPI documents: one for a server with API keys, and one for a server without keys. Both are cached,
+        # because the first API key can be added while the server runs.
         self._documents: dict[bool, Schema] = {}
         super().__init__(**options)
 

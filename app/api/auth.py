@@ -65,9 +65,9 @@ class Gate:
     def route(self, scope: Scope | None) -> type[APIRoute]:
         """Create the `route_class` of routes that need an API key with this scope, if the server has keys.
 
-        scope: None = the key is optional. A wrong key still gives a 401, so that clients can test their key. The check
-        is not a FastAPI dependency, because FastAPI reads the body before it runs dependencies. A caller without a key
-        could then upload files.
+        scope: None = the key is optional. A wrong key still gives a 401, so that clients can test their key. The API
+        key is not checked in a FastAPI dependency, because FastAPI reads the body before it runs dependencies. With a
+        dependency, a caller without a key could upload files.
         """
         gate = self
 
@@ -141,7 +141,7 @@ class Gate:
     def describe(self, schema: Schema) -> None:
         """Describe API keys in the OpenAPI document `schema`: the security schemes, and the errors 401, 403 and 429.
 
-        If the server has no keys, this method removes the security requirements instead. It changes `schema`.
+        If the server has no keys, this method removes the security requirements instead. Both cases change `schema`.
         """
         needed = self.needed
         if needed:

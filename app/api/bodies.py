@@ -1,8 +1,8 @@
 """Reads JSON bodies as real clients send them, and says exactly what is wrong with a body that can't be read.
 
 `BodyDecoder` decompresses bodies with a Content-Encoding. `read_json` accepts each declared charset, a byte order mark,
-and line breaks inside of strings. It also accepts Windows-1252 text without a charset (PowerShell 5), if the bytes
-can't be another encoding.
+and line breaks inside of strings. `read_json` also accepts Windows-1252 text without a charset (PowerShell 5), if the
+bytes can't be another encoding.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _shown_byte(body: bytes, at: int) -> str:
     return f"0x{body[at]:02X}" if at < len(body) else "(the end)"
 
 
-# Each match is a run of bytes above 0x7F that ordinary western text in Windows-1252 contains.
+# Each match of this pattern is a run of bytes above 0x7F that ordinary western text in Windows-1252 contains.
 _WESTERN = re.compile(
     rb"""
     (?<=[A-Za-z])[\xe0-\xf6\xf8-\xfe\xdf\x9a\x9e\x9c]{1,2}(?![\x80-\x90\x98-\x9f\xc0-\xff])  # after a letter: caf\xe9

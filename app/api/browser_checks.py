@@ -1,7 +1,7 @@
 """Protects the server from foreign web pages: CSRF, DNS rebinding, and CORS preflights that are not allowed.
 
 Only requests that a browser has sent are checked. A browser sends the header Origin or Sec-Fetch-Site, and a web page
-can't change these headers. Other programs send neither of them.
+can't change these headers. Programs that are no browser send neither of these headers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _FORWARDED = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "forwarded", "via")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# Endings of names in private networks. Such a name can't be registered, so it is safe from DNS rebinding.
+# Endings of names in private networks. A name with such an ending can't be registered, so DNS rebinding with this name
+# is impossible.
 _PRIVATE_ENDINGS = (".local", ".lan", ".internal", ".svc", ".localhost", ".localdomain", ".test", ".home.arpa")
 _POLICY_VIOLATION = 1008  # the WebSocket close code
 
@@ -37,9 +38,9 @@ class CrossOriginCheck:
     preflights that are not allowed.
 
     The CORS middleware does not stop a form, because browsers send forms without a CORS preflight. The header
-    Sec-Fetch-Site says whether the page has another origin. Browsers send this header only to https and localhost.
-    Without it, Origin is compared with Host and X-Forwarded-Host. A foreign page can't set X-Forwarded-Host without a
-    preflight.
+    Sec-Fetch-Site says whether the page has another origin. Browsers send this header only to https and localhost. If
+    Sec-Fetch-Site is missing, Origin is compared with Host and X-Forwarded-Host. A foreign page can't set
+    X-Forwarded-Host without a preflight.
     """
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
@@ -124,8 +125,8 @@ def split_host(host: str) -> tuple[str, int | None]:
 class HostCheck:
     """Rejects requests of web pages that reach this server under a name that is not its own (DNS rebinding).
 
-    Such a page comes from a public name whose DNS entry has changed to the address of this server. For the browser, the
-    page and the server then have the same origin.
+    In DNS rebinding, a web page comes from a public name whose DNS entry has changed to the address of this server. For
+    the browser, the page and the server then have the same origin.
     """
 
     def __init__(

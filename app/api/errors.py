@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 RETRY_STOPPED_S = 10  # the header Retry-After while the server stops: a restart takes about this long
 
-# The first row whose class matches gives the status. SpeechError, in the last row, is the base class of all errors.
+# The first row whose class matches an error gives the HTTP status. SpeechError, in the last row, is the base class of
+# all errors.
 STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.Unauthorized, 401),
     (errors.Forbidden, 403),

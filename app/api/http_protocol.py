@@ -1,14 +1,14 @@
 """uvicorn's HTTP protocol, extended: it limits request headers, and supports HTTP/1.0 clients and clients that offer an
 upgrade.
 
-Without limits, a client could fill the memory with endless headers, and a few hundred clients that send their headers
-very slowly could use up all connections. The limits also apply to data that arrives after an error response that was
-sent before the end of the request. `middleware.BodyLimit` limits request bodies.
+Without limits on headers, a client could fill the memory with endless headers. A few hundred clients that send their
+headers very slowly could use up all connections. The limits also apply to data that arrives after an error response
+that was sent before the end of the request. `middleware.BodyLimit` limits request bodies.
 
 uvicorn alone drops the body of a request that offers an upgrade such as `Upgrade: h2c`. Java's HTTP client offers this
 upgrade by default. This protocol ignores each upgrade that the server does not support, as RFC 9110 says. uvicorn also
-sends chunks to HTTP/1.0 clients, which do not know chunks. To HTTP/1.0 clients, this protocol sends plain bytes until
-the connection closes.
+sends chunked responses to HTTP/1.0 clients, which do not support them. To HTTP/1.0 clients, this protocol sends plain
+bytes until the connection closes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 # The size of the kernel's send buffer for a connection. By default the buffer grows to megabytes, which is minutes of
 # audio. A client that reads at playback speed needs minutes to make space in such a buffer, so the server would
-# disconnect this client (TTS_READER_TIMEOUT_S). Also, the audio in the buffer is wasted if the client disconnects.
+# disconnect this client (TTS_READER_TIMEOUT_S). If the client disconnects, the audio in the send buffer was generated
+# for nothing.
 SEND_BUFFER_BYTES = 128 << 10
 MAX_HEAD_BYTES = 64 << 10  # uvicorn's h11 protocol has the same limit
 _HEAD_TOO_LARGE = f"The headers of the request are larger than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
-# Headers that offer an upgrade. They are removed from a request whose upgrade is ignored.
+# Headers that offer an upgrade. If the upgrade of a request is ignored, these headers are removed from the request.
 _UPGRADE_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
 # SO_LINGER with a timeout of 0 s: closing the connection sends a reset, so that the client reports an error.
 _RESET_ON_CLOSE, _CLOSE_NORMALLY = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
@@ -44,8 +45,8 @@ _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fie
 
 def protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
     """Return the value for uvicorn's option `http`. head_timeout_s: seconds in which request headers must arrive."""
-    # With DEV_MODE uvicorn pickles this value and sends it to another process. A class that is defined inside this
-    # function could not be pickled.
+    # With DEV_MODE uvicorn pickles the returned class and sends it to another process. A class that is defined inside
+    # this function could not be pickled.
     return cast("type[asyncio.Protocol]", partial(_LimitedProtocol, head_timeout_s=head_timeout_s))
 
 
@@ -83,7 +84,7 @@ class _LimitedProtocol(HttpToolsProtocol):
             self._set_timer()
 
     def _parse(self, data: bytes) -> None:
-        """Pass data to the parser. This replaces uvicorn's `data_received`, which stops if a request offers an
+        """Pass data to the parser. This method replaces uvicorn's `data_received`, which stops if a request offers an
         upgrade.
         """
         self._unset_keepalive_if_required()
@@ -120,7 +121,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + self.parser.get_http_version().encode()]
         head += [name + b": " + value for name, value in self.headers if name not in _UPGRADE_HEADERS]
         offered = b",".join(value for name, value in self.headers if name == b"connection").split(b",")
-        # The other options of the header Connection, such as `close` and `keep-alive`, stay valid.
+        # Remove only `upgrade` from the header Connection: other options, such as `close` and `keep-alive`, stay valid.
         kept = [token.strip() for token in offered if token.strip().lower() not in _UPGRADE_HEADERS]
         head += [b"Connection: " + b", ".join(kept)] if kept else []
         self.parser = httptools.HttpRequestParser(self)
@@ -132,7 +133,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._unset_timer()
         # If all headers arrive together, the parser calls this method before data_received compares their size with the
-        # limit. So compare the size here too.
+        # limit. So compare the size of the headers here too.
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             self._reject(431, _HEAD_TOO_LARGE, "head_too_large")
         elif not self._rejected and (self._upgrades or not self._offers_upgrade):

@@ -1,6 +1,6 @@
 """The middleware for all requests: ids, default headers, the request log, and limits on slow clients and large bodies.
 
-All classes are plain ASGI middleware, so they do not buffer streams.
+All classes in this module are plain ASGI middleware, so they do not buffer streams.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MIN_BYTES_PER_S = 1000  # the lowest allowed speed at which a request body arriv
 CLIENT_DISCONNECTED = 499  # logged if the client disconnected before the response had a status, as in nginx
 _QUIET = frozenset({"/health", "/ready", "/metrics"})  # logged as DEBUG: monitoring systems send these requests often
 # If no route matches a path, only these parts of the path are logged: they show how the client built the wrong URL. Any
-# other part may be private and is logged as `*`.
+# other part of the path may be private and is logged as `*`.
 _KNOWN_PARTS = frozenset(
     (
         "",
@@ -349,7 +349,7 @@ class BodyLimit:
             whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit.max_bytes:
-                # FastAPI reads the body here. It replaces an exception of any other class with a 400.
+                # FastAPI reads the body here. FastAPI replaces an exception of any other class with a 400.
                 raise HTTPException(413, limit.error().message)
             if decoder is not None and decoder.active and message["type"] == "http.request":
                 message = {**message, "body": decoder.push(message.get("body", b""))}

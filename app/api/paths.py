@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DEPLOYMENT = "deployment"  # the key in scope["state"] with the model that the path of an Azure client names
 
-# Paths that may be another spelling of a route. All other paths are not examined.
+# Paths that may be another spelling of a route. No other path is examined.
 _UNUSUAL = re.compile(
     r"//|.[/\s]$|^/(?:api/)?v1/(?:api/)?v1(?:/|$)|^/openai/|^/(?:api/)?(?:audio|voice-cloning|models)(?:/|$)"
 )
@@ -114,7 +114,7 @@ def trusted_addresses(proxies: Sequence[str]) -> Any:
 
 
 async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Do nothing. This is an ASGI app."""
+    """Do nothing. This function is an ASGI app."""
 
 
 class PathPrefix:

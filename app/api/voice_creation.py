@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CONSENT_ID_PREFIX = "cons_"
 
-# These limits are only for the JSON schemas. VoiceStore.check enforces them, with clearer messages.
+# These limits are used only in the JSON schemas. VoiceStore.check enforces them, with clearer messages.
 NAME_SCHEMA: dict[str, JsonValue] = {"minLength": 1, "maxLength": MAX_NAME_CHARS, "pattern": NOT_BLANK}
 DESCRIPTION_SCHEMA: dict[str, JsonValue] = {"maxLength": MAX_DESCRIPTION_CHARS}
 CONSENT_SCHEMA: dict[str, JsonValue] = {"maxLength": MAX_CONSENT_CHARS}

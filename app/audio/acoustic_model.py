@@ -55,7 +55,7 @@ def find_model() -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class AcousticModel:
-    """The parameters of the acoustic model. They take about 10 MB of memory."""
+    """The parameters of the acoustic model, about 10 MB in memory."""
 
     phonemes: tuple[str, ...]
     senone_codebook: Ints  # (S,) index of the phoneme whose Gaussians the senone mixes
@@ -225,8 +225,8 @@ def _tables() -> tuple[Floats, Floats, Floats]:
 
 
 def cepstra(samples: Samples) -> Floats:
-    """Compute the mel cepstra (T, 13) of samples (N,) at RATE_HZ, without normalisation. Each row describes one frame
-    of FRAME_S seconds.
+    """Compute the mel cepstra (T, 13) of samples (N,) at RATE_HZ, without normalisation. Each row of the result
+    describes one frame of FRAME_S seconds.
     """
     window, filters, cosines = _tables()
     loud = _with_noise_floor(samples * np.float32(32_768.0))

@@ -2,12 +2,12 @@
 
 A Viterbi search with the acoustic model of the `words` extra passes through the words in their order. Between two words
 there may be silence, or audio that is no word of the text (called "other"). A word may be missing. "Other" audio and
-missing words have fixed costs. So the search finds a path for every recording, and the path shows which words are
-missing and where "other" audio is.
+missing words have fixed costs. So the Viterbi search finds a path for every recording, and the path shows which words
+are missing and where "other" audio is.
 
-`align` computes in the calling thread. It takes about 12 ms of CPU time per second of speech, and holds the GIL for
-most of this time. `Aligner` runs `align` in a helper process with a deadline. So an alignment does not delay the event
-loop, and a crash or a hang affects one call only.
+`align` computes in the calling thread. `align` takes about 12 ms of CPU time per second of speech, and holds the GIL
+for most of this time. `Aligner` runs `align` in a helper process with a deadline. So an alignment does not delay the
+event loop, and a crash or a hang affects one call only.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def align(
 
     words: the words as they are spoken, for example numbers in words. A word without letters and digits takes no time.
     ipa: more pronunciations of each word in IPA; may be empty. part: True = the recording may contain only a part of
-    the text. Then missing words at the start and at the end of the text have no cost.
+    the text. With part=True, missing words at the start and at the end of the text have no cost.
 
     Returns None if there is no word to align, if the recording is shorter than 0.1 s or longer than MAX_SECONDS, or if
     the `words` extra is not installed.
@@ -376,14 +376,16 @@ def _report(words: Sequence[str], spoken: Sequence[int], path: _Path, seconds: f
 class Aligner(HelperProcess):
     """Runs `align` in a helper process. Thread-safe. The method `align` blocks, so call it in a thread.
 
-    The first call starts the helper process, which takes 0.4 s and 70 MB. The helper process ends with the server. It
-    runs one call at a time. A call takes about 1 % of the duration of the recording.
+    The first call starts the helper process, which takes 0.4 s and 70 MB. The helper process ends with the server. The
+    helper process runs one call at a time. A call takes about 1 % of the duration of the recording.
     """
 
     def __init__(
         self, pronounce: Callable[[str], Iterable[str]] | None = None, *, command: Sequence[str] = _COMMAND
     ) -> None:
-        """pronounce: a function that returns the IPA pronunciations of a word. It is called for each word of a text."""
+        """pronounce: a function that returns the IPA pronunciations of a word. The function is called for each word of
+        a text.
+        """
         super().__init__(command, end_s=0.0)
         self._pronounce = pronounce
         self._closed = threading.Event()

@@ -168,11 +168,11 @@ def _lacks_index(data: bytes) -> bool:
 
 
 class _MemoryBound:
-    """A context that limits each single allocation of FFmpeg to MAX_ALLOCATION_BYTES.
+    """A context manager that limits each single allocation of FFmpeg to MAX_ALLOCATION_BYTES.
 
-    Without this limit, a WAV file of 200 bytes with a comment that claims a length of 1 GB takes 1.2 GB of memory and
-    0.9 s. FFmpeg has one limit for the whole process. The limit is active while at least one thread is in the context.
-    The last thread that leaves the context restores FFmpeg's default for encoders and filters.
+    Without this limit, a WAV file of 200 bytes can take 1.2 GB of memory and 0.9 s, if its header says that a comment
+    has 1 GB. FFmpeg has one limit for the whole process. The limit is active while at least one thread is in the
+    context. The last thread that leaves the context restores FFmpeg's default for encoders and filters.
 
     PyAV has no function for the limit, so this class calls the FFmpeg library that PyAV links to. If the library does
     not have the function, allocations are not limited.

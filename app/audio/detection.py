@@ -31,7 +31,7 @@ class WatermarkDetector:
     """Detects the watermark in files. Use it from one event loop.
 
     The server marks only speech, but the detector network also finds the mark in steady tones. So a file without speech
-    always gets the result "not marked".
+    is always reported as not watermarked.
     """
 
     def __init__(self, threads: ThreadLimit, contains_speech: Callable[[Samples, int], bool]) -> None:

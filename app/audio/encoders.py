@@ -147,7 +147,7 @@ def _with_flac_total(start: bytes, samples: int) -> bytes:
 
 
 class _Sink:
-    """The output file for FFmpeg. It is not seekable, so FFmpeg never rewrites a header."""
+    """The output file for FFmpeg. The file is not seekable, so FFmpeg never rewrites a header."""
 
     def __init__(self, flac_samples: int | None = None) -> None:
         """flac_samples: the number of samples to write into the header of a FLAC file; None = keep the header."""

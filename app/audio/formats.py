@@ -42,7 +42,7 @@ class CodecRecipe:
     def codec_rate_hz(self, rate_hz: int) -> int:
         """Return the sample rate at which the codec encodes audio with the sample rate `rate_hz`.
 
-        This is the lowest rate of the codec that is not below `rate_hz`.
+        The result is the lowest rate of the codec that is not below `rate_hz`.
         """
         return next((rate for rate in self.codec_rates_hz if rate >= rate_hz), rate_hz)
 
@@ -90,8 +90,8 @@ def wav_header(rate_hz: int, samples: int | None = None) -> bytes:
 # reservoir=0: each frame can be decoded alone, so streams can be joined and cut.
 # compression_level=7 (LAME's -q 7) takes 6.1 ms of CPU per second of audio and has an SNR of 26.0 dB at 128 kbit/s.
 # LAME's default level takes 9.3 ms and has an SNR of 25.9 dB.
-# For sample rates below 16 kHz (MPEG-2.5), the bit rate is 64 kbit/s. All these sample rates allow 64 kbit/s, and no
-# higher bit rate.
+# For sample rates below 16 kHz (MPEG-2.5), the bit rate is 64 kbit/s. A higher bit rate is not possible at all of these
+# sample rates.
 _MP3 = CodecRecipe(
     "mp3",
     "libmp3lame",
@@ -101,12 +101,13 @@ _MP3 = CodecRecipe(
     {"reservoir": "0", "compression_level": "7"},
 )
 # FFmpeg's default is one page per second, which would delay the first audio by a second. With pages of 20 ms, the first
-# 80 ms of input immediately give 53 ms of encoded audio. With pages of 40 ms, they give 33 ms. The page headers take 11
-# kbit/s, and the whole stream takes 61 kbit/s. api.openai.com sends about 56 kbit/s.
-# application=audio with compression_level=5 has an SNR of 17.8 dB and a log-spectral distance of 4.5 dB. It takes 4.8
-# ms of CPU per second of audio.
-# application=voip at the same file size has an SNR of 11.2 dB and a log-spectral distance of 4.8 dB. It takes 9.5 ms of
-# CPU per second of audio, and removes the lowest frequencies.
+# 80 ms of input immediately give 53 ms of encoded audio. With pages of 40 ms, the first 80 ms of input give 33 ms of
+# encoded audio. The page headers take 11 kbit/s, and the whole stream takes 61 kbit/s. api.openai.com sends about 56
+# kbit/s.
+# application=audio with compression_level=5 has an SNR of 17.8 dB and a log-spectral distance of 4.5 dB, and takes
+# 4.8 ms of CPU per second of audio.
+# application=voip at the same file size has an SNR of 11.2 dB and a log-spectral distance of 4.8 dB, and takes 9.5 ms
+# of CPU per second of audio. application=voip also removes the lowest frequencies.
 _OPUS = CodecRecipe(
     "ogg",
     "libopus",

@@ -1,7 +1,7 @@
 """A helper process of the server. The server sends jobs to the helper process through a socket pair.
 
-The process starts at its first job, and starts again if it has ended. It gets only a few environment variables, so it
-receives no tokens and keys. Numeric libraries use one thread in this process.
+The process starts at its first job, and starts again if it has ended. The helper process gets only a few environment
+variables, so it receives no tokens and keys. In the helper process, numeric libraries use one thread.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class HelperProcess:
         self._socket: socket.socket | None = None
 
     def close(self) -> None:
-        """End the process. The next job starts it again."""
+        """End the helper process. The next job starts the helper process again."""
         with self._lock:
             self._end()
 

@@ -1,8 +1,8 @@
 """Measures the level of speech and of background noise while a line is spoken.
 
-The pauses of a recording contain the noise of the room and the microphone, and a model imitates this noise. So there is
-no fixed level for silence. A window is silent if its level is near the noise floor of the line and far below the level
-of the line's speech.
+The pauses of a recording contain the noise of the room and the microphone, and a model imitates this noise. So silence
+has no fixed level. A window is silent if its level is near the noise floor of the line and far below the level of the
+line's speech.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def silence_threshold(levels: Levels) -> float:
     """Return the level in dBFS below which a window is silent.
 
     levels: (n,) levels of the windows of one recording; if there are none, the result is QUIET_DBFS. The rule was
-    fitted to human recordings at -20 LUFS. Their noise floors are between -78 and -39 dBFS, so no fixed level separates
-    speech from pauses.
+    fitted to human recordings at -20 LUFS. The noise floors of these recordings are between -78 and -39 dBFS, so no
+    fixed level separates speech from pauses.
     """
     return _threshold(*_floor_and_speech(levels)) if len(levels) else QUIET_DBFS
 
@@ -59,8 +59,8 @@ def _threshold(floor: float, speech: float) -> float:
 
 
 class PowerSmoother:
-    """Computes the moving average of the power of windows. So a short peak in the noise of a room does not count as
-    speech.
+    """Computes the moving average of the power of windows. With the average, a short peak in the noise of a room does
+    not count as speech.
     """
 
     def __init__(self, windows: int) -> None:

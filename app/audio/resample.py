@@ -21,7 +21,8 @@ def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
 
 
 class StreamResampler:
-    """A `Stage` that resamples from from_hz to to_hz. With equal rates, samples pass unchanged and without delay.
+    """A `Stage` that resamples from from_hz to to_hz. If from_hz equals to_hz, samples pass unchanged and without
+    delay.
 
     N input samples give exactly `resampled_length(N, from_hz, to_hz)` output samples. If the same samples are pushed in
     blocks of another size, the joined output is the same.
@@ -44,8 +45,8 @@ class StreamResampler:
         return ready
 
     def flush(self) -> Samples:
-        """End the input and return the remaining samples. They are cut or padded to the exact length, because soxr's
-        length can differ by one sample.
+        """End the input and return the remaining samples. The remaining samples are cut or padded to the exact length,
+        because soxr's length can differ by one sample.
         """
         nothing = np.zeros(0, dtype=np.float32)
         if self._stream is None:

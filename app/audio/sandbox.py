@@ -8,7 +8,7 @@ At the first upload, this module starts a helper process (`decoder_process.py`),
 forks a child process for each upload. The fork takes about 10 ms. The helper never reads an upload, so each child
 starts from a clean state.
 
-All functions block, so call them in a thread.
+All functions of this module block, so call them in a thread.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def decode_in_sandbox(
         "cpu_s": limits.cpu_s,
         "output_bytes": HEADER_BYTES + 4 * round((max_seconds + 1) * rate_hz),
     }
-    # The child receives its input and output as open files. It can open no other file, and RLIMIT_FSIZE limits the size
-    # of the output.
+    # The child receives its input and output as open files. The child can open no other file, and RLIMIT_FSIZE limits
+    # the size of the output.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, _opened(source) as file:
         try:
             status = _helper().work(job, (file.fileno(), output.fileno(), errors.fileno()), limits.wall_s)
@@ -157,8 +157,8 @@ class _Helper(HelperProcess):
 
 @functools.cache
 def _helper() -> _Helper:
-    """Return the only helper process of this server. The first call creates the `_Helper`, and the exit of the server
-    closes it.
+    """Return the only helper process of this server. The first call creates the `_Helper`. The `_Helper` is closed when
+    the server exits.
     """
     helper = _Helper()
     atexit.register(helper.close)

@@ -35,7 +35,8 @@ class EdgeTrimmer:
     audio is silent, at most lead_s of it is returned.
 
     Pauses inside the utterance are kept. The first tail_s of a pause is returned immediately. The later part of the
-    pause is held until sound follows. So a long pause needs more memory. Sound is delayed by less than 10 ms.
+    pause is held until sound follows. So the memory grows with the length of a pause. Audio that is not silent is
+    delayed by less than 10 ms.
 
     The first sound is a window that is louder than BEGIN_DBFS. Softer audio before the first sound is the noise of a
     room or a soft consonant, so only the last SOFT_LEAD_S of it is kept. If audio stays soft for SOFT_VOICE_S, the

@@ -18,7 +18,9 @@ class Stage(Protocol):
     """
 
     def push(self, samples: Samples) -> Samples:
-        """Process samples (N,) and return the output samples (M,) that are ready. M may be 0."""
+        """Process samples (N,) and return the output samples (M,) that are ready. The number M of output samples may be
+        0.
+        """
         ...
 
     def flush(self) -> Samples:
@@ -29,7 +31,7 @@ class Stage(Protocol):
 class Chain:
     """Several stages that act as one stage. Samples pass through the stages in order.
 
-    Without stages, samples do not change.
+    A chain without stages does not change the samples.
     """
 
     def __init__(self, stages: tuple[Stage, ...]) -> None:

@@ -21,8 +21,8 @@ def spare_cores() -> int:
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run blocking work in a thread and return its result. Raises the errors of `work`.
 
-    If the caller is cancelled, this function still waits until the thread has ended. So the caller can then free the
-    files and buffers that the thread uses. `ThreadLimit` also counts the threads of cancelled requests.
+    If the caller is cancelled, this function still waits until the thread has ended. So the caller can safely free the
+    files and buffers that the thread has used. `ThreadLimit` also counts the threads of cancelled requests.
     """
     thread = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:

@@ -9,8 +9,8 @@ The check compares the audio with the text: `judge` uses an alignment of the wor
 - `length`: the text is spoken faster than people speak, or the take is far from its expected length.
 
 The limits were set with recordings of 36 people, at the original tempo and 20 % slower and faster: docs/listening.md
-has the figures. A take with one wrong word passes the check. The score of a verdict also depends on single words. It
-only ranks the takes of one text, and no take is rejected because of its score.
+has the figures. A take with one wrong word passes the check. The score of a verdict also depends on single words. The
+score only ranks the takes of one text, and no take is rejected because of its score.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def _reason(alignment: Alignment, apart: NDArray[np.bool_], expected_s: float | 
 
 
 def _not_words(alignment: Alignment, samples: Samples, rate_hz: int) -> NDArray[np.bool_]:
-    """Return for each frame (T,) whether it is audible and belongs to no word. It is in "other" audio, or in a pause
-    that is too loud for silence.
+    """Return for each frame (T,) whether the frame is audible and belongs to no word. Such frames are "other" audio,
+    and pauses that are too loud for silence.
     """
     size = max(1, round(_FRAME_S * rate_hz))
     count = len(samples) // size

@@ -4,9 +4,9 @@ The watermark has one bit: it says that the speech is synthetic. The network Per
 residual for each frame of 10 ms. The residual is added to the log magnitudes of the frame below 2 kHz.
 
 Only Perth's weights are used, from the `watermark` extra. Perth's own code needs packages that can no longer be
-installed together. So this module evaluates the network in NumPy, which is faster than torch for this small network.
-The windows and hops of the Fourier transform have the same duration at every sample rate, so audio is marked without
-resampling.
+installed together. So this module evaluates the Perth network in NumPy, which is faster than torch for this small
+network. The windows and hops of the Fourier transform have the same duration at every sample rate, so audio is marked
+without resampling.
 
 Perth uses 15 frames (150 ms) of lookahead, which is too long for a stream. `StreamMarker` uses LOOKAHEAD frames;
 docs/watermark.md has measurements. This module does not depend on HTTP.

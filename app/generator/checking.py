@@ -49,7 +49,9 @@ UNCHECKED = Verdict("unchecked", "no_answer")
 
 
 class TakeChecker:
-    """Checks takes with one word aligner. Its process starts at the first check. Use it from one event loop."""
+    """Checks takes with one word aligner. The process of the aligner starts at the first check. Use it from one event
+    loop.
+    """
 
     def __init__(self, setting: Setting, aligner: Aligner | None = None) -> None:
         """setting: the value of TTS_VERIFY. aligner: is closed by `close`; None = a new aligner."""
@@ -259,8 +261,8 @@ def whole_takes(takes: Sequence[Take], text: str) -> list[Take]:
 def best_of_takes(takes: Sequence[Take], text: str) -> Take:
     """Return the take of an utterance to keep.
 
-    If a part of the last take was sent, the last take is kept. Otherwise the take with the best verdict is kept, of all
-    takes that broke no rule of the output guard and are not silent. If there are none, the last take is kept.
+    If a part of the last take was sent, the last take is kept. Otherwise the best take is kept, of all takes that broke
+    no rule of the output guard and are not silent. If there is no such take, the last take is kept.
     """
     if takes[-1].sent:
         return takes[-1]

@@ -107,8 +107,8 @@ def number_speakers(request: SpeechRequest, voices: Sequence[Voice], known: Sequ
     """Return the speaker number of each line.
 
     The voice `speaker:N` has the number N. A line whose speaker number the caller has set keeps this number. All other
-    lines with the same voice share one number: the first unused number of `known`, or else the lowest unused number.
-    voices: the voice of each line. known: the numbers with which the model was trained.
+    lines with the same voice share one speaker number: the first unused number of `known`, or else the lowest unused
+    number. voices: the voice of each line. known: the numbers with which the model was trained.
     """
     lines = [
         replace(line, speaker=voice.speaker) if is_speaker(voice) else line

@@ -67,8 +67,8 @@ class Lookahead:
         *,
         waits: bool = False,
     ) -> None:
-        """submit: sends an utterance to the engine. Its second argument is the index of the utterance in the answer,
-        from 0.
+        """submit: sends an utterance to the engine. The second argument of `submit` is the index of the utterance in
+        the answer, from 0.
         """
         self._planned = planned
         self._submit = submit

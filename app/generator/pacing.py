@@ -1,6 +1,7 @@
 """Decides which answer may encode audio next, and measures how much unplayed audio each listener has.
 
-An answer that has sent no audio yet encodes first. Other answers wait briefly if their listeners have enough audio.
+An answer that has sent no audio yet encodes first. An answer whose listener has enough audio waits briefly for such an
+answer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 THREAD_AHEAD_S = 0.5  # an answer with less unplayed audio than this does not wait before it encodes in a thread
 ON_LOOP_AHEAD_S = 0.05  # the same limit for encoding on the event loop, which is quick
-# The longest wait before one chunk is encoded. With chunks of 1 s, an answer still runs at 4 times real time.
+# The longest wait before one chunk is encoded. Even with this wait, an answer with chunks of 1 s is sent at 4 times
+# real time.
 MAX_YIELD_S = 0.25
 # The longest time that answers wait for the first audio of another answer. After this time, the engine is the cause of
 # the delay, not the encoding.

@@ -4,16 +4,16 @@ Recordings of people are used first. The recordings that are published with CSM 
 belong to one voice. Other recordings next to the model are used if their words are known, each for the voice that it
 resembles most.
 
-For each remaining voice, the engine speaks a fixed sentence with a few fixed seeds. These takes are measured, and a
-word aligner looks for their words. A take that is near the profile of the voice (`voices/presets.py`) is tested
-immediately. If no take passes, the other takes are tested, the nearest first. In the test, the take is a voice prompt,
-and the engine speaks a second sentence with it. The second sentence must have the same voice and pace. The first take
-that passes is used.
+For each remaining voice, the engine speaks a fixed sentence with a few fixed seeds. Each take (the audio for one seed)
+is measured, and a word aligner looks for its words. A take that is near the profile of the voice (`voices/presets.py`)
+is tested immediately. If no take passes, the other takes are tested, the nearest first. In the test, the engine speaks
+a second sentence with the take as its voice prompt. The second sentence must have the same voice and pace as the take.
+The first take that passes is used.
 
 The recording is stored in `voice_references` and does not change afterwards. So the voice sounds the same in every
 request and on every engine.
 
-This work runs in the background, only while no request waits for speech. If a request needs a voice without a
+Recordings are created in the background, only while no request waits for speech. If a request needs a voice without a
 recording, this voice is created first, and the request waits a few seconds for it. If all candidates of a voice are
 rejected, the server tries again at its next start.
 """
@@ -86,8 +86,8 @@ class Candidate:
     source: str  # the name of the file, or the seed
 
 
-# A function that looks for the words of a transcript in samples (N,) at a rate in Hz, like `TranscriptChecker.find`. It
-# returns None if it can't check the words, for example because of the language.
+# A function that looks for the words of a transcript in samples (N,) at a rate in Hz, like `TranscriptChecker.find`.
+# The function returns None if it can't check the words, for example because of the language.
 WordsHeard = Callable[[np.ndarray, int, str], FoundWords | None]
 
 
@@ -165,10 +165,8 @@ class PresetVoiceMaker:
                     await self._decided[name].wait()
 
     def status(self) -> dict[str, Any]:
-        """Return the progress for /health.
-
-        It has the state, the number of ready voices, the current voice, the failures, and the recordings on disk that
-        are damaged or doubtful.
+        """Return the progress for /health: the state, the number of ready voices, the current voice, the failures, and
+        the recordings on disk that are damaged or doubtful.
         """
         ready = sum(self._voices.recording_of(name) is not None for name in PROFILES)
         p = self._progress
@@ -468,9 +466,10 @@ def match_examples(
 ) -> dict[str, Candidate]:
     """Assign recordings of people to preset voices. Blocks.
 
-    A published recording is recognised by its digest and assigned to its voice. It may also be in the folder `beside`.
-    Each other recording that comes with the model is assigned to the remaining voice that it resembles most. Its words
-    come from a text file next to it, or from the transcriber. A recording whose words are unknown is not used.
+    A published recording is recognised by its digest and assigned to its voice. A published recording may also be in
+    the folder `beside`. Each other recording that comes with the model is assigned to the remaining voice that it
+    resembles most. The words of such a recording come from a text file next to it, or from the transcriber. A recording
+    whose words are unknown is not used.
 
     checker: looks for the words. report: is called with each file that is not used, and the reason.
     """

@@ -366,9 +366,9 @@ class RequestResolver:
     ) -> tuple[SpeechRequest, tuple[str, ...]]:
         """Return the request without the fields that this engine does not support, and the names of these fields.
 
-        extras: the fields of the request that OpenAI's API does not have. It is an error if the engine does not support
-        such a field. If the fallback engine runs, the field is ignored instead. `speaker_id` is never an error, because
-        it only selects a speaker of the earlier turns.
+        extras: the fields of the request that OpenAI's API does not have. If the engine does not support a field of
+        `extras`, this is an error. If the fallback engine runs, such a field is ignored instead. `speaker_id` is never
+        an error, because it only selects a speaker of the earlier turns.
         """
         ignored = []
         if request.instructions and not info.capabilities.instructions:
@@ -392,7 +392,8 @@ class RequestResolver:
 def find_model(name: str, manager: EngineManager) -> str | None:
     """Return the id of the model with this name; None if the name is an alias for the running model.
 
-    The result can be the id of an engine that does not run here. Then the running engine speaks. Raises UnknownModel.
+    The result can be the id of an engine that does not run here. In this case the running engine speaks. Raises
+    UnknownModel.
     """
     found = manager.find_model(name)
     if found is None and not _FOREIGN_MODEL.fullmatch(name.strip().casefold().rpartition("/")[2]):

@@ -1,9 +1,9 @@
 """Cuts a long text into windows that are normalised one after another, so that a long text does not delay the first
 audio.
 
-A window ends at a blank line if possible. It never ends inside a block whose meaning depends on its end: the reasoning
-of a language model, a comment, a formula. Code in a fence may be cut between its lines; the next window then begins
-with the same fence.
+A window ends at a blank line if possible. A window never ends inside a block whose meaning depends on its end: the
+reasoning of a language model, a comment, a formula. Code in a fence may be cut between its lines; the next window then
+begins with the same fence.
 
 All scans take linear time and read only the text that the next window needs. The only exception is one search in the
 whole text for the end of reasoning without a start tag. This module does not depend on HTTP, audio or a particular

@@ -2,9 +2,9 @@
 one form.
 
 The result of `clean` is in the normal form NFC: a letter and its accents are one character where Unicode has this
-character. It has no control, format, surrogate or private-use characters. It has only ASCII digits, straight quotes and
-one kind of line break, so that the patterns in `rules` can be short. This module does not depend on the language of the
-text.
+character. The result has no control, format, surrogate or private-use characters. The result has only ASCII digits,
+straight quotes and one kind of line break, so that the patterns in `rules` can be short. This module does not depend on
+the language of the text.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ _MARKS_OF_EMOJI = frozenset("\ufe0f\u20e3")
 # more. Letters with more marks ("zalgo" text) are decoration.
 _MAX_ACCENTS, _MAX_MARKS = 3, 8
 _ACCENTS = ("\u0300", "\u036f")  # the accents of Latin, Greek and Cyrillic letters
-# Lines through a letter, and circles around it. They are decoration, unless Unicode has one character for the letter
-# and its line ("≠").
+# Lines through a letter, and circles around it. Such lines and circles are decoration, unless Unicode has one character
+# for the letter and its line ("≠").
 _OVERLAYS = frozenset(
     "\u0334\u0335\u0336\u0337\u0338\u0488\u0489\u20d2\u20d3\u20d8\u20dd\u20de\u20df\u20e0\u20e4\u20e5"
 )

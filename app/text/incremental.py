@@ -74,7 +74,7 @@ _OPEN_REASONING = re.compile(rf"<({REASONING_NAME})>", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the caller's text that can be normalised and spoken. It does not begin or end with white space."""
+    """A part of the caller's text that can be normalised and spoken. A piece does not begin or end with white space."""
 
     text: str
     start_char: int  # position in the whole text that was appended
@@ -383,8 +383,8 @@ class IncrementalSplitter:
     # ---- sentence ends
 
     def _sentence_end(self, at: int, *, final: bool) -> tuple[int, _Answer]:
-        """Decide whether a sentence ends with the punctuation at index `at`. Also returns the index after the
-        punctuation and its closing marks.
+        """Decide whether a sentence ends with the punctuation at index `at`. Returns the index after the punctuation
+        and its closing marks, and the decision.
         """
         text = self._text
         end = at

@@ -4,9 +4,9 @@ A script other than Latin determines the language (`writing_systems`). In Latin 
 each language has a list of stop words. No language is guessed for a short text or a text with many English words, so
 that English texts with foreign names stay English.
 
-This module was tested with 212 short texts. Half of them were English, many with foreign names. It took no English text
-for another language, and needed 30 microseconds per text. The library py3langid 0.4 took 44 English texts for another
-language. It needs 1.3 to 2 s to load, and 122 MiB of memory.
+This module was tested with 212 short texts. Half of them were English, many with foreign names. This module took no
+English text for another language, and needed 30 microseconds per text. The library py3langid 0.4 took 44 English texts
+for another language. py3langid needs 1.3 to 2 s to load, and 122 MiB of memory.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ for _language, _list in _STOP_WORDS.items():
 _GERMAN_NOUNS = frozenset(
     {"Tag", "Uhr", "Morgen", "Abend", "Euro", "Woche", "Jahr", "Jahre", "Jahren", "Prozent", "Dank"}
 )
-# Letters that only some of the languages use. They count only in words without a capital letter.
+# Letters that only some of the languages use. Such letters count only in words without a capital letter.
 _LETTERS = {
     "ß": "de", "ä": "de sv fi", "ö": "de sv fi tr hu", "ü": "de tr hu", "ñ": "es", "ã": "pt", "õ": "pt", "ł": "pl",
     "ą": "pl", "ę": "pl", "ś": "pl", "ż": "pl", "ź": "pl", "ć": "pl", "ń": "pl", "ř": "cs", "ě": "cs", "ů": "cs",
@@ -164,7 +164,7 @@ def _guess(text: str) -> str | None:
 def _latin_language(text: str) -> str | None:
     """Return the language with the most stop words; None if there are too few, or too many English ones.
 
-    Each word counts once. A word that is also English is no evidence for another language.
+    A word that occurs several times counts once. A word that is also English is no evidence for another language.
     """
     words: set[str] = set()  # in lower case
     at_start = True

@@ -90,8 +90,8 @@ def _entry(line: str) -> LexiconEntry:
 def format_lexicon(entries: Iterable[LexiconEntry], before: LexiconFile | None = None) -> bytes:
     """Return the content of a dictionary file with these entries.
 
-    before: the old content. Its comments at the start are kept, and its lines that can't be read become comments, so
-    that nothing that a person wrote is lost.
+    before: the old content. Comments at the start of the old content are kept, and lines that can't be read become
+    comments, so that nothing that a person wrote is lost.
     """
     lines = list(before.comments if before else ())
     lines += [_NOT_READ + line for line in (before.broken if before else ())]

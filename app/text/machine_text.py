@@ -1,6 +1,6 @@
 """Remove the parts of a text that programs write for programs.
 
-These are the reasoning of language models, special tokens, tool calls, citations and long codes.
+Such parts are the reasoning of language models, special tokens, tool calls, citations and long codes.
 
 A voice agent often passes the output of a language model on without changes. All functions take linear time: one scan
 pairs the opening and closing marks, at any distance from each other.
@@ -172,8 +172,8 @@ def _channels(text: str) -> Iterator[Edit]:
 
 
 def _is_code(text: str, match: re.Match[str]) -> bool:
-    """Return whether a mark stands alone between backticks. Then the text describes the mark, and the mark is not
-    removed.
+    """Return whether a mark stands alone between backticks. A mark between backticks is not removed, because the text
+    describes the mark.
     """
     return text[match.start() - 1 : match.start()] == "`" and text[match.end() : match.end() + 1] == "`"
 
@@ -231,7 +231,7 @@ def _gap(text: str, start: int, end: int) -> str:
 
 
 def _details(text: str) -> Iterator[Edit]:
-    """Yield the edits that remove <details type="reasoning"> with its content. Other details stay."""
+    """Yield the edits that remove <details type="reasoning"> with its content. Other <details> elements stay."""
     depth, begin = 0, 0
     for mark in _DETAILS.finditer(text):
         if depth:

@@ -53,7 +53,7 @@ _BLOCK_NAMES = (
 _BLOCK_TAGS = frozenset(_BLOCK_NAMES.split(" "))
 
 _FENCE = re.compile(r"\s{0,8}(?:`{3,}|~{3,})\s?\{?\.?([\w+-]{0,30})")
-# Fences with data or with the source of a picture. They are not read aloud.
+# Fences with data or with the source of a picture. The content of such fences is not read aloud.
 _SILENT_FENCES = frozenset(
     "mermaid json jsonc json5 jsonl yaml yml toml xml svg csv tsv plantuml puml dot graphviz chart vega vega-lite ini "
     "geojson diff patch base64 hex log tool_code tool_call tool_calls tool_outputs tool_output thinking thought "

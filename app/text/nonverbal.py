@@ -22,8 +22,8 @@ NON_VERBAL_SOUNDS = frozenset(
     }
 )  # fmt: skip
 
-# Sound -> the words that mean this sound. The words of "" are sounds and directions that no engine performs. They are
-# removed.
+# Sound -> the words that mean this sound. The words of "" are sounds and directions that no engine performs. The words
+# of "" are removed from the text.
 _WORDS_OF_SOUNDS = {
     "laughs": "laughs laugh laughing laughed laughter giggles giggle giggling giggled cackles cackle cackling haha",
     "chuckle": "chuckle chuckles chuckling chuckled snickers snicker snickering",
@@ -60,7 +60,7 @@ _PHRASES = {
 _SPELLINGS = {word: sound for sound, words in _WORDS_OF_SOUNDS.items() for word in words.split()}
 _PHRASE_PATTERNS = tuple((sound, re.compile(pattern)) for sound, pattern in _PHRASES.items())
 
-# Directions for the voice that models of other makers understand. They are removed only in square brackets.
+# Directions for the voice that models of other makers understand. Such directions are removed only in square brackets.
 _DIRECTIONS = frozenset(
     "whispers whispering whispered excited excitedly sarcastic sarcastically curious curiously mischievously crying "
     "angry angrily sad sadly happy happily nervous nervously calm calmly cheerful cheerfully playful playfully "
@@ -141,7 +141,7 @@ def _sound_of(words: str, kind: int, match: re.Match[str]) -> str | None:
 
 
 def remove_unsupported_sounds(text: SpannedText, supported: frozenset[str]) -> SpannedText:
-    """Remove each sound in the exact spelling "(laughs)" that is not in `supported`. Other spellings stay."""
+    """Remove each sound in the exact spelling "(laughs)" that is not in `supported`. Sounds in other spellings stay."""
 
     def keep(match: re.Match[str]) -> str:
         return match[0] if " ".join(match[1].lower().split()) in supported else " "

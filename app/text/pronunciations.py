@@ -5,8 +5,8 @@ digit or combining mark of any script is directly before or after it. Scripts th
 Chinese, have no such limit. The longest match wins. The search takes linear time: it compares tokens along a trie.
 
 The normaliser uses two steps. `Lexicon.masked` replaces each match by a made-up word that no text rule changes. After
-the rules, `Masks.revealed` replaces these words by what is spoken. So the rules see a word in each place ("Dr." before
-a name is still a doctor), and never change a respelling.
+the rules, `Masks.revealed` replaces these words by what is spoken. So the text rules see a word in each place ("Dr."
+before a name is still read "Doctor"), and never change a respelling.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _SAME = str.maketrans({**dict.fromkeys("\u2019\u2018\u02bc\uff07", "'"), **dict.
 
 _APOSTROPHES = "'\u2019"
 _ENDINGS = frozenset(("s", "d", "ll", "ve", "re"))  # what may follow a word after an apostrophe: "Nguyen's"
-# Words that lose a letter before the next word, as in "l'API". The next word is a whole word.
+# Words that lose a letter before the next word, as in "l'API". The word after such a word counts as a whole word.
 _ELIDED = frozenset(
     "l d j m n s t c qu jusqu lorsqu puisqu quoiqu quelqu dell all nell sull dall coll un quest quell gl".split()
 )
@@ -272,7 +272,9 @@ class Lexicon:
         return bool(self._lists)
 
     def candidates(self, text: str) -> list[LexiconEntry]:
-        """Return the entries that may match in a text, in the order of their lists. Some of them may not match."""
+        """Return the entries that may match in a text, in the order of their lists. Some of these entries may not
+        match.
+        """
         if not self._lists:
             return []
         normal = text if text.isascii() else unicodedata.normalize("NFC", text)
@@ -286,7 +288,7 @@ class Lexicon:
         """Return the SHA-256 (hex) of entries that `candidates` has returned. Parts that the engine does not use are
         left out.
 
-        An entry of an earlier list hides later entries with the same word. So the same pronunciations give the same
+        An entry of an earlier list hides later entries with the same word. So equal pronunciations give the same
         digest, whether they come from the request or from a file.
         """
         used: dict[tuple[bool, str], LexiconEntry] = {}
@@ -300,7 +302,7 @@ class Lexicon:
         return entry.word, entry.say, entry.case_sensitive, (entry.ipa or "") if self.speaks_ipa(entry) else ""
 
     def speaks_ipa(self, entry: LexiconEntry) -> bool:
-        """Return whether the engine speaks the IPA of an entry. Otherwise `say` is spoken."""
+        """Return whether the engine speaks the IPA of an entry. If not, `say` is spoken."""
         return entry.ipa is not None and not unknown_symbol(entry.ipa, self.ipa)
 
     def usable(self, entry: LexiconEntry) -> bool:
@@ -433,7 +435,9 @@ class Masks:
         self._prefix = next(f"zq{letters}" for letters in _prefixes() if f"zq{letters}" not in lower)
 
     def add(self, text: str, match: Match) -> str:
-        """Return the made-up word for a match. It has a capital where the word in the text has one."""
+        """Return the made-up word for a match. If the word in the text begins with a capital letter, the made-up word
+        also begins with a capital letter.
+        """
         written = text[match.start : match.end - len(match.ending)]
         saying = (match.entry, written, match.ending)
         number = self._numbers.setdefault(saying, len(self._sayings))
@@ -449,7 +453,8 @@ class Masks:
     def revealed(self, text: SpannedText, normalize: Callable[[str], str]) -> SpannedText:
         """Return the text with each made-up word replaced by what is spoken.
 
-        normalize: is called for a respelling that contains digits or symbols. Other respellings are spoken as written.
+        normalize: is called for a respelling that contains digits or symbols. A respelling of letters only is spoken as
+        written.
         """
         spoken: dict[int, str] = {}
 

@@ -1,8 +1,8 @@
 """Split a text into sentences of a limited length, which are spoken one after another.
 
-The library sentencex finds the ends of sentences. It handles "Dr.", "U.S." and initials in about 300 languages and
-splits 20 MB of text per second. This module joins sentences that are too short, and cuts sentences that are too long
-for an engine. The text does not change except for white space.
+The library sentencex finds the ends of sentences. sentencex handles "Dr.", "U.S." and initials in about 300 languages,
+and splits 20 MB of text per second. This module joins sentences that are too short, and cuts sentences that are too
+long for an engine. The text does not change except for white space.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ class SpannedText:
         """Return the text with each match of the pattern replaced, as `pattern.sub` does.
 
         A group that the replacement names (r"\\1") keeps its span. An unchanged word at the start or the end of a match
-        also keeps its span. All other characters of a replacement get the span of the rest of the match. Without a
-        match, the result is this object. The replacement must name groups in the order of the text.
+        also keeps its span. All other characters of a replacement get the span of the rest of the match. If nothing
+        matches, the result is this object. The replacement must name groups in the order of the text.
         """
         if pattern.search(self.text) is None:
             return self

@@ -353,7 +353,8 @@ STARTERS = _words(
 TOP_LEVEL_DOMAINS = _words(
     "com org net edu gov io ai dev app uk de fr tv info xyz co eu ca gg nl se ch jp au biz mil int tech blog"
 )
-# Endings of file names and domains that are pronounced as words. Other endings are spelled: "dot UK", "dot JS".
+# Endings of file names and domains that are pronounced as words. Endings that are not in this table are spelled: "dot
+# UK", "dot JS".
 PRONOUNCED_ENDINGS = _words(
     "com org net gov info dev app co blog tech biz mil int py json yaml toml bat zip doc ini log bin lock env conf "
     "proto vue"

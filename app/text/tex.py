@@ -276,7 +276,7 @@ def _command_in_text(
 
 
 class _Braces:
-    """The places of the closing braces of a text. The first call of `end` finds all of them in one pass."""
+    """The places of the closing braces of a text. The first call of `end` finds all closing braces in one pass."""
 
     def __init__(self, text: str) -> None:
         self._text = text

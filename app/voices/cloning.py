@@ -145,7 +145,8 @@ class Cloner:
                 f"`{what}` was sent {len(samples)} times. Send at most {MAX_SAMPLES} recordings for one voice.",
                 param=what,
             )
-        # All recordings together may not be longer than MAX_TOGETHER_S, because the prompt of a model is limited.
+        # The recordings of a voice together may not be longer than MAX_TOGETHER_S, because the length of a voice prompt
+        # is limited.
         most_s = min(window.WHOLE_MAX_S, MAX_TOGETHER_S / len(samples))
         prepared = [self._one(sample, language, denoise=denoise, most_s=most_s, what=what) for sample in samples]
         silence = pcm.silence(TRAILING_SILENCE_S, RATE_HZ)
@@ -486,7 +487,7 @@ def change_unconverted(
 ) -> StoredVoice:
     """Change a folder that is not usable as a voice, and convert it. Blocks. Raises SpeechError.
 
-    name: the name of the folder. The other parameters are the new values; None = no change.
+    name: the name of the folder. voice_name, description, transcript: the new values; None = no change.
     """
     folder = store.change_unconverted(name, voice_name=voice_name, description=description, transcript=transcript)
     try:
@@ -523,8 +524,9 @@ def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:
 def without_rumble(samples: Samples, rate_hz: int) -> Samples:
     """Remove DC, rumble and the fundamental of mains hum from samples (N,) -> (N,).
 
-    The filter has zero phase. Its gain rises as a raised cosine from 0 at RUMBLE_HZ[0] to 1 at RUMBLE_HZ[1]. The
-    samples are filtered in blocks, so that the memory for the FFT does not grow with the length of the recording.
+    The filter has zero phase. The gain of the filter rises as a raised cosine from 0 at RUMBLE_HZ[0] to 1 at
+    RUMBLE_HZ[1]. The samples are filtered in blocks, so that the memory for the FFT does not grow with the length of
+    the recording.
     """
     margin, step = round(_MARGIN_S * rate_hz), round(_BLOCK_S * rate_hz)
     level = np.float32(np.mean(samples, dtype=np.float64)) if len(samples) else np.float32(0.0)

@@ -5,8 +5,8 @@ estimate is a probability distribution over possible levels, and starts at the e
 window updates the distribution by Bayes' rule, with the known distribution of window levels in speech. A loud syllable
 immediately excludes low levels. Soft syllables change the estimate little, and pauses do not change it.
 
-The gain follows the estimate, slowly during speech. A limiter with 5 ms of lookahead limits true peaks. There is no
-filter: the output is the input times a slowly changing gain.
+The gain follows the estimate, slowly during speech. A limiter with 5 ms of lookahead limits true peaks. No filter
+changes the sound: the output is the input times a slowly changing gain.
 
 No state is shared between responses: the same samples and the same expected level give the same output. This module
 does not depend on engines.
@@ -102,8 +102,8 @@ def k_weighting(frequencies_hz: Array) -> Array:
     """Return the power response |H|^2 (F,) of the two filters of BS.1770-4 at frequencies_hz (F,).
 
     The filters are a shelf of +4 dB above 1682 Hz and a high-pass at 38 Hz, as analogue prototypes. The constants are
-    from B. De Man, "Evaluation of Implementations of the EBU R128 Loudness Measurement", AES 145, 2018. The result is
-    within 0.1 dB of the digital filters.
+    from B. De Man, "Evaluation of Implementations of the EBU R128 Loudness Measurement", AES 145, 2018. The power
+    response differs from the digital filters of BS.1770-4 by at most 0.1 dB.
     """
     s = 1j * np.asarray(frequencies_hz)
     f0, q, high, band = 1681.9744509555319, 0.7071752369554196, 1.5848647011308556, 1.2587209302325618

@@ -2,8 +2,8 @@
 
 A new record is written to a folder with a temporary name, synced to disk, and then renamed. A deleted record is first
 renamed to a temporary name, and then its files are removed. A new version of a single file is also written under a
-temporary name and then renamed. So readers always see either the old state or the new state, even if a process is
-killed at any point. A folder whose name begins with a dot is never a record.
+temporary name and then renamed. So readers always see a record in its old state or in its new state, even if a process
+is killed at any point. A folder whose name begins with a dot is never a record.
 
 The caller passes the function `read`, which converts a folder to a record.
 """

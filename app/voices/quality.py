@@ -1,8 +1,8 @@
 """Measure how good a recording is for cloning, and say how to improve it.
 
-Each check has a level: `good`, `warning` (the recording is used, but the voice may be worse) or `bad` (the recording is
-refused). The thresholds were chosen from measurements of recorded and synthetic speech; docs/voices.md lists them. This
-module does not depend on HTTP or engines.
+The result of each check has a level: `good`, `warning` (the recording is used, but the voice may be worse) or `bad`
+(the recording is refused). The thresholds were chosen from measurements of recorded and synthetic speech;
+docs/voices.md lists them. This module does not depend on HTTP or engines.
 """
 
 from __future__ import annotations
@@ -155,8 +155,9 @@ def snr_db(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> float:
     """Return the signal-to-noise ratio in dB, from -20 to MAX_SNR_DB. The signal is the power of the speech, minus the
     power of the noise.
 
-    The noise level is the level that 40 % of the frames in the gaps do not exceed. So a breath or a missed syllable in
-    a gap does not count. If the gaps are too short, the noise level is the level that 4 % of all frames do not exceed.
+    The noise level is the level that 40 % of the frames in the gaps do not exceed. With this level, a breath or a
+    missed syllable in a gap does not count as noise. If the gaps are too short, the noise level is the level that 4 %
+    of all frames do not exceed.
     """
     speech, gaps = _speech_and_gaps(samples, rate_hz, spans)
     if not len(speech):

@@ -48,8 +48,8 @@ class FetchProgress(Protocol):
 
 
 OnProgress = Callable[[FetchProgress], None]
-# A function that downloads the weights and returns their folder. It raises WeightsUnavailable. Its second parameter is
-# a function that returns whether the download must stop.
+# A function that downloads the weights and returns their folder. The function raises WeightsUnavailable. The second
+# parameter is a function that returns whether the download must stop.
 Fetch = Callable[[OnProgress, Callable[[], bool]], Path]
 
 
@@ -91,7 +91,7 @@ class Transcriber(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NoTranscriber:
-    """Replaces the speech recogniser if speech recognition is turned off. It recognises no words."""
+    """Replaces the speech recogniser if speech recognition is turned off. This class recognises no words."""
 
     is_here: bool = field(default=False, init=False)
 
@@ -203,7 +203,7 @@ class WhisperTranscriber:
             import torch  # noqa: PLC0415 - only needed when the recogniser is used
             import transformers  # noqa: PLC0415
 
-            library: Any = transformers  # Any: type checkers can't see its lazy exports
+            library: Any = transformers  # Any: type checkers can't see the lazy exports of transformers
             processor = library.AutoProcessor.from_pretrained(source, local_files_only=True)
             model = library.AutoModelForSpeechSeq2Seq.from_pretrained(source, local_files_only=True).eval()
             resampled = soxr.resample(np.asarray(samples, np.float32), rate_hz, RATE_HZ)

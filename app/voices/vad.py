@@ -26,8 +26,8 @@ SHORTEST_PAUSE_S = 0.2  # a shorter pause is part of the speech around it
 SHORTEST_SPEECH_S = 0.2  # shorter speech is ignored
 _PAD_S = 0.3  # silence that is added before a recording
 _BLOCK_S = 30.0
-# Without the model, a frame is speech if its level is far enough above the noise floor, near enough to the peak, and
-# above a minimum.
+# If the Silero model is not installed, a frame is speech if its level is far enough above the noise floor, near enough
+# to the peak, and above a minimum.
 _ABOVE_FLOOR_DB = 12.0
 _BELOW_PEAK_DB = 35.0
 _QUIETEST_DB = -65.0
@@ -49,7 +49,9 @@ _lock = threading.Lock()  # the model has a state, and the process has one model
 
 
 class SpeechFinder:
-    """Finds speech in recordings. Thread-safe. The first call loads the model: 2 MB, about 1 s with torch."""
+    """Finds speech in recordings. Thread-safe. The first call loads the model, which takes 2 MB and about 1 s with
+    torch.
+    """
 
     def find(self, samples: Samples, rate_hz: int) -> list[Span]:
         """Find the speech in mono samples (N,) -> spans in order, separated by pauses of SHORTEST_PAUSE_S or more."""
@@ -76,8 +78,8 @@ class SpeechFinder:
             import silero_vad  # noqa: PLC0415 - optional
             import torch  # noqa: PLC0415 - optional
 
-            # Add silence before the recording. Without it, the model misses the start of speech that begins with the
-            # first sample.
+            # Add silence before the recording. Without this silence, the model misses the start of speech that begins
+            # with the first sample.
             before = round(_PAD_S * RATE_HZ)
             with torch.inference_mode():
                 found: list[dict[str, int]] = silero_vad.get_speech_timestamps(

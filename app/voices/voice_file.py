@@ -124,7 +124,8 @@ def clean_name(name: str) -> str:
 def _is_invisible(letter: str) -> bool:
     """Return whether a character shows nothing or changes the direction of a text, such as a zero-width space.
 
-    With these characters, two names that look equal can be different, and a name can be shown in another order.
+    With invisible characters, two names that look equal can be different, and the letters of a name can be shown in
+    another order.
     """
     return unicodedata.category(letter) == "Cf" or letter in _INVISIBLE
 

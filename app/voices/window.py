@@ -49,7 +49,9 @@ def best_window(spans: Sequence[Span], samples: Samples, rate_hz: int, most_s: f
 
 
 def _between_dips(spans: Sequence[Span], levels: np.ndarray) -> list[Span]:
-    """Split spans at each place where the level is low for _DIP_S or longer. Such places are between words."""
+    """Split spans at each place where the level is low for _DIP_S or longer. Places where the level stays low are
+    between words.
+    """
     parts = []
     for span in spans:
         first, last = round(span.start_s * 50), round(span.end_s * 50)

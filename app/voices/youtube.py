@@ -191,9 +191,9 @@ class YouTube:
     ) -> Fetched:
         """Fetch `duration_s` seconds of the video at `url`, starting at `start_s`.
 
-        The result is shorter if the video ends earlier. Cancelling the call kills the child process and removes its
-        files. Raises NotSupported if fetching is off, InvalidValue for a wrong `start_s` or `duration_s`, Busy if too
-        many requests wait, and a subclass of Unfetchable from this module for any other failure.
+        The fetched audio is shorter if the video ends earlier. Cancelling the call kills the child process and removes
+        its files. Raises NotSupported if fetching is off, InvalidValue for a wrong `start_s` or `duration_s`, Busy if
+        too many requests wait, and a subclass of Unfetchable from this module for any other failure.
         """
         if self.off is not None:
             raise NotSupported(self.off)
@@ -464,7 +464,7 @@ def _checked_path(folder: Path, path: str) -> Path:
 def _environment(folder: Path) -> dict[str, str]:
     """Return the environment variables for the child process.
 
-    They contain no tokens, keys and proxies. All cache folders are inside `folder`.
+    The environment variables contain no tokens, keys or proxies. All cache folders are inside `folder`.
     """
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     programs = str(Path(sys.executable).parent)  # the package deno puts its program there
@@ -487,7 +487,7 @@ async def _kill(child: asyncio.subprocess.Process) -> None:
 def _remove_leftovers() -> None:
     """Remove download folders of processes that no longer run.
 
-    Such a folder exists only if the server and its child process were killed together. If only one of these two
+    A leftover folder exists only if the server and its child process were killed together. If only one of these two
     processes is killed, the other process removes the folder.
     """
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):

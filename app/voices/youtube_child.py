@@ -2,8 +2,8 @@
 
 The job is one JSON line on stdin. Events are JSON lines on stdout: "progress", then "done" or "failed". The process may
 connect only to the hosts that the job lists, at public IP addresses. `Guard` checks every DNS lookup and every
-connection, redirects included. If stdin ends, the parent process has died. Then this process removes the folder of the
-job and ends.
+connection, redirects included. If stdin ends, the parent process has died. In this case the child process removes the
+folder of the job and ends.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ class Guard:
 
 
 class WarningCollector:
-    """The logger that is passed to yt-dlp. It keeps the warnings, because they explain why a format is missing."""
+    """The logger that is passed to yt-dlp. The logger keeps the warnings, because they explain why a format is
+    missing.
+    """
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -267,7 +269,9 @@ def _limit(max_bytes: int, cpu_s: int) -> None:
 
 
 def _end_with_parent(folder: str) -> None:
-    """Wait until stdin ends because the parent process died. Then remove `folder` and kill this process group."""
+    """Wait until stdin ends because the parent process died. After that, remove `folder` and kill this process
+    group.
+    """
     with contextlib.suppress(OSError, ValueError):
         while os.read(0, 1024):
             pass
@@ -310,7 +314,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _first_line() -> bytes:
-    """Return the first line of stdin. It is read byte by byte, so that no byte after the line is read."""
+    """Return the first line of stdin. The line is read byte by byte, so that no byte after the line is read."""
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)

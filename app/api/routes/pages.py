@@ -1,8 +1,9 @@
 """The web pages: the studio, and the API documentation at /docs (Swagger UI) and /redoc (ReDoc).
 
-The studio is the web interface of the server. All its pages share one HTML file, shell.html. The server inserts a new
-nonce for the Content-Security-Policy and the path prefix of a proxy into each page. Scripts and styles are static
-files. They are compressed, and a browser checks their ETag before each use. No page loads anything from another host.
+The studio is the web interface of the server. All pages of the studio share one HTML file, shell.html. The server
+inserts a new nonce for the Content-Security-Policy and the path prefix of a proxy into each page. Scripts and styles
+are static files. Static files are compressed, and a browser checks their ETag before each use. No page loads anything
+from another host.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ DOCS = {"/docs": "docs.html", "/redoc": "redoc.html"}  # path -> HTML file
 
 
 def policy(nonce: str) -> str:
-    """Return the Content-Security-Policy of a page. It allows files of this server, styles with the nonce, and audio
-    blobs.
+    """Return the Content-Security-Policy of a page. The policy allows files of this server, styles with the nonce, and
+    audio blobs.
     """
     return "; ".join(
         (

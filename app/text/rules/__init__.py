@@ -255,8 +255,8 @@ def apply_rules(text: SpannedText, name_unit: common.UnitNamer) -> SpannedText:
     """
 
     def verbalize_unknown_unit(match: common.Match) -> str:
-        # After a space, match[3] is a word ("5 by", "3 men"). It is a unit only if it contains a slash, a symbol such
-        # as "²", or a capital after a small letter ("kHz").
+        # After a space, match[3] is a word ("5 by", "3 men"). match[3] is a unit only if it contains a slash, a symbol
+        # such as "²", or a capital after a small letter ("kHz").
         if match[2] and not re.search(r"[a-zμ][A-ZΩ]|[/·²³μΩ]", match[3]):
             return match[0]
         name = name_unit(match[3], match[1] != "1")

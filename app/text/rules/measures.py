@@ -118,7 +118,7 @@ def _value_words(text: str) -> str:
 def _fraction(top: int, bottom: int, *, mixed: bool = False) -> str:
     """Return the words for a fraction: 3/4 -> "three quarters".
 
-    mixed: the fraction follows a whole number. Then 1/2 is read "a half" and not "one half".
+    mixed: the fraction follows a whole number. After a whole number, 1/2 is read "a half" and not "one half".
     """
     if bottom in tables.FRACTION_NAMES:
         one, many = tables.FRACTION_NAMES[bottom]

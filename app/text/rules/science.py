@@ -205,7 +205,9 @@ def rewrite_parentheses(match: Match) -> str:
 
 
 def verbalize_bare_unit(match: Match) -> str:
-    """Return the words for a unit without a number: "kJ/mol" -> "kilojoules per mole". Other words do not change."""
+    """Return the words for a unit without a number: "kJ/mol" -> "kilojoules per mole". A word that is no unit does not
+    change.
+    """
     expression = match[1]
     names = re.findall(r"[A-Za-zμΩ°]{1,6}", expression)
     marked = re.search(r"[·⋅⁻¹²³⁴^]", expression) is not None

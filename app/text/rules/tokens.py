@@ -15,7 +15,8 @@ from collections.abc import Callable
 from app.text import number_words, tables
 from app.text.rules.common import Match, alternatives, spell_out
 
-# The lookahead at the start finds words with digits. It is bounded, so that the time grows linearly.
+# The lookahead at the start finds words with digits. The lookahead has a maximum length, so that the time grows
+# linearly.
 TOKEN = re.compile(
     r"(?<![\w.,:/@#$€£¥₹&'+\-−^~\\%°⁰¹²³⁴-₉])(?=[^\s0-9]{0,24}[0-9])"
     r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,80}[A-Za-z0-9])?(?:\+[A-Za-z0-9][A-Za-z0-9.]{0,40}(?<!\.))?"
