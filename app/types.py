@@ -341,7 +341,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class WordMark:
-    """A place in the audio of an utterance at which a word begins, as the engine knows it."""
+    """A place in the audio of an utterance at which a word begins, as the engine reports it."""
 
     sample: int  # index in the utterance
     line: int  # index of the line in the utterance
@@ -357,7 +357,7 @@ class AudioChunk:
     start: int  # position of samples[0] in the audio of the utterance, in samples
     codes: Codes | None = None  # (K, T) int16, from engines with a codec
     rules: tuple[str, ...] = ()  # rules of the output guard (audio/guard.py) that a line broke since the last chunk
-    # Places of words, from engines that know them. A mark may be in any chunk of its utterance.
+    # Places of words, from engines that report them. A mark may be in any chunk of its utterance.
     marks: tuple[WordMark, ...] = ()
 
     @property

@@ -158,7 +158,7 @@ class NamedFormat(ResponseModel):
 
 
 class NormalizedPiece(ResponseModel):
-    """A part of the text that is spoken at once, such as a sentence. Characters count in `input`, from 0."""
+    """A part of the text that is spoken as one unit, such as a sentence. Characters count in `input`, from 0."""
 
     text: Annotated[str, Field(description="The part of `input` that is spoken.")]
     spoken: Annotated[str, Field(description="The words that are spoken.")]
@@ -175,7 +175,7 @@ class NormalizedWord(ResponseModel):
 
 
 class NormalizedText(ResponseModel):
-    """What would be spoken. Both lists are empty if the text would be silence."""
+    """The sentences and words that would be spoken for a text. Both lists are empty if the text would be silence."""
 
     pieces: list[NormalizedPiece]
     words: list[NormalizedWord]
@@ -222,8 +222,8 @@ class _QualitySchema:
         return handler(Quality.__pydantic_core_schema__)
 
 
-# The stored quality of a voice. The schema is that of Quality, but the value is not validated: another version of the
-# server may have stored other values, and these values must not make the list of voices fail.
+# The stored quality of a voice. The JSON schema is the schema of Quality, but the value is not validated: another
+# version of the server may have stored other values, and these values must not make the list of voices fail.
 StoredQuality = Annotated[dict[str, Any], _QualitySchema]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WINDOW_S = 0.02  # duration of the window that one level describes
 UPDATE_WINDOWS = 8  # windows between two computations of the threshold, because percentiles cost time
 MEMORY_S = 10.0  # the threshold depends on the levels of the last MEMORY_S only, because speakers change their level
-QUIET_DBFS = -50.0  # audio below this level is silent, whatever the line's noise floor is
+QUIET_DBFS = -50.0  # audio below this level is always silent, even if the noise floor of the line is lower
 DIGITAL_DBFS = -75.0  # audio below this level is digital silence, because every recording has more noise
 _FLOOR_PERCENT, _SPEECH_PERCENT = 5, 90  # percentiles of the levels of a line: the noise floor and the loud speech
 # Silence is at most 6 dB above the noise floor and at least 14 dB below loud speech.

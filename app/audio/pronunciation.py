@@ -69,7 +69,7 @@ class Pronouncer:
     def pronunciations(self, word: str, ipa: Sequence[str] = ()) -> tuple[Phonemes, ...]:
         """Return at most MAX_VARIANTS pronunciations of a word, the most common first; () for a word without letters.
 
-        ipa: pronunciations from another source, which are added to those of the dictionary.
+        ipa: pronunciations from another source, which are added to the pronunciations of the dictionary.
         """
         return self._found(word, tuple(ipa))
 
@@ -135,8 +135,8 @@ def from_letters(word: str) -> Phonemes:
 
 
 def british(phonemes: Phonemes) -> Phonemes:
-    """Convert a US pronunciation to a British one. British speakers speak R only before vowels, and have a rounded
-    vowel in "not".
+    """Convert a US pronunciation to a British pronunciation. British speakers speak R only before vowels, and have a
+    rounded vowel in "not".
     """
     out: list[str] = []
     for at, phoneme in enumerate(phonemes):

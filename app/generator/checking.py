@@ -129,9 +129,7 @@ class AnswerChecks:
 
     @property
     def possible(self) -> bool:
-        """Whether the check of this request can give another result than `unchecked`, as far as this is known before
-        the speech.
-        """
+        """Whether a check of this request is possible. If the value is False, the result is certainly `unchecked`."""
         checker, language = self._checker, self._job.request.language
         return checker is not None and checker.missing is None and (language is None or is_english_tag(language))
 

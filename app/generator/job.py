@@ -30,8 +30,8 @@ class LineText:
     voice: Voice
     speaker: int
     prompt: VoicePrompt | None
-    turn: int  # the index of the caller's text that it comes from
-    new_turn: bool = True  # whether the speaker may make a pause before it
+    turn: int  # the index of the caller's text that this text comes from
+    new_turn: bool = True  # whether the speaker may pause before this line
 
 
 class LaterText(Protocol):

@@ -149,7 +149,8 @@ class RequestResolver:
         held = request.verify is True or request.best_of > 1
         if held and info.text.continues and sum(len(line.text) for line in lines) >= HELD_PASSAGE_CHARS:
             finish_key += ("passages",)  # the planner divides the text of such a request into other utterances
-        finish_key += lexicon_key  # the seed does not depend on pronunciations, so a new one changes no other sentence
+        # The seed does not depend on pronunciations, so a new pronunciation changes no other sentence.
+        finish_key += lexicon_key
         keyed = request.with_short_texts()
         return SpeechJob(
             request,

@@ -142,14 +142,16 @@ def _speakable(char: str) -> str:
         return str(unicodedata.decimal(char))
     if category == "Zs":
         return " "
-    # U+200D (zero-width joiner) stays: it joins emoji, and some scripts need it between letters.
+    # U+200D (zero-width joiner) is kept, because it joins emoji, and some scripts need it between letters.
     if category in {"Cc", "Cf", "Cs", "Co", "Cn"} and char != "\u200d":
         return ""
     return char
 
 
 def resolve_entities(text: SpannedText) -> SpannedText:
-    """Replace HTML character references by the characters: "&amp;" -> "&". References with unknown names stay."""
+    """Replace HTML character references by the characters: "&amp;" -> "&". References with unknown names do not
+    change.
+    """
     return text.sub(_ENTITY, lambda match: html.unescape(match[0])) if "&" in text.text else text
 
 

@@ -162,7 +162,7 @@ def _guess(text: str) -> str | None:
 
 
 def _latin_language(text: str) -> str | None:
-    """Return the language with the most stop words; None if there are too few, or too many English ones.
+    """Return the language with the most stop words; None if there are too few stop words, or too many English words.
 
     A word that occurs several times counts once. A word that is also English is no evidence for another language.
     """

@@ -53,7 +53,7 @@ _BLOCK_NAMES = (
 _BLOCK_TAGS = frozenset(_BLOCK_NAMES.split(" "))
 
 _FENCE = re.compile(r"\s{0,8}(?:`{3,}|~{3,})\s?\{?\.?([\w+-]{0,30})")
-# Fences with data or with the source of a picture. The content of such fences is not read aloud.
+# Languages of code fences that contain data or the source of a picture. The content of such fences is not read aloud.
 _SILENT_FENCES = frozenset(
     "mermaid json jsonc json5 jsonl yaml yml toml xml svg csv tsv plantuml puml dot graphviz chart vega vega-lite ini "
     "geojson diff patch base64 hex log tool_code tool_call tool_calls tool_outputs tool_output thinking thought "
@@ -73,7 +73,7 @@ _NUMBERED = re.compile(r"\s{0,40}\(?(\d{1,3})[.)]\s+(?:\[[ xX]\]\s+)?(?=[^\s\d])
 _TABLE_RULE = re.compile(r"\s{0,8}\|?(?:\s{0,20}:?-{2,100}:?\s{0,20}\|){0,60}\s{0,20}:?-{2,100}:?\s{0,20}\|?\s*")
 _REFERENCE = re.compile(r"\s{0,3}\[[^\[\]\n^]{1,100}\]:\s+\S+(?:\s+\"[^\"\n]*\")?\s*")
 
-# The target of a link: an address with an optional title, or anything in brackets behind a scheme.
+# The target of a link: an address with an optional title, or any text in brackets that begins with a scheme.
 _TARGET = (
     r"(?:\(\s?<?(?:[^()\s]*(?:\([^()\s]*\)[^()\s]*)*+)>?(?:\s+(?:\"[^\"\n]*\"|'[^'\n]*'))?\s?\)"
     r"|\(\s?<?(?:https?:|data:|\.{0,2}/)[^()\n]*\))"
@@ -173,7 +173,7 @@ def _between_words(match: re.Match[str]) -> str:
 def _between(text: str, opening: str, closing: str) -> Iterator[tuple[int, int, str]]:
     """Yield the edits that remove each part of the text that begins with `opening` and ends with `closing`.
 
-    If `closing` does not follow an `opening`, the text after this `opening` stays.
+    If `closing` does not follow an `opening`, the text after this `opening` is kept.
     """
     position = 0
     while (start := text.find(opening, position)) >= 0 and (end := text.find(closing, start)) >= 0:

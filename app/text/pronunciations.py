@@ -5,8 +5,8 @@ digit or combining mark of any script is directly before or after it. Scripts th
 Chinese, have no such limit. The longest match wins. The search takes linear time: it compares tokens along a trie.
 
 The normaliser uses two steps. `Lexicon.masked` replaces each match by a made-up word that no text rule changes. After
-the rules, `Masks.revealed` replaces these words by what is spoken. So the text rules see a word in each place ("Dr."
-before a name is still read "Doctor"), and never change a respelling.
+the rules, `Masks.revealed` replaces the made-up words by their spoken forms. So the text rules see a word in each place
+("Dr." before a name is still read "Doctor"), and never change a respelling.
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ def _is_ipa(char: str) -> bool:
 
 
 def key_of(entry: LexiconEntry) -> tuple[bool, str]:
-    """Return what makes an entry unique in a list: its word, in lower case unless case matters."""
+    """Return the key that must be unique in a list: the word of the entry, in lower case unless the entry is
+    case-sensitive.
+    """
     return entry.case_sensitive, _exact(entry.word) if entry.case_sensitive else folded(entry.word)
 
 
@@ -261,10 +263,14 @@ class Match:
 
 
 class Lexicon:
-    """The entries that are in force for one text: of the request, of the voice and of the server. Immutable."""
+    """The dictionary entries that apply to one text: entries of the request, of the voice and of the server.
+    Immutable.
+    """
 
     def __init__(self, lists: Iterable[WordList] = (), *, ipa: frozenset[str] = frozenset()) -> None:
-        """lists: an earlier list wins over a later one. ipa: the IPA symbols that the engine can speak."""
+        """lists: an entry of an earlier list has priority over an entry of a later list. ipa: the IPA symbols that the
+        engine can speak.
+        """
         self._lists = tuple(words for words in lists if words)
         self.ipa = ipa
 
@@ -350,7 +356,7 @@ class Lexicon:
         return text.edited(edits), masks
 
     def replaced(self, text: SpannedText) -> SpannedText:
-        """Return the text with each match replaced by what is spoken, exactly as the entry says."""
+        """Return the text with each match replaced by its spoken form, exactly as the entry states it."""
         masked, masks = self.masked(text)
         return masked if masks is None else masks.revealed(masked, lambda say: say)
 
@@ -405,7 +411,7 @@ class _Regions:
 
 
 def _fenced(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the code blocks of a text. A block without an end goes to the end of the text."""
+    """Yield the code blocks of a text. A block without an end reaches to the end of the text."""
     opened: re.Match[str] | None = None
     for fence in _CODE_FENCE.finditer(text):
         if opened is None:
@@ -451,7 +457,7 @@ class Masks:
         return f"{before}{word}{after}"
 
     def revealed(self, text: SpannedText, normalize: Callable[[str], str]) -> SpannedText:
-        """Return the text with each made-up word replaced by what is spoken.
+        """Return the text with each made-up word replaced by its spoken form.
 
         normalize: is called for a respelling that contains digits or symbols. A respelling of letters only is spoken as
         written.

@@ -1,4 +1,4 @@
-"""Names of punctuation marks. If a text contains no words (for example "?!"), these names are spoken instead."""
+"""Names of punctuation marks. If a text contains no words (for example "?!"), these names are spoken."""
 
 from __future__ import annotations
 

@@ -100,8 +100,8 @@ def _append(before: SpannedText, after: SpannedText) -> SpannedText:
 def _join_short(sentences: list[SpannedText], max_chars: int, *, is_start: bool) -> list[SpannedText]:
     """Join each sentence of fewer than _MIN_WORDS words to the sentence after or before it.
 
-    Two sentences are not joined if the result would have more than max_chars characters. is_start: whether the first
-    sentence is the start of the whole text. If so, the first sentence may stay short.
+    Two sentences are not joined if the result would have more than max_chars characters. is_start: True = the first
+    sentence is the start of the whole text, and may stay short.
     """
     joined: list[SpannedText] = []
     waiting: SpannedText | None = None  # short sentences that will be joined to the next sentence

@@ -211,7 +211,7 @@ def _template(replacement: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
 def _template_edits(
     match: re.Match[str], literals: tuple[str, ...], groups: tuple[int, ...]
 ) -> Iterator[tuple[int, int, str]]:
-    """Yield the edits of one match. The groups stay, and what stands between them is replaced.
+    """Yield the edits of one match. The groups are kept, and the text between the groups is replaced.
 
     literals: the texts before, between and after the groups. The groups must be in the order of the text.
     """

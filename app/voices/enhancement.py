@@ -93,7 +93,8 @@ class _Weighting:
         both_sides[0] = 1.0
         if count % 2 == 0:
             both_sides[-1] = 1.0
-        scale = both_sides / (count * np.square(window).sum())  # Parseval's theorem, divided by the power of the window
+        # Parseval's theorem: the sum over all bins is the mean power.
+        scale = both_sides / (count * np.square(window).sum())
         power = scale * k_weighting(frequencies_hz)
         return _Weighting(window.astype(np.float32), power.astype(np.float32))
 

@@ -136,7 +136,7 @@ class FolderStore(Generic[R]):
         """Replace one file of a record atomically. Raises NotStored; FileNotFoundError if the record does not exist."""
         self.replace_file_silently(name, file, data)
         with contextlib.suppress(OSError):
-            os.utime(self.folder)  # makes other processes scan the folder
+            os.utime(self.folder)  # the new modification time makes other processes scan the folder
         self.refresh(full=True)
 
     def replace_file_silently(self, name: str, file: str, data: bytes) -> None:

@@ -72,7 +72,7 @@ DRAFT_PREFIX = "draft_"
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """A snapshot of all voices. Lookups use it without a lock."""
+    """A snapshot of all voices. Lookups use the snapshot without a lock."""
 
     by_id: Mapping[str, Voice]
     by_name: Mapping[str, str]  # name_key(name) -> id
@@ -219,7 +219,7 @@ class VoiceStore:
         return {**self.problems, **self.doubtful}
 
     def mark_doubtful(self, path: str, reason: str) -> None:
-        """Add an entry to `doubtful`, until this process ends."""
+        """Add an entry to `doubtful`. The entry stays until this process ends."""
         self._doubtful[path] = reason
 
     @property

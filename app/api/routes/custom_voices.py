@@ -165,7 +165,7 @@ def _add_consent_routes(routes: APIRouter, consents: ConsentStore, cloner: Clone
 
     @routes.get(CONSENTS_PATH, operation_id="list_voice_consents", responses=problems(400, 404))
     async def list_consents(after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> ConsentPage:
-        """List the consents. after: the id of the consent before the first one to list."""
+        """List the consents. after: the id of the last consent of the previous page."""
         page = await asyncio.to_thread(consents.page, after, limit)
         data = [Consent.of(consent) for consent in page.consents]
         return ConsentPage(

@@ -212,7 +212,7 @@ def _add_file_routes(routes: APIRouter, creation: VoiceCreation, lexicons: Lexic
         },
     )
     async def export(voice_id: str) -> Response:
-        """Get a voice as a zip file, for `import` on this server or another one."""
+        """Get a voice as a zip file, for `import` on this server or another server."""
         await refresh(voices)
         data = await asyncio.to_thread(archive.pack, voices, voice_id)
         headers = {"Content-Disposition": f'attachment; filename="{voices.find(voice_id).id}.zip"'}

@@ -1,8 +1,8 @@
-"""The lexer: decide a whole token with digits before other rules see its parts.
+"""The lexer: it reads whole tokens with digits before other rules can read parts of a token.
 
 A token is a run of letters and digits with the marks . : - between them: "v1.2.3-rc.1", "i7-13700K", "2m30s". `_KINDS`
 lists the kinds of token in order. The first kind whose pattern matches the whole token, and whose reader does not
-return None, decides. A token that no kind reads, for example "3.5kg" or "50-year-old", stays for the later rules.
+return None, decides. A token that no kind reads, for example "3.5kg" or "50-year-old", is left to the later rules.
 
 The words of a token have no ".", ":" or "-" next to a digit's word, so that no token ends a sentence by mistake.
 """
@@ -334,7 +334,8 @@ def verbalize_duration(match: Match) -> str:
 def verbalize_standard(match: Match) -> str:
     """Return the words for the number of a standard: "ISO 9001:2015" -> "ISO nine thousand one, twenty fifteen"."""
     number = match[2]
-    is_round = len(number) == 5 and number[2] == "0"  # 14001, 27001; other long numbers are read digit by digit
+    # For example 14001 and 27001; other long numbers are read digit by digit.
+    is_round = len(number) == 5 and number[2] == "0"
     words = number_words.cardinal(int(number)) if is_round else number_words.label(number)
     for mark, part in re.findall(r"([-.])([0-9]{1,4})", match[3]):
         words += f" {'point' if mark == '.' else 'part'} {number_words.label(part)}"
