@@ -1,4 +1,4 @@
-"""The command line, `python -m app.cli`: start the server, speak a text, and manage voices, keys and models."""
+"""The command line `python -m app.cli`: starts the server, speaks texts, and manages voices, keys and models."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from app.types import AudioFormat
     from app.voices.transcribe import Transcriber
 
-# rich_markup_mode=None: otherwise rich removes words in brackets, such as [speaker], from help texts.
+# rich_markup_mode=None is necessary because rich would remove words in brackets, such as [speaker], from help texts.
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Text to speech on your own machine.", rich_markup_mode=None
 )
@@ -75,7 +75,7 @@ SETTINGS_PAGE = Path("docs/settings.md")
 
 
 def _show_version(value: bool) -> None:
-    """Print the version and exit, if the option --version is set."""
+    """If the option --version is set, print the version and exit."""
     if value:
         print(f"tts-server {__version__}")
         raise typer.Exit
@@ -140,8 +140,8 @@ def say(
 ) -> None:
     """Speak a text into a file.
 
-    `--voice none` runs the model alone, for comparisons with other implementations. The whole text is one prompt in the
-    format of the model's authors, and the output is neither checked nor trimmed.
+    `--voice none` runs the model without the server's text rules, to compare it with other implementations. The whole
+    text is one prompt in the format of the model's authors, and the output is neither checked nor trimmed.
     """
     chosen = (audio_format or output.suffix.lstrip(".") or "mp3").lower()
     if chosen not in AUDIO_FORMATS:
@@ -162,7 +162,7 @@ def say(
             _fail(f"--voice none is supported by these engines only: {', '.join(spec.name for spec in bare)}.")
         spoken_text = Normalizer().normalize(input_text) if normalize else input_text
         line = SpokenLine(spoken_text, speaker or 0, Voice(NO_VOICE, NO_VOICE, "offline"))
-        utterance = Utterance((line,), sampling, seed or 0, 0.0)  # _say_bare sets max_seconds
+        utterance = Utterance((line,), sampling, seed or 0, 0.0)  # `_say_bare` replaces the 0.0 (max_seconds)
         asyncio.run(
             _say_bare(spec, settings, utterance, max_frames, output, chosen, codes, reference_noise=reference_noise)
         )
@@ -191,18 +191,18 @@ def say(
     asyncio.run(_say(settings, request, output, frozenset(name for name, value in extras.items() if value is not None)))
 
 
-@app.command(context_settings={"ignore_unknown_options": True})  # "---" is a text
+@app.command(context_settings={"ignore_unknown_options": True})  # so that "---" is a text and not an option
 def normalize(
     text: Annotated[str, typer.Argument(help="The text; '-' = read it from standard input.")],
     language: Annotated[
         str | None,
-        typer.Option(help="The language as a BCP 47 tag or a name. Default: that of the words."),
+        typer.Option(help="The language as a BCP 47 tag or a name. Default: the language of the text."),
     ] = None,
     engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
 ) -> None:
-    """Print what an engine would speak for a text, one sentence per line. Prints nothing if it would be silence.
+    """Print the words that an engine would speak for a text, one sentence per line.
 
-    The server's pronunciation dictionary is used.
+    Uses the server's pronunciation dictionary. If the text contains nothing to speak, prints nothing.
     """
     name = (engine or _settings().engine).lower()
     spec = specs().get(name)
@@ -226,7 +226,7 @@ def normalize(
 
 
 async def _say(settings: Settings, request: SpeechRequest, output: Path, extras: frozenset[str]) -> None:
-    """Speak a request into a file. extras: the set request fields that OpenAI's API does not have."""
+    """Speak a request into a file. extras: request fields that OpenAI's API does not have."""
     services = _services(settings)
     generator, manager = services.generator, services.manager
     async with manager:
@@ -253,7 +253,7 @@ async def _say(settings: Settings, request: SpeechRequest, output: Path, extras:
         except OSError as error:
             _fail(f"{output} can't be written: {error.strerror}.")
         finally:
-            with contextlib.suppress(OSError):  # removes the partial file after Ctrl+C or an error
+            with contextlib.suppress(OSError):  # after Ctrl+C or an error, this removes the partial file
                 partial.unlink(missing_ok=True)
 
 
@@ -268,7 +268,7 @@ async def _say_bare(
     *,
     reference_noise: bool,
 ) -> None:
-    """Run only the model. Write its audio to `output`, and its codec tokens to `codes` if that is set."""
+    """Run only the model. Write the audio to the file `output`. If `codes` is set, write the codec tokens to it."""
     context = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
     samples, frames = [], []
     try:
@@ -301,7 +301,7 @@ async def _say_bare(
 
 
 async def _wait_for_engine(manager: EngineManager) -> None:
-    """Wait until an engine runs. Shows the progress of a download, and prints a notice if the fallback engine runs."""
+    """Wait until an engine runs. Shows the progress of a download. If the fallback engine runs, prints a notice."""
     settled = asyncio.create_task(manager.settled())
     with _bar() as bar:
         task = None
@@ -346,12 +346,12 @@ def create_recordings(
         list[str] | None, typer.Option(help="A preset voice; may be repeated. Default: all without a recording.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Use this recording instead of the engine: any audio file up to 30 s.")
+        Path | None, typer.Option(help="An audio file of up to 30 s that becomes the recording, without the engine.")
     ] = None,
-    transcript: Annotated[str | None, typer.Option(help="The exact words of --file.")] = None,
+    transcript: Annotated[str | None, typer.Option(help="The exact words that are spoken in --file.")] = None,
     engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
 ) -> None:
-    """Create the recordings of preset voices with the engine, or use a file. Existing recordings are replaced."""
+    """Create recordings for preset voices with the engine, or from a file. This replaces existing recordings."""
     settings = _settings(TTS_ENGINE=engine)
     store = _services(settings).voices
     if unknown := [name for name in voice or () if name not in PROFILES]:
@@ -417,7 +417,7 @@ app.add_typer(keys, name="keys", no_args_is_help=True)
 @keys.command()
 def add(
     name: Annotated[
-        str, typer.Argument(help="The name of the key in log and metrics: letters, digits, `.`, `_`, `-`.")
+        str, typer.Argument(help="The name of the key in logs and metrics: letters, digits, `.`, `_`, `-`.")
     ],
     scope: Annotated[
         list[str] | None, typer.Option(help="A scope: speak, clone or admin; may be repeated. Default: speak.")
@@ -431,7 +431,7 @@ def add(
 ) -> None:
     """Create an API key and print it. The key is shown only once: the server stores a hash of the key.
 
-    As soon as one key exists, requests for speech need a key.
+    Once a key exists, requests for speech need a key.
     """
     if unknown := [each for each in scope or () if each not in SCOPES]:
         _fail(f"{unknown[0]!r} is not a scope. Use one of: {', '.join(SCOPES)}.")
@@ -479,7 +479,7 @@ def remove(name: Annotated[str, typer.Argument(help="Name of the key; see `keys 
     err.print(f"{name} was removed.", highlight=False)
     if not left:
         err.print(
-            f"The key file has no keys any more, but the server still requires a key. To run the server without keys, "
+            f"The key file contains no keys now, but the server still requires a key. To run the server without keys, "
             f"delete {file.path} and restart the server."
         )
 
@@ -493,7 +493,7 @@ VoiceOption = Annotated[
 
 
 def _lexicons(voice: str | None) -> tuple[LexiconStore, str | None]:
-    """Return all dictionaries, and the id of a voice; None = the server."""
+    """Return the pronunciation dictionaries, and the id of the chosen voice; None = the server's dictionary."""
     services = _services(_settings())
     try:
         return services.lexicons, None if voice is None else services.voices.get(voice).id
@@ -503,7 +503,7 @@ def _lexicons(voice: str | None) -> tuple[LexiconStore, str | None]:
 
 @lexicon.command("list")
 def list_pronunciations(voice: VoiceOption = None) -> None:
-    """Print a dictionary in the format of the file lexicon.tsv."""
+    """Print a pronunciation dictionary in the format of the file lexicon.tsv."""
     lexicons, name = _lexicons(voice)
     content = lexicons.content(name)
     sys.stdout.write(format_lexicon(content.entries).decode())
@@ -514,9 +514,9 @@ def list_pronunciations(voice: VoiceOption = None) -> None:
 @lexicon.command("add")
 def add_pronunciation(
     word: Annotated[str, typer.Argument(help="A word or a phrase.")],
-    say: Annotated[str, typer.Argument(help="What is spoken instead. Can be left out with --ipa.")] = "",
+    say: Annotated[str, typer.Argument(help="The words that are spoken instead. Optional if --ipa is given.")] = "",
     voice: VoiceOption = None,
-    case: Annotated[bool, typer.Option("--case", help="Only the same capitals match.")] = False,
+    case: Annotated[bool, typer.Option("--case", help="Match only words with the same capital letters.")] = False,
     ipa: Annotated[str | None, typer.Option(help="The pronunciation in IPA, for engines that accept it.")] = None,
 ) -> None:
     """Add a pronunciation. An entry with the same word is replaced."""
@@ -546,7 +546,9 @@ def remove_pronunciation(
 @app.command()
 def check(
     engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
-    voices: Annotated[str, typer.Option(help="Ids of voices, with commas; `voices` lists them. Default: all.")] = "",
+    voices: Annotated[
+        str, typer.Option(help="Ids of voices, separated by commas; `voices` lists them. Default: all voices.")
+    ] = "",
     folder: Annotated[
         Path, typer.Option("--out", help="The folder for report.html, report.json and the audio files.")
     ] = Path("first-day"),
@@ -554,9 +556,9 @@ def check(
         first_day.SENTENCES
     ),
 ) -> None:
-    """Check the speech of an engine: each voice speaks 20 sentences, and a report says what is wrong.
+    """Check the speech of an engine: each voice speaks 20 sentences, and a report lists the problems.
 
-    The exit status is 1 if something is wrong.
+    The exit status is 1 if there is a problem.
     """
     settings = _settings(TTS_ENGINE=engine, TTS_FALLBACK_ENGINE="")
     names = list(dict.fromkeys(name.strip() for name in voices.split(",") if name.strip()))
@@ -565,7 +567,10 @@ def check(
         style = "red" if finding.severity == "problem" else "yellow"
         out.print(f"[{style}]{finding.voice or 'All voices'} ({finding.severity}):[/]", end=" ")
         out.print(f"{finding.text} {finding.advice}", markup=False, highlight=False, soft_wrap=True)
-    out.print("Nothing is wrong." if report.ok else "Something is wrong.", style="green" if report.ok else "red")
+    out.print(
+        "The check found no problem." if report.ok else "The check found problems.",
+        style="green" if report.ok else "red",
+    )
     out.print(f"The report is in {folder / 'report.html'}.", highlight=False)
     if not report.ok:
         raise typer.Exit(1)
@@ -574,7 +579,7 @@ def check(
 async def _check(settings: Settings, names: list[str], folder: Path, sentences: Sequence[str]) -> first_day.Report:
     """Run the first-day check and write the report."""
     services = _services(settings)
-    try:  # before the engine starts, which takes long
+    try:  # before the engine starts, because the start takes long
         for name in names:
             services.voices.get(name)
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
@@ -587,7 +592,7 @@ async def _check(settings: Settings, names: list[str], folder: Path, sentences: 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         try:
             can_clone = services.manager.engine().info.can_clone
-            if can_clone:  # as the server does at its start
+            if can_clone:  # the server does the same when it starts
                 cloner = Cloner(wiring.create_transcriber(settings), checker=services.checker)
                 folder_of_files = settings.folder("voice_references")
                 await asyncio.to_thread(import_preset_files, services.voices, folder_of_files, cloner)
@@ -635,7 +640,7 @@ def models() -> None:
 
 
 def _card_bytes(text: str) -> int:
-    """Return the bytes of a GPU's memory, for example of "12GB". The memory of a card of 12 GB has 12 * 2^30 bytes."""
+    """Convert the size of a GPU's memory to bytes, for example "12GB" to 12 * 2^30."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)?", text.strip().lower())
     if found is None or not (size := int(float(found[1]) * (1 << 30))):
         _fail(f"{text!r} is not a size of memory. Write it in gigabytes, for example 12GB.")
@@ -648,14 +653,15 @@ def plan(
         str, typer.Option(help="Sizes of GPUs, separated by commas, for example 12GB or 8GB,24GB.")
     ] = "6GB,8GB,12GB,16GB,24GB,48GB,80GB,141GB",
     engine: Annotated[
-        str | None, typer.Option(help="Name of the engine; see `models`. Default: all with a model.")
+        str | None, typer.Option(help="Name of the engine; see `models`. Default: all engines with a model.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print how many requests a GPU generates at the same time, by the size of its memory.
+    """Print how many requests GPUs of given memory sizes can process at the same time.
 
-    This is the calculation of the server's start with TTS_MAX_ROWS=auto. It needs no GPU and no weights.
+    The server makes the same calculation at its start if TTS_MAX_ROWS is auto. The calculation needs no GPU and no
+    weights.
     """
     from app.runtime.device import CONTEXT_BYTES, DTYPES, plan_memory  # noqa: PLC0415 - imports torch
 
@@ -715,7 +721,7 @@ def download(
         _fail(f"The {name} engine needs no weights.")
     fetched: set[hub.ModelFiles] = set()
     with _bar() as bar:
-        # `spec.files` is called again after each download: a downloaded model may need a codec from another source.
+        # Call `spec.files` again after each download, because a downloaded model may need a codec from another source.
         while files := next((each for each in spec.files(settings) if each not in fetched), None):
             task = bar.add_task(files.source, total=None)
 
@@ -738,7 +744,7 @@ def docs() -> None:
 
 
 def _services(settings: Settings) -> wiring.CoreServices:
-    """Create the services that the server uses. If this fails, print the reason and exit."""
+    """Create the services that the server uses. If a setting or the data folder is wrong, print the reason and exit."""
     try:
         return wiring.core_services(settings)
     except ValueError as error:
@@ -748,7 +754,7 @@ def _services(settings: Settings) -> wiring.CoreServices:
 
 
 def _bar() -> Progress:
-    """A progress bar for downloads."""
+    """Create a progress bar for downloads."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -762,7 +768,7 @@ def _bar() -> Progress:
 
 
 def _settings(**options: object) -> Settings:
-    """Read the settings. options: values by variable name; None = the value from the environment."""
+    """Read the settings. options: variable name -> value; None = the value from the environment."""
     return server.read_settings(**{name: value for name, value in options.items() if value is not None})
 
 

@@ -1,11 +1,12 @@
-"""Checks an installation by its speech: each voice speaks fixed sentences, each take is measured, faults are named.
+"""Checks an installation by its speech: each voice speaks fixed sentences, and the check reports faults.
 
-`python -m app.cli check` is for the first day with new weights. The sentences are spoken by the product's own
-generator, one after another, as requests would be. A take is one spoken sentence. The result is a Report: numbers for
-each take, and findings in words with what to do. `first_day_page.py` writes it as a web page.
+The command `python -m app.cli check` is for the first day with new weights. The server's speech generator speaks the
+sentences one after another, in the same way as requests. A take is one spoken sentence. The result is a Report with
+measurements of each take, and with findings: a description of a fault and a remedy. `first_day_page.py` writes the
+report as a web page.
 
-A finding is a `problem` or a `note`. A single bad take does not make a problem, because the measures have false alarms:
-a voice has a problem if more than MAX_SHARE of its takes have the same fault.
+A finding is a `problem` or a `note`. A voice has a problem if more than MAX_SHARE of its takes have the same fault. A
+single bad take is no problem, because the measurements have false alarms.
 """
 
 from __future__ import annotations
@@ -74,39 +75,41 @@ SENTENCES = (
 )
 RATE_HZ = 24_000
 GIVE_UP_AFTER = 2
-MAX_SHARE = 0.1  # of a voice's takes may have the same fault
+MAX_SHARE = 0.1  # the largest share of a voice's takes that may have the same fault
 
-# Limits of one take. The figures in the comments are those of 66 recordings of people who speak English.
-PACE_BAND = (0.5, 2.0)  # times the voice's own pace; for recordings of one person, 90 % are within 0.61 to 1.63
-MIN_PACE, MAX_PACE = 6.0, guard.FAST_CHARS_PER_S  # characters a second; people: 6.7 to 23
-MIN_PACED_LENGTH = 25.0  # characters; the pace of shorter sentences varies more
-MAX_SILENCE_S = 1.5  # inside a sentence; 1 of 66 recordings of people has a longer one
-MAX_LEVEL_ERROR_LU, MIN_LEVEL_S = 3.0, 1.5  # from the target, for takes of at least this length
-MAX_TRUE_PEAK_DBTP = -0.5  # the limiter aims at -1.0
-MAX_VOICE_DISTANCE = 2.5  # see `preset_voices.distance`; of 4 s parts of one person's speech, 1 % is above
+# Limits of one take. The comments compare the limits with 66 recordings of people who speak English.
+PACE_BAND = (0.5, 2.0)  # pace divided by the voice's pace; for one person, 90 % of recordings are within 0.61 to 1.63
+MIN_PACE, MAX_PACE = 6.0, guard.FAST_CHARS_PER_S  # characters a second; people speak 6.7 to 23
+MIN_PACED_LENGTH = 25.0  # characters; the pace of shorter sentences is not checked, because it varies more
+MAX_SILENCE_S = 1.5  # inside a sentence; 1 of the 66 recordings has a longer silence
+MAX_LEVEL_ERROR_LU, MIN_LEVEL_S = 3.0, 1.5  # largest distance from the target; shorter takes are not checked
+MAX_TRUE_PEAK_DBTP = -0.5  # the limiter keeps peaks below -1.0
+MAX_VOICE_DISTANCE = 2.5  # see `preset_voices.distance`; 1 % of 4 s parts of one person's speech are above
 WAVE_POINTS = 120
 
 _REASONS = {
     "cut_off": "The recording ends inside the text.",
     "missing_words": "Words are missing: {words}.",
-    "not_words": "More than a second is no word of the text: babble, noise or other speech.",
+    "not_words": "More than a second of the audio is not a word of the text, but babble, noise or other speech.",
     "wrong_words": "The words of the text were not found.",
-    "length": "It is far too short or too long for its text.",
-    "no_answer": "The words of the text were not found.",  # the search for the words has ended without a result
+    "length": "The recording is far too short or too long for its text.",
+    "no_answer": "The words of the text were not found.",  # the search for the words gave no result
 }
-# Fault -> what is wrong with a voice, and what to do.
+# Fault -> description of the fault, and remedy.
 _FAULTS = {
     "failed": (
         "The sentence could not be spoken",
-        "If the message does not help: download the weights again, or compare their checksums with those of the hub.",
+        "Follow the error message. If it does not help, download the weights again, or compare their checksums with "
+        "those of the hub.",
     ),
     "words": (
         "The words of the text were not found in the speech",
         "Listen to these takes. If all voices are affected, the weights are damaged, incomplete or from another model. "
-        "If one voice is affected, give it another recording, and check that its transcript has the exact words.",
+        "If one voice is affected, give this voice another recording, and check that the transcript has the exact "
+        "words.",
     ),
     "pace": (
-        "The speech is much faster or slower than this voice should be",
+        "The speech is much faster or slower than the voice should speak",
         "Check that the transcript of the voice has the exact words of its recording, or use another recording.",
     ),
     "silence": (
@@ -135,34 +138,34 @@ _FAULTS = {
 
 @dataclass(slots=True)
 class Take:
-    """One sentence, spoken by one voice. None = not measured."""
+    """One sentence that one voice has spoken. None = not measured."""
 
-    number: int  # of the sentence, from 1
+    number: int  # number of the sentence, from 1
     text: str
     file: str = ""  # the audio file, relative to the report; "" = there is no audio
     seconds: float = 0.0
-    error: str = ""  # why there is no or not all of the speech
+    error: str = ""  # why speech is missing or incomplete
     pace: float | None = None  # characters a second
-    pace_ratio: float | None = None  # to the pace of the voice
-    words: str = "unchecked"  # ok, bad or unchecked
+    pace_ratio: float | None = None  # pace divided by the pace of the voice
+    words: str = "unchecked"  # result of the check of the words: ok, bad or unchecked
     words_reason: str = ""
-    words_found: float | None = None  # share of the words
-    word_score: float | None = None  # mean log-likelihood, about 0 for clear speech and -5 for none
+    words_found: float | None = None  # share of the words of the text that were found
+    word_score: float | None = None  # mean log-likelihood of the words: about 0 for clear speech, -5 without speech
     doubtful_words: list[str] = field(default_factory=list)
     longest_silence_s: float = 0.0
     loudness_lufs: float | None = None
     true_peak_dbtp: float | None = None
-    voice_distance: float | None = None  # 0 = like the recording of the voice; 4 semitones or 6 dB brightness = 1
+    voice_distance: float | None = None  # 0 = like the voice's recording; 1 = 4 semitones or 6 dB of brightness away
     guard: dict[str, int] = field(default_factory=dict)  # rule of the output guard -> how often it acted
     first_audio_s: float | None = None
-    speed: float | None = None  # seconds of audio a second
-    wave: list[int] = field(default_factory=list)  # peaks of equal parts, 0 to 100
-    faults: dict[str, str] = field(default_factory=dict)  # fault -> what is wrong, in words
+    speed: float | None = None  # seconds of audio that are generated in one second
+    wave: list[int] = field(default_factory=list)  # peaks of equal parts of the audio, 0 to 100
+    faults: dict[str, str] = field(default_factory=dict)  # fault -> description of the fault
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is wrong, and what to do."""
+    """A fault or a hint, with a remedy."""
 
     severity: str  # problem or note
     text: str
@@ -177,7 +180,7 @@ class VoiceReport:
     id: str
     name: str
     recorded: bool
-    pace: float | None = None  # of its recording, or the median of its takes; characters a second
+    pace: float | None = None  # characters a second in the voice's recording, or median of its takes
     takes: list[Take] = field(default_factory=list)
 
 
@@ -193,13 +196,13 @@ class Report:
     voices: list[VoiceReport] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     guard: dict[str, int] = field(default_factory=dict)
-    speed: float | None = None  # seconds of audio a second, all takes together
-    first_audio_s: float | None = None  # median
+    speed: float | None = None  # seconds of audio that are generated in one second, over all takes
+    first_audio_s: float | None = None  # median of all takes
     peak_memory_bytes: dict[str, int] = field(default_factory=dict)  # "process", and the GPUs of the engine
 
     @property
     def ok(self) -> bool:
-        """Whether no finding is a problem."""
+        """Whether the report contains no problem."""
         return all(finding.severity != "problem" for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
@@ -220,7 +223,7 @@ async def run(
     sentences: Sequence[str] = SENTENCES,
     on_progress: Callable[[int, str], None] = lambda _done, _step: None,
 ) -> Report:
-    """Let each voice speak each sentence, store the audio in `folder`/audio, measure it, and name what is wrong.
+    """Let each voice speak each sentence, store the audio in `folder`/audio, measure the takes, and report faults.
 
     The engine must be running. on_progress: called before each step with the number of takes so far and the name of the
     step. Raises OSError if the audio can't be stored.
@@ -232,7 +235,7 @@ async def run(
     with contextlib.closing(Aligner(pronounce)) as aligner:
         verifier = Verifier(aligner)
         for chosen in voices:
-            voice = services.voices.get(chosen.id)  # it may have a recording now
+            voice = services.voices.get(chosen.id)  # the voice may have a recording now
             own = await asyncio.to_thread(_recording_of, services, voice)
             pace, features = own or (None, None)
             result = VoiceReport(voice.id, voice.name, voice.recorded, pace)
@@ -259,7 +262,7 @@ async def run(
 
 
 def _bad_files(services: CoreServices) -> list[Finding]:
-    """Notes about recordings on disk that the server does not use, or that may give a bad voice."""
+    """Return notes about recordings on disk that the server does not use, or that may give a bad voice."""
     return [
         Finding("note", f"{path} is not used, or may give a bad voice: {reason}", "Replace or remove these files.")
         for path, reason in sorted(services.voices.flagged.items())
@@ -267,7 +270,7 @@ def _bad_files(services: CoreServices) -> list[Finding]:
 
 
 def _summarise(report: Report) -> None:
-    """Set the numbers of the report that describe all takes together."""
+    """Set the values of the report that summarise all takes."""
     takes = _takes(report)
     spoken = [take for take in takes if take.speed]
     if spoken:
@@ -280,9 +283,9 @@ def _summarise(report: Report) -> None:
 async def _create_recordings(
     services: CoreServices, voices: Sequence[Voice], on_step: Callable[[str], None]
 ) -> dict[str, str]:
-    """Wait until these preset voices have recordings, as on a server -> voices without one, with the reason.
+    """Wait until recordings for these preset voices are created. Return a mapping: voice without a recording -> reason.
 
-    If the model can't create the first GIVE_UP_AFTER recordings, the other voices are not waited for.
+    If the model fails to create the first GIVE_UP_AFTER recordings, does not wait for the other voices.
     """
     names = [voice.id for voice in voices if voice.kind == "preset"]
     if not names:
@@ -298,14 +301,12 @@ async def _create_recordings(
             on_step(f"creating the recording of {status['voice'] or names[0]}")
             await asyncio.sleep(0.1)
     status = maker.status()
-    other = (
-        "TTS_CASTING is off." if status["state"] == "off" else "It was not created, because the voices before failed."
-    )
+    other = "TTS_CASTING is off." if status["state"] == "off" else "It was not created, because earlier voices failed."
     return {name: status["failed"].get(name, other) for name in names if services.voices.recording_of(name) is None}
 
 
 def _recording_of(services: CoreServices, voice: Voice) -> tuple[float | None, VoiceFeatures] | None:
-    """The pace and the features of the voice's own recording; None = it has none."""
+    """Return the pace and the features of the voice's recording; None = the voice has no recording."""
     if not voice.recorded:
         return None
     try:
@@ -319,7 +320,7 @@ def _recording_of(services: CoreServices, voice: Voice) -> tuple[float | None, V
 
 
 async def _speak(services: CoreServices, take: Take, voice: str) -> Samples:
-    """Speak the sentence of a take -> its samples (N,) at RATE_HZ."""
+    """Speak the sentence of a take, and return the samples (N,) at RATE_HZ."""
     request = SpeechRequest("tts-1", (Line(take.text, voice),), format="pcm", sample_rate_hz=RATE_HZ, use_cache=False)
     parts: list[bytes] = []
     started_s = time.perf_counter()
@@ -339,7 +340,7 @@ async def _speak(services: CoreServices, take: Take, voice: str) -> Samples:
     if len(samples):
         take.speed = round(take.seconds / seconds, 3)
     if answer is not None and answer.broken_rules and not take.error:
-        take.faults["guard"] = f"The output guard has ended this speech ({', '.join(answer.broken_rules)})."
+        take.faults["guard"] = f"The output guard has ended this speech: {', '.join(answer.broken_rules)}."
     return samples
 
 
@@ -371,9 +372,10 @@ def _measure(
     compare: VoiceFeatures | None,
     pace: float | None,
 ) -> VoiceFeatures | None:
-    """Measure a take. Returns the features to compare the next takes with.
+    """Measure a take. Return the features with which later takes are compared.
 
-    spoken: the text as words. compare: the features of the voice's recording or first take. pace: of the recording.
+    spoken: the normalised text. compare: the features of the voice's recording or first take. pace: the pace of the
+    recording.
     """
     length = guard.speech_length(spoken)
     take.pace = round(length / take.seconds, 1) if length >= MIN_PACED_LENGTH and take.seconds else None
@@ -409,7 +411,7 @@ def _note_words(take: Take, verdict: Verdict, words: list[str]) -> None:
 
 
 def longest_silence_s(samples: Samples, rate_hz: int) -> float:
-    """The longest silence inside samples (N,) in seconds, judged by the level and the noise floor of the samples."""
+    """Return the longest silence between sounds in samples (N,), in seconds."""
     levels = levels_dbfs(samples, rate_hz)
     sounding = np.flatnonzero(levels >= silence_threshold(levels))
     gaps = np.diff(sounding) - 1
@@ -417,7 +419,7 @@ def longest_silence_s(samples: Samples, rate_hz: int) -> float:
 
 
 def true_peak_dbtp(samples: Samples, rate_hz: int) -> float:
-    """The true peak of samples (N,) in dBTP, as ITU-R BS.1770 describes it: the peak after fourfold oversampling."""
+    """Return the true peak of samples (N,) in dBTP: the peak after fourfold oversampling (ITU-R BS.1770)."""
     peak = float(np.abs(soxr.resample(samples, rate_hz, 4 * rate_hz)).max(initial=0.0))
     return round(20 * float(np.log10(max(peak, 1e-6))), 1)
 
@@ -426,7 +428,7 @@ def true_peak_dbtp(samples: Samples, rate_hz: int) -> float:
 
 
 def _judge(voice: VoiceReport, *, enhanced: bool) -> None:
-    """Name the faults of each take of a voice. enhanced: whether the server sets the loudness."""
+    """Store the faults of each take of a voice in the take. enhanced: whether the server sets the loudness."""
     paces = [take.pace for take in voice.takes if take.pace is not None]
     if voice.pace is None and paces:
         voice.pace = round(float(np.median(paces)), 1)
@@ -439,18 +441,18 @@ def _judge(voice: VoiceReport, *, enhanced: bool) -> None:
         if take.pace is not None and voice.pace:
             take.pace_ratio = round(take.pace / voice.pace, 2)
             if take.pace < MIN_PACE or take.pace_ratio < PACE_BAND[0]:
-                take.faults["pace"] = f"It is too slow: {take.pace:g} characters a second."
+                take.faults["pace"] = f"The speech is too slow: {take.pace:g} characters a second."
             elif take.pace > MAX_PACE or take.pace_ratio > PACE_BAND[1]:
-                take.faults["pace"] = f"It is too fast: {take.pace:g} characters a second."
+                take.faults["pace"] = f"The speech is too fast: {take.pace:g} characters a second."
         if take.longest_silence_s > MAX_SILENCE_S:
-            take.faults["silence"] = f"It has a silence of {take.longest_silence_s:g} s."
+            take.faults["silence"] = f"The speech has a silence of {take.longest_silence_s:g} s."
         error_lu = abs((TARGET_LUFS if take.loudness_lufs is None else take.loudness_lufs) - TARGET_LUFS)
         if enhanced and take.seconds >= MIN_LEVEL_S and error_lu > MAX_LEVEL_ERROR_LU:
-            take.faults["level"] = f"Its loudness is {take.loudness_lufs:g} LUFS."
+            take.faults["level"] = f"The loudness is {take.loudness_lufs:g} LUFS."
         if take.true_peak_dbtp is not None and enhanced and take.true_peak_dbtp > MAX_TRUE_PEAK_DBTP:
-            take.faults["peak"] = f"Its true peak is {take.true_peak_dbtp:g} dBTP."
+            take.faults["peak"] = f"The true peak is {take.true_peak_dbtp:g} dBTP."
         if take.voice_distance is not None and take.voice_distance > MAX_VOICE_DISTANCE:
-            take.faults["voice"] = "Pitch or brightness differ from the recording of the voice, or from its first take."
+            take.faults["voice"] = "The pitch or the brightness differs from the voice's recording or first take."
 
 
 def _takes(report: Report) -> list[Take]:
@@ -458,7 +460,7 @@ def _takes(report: Report) -> list[Take]:
 
 
 def _findings(report: Report, missing: dict[str, str]) -> list[Finding]:
-    """What is wrong with the installation, the most important first. missing: voices without a recording, and why."""
+    """Return the findings, the most important first. missing: voice without a recording -> reason."""
     found = []
     takes = _takes(report)
     for fault, (text, advice) in _FAULTS.items():
@@ -488,7 +490,7 @@ def _findings(report: Report, missing: dict[str, str]) -> list[Finding]:
         found.append(
             Finding(
                 "note",
-                f"Speech is generated more slowly than it is played: {report.speed:g} seconds of audio a second.",
+                f"Speech is generated more slowly than it is played: {report.speed:g} seconds of audio in one second.",
                 "Streamed answers will pause. Use a GPU, TTS_QUANTIZE=int8 on an x86 CPU, or a smaller model.",
             )
         )
@@ -502,7 +504,7 @@ def _example(takes: Sequence[Take], fault: str) -> str:
 
 
 def _unchecked(report: Report) -> list[Finding]:
-    """Notes about takes whose words were not checked."""
+    """Return notes about takes whose words were not checked."""
     reasons = Counter(take.words_reason for take in _takes(report) if take.words == "unchecked" and take.seconds)
     notes = {
         "not_installed": ("The `words` extra is not installed.", "Install it: pip install '.[words]'."),

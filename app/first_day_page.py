@@ -1,7 +1,7 @@
 """Writes the report of `first_day.py` as one web page: findings, tables, plots, and a player for each take.
 
-The page contains its style and its plots (SVG). It has no script and loads nothing but the audio files beside it, so it
-works offline and can be sent as a folder.
+The page contains its style and its plots (SVG). The page has no script and loads only the audio files in the same
+folder. So the page works offline, and the folder can be sent to other people.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ _COLUMNS = ("", "sentence", "audio", "words", "s", "pace", "silence", "LUFS", "d
 
 
 def page(report: Report) -> str:
-    """The content of report.html."""
+    """Return the content of report.html."""
     verdict = (
-        '<p class="verdict good">Nothing is wrong.</p>'
+        '<p class="verdict good">The check found no problem.</p>'
         if report.ok
-        else '<p class="verdict bad">Something is wrong. The first list says what, and what to do.</p>'
+        else '<p class="verdict bad">The check found problems. The first list shows the problems and what to do.</p>'
     )
     parts = [
         "<!doctype html>",
@@ -181,7 +181,7 @@ def _take(take: Take) -> str:
 
 
 def _wave(take: Take) -> str:
-    """The peaks of a take over time."""
+    """Draw the peaks of a take over time."""
     step = 240 / max(1, len(take.wave))
     bars = "".join(
         f'<rect x="{at * step:.1f}" y="{15 - 0.15 * peak:.1f}" width="{0.8 * step:.1f}" '
@@ -196,7 +196,7 @@ def _wave(take: Take) -> str:
 def _plot(
     title: str, takes: Sequence[Take], value: Callable[[Take], float | None], *, good: tuple[float, float], fault: str
 ) -> str:
-    """One dot for each take. good: a band of good values; its end may be infinite. fault: takes with it are red."""
+    """Draw one dot for each take. good: the range of good values. fault: takes with this fault are red."""
     values = [(take, number) for take in takes if (number := value(take)) is not None]
     if not values:
         return ""
@@ -218,7 +218,7 @@ def _plot(
         for at, (take, number) in enumerate(values)
     )
     marks = [number for number in good if not isinf(number)]
-    apart = (most - least) / 6  # so that labels do not overlap
+    apart = (most - least) / 6  # the smallest distance at which labels do not overlap
     for number in (min(numbers), max(numbers)):
         marks += [number] if all(abs(number - mark) > apart for mark in marks) else []
     labels = "".join(

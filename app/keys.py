@@ -1,11 +1,11 @@
 """API keys: their names, scopes and rate limits. This module does not depend on HTTP.
 
-The keys in `TTS_API_KEYS` have all scopes. Other keys are in a file that `python -m app.cli keys` writes; the server
-reads this file again when the file changes. Once a server has had a key, the server requires keys until it stops, even
-if the file is deleted.
+The keys in `TTS_API_KEYS` have all scopes. Other keys are in the key file, which `python -m app.cli keys` writes. When
+the key file changes, the server reads it again. Once a server has had a key, this server requires a key until it stops,
+even if the key file is deleted.
 
-A generated key is "sk-" and 256 random bits, and only its SHA-256 digest is stored. A slow password hash is not needed,
-because 256 random bits can't be guessed, and it would delay every request. Digests are compared in constant time.
+A generated key is "sk-" and 256 random bits. Only the SHA-256 digest of a key is stored. A slow password hash would
+delay every request, and is not needed because 256 random bits can't be guessed. Digests are compared in constant time.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ Scope = Literal["speak", "clone", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 FOLDER, FILE = "keys", "keys.json"
-MAX_KEYS = 1_000  # the name of each key is a label value in the metrics
-MIN_LENGTH, MIN_DIFFERENT = 16, 6  # characters, and different characters, of a key in TTS_API_KEYS
-CHECK_FILE_S = 1.0  # seconds between two checks of the key file; until then, a removed key is still valid
+MAX_KEYS = 1_000  # the metrics contain the name of each key, so the number is limited
+MIN_LENGTH, MIN_DIFFERENT = 16, 6  # characters, and different characters, that a key in TTS_API_KEYS must have
+CHECK_FILE_S = 1.0  # seconds between two checks of the key file; a removed key stays valid until the next check
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _Signature = tuple[int, int, int]
 
 
 class BadKeys(ValueError):
-    """A key or the key file is invalid. The message says why."""
+    """A key or the key file is invalid. The message gives the reason."""
 
 
 def _distinct(scopes: tuple[Scope, ...]) -> tuple[Scope, ...]:
-    """The scopes without duplicates, in the order of SCOPES."""
+    """Return the scopes without duplicates, in the order of SCOPES."""
     return tuple(scope for scope in SCOPES if scope in scopes)
 
 
@@ -55,7 +55,7 @@ def _distinct(scopes: tuple[Scope, ...]) -> tuple[Scope, ...]:
 class Key:
     """An API key as the key file stores it."""
 
-    # extra="forbid": a misspelt field name is an error, because a limit with a misspelt name would not apply.
+    # extra="forbid" makes a misspelt field name an error. Otherwise a limit with a misspelt name would not apply.
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     name: Annotated[str, Field(pattern=f"^{_NAME}$")]
@@ -79,12 +79,12 @@ _CONTENT = TypeAdapter(_Content)
 
 
 def digest(key: str) -> str:
-    """The SHA-256 (hex) of a key."""
+    """Return the SHA-256 digest of a key in hexadecimal digits."""
     return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
 
 
 def weakness(key: str) -> str:
-    """Why a key in TTS_API_KEYS is not acceptable, for an error message; "" if the key is acceptable."""
+    """Return the reason why a key in TTS_API_KEYS is not acceptable; "" if the key is acceptable."""
     if len(key) < MIN_LENGTH:
         return f"it has fewer than {MIN_LENGTH} characters"
     if len(set(key)) < MIN_DIFFERENT:
@@ -95,13 +95,13 @@ def weakness(key: str) -> str:
 
 
 class KeyFile:
-    """The key file, `TTS_DATA_DIR/keys/keys.json`. All methods block; only `add` and `remove` take over 1 ms."""
+    """The key file, `TTS_DATA_DIR/keys/keys.json`. All methods block. Only `add` and `remove` take more than 1 ms."""
 
     def __init__(self, data_dir: Path) -> None:
         self.path = data_dir / FOLDER / FILE
 
     def signature(self) -> _Signature | None:
-        """A value that changes when the key file changes; None if the file does not exist. Raises OSError."""
+        """Return a value that changes when the key file changes; None if the file does not exist. Raises OSError."""
         try:
             found = self.path.stat()
         except FileNotFoundError:
@@ -145,7 +145,7 @@ class KeyFile:
     def remove(self, name: str) -> int:
         """Remove a key and return the number of remaining keys. Raises BadKeys, OSError.
 
-        The file remains when no key is left, so that a server which starts later still requires a key.
+        When no key is left, the file remains. So a server that starts later still requires a key.
         """
         with self._exclusively():
             keys = self._present()
@@ -191,32 +191,32 @@ class KeyFile:
 
 @dataclass(slots=True)
 class _Meter:
-    """The use of a key: a token bucket with one token per allowed request, and the number of running requests."""
+    """Counts the use of a key: a token bucket of allowed requests, and the number of running requests."""
 
     tokens: float
     filled_s: float  # the time at which `tokens` was computed
-    active: int = 0  # running requests
+    active: int = 0  # number of running requests
 
 
 @dataclass(slots=True)
 class Pass:
-    """An admitted request. Call `close` when the response ends, so that the request no longer counts as running."""
+    """An admitted request. The caller must call `close` when the response ends, to end the count as running."""
 
     key: Key
-    remaining: int  # requests that the key may still make this minute
+    remaining: int  # number of requests that the key may make now
     reset_s: float  # seconds until the key may make all its requests per minute again
     _meter: _Meter
     _open: bool = True
 
     def close(self) -> None:
-        """Count the request as ended. Further calls do nothing."""
+        """Count the request as ended. Only the first call has an effect."""
         if self._open:
             self._open = False
             self._meter.active -= 1
 
 
 class KeyRing:
-    """Checks keys and counts the use of each key. Used from one event loop."""
+    """Checks keys and counts the use of each key. All calls must come from one event loop."""
 
     def __init__(
         self,
@@ -227,7 +227,8 @@ class KeyRing:
     ) -> None:
         """Read all keys. Raises BadKeys for a weak key or an invalid file, OSError for an unreadable file.
 
-        fixed: the keys of TTS_API_KEYS, in plain text. They have all scopes and the names `env:1`, `env:2` and so on.
+        fixed: the keys of TTS_API_KEYS, in plain text. These keys have all scopes and the names `env:1`, `env:2` and so
+        on.
         """
         for at, key in enumerate(fixed):
             if why := weakness(key):
@@ -268,14 +269,15 @@ class KeyRing:
         found = [key for key in self._keys if secrets.compare_digest(sought, key.sha256)]
         if not found:
             raise Unauthorized(
-                # OpenAI's messages begin with these words; LiteLLM recognises an authentication error by them.
+                # OpenAI's message begins with these words, and LiteLLM recognises an authentication error by these
+                # words.
                 "Incorrect API key provided: this server does not have this key. Send "
                 "`Authorization: Bearer <key>` with a key from `python -m app.cli keys add` or TTS_API_KEYS."
             )
         return found[0]
 
     def admit(self, key: Key, scope: Scope) -> Pass:
-        """Admit one request with this key, and count the request. Raises Forbidden, RateLimited."""
+        """Count one request with this key. Raises Forbidden if a scope is missing, or RateLimited."""
         if scope not in key.scopes:
             raise Forbidden(
                 f"The API key {key.name!r} lacks the scope `{scope}`, which this request needs. Its scopes are: "
@@ -310,10 +312,10 @@ class KeyRing:
         return Pass(key, remaining, reset_s, meter)
 
     def _check_file(self) -> None:
-        """Read the key file again if it has changed.
+        """If the key file has changed, read it again.
 
-        If the file can't be read, the error is logged and the earlier keys stay valid. If the file was deleted, its
-        keys are no longer valid, and requests still need a key.
+        If the file can't be read, this method logs the error, and the earlier keys stay valid. If the file was deleted,
+        the keys of the file become invalid, but requests still need a key.
         """
         now_s = self._clock()
         if self._file is None or now_s - self._checked_s < CHECK_FILE_S:
@@ -332,7 +334,7 @@ class KeyRing:
         log.info("read the key file %s again: %d keys are valid", self._file.path, len(self._keys))
 
     def _replace_keys(self, keys: tuple[Key, ...], signature: _Signature | None) -> None:
-        """Replace the keys from the file with `keys`. A key that stays valid keeps its counts of requests."""
+        """Replace all keys of the file by `keys`. If a key stays valid, its counts of requests stay too."""
         self._keys = (*self._fixed, *keys)
         self._closed = True
         self._signature, self._logged_error = signature, ""

@@ -1,8 +1,8 @@
-"""Structured logs: JSON lines in `logs/server.log`, which is rotated by size, and readable lines on the console.
+"""Writes logs as JSON lines to `logs/server.log`, which is rotated by size, and as readable lines to the console.
 
-API keys are never logged: no code logs headers, query strings or secret settings. The texts of requests are logged only
-with TTS_LOG_TEXTS. Without this setting, an exception during a request is logged without its message, because
-the message may quote the text.
+API keys are never logged: no code logs headers, query strings or secret settings. The server logs the texts of requests
+only if TTS_LOG_TEXTS is set. Without this setting, the server logs exceptions during a request without their messages,
+because a message may quote the text.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ FILES_KEPT = 5
 
 
 def set_up(level: str, folder: Path | None, *, colors: bool, texts: bool = False) -> None:
-    """Format all log records, also those of libraries, and write them to the console and to a file in `folder`.
+    """Write all log records, also records of libraries, to the console and to a file in `folder`.
 
-    folder: None = console only. texts: log the messages of exceptions during requests. Raises OSError if the folder is
-    not writable.
+    folder: None = only the console. texts: True = also log the messages of exceptions during requests. Raises OSError
+    if the folder is not writable.
     """
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -100,7 +100,7 @@ def _without_color_message(_: object, __: str, event: dict[str, Any]) -> dict[st
 
 
 def _without_messages(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Replace the exception in a request's log record with a traceback without messages."""
+    """In the log record of a request, replace the exception by a traceback without messages."""
     info = event.get("exc_info")
     if not info or "request_id" not in event:
         return event
@@ -110,7 +110,7 @@ def _without_messages(_: object, __: str, event: dict[str, Any]) -> dict[str, An
 
 
 def outline(error: BaseException) -> str:
-    """The traceback of an exception and of the exceptions that caused it, without their messages."""
+    """Return the traceback of an exception and of its causes, without the messages of the exceptions."""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     inside = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
     stack = "".join(traceback.format_tb(error.__traceback__))

@@ -1,4 +1,4 @@
-"""LRU: a mapping of limited size that evicts the least recently used entries. All caches in memory use this class."""
+"""LRU: a mapping of limited size that evicts the least recently used entries. All caches in memory use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 class LRU(Generic[K, V]):
-    """Keeps entries up to a total size of `limit` and evicts the least recently used ones. Not thread-safe."""
+    """Keeps entries up to a total size of `limit`, and evicts the least recently used entries. Not thread-safe."""
 
     def __init__(
         self,
@@ -22,7 +22,7 @@ class LRU(Generic[K, V]):
         size: Callable[[V], int] = lambda _: 1,
         on_evict: Callable[[K], None] = lambda _: None,
     ) -> None:
-        """size: the size of an entry, 1 by default. on_evict: called with the key of each evicted entry."""
+        """Create an empty LRU. size: returns the size of a value. on_evict: gets the key of each evicted entry."""
         self._limit = limit
         self._size = size
         self._on_evict = on_evict
@@ -41,7 +41,7 @@ class LRU(Generic[K, V]):
         return key in self._entries
 
     def get(self, key: K) -> V | None:
-        """Return an entry and mark it as the most recently used; None if no entry has this key."""
+        """Return the value of an entry, and mark the entry as most recently used; None if no entry has this key."""
         value = self._entries.get(key)
         if value is not None:
             self._entries.move_to_end(key)
@@ -58,7 +58,7 @@ class LRU(Generic[K, V]):
             self._on_evict(oldest)
 
     def pop(self, key: K) -> V | None:
-        """Remove and return an entry; None if no entry has this key. `on_evict` is not called."""
+        """Remove an entry and return its value; None if no entry has this key. Does not call `on_evict`."""
         value = self._entries.pop(key, None)
         if value is not None:
             self._total -= self._size(value)

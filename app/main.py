@@ -1,6 +1,6 @@
-"""`python -m app.main`: read the settings, create the app and serve it with uvicorn.
+"""`python -m app.main`: reads the settings, creates the app and serves the app with uvicorn.
 
-With DEV_MODE the server restarts when the code changes. With `--ray` the same app runs as replicas on a Ray cluster.
+With DEV_MODE, the server restarts when the code changes. With `--ray`, replicas of the same app run on a Ray cluster.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# This must be set before OpenMP is loaded. By default, each waiting OpenMP thread keeps a core busy, which slows down
-# the event loop and the threads that have work.
+# This line must run before OpenMP is loaded. By default, each waiting OpenMP thread keeps a core busy, which slows down
+# the event loop and other threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-STARTUP_FAILED = 3  # the exit status that uvicorn itself uses
+STARTUP_FAILED = 3  # the exit status that uvicorn uses for a failed start
 
 
 def read_settings(**overrides: object) -> Settings:
-    """Read the settings from the environment. A wrong value is printed and ends the process with status 2.
+    """Read the settings from the environment. If a value is wrong, print the error and exit with status 2.
 
-    overrides: values by variable name, such as PORT=8001. They replace the values from the environment.
+    overrides: variables such as PORT=8001, which replace the values from the environment.
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ def read_settings(**overrides: object) -> Settings:
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Set up logging and create the app. A wrong setting is printed and ends the process with status 2.
+    """Set up logging and create the app. If a setting is wrong, print the error and exit with status 2.
 
     settings: None = read the environment. uvicorn's reloader calls this function without arguments in a new process.
     """
@@ -74,20 +74,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _how_to_own(path: Path) -> str:
-    """The command that gives a folder to the user of this process."""
+    """Return the shell command that gives a folder to the user of this process."""
     return f"sudo chown -R {os.geteuid()}:{os.getegid()} {path}"
 
 
 def _warn_about(settings: Settings) -> None:
-    """Log what is probably a mistake of the operator: unknown variables, and folders that can't be written."""
+    """Log warnings about probable mistakes of the operator: unknown variables, and folders that can't be written."""
     for name, nearest in unknown_variables(os.environ).items():
         hint = f"Did you mean {nearest}?" if nearest else "docs/settings.md lists all variables."
         log.warning("The variable %s has no effect, because the server has no such setting. %s", name, hint)
     settings.close_to_others()
     for path in settings.unwritable_folders():
         log.warning(
-            "The folder %s can't be written by user %d, so nothing can be stored in it. For a mounted folder, run this "
-            "on the host with the path of the folder there: %s",
+            "The folder %s can't be written by user %d, so nothing can be stored in it. If the folder is mounted, run "
+            "this command on the host, with the path of the folder on the host: %s",
             path,
             os.geteuid(),
             _how_to_own(path),
@@ -97,7 +97,7 @@ def _warn_about(settings: Settings) -> None:
 def serve(settings: Settings) -> None:
     """Run the server until SIGTERM or Ctrl+C.
 
-    After that, the server accepts no new requests, and running answers have TTS_SHUTDOWN_GRACE_S seconds to finish.
+    After the signal, the server accepts no new requests, and running answers have TTS_SHUTDOWN_GRACE_S to finish.
     """
     pauses.shorten_switch_interval()
     options: dict[str, Any] = {
@@ -119,20 +119,20 @@ def serve(settings: Settings) -> None:
 
 
 def _limit_unread_data(listener: socket.socket, timeout_s: float) -> None:
-    """Make the kernel close a connection whose client has acknowledged no data for `timeout_s` (TCP_USER_TIMEOUT).
+    """Make the kernel close connections whose client has acknowledged no data for `timeout_s` (TCP_USER_TIMEOUT).
 
-    Without this option, a shutdown waits for clients that never read their answer. Accepted connections inherit the
-    option. The option exists on Linux only. On other systems this function does nothing.
+    Without this socket option, a shutdown would wait for clients that never read their answer. Accepted connections
+    inherit the option from `listener`. The option exists only on Linux. On other systems this function does nothing.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
 
 
 def connections(settings: Settings) -> dict[str, Any]:
-    """The options of uvicorn for connections, logging and the header `server`."""
+    """Return the options of uvicorn for connections, logging and the header `server`."""
     return {
         "http": http_protocol.protocol(settings.read_timeout_s),
-        "proxy_headers": False,  # create_api adds the same middleware, behind the one that reads X-Forwarded-Prefix
+        "proxy_headers": False,  # create_api adds this middleware itself
         "ws": "none",  # the server has no WebSocket routes
         "timeout_keep_alive": settings.keep_alive_s,
         "log_config": None,
@@ -153,8 +153,8 @@ def main() -> None:
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="run replicas on a Ray cluster: on the cluster at ADDRESS, on a running one that Ray finds (`auto`), or "
-        "without ADDRESS on a new local cluster",
+        help="run replicas on the Ray cluster at ADDRESS; `auto` = a running cluster that Ray finds; without ADDRESS, "
+        "a new local cluster",
     )
     arguments = parser.parse_args()
     settings = read_settings()

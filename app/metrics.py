@@ -1,4 +1,4 @@
-"""The Prometheus metrics of the server. Each app has its own Metrics object; there is no global registry."""
+"""The Prometheus metrics of the server. Each app has a separate Metrics object; there is no global registry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
-        # The metrics of API keys have their own registry, because only callers with the scope `admin` may read them.
+        # The metrics of API keys have a separate registry, because only callers with the scope `admin` may read these
+        # metrics.
         self.keys_registry = CollectorRegistry(auto_describe=True)
         self._key_requests = Counter(
             "tts_key_requests", "Requests by the name of their API key", ["key", "status"], registry=self.keys_registry
@@ -100,14 +101,14 @@ class Metrics:
         self._key_tokens.labels(key, "output").inc(output_tokens)
 
     def first_audio(self, engine: str, seconds: float, cache: str) -> None:
-        """Count the time to first audio. cache: hit, miss, shared or off; `off` is counted as a miss."""
+        """Record the time to first audio. cache: hit, miss, shared or off; `off` counts as a miss."""
         self._first_audio.labels(engine, "miss" if cache == "off" else cache).observe(seconds)
 
     def spoken(self, engine: str, audio_format: str, audio_s: float, engine_s: float | None, underruns: int) -> None:
         """Count a complete answer.
 
-        engine_s: seconds that the answer waited for the engine; None = not known. underruns: how often the listener ran
-        out of audio.
+        engine_s: how many seconds the answer waited for the engine; None = unknown. underruns: how often the listener
+        ran out of audio.
         """
         self._audio_seconds.labels(engine, audio_format).inc(audio_s)
         self._underruns.labels(engine).inc(underruns)
@@ -133,15 +134,15 @@ class Metrics:
         self._cache_bytes.set_function(size_bytes)
 
     def watch_load(self, load: Callable[[], Load | None]) -> None:
-        """Report rows and queue. `load` is called at each scrape; None = no engine runs."""
+        """Add metrics of the rows and the queue. load: called at each scrape; it returns None if no engine runs."""
         self.registry.register(_LoadCollector(load))
 
     def watch_devices(self, devices: Callable[[], Iterable[DeviceState]]) -> None:
-        """Report the state of each device. `devices` is called at each scrape."""
+        """Add metrics of each device. devices: called at each scrape; it returns the states of the devices."""
         self.registry.register(_DeviceCollector(devices))
 
     def text(self, *, keys: bool = False) -> bytes:
-        """All metrics in the Prometheus text format. keys: include the metrics of the API keys."""
+        """Return all metrics in the Prometheus text format. keys: True = include the metrics of the API keys."""
         return generate_latest(self.registry) + (generate_latest(self.keys_registry) if keys else b"")
 
 
@@ -150,7 +151,7 @@ class _LoadCollector(Collector):
         self._load = load
 
     def collect(self) -> Iterable[Metric]:
-        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - mypy knows the class only in this module
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - only this module has types for the class
 
         load = self._load()
         for name, text, value in (
@@ -169,7 +170,7 @@ class _DeviceCollector(Collector):
         self._devices = devices
 
     def collect(self) -> Iterable[Metric]:
-        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - mypy knows the class only in this module
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - only this module has types for the class
 
         up = GaugeMetricFamily(
             "tts_device_up", "1 while the device is in use, 0 after it has failed", labels=["device"]

@@ -1,6 +1,7 @@
-"""All settings of the server: environment variables with their types, defaults and descriptions.
+"""Defines all settings of the server: environment variables with types, defaults and descriptions.
 
-`main.py` and `cli.py` read the settings once at the start and pass them on. `make docs` writes docs/settings.md.
+`main.py` and `cli.py` read the settings once at the start and pass them to other modules. `make docs` writes
+docs/settings.md from this module.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from dotenv import dotenv_values
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-PREFIXES = ("TTS_", "CSM_", "DIA_")  # the variables of this server begin with these
-# Variables with these prefixes that are no settings: other programs of this repository read them.
+PREFIXES = ("TTS_", "CSM_", "DIA_")  # the names of this server's variables begin with one of these
+# Variables with these prefixes that are not settings of the server, because other programs of this repository read
+# them.
 OTHER_VARIABLES = frozenset({"TTS_BACKEND", "TTS_TEST_SPEECH"})
-# Folders with recordings, texts or keys of people: only the user of the server may read them.
+# Folders with recordings, texts or keys. Only the user of the server may read these folders.
 PRIVATE_FOLDERS = frozenset({"cloned_voices", "voice_references", "audio_cache", "conversations", "keys", "logs"})
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 class Settings(BaseSettings):
-    """The settings. A value in the environment replaces a value in `.env`, and this replaces the default below."""
+    """The settings. A value in the environment replaces a value in `.env`; a value in `.env` replaces the default."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -47,7 +49,7 @@ class Settings(BaseSettings):
         "espeak",
         alias="TTS_FALLBACK_ENGINE",
         description="The engine that runs instead if the weights of `TTS_ENGINE` are missing and can't be downloaded. "
-        "Empty = none: speech requests are then answered with a 503 that says why.",
+        "Empty = none: then speech requests get a 503 with the reason.",
     )
     csm_model: str = Field(
         "sesame/csm-1b",
@@ -340,8 +342,9 @@ class Settings(BaseSettings):
         alias="TTS_CACHE_BYTES",
         ge=0,
         description="The maximum size of the answer cache on disk, in bytes. A second of audio takes 44 kB (the "
-        "offline voice), 48 kB (CSM) or 88 kB (Dia). The least recently used answers are removed first. 0 = no cache, "
-        "and equal requests at the same time are generated separately.",
+        "offline voice), 48 kB (CSM) or 88 kB (Dia). The least recently used answers are removed first. In addition, "
+        "32 MiB of encoded answers stay in memory. 0 = no cache, and equal requests at the same time are generated "
+        "separately.",
     )
     shutdown_grace_s: int = Field(
         120,
@@ -353,8 +356,8 @@ class Settings(BaseSettings):
     replicas: str = Field(
         "1",
         alias="TTS_REPLICAS",
-        description="With `--ray` only: the number of replicas of the server, for example `2`, or `1-8` = scale with "
-        "the load.",
+        description="With `--ray` only: the number of replicas of the server, for example `2`; or a range such as "
+        "`1-8`, in which the number changes with the load.",
     )
     enhance: bool = Field(
         True,
@@ -416,10 +419,10 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _without_empty_values(cls, data: object) -> object:
-        """Remove variables with an empty value, so that they have their default.
+        """Remove variables with an empty value, so that these settings have their defaults.
 
-        Compose files and shells set a variable to "" if it has no value. TTS_FALLBACK_ENGINE is the exception: its
-        empty value means "none".
+        Compose files and shells set a variable without a value to "". TTS_FALLBACK_ENGINE is an exception, because an
+        empty value of this variable means "none".
         """
         if not isinstance(data, dict):
             return data
@@ -505,7 +508,7 @@ class Settings(BaseSettings):
         return value
 
     def rows(self, auto: int) -> int:
-        """The number of rows in TTS_MAX_ROWS. auto: the engine's choice, which is returned if the setting is `auto`."""
+        """Return the number of rows in TTS_MAX_ROWS. If TTS_MAX_ROWS is `auto`, return the argument `auto`."""
         return auto if self.max_rows == "auto" else self.max_rows
 
     @property
@@ -520,9 +523,9 @@ class Settings(BaseSettings):
         return self.hf_token.get_secret_value() if self.hf_token else ""
 
     def folder(self, name: str) -> Path:
-        """The path of a subfolder of TTS_DATA_DIR. Creates the subfolder if it does not exist. Raises OSError.
+        """Return the path of a subfolder of TTS_DATA_DIR. If the subfolder does not exist, create it. Raises OSError.
 
-        Only the server's user can open a new folder of PRIVATE_FOLDERS.
+        A new folder of PRIVATE_FOLDERS can be opened only by the server's user.
         """
         path = self.data_dir / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -530,10 +533,10 @@ class Settings(BaseSettings):
         return path
 
     def close_to_others(self) -> None:
-        """Take all rights of other users away from the folders of PRIVATE_FOLDERS that exist.
+        """Remove all rights of other users from the existing folders of PRIVATE_FOLDERS.
 
-        The group keeps its rights, because several servers may share the folders by their group. A folder that belongs
-        to another user is not changed.
+        The group of a folder keeps its rights, because several servers may share the folder through the group. Folders
+        that belong to another user do not change.
         """
         for name in PRIVATE_FOLDERS:
             path = self.data_dir / name
@@ -545,16 +548,16 @@ class Settings(BaseSettings):
                 continue
 
     def unwritable_folders(self) -> list[Path]:
-        """The subfolders of TTS_DATA_DIR that exist and that this process can't write to."""
-        names = ("models", *sorted(PRIVATE_FOLDERS - {"keys"}))  # keys may be mounted read-only
+        """Return the existing subfolders of TTS_DATA_DIR to which this process can't write."""
+        names = ("models", *sorted(PRIVATE_FOLDERS - {"keys"}))  # the folder `keys` may be mounted read-only
         paths = (self.data_dir / name for name in names)
         return [path for path in paths if path.is_dir() and not os.access(path, os.W_OK | os.X_OK)]
 
 
 def unknown_variables(environment: Iterable[str], env_file: Path = Path(".env")) -> dict[str, str]:
-    """The variables with a prefix of this server that are no settings -> the nearest name of a setting, or "".
+    """Return a mapping: unknown variable with a prefix of this server -> the most similar setting, or "".
 
-    environment: names of variables. env_file: its variables are checked too, if the file exists.
+    environment: names of variables. env_file: if this file exists, its variables are checked too.
     """
     known = {field.alias or name for name, field in Settings.model_fields.items()}
     try:
@@ -569,7 +572,7 @@ def unknown_variables(environment: Iterable[str], env_file: Path = Path(".env"))
 
 
 def public_values(settings: Settings) -> dict[str, object]:
-    """The value of each variable, for /debug. For secrets the value is only "set" or "not set"."""
+    """Return the value of each variable for /debug. For a secret, the value is only "set" or "not set"."""
     values: dict[str, object] = {}
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
@@ -581,7 +584,7 @@ def public_values(settings: Settings) -> dict[str, object]:
 
 
 def as_markdown() -> str:
-    """The text of docs/settings.md."""
+    """Return the text of docs/settings.md."""
     rows = [
         "# Settings",
         "",

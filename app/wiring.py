@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CoreServices:
-    """The services that work without HTTP. The server and the command line use them. They are not started yet."""
+    """The services that work without HTTP, for the server and the command line. These services are not started yet."""
 
     generator: SpeechGenerator
     manager: EngineManager
@@ -80,7 +80,8 @@ class CoreServices:
 def core_services(settings: Settings, normalizer: Normalizer | None = None) -> CoreServices:
     """Create the services that do not depend on HTTP.
 
-    Raises ValueError for a wrong setting, such as an unknown engine name, and OSError for an unusable data folder.
+    Raises ValueError for a wrong setting, for example an unknown engine name. Raises OSError if the data folder can't
+    be used.
     """
     metrics = Metrics()
     manager = EngineManager(settings, registry.specs(), metrics.guard)
@@ -143,7 +144,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
 
 
 def create_watermark(settings: Settings) -> Watermark:
-    """The watermark that TTS_WATERMARK selects. Raises ValueError for `all` without the `watermark` extra."""
+    """Create the watermark that TTS_WATERMARK selects. Raises ValueError for `all` without the extra `watermark`."""
     try:
         return Watermark(settings.watermark)
     except WatermarkMissing as error:
@@ -151,9 +152,9 @@ def create_watermark(settings: Settings) -> Watermark:
 
 
 def create_transcriber(settings: Settings, *, download: bool = True) -> Transcriber:
-    """The speech recogniser for recordings without a transcript. With TTS_ASR=off it recognises nothing.
+    """Create the speech recogniser for recordings without a transcript. With TTS_ASR=off it recognises nothing.
 
-    download: False = never download its weights, whatever TTS_ASR_DOWNLOAD is.
+    download: False = never download the weights of the recogniser, even if TTS_ASR_DOWNLOAD is true.
     """
     if settings.asr == "off":
         return NoTranscriber()
@@ -162,7 +163,7 @@ def create_transcriber(settings: Settings, *, download: bool = True) -> Transcri
     def find() -> Path | None:
         try:
             return hub.find(files, models)
-        except WeightsUnavailable:  # `fetch` reports it
+        except WeightsUnavailable:  # `fetch` reports this error
             return None
 
     def fetch(on_progress: OnProgress, cancelled: Callable[[], bool]) -> Path:
@@ -175,9 +176,9 @@ def create_transcriber(settings: Settings, *, download: bool = True) -> Transcri
 
 
 def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
-    """Create the FastAPI app. Its lifespan starts and stops the engine. Raises ValueError, OSError.
+    """Create the FastAPI app. The lifespan of the app starts and stops the engine. Raises ValueError, OSError.
 
-    on_ready: called once, when the start has finished: the engine runs or has failed, and all other data is loaded.
+    on_ready: called once at the end of the start, when the engine runs or has failed and all other data is loaded.
     """
     for name in ("models", "cloned_voices", "voice_references", "audio_cache", "logs"):
         settings.folder(name)
@@ -189,8 +190,8 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        # Load the tables of the normalizer in a thread. Otherwise the first text that needs these tables would block
-        # the event loop, and with it every stream, for 0.3 s.
+        # Load the tables of the text normalizer in a thread. Otherwise the first text that needs these tables would
+        # block the event loop and all streams for 0.3 s.
         warming = asyncio.create_task(asyncio.to_thread(normalizer.warm), name="normalizer-warm")
         references = settings.folder("voice_references")
         importing = asyncio.create_task(
@@ -226,7 +227,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
                 ended.set()
                 cloner.close()
         services.word_timer.close()
-        await services.take_checker.close()  # also ends a check of a recording that hangs
+        await services.take_checker.close()  # if the check of a recording hangs, this ends the check
         await asyncio.gather(warming, importing, checking)
 
     ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))

@@ -1,9 +1,9 @@
-"""`python -m app.main --ray [address]`: runs replicas of the whole server on Ray Serve, behind Ray's HAProxy.
+"""Runs replicas of the whole server on Ray Serve, behind Ray's HAProxy: `python -m app.main --ray [address]`.
 
-Each replica is a complete server with the same settings, with its own limits and its own health check. Ray places the
-replicas, replaces dead replicas, and changes their number with the load. This module needs the extra `[ray]`. The extra
-pins the version of Ray, because two features are new in Ray and may change: HAProxy as the proxy, and replicas that
-build their own ASGI app.
+Each replica is a complete server with the same settings, but with separate limits and a separate health check. Ray
+places the replicas, replaces dead replicas, and changes the number of replicas with the load. This module needs the
+extra `[ray]`. The extra pins the version of Ray, because two features are new in Ray and may change: HAProxy as the
+proxy, and replicas that build an ASGI app themselves.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 APP = "tts"
-# A replica gets at most this many requests beyond its rows and queue places. So the server can answer them with a 429
-# in OpenAI's format, and /health and the lists work even if all rows are in use. Ray answers further requests with a
-# 429.
+# Ray sends a replica up to this many more requests than the replica has rows and queue places. The replica answers
+# these requests with a 429 in OpenAI's format. GET /health and the lists also work while all rows are in use. Ray
+# itself answers all further requests with a 429.
 SPARE_REQUESTS = 32
 TARGET_SHARE = 0.7  # Ray adds a replica if more than this share of the rows is in use on average
 HEALTH_PERIOD_S = 5.0
@@ -44,17 +44,17 @@ LONGEST_STREAM_S = 3600
 
 
 def environment(grace_s: int) -> dict[str, str]:
-    """Return the environment variables for Ray and its processes. Ray reads them at import.
+    """Return the environment variables for Ray and its processes. Ray reads these variables when it is imported.
 
-    grace_s: at a shutdown, seconds after which unfinished answers are cut off.
+    grace_s: the number of seconds after which a shutdown cuts off unfinished answers.
     """
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",  # adds 0.5 ms to the first byte; the Python proxy adds 6 ms
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",  # HAProxy delays the first byte by 0.5 ms, the Python proxy by 6 ms
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_worker_niceness": "0",  # with Ray's default of 15, all other processes have priority over the replicas
+        "RAY_worker_niceness": "0",  # Ray's default of 15 would give all other processes priority over the replicas
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead proxy is replaced after three failed checks
-        # Send a request to another replica if its replica stops or dies before the first byte of the answer.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # Ray replaces a dead proxy after three failed checks
+        # If a replica stops or dies before the first byte of an answer, the proxy sends the request to another replica.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 503",
         # HAProxy reloads when replicas change. The old HAProxy process ends after its last stream or after this time.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(grace_s, LONGEST_STREAM_S)),
@@ -67,7 +67,7 @@ class Replica:
     def __init__(self, settings: Settings) -> None:
         pauses.shorten_switch_interval()
         self._settings = settings
-        # Log to the console only, because several processes can't rotate one log file. Ray stores each console.
+        # Log only to the console, because several processes can't rotate one log file. Ray stores the console output.
         logs.set_up(settings.log_level, None, colors=False, texts=settings.log_texts)
         self._app: FastAPI = create_app(settings, on_ready=pauses.freeze_loaded_objects)
 
@@ -75,7 +75,7 @@ class Replica:
         return started_when_settled(self._app)
 
     async def check_health(self) -> None:
-        """Check that the engine works. Raises RuntimeError if it does not; then Ray replaces this replica."""
+        """Check that the engine works. If it does not work, raise RuntimeError, so that Ray replaces this replica."""
         status, body = await get(self._app, "/health")
         if status != 200:
             raise RuntimeError(f"The replica is unhealthy: {body.get('reason')}")
@@ -84,13 +84,13 @@ class Replica:
 def started_when_settled(app: ASGIApp) -> ASGIApp:
     """Return an ASGI app that delays the end of the app's startup until an engine runs or has failed.
 
-    Ray sends no requests to a replica before its startup is complete.
+    Ray sends requests to a replica only after the startup is complete.
     """
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_when_settled(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                while (await get(app, "/health"))[1]["status"] == "starting":  # noqa: ASYNC110 - no event to wait for
+                while (await get(app, "/health"))[1]["status"] == "starting":  # noqa: ASYNC110 - there is no event to wait for
                     await asyncio.sleep(STARTUP_POLL_S)
             await send(message)
 
@@ -100,7 +100,7 @@ def started_when_settled(app: ASGIApp) -> ASGIApp:
 
 
 async def get(app: ASGIApp, path: str) -> tuple[int, dict[str, Any]]:
-    """Send a GET request to the app, without a socket. Returns the status and the JSON body."""
+    """Send a GET request to the app without a socket. Returns the HTTP status and the JSON body."""
     status, body = 0, b""
 
     async def receive() -> Message:
@@ -183,7 +183,7 @@ def options_for(settings: Settings, gpus: int) -> dict[str, Any]:
 
 
 def serve(settings: Settings, address: str | None) -> None:
-    """Serve until SIGTERM or Ctrl+C. Then wait up to TTS_SHUTDOWN_GRACE_S for answers in progress.
+    """Run the server until SIGTERM or Ctrl+C. Then wait up to TTS_SHUTDOWN_GRACE_S for answers in progress.
 
     address: the address of a running cluster; None = start a cluster on this machine. Raises ValueError if Ray is not
     installed, or if the settings can't be used with Ray.
@@ -203,7 +203,7 @@ def serve(settings: Settings, address: str | None) -> None:
     options = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": variables}}
     ray.init(address=address or "local", log_to_driver=True, **options)
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # replaces Ray's handlers, which end the process immediately
+    for number in (signal.SIGTERM, signal.SIGINT):  # Ray's own handlers would end the process immediately
         signal.signal(number, lambda *_: stopping.set())
     try:
         gpus = gpus_for(settings, ray.cluster_resources().get("GPU", 0))

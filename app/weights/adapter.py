@@ -1,10 +1,10 @@
 """Merges a LoRA adapter into the tensors of its base model, as `merge_and_unload` of the library PEFT does.
 
-An adapter is a folder with adapter_config.json and adapter_model.safetensors. The file contains two small matrices A
-and B for each trained weight W, and the merged weight is W + scale * B A. DoRA also scales the rows of the sum to a
-stored length. An adapter may also contain whole tensors (`modules_to_save`, biases) and single rows of an embedding
-(`trainable_token_indices`). The merge is computed in float32, block by block, while the model is loaded. This module
-does not depend on any model, and it does not use PEFT.
+An adapter is a folder with adapter_config.json and adapter_model.safetensors. adapter_model.safetensors contains two
+small matrices A and B for each trained weight W. The merged weight is W + scale * B A. A DoRA adapter also stores a
+length for each row; the merge scales each row of the sum to this length. An adapter may also contain whole tensors
+(`modules_to_save`, biases) and single rows of an embedding (`trainable_token_indices`). The merge is computed in
+float32, block by block, while the model is loaded. This module does not depend on any model, and it does not use PEFT.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 MERGE_REMEDY = "Merge the adapter with merge_and_unload of PEFT, save the model, and serve the merged model."
 
-# Options of PEFT that give the tensors another meaning. Each of them is off by default.
+# Options of PEFT that change the meaning of the adapter's tensors. By default, all these options are off.
 _UNSUPPORTED = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -48,36 +48,36 @@ _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)*(base_model\.model\.)?(_orig_mo
 
 @dataclass(slots=True)
 class _Update:
-    """What an adapter changes in one tensor of the base."""
+    """The changes of an adapter to one tensor of the base."""
 
-    whole: Stored | None = None  # replaces the tensor
-    own: bool = True  # `whole` replaces only this tensor, and not the tensor that is tied to it
+    whole: Stored | None = None  # a new tensor that replaces the whole tensor
+    own: bool = True  # True = `whole` does not replace the tensor that is tied to this tensor
     a: Stored | None = None  # (r, in) of a linear layer or convolution, (r, rows) of an embedding
     b: Stored | None = None  # (out, r) of a linear layer or convolution, (width, r) of an embedding
     embedding: bool = False
     scale: float = 1.0
-    magnitude: Stored | None = None  # DoRA: the length of each row; of each column of an embedding
-    offset: Stored | None = None  # is added to a bias, times `scale`
-    rows: Stored | None = None  # replaces the rows `indices`
+    magnitude: Stored | None = None  # DoRA: the length of each row of a weight, or of each column of an embedding
+    offset: Stored | None = None  # `offset` times `scale` is added to a bias
+    rows: Stored | None = None  # new rows that replace the rows `indices`
     indices: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class Adapter:
-    """A LoRA adapter. Its tensors are read when they are merged."""
+    """A LoRA adapter. The tensors of the adapter are read only when they are merged."""
 
     folder: Path
     rank: int  # the rank `r` of adapter_config.json
-    digest: str  # changes with the files of the adapter
+    digest: str  # digest of the adapter's files
     _updates: dict[str, _Update] = field(repr=False)
     _merged: set[str] = field(default_factory=set, repr=False)
 
     def merge(self, base: Checkpoint, prefix: str = "", tied: Iterable[tuple[str, str]] = ()) -> Checkpoint:
         """Return the tensors of `base` with the changes of the adapter.
 
-        prefix: the beginning of the adapter's names for the tensors of `base`. tied: pairs of names of one tensor. The
-        update of either name changes both, as in a model whose modules share one parameter. Raises WeightsUnavailable
-        if the shapes do not fit.
+        prefix: the adapter puts this text before the names of the tensors of `base`. tied: pairs of names that mean one
+        tensor. A change under one name of a pair applies to both names. Raises WeightsUnavailable if the shapes do not
+        fit.
         """
         tensors = dict(base.tensors)
         wrong: list[str] = []
@@ -102,9 +102,9 @@ class Adapter:
         return Checkpoint(tensors, base.origin)
 
     def check_merged(self, model: str, except_for: str | None = None) -> None:
-        """Raise WeightsUnavailable if the adapter changes a tensor that no merged checkpoint contained.
+        """Raise WeightsUnavailable if the adapter changes tensors that no call of `merge` has found.
 
-        except_for: the beginning of names that are not checked yet.
+        except_for: tensors whose names begin with this text are not checked.
         """
         skip = () if except_for is None else (except_for,)
         unknown = [name for name in self._updates if name not in self._merged and not name.startswith(skip)]
@@ -149,7 +149,7 @@ def open_adapter(folder: Path, rename: Callable[[str], str] = lambda name: name)
 
 
 def _refuse_other_methods(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise WeightsUnavailable if the adapter can't be merged as plain LoRA."""
+    """Raise WeightsUnavailable unless the adapter is a LoRA adapter that this server can merge."""
     kind = str(config.get("peft_type") or "LORA").upper()
     used = [name for name in _UNSUPPORTED if config.get(name)]
     start = str(config.get("init_lora_weights", "")).lower()
@@ -170,18 +170,18 @@ def _refuse_other_methods(folder: Path, config: Mapping[str, Any]) -> None:
 def _updates_of(
     stored: Mapping[str, Stored], config: Mapping[str, Any], rename: Callable[[str], str]
 ) -> dict[str, _Update]:
-    """Group the tensors of an adapter by the tensor of the base that they change."""
+    """Return a mapping: name of a tensor of the base -> the adapter's changes to this tensor."""
     updates: dict[str, _Update] = {}
     adapters: set[str] = set()
 
     def update(module: str, kind: str = "weight") -> _Update:
         return updates.setdefault(rename(f"{module}.{kind}"), _Update())
 
-    ranks: dict[str, tuple[Stored, str]] = {}  # module -> its matrix A, and its name in the file
+    ranks: dict[str, tuple[Stored, str]] = {}  # module -> (matrix A, name of the matrix in the file)
     for key, tensor in stored.items():
         name = _WRAPPERS.sub("", key)
         if ".original_module." in name:
-            continue  # the base's own copy of a module in modules_to_save
+            continue  # this is a copy of the base's module, which the adapter does not change
         if (match := _LORA.match(name)) is None:
             name = re.sub(r"\.modules_to_save(\.[^.]+(?=\.))?", "", name).replace(".base_layer.", ".")
             target = updates.setdefault(rename(name), _Update())
@@ -234,7 +234,7 @@ def _scale(module: str, config: Mapping[str, Any]) -> float:
 
 
 def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """Return the value of the first pattern that matches the end of the module's name, as PEFT does."""
+    """Return the value of the first pattern that matches the end of the module's name. PEFT uses the same rule."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -242,7 +242,7 @@ def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
 
 
 def _token_indices(module: str, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the rows of an embedding that the adapter replaces."""
+    """Return the indices of the rows of an embedding that the adapter replaces."""
     given = config.get("trainable_token_indices") or {}
     if isinstance(given, list):
         return tuple(map(int, given))
@@ -257,7 +257,7 @@ def _token_indices(module: str, config: Mapping[str, Any]) -> tuple[int, ...]:
 
 @dataclass(slots=True)
 class _Merged:
-    """A tensor of the base with the changes of an adapter. Blocks are computed when they are read."""
+    """A tensor of the base with the changes of an adapter. The merge is computed when the tensor is read."""
 
     base: Stored
     update: _Update
@@ -297,7 +297,7 @@ class _Merged:
         a, b = self._read
         if update.embedding:
             delta = (a[:, start:stop].T @ b.T) * update.scale
-        elif rows.ndim == 3 and a.ndim == 2:  # a stack of matrices (`target_parameters`)
+        elif rows.ndim == 3 and a.ndim == 2:  # the tensor is a stack of matrices (PEFT's option `target_parameters`)
             count = self.shape[0]
             a = a.view(count, -1, a.shape[1])[start:stop]
             b = b.view(b.shape[0], -1, count)[..., start:stop]
@@ -308,7 +308,7 @@ class _Merged:
         return rows.add_(delta)
 
     def _column_factors(self) -> Tensor:
-        """Return the factor of each column of an embedding with DoRA. Reads the whole embedding once."""
+        """Return the factor of each column of an embedding with DoRA. The first call reads the whole embedding."""
         if self._factors is None:
             step = max(1, (8 << 20) // max(1, self.shape[1]))
             squares = torch.zeros(self.shape[1], dtype=torch.float64)
@@ -324,7 +324,7 @@ def _whole(stored: Stored) -> Tensor:
 
 
 def _merged(base: Stored, update: _Update) -> Stored | str:
-    """Return a tensor of the base with its update. If the shapes do not fit, return the fault in words."""
+    """Return a tensor of the base with an update. If the shapes do not fit, return a description of the fault."""
     shape = tuple(base.shape)
     if update.whole is not None:
         if tuple(update.whole.shape) != shape:
@@ -335,12 +335,12 @@ def _merged(base: Stored, update: _Update) -> Stored | str:
     if update.a is update.offset is update.rows is None:
         return base
     merged = _Merged(base, update)
-    # A derived tensor is computed as a whole, so it must not be read in blocks.
+    # Each read of a derived tensor computes the whole tensor, so a derived tensor must not be read in blocks.
     return Derived(shape, lambda: merged.rows(0, shape[0])) if isinstance(base, Derived) else merged
 
 
 def _fault(shape: Shape, update: _Update) -> str | None:
-    """Return in words why an update does not fit to a tensor of this shape; None = it fits."""
+    """Describe why an update does not fit a tensor of this shape; None = the update fits."""
     if update.a is not None and update.b is not None:
         a, b = tuple(update.a.shape), tuple(update.b.shape)
         if update.embedding:

@@ -1,17 +1,17 @@
-"""Downloads model files from the Hugging Face hub: resumable, verified, with progress, and cancellable.
+"""Downloads model files from the Hugging Face hub. A download reports progress, and can be cancelled and resumed.
 
-hub.py decides which files a model needs. The library huggingface_hub (checked at version 2.4) provides the file list,
-URLs, headers, the HTTP session, locks and typed errors. This module downloads the bytes, because the library's
-`hf_hub_download` has these limits:
+hub.py decides which files a model needs. The library huggingface_hub (tested with version 2.4) provides the file list,
+URLs, headers, the HTTP session, locks and typed errors. This module downloads and verifies the bytes itself, because
+the library's `hf_hub_download` has these limits:
 - It writes to a file with a random name and deletes this file on failure, so a killed download starts from zero.
-- It reports progress only every 10 MiB, and it can't be cancelled between two reports.
+- It reports progress only every 10 MiB, and can be cancelled only at a report.
 - It can't resume a download over the xet protocol.
 This module sends a plain GET with a Range header and appends the bytes to blobs/<etag>.incomplete. For xet files, the
 hub redirects a plain GET to an HTTP download, so xet needs no setting.
 This module reads HF_ENDPOINT and HF_HUB_OFFLINE at each call. The library reads them only once, at its import.
 
-A file that is complete in the cache of the hub's library is not downloaded: the snapshot in `models_dir` gets a link to
-this file.
+If a complete file is in the cache of the hub's library, this module does not download the file, but creates a link to
+it in the snapshot in `models_dir`.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_TICK_S = 0.22  # seconds between two calls of on_progress and cancelled: at most 5 calls a second
+_TICK_S = 0.22  # seconds between two calls of on_progress and cancelled
 _RATE_WINDOW_S = 5.0
 _BLOCK_BYTES = 1 << 20
-# Free disk space that a download needs, relative to the missing bytes. The disk rounds files up to blocks, and other
-# processes may write at the same time.
+# The free disk space that a download needs, divided by the missing bytes. It is above 1, because the disk rounds files
+# up to blocks, and other processes may write at the same time.
 _HEADROOM = 1.05
 
 
 class Cancelled(Exception):
-    """The caller cancelled the download. The downloaded bytes stay on disk, and the next download continues there."""
+    """The caller cancelled the download. The downloaded bytes stay on disk for the next download."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of a download. done_bytes includes bytes of earlier downloads; rate_bytes_s does not."""
+    """Progress of a download. done_bytes includes bytes of earlier downloads; rate_bytes_s does not include them."""
 
     source: str
     file: str
@@ -86,9 +86,9 @@ class Patience:
     """Timeouts and retries of a download."""
 
     answer_s: float = 14.0  # timeout for the file list, including all attempts
-    stall_s: float = 60.0  # timeout for the next byte of a file
-    retries: int = 4  # the download fails after more than this many failures in a row without a new block
-    backoff_s: float = 1.0  # delay before the first retry, doubled for each further retry
+    stall_s: float = 60.0  # timeout while no byte of a file arrives
+    retries: int = 4  # largest number of consecutive failures without a new block
+    backoff_s: float = 1.0  # delay before the first retry; each further retry doubles the delay
 
 
 _PATIENCE = Patience()
@@ -103,11 +103,11 @@ def fetch(
     cancelled: Callable[[], bool] = lambda: False,
     patience: Patience = _PATIENCE,
 ) -> Path:
-    """Return the folder with the model's files. Download the files if any is missing.
+    """Return the folder with the model's files. Download the files that are missing.
 
     This function blocks, so call it in a thread. It calls on_progress and cancelled in the same thread. It sends
-    `token` to the hub, or if this is empty, the token that `hf auth login` has stored. Raises WeightsUnavailable with a
-    reason and a remedy. Raises Cancelled after `cancelled` has returned True.
+    `token` to the hub. If `token` is empty, it sends the token that `hf auth login` has stored. Raises
+    WeightsUnavailable with a reason and a remedy. Raises Cancelled if `cancelled` returns True.
     """
     if (folder := find(files, models_dir)) is not None:
         if folder.is_relative_to(hub_cache()) and not folder.is_relative_to(models_dir):
@@ -123,7 +123,7 @@ def fetch(
         )
     _refuse_offline(files, models_dir, defects)
     token, token_name = (token.strip(), "HF_TOKEN") if token.strip() else (login_token(), "the stored token")
-    if not re.fullmatch(r"[!-~]*", token):  # check it here, because the HTTP library's error would quote the token
+    if not re.fullmatch(r"[!-~]*", token):  # the HTTP library's error would quote the token
         raise WeightsUnavailable(
             f"{token_name} contains characters that no token has", remedy="Correct HF_TOKEN, or run `hf auth login`."
         )
@@ -150,13 +150,13 @@ def fetch(
         download.stop.set()
     on_progress(download.progress())
     folder = download.snapshot / download.source.subfolder
-    if missing := missing_files(folder, files):  # the index file may name a shard that the hub lacks
+    if missing := missing_files(folder, files):  # the index file may name a shard that the hub does not have
         raise missing_error(files, missing)
     return folder
 
 
 def _refuse_offline(files: ModelFiles, models_dir: Path, defects: list[str]) -> None:
-    """Raise WeightsUnavailable if the environment forbids the use of the network."""
+    """Raise WeightsUnavailable if the environment sets offline mode."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if is_true(os.environ.get(name)):
             found = f": {'; '.join(defects)}" if defects else ""
@@ -172,15 +172,16 @@ def _refuse_offline(files: ModelFiles, models_dir: Path, defects: list[str]) -> 
 def _in_background(work: Callable[[], T], tick: Callable[[], None], *, limit_s: float | None = None) -> T:
     """Run `work` in a new thread and return its result. Call `tick` in the caller's thread until `work` ends.
 
-    An exception from `tick` ends the wait. Raises _TimedOut after limit_s. The new thread is necessary because Python
-    can't interrupt a DNS lookup or a blocked read. It is a daemon thread, so it can't prevent the end of the process.
+    If `tick` raises an exception, this function stops waiting and raises the exception. Raises _TimedOut after limit_s.
+    The new thread is necessary because Python can't interrupt a DNS lookup or a blocked read. The thread is a daemon
+    thread, so that it does not prevent the end of the process.
     """
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
+        except BaseException as error:  # noqa: BLE001 - the caller's thread raises this error
             future.set_exception(error)
 
     threading.Thread(target=run, name="model-download", daemon=True).start()
@@ -194,7 +195,7 @@ def _in_background(work: Callable[[], T], tick: Callable[[], None], *, limit_s: 
 
 @dataclass(frozen=True, slots=True)
 class _RemoteFile:
-    """A file as the hub describes it. etag: the name of its blob: its sha256, or git's sha1 for small files."""
+    """A file in the hub's list of files. etag: the name of the blob: a sha256, or git's sha1 for a small file."""
 
     name: str
     size_bytes: int
@@ -212,7 +213,7 @@ class _TransferFailed(Exception):
 
 
 class _TimedOut(Exception):
-    """The hub did not send the file list in time."""
+    """The work in the background thread did not end in time."""
 
 
 class _Stopped(Exception):
@@ -234,9 +235,9 @@ class _Download:
     endpoint: str
     token: str = field(repr=False)
     patience: Patience = field(default_factory=Patience)
-    token_name: str = "HF_TOKEN"  # noqa: S105 - what error messages call the token
+    token_name: str = "HF_TOKEN"  # noqa: S105 - the name of the token in error messages
     plan: _Plan = _Plan("", ())
-    local_bytes: dict[str, int] = field(default_factory=dict)  # file -> bytes on disk
+    local_bytes: dict[str, int] = field(default_factory=dict)  # file -> number of bytes on disk
     current: str = ""
     fetched_bytes: int = 0  # bytes that this object has received over the network
     stop: threading.Event = field(default_factory=threading.Event)
@@ -262,10 +263,10 @@ class _Download:
         return (self.cache / "blobs" / file.etag).exists() or (self.snapshot / file.name).is_file()
 
     def in_library_cache(self, file: _RemoteFile, commit: str) -> Path | None:
-        """The path of the complete file in the cache of the hub's library; None = it is not there.
+        """The path of the complete file in the cache of the hub's library; None = the cache does not contain the file.
 
-        The name of a blob is its ETag, so a blob of another commit is found, too. On a disk without symlinks, the
-        library keeps the file in the snapshot.
+        The name of a blob is its ETag, so this method also finds blobs of other commits. On a disk without symlinks,
+        the library keeps the file in the snapshot instead of the blobs.
         """
         cache = self.source.library_cache()
         for path in (cache / "blobs" / file.etag, cache / "snapshots" / commit / file.name):
@@ -281,7 +282,7 @@ class _Download:
     def prepare(self) -> None:
         """Create the folders and count the bytes on disk.
 
-        Raises WeightsUnavailable if the disk can't be written, or if the missing bytes do not fit on it.
+        Raises WeightsUnavailable if the disk can't be written or has too little space for the missing bytes.
         """
         try:
             for folder in (self.cache / "blobs", self.snapshot):
@@ -295,8 +296,8 @@ class _Download:
         free = shutil.disk_usage(self.cache).free
         if needed > free:
             raise WeightsUnavailable(
-                f"{self.files.source} needs {_gigabytes(needed)} of free disk in {self.models_dir}, "
-                f"and there are {_gigabytes(free)}",
+                f"{self.files.source} needs {_gigabytes(needed)} of free disk space in {self.models_dir}, "
+                f"and only {_gigabytes(free)} are free",
                 remedy="Free some space there, put the models on a larger volume, "
                 f"or set {self.files.setting} to a local folder.",
             )
@@ -320,7 +321,7 @@ class _Download:
         )
 
     def unreachable(self, why: str) -> WeightsUnavailable:
-        shown = re.sub(r"//[^/]*@", "//", self.endpoint)  # no proxy password in the message
+        shown = re.sub(r"//[^/]*@", "//", self.endpoint)  # removes a proxy password from the message
         what = f"cannot reach {shown} for {self.files.source}"
         if self.source.subfolder:
             what = f"{self.files.setting}={self.files.source} does not exist as a folder here, and {what}"
@@ -335,7 +336,7 @@ class _Download:
     # ---- the background thread
 
     def list_files(self) -> _Plan:
-        """Request the commit and the list of files from the hub. Retries twice, because a 503 may be temporary."""
+        """Request the commit and the list of files from the hub. Retries twice after an error, for example a 503."""
         from httpx2 import ConnectError  # noqa: PLC0415
 
         attempt = 0
@@ -344,7 +345,7 @@ class _Download:
                 return self._request_plan()
             except Exception as error:
                 attempt += 1
-                # Report a failed connection without a retry, so that the server quickly reports a missing network.
+                # Do not retry a failed connection, so that the server reports a missing network quickly.
                 if attempt > 2 or not _is_retryable(error) or isinstance(error, ConnectError):
                     if (explained := self._explain(error)) is None:
                         raise
@@ -355,7 +356,8 @@ class _Download:
     def _request_plan(self) -> _Plan:
         from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url  # noqa: PLC0415 - slow to import, and not needed without models
 
-        # Otherwise the library requests a list of coding agents first, and stores it in the user's HF_HOME.
+        # Without this line, the library would first request a list of coding agents, and would store the list in the
+        # user's HF_HOME.
         constants.HF_HUB_DISABLE_TELEMETRY = True
         api = HfApi(endpoint=self.endpoint, token=self.token or False)
         info = api.model_info(
@@ -376,7 +378,7 @@ class _Download:
         chosen = []
         for name in choose_files(self.files, {name: size or 0 for name, (size, _) in listed.items()}, in_library):
             size, etag = listed[name]
-            if size is None or not etag:  # some mirrors list only names, so request the metadata of each file
+            if size is None or not etag:  # some mirrors list only names, so this requests the metadata of each file
                 url = hf_hub_url(self.source.repo, name, revision=info.sha, endpoint=self.endpoint)
                 head = get_hf_file_metadata(
                     url, token=self.token or False, timeout=self.patience.answer_s, endpoint=self.endpoint
@@ -390,7 +392,7 @@ class _Download:
     def run(self) -> None:
         """Download all files, and then write the reference (refs/<revision>).
 
-        The weights are the last files. So a partly downloaded model never looks complete.
+        The weights are downloaded last. So a partly downloaded model never looks complete.
         """
         try:
             self._download_all()
@@ -409,7 +411,7 @@ class _Download:
                 continue
             if not self.is_complete(file):
                 with self._lock(file):
-                    if not self.is_complete(file):  # another process may have downloaded it during the wait
+                    if not self.is_complete(file):  # another process may have downloaded the file in the meantime
                         self._download(file, blob)
             self.local_bytes[file.name] = file.size_bytes
             _link(self.snapshot / file.name, blob)
@@ -429,9 +431,9 @@ class _Download:
 
     @contextmanager
     def _lock(self, file: _RemoteFile) -> Iterator[None]:
-        """Hold the lock of this blob, which huggingface_hub and other servers use too.
+        """Hold the lock of this blob. huggingface_hub and other servers use the same lock.
 
-        For example, `tts download` may run while a server starts and downloads the same model.
+        For example, the command `download` may run while a server starts and downloads the same model.
         """
         from filelock import Timeout  # noqa: PLC0415
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # noqa: PLC0415
@@ -450,7 +452,7 @@ class _Download:
             yield
 
     def _download(self, file: _RemoteFile, blob: Path) -> None:
-        """Download one file to its blob. After a failure, a new connection continues at the last downloaded byte."""
+        """Download one file to its blob. After a failure, a new connection continues after the last downloaded byte."""
         failures = 0
         with _PartialFile(self.part(file), file, self.stop) as part:
             part.hash_existing()
@@ -481,11 +483,12 @@ class _Download:
         if part.size_bytes < file.size_bytes:
             url = hf_hub_url(self.source.repo, file.name, revision=self.plan.commit, endpoint=self.endpoint)
             headers = build_hf_headers(token=self.token or False)
-            headers["Accept-Encoding"] = "identity"  # some CDNs ignore Range for a compressed response
+            headers["Accept-Encoding"] = "identity"  # some CDNs ignore the Range header if the response is compressed
             if part.size_bytes:
                 headers["Range"] = f"bytes={part.size_bytes}-"
             timeout = Timeout(self.patience.stall_s, connect=min(self.patience.answer_s, self.patience.stall_s))
-            # The session follows redirects, and drops the token when a redirect leads to another host (the CDN).
+            # The session follows redirects. If a redirect leads to another host (the CDN), the session does not send
+            # the token.
             with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
                 if response.status_code == 416:
                     part.restart()
@@ -585,7 +588,7 @@ class _Download:
 
 
 class _PartialFile:
-    """A partly downloaded file and its running checksum. Used in the background thread only."""
+    """A partly downloaded file and the checksum of its bytes. Used only in the background thread."""
 
     def __init__(self, path: Path, file: _RemoteFile, stop: threading.Event) -> None:
         self._path, self._file, self._stop = path, file, stop
@@ -594,7 +597,7 @@ class _PartialFile:
         self._digest = _digest(file)
 
     def hash_existing(self) -> None:
-        """Add the bytes of an earlier download to the checksum. If the file is too long, remove its bytes."""
+        """Add the bytes of an earlier download to the checksum. If the file is too long, delete its content."""
         left = _size(self._path)
         if left > self._file.size_bytes:
             self.restart()
@@ -627,14 +630,15 @@ class _PartialFile:
         self._digest = _digest(self._file)
 
     def is_valid(self) -> bool:
-        """Whether size and checksum are as the hub announced. If the ETag is not a checksum, checks only the size."""
+        """Whether size and checksum are those of the hub. If the ETag is not a checksum, checks only the size."""
         if len(self._file.etag) != self._digest.digest_size * 2:
             return self.size_bytes == self._file.size_bytes
         return self._digest.hexdigest() == self._file.etag
 
     def sync(self) -> None:
         self._out.flush()
-        # A blob with its final name is not verified again. So its bytes must be on disk before it gets this name.
+        # The bytes must be on disk before the blob gets its final name, because a blob with its final name is not
+        # verified again.
         os.fsync(self._out.fileno())
 
     def _check(self) -> None:
@@ -643,9 +647,9 @@ class _PartialFile:
 
 
 def _digest(file: _RemoteFile) -> hashlib._Hash:
-    """Return an empty checksum of the kind in the file's ETag.
+    """Return a new hash object of the kind that the file's ETag contains.
 
-    Small files have git's blob id, a sha1. Files in LFS or xet have a sha256.
+    The ETag of a small file is git's blob id, a sha1. The ETag of a file in LFS or xet is a sha256.
     """
     if len(file.etag) == 40:
         return hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)
@@ -667,12 +671,12 @@ def _continues_at(response: Response, start: int) -> bool:
 
 
 def _is_safe_name(name: str) -> bool:
-    """Whether a file name from the network is a relative path that stays inside its folder."""
+    """Whether a file name from the network is a relative path that does not leave the target folder."""
     return "\\" not in name and not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _link(pointer: Path, blob: Path) -> None:
-    """Create `pointer` (snapshots/<commit>/<name>) as a relative symlink to the blob.
+    """Create the file `pointer` (snapshots/<commit>/<name>) as a relative symlink to the blob.
 
     On a disk without symlinks, move the blob to `pointer`.
     """

@@ -1,12 +1,13 @@
-"""Finds out which files a model needs, and where these files are on disk. download.py downloads missing files.
+"""Determines which files a model needs, and where these files are on disk. download.py downloads missing files.
 
 A source is a local folder, a hub id `org/name` or `org/name@revision`, or a folder of a repository, such as
-`org/name/checkpoint-500`. A local folder needs no network and is not changed. Downloaded files are in
-`<models_dir>/hub`, in the cache layout of the Hugging Face hub (blobs/<etag>, snapshots/<commit>/<name> -> blob,
-refs/<revision>). So other tools can use them: set HF_HUB_CACHE=<models_dir>/hub.
+`org/name/checkpoint-500`. The server does not change a local folder and needs no network for it. Downloaded files are
+in `<models_dir>/hub`, in the cache layout of the Hugging Face hub (blobs/<etag>, snapshots/<commit>/<name> -> blob,
+refs/<revision>). So other tools can use these files if HF_HUB_CACHE is <models_dir>/hub.
 
-The server also reads the cache of the hub's own library, and never writes to it. `hub_cache` returns this folder. The
-functions below read the environment at each call. The library reads it only once, at its import.
+The server also reads the cache of the library huggingface_hub, but never writes to this cache. `hub_cache` returns the
+folder of this cache. The functions below read the environment variables at each call. The library reads them only once,
+at its import.
 """
 
 from __future__ import annotations
@@ -41,18 +42,18 @@ class ModelFiles:
     """The files that one model needs, and the source of these files.
 
     A repository may contain the same weights in several layouts. A layout is an index file with its shards, or one
-    single file. `weights` names one file of each layout: its index file or its single file. The source may also be a
-    LoRA adapter, if `adapters` is set: then it needs no weights and no config.json.
+    single file. `weights` names one file of each layout: the index file or the single file. If `adapters` is set, the
+    source may be a LoRA adapter, which needs no weights and no config.json.
     """
 
     setting: str  # the environment variable that names the source
     source: str
-    weights: tuple[str, ...]  # layouts, best first; only the first layout that exists is used; () = no weights
-    required: tuple[str, ...] = ("config.json",)  # files without which the model can't be built
+    weights: tuple[str, ...]  # layouts, the best layout first; () = no weights
+    required: tuple[str, ...] = ("config.json",)  # files that are necessary to build the model
     optional: tuple[str, ...] = ()  # patterns of small files that are used if they exist
-    mirrors: tuple[str, ...] = ()  # hub ids with the same weights and no access request; error messages name them
+    mirrors: tuple[str, ...] = ()  # hub ids of copies that need no access request; error messages name these copies
     adapters: bool = False  # the source may be a LoRA adapter
-    published: tuple[str, ...] = ()  # files that `source` and its mirrors contain, and that copies may lack
+    published: tuple[str, ...] = ()  # files that `source` and `mirrors` contain, but that other copies may lack
 
     @property
     def licence_url(self) -> str:
@@ -61,7 +62,7 @@ class ModelFiles:
 
     @property
     def allow_patterns(self) -> tuple[str, ...]:
-        """Patterns of all files that the model may need. They cover all layouts; `choose_files` chooses one layout."""
+        """Patterns of all files that the model may need, in all layouts. `choose_files` chooses one layout."""
         shards = tuple(name.replace(_INDEX, "-*-of-*.safetensors") for name in self.weights if name.endswith(_INDEX))
         adapter = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if self.adapters else ()
         return (*self.required, *self.optional, *self.weights, *shards, *adapter)
@@ -91,7 +92,7 @@ _KNOWN: Mapping[str, ModelFiles] = {
         mirrors=("unsloth/csm-1b", "eustlb/csm-1b"),
         adapters=True,
     ),
-    # The tokenizer of CSM, for a fine-tune without one.
+    # The tokenizer of CSM, for fine-tuned models without a tokenizer.
     "tokenizer": ModelFiles(
         setting="CSM_TOKENIZER",
         source="sesame/csm-1b",
@@ -100,8 +101,8 @@ _KNOWN: Mapping[str, ModelFiles] = {
         optional=("tokenizer_config.json", "special_tokens_map.json"),
         mirrors=("unsloth/csm-1b", "eustlb/csm-1b"),
     ),
-    # kyutai/mimi: one model.safetensors of 385 MB under transformers' names, CC-BY-4.0, not gated. Needed only for a
-    # CSM checkpoint without a codec: see `has_tensor`.
+    # kyutai/mimi: one model.safetensors of 385 MB under transformers' names, CC-BY-4.0, not gated. Only CSM checkpoints
+    # without a codec need these files: see `has_tensor`.
     "mimi": ModelFiles(
         setting="CSM_CODEC",
         source="kyutai/mimi",
@@ -140,7 +141,7 @@ _KNOWN: Mapping[str, ModelFiles] = {
 
 
 def files_for(model: str, source: str = "") -> ModelFiles:
-    """Return the files of `model`, one of the keys above. source: empty = the default source."""
+    """Return the files of `model`, which is a key of _KNOWN. source: empty = the default source."""
     known = _KNOWN[model]
     source = source.strip() or known.source
     if source.partition("@")[0] in (known.source, *known.mirrors):
@@ -152,15 +153,15 @@ def choose_files(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container
     """Choose the files that the model needs, and return their names, the smallest file first.
 
     sizes: the size in bytes of each file in a repository or folder. The result contains one layout of the weights: the
-    best one that is completely in `on_disk` (names of files that need no download), otherwise the best one.
-    Small files come first, so that a download without access fails before it fetches weights. Raises
-    WeightsUnavailable, which names the missing files.
+    best layout whose files are all in `on_disk` (names of files that need no download), or else the best layout of all.
+    Small files come first, so that a download without access fails before the weights. If files are missing, raises
+    WeightsUnavailable, which names these files.
     """
     folder = _subfolder(files)
     within = {name.removeprefix(folder): size for name, size in sizes.items() if name.startswith(folder)}
     present = {name for name in within if folder + name in on_disk}
     chosen, missing = _select(files, within, present)
-    if missing and folder and not within:  # there is no such folder in the repository: name the folders with weights
+    if missing and folder and not within:  # the repository has no such folder: name the folders with weights
         root = replace(files, source="/".join(files.source.split("/")[:2]))
         raise unusable(root.source, sizes, setting=files.setting) or missing_error(files, missing)
     if missing:
@@ -169,7 +170,7 @@ def choose_files(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container
 
 
 def missing_error(files: ModelFiles, missing: list[str], names: Iterable[str] = ()) -> WeightsUnavailable:
-    """Return the error for a source that lacks the files `missing`. names: the files that it has."""
+    """Return the error for a source that lacks the files `missing`. names: the files that the source has."""
     known = unusable(files.source, names, setting=files.setting, example=(*files.mirrors, files.source)[0])
     if known is not None and (files.weights or files.adapters):
         return known
@@ -180,7 +181,7 @@ def missing_error(files: ModelFiles, missing: list[str], names: Iterable[str] = 
 
 
 def _select(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container[str] = ()) -> tuple[list[str], list[str]]:
-    """Return the names to take, smallest first, and the names that a complete model still needs."""
+    """Return the names of the files to use, the smallest file first, and the names of missing files."""
     taken = {name for name in sizes if any(fnmatch(name, pattern) for pattern in (*files.required, *files.optional))}
     missing = [name for name in files.required if name not in taken]
     if files.adapters and ADAPTER_CONFIG in sizes:
@@ -191,7 +192,8 @@ def _select(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container[str]
             return sorted(taken, key=lambda name: (sizes[name], name)), [
                 name for name in missing if name == ADAPTER_WEIGHTS
             ]
-    # Take the first layout with any file, complete or not: an index without its shards is half a download.
+    # Use the first layout that has any file, even if other files of the layout are missing: an incomplete layout is an
+    # interrupted download.
     layouts = [found for layout in files.weights if (found := _layout_files(layout, sizes))[0]]
     complete = (names for names, lacking in layouts if not lacking and all(name in on_disk for name in names))
     if names := next(complete, None):
@@ -206,7 +208,7 @@ def _select(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container[str]
 
 
 def has_base(files: ModelFiles, names: Iterable[str]) -> bool:
-    """Whether these names contain config.json and a complete layout of weights, and not only an adapter."""
+    """Whether these names contain config.json and a complete layout of weights, not only an adapter."""
     sizes = dict.fromkeys(names, 0)
     if not set(files.required) <= sizes.keys():
         return False
@@ -214,15 +216,15 @@ def has_base(files: ModelFiles, names: Iterable[str]) -> bool:
 
 
 def _subfolder(files: ModelFiles) -> str:
-    """Return the folder in the repository that contains the model, with a slash at its end; "" = its root."""
+    """Return the folder of the model in the repository with a slash at the end; "" = the root of the repository."""
     subfolder = Source.parse(files).subfolder
     return f"{subfolder}/" if subfolder else ""
 
 
 def _layout_files(layout: str, sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """Return the names of a layout's files, and the names that the layout lacks. ([], []) = it is not there at all."""
+    """Return the names of a layout's existing files and missing files. ([], []) = no file of the layout exists."""
     found = sorted((name for name in sizes if fnmatch(name, layout)), key=lambda name: (sizes[name], name))
-    names = found[:1]  # files that match one pattern have the same weights; the smallest has the lowest precision
+    names = found[:1]  # files that match one pattern have the same weights; use the smallest file
     if not names or not layout.endswith(_INDEX):
         return names, []
     shards = [match for name in sizes if (match := _SHARD.fullmatch(name)) and match["stem"] + _INDEX == layout]
@@ -245,7 +247,7 @@ class Source:
     folder: Path | None = None
     repo: str = ""
     revision: str = "main"
-    subfolder: str = ""  # the folder in the repository that contains the model; "" = its root
+    subfolder: str = ""  # the folder of the model in the repository; "" = the root of the repository
 
     @staticmethod
     def parse(files: ModelFiles) -> Source:
@@ -282,7 +284,7 @@ class Source:
         return Source(repo=repo, revision=revision or "main", subfolder=subfolder)
 
     def cache(self, models_dir: Path) -> Path:
-        """The folder of this repository that the server writes."""
+        """The folder of this repository in the cache that the server writes."""
         return models_dir / "hub" / self._folder_name
 
     def library_cache(self) -> Path:
@@ -294,7 +296,7 @@ class Source:
         return f"models--{self.repo.replace('/', '--')}"
 
     def snapshot(self, cache: Path) -> Path | None:
-        """The folder of this revision in `cache`; None = `cache` does not contain the revision. Raises OSError."""
+        """The snapshot of this revision in `cache`; None = `cache` does not contain the revision. Raises OSError."""
         try:
             commit = (
                 self.revision
@@ -315,7 +317,7 @@ def _unreadable(files: ModelFiles, path: Path) -> WeightsUnavailable:
 
 
 def hub_home() -> Path:
-    """Return the folder of the hub's library and its command line: HF_HOME, or `huggingface` in the user's cache."""
+    """Return the folder in which the hub's library stores its data: HF_HOME, or `huggingface` in the user's cache."""
     if home := os.environ.get("HF_HOME"):
         return _expanded(home)
     return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
@@ -328,10 +330,10 @@ def hub_cache() -> Path:
 
 
 def login_token() -> str:
-    """Return the token that the hub's library would send if HF_TOKEN is not set; "" if there is none.
+    """Return the token that the hub's library sends if HF_TOKEN is not set; "" if there is no token.
 
     The token is in HUGGING_FACE_HUB_TOKEN, or `hf auth login` has stored it in the file HF_TOKEN_PATH. The default path
-    is `token` in `hub_home`. HF_HUB_DISABLE_IMPLICIT_TOKEN turns both off.
+    is `token` in `hub_home`. If HF_HUB_DISABLE_IMPLICIT_TOKEN is set, returns "".
     """
     if is_true(os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN")):
         return ""
@@ -340,25 +342,25 @@ def login_token() -> str:
     named = os.environ.get("HF_TOKEN_PATH")
     try:
         text = (_expanded(named) if named else hub_home() / "token").read_text()
-    except (OSError, ValueError):  # no such file, a file of another user, or not a text
+    except (OSError, ValueError):  # the file does not exist, belongs to another user, or is not a text
         return ""
     return text.replace("\r", "").replace("\n", "").strip()
 
 
 def is_true(value: str | None) -> bool:
-    """Whether the hub's library takes the value of an environment variable for true."""
+    """Whether the hub's library interprets this value of an environment variable as true."""
     return (value or "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def _expanded(path: str) -> Path:
-    return Path(os.path.expandvars(os.path.expanduser(path)))  # noqa: PTH111 - without a home folder, Path raises
+    return Path(os.path.expandvars(os.path.expanduser(path)))  # noqa: PTH111 - Path raises an error if there is no home folder
 
 
 def find(files: ModelFiles, models_dir: Path) -> Path | None:
     """Return the folder with the model's files, or None if any file is not on disk. Uses no network.
 
-    Looks into `models_dir` first, and then into the cache of the hub's library. If the source is a local folder,
-    checks only that its files can be read. Raises WeightsUnavailable if the source is not valid or can't be read.
+    Searches `models_dir` first, and then the cache of the hub's library. If the source is a local folder, checks only
+    that its files can be read. Raises WeightsUnavailable if the source is not valid or can't be read.
     """
     source = Source.parse(files)
     if source.folder is not None:
@@ -371,21 +373,21 @@ def find(files: ModelFiles, models_dir: Path) -> Path | None:
         folder = source.snapshot(source.cache(models_dir))
         if folder is not None and not missing_files(folder, files):
             return folder
-    except OSError:  # an unreadable folder: the model is not there
+    except OSError:  # the folder can't be read, so it does not count
         pass
     return complete_in_library_cache(files)
 
 
 def complete_in_library_cache(files: ModelFiles) -> Path | None:
-    """Return the snapshot in the cache of the hub's library, or None if it is missing or incomplete."""
+    """Return the snapshot in the cache of the hub's library, or None if the snapshot is missing or incomplete."""
     folder, defects = find_in_library_cache(files)
     return folder if not defects else None
 
 
 def find_in_library_cache(files: ModelFiles) -> tuple[Path | None, list[str]]:
-    """Return the snapshot in the cache of the hub's library, and why it can't be used ([] = it is complete).
+    """Return the snapshot in the cache of the hub's library, and its defects ([] = the snapshot is complete).
 
-    (None, []) = the cache does not contain the revision. refs/<revision> decides which snapshot it is.
+    (None, []) = the cache does not contain the revision. The file refs/<revision> names the snapshot.
     """
     source = Source.parse(files)
     cache = source.library_cache()
@@ -410,8 +412,8 @@ def find_in_library_cache(files: ModelFiles) -> tuple[Path | None, list[str]]:
 
 
 def defect_of(path: Path) -> str:
-    """Return why a file in the cache of the hub's library can't be used; "" = it can be used. Raises OSError."""
-    target = Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for links that form a loop
+    """Return the defect of a file in the cache of the hub's library; "" = the file can be used. Raises OSError."""
+    target = Path(os.path.realpath(path))  # Path.resolve would raise RuntimeError if links form a loop
     if not target.is_file():
         return "is a link to a missing file" if path.is_symlink() else "is missing"
     if target.name.endswith(".incomplete"):
@@ -424,9 +426,9 @@ def defect_of(path: Path) -> str:
 
 
 def missing_files(folder: Path, files: ModelFiles) -> list[str]:
-    """Return the names of the files that `folder` lacks for a complete model.
+    """Return the names of the files that are missing in `folder` for a complete model.
 
-    Checks only names, because a file in the cache gets its name after its bytes are verified.
+    Checks only names, because a file in the cache gets its name only after the bytes are verified.
     """
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     return _missing(folder, files, sizes)
@@ -470,7 +472,7 @@ def adapter_of(files: ModelFiles, folder: Path) -> tuple[bool, bool]:
 
 
 def refuse_unreadable(files: ModelFiles, folder: Path, *, adapter: bool, weights: bool) -> None:
-    """Raise WeightsUnavailable if a folder contains nothing that can be loaded, or quantised weights.
+    """Raise WeightsUnavailable if a folder contains nothing that the server can load, or if the weights are quantised.
 
     adapter, weights: the result of `adapter_of`.
     """
@@ -491,8 +493,8 @@ def is_hub_id(name: str) -> bool:
 def base_source(folder: Path, setting: str) -> str:
     """Return the hub id or folder of the base that adapter_config.json in `folder` names.
 
-    setting: the environment variable that names another base, for messages. A 4-bit copy of a base is replaced with
-    the base, because an adapter belongs to both. Raises WeightsUnavailable.
+    setting: the environment variable that names another base, used in error messages. If adapter_config.json names a
+    4-bit copy of a base, returns the base, because the adapter fits both. Raises WeightsUnavailable.
     """
     config = read_json(folder / ADAPTER_CONFIG)
     name = str(config.get("base_model_name_or_path") or "").strip()
@@ -515,8 +517,9 @@ def has_tensor(folder: Path, prefix: str | tuple[str, ...]) -> bool:
     """Whether a safetensors file in `folder` has a tensor whose name begins with `prefix`. Reads headers only.
 
     `has_tensor(folder, "codec_model.")` is True for a CSM checkpoint that contains its Mimi codec. Other CSM
-    checkpoints also need the files of "mimi". File names do not show this: model.safetensors has the original layout at
-    sesame and the transformers layout in mirrors. Shards of an incomplete layout do not count: they are not loaded.
+    checkpoints also need the files of "mimi". File names do not show this difference: model.safetensors has the
+    original layout in the repository of sesame, and the transformers layout in mirrors. This function ignores shards of
+    an incomplete layout, because they are not loaded.
     """
     unusable: set[str] = set()
     for index in folder.glob(f"*{_INDEX}"):
@@ -536,7 +539,7 @@ def _tensor_names(path: Path) -> list[str]:
 
 
 def _safetensors_size(path: Path) -> int:
-    """Return the size of a safetensors file in bytes, as its header announces it. 0 = the header can't be read."""
+    """Return the size in bytes that a safetensors file must have according to its header; 0 = unreadable header."""
     header, length = _read_header(path)
     try:
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
@@ -548,7 +551,7 @@ def _safetensors_size(path: Path) -> int:
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the header of a safetensors file and its length in bytes; ({}, 0) = the header can't be read.
 
-    The file begins with the length of the header (8 bytes, little-endian). The header is JSON.
+    The file begins with the length of the header (8 bytes, little-endian). Then the header follows as JSON.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

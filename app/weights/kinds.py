@@ -1,6 +1,6 @@
-"""Recognises model files that this server can't read, and says in words what to use instead.
+"""Recognises model files that this server can't read, and returns errors that name a remedy.
 
-This module reads names of files and config.json, and never the content of other files.
+This module reads only file names and config.json, never the content of other files.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ _FORMATS = {  # the end of a file's name -> what the file contains
     ".engine": "a TensorRT engine",
 }
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-# What a Trainer saves to continue a training. These files contain no model.
+# Files that a Trainer of transformers saves to resume a training. These files contain no model.
 _TRAINING = re.compile(r"(optimizer|scheduler|scaler|rng_state(_\d+)?)\.(pt|pth|bin)|training_args\.bin")
 _CHECKPOINT = re.compile(r"(?P<folder>(?:[^/]+/)*[^/]+)/(adapter_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 _METHODS = {"bitsandbytes": "bitsandbytes", "gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "hqq": "HQQ", "mlx": "MLX"}
 
-CONVERT = "Open it where you trust it, and save it with save_pretrained(..., safe_serialization=True)."
+CONVERT = (
+    "If you trust this file, load it with PyTorch and save the model with "
+    "save_pretrained(..., safe_serialization=True)."
+)
 
 
 def may_hold_a_model(name: str) -> bool:
-    """Whether a PyTorch file may contain a model, such as ckpt.pt and dia-v1.pth, and no state of a training.
+    """Whether a PyTorch file with this name may contain a model, such as ckpt.pt, and not the state of a training.
 
-    Such a file is opened with `weights_only`, which builds tensors only and runs no code.
+    The server opens such a file with `weights_only`, which builds only tensors and runs no code.
     """
     return name.endswith((".pt", ".pth")) and not _TRAINING.fullmatch(name)
 
@@ -46,10 +49,10 @@ def may_hold_a_model(name: str) -> bool:
 def unusable(
     where: str, names: Iterable[str], config: Mapping[str, Any] | None = None, *, setting: str = "", example: str = ""
 ) -> WeightsUnavailable | None:
-    """Return the error for a model without readable weights; None = the names show no known reason.
+    """Return the error for a model without readable weights; None = the file names do not show the reason.
 
-    where: the repository or folder, for the message. names: its files, with their sub folders. config: the content of
-    config.json. setting: the environment variable that names the model. example: a repository that can be read.
+    where: the repository or folder, used in the message. names: the paths of its files. config: the content of
+    config.json. setting: the environment variable that names the model. example: a repository that the server can read.
     """
     files = [name for name in sorted(names) if not _TRAINING.fullmatch(name.rsplit("/", 1)[-1])]
     top = [name for name in files if "/" not in name]
@@ -62,7 +65,7 @@ def unusable(
         )
     if "adapter_config.json" in top and (pickle := next((x for x in top if x.endswith(_PICKLES)), "")):
         return WeightsUnavailable(
-            f"{where} contains a LoRA adapter as a pickle ({pickle}), which may run code when it is opened.",
+            f"{where} contains a LoRA adapter as a pickle ({pickle}). Opening a pickle may run code.",
             remedy=CONVERT,
         )
     for end, what in _FORMATS.items():
@@ -75,21 +78,20 @@ def unusable(
         )
     if pickles := [name for name in top if name.endswith(_PICKLES)]:
         return WeightsUnavailable(
-            f"{where} contains its weights only as a pickle ({', '.join(pickles[:3])}), which may run code when it is "
-            "opened.",
+            f"{where} contains its weights only as a pickle ({', '.join(pickles[:3])}). Opening a pickle may run code.",
             remedy=CONVERT,
         )
     return None
 
 
 def unusable_files(folder: Path, *, setting: str = "", example: str = "") -> WeightsUnavailable | None:
-    """Return the error for a folder without readable weights; None = its files show no known reason."""
+    """Return the error for a folder without readable weights; None = the file names do not show the reason."""
     names = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_file()]
     return unusable(str(folder), names, read_config(folder), setting=setting, example=example)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Return the content of `folder`/config.json; None = it can't be read."""
+    """Return the content of `folder`/config.json; None = the file can't be read."""
     try:
         raw = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -105,12 +107,12 @@ def quantisation(config: Mapping[str, Any]) -> str:
         bits = next((n for n in (4, 8) if described.get(f"load_in_{n}bit") or described.get(f"_load_in_{n}bit")), None)
         bits = bits or described.get("bits")
         return _METHODS.get(method, method) + (f" ({bits} bits)" if bits else "")
-    described = config.get("quantization")  # of MLX
+    described = config.get("quantization")  # the key of MLX
     if isinstance(described, Mapping) and "bits" in described:
         return f"MLX ({described['bits']} bits)"
     return ""
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts checkpoint-1000 after checkpoint-500."""
+    """Return a sort key that puts checkpoint-1000 after checkpoint-500."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

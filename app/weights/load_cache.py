@@ -1,10 +1,10 @@
 """The load cache stores the parameters of a loaded model on disk, so that the next start is faster.
 
-Without the cache, a bfloat16 model reads float32 weights, which have twice the bytes, and converts, joins and folds the
+Without this cache, a bfloat16 model reads float32 weights, which have twice as many bytes, and converts and joins the
 tensors at each start. The cache stores the result as one safetensors file, named by a digest of all inputs. A read
-checks the CRC-32 of each tensor, so it detects a truncated or damaged file, and the file is written again. Therefore a
-write does not wait until the bytes are on disk. Errors of the cache are logged and do not stop a start. This module
-does not depend on any model.
+checks the CRC-32 of each tensor. So it detects a truncated or damaged file, and then the file is written again.
+Therefore a write does not wait until the bytes are on disk. Errors of the cache are logged and do not stop a start.
+This module does not depend on any model.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-MIN_BYTES = 64 << 20  # a smaller model loads as fast from its source
+MIN_BYTES = 64 << 20  # smaller models are not cached, because they load as fast from their source
 SPARE_BYTES = 1 << 30  # disk space that must stay free for other programs
-_LAYOUT = 1  # increase this number if new code stores the same checkpoint in memory in another layout
-_BLOCK_BYTES = 8 << 20  # size of a block; a block fits into the CPU's cache while its checksum is computed
+_LAYOUT = 1  # increase this number if a new version of the code changes the layout of parameters
+_BLOCK_BYTES = 8 << 20  # size of a block in bytes; a block fits into the CPU's cache
 _READERS = 4
-_STALE_S = 3600  # the process that writes an older partial file has ended, so the file is removed
+_STALE_S = 3600  # partial files that are older than this are removed, because their writer has ended
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
@@ -46,7 +46,7 @@ class _Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadCache:
-    """A folder of cached models. Keeps only the newest entry of each source.
+    """A folder of cached models. For each source, only the newest entry is kept.
 
     source: a stable name of the origin of the weights.
     """
@@ -56,7 +56,7 @@ class LoadCache:
     min_bytes: int = MIN_BYTES
 
     def entry(self, model_dir: Path, config: object, dtype: torch.dtype) -> Entry:
-        """Return the cache entry of the model that is loaded from `model_dir` with `config` and `dtype`."""
+        """Return the cache entry for the model in `model_dir` with `config` and `dtype`."""
         hashed = hashlib.sha256(f"{_LAYOUT} {dtype} {config!r}".encode())
         for path in sorted({path for pattern in _WEIGHTS for path in model_dir.glob(pattern) if path.is_file()}):
             status = path.stat()
@@ -66,7 +66,7 @@ class LoadCache:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model in the cache. Its file may not exist yet."""
+    """One model in the cache. The file of the entry may not exist yet."""
 
     cache: LoadCache
     key: str
@@ -76,9 +76,9 @@ class Entry:
         return self.cache.folder / f"{self.key}.safetensors"
 
     def fill(self, module: nn.Module) -> bool:
-        """Read all parameters of `module` from the file. Returns whether this succeeds.
+        """Read all parameters of `module` from the file. Return whether the read was successful.
 
-        If the file is missing or invalid, returns False, and the parameters have undefined values.
+        If the file is missing or invalid, returns False. Then the parameters have undefined values.
         """
         start = time.perf_counter()
         try:
@@ -86,7 +86,7 @@ class Entry:
         except FileNotFoundError:
             return False
         except (_Unusable, OSError) as error:
-            log.warning("the load cache can't use %s, so it will be written again: %s", self.path, error)
+            log.warning("the load cache can't use the file %s, so the file will be written again: %s", self.path, error)
             return False
         log.info("read %.2f GB from %s in %.1f s", total / 1e9, self.path, time.perf_counter() - start)
         return True
@@ -94,7 +94,7 @@ class Entry:
     def keep(self, module: nn.Module) -> None:
         """Write all parameters of `module` to the file, and remove older entries of the same source.
 
-        A module smaller than `min_bytes` is not written. A failure is logged and raises no error.
+        Does not write a module smaller than `min_bytes`. If the write fails, logs a warning and raises no error.
         """
         total = sum(tensor.nbytes for tensor in module.parameters())
         if total < self.cache.min_bytes:
@@ -106,7 +106,7 @@ class Entry:
             free = shutil.disk_usage(self.cache.folder).free
             if free < total + SPARE_BYTES:
                 log.warning(
-                    "the load cache does not write %.2f GB: %s has %.2f GB of free space, and %.2f GB must stay free",
+                    "the load cache does not write %.2f GB: %s has %.2f GB of free space, but %.2f GB must stay free",
                     total / 1e9, self.cache.folder, free / 1e9, SPARE_BYTES / 1e9,
                 )  # fmt: skip
                 return
@@ -122,17 +122,17 @@ class Entry:
             size = os.fstat(file.fileno()).st_size
             header_bytes = int.from_bytes(file.read(8), "little")
             if not 2 <= header_bytes <= min(size, _MAX_HEADER_BYTES):
-                raise _Unusable("it has no header")
+                raise _Unusable("the file has no header")
             try:
                 header = json.loads(file.read(header_bytes))
                 header["__metadata__"].pop("source")
                 sums: dict[str, int] = json.loads(header["__metadata__"].pop("crc32"))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise _Unusable(f"its header can't be read ({error!r})") from error
+                raise _Unusable(f"the header of the file can't be read ({error!r})") from error
         if header != expected or sums.keys() != expected.keys() - {"__metadata__"}:
-            raise _Unusable("it contains another model")
+            raise _Unusable("the file contains another model")
         if size != 8 + header_bytes + length:
-            raise _Unusable(f"it has {size} bytes, not {8 + header_bytes + length}")
+            raise _Unusable(f"the file has {size} bytes, not {8 + header_bytes + length}")
 
         def read(name: str, tensor: Tensor) -> None:
             found = _fill(self.path, 8 + header_bytes + header[name]["data_offsets"][0], tensor)
@@ -177,7 +177,7 @@ class Entry:
 
 
 def _described(key: str, module: nn.Module) -> tuple[dict[str, Any], int]:
-    """Return the header of the cached file without source and checksums, and the number of bytes after the header."""
+    """Return the header of the cached file without source and checksums, and the size of the data after the header."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "key": key}}
     offset = 0
     for name, tensor in module.named_parameters():
@@ -209,14 +209,15 @@ def _blocks(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _bytes(block: Tensor) -> memoryview:
-    """Return the bytes of a block. For a block on the CPU, returns a view; for another device, a copy."""
+    """Return the bytes of a block: a view if the block is on the CPU, or else a copy."""
     return block.cpu().view(torch.uint8).numpy().data
 
 
 def _fill(path: Path, offset: int, tensor: Tensor) -> int:
     """Read the values of `tensor` from the file, and return the CRC-32 of the bytes.
 
-    offset: position of the values in the file. Values for a CPU tensor are read directly into its memory.
+    offset: the position of the values in the file. If the tensor is on the CPU, the values are read directly into its
+    memory.
     """
     crc = 0
     with path.open("rb", buffering=0) as file:
@@ -228,7 +229,7 @@ def _fill(path: Path, offset: int, tensor: Tensor) -> int:
             while done < len(view):
                 count = file.readinto(view[done:])
                 if not count:
-                    raise _Unusable("it is truncated")
+                    raise _Unusable("the file is truncated")
                 done += count
             crc = zlib.crc32(view, crc)
             if here is not block:

@@ -10,17 +10,17 @@ from app.weights import hub
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where the files of a model are. `weights` is None until all of them are on disk."""
+    """Where the files of a model are. `weights` is None until all files of the weights are on disk."""
 
-    files: tuple[hub.ModelFiles, ...]  # what the model needs
+    files: tuple[hub.ModelFiles, ...]  # all files that the model needs
     weights: Path | None = None  # the folder with config.json and the weights
-    adapter: Path | None = None  # the folder of the LoRA adapter; None = there is none
+    adapter: Path | None = None  # the folder of the LoRA adapter; None = the model has no adapter
 
 
 def locate(model: str, source: str, base: str, models_dir: Path) -> Located:
     """Find a model, or an adapter and its base model.
 
-    model: "csm" or "dia". source: the hub id or folder of the model or the adapter. base: the setting that names the
+    model: "csm" or "dia". source: the hub id or folder of the model or the adapter. base: the hub id or folder of the
     base; "" = the base that adapter_config.json names. Raises WeightsUnavailable.
     """
     files = hub.files_for(model, source)

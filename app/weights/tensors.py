@@ -1,6 +1,7 @@
 """Reads checkpoints from disk in blocks. This module does not depend on any model.
 
-Safetensors files are not memory-mapped, because a mapped file of 6 GB would count as resident memory during the copy.
+This module does not memory-map safetensors files, because the pages of a mapped file of 6 GB would count as resident
+memory while the tensors are copied.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from app.weights.kinds import CONVERT, may_hold_a_model, unusable_files
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 AGAIN = "Download or save the file again."
-BLOCK_BYTES = 32 << 20  # size of a block; during a copy, one block needs extra memory
+BLOCK_BYTES = 32 << 20  # size of a block in bytes; a copy needs extra memory for one block
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
-# A weight of a layer. If the model does not expect such a tensor, it would compute other results without it.
+# Matches the name of a layer's weight. If the model does not expect such a weight, the model would ignore the weight
+# and compute wrong results.
 _LAYER_WEIGHT = re.compile(r"\.(?:layers|block|blocks)\.\d{1,4}\.[\w.]{0,200}(?:weight|bias)$")
 _OTHER_FORMS = {  # a part of a tensor's name -> what the checkpoint contains
     ".lora_": "a LoRA adapter that is not merged",
@@ -52,7 +54,7 @@ log = logging.getLogger(__name__)
 
 
 class Stored(Protocol):
-    """One tensor of a checkpoint that is not read into memory yet."""
+    """One tensor of a checkpoint. The values are read from the file only when they are needed."""
 
     @property
     def shape(self) -> Shape: ...
@@ -84,7 +86,7 @@ class InFile:
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """A tensor that is computed from stored tensors, for layouts that split, reorder or join tensors."""
+    """A tensor that is computed from stored tensors, because another layout splits, reorders or joins tensors."""
 
     shape: Shape
     make: Callable[[], Tensor]
@@ -143,7 +145,7 @@ class Checkpoint:
         return Checkpoint(found, self.origin)
 
     def width(self) -> float:
-        """Return the average number of stored bytes of one value, without derived tensors."""
+        """Return the average number of bytes of one stored value. Derived tensors do not count."""
         plain = [stored for stored in self.tensors.values() if isinstance(stored, InFile | Mapped)]
         numbers = sum(math.prod(stored.shape) for stored in plain)
         return sum(math.prod(stored.shape) * stored.dtype.itemsize for stored in plain) / max(1, numbers)
@@ -156,7 +158,7 @@ class Checkpoint:
         return stored.rows(0, stored.shape[0])
 
     def blocks(self, name: str, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Read the tensor in blocks of `rows` rows (default: about BLOCK_BYTES), with the index of the first row."""
+        """Yield (index of the first row, block) for blocks of `rows` rows. Default: a block has about BLOCK_BYTES."""
         stored = self.tensors[name]
         if rows is None:
             rows = max(1, BLOCK_BYTES // (4 * max(1, math.prod(stored.shape[1:]))))
@@ -164,7 +166,7 @@ class Checkpoint:
             yield start, stored.rows(start, min(start + rows, stored.shape[0]))
 
     def copy_to(self, target: Tensor, name: str) -> None:
-        """Copy the tensor to `target`, which has the same shape and any dtype and device, block by block."""
+        """Copy the tensor to `target` block by block. `target` has the same shape, and any dtype and device."""
         if isinstance(self.tensors[name], Derived):
             target.copy_(self.read(name))
             return
@@ -174,9 +176,9 @@ class Checkpoint:
     def check(self, expected: Mapping[str, Shape], ignore: Callable[[str], bool] = lambda name: False) -> None:
         """Check that the checkpoint contains exactly the expected tensors and shapes.
 
-        ignore: returns True for the name of a tensor that may be present and is not checked. Further tensors that are
-        not weights of a layer, such as buffers, are only logged. Raises WeightsUnavailable, which names the wrong
-        tensors.
+        ignore: returns True for the name of a tensor that the check ignores. Other unexpected tensors that are not
+        weights of a layer, such as buffers, are only logged. For all other differences, raises WeightsUnavailable,
+        which names the wrong tensors.
         """
         _refuse_other_forms(self)
         missing = [name for name in expected if name not in self.tensors]
@@ -196,7 +198,7 @@ class Checkpoint:
         ]
         if faults:
             raise WeightsUnavailable(
-                f"The weights in {self.origin} do not fit their config.json. Tensors " + "; ".join(faults) + ".",
+                f"The weights in {self.origin} do not match their config.json. Tensors " + "; ".join(faults) + ".",
                 remedy="Download the model again, or check that config.json and weights belong to the same model.",
             )
 
@@ -218,7 +220,7 @@ def _scalar(stored: Stored) -> Tensor:
 
 
 def some_names(names: list[str], limit: int = 8) -> str:
-    """Join the first `limit` names for a message, and add the number of further names."""
+    """Join the first `limit` names for a message, and add how many names are left out."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(sorted(names)[:limit]) + more
 
@@ -245,7 +247,7 @@ def index_file(path: Path) -> dict[str, InFile]:
 
 
 def _located(path: Path, name: str, entry: Mapping[str, Any], data: int, size: int) -> InFile:
-    """Return the place of one tensor. entry: its entry in the header. data: where the values begin in the file.
+    """Return the position of one tensor in the file. entry: its header entry. data: where the values begin in the file.
 
     Raises WeightsUnavailable if the file of `size` bytes does not contain the tensor.
     """
@@ -261,14 +263,14 @@ def _located(path: Path, name: str, entry: Mapping[str, Any], data: int, size: i
 
 
 def _open_pickle(path: Path) -> Checkpoint:
-    """Open a state dict that PyTorch has saved. Runs no code from the file.
+    """Open a state dict that PyTorch has saved. This runs no code from the file.
 
     The file is memory-mapped, because PyTorch can't read a part of the file.
     """
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         tensors = {str(name): Mapped(value) for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # torch raises many types for a broken file
+    except Exception as error:  # torch raises errors of many types for a broken file
         raise WeightsUnavailable(
             f"{path} can't be read as a file of tensors only: {str(error).splitlines()[0]}.", remedy=CONVERT
         ) from error
@@ -276,10 +278,10 @@ def _open_pickle(path: Path) -> Checkpoint:
 
 
 def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpoint]:
-    """Open all complete checkpoints in a folder, the most likely one first.
+    """Open all complete checkpoints in a folder. The most likely checkpoint is the first in the result.
 
-    A folder may contain a model in two layouts, and file names do not show the layout. So the caller must choose one of
-    the checkpoints by the names of its tensors. preferred: the index file or weights file that config.json names.
+    A folder may contain a model in two layouts, and file names do not show the layout. So the caller must choose a
+    checkpoint by the names of the tensors in it. preferred: the index file or weights file that config.json names.
     Raises WeightsUnavailable if the folder contains no complete checkpoint.
     """
     names = [preferred] if preferred else []
@@ -319,7 +321,7 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
 
 
 def digest_of(tensors: Iterable[Tensor], of: str) -> str:
-    """Return a digest of 16 hexadecimal digits, computed from the text `of` and 16 values of each tensor."""
+    """Return a digest of the text `of` and of 16 values of each tensor, as 16 hexadecimal digits."""
     hashed = hashlib.sha256(of.encode())
     for tensor in tensors:
         flat = tensor.detach().flatten()

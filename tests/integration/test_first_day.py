@@ -44,7 +44,7 @@ def checked(
 def test_offline_voice_passes(tmp_path: Path) -> None:
     done, report, html = checked(tmp_path, "--engine", "espeak", "--voices", "alloy, onyx,alloy", "--sentences", "3")
     assert done.returncode == 0, done.stdout
-    assert b"Nothing is wrong." in done.stdout
+    assert b"The check found no problem." in done.stdout
     assert (report["ok"], report["findings"], report["engine"]) == (True, [], "espeak")
     assert [voice["id"] for voice in report["voices"]] == ["alloy", "onyx"]
     takes = [take for voice in report["voices"] for take in voice["takes"]]
@@ -80,14 +80,14 @@ def test_random_weights_fail_in_words(tmp_path: Path, engine: str, request: pyte
     )
     assert done.returncode == 1
     output = " ".join(done.stdout.decode().split())
-    assert "Something is wrong." in output
+    assert "The check found problems." in output
     assert "The words of the text were not found in the speech: 2 of 2 takes." in output
     assert "the weights are damaged" in output
     assert "The voice has no recording" in output
     assert not report["ok"]
     assert {take["words"] for take in report["voices"][0]["takes"]} == {"bad"}
     assert report["guard"]
-    assert "Something is wrong." in html
+    assert "The check found problems." in html
 
 
 def test_words_are_not_checked_without_the_extra(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def take_of(number: int, **values: Any) -> Take:
         ({"longest_silence_s": 1.8}, "silence of 1.8 s"),
         ({"loudness_lufs": -25.0}, "loudness is -25 LUFS"),
         ({"true_peak_dbtp": 0.2}, "true peak is 0.2 dBTP"),
-        ({"voice_distance": 3.5}, "Pitch or brightness differ"),
+        ({"voice_distance": 3.5}, "The pitch or the brightness differs"),
         ({"words": "bad", "words_reason": "missing_words", "doubtful_words": ["river"]}, "Words are missing: river."),
         ({"words": "bad", "words_reason": "no_answer"}, "The words of the text were not found."),
         ({"error": "The engine left out a part of the text."}, "left out a part"),
@@ -242,9 +242,9 @@ def test_good_takes_give_no_finding() -> None:
 def test_slow_generation_and_other_languages_are_notes() -> None:
     report = report_of(take_of(1, speed=0.25, words="unchecked", words_reason="language"))
     assert report.ok
-    assert "0.25 seconds of audio a second" in report.findings[0].text
+    assert "0.25 seconds of audio in one second" in report.findings[0].text
     assert "English only" in report.findings[1].text
-    assert "Nothing is wrong." in page(report)
+    assert "The check found no problem." in page(report)
 
 
 def test_names_of_voices_are_escaped_on_the_page() -> None:

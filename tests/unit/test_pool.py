@@ -277,7 +277,7 @@ async def test_device_that_fails_repeatedly_is_removed(engine: EnginePool) -> No
     for attempt in range(pool.MAX_FAILURES):
         assert not engine.devices[0].failure
         assert len(await whole(engine, say(seed=attempt)))
-    assert "in a row" in engine.devices[0].failure
+    assert "consecutive texts" in engine.devices[0].failure
     assert first.healthy  # its thread still runs but gets no requests
 
 
