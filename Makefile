@@ -20,6 +20,8 @@ TORCH ?= cpu
 # Markers of tests that have a target of their own, because they need more than .venv holds.
 OWN_TARGET := gpu or browser or fleet or ray or clients or openapi
 FAST := not (slow or $(OWN_TARGET))
+# Each process gets whole files where possible, so that fewer processes start the same servers.
+PARALLEL := -n auto --dist worksteal
 
 # Create the environment $(1), which also sees the packages of .venv.
 define beside
@@ -74,7 +76,7 @@ dev: install ## serve and restart when a file changes
 ##
 
 test: install ## every test except the slow ones and those with a target of their own
-	$(PY) -m pytest -n auto -m "$(FAST)"
+	$(PY) -m pytest $(PARALLEL) -m "$(FAST)"
 
 slow: install ## full-size models and other heavy tests
 	$(PY) -m pytest -m "slow and not ($(OWN_TARGET))"
@@ -83,7 +85,7 @@ test-all: install
 	$(PY) -m pytest -m "browser or fleet or not ($(OWN_TARGET))"
 
 coverage: install ## the tests of `make test`, with the coverage of app/ in htmlcov/
-	$(PY) -m pytest -n auto -m "$(FAST)" --cov=app --cov-report=term --cov-report=html --cov-fail-under=90
+	$(PY) -m pytest $(PARALLEL) -m "$(FAST)" --cov=app --cov-report=term --cov-report=html --cov-fail-under=90
 
 # A fixed sample of 150 mutants (cosmic-ray), each against the tests that execute its line.
 mutants: install ## change the code in 150 places and count the changes that no test notices
