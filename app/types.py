@@ -76,11 +76,11 @@ class SpeechRequest:
     context: tuple[Turn, ...] = ()  # earlier turns of the conversation, oldest first
     conversation: str | None = None  # the key under which the conversation is remembered
     parallel: bool = False  # generate sentences in parallel, even if the engine could speak them one after another
-    verify: bool | None = None  # check the speech before it is sent; None = the setting TTS_VERIFY decides
+    verify: bool | None = None  # check the speech before it is sent; None = as the setting TTS_VERIFY
     default_speaker: int | None = None  # the speaker number of the lines if the caller sets none
     best_of: int = 1  # how many takes of each utterance are generated; the best one is kept
     lexicon: tuple[LexiconEntry, ...] = ()  # pronunciations for this request
-    timestamps: bool = False  # compute when each word is heard: `Answer.timestamps`
+    timestamps: bool = False  # compute the time of each word for `Answer.timestamps`
 
     def digest(self, *context: str) -> str:
         """Return the cache key: the SHA-256 (hex) of everything that changes the audio of the answer.
@@ -92,7 +92,7 @@ class SpeechRequest:
         - `model`, because several aliases name the same engine;
         - `verify`, because a checked answer also answers a request without a check;
         - `lexicon`, because the caller adds the entries that can change the speech to `context`;
-        - `timestamps`, because it does not change the audio.
+        - `timestamps`, because this field does not change the audio.
         """
         left_out = ("model", "use_cache", "verify", "lexicon", "format", "sample_rate_hz", "timestamps")
         return self._hash(left_out, context)
@@ -343,7 +343,7 @@ class Utterance:
 class WordMark:
     """A place in the audio of an utterance at which a word begins, as the engine reports it."""
 
-    sample: int  # index in the utterance
+    sample: int  # position in the audio of the utterance, in samples
     line: int  # index of the line in the utterance
     char: int | None  # index of the first character of the word in the text of the line; None = a pause begins here
 

@@ -58,7 +58,7 @@ Denoise = Annotated[bool, Form(description="Remove steady noise. Use it only for
 
 @dataclass(frozen=True, slots=True)
 class VoiceCreation:
-    """Creates voices. Used from one event loop; slow work runs in threads and child processes."""
+    """Creates voices. Use it from one event loop; slow work runs in threads and child processes."""
 
     voices: VoiceStore
     cloner: Cloner

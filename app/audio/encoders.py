@@ -96,7 +96,9 @@ def encoded_bytes(audio_format: AudioFormat, rate_hz: int, samples: int) -> int 
 
 
 def with_length(audio_format: AudioFormat, rate_hz: int, samples: int, data: bytes) -> bytes:
-    """Return a complete file of `samples` samples at rate_hz, with this number in the header of a FLAC file."""
+    """Return a complete encoded file with the number of its samples in the header, if it is a FLAC file. Other files do
+    not change.
+    """
     recipe = AUDIO_FORMATS[audio_format].recipe
     if not isinstance(recipe, CodecRecipe) or recipe.container != "flac":
         return data
@@ -104,7 +106,7 @@ def with_length(audio_format: AudioFormat, rate_hz: int, samples: int, data: byt
 
 
 def _codec_samples(recipe: CodecRecipe, rate_hz: int, samples: int) -> int:
-    """Return the number of samples that the codec encodes for `samples` samples at rate_hz."""
+    """Return the number of samples that the codec encodes if the caller encodes `samples` samples at rate_hz."""
     return resampled_length(samples, rate_hz, recipe.codec_rate_hz(rate_hz)) + recipe.lead_in_samples
 
 

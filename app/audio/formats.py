@@ -90,8 +90,8 @@ def wav_header(rate_hz: int, samples: int | None = None) -> bytes:
 # reservoir=0: each frame can be decoded alone, so streams can be joined and cut.
 # compression_level=7 (LAME's -q 7) takes 6.1 ms of CPU per second of audio and has an SNR of 26.0 dB at 128 kbit/s.
 # LAME's default level takes 9.3 ms and has an SNR of 25.9 dB.
-# For sample rates below 16 kHz (MPEG-2.5), the bit rate is 64 kbit/s. A higher bit rate is not possible at all of these
-# sample rates.
+# For sample rates below 16 kHz (MPEG-2.5), the bit rate is 64 kbit/s. Some of these sample rates allow no higher bit
+# rate.
 _MP3 = CodecRecipe(
     "mp3",
     "libmp3lame",

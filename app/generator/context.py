@@ -29,7 +29,7 @@ CACHED_TURNS = 256  # number of turns whose codes stay in memory, because each r
 
 
 class ConversationContext:
-    """Decodes, encodes and remembers the turns of conversations. Used from one event loop."""
+    """Decodes, encodes and remembers the turns of conversations. Use it from one event loop."""
 
     def __init__(self, memory: Memory | None, uploads: ThreadLimit) -> None:
         """memory: stores conversations; None = no memory. uploads: limits the threads that decode recordings."""

@@ -35,19 +35,19 @@ class LineText:
 
 
 class LaterText(Protocol):
-    """The text of an answer that arrives after its first part."""
+    """The part of the text of an answer that arrives while the answer is already spoken."""
 
     @property
     def ready(self) -> bool:
-        """Whether `next` returns without waiting."""
+        """Whether `next` can return without waiting for text."""
 
     @property
     def size_bytes(self) -> int:
-        """The size of the whole text so far, as UTF-8."""
+        """The size in bytes of all text that has arrived so far, as UTF-8."""
 
     @property
     def recent(self) -> str:
-        """The end of the text so far, from which its language is recognised."""
+        """The end of the text that has arrived so far. The language is recognised from it."""
 
     async def next(self) -> Sequence[LineText] | None:
         """Wait for the next part of the text and return its lines; None at the end of the text."""
@@ -78,7 +78,8 @@ class SpeechJob:
     broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke
     held: bool = False  # whether nothing is sent before the whole answer has been checked
     later: LaterText | None = None  # the text that arrives while the first part is spoken; None = the text is complete
-    spoken_turns: list[ContextTurn] = field(default_factory=list)  # utterances of this answer, if `later` is set
+    # The spoken utterances of this answer; empty if `later` is None.
+    spoken_turns: list[ContextTurn] = field(default_factory=list)
 
     context: tuple[ContextTurn, ...] = ()  # remembered turns, then uploaded turns
     remembered: int = 0  # the number of remembered turns in `context`

@@ -28,7 +28,7 @@ _Key = tuple[str, str, str]  # digest of the voice, codec, fingerprint of the co
 
 
 class Prompts:
-    """Encodes and caches the prompts of voices. Used from one event loop."""
+    """Encodes and caches the prompts of voices. Use it from one event loop."""
 
     def __init__(self, voices: VoiceStore) -> None:
         self._voices = voices

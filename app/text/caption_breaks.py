@@ -1,4 +1,4 @@
-"""Where a line of a caption may end: the cost of a break between two words, and the parts of a long word."""
+"""Decide where a line of a caption may end: the cost of a break between two words, and the parts of a long word."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-# Spaces at which no line breaks.
+# White space at which a line must not end.
 JOINED = "\u00a0\u202f\u2007"
 
 _AFTER_SENTENCE = 3.0
 _AFTER_CLAUSE = 6.0
 _AFTER_COMMA = 8.0
-_BEFORE_CONNECTION = 14.0  # before a conjunction or a preposition
+_BEFORE_CONNECTION = 14.0  # cost of a break before a conjunction or a preposition
 _PLAIN = 30.0
-_INSIDE_WIDE = 34.0  # between two Chinese or Japanese characters
+_INSIDE_WIDE = 34.0  # cost of a break between two Chinese or Japanese characters
 _INSIDE_NAME = 60.0
 _AFTER_CONNECTION = 120.0
 _INSIDE_WORD = 250.0
@@ -115,7 +115,7 @@ _FUNCTION_WORDS = {
 SENTENCE_ENDS = frozenset(".!?…。！？؟।")
 _OPENERS = "([{\"'“‘«‹¿¡„‚「『（《【〈〔［｛"
 CLOSERS = ")]}\"'”’»›」』）》】〉〕］｝"
-# Characters that do not start a line, and characters that do not end one.
+# Characters that must not start a line, and characters that must not end a line.
 _NOT_FIRST = frozenset(
     "。、，．・：；！？…‥」』）》】〉〕］｝”’ー々ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶ％℃,.!?;:)]}»›"
 )
@@ -126,7 +126,7 @@ _WORD_BREAKS = frozenset("-/\\_.,:;?&=+|@#–—")
 
 
 def char_width(text: str) -> int:
-    """The width of a text: wide characters count twice, combining characters and invisible characters do not count."""
+    """Return the width of a text. Wide characters count twice; combining and invisible characters do not count."""
     if text.isascii():
         return len(text)
     return sum(
@@ -143,15 +143,15 @@ class BreakRules:
     """The costs of breaks in a text of one language."""
 
     def __init__(self, language: str) -> None:
-        """language: BCP 47 tag. A language without lists of words has only the rules for punctuation."""
+        """language: BCP 47 tag. For a language without a list of words, only the rules for punctuation are used."""
         code = language.lower().replace("_", "-").partition("-")[0]
         before, connections = _FUNCTION_WORDS.get(code, ("", ""))
         self._belongs_to_next = frozenset(before.split())
         self._connections = frozenset(connections.split())
-        self._names = code != "de"  # German writes all nouns with a capital letter
+        self._names = code != "de"  # in German, a capital letter does not indicate a name
 
     def cost(self, before: str, after: str, *, joined: bool) -> float:
-        """The cost of a break between two words. joined: no space stands between them."""
+        """Return the cost of a break between two words. joined: whether there is no space between the words."""
         if joined:
             return self._cost_inside(before, after)
         bare_before = before.strip(_OPENERS + CLOSERS + "*_").lower()
@@ -174,7 +174,7 @@ class BreakRules:
         if bare_after in self._connections or after[0] in "([{«“„":
             return _BEFORE_CONNECTION
         if bare_before[-1:].isdigit():
-            return _INSIDE_NAME  # a number and its unit
+            return _INSIDE_NAME  # a number and its unit, such as "5 km"
         if self._names and before[0].isupper() and after[0].isupper():
             return _INSIDE_NAME
         return _PLAIN
@@ -190,10 +190,11 @@ class BreakRules:
 
 
 def split_long(word: str, width: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a word as (start, end), between which a line may break.
+    """Yield the parts of a word as (start, end). A line may break between two parts.
 
-    A word in a script without spaces (Chinese, Japanese, Thai) has many parts. Another word has one part, unless it is
-    wider than `width`: then it is divided after a hyphen, a slash or a similar character, or else where it must be.
+    A word in a script without spaces (Chinese, Japanese, Thai) has many parts. Any other word has one part if it is not
+    wider than `width`. A wider word is divided after a hyphen, a slash or a similar character. If it has no such
+    character, it is divided where it reaches `width`.
     """
     if word.isascii() and len(word) <= width:
         yield 0, len(word)
@@ -201,8 +202,8 @@ def split_long(word: str, width: int) -> Iterator[tuple[int, int]]:
     clusters = [match.span() for match in _CLUSTER.finditer(word)]
     long = char_width(word) > width
     start = 0
-    since = 0  # the width of the part
-    mark = 0  # the last end of a cluster in this part after which the word may be divided
+    since = 0  # the width of the current part so far
+    mark = 0  # the last index in the current part at which the word may be divided
     for place, (first, end) in enumerate(clusters):
         if start < first:
             before = word[first - 1]
@@ -240,7 +241,7 @@ _CLUSTER = re.compile(
 
 
 def _breaks_anywhere(char: str) -> bool:
-    """Whether lines may break beside this character: its script has no spaces between words."""
+    """Return whether a line may break before and after a character, because its script has no spaces between words."""
     code = ord(char)
     if code < 0x0E00:
         return False

@@ -1,10 +1,11 @@
 """Turn the times of an answer into captions: SubRip (SRT), WebVTT, LRC and JSON.
 
-A caption shows the caller's own characters. White space becomes one space or a line break. The rules are those of
-subtitles for television: at most two lines of 42 characters, at least 0.83 s and at most 7 s, one sentence in a caption
-where it fits, and 80 ms between captions. A wide character (Chinese, Japanese, Korean) counts as two.
+A caption shows the caller's own characters. White space becomes one space or a line break. The limits are the usual
+limits of subtitles for television. A caption has at most two lines of 42 characters, and is shown for 0.83 to 7 s. If
+possible, it contains one sentence. The gap between two captions is 80 ms. A wide character (Chinese, Japanese, Korean)
+counts as two characters.
 
-A caption starts with its first word. A shorter time than the rules ask for is left only where the audio is too short.
+A caption starts with its first word. It is shorter than 0.83 s only if the audio is too short.
 """
 
 from __future__ import annotations
@@ -34,29 +35,29 @@ MEDIA_TYPES: dict[CaptionFormat, str] = {
     "json": "application/json",
 }
 
-LINE_WIDTH = 42  # the characters of one line
-LEAST_MS, MOST_MS = 833, 7_000  # how long a caption is shown
-GAP_MS = 80  # the least time between two captions
+LINE_WIDTH = 42  # the most characters in one line
+LEAST_MS, MOST_MS = 833, 7_000  # the shortest and the longest time that a caption is shown
+GAP_MS = 80  # the shortest time between two captions
 CLOSED_GAP_MS = 200  # a shorter gap becomes GAP_MS
-READING_SPEED = 20  # characters in one second that most people can read
+READING_SPEED = 20  # most people can read this many characters in one second
 
-# Costs of a division into captions. Only their order matters: the division with the lowest sum wins.
+# Costs of a division into captions. The division with the lowest total cost is used.
 _PER_CAPTION = 30.0
 _SECOND_LINE = 6.0
-_TWO_SENTENCES = 100.0  # in one caption
+_TWO_SENTENCES = 100.0  # cost of two sentences in one caption
 _TWO_TURNS = 150.0
 _TOO_SHORT = 300.0
 _TOO_SHORT_PER_S = 1000.0
-_SILENCE_PER_S = 60.0  # silence of more than 0.7 s inside a caption
+_SILENCE_PER_S = 60.0  # cost of each second of silence after the first _SILENCE_S, inside a caption
 _SILENCE_S = 0.7
-_UNEVEN_LINES = 0.4  # for each character of difference
+_UNEVEN_LINES = 0.4  # cost of each character by which the widths of two lines differ
 _UNEVEN_CAPTIONS = 30.0
-_LINE_BREAK = 0.5  # the cost of a line break in relation to a break between captions
+_LINE_BREAK = 0.5  # cost of a line break, relative to a break between two captions
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionWord:
-    """A part of a caption without a line break inside it."""
+    """A word of a caption, or a part of a long word. No line breaks inside it."""
 
     text: str
     start_ms: int
@@ -65,7 +66,7 @@ class CaptionWord:
     space: str  # the character between this word and the word before it: " " or ""
     sentence: int
     turn: int
-    break_cost: float = 0.0  # of a line break or a new caption before this word
+    break_cost: float = 0.0  # cost of a line break or a new caption before this word
 
     @property
     def seconds(self) -> float:
@@ -87,7 +88,7 @@ class CaptionLine:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """Up to two lines that are shown together. Captions never overlap."""
+    """One or two lines that are shown at the same time. Two captions never overlap."""
 
     start_ms: int
     end_ms: int
@@ -115,7 +116,7 @@ def caption_file(
 ) -> str:
     """Return the captions of an answer as the text of a file.
 
-    texts: the caller's texts, one for each turn; they add the punctuation that stands beside a sentence.
+    texts: the caller's texts, one for each turn; the punctuation before and after a sentence is taken from them.
     speakers: the name of the speaker of each turn; empty = no names. language: BCP 47 tag, for the line breaks.
     """
     captions = build_captions(
@@ -124,7 +125,7 @@ def caption_file(
     fast = sum(1 for each in captions if _characters_per_s(each) > READING_SPEED)
     if fast:
         log.warning(
-            "%d of %d captions have more than %d characters per second; they are not shortened",
+            "%d of %d captions have more than %d characters per second, which is too fast for many readers",
             fast,
             len(captions),
             READING_SPEED,
@@ -148,7 +149,7 @@ def build_captions(
 ) -> list[Caption]:
     """Divide the sentences of an answer into captions.
 
-    names_in_text: the names of the speakers stand in the lines, as in SRT, and need room there.
+    names_in_text: True = the lines contain the names of the speakers, as in SRT, and need space for the names.
     """
     duration_ms = int(times.duration_s * 1000)
     words = _words(times, texts, language, duration_ms)
@@ -163,7 +164,7 @@ def build_captions(
 
 
 def _words(times: Timestamps, texts: Sequence[str], language: str, duration_ms: int) -> list[CaptionWord]:
-    """The words of all sentences that are heard, with times that never decrease."""
+    """Return the words of all sentences in the audio, with times that never decrease."""
     rules = BreakRules(language)
     words: list[CaptionWord] = []
     clock_ms = number = 0
@@ -200,25 +201,27 @@ def _words(times: Timestamps, texts: Sequence[str], language: str, duration_ms: 
     return words
 
 
-_HIDDEN = re.compile("[\x00-\x08\x0e-\x1b\x7f\x80-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")  # not for display
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f\x80-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]"
+)  # characters that must not be displayed
 
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """A sentence that is heard, with the punctuation that stands beside it."""
+    """A sentence in the audio, with the punctuation directly before and after it."""
 
     sentence: TimedSentence
     text: str
-    start: int  # the place of `text` in the caller's text
+    start: int  # the index of `text` in the caller's text
     whole: str  # the caller's text; "" = not known
 
     @property
     def is_cut(self) -> bool:
-        """Whether this is a part of a long sentence, so that the sentence continues."""
+        """Whether this is a part of a long sentence that continues in the next part."""
         return bool(self.whole) and self.text.rstrip(CLOSERS)[-1:] not in SENTENCE_ENDS
 
     def gap(self, following: _Heard) -> str:
-        """What stands between this sentence and the next one: nothing, a space, or a line break."""
+        """Return what is between this sentence and the next sentence: nothing, a space, or a line break."""
         if self.sentence.turn != following.sentence.turn:
             return "\n"
         end = self.start + len(self.text)
@@ -229,7 +232,7 @@ class _Heard:
 
 def _heard(times: Timestamps, texts: Sequence[str], duration_ms: int) -> Iterator[_Heard]:
     """Yield each sentence that starts before the end of the audio."""
-    ends: dict[int, int] = {}  # the end of the last sentence of each turn
+    ends: dict[int, int] = {}  # turn -> the index of the end of its last sentence
     sentences = [each for each in times.sentences if each.start_s * 1000 < duration_ms]
     for place, sentence in enumerate(sentences):
         text, start, whole = sentence.text, sentence.start_char, ""
@@ -245,14 +248,14 @@ def _heard(times: Timestamps, texts: Sequence[str], duration_ms: int) -> Iterato
 
 
 def _begin(text: str, start: int, least: int) -> int:
-    """Where the punctuation that stands directly before a sentence begins."""
+    """Return the index at which the punctuation directly before a sentence begins."""
     while start > least and _is_mark(text[start - 1]) and text[start - 1] not in "]>}":
         start -= 1
     return start
 
 
 def _end(text: str, end: int, most: int) -> int:
-    """Where the punctuation that stands directly after a sentence ends."""
+    """Return the index at which the punctuation directly after a sentence ends."""
     while end < most and _is_mark(text[end]) and text[end] not in "[<{":
         end += 1
     return end
@@ -262,14 +265,14 @@ def _is_mark(char: str) -> bool:
     return not char.isspace() and not char.isalnum()
 
 
-_WORD = re.compile(rf"\S+(?:[{JOINED}]+\S+)*")  # no line breaks at the spaces in a word
+_WORD = re.compile(rf"\S+(?:[{JOINED}]+\S+)*")  # a word may contain spaces at which no line breaks
 _PART = re.compile(r"\S+")
 
 
 def _word_ranges(text: str, offset: int) -> list[tuple[int, int, str]]:
-    """The words of a text as (start, end, what stands before it). A long word is divided.
+    """Return the words of a text as (start, end, space before the word). A long word is divided.
 
-    offset: is added to the places.
+    offset: is added to all indices.
     """
     ranges: list[tuple[int, int, str]] = []
     for match in _WORD.finditer(text):
@@ -283,10 +286,10 @@ def _word_ranges(text: str, offset: int) -> list[tuple[int, int, str]]:
 
 
 def _times_of(sentence: TimedSentence, ranges: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
-    """The start and the end in seconds of each range of characters of a sentence.
+    """Return the start and the end in seconds of each range of characters of a sentence.
 
-    A range without a spoken word takes the time between its neighbours. Several such ranges share that time by their
-    lengths. A part of a word gets its share of the word's time.
+    A range without a spoken word gets the time between its neighbours. Several such ranges share this time in
+    proportion to their lengths. A part of a word gets a proportional part of the time of the word.
     """
     known: list[tuple[float, float] | None] = []
     words = sorted(sentence.words, key=lambda word: word.start_char)
@@ -323,26 +326,26 @@ def _times_of(sentence: TimedSentence, ranges: Sequence[tuple[int, int]]) -> lis
 
 
 def _at(word: TimedWord, char: int) -> float:
-    """The time at which a character of a word is heard."""
+    """Return the time at which a character of a word is spoken."""
     share = (char - word.start_char) / max(1, word.end_char - word.start_char)
     return word.start_s + min(max(share, 0.0), 1.0) * (word.end_s - word.start_s)
 
 
 # ---- division into captions and lines
 
-_Range = tuple[int, int]  # the first word of a line, and the word after its last word
+_Range = tuple[int, int]  # index of the first word of a line, and index of the word after its last word
 
 
 class _Division:
     """Finds the division of words into captions with the lowest cost."""
 
     def __init__(self, words: Sequence[CaptionWord], names: Sequence[str], duration_ms: int) -> None:
-        """names: the names of the speakers that stand in the lines."""
+        """names: the names of the speakers that are written in the lines; empty = no names."""
         self._words = words
         self._duration_ms = duration_ms
-        self._sums = [0]  # the widths of all words before a word, with their spaces
-        self._joins = [0.0]  # the costs of all words before a word if they stand in one caption
-        self._turns = [0]  # the changes of turn before a word
+        self._sums = [0]  # for each word: the total width of all words and spaces before it
+        self._joins = [0.0]  # for each word: the total cost of all words before it, if they are in one caption
+        self._turns = [0]  # for each word: the number of turn changes before it
         self._name_widths = [0] * len(words)
         last_turn = -1
         for place, word in enumerate(words):
@@ -362,7 +365,7 @@ class _Division:
             last_turn = word.turn
 
     def best(self) -> list[tuple[_Range, ...]]:
-        """The lines of each caption, as ranges of words."""
+        """Return the lines of each caption of the best division, as ranges of words."""
         count = len(self._words)
         costs = [0.0] + [float("inf")] * count
         choices: list[tuple[int, tuple[_Range, ...]]] = [(0, ())] * (count + 1)
@@ -389,7 +392,9 @@ class _Division:
         return self._sums[end] - self._sums[start] - len(self._words[start].space) + self._name_widths[start]
 
     def _may_fit(self, start: int, end: int) -> bool:
-        """Whether these words may stand in one caption, with their time and their width."""
+        """Return whether one caption may contain these words. The words must not be too wide, take too long, or belong
+        to more than two turns.
+        """
         words = self._words
         return (
             self._sums[end] - self._sums[start] <= 2 * LINE_WIDTH + 1
@@ -398,7 +403,7 @@ class _Division:
         )
 
     def _cost(self, start: int, end: int) -> float:
-        """The cost of a caption without its line break."""
+        """Return the cost of a caption, without the cost of its line break."""
         words = self._words
         cost = _PER_CAPTION + self._joins[end] - self._joins[start + 1]
         if end < len(words):
@@ -411,7 +416,7 @@ class _Division:
         return cost
 
     def _wrap(self, start: int, end: int) -> tuple[float, tuple[_Range, ...]]:
-        """The cost of the best line break and the lines; infinite if the words need more than two lines."""
+        """Return the cost of the best line break, and the lines. The cost is infinite if two lines are not enough."""
         words = self._words
         changes = self._turns[end] - self._turns[start + 1]
         if not changes and (end == start + 1 or self._width(start, end) <= LINE_WIDTH):
@@ -431,7 +436,7 @@ class _Division:
 
 
 def _lines(words: Sequence[CaptionWord], lines: Iterable[_Range], names: Sequence[str]) -> Iterator[CaptionLine]:
-    """The lines of one caption, with the names of their speakers."""
+    """Yield the lines of one caption, with the names of their speakers."""
     for start, end in lines:
         turn = words[start].turn
         name = names[turn] if turn < len(names) else ""
@@ -448,7 +453,7 @@ def _timed(captions: Sequence[tuple[CaptionLine, ...]], duration_ms: int) -> lis
         start = lines[0].words[0].start_ms
         starts.append(max(start, starts[-1] + 1) if starts else start)
     limit = duration_ms
-    for place in range(len(starts) - 1, -1, -1):  # so that each caption has at least a millisecond
+    for place in range(len(starts) - 1, -1, -1):  # each caption gets at least one millisecond
         limit -= 1
         starts[place] = max(0, min(starts[place], limit))
         limit = starts[place]
@@ -460,7 +465,7 @@ def _timed(captions: Sequence[tuple[CaptionLine, ...]], duration_ms: int) -> lis
         readable = start + sum(len(line.text) for line in lines) * 1000 // READING_SPEED
         wanted = max(spoken_end, start + LEAST_MS, min(readable, spoken_end + LEAST_MS))
         ends.append(max(start + 1, min(wanted, latest, start + MOST_MS)))
-    for place in range(len(starts)):  # a short caption starts earlier if there is silence before it
+    for place in range(len(starts)):  # a caption that is too short starts earlier if silence precedes it
         missing = LEAST_MS - (ends[place] - starts[place])
         earliest = ends[place - 1] + GAP_MS if place else 0
         if missing > 0 and earliest < starts[place]:
@@ -476,7 +481,9 @@ def _timed(captions: Sequence[tuple[CaptionLine, ...]], duration_ms: int) -> lis
 
 
 def _latest_end(start: int, following: int) -> int:
-    """The latest end of a caption before another one. The gap is GAP_MS, or half of the time if that is less."""
+    """Return the latest end of a caption before the next caption. The gap is GAP_MS, or half of the available time if
+    this is less.
+    """
     return max(following - GAP_MS, start + (following - start + 1) // 2)
 
 
@@ -488,14 +495,14 @@ def _characters_per_s(caption: Caption) -> float:
 
 
 def _clock(ms: int, separator: str) -> str:
-    """A time as HH:MM:SS and milliseconds."""
+    """Return a time as HH:MM:SS, followed by the separator and the milliseconds."""
     return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{separator}{ms % 1000:03}"
 
 
-# Programs that read SRT take a line with such a start for the times of a new caption.
+# If a line of text starts like this, programs that read SRT treat it as the times of a new caption.
 _NUMBER = r" ?[+-]?\d{1,20} ?"
 _SRT_TIMES = re.compile(rf"(\A{_NUMBER}:{_NUMBER}:{_NUMBER}(?:[,.:]{_NUMBER})?--)(?=>)")
-_WORD_JOINER = "\u2060"  # invisible, without width
+_WORD_JOINER = "\u2060"  # an invisible character without width
 
 
 def to_srt(captions: Sequence[Caption]) -> str:
@@ -509,19 +516,19 @@ def to_srt(captions: Sequence[Caption]) -> str:
 
 
 def _named(line: CaptionLine) -> str:
-    """The text of a line, with the name of the speaker where the turn starts."""
+    """Return the text of a line. If a turn starts with the line, the name of the speaker is before the text."""
     return f"{line.speaker}: {line.text}" if line.speaker and line.starts_turn else line.text
 
 
 def _escaped(text: str) -> str:
-    """Escape a text for WebVTT. No arrow of a time line remains."""
+    """Escape a text for WebVTT. The result contains no "-->", which is the mark of a line with times."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def to_vtt(captions: Sequence[Caption], highlight: Highlight = "none") -> str:
     """Return the captions as a WebVTT file.
 
-    highlight: "word" = the time of each word stands before it, so that players can show it while it is heard.
+    highlight: "word" = the time of each word is written before the word, so that players can highlight the spoken word.
     """
     blocks = ["WEBVTT\n"]
     for caption in captions:
@@ -545,7 +552,7 @@ def to_vtt(captions: Sequence[Caption], highlight: Highlight = "none") -> str:
 
 
 def _closed_voices(lines: list[str]) -> list[str]:
-    """End the voice of the first line if the second line has another voice. A single voice needs no end tag."""
+    """Add end tags to the voices of two lines if both lines have a voice tag. A single voice tag needs no end tag."""
     if len(lines) == 2 and lines[0].startswith("<v ") and lines[1].startswith("<v "):
         return [f"{line}</v>" for line in lines]
     return lines
@@ -557,7 +564,7 @@ _LRC_TIME = re.compile(r"([\[<])(?=\d+:\d)")
 def to_lrc(captions: Sequence[Caption], highlight: Highlight = "none") -> str:
     """Return the captions as an LRC file, one line for each caption and speaker.
 
-    highlight: "word" = the time of each word stands before it (enhanced LRC).
+    highlight: "word" = the time of each word is written before the word (enhanced LRC).
     """
     lines: list[str] = []
     for caption in captions:
@@ -573,13 +580,14 @@ def to_lrc(captions: Sequence[Caption], highlight: Highlight = "none") -> str:
                     parts.append(f"<{_lrc_clock(max(first_ms, word.start_ms))}>")
                 parts.append(_LRC_TIME.sub(rf"\1{_WORD_JOINER}", word.text))
             content = "".join(parts)
-            joiner = _WORD_JOINER if content.startswith("[") else ""  # otherwise the bracket looks like a second time
+            # Without the joiner, a bracket at the start would look like a second time.
+            joiner = _WORD_JOINER if content.startswith("[") else ""
             lines.append(f"[{_lrc_clock(first_ms)}]{joiner}{content}\n")
     return "".join(lines)
 
 
 def _voices(caption: Caption) -> Iterator[_Range]:
-    """The lines of a caption that belong to one turn, as ranges."""
+    """Yield the lines of a caption that belong to one turn, as a range of lines, for each turn."""
     start = 0
     for place, (before, line) in enumerate(pairwise(caption.lines), 1):
         if before.words[0].turn != line.words[0].turn:
@@ -589,7 +597,7 @@ def _voices(caption: Caption) -> Iterator[_Range]:
 
 
 def _lrc_clock(ms: int) -> str:
-    """A time as MM:SS and hundredths."""
+    """Return a time as MM:SS and hundredths of a second."""
     return f"{ms // 60_000:02}:{ms // 1000 % 60:02}.{ms % 1000 // 10:02}"
 
 
@@ -603,7 +611,7 @@ def to_verbose_json(captions: Sequence[Caption], times: Timestamps, language: st
             "start": caption.start_ms / 1000,
             "end": caption.end_ms / 1000,
             "text": caption.text,
-            # The fields of a recogniser. Clients expect them.
+            # Clients expect these fields of a speech recogniser.
             "tokens": [],
             "temperature": 0.0,
             "avg_logprob": 0.0,

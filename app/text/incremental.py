@@ -88,7 +88,7 @@ class _Answer(Enum):
 
 
 class IncrementalSplitter:
-    """Collects a text and returns its pieces as soon as they are complete. Used by one task at a time.
+    """Collects a text and returns its pieces as soon as they are complete. Use it in one task at a time.
 
     The time grows linearly with the length of the text.
     """

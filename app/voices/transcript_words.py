@@ -94,7 +94,8 @@ class TranscriptChecker:
         if not aligned or found.score < MIN_FIT or found.other_s > MAX_OTHER_SHARE * found.seconds:
             return ""
         part = near[aligned[0] : aligned[-1] + 1]
-        if len(set(aligned)) < MIN_SECTION_WORDS * len(part):  # too many missing words: found by chance
+        # Too many words are missing, so the words were found by chance.
+        if len(set(aligned)) < MIN_SECTION_WORDS * len(part):
             return ""
         return " ".join(part)
 

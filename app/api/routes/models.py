@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from app.types import EngineInfo, Voice
     from app.voices.store import VoiceStore
 
-# The `created` time of every model: March 2025, when CSM-1B was published. Clients only check that it is a number.
+# The `created` time of every model: March 2025, when CSM-1B was published. Clients only check that this time is a
+# number.
 CREATED = 1_742_000_000
 
 

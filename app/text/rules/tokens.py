@@ -289,7 +289,8 @@ _KINDS: tuple[tuple[re.Pattern[str], _Reader], ...] = (
         _compound,
     ),
     (_KEPT, _keep),
-    (re.compile(r"[0-9]{1,9}\.[0-9]{1,9}[A-Za-z]{1,20}"), _keep),  # a rare unit, or `DECIMAL_LETTERS`
+    # A rare unit, or a number that the rule `DECIMAL_LETTERS` reads.
+    (re.compile(r"[0-9]{1,9}\.[0-9]{1,9}[A-Za-z]{1,20}"), _keep),
     (re.compile(r"([A-Z])\.([0-9]{1,5})([A-Za-z]?)"), _letter_code),
     (re.compile(r"([0-9]{1,6})\.([A-Z][a-z]{1,30})"), _sentence_end),
     (re.compile(r"([A-Za-z][A-Za-z-]{1,40}):([A-Za-z0-9.:-]{1,80})"), _after_colon),
