@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import numpy as np
 import typer
@@ -42,6 +42,7 @@ from app.generator.lexicons import LexiconStore, with_entry
 from app.generator.planning import read_text
 from app.keys import SCOPES, BadKeys, KeyFile, KeyRing
 from app.settings import Settings, as_markdown
+from app.text.captions import MEDIA_TYPES, caption_file
 from app.text.languages import language_tag
 from app.text.lexicon_file import format_lexicon
 from app.text.normalizer import Normalizer
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from app.engines.manager import EngineManager
+    from app.text.captions import CaptionFormat
     from app.types import AudioFormat
     from app.voices.transcribe import Transcriber
 
@@ -134,6 +136,9 @@ def say(
     codes: Annotated[
         Path | None, typer.Option(help="With --voice none: write the codes (K, T) to this .npy file.")
     ] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="Write captions to this file: .srt, .vtt, .lrc or .json.")
+    ] = None,
     reference_noise: Annotated[
         bool, typer.Option(help="With --voice none: use the random numbers of torch.manual_seed and torch.multinomial.")
     ] = False,
@@ -146,6 +151,8 @@ def say(
     chosen = (audio_format or output.suffix.lstrip(".") or "mp3").lower()
     if chosen not in AUDIO_FORMATS:
         _fail(f"{chosen!r} is not a supported audio format. Use one of: {', '.join(AUDIO_FORMATS)}.")
+    if captions is not None and (voice == NO_VOICE or _caption_format(captions) not in MEDIA_TYPES):
+        _fail(f"--captions needs a voice and a file with one of these endings: {', '.join(MEDIA_TYPES)}.")
     input_text = sys.stdin.read() if text == "-" else text
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale)
     weights: dict[str, object] = {}
@@ -180,6 +187,7 @@ def say(
         seed=seed,
         language=language,
         normalize=normalize,
+        timestamps=captions is not None,
     )
     extras = {
         "language": language,
@@ -188,7 +196,13 @@ def say(
         "top_p": top_p,
         "cfg_scale": cfg_scale,
     }
-    asyncio.run(_say(settings, request, output, frozenset(name for name, value in extras.items() if value is not None)))
+    names = frozenset(name for name, value in extras.items() if value is not None)
+    asyncio.run(_say(settings, request, output, names, captions))
+
+
+def _caption_format(file: Path) -> str:
+    """The ending of the name of a caption file, without the dot."""
+    return file.suffix.lstrip(".").lower()
 
 
 @app.command(context_settings={"ignore_unknown_options": True})  # so that "---" is a text and not an option
@@ -225,8 +239,13 @@ def normalize(
         print(sentence.text)
 
 
-async def _say(settings: Settings, request: SpeechRequest, output: Path, extras: frozenset[str]) -> None:
-    """Speak a request into a file. extras: request fields that OpenAI's API does not have."""
+async def _say(
+    settings: Settings, request: SpeechRequest, output: Path, extras: frozenset[str], captions: Path | None
+) -> None:
+    """Speak a request into a file. extras: request fields that OpenAI's API does not have.
+
+    captions: the file for the captions; None = no captions.
+    """
     services = _services(settings)
     generator, manager = services.generator, services.manager
     async with manager:
@@ -246,12 +265,23 @@ async def _say(settings: Settings, request: SpeechRequest, output: Path, extras:
                     file.close()
                     partial.replace(output)
             err.print(f"{answer.engine}: {size} bytes -> {output}", highlight=False)
+            if captions is not None:
+                line = request.lines[0]
+                voice = services.voices.get(line.voice)
+                content = caption_file(
+                    await answer.timestamps(),
+                    cast("CaptionFormat", _caption_format(captions)),
+                    texts=[line.text],
+                    language=spoken_language(request.language, line.text, voice.language),
+                )
+                await asyncio.to_thread(captions.write_bytes, content.encode())
+                err.print(f"captions -> {captions}", highlight=False)
             if answer.verified == "uncertain":
                 err.print("[yellow]The speech may differ from the text. Listen to it, or try another --seed.[/]")
         except SpeechError as error:
             _fail(error.message)
         except OSError as error:
-            _fail(f"{output} can't be written: {error.strerror}.")
+            _fail(f"{error.filename or output} can't be written: {error.strerror}.")
         finally:
             with contextlib.suppress(OSError):  # after Ctrl+C or an error, this removes the partial file
                 partial.unlink(missing_ok=True)

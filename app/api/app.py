@@ -25,6 +25,7 @@ from app.api.middleware import (
 from app.api.paths import PathAliases, PathPrefix, paths_of, trusted_addresses
 from app.api.responses import REQUEST_ID_HEADER, Schema
 from app.api.routes import (
+    captions,
     conversation,
     custom_voices,
     lexicons,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 
 PREFIXES = ("/v1", "/api/v1")
 _UPLOAD_PATHS = (
+    captions.CAPTIONS_PATH,
     conversation.CONVERSATION_PATH,
     lexicons.LEXICON_PATH,
     watermark.DETECT_PATH,
@@ -214,12 +216,15 @@ def create_api(
     system_routes = system.router(state, services.metrics, services.gate)
     for prefix in ("", *PREFIXES):
         app.include_router(system_routes, prefix=prefix, include_in_schema=not prefix)
+    kokoro_routes = captions.kokoro_router(speaking, services.gate)
+    app.include_router(kokoro_routes)
     app.include_router(pages.router())
     app.mount("/static/swagger", pages.docs_files())
     app.mount("/static", pages.files())
     known_paths = {
         *(PREFIXES[0] + path for routes in v1_routers for path in paths_of(routes.routes)),
         *paths_of(system_routes.routes),
+        *paths_of(kokoro_routes.routes),
         *pages.PATHS,
         *pages.DOCS,
     }
@@ -243,6 +248,7 @@ def _v1_routers(services: AppServices, speaking: Speaking) -> list[APIRouter]:
             max_input_chars=speaking.max_input_chars,
         ),
         conversation.router(speaking, gate),
+        captions.router(speaking, voices, gate),
         voice_cloning.router(speaking, gate, creation, services.lexicons),
         custom_voices.router(creation, gate),
         lexicons.router(services.lexicons, voices, gate),

@@ -257,8 +257,11 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
 def _field_at(location: Sequence[str | int]) -> str:
     """Return the name of the field at a pydantic error location: for example `seed`, or `turns.3.text` inside a list.
 
-    The first part of the location (`body`) and the parts that pydantic adds after the field are left out.
+    The first part of the location (`body`), a tag in parentheses that names one of several bodies, and the parts that
+    pydantic adds after the field are left out.
     """
+    if len(location) > 2 and isinstance(location[1], str) and location[1].startswith("("):
+        location = (location[0], *location[2:])
     inside_list = len(location) > 2 and isinstance(location[2], int)
     return ".".join(str(part) for part in location[1 : 4 if inside_list else 2])
 

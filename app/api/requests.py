@@ -76,7 +76,7 @@ def _flag(value: object) -> object:
     return _FLAGS.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
-def _lower(value: object) -> object:
+def lower_case(value: object) -> object:
     """Convert a string to lower case."""
     return value.strip().lower() if isinstance(value, str) else value
 
@@ -233,7 +233,7 @@ class SpokenBody(BaseModel):
         Annotated[float, Field(ge=0.25, le=4.0, allow_inf_nan=False), NUMBER] | None,
         Field(description="The tempo: 2 is twice as fast. The pitch does not change."),
     ] = None
-    stream_format: Annotated[StreamFormat | None, BeforeValidator(_lower)] = None
+    stream_format: Annotated[StreamFormat | None, BeforeValidator(lower_case)] = None
     progress: Annotated[
         Flag | None,
         Field(description="With `stream_format: sse`: send `speech.progress` events with the start of each sentence."),
@@ -260,7 +260,7 @@ class SpokenBody(BaseModel):
     ] = None
     seed: Annotated[
         Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | Literal["random"] | None,
-        BeforeValidator(_lower),
+        BeforeValidator(lower_case),
         Field(
             description="The random seed. Default: derived from the request, so that the same request gives the same "
             "audio."

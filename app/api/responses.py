@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, WithJso
 from pydantic_core import CoreSchema
 
 from app.audio.formats import AUDIO_FORMATS
+from app.text.captions import MEDIA_TYPES
 from app.types import VoiceKind
 
 if TYPE_CHECKING:
@@ -665,6 +666,56 @@ def speech_response() -> Schema:
         "description": "The audio as a stream, or server-sent events with `stream_format: sse`.",
         "headers": dict(_SPEECH_HEADERS),
         "content": {**content, "text/event-stream": _SPEECH_EVENTS},
+    }
+
+
+_CAPTION_HEADERS = {
+    **_SPEECH_HEADERS,
+    "Content-Disposition": text_header("The name of the caption file, such as `speech.srt`."),
+}
+
+
+def captions_response() -> Schema:
+    """The OpenAPI description of the 200 response with captions."""
+    string: Schema = {"type": "string"}
+    number: Schema = {"type": "number", "minimum": 0}
+    verbose = _object(
+        task={"const": "transcribe"},
+        language=string,
+        duration=number,
+        text=string,
+        words={"type": "array", "items": _object(word=string, start=number, end=number)},
+        segments={
+            "type": "array",
+            "items": _object(["speaker"], id=_COUNT, start=number, end=number, text=string, speaker=string),
+        },
+    )
+    kinds = {kind: media_type.partition(";")[0] for kind, media_type in MEDIA_TYPES.items()}
+    parts = _object(audio={"type": "string", "format": "binary"}, captions={"type": "string"})
+    return {
+        "description": "The captions as a file. With `return_audio: true`, the audio and the captions as two parts.",
+        "headers": _CAPTION_HEADERS,
+        "content": {
+            **{media_type: {"schema": string} for kind, media_type in kinds.items() if kind != "json"},
+            kinds["json"]: {"schema": verbose},
+            "multipart/form-data": {"schema": parts},
+        },
+    }
+
+
+def captioned_speech_response() -> Schema:
+    """The OpenAPI description of the 200 response of `/dev/captioned_speech`."""
+    number: Schema = {"type": "number", "minimum": 0}
+    word = _object(word={"type": "string"}, start_time=number, end_time=number)
+    chunk = _object(
+        audio={"type": "string", "contentEncoding": "base64"},
+        audio_format={"type": "string"},
+        timestamps={"type": ["array", "null"], "items": word},
+    )
+    return {
+        "description": "A JSON object, or one JSON object in each line if `stream` is not false.",
+        "headers": dict(_SPEECH_HEADERS),
+        "content": {"application/json": {"schema": chunk}},
     }
 
 

@@ -62,7 +62,13 @@ class Speaking:
 
         The parameters are those of `prepare`. Raises the errors of `prepare` and of `SpeechGenerator.answer`.
         """
-        request = await self.prepare(body, owner, voice=voice)
+        return await self.start(await self.prepare(body, owner, voice=voice), body)
+
+    async def start(self, request: SpeechRequest, body: SpokenBody) -> Answer:
+        """Get the answer to a request from the cache, or start to generate it.
+
+        request: the result of `prepare`. Raises the errors of `SpeechGenerator.answer`.
+        """
         try:
             answer = await self.generator.answer(request, extras=body.extras, random_seed=body.seed == "random")
         except SpeechError as error:

@@ -19,9 +19,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from app.text.caption_breaks import CLOSERS, JOINED, SENTENCE_ENDS, BreakRules, char_width, split_long
+from app.types import TimedWord
 
 if TYPE_CHECKING:
-    from app.types import TimedSentence, TimedWord, Timestamps
+    from app.types import TimedSentence, Timestamps
 
 log = logging.getLogger(__name__)
 
@@ -323,6 +324,22 @@ def _times_of(sentence: TimedSentence, ranges: Sequence[tuple[int, int]]) -> lis
             clock += size * per_char
         place = until
     return times
+
+
+def words_of(sentence: TimedSentence) -> tuple[TimedWord, ...]:
+    """The words of a sentence. If their times are not known, they share the time of the sentence by their lengths."""
+    if sentence.words:
+        return sentence.words
+    places = [
+        (sentence.start_char + match.start(), sentence.start_char + match.end())
+        for match in _PART.finditer(sentence.text)
+    ]
+    return tuple(
+        TimedWord(
+            sentence.text[start - sentence.start_char : end - sentence.start_char], *span, start, end, sentence.turn
+        )
+        for (start, end), span in zip(places, _times_of(sentence, places), strict=True)
+    )
 
 
 def _at(word: TimedWord, char: int) -> float:

@@ -25,6 +25,7 @@ PAGES = (
     "studio",
     "voices",
     "lexicon",
+    "captions",
     "watermark",
     "models",
     "scaling",

@@ -57,6 +57,8 @@ ROUTES = [
     ("speak", "POST", "/api/v1/audio/speech/stream", {"json": SPEECH}),
     ("speak", "POST", "/v1/audio/conversation", {"json": {"text": "Hello."}}),
     ("speak", "POST", "/v1/audio/dialogue", {"json": {"turns": [{"text": "Hello."}]}}),
+    ("speak", "POST", "/v1/audio/captions", {"json": SPEECH}),
+    ("speak", "POST", "/dev/captioned_speech", {"json": SPEECH}),
     ("speak", "DELETE", "/v1/audio/conversations/none", {}),
     ("speak", "GET", "/v1/audio/lexicon", {}),
     ("clone", "PUT", "/v1/audio/lexicon", {"json": {"entries": []}}),

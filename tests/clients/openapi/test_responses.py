@@ -119,6 +119,8 @@ OPERATIONS = {
     "GET /v1/voice-cloning/voices/{voice_id}/reference",
     "GET /version",
     "PATCH /v1/voice-cloning/voices/{voice_id}",
+    "POST /dev/captioned_speech",
+    "POST /v1/audio/captions",
     "POST /v1/audio/conversation",
     "POST /v1/audio/dialogue",
     "POST /v1/audio/normalize",

@@ -1,0 +1,199 @@
+"""Streams of responses with captions: a caption file, a caption file with its audio, and Kokoro's captioned speech."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from app.api.streaming import Headers, Stream, speech_stream
+from app.text.captions import MEDIA_TYPES, caption_file, words_of
+
+if TYPE_CHECKING:
+    from app.generator.speech import Answer
+    from app.metrics import Metrics
+    from app.text.captions import CaptionFormat, Highlight
+    from app.types import TimedSentence
+
+LINES_MEDIA_TYPE = "application/json"  # as Kokoro-FastAPI sends it, although each line is a JSON object
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionOptions:
+    """The form of the captions, and what they need to know of the request."""
+
+    kind: CaptionFormat
+    highlight: Highlight
+    texts: tuple[str, ...]  # of the caller, one for each turn
+    speakers: tuple[str, ...]  # the names; empty = no names are shown
+    language: str  # BCP 47 tag
+
+    async def file_of(self, answer: Answer) -> bytes:
+        """Return the captions of an answer whose stream has ended."""
+        times = await answer.timestamps()
+        content = await asyncio.to_thread(
+            caption_file,
+            times,
+            self.kind,
+            texts=self.texts,
+            speakers=self.speakers,
+            language=self.language,
+            highlight=self.highlight,
+        )
+        return content.encode()
+
+
+@dataclass(slots=True)
+class Captioned:
+    """An answer with the options of its captions."""
+
+    answer: Answer
+    options: CaptionOptions
+
+
+@contextlib.asynccontextmanager
+async def captions_stream(
+    prepare: Callable[[], Awaitable[Captioned]], metrics: Metrics, audio_format: str, *, with_audio: bool
+) -> AsyncIterator[Stream]:
+    """Open the stream of a caption file. The audio is generated, so that the cache has it for the next request.
+
+    audio_format: of the request. with_audio: the audio is sent too, as the first part of multipart/form-data.
+    """
+    async with _speech(prepare, metrics, f"speech.{audio_format}") as (captioned, speech):
+        if with_audio:
+            boundary = secrets.token_hex(16)
+            headers = _changed(
+                speech.headers,
+                ("content-type", f"multipart/form-data; boundary={boundary}"),
+                without=("content-length", "content-disposition"),
+            )
+            parts = _parts(captioned, speech.body, boundary, f"speech.{audio_format}")
+            yield Stream(headers, parts, speech.completed)
+            return
+        async with contextlib.aclosing(speech.body) as body:
+            async for _ in body:
+                pass
+        content = await captioned.options.file_of(captioned.answer)
+        headers = _changed(
+            speech.headers,
+            ("content-type", MEDIA_TYPES[captioned.options.kind]),
+            ("content-disposition", f'inline; filename="speech.{captioned.options.kind}"'),
+            ("content-length", str(len(content))),
+            ("x-tts-verified", captioned.answer.verified),
+        )
+        yield Stream(headers, _once(content), speech.completed)
+
+
+@contextlib.asynccontextmanager
+async def captioned_speech_stream(
+    prepare: Callable[[], Awaitable[Answer]], metrics: Metrics, audio_format: str, *, lines: bool, timestamps: bool
+) -> AsyncIterator[Stream]:
+    """Open the stream of Kokoro's captioned speech.
+
+    lines: send a line of JSON for each chunk of audio; otherwise one JSON object. timestamps: with the times of words.
+    """
+    held: list[Answer] = []
+
+    async def answer() -> Answer:
+        held.append(await prepare())
+        return held[0]
+
+    async with speech_stream(answer, metrics, f"speech.{audio_format}", sse=False, progress=False) as speech:
+        headers = _changed(speech.headers, ("content-type", LINES_MEDIA_TYPE), without=("content-length",))
+        if lines:
+            yield Stream(headers, _chunk_lines(held[0], speech.body, timestamps=timestamps), speech.completed)
+            return
+        async with contextlib.aclosing(speech.body) as body:
+            audio = b"".join([data async for data in body])
+        words = _words((await held[0].timestamps()).sentences) if timestamps else None
+        content = _chunk(held[0], audio, words)
+        yield Stream([*headers, ("content-length", str(len(content)))], _once(content), speech.completed)
+
+
+@contextlib.asynccontextmanager
+async def _speech(
+    prepare: Callable[[], Awaitable[Captioned]], metrics: Metrics, filename: str
+) -> AsyncIterator[tuple[Captioned, Stream]]:
+    """Open the stream of the audio of a captioned answer."""
+    held: list[Captioned] = []
+
+    async def answer() -> Answer:
+        held.append(await prepare())
+        return held[0].answer
+
+    async with speech_stream(answer, metrics, filename, sse=False, progress=False) as speech:
+        yield held[0], speech
+
+
+def _changed(headers: Headers, *changed: tuple[str, str], without: tuple[str, ...] = ()) -> Headers:
+    """Return the headers with other values for some of them."""
+    names = {name for name, _ in changed} | set(without)
+    return [*(header for header in headers if header[0] not in names), *changed]
+
+
+async def _parts(
+    captioned: Captioned, audio: AsyncGenerator[bytes], boundary: str, audio_name: str
+) -> AsyncGenerator[bytes]:
+    """Yield the audio and then the captions as two parts of multipart/form-data."""
+
+    def head(field: str, filename: str, media_type: str) -> bytes:
+        disposition = f'Content-Disposition: form-data; name="{field}"; filename="{filename}"'
+        return f"--{boundary}\r\n{disposition}\r\nContent-Type: {media_type}\r\n\r\n".encode()
+
+    yield head("audio", audio_name, captioned.answer.media_type)
+    async with contextlib.aclosing(audio):
+        async for data in audio:
+            yield data
+    kind = captioned.options.kind
+    yield b"\r\n" + head("captions", f"speech.{kind}", MEDIA_TYPES[kind])
+    yield await captioned.options.file_of(captioned.answer)
+    yield f"\r\n--{boundary}--\r\n".encode()
+
+
+async def _chunk_lines(answer: Answer, audio: AsyncGenerator[bytes], *, timestamps: bool) -> AsyncGenerator[bytes]:
+    """Yield a line of JSON for each chunk of audio, with the words that have times by then.
+
+    One chunk is held back, so that the last line has audio and the last words.
+    """
+    sent = 0
+    held: bytes | None = None
+
+    def line(data: bytes) -> bytes:
+        nonlocal sent
+        new = answer.timed[sent:]
+        sent += len(new)
+        return _chunk(answer, data, _words(new) if timestamps else None) + b"\n"
+
+    async with contextlib.aclosing(audio):
+        async for data in audio:
+            if held is not None:
+                yield line(held)
+            held = data
+    if timestamps:
+        await answer.timestamps()
+    yield line(held or b"")
+
+
+def _chunk(answer: Answer, audio: bytes, words: list[dict[str, Any]] | None) -> bytes:
+    """The JSON object of a chunk."""
+    content = {"audio": base64.b64encode(audio).decode(), "audio_format": answer.media_type, "timestamps": words}
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def _words(sentences: list[TimedSentence] | tuple[TimedSentence, ...]) -> list[dict[str, Any]]:
+    """The words of sentences, with the names of Kokoro-FastAPI."""
+    return [
+        {"word": word.word, "start_time": round(word.start_s, 3), "end_time": round(word.end_s, 3)}
+        for sentence in sentences
+        for word in words_of(sentence)
+    ]
+
+
+async def _once(data: bytes) -> AsyncGenerator[bytes]:
+    """Yield `data`."""
+    yield data
