@@ -274,7 +274,7 @@ class TimedSentence:
 
 @dataclass(frozen=True, slots=True)
 class Timestamps:
-    """When the sentences and words of an answer are heard."""
+    """The times at which the sentences and words of an answer are heard."""
 
     sentences: tuple[TimedSentence, ...]  # in the order of the audio
     duration_s: float  # duration of the audio
@@ -296,7 +296,7 @@ class ContextTurn:
 
 
 class PlaybackClock(Protocol):
-    """The state of a listener's playback, as the engine reads it. `app.runtime.playback.Playback` implements it."""
+    """The state of a listener's playback, for the engine. `app.runtime.playback.Playback` implements it."""
 
     @property
     def current_index(self) -> int:

@@ -125,7 +125,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         kept = [token.strip() for token in offered if token.strip().lower() not in _UPGRADE_HEADERS]
         head += [b"Connection: " + b", ".join(kept)] if kept else []
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # uvicorn does the same
         self._parse(b"\r\n".join(head) + b"\r\n\r\n" + rest)
 
     def on_headers_complete(self) -> None:

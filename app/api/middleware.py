@@ -77,7 +77,8 @@ class ReaderStuck(ConnectionError):
 
 
 class ReaderTimeout:
-    """Disconnects a client that reads no data for `timeout_s` seconds, so that other requests can use its engine row.
+    """Disconnects a client that reads no data for `timeout_s` seconds, so that other requests can use its row (its
+    place in the batch of the engine).
 
     The time is measured only while the send buffers of the connection are full.
     """
@@ -349,7 +350,7 @@ class BodyLimit:
             whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit.max_bytes:
-                # FastAPI reads the body here. FastAPI replaces an exception of any other class with a 400.
+                # Raise HTTPException, because FastAPI reads the body here and replaces any other exception with a 400.
                 raise HTTPException(413, limit.error().message)
             if decoder is not None and decoder.active and message["type"] == "http.request":
                 message = {**message, "body": decoder.push(message.get("body", b""))}

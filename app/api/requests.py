@@ -1,7 +1,7 @@
 """The JSON bodies of speech requests as pydantic models, and their conversion to SpeechRequest.
 
-A field whose value is null is treated as missing. Numbers and booleans may be strings, as some clients send them.
-`SpokenBody.ignored` lists the fields of a request that have no effect on its route, including unknown fields.
+A field whose value is null is treated as missing. Numbers and booleans may be strings, because some clients send
+strings. `SpokenBody.ignored` lists the fields of a request that have no effect on its route, including unknown fields.
 """
 
 from __future__ import annotations
@@ -373,7 +373,8 @@ class SpokenBody(BaseModel):
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
         """Convert the body to a SpeechRequest without context and conversation key. Raises TextTooLong, UnknownVoice.
 
-        default_model: for a body without `model`. max_input_chars: the maximum number of characters of the text.
+        default_model: the model of a body without `model`. max_input_chars: the maximum number of characters of the
+        text.
         """
 
     def _request(self, lines: Iterable[Line], default_model: str) -> SpeechRequest:
@@ -418,7 +419,7 @@ class SpeechBody(SpokenBody):
 
 
 class NormalizeBody(BaseModel):
-    """The body of `POST /v1/audio/normalize`. The fields have the meaning that they have for speech."""
+    """The body of `POST /v1/audio/normalize`. The fields mean the same as in a speech request."""
 
     model_config = ConfigDict(
         extra="ignore", strict=True, json_schema_extra={"examples": [{"input": "It costs $12.50."}]}
@@ -605,7 +606,7 @@ class DialogueBody(SpokenBody):
         default = DEFAULT_VOICE if body_voice is None else body_voice
         lines = []
         voices: dict[str, str] = {}  # the last voice of each speaker
-        numbers: dict[tuple[str | None, str], int] = {}  # speaker number by (speaker, voice)
+        numbers: dict[tuple[str | None, str], int] = {}  # (speaker, voice) -> speaker number
         for index, turn in enumerate(self.turns):
             label = None if turn.speaker is None else str(turn.speaker)
             voice = _voice_id(turn.voice, f"turns.{index}.voice")

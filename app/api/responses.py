@@ -29,7 +29,7 @@ Seconds = Annotated[float, Field(ge=0)]
 
 
 class ResponseModel(BaseModel):
-    """The base of all response bodies."""
+    """The base class of all response bodies."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -159,7 +159,9 @@ class NamedFormat(ResponseModel):
 
 
 class NormalizedPiece(ResponseModel):
-    """A part of the text that is spoken as one unit, such as a sentence. Characters count in `input`, from 0."""
+    """A part of the text that is spoken as one unit, such as a sentence. The positions are indices of characters in
+    `input`, from 0.
+    """
 
     text: Annotated[str, Field(description="The part of `input` that is spoken.")]
     spoken: Annotated[str, Field(description="The words that are spoken.")]

@@ -357,8 +357,8 @@ class _Mixer:
     """Mixes frames of one kind (rate, format, layout) to mono, and counts clipped samples.
 
     FFmpeg converts the samples to packed float first, because PyAV's `to_ndarray` crashes the process for planar frames
-    with 8 or more channels (PyAV 18.1). Mono is the mean of the channels. FFmpeg's mix is not used: for two equal
-    channels it is 3 dB louder than each channel, so it can clip.
+    with 8 or more channels (PyAV 18.1). Mono is the mean of the channels. FFmpeg's mix is not used, because the mix of
+    two equal channels is 3 dB louder than each channel and can clip.
     """
 
     def __init__(self, channel: int | None) -> None:
@@ -411,7 +411,7 @@ class _Mixer:
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def _mix(self, samples: Samples) -> Samples:
-        """Mix samples (N, channels) to mono (N,). Add their power to `channel_powers` and `mono_power`."""
+        """Mix samples (N, channels) to mono (N,), and add the powers of the channels and of the mix to the totals."""
         channels = samples.shape[1]
         channel = self._channel if self._channel is not None and self._channel < channels else None
         mono = np.asarray(samples.mean(axis=1, dtype=np.float32) if channel is None else samples[:, channel])

@@ -58,7 +58,9 @@ class Format:
     delay_samples: int = 0
 
     def delay_s(self, rate_hz: int) -> float:
-        """Return how much later the audio begins in the decoded file. rate_hz: the sample rate of the request."""
+        """Return the time in seconds from the start of the decoded file to the start of the audio. rate_hz: the sample
+        rate of the request.
+        """
         recipe = self.recipe
         return self.delay_samples / (recipe.codec_rate_hz(rate_hz) if isinstance(recipe, CodecRecipe) else rate_hz)
 

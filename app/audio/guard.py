@@ -168,8 +168,8 @@ class Repetition:
     """Detects that the last second of a line sounds a second time. The codes of the two parts may differ.
 
     The spectrum of each window is compared with the spectra SHORTEST_S to LONGEST_S earlier. The line repeats itself
-    if, at one distance in time, the spectra of the last COMPARED_S seconds differ by less than MAX_DB on average.
-    Different speech of one speaker differs by 8 dB or more.
+    if, at one distance in time, the spectra of the last COMPARED_S seconds differ from the earlier spectra by less than
+    MAX_DB on average. Different speech of one speaker differs by 8 dB or more.
     """
 
     BANDS = 20

@@ -61,8 +61,8 @@ class EdgeTrimmer:
         self._held: list[Samples] = []  # the part of a pause beyond tail_s
         self._kept_of_pause = 0  # number of samples of the current pause that were returned
         self._sounded = False
-        self._before_samples = 0  # up to the first sound, with its window
-        self.removed_samples = 0  # at the start; final when `sounded` is True
+        self._before_samples = 0  # number of samples up to the first sound, including its window
+        self.removed_samples = 0  # number of samples removed at the start; final when `sounded` is True
 
     @property
     def sounded(self) -> bool:

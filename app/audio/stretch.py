@@ -54,7 +54,7 @@ class StreamStretcher:
         self._pending = np.concatenate((self._pending, samples))
         whole = len(self._pending) - len(self._pending) % self._block_samples
         ready = self._feed(self._tempo, self._pending[:whole])
-        self._pending = self._pending[whole:].copy()  # a view would keep the whole array in memory
+        self._pending = self._pending[whole:].copy()  # without the copy, the whole array would stay in memory
         self._given_samples += len(ready)
         return ready
 
@@ -62,7 +62,8 @@ class StreamStretcher:
         """End the input and return the remaining samples, cut or padded to the exact total length.
 
         atempo holds its last samples (up to 100 ms at speed 0.25) until it gets more input, so silence is added after
-        the audio. In a test at every speed, the last tone of the input kept its time, with an error of at most 30 ms.
+        the audio. In a test at every speed, a tone at the end of the input ended at the right time, with an error of at
+        most 30 ms.
         """
         if self._tempo is None:
             return np.zeros(0, dtype=np.float32)

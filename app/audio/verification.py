@@ -48,7 +48,8 @@ MAX_PHONEMES_PER_S = 26.0  # human recordings: at most 18.5
 MAX_LENGTH_RATIO = 2.0  # a take may be longer or shorter than expected by this factor
 _DOUBTFUL_SCORE = -6.0  # a word below this score is doubtful; 5 % of human recordings have such a word
 
-# Common words of English, and of other languages in Latin letters. Words of several of these languages are left out.
+# Common words of English, and of other languages in Latin letters. A word of English and of another language is in
+# neither list.
 _ENGLISH_WORDS = frozenset(
     "the and of to is you that it was for are with his they be this have from had by but not what all were we when "
     "your can there which she he do how their if my our will would has who its about out up them then him her been "
@@ -155,7 +156,7 @@ def _frames(start_s: float, end_s: float) -> slice:
 
 
 def _most_in_window(apart: NDArray[np.bool_]) -> float:
-    """Return for how many seconds `apart` is True in the worst window of _WINDOW_S seconds."""
+    """Return the largest number of seconds for which `apart` is True in one window of _WINDOW_S seconds."""
     sums = np.concatenate(([0], np.cumsum(apart)))
     width = min(len(apart), round(_WINDOW_S / _FRAME_S))
     return float((sums[width:] - sums[: len(sums) - width]).max()) * _FRAME_S
@@ -170,8 +171,8 @@ def _ranking_score(alignment: Alignment, not_words_s: float) -> float:
 
 
 def best_take(verdicts: Sequence[Verdict]) -> int:
-    """Return the index of the best of several takes of one text. Any other take is better than a bad take. Among the
-    remaining takes, the highest score wins; of equal takes, the first one.
+    """Return the index of the best of several takes of one text. A take that is not bad is better than a bad take.
+    Among the remaining takes, the highest score wins; of equal takes, the first one.
     """
     return max(range(len(verdicts)), key=lambda at: (verdicts[at].status != "bad", verdicts[at].score))
 

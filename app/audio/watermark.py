@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-import pickle  # only for its error class, because torch.load is called with weights_only # nosec B403
+import pickle  # used only for its error class: torch.load is called with weights_only # nosec B403
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal

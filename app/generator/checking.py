@@ -259,8 +259,9 @@ def whole_takes(takes: Sequence[Take], text: str) -> list[Take]:
 def best_of_takes(takes: Sequence[Take], text: str) -> Take:
     """Return the take of an utterance to keep.
 
-    If a part of the last take was sent, the last take is kept. Otherwise the best take is kept, of all takes that broke
-    no rule of the output guard and are not silent. If there is no such take, the last take is kept.
+    If a part of the last take was sent, the last take is kept. Otherwise, takes that broke a rule of the output guard
+    or are silent are left out, and the best of the other takes is kept. If there is no such take, the last take is
+    kept.
     """
     if takes[-1].sent:
         return takes[-1]

@@ -35,7 +35,8 @@ class ConversationContext:
         """memory: stores conversations; None = no memory. uploads: limits the threads that decode recordings."""
         self._memory = memory
         self._uploads = uploads
-        self._codes: LRU[tuple[str, str, str], Codes] = LRU(CACHED_TURNS)  # key: engine, samples, text
+        # (engine, digest of the samples, text) -> codes.
+        self._codes: LRU[tuple[str, str, str], Codes] = LRU(CACHED_TURNS)
 
     async def decode(self, uploaded: Sequence[UploadedTurn], rate_hz: int) -> tuple[Turn, ...]:
         """Decode the caller's recordings to samples. Raises BadReference, whose `param` is `context.N.audio`."""

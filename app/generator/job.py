@@ -59,7 +59,7 @@ class SpeechJob:
     the cache.
     """
 
-    request: SpeechRequest  # without the fields that the engine ignores
+    request: SpeechRequest  # the request without the fields that the engine ignores
     engine: Engine
     voices: tuple[Voice, ...]  # the voice of each line
     speakers: tuple[int, ...]  # the speaker number of each line, for the engine

@@ -1,7 +1,7 @@
 """Decides which answer may encode audio next, and measures how much unplayed audio each listener has.
 
-An answer that has sent no audio yet encodes first. An answer whose listener has enough audio waits briefly for such an
-answer.
+An answer that has sent no audio yet encodes first. If a listener has enough audio, the answer to this listener waits
+briefly for answers without audio.
 """
 
 from __future__ import annotations

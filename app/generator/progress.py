@@ -21,7 +21,8 @@ class Progress:
     """The progress of a generation, or of one of its answers. An answer from the cache has no progress."""
 
     utterances: list[UtteranceStart] = field(default_factory=list)  # the utterances in the order of the audio
-    # For each utterance: the index of the caller's text, and the first and last (exclusive) of its characters there.
+    # For each utterance: the index of the caller's text, and the range of its characters in this text (the end is
+    # exclusive).
     spans: list[tuple[int, int, int]] = field(default_factory=list)
     line_of_sentence: list[int] = field(default_factory=list)  # the index of the line of each planned sentence
     all_planned: bool = False  # whether line_of_sentence is complete

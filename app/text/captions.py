@@ -2,10 +2,10 @@
 
 A caption shows the caller's own characters. White space becomes one space or a line break. The limits are the usual
 limits of subtitles for television. A caption has at most two lines of 42 characters, and is shown for 0.83 to 7 s. If
-possible, it contains one sentence. The gap between two captions is 80 ms. A wide character (Chinese, Japanese, Korean)
-counts as two characters.
+possible, a caption contains one sentence. The gap between two captions is 80 ms. A wide character (Chinese, Japanese,
+Korean) counts as two characters.
 
-A caption starts with its first word. It is shorter than 0.83 s only if the audio is too short.
+A caption starts with its first word. A caption is shorter than 0.83 s only if the audio is too short.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _LINE_BREAK = 0.5  # cost of a line break, relative to a break between two capti
 
 @dataclass(frozen=True, slots=True)
 class CaptionWord:
-    """A word of a caption, or a part of a long word. No line breaks inside it."""
+    """A word of a caption, or a part of a long word. A line never breaks inside a `CaptionWord`."""
 
     text: str
     start_ms: int

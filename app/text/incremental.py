@@ -44,7 +44,7 @@ _MONTHS = frozenset(
 _EITHER = frozenset("inc ltd co corp llc plc etc al ave rd blvd sq bros dept est govt univ assn gmbh".split())
 _DAY_PREPOSITIONS = frozenset(
     "am vom zum der den dem des im bis ab seit und den le il el".split()
-)  # before "3. Oktober"
+)  # words before a day, such as "am" in "am 3. Oktober"
 _STARTERS = frozenset(
     (
         "a an the he she it they we i you this that these those there here in on at by for from with when "
@@ -61,7 +61,7 @@ _NOT_AFTER_HOURS = frozenset(
     ).split()
 )
 
-_INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J, U.S, a.m
+_INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # for example "J", "U.S" or "a.m"
 _HOURS = re.compile(r"[ap]\.?m", re.IGNORECASE)
 _LABEL = re.compile(r"\s*[(\[]?(?:[0-9]{1,3}|[A-Za-z]|[ivxIVX]{1,5})")
 _LINE_OF_ITS_OWN = re.compile(r"[ \t]{0,40}(?:#{1,6}\s|(?:[-*+•–]|\(?[0-9]{1,3}[.)])[ \t]{1,40}\S|\|)")

@@ -21,7 +21,7 @@ Edit = tuple[int, int, str]
 
 # ---- blocks: an opening mark, a text, a closing mark
 
-# Names of tags around the reasoning of a language model. A pattern without groups; the case does not matter.
+# Names of tags around the reasoning of a language model. The pattern has no groups and ignores case.
 REASONING_NAME = (
     r"(?:[a-z_]{1,20}:)?(?:think(?:ing)?(?:_process)?|thoughts?|thought_?process|reason(?:ing)?(?:_(?:content|process))?|"
     r"reflect(?:ion)?|scratch_?pad|(?:inner|internal)_?(?:monologue|thoughts?|reasoning)|monologue|chain_?of_?thought|"

@@ -125,7 +125,7 @@ def _sound_of(words: str, kind: int, match: re.Match[str]) -> str | None:
         sound = _SPELLINGS[first]
         if rest and _MODIFIERS.fullmatch(f"{rest} ") is None:
             return None
-    else:  # "softly laughs", "nervous laughter"
+    else:  # for example "softly laughs" or "nervous laughter"
         before, _, last = words.rpartition(" ")
         if last not in _SPELLINGS or _MODIFIERS.fullmatch(f"{before} ") is None:
             return None

@@ -42,7 +42,7 @@ _ABBREVIATION = re.compile(
 
 _DASHES = frozenset("-–—")
 _DASH_PAUSE = re.compile(r"(?:(?<=\S)|(?<! ) +)(?:[—–]+|(?<=[ \w])-{2,}(?=[ \w])|(?<= )-(?= ))\s*")
-_JOINING_DASH = re.compile(r"(?<=[a-z])–(?=[A-Z])")  # the Paris–London train
+_JOINING_DASH = re.compile(r"(?<=[a-z])–(?=[A-Z])")  # for example "the Paris–London train"
 _DASH_END = re.compile(r" ?(?:(?<![—–])[—–]+|(?<!-)-{2,})(?=[\"')\]]*\s*$|\")")
 # Repeated marks: (characters of which the paragraph must contain at least one, pattern, replacement).
 _REPEATED = (
@@ -108,7 +108,7 @@ class Grammar:
         with self._lock:
             try:
                 words = self._loaded().normalize(f"{count} {symbol}")
-            except (AssertionError, RuntimeError):  # wetext raises both for symbols that it cannot parse
+            except (AssertionError, RuntimeError):  # wetext raises both errors for symbols that it cannot parse
                 return None
         name = words.removeprefix(count_words)
         is_name = (

@@ -111,7 +111,7 @@ def number(text: str) -> str:
 
 
 def lakhs(value: int) -> str:
-    """Return a whole number in words of India: 25000000 -> "two crore fifty lakh"."""
+    """Return a whole number in the number words of India: 25000000 -> "two crore fifty lakh"."""
     words = []
     for scale, name in ((10**7, "crore"), (10**5, "lakh")):
         if value >= scale:

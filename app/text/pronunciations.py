@@ -36,7 +36,7 @@ _UNSPACED = (
 
 
 def _mark_ranges() -> str:
-    """Return all combining marks as the inside of a character class."""
+    """Return all combining marks as the content of a character class of a regular expression."""
     ranges: list[list[int]] = []
     for code in (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0)):
         if unicodedata.category(chr(code))[0] == "M":
@@ -62,7 +62,7 @@ _WORD_CHARACTER = re.compile(rf"[^\W_{_UNSPACED}]|[{_MARKS}]")
 _SAME = str.maketrans({**dict.fromkeys("\u2019\u2018\u02bc\uff07", "'"), **dict.fromkeys("\u2010\u2011\uff0d", "-")})
 
 _APOSTROPHES = "'\u2019"
-_ENDINGS = frozenset(("s", "d", "ll", "ve", "re"))  # what may follow a word after an apostrophe: "Nguyen's"
+_ENDINGS = frozenset(("s", "d", "ll", "ve", "re"))  # endings that may follow a word after an apostrophe: "Nguyen's"
 # Words that lose a letter before the next word, as in "l'API". The word after such a word counts as a whole word.
 _ELIDED = frozenset(
     "l d j m n s t c qu jusqu lorsqu puisqu quoiqu quelqu dell all nell sull dall coll un quest quell gl".split()

@@ -240,7 +240,7 @@ def _end_of_inline_formula(text: str, start: int) -> int:
 def _command_in_text(
     text: str, opening: re.Match[str], braces: _Braces, *, english: bool
 ) -> Generator[Edit, None, int]:
-    """Yield the edits of a command that stands in ordinary text, and return the place after it."""
+    """Yield the edits of a command in ordinary text, and return the place after it."""
     name = opening["command"].rstrip("{ \n\t")[1:]
     start = opening.start()
     after = start + 1 + len(name)
@@ -323,8 +323,8 @@ class _Reader:
         self._english = english
         self._groups = [_Group()]
         self._single: list[_Group] = []  # groups of one token, which has no braces: x^2, \hat x
-        self._base = ""  # the last letter, for f(x)
-        self._after_atom = self._open_bar = False  # for |x| and P(A|B)
+        self._base = ""  # the last letter, which is needed to read f(x)
+        self._after_atom = self._open_bar = False  # needed to read |x| and P(A|B)
 
     def token(self, token: re.Match[str], end: int) -> Generator[Edit, None, int]:
         """Yield the edits of one token, and return the place after it."""

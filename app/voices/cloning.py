@@ -60,7 +60,11 @@ CONSENT_RATE_HZ = 24_000
 _MARGIN_S = 0.5  # extra audio on each side of the window for the filters
 _FADE_S = 0.01
 _BLOCK_S = 22.0  # length of an FFT block: with both margins it has nearly 2**20 samples at 44.1 kHz
-_DOUBTFUL_CHECKS = ("music", "transcript_letters_per_s", "transcript_words_percent")  # their warnings are in /health
+_DOUBTFUL_CHECKS = (
+    "music",
+    "transcript_letters_per_s",
+    "transcript_words_percent",
+)  # their warnings are shown in /health
 _WAITING = 8  # maximum number of calls of `Cloner.run` that run or wait at the same time
 
 

@@ -97,10 +97,10 @@ class FolderStore(Generic[R]):
                         records[name] = self._read(self.folder / name)
                         signature = _signature(
                             self.folder / name / self._marker
-                        )  # taken after `read`, which may have created the marker file
+                        )  # this state is taken after `read`, because `read` may have created the marker file
                     if signature is not None:
                         signatures[name] = signature
-                except FileNotFoundError:  # removed during the scan, or incomplete
+                except FileNotFoundError:  # the folder was removed during the scan, or is incomplete
                     if (self.folder / name).is_dir():
                         problems[name] = f"A file is missing: {self._marker}, or a file that {self._marker} names."
                 except (Damaged, OSError) as problem:

@@ -124,7 +124,7 @@ class Memory:
         found = self._known.get(key) or self._read(key)
         if found is None:
             return None
-        if abs(time.time() - found.touched_s) > self._ttl_s:  # abs: the clock may have been set back
+        if abs(time.time() - found.touched_s) > self._ttl_s:  # `abs`, because the clock may have been set back
             self._drop(key)
             return None
         self._known.put(key, found)

@@ -356,7 +356,9 @@ def _speakers(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> Check:
 
 
 def transcript_check(transcript: str, speech_s: float, *, recognised: bool) -> Check:
-    """Check that the transcript can be spoken in speech_s seconds. recognised: whether a speech recogniser wrote it."""
+    """Check that the transcript can be spoken in speech_s seconds. recognised: whether a speech recogniser wrote the
+    transcript.
+    """
     letters = sum(1 for letter in transcript if letter.isalnum())
     pace = round(letters / max(speech_s, 0.1), 1)
     if pace > IMPOSSIBLE_LETTERS_PER_S:

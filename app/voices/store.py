@@ -262,7 +262,7 @@ class VoiceStore:
     def marker(self, voice_id: str) -> bytes:
         """Return voice.json of a cloned voice for an export.
 
-        In the export, voice.json names the recording reference.wav. Raises NotFound.
+        In the export, the file name of the recording is reference.wav. Raises NotFound.
         """
         return to_json(replace(self.find(voice_id), file=REFERENCE_FILE))
 

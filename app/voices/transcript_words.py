@@ -39,7 +39,7 @@ MAX_OTHER_SHARE = 0.4  # with a larger share of sound without words, the words w
 # plus the share NEAR_SHARE of all words.
 NEAR_WORDS, NEAR_SHARE = 15, 0.1
 MIN_SECTION_WORDS = 0.8  # share of the words between the first and the last found word that must be found
-MIN_WORDS = 0.2  # share of the words that must be found; nearly every right transcript has a larger share
+MIN_WORDS = 0.2  # share of the words that must be found; with the right transcript, more are nearly always found
 
 
 @dataclass(frozen=True, slots=True)

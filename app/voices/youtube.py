@@ -133,8 +133,8 @@ class Rules:
 class FetchLimits:
     """Limits of one download, and of parallel downloads."""
 
-    max_bytes: int = 128 << 20  # size of the fetched file
-    max_length_s: float = 4 * 3600.0  # length of the whole video
+    max_bytes: int = 128 << 20  # largest size of the fetched file
+    max_length_s: float = 4 * 3600.0  # largest length of the whole video
     wall_s: float = 120.0  # longest run time of the child process
     cpu_s: int = 60
     socket_timeout_s: float = 15.0

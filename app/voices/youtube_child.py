@@ -276,7 +276,7 @@ def _end_with_parent(folder: str) -> None:
         while os.read(0, 1024):
             pass
     shutil.rmtree(folder, ignore_errors=True)
-    os.killpg(0, signal.SIGKILL)  # includes a JavaScript runtime that yt-dlp may have started
+    os.killpg(0, signal.SIGKILL)  # the group includes a JavaScript runtime that yt-dlp may have started
 
 
 def main() -> None:

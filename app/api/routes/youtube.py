@@ -86,7 +86,7 @@ class YouTubeBody(BaseModel):
         Annotated[
             Time,
             Field(ge=MIN_SECTION_S, le=MAX_SECTION_S, allow_inf_nan=False),
-            _time_schema(  # 0:01 to 10:00
+            _time_schema(  # times from 0:01 to 10:00
                 r"^(0?[1-9]:[0-5][0-9]|0?0:(0[1-9]|[1-5][0-9])|10:00)$", minimum=MIN_SECTION_S, maximum=MAX_SECTION_S
             ),
         ]

@@ -10,7 +10,7 @@ from app.text import number_words, tables
 Match = re.Match[str]
 UnitNamer = Callable[[str, bool], str | None]  # (symbol, plural) -> name, or None for an unknown unit
 
-# Groups of three digits, or as in India: "1,50,000" is one lakh fifty thousand.
+# Digits in groups of three, or in groups as in India: "1,50,000" is one lakh fifty thousand.
 INT = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}(?![0-9])|[0-9]{1,2}(?:,[0-9]{2}){1,6},[0-9]{3}(?![0-9])|[0-9]{1,40})"
 NUM = rf"(?:{INT}(?:\.[0-9]{{1,40}})?|\.[0-9]{{1,40}})"
 NUMBER_START = r"(?<![\w.,'])"  # the match does not begin inside a word or a number

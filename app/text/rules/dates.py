@@ -18,12 +18,12 @@ ISO_DATE = re.compile(
     r"(?:[T ]([0-2][0-9]):([0-5][0-9])(?::[0-5][0-9](?:\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?(?![\w-])"
     r"(?!/[0-9])"
 )
-# "8.30am" is written "8:30am", so that the rules for times read it.
+# "8.30am" is rewritten as "8:30am", so that the rules for times read it.
 DOT_TIME = re.compile(
     rf"{_LOOSE_START}([0-2]?[0-9])\.([0-5][0-9])(?={_MERIDIEM}|{DASH}[0-2]?[0-9]\.[0-5][0-9]{_MERIDIEM})"
 )
-HOUR_SIGN = re.compile(r"(?<=[0-9]:[0-5][0-9]) ?h(?!\w)")  # 15:30h
-# "the 2023/24 season", "FY2023/24", and "2024/05" for a month.
+HOUR_SIGN = re.compile(r"(?<=[0-9]:[0-5][0-9]) ?h(?!\w)")  # for example "15:30h"
+# Two years, or a year and a month: "the 2023/24 season", "FY2023/24", "2024/05".
 SEASON = re.compile(r"(?<![\w.,/$€£-])(FY ?)?((?:1[0-9]|20)[0-9]{2})/([0-9]{4}|[0-9]{2})(?![\w/-]|[.,][0-9])")
 VERSE = re.compile(
     rf"\b({'|'.join(sorted(tables.BOOKS, key=len, reverse=True))})\.? ?{SENTENCE_START}?(?<![A-Za-z])"
@@ -36,7 +36,7 @@ BORN = re.compile(
     rf"{_MONTH} [0-9]|[0-3]?[0-9] {_MONTH} [0-9])"
 )
 _BORN = {"b": "born ", "d": "died ", "fl": "flourished ", "r": "reigned ", "m": "married "}
-# A year of the eleventh century after one of these words. Later years need no such word.
+# After one of these words, a number of the eleventh century is a year. Later years need no such word.
 EARLY_YEAR = re.compile(
     r"\b([Ii]n|[Ss]ince|[Uu]ntil|[Bb]efore|[Aa]fter|[Aa]round|[Cc]irca|[Dd]uring|[Yy]ear) (10[0-9][1-9]|10[1-9]0)"
     r"(?![\w%]|[.,:/-][0-9]|-[A-Za-z])(?= ([A-Za-z]{1,20})|)"

@@ -45,7 +45,7 @@ ROUND_PLURAL = re.compile(r"(?<![\w.,$€£])(10|100|1,?000)s(?= of\b)")
 UNIT_RANGE = re.compile(rf"(?<![\w.,])({NUM}) ?({_UNIT}) ?[-–] ?(?={NUM} ?\2(?!\w))")
 ORDINAL_SIGN = re.compile(r"(?<![\w.,])([0-9]{1,4})\.?[ºª](?! ?[CFK]\b)(?!\w)")
 SPACED_SLASH = re.compile(r"(?<=[\w.)]) / (?=[\w(])")
-TEAM = re.compile(r"(?<![\w.,])([0-9]{2})ers\b")  # the 49ers
+TEAM = re.compile(r"(?<![\w.,])([0-9]{2})ers\b")  # for example "the 49ers"
 BIT_SCALE = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?(bn|mn|M|B|T)\b(?!/)\+?")
 THOUSANDS = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?[kK]\b(?![-/]\w)")
 TIMES = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?[x×](?![\w])(?= ([a-z]+)|)")

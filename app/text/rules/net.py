@@ -171,7 +171,7 @@ def verbalize_version(match: Match) -> str:
 
 
 def verbalize_sharp(match: Match) -> str:
-    """Return "C sharp" for the note or the language; a letter or a digit after it stays apart."""
+    """Return "C sharp" for the note or the language, with a space before a letter or digit that follows."""
     return f"{match[1] or match[2]} sharp{' ' if match.string[match.end() : match.end() + 1].isalnum() else ''}"
 
 

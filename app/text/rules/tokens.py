@@ -187,7 +187,7 @@ def _version(found: Match, match: Match) -> str | None:
         is_engine = re.match(r" (?:engine|motor)", match.string[match.end() : match.end() + 7]) is not None
         return f"V {number_words.integer(numbers)}" if not rest and (prefix == "V" or is_engine) else None
     if prefix and not rest:
-        return match[0]  # net.VERSION reads it
+        return match[0]  # the rule net.VERSION reads this token
     name = re.match(r"[A-Za-z]{0,20}", rest.lstrip("-+."))
     known = name is not None and name[0].lower() in _VERSION_WORDS
     if not prefix and not known and numbers.count(".") < 2:
