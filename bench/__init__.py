@@ -1,1 +1,1 @@
-"""Measurements, each one command; the last line on standard output is one JSON object."""
+"""Benchmarks. Each module is a command; the last line on standard output is one JSON object."""

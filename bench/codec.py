@@ -1,8 +1,8 @@
-"""What DAC costs: CPU seconds of one thread per second of sound, streamed in pieces of several lengths, random weights.
+"""Measures the streaming decoder of DAC with random weights: CPU seconds per second of audio, by length of the chunks.
 
     python -m bench.codec [--dtype float32|bfloat16] [--threads 1]
 
-The last line is one JSON.
+The last line of standard output is one JSON object.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from app.nn.dac.config import DacConfig
 from app.nn.dac.model import DacDecoder
 
-_LOADS = ((1, 1), (1, 4), (1, 8), (1, 22), (4, 1), (4, 4), (4, 8), (4, 22))  # rows, frames per piece
+_LOADS = ((1, 1), (1, 4), (1, 8), (1, 22), (4, 1), (4, 4), (4, 8), (4, 22))  # (number of rows, frames in a chunk)
 
 
 def _least(run: Callable[[], object], times: int = 5, least_s: float = 0.25) -> float:
-    """CPU seconds of one run: the best of some rounds, since others use the machine too."""
+    """Return the CPU seconds of one call of `run`: the smallest of several rounds, because the machine may be busy."""
     best = float("inf")
     for _ in range(times):
         begun, runs = time.process_time(), 0

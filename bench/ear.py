@@ -1,25 +1,26 @@
-"""The checks of generated speech, tried on recordings of people as if a model had spoken them.
+"""Measures the server's checks of generated speech with recordings of people in place of generated speech.
 
     python -m bench.ear --speech DIR --tempo 0.8,1.0,1.2
     python -m bench.ear --speech DIR --only guard
-    python -m bench.ear --speech DIR --shift-words       # each clip with another clip's words: everything is false
+    python -m bench.ear --speech DIR --shift-words       # each clip gets the words of another clip
 
 DIR has a `manifest.jsonl`, one object a line: {"file", "words", "speaker", "language", "kind": "speech" | "negative"},
-and if known "align": [[word, start s, end s], ...]. Only English is tried. A negative is a sound without words.
+and if known "align": [[word, start s, end s], ...]. Only English clips are used. A negative is a sound without words.
 
-Each part calls the functions that the server calls and holds no rule or limit of its own. The figures are printed one
-a line. The last line is one JSON object with those of KEYS; shares are 0 to 1.
+Each part calls the functions that the server calls, and adds no rule or limit. The output has one figure in each line.
+The last line is one JSON object with the figures named in KEYS. A share is a number from 0 to 1.
 
-guard: each clip is fed to the output guard frame by frame. The guard knows the pace of the speaker from another clip,
-if there is one. `false_cuts`, `false_short` = number of whole clips that a rule ends or finds too short;
-`runaway_ended` = share of clips with a tail of 20 s that a rule ends; `runaway_s` = median seconds after the true end,
-of the clips whose pace is known. Tails: digital silence, noise at the clip's own floor, its own room, its last second.
-verify: `verify_false` = clips that are wrongly bad; `verify_caught` = share of faults found: half of the recording is
-missing; 3 s of babble or noise behind it; the end cut 60 ms into the last word; `verify_wrong_text` = bad with another
-clip's words; `early_caught` of `early_total` = number of recordings that end at 20 to 70 % and are found by the guard
-or by listening; `best_of` = share of clips where the whole take is chosen among three faulty twins; `verify_cpu` = CPU
-seconds per second of speech.
-casting, quality, loudness, watermark: see `bench/ear_parts.py`.
+guard: the output guard gets each clip frame by frame. If the speaker has another clip, the guard knows the speaker's
+pace. `false_cuts` = number of complete clips that a rule ends; `false_short` = number of complete clips that a rule
+finds too short; `runaway_ended` = share of clips with a tail of 20 s that a rule ends; `runaway_s` = median seconds
+from the true end to the rule, for clips whose pace is known. The tails are digital silence, noise at the clip's noise
+floor, the clip's room sound, and repetitions of the clip's last second. verify: `verify_false` = share of complete
+clips that the check rejects; `verify_caught` = share of faults that the check finds, for each kind of fault: half of
+the recording is missing, 3 s of babble or noise follow the recording, the recording ends 60 ms into the last word;
+`verify_wrong_text` = share of clips that the check rejects with the words of another clip; `early_caught` = number of
+recordings, of `early_total`, that end at 20 to 70 % and that the guard or the check finds; `best_of` = share of clips
+for which the server chooses the complete take and none of three faulty copies; `verify_cpu` = CPU seconds per second of
+speech. casting, quality, loudness, watermark: see `bench/ear_parts.py`.
 """
 
 from __future__ import annotations
@@ -77,23 +78,23 @@ MAX_SECONDS = 120.0
 EARLY_ENDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 CUT_INTO_LAST_WORD_S = 0.06
 APPENDED_S = 3.0
-NOISE_DB = -6.0  # relative to the clip
+NOISE_DB = -6.0  # level of the noise relative to the level of the clip
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A line of the manifest, at one tempo."""
+    """An entry of the manifest, played at one tempo."""
 
     path: Path
     words: str
-    wrong_words: str  # another clip's
-    other: Path  # another speaker's clip
+    wrong_words: str  # the words of another clip
+    other: Path  # a clip of another speaker
     kind: str
-    word_ends: tuple[tuple[float, float], ...]  # start and end of each word in seconds at tempo 1; empty if not known
+    word_ends: tuple[tuple[float, float], ...]  # (start, end) of each word in seconds at tempo 1; empty = unknown
     tempo: float
     seed: int
     speaker: str = ""
-    beside: Path | None = None  # the speaker's clip with the most words beside this one
+    beside: Path | None = None  # the longest other clip of the same speaker
     beside_words: str = ""
 
     @property
@@ -102,21 +103,21 @@ class Clip:
 
     @property
     def spoken(self) -> Samples:
-        """The samples at the loudness at which preset voices speak."""
+        """The samples at the loudness of preset voices."""
         samples = _decoded(self.path)
         gain = pcm.amplitude(TARGET_LUFS - integrated_lufs(samples, RATE_HZ))
         return _at_tempo(pcm.clip(samples * np.float32(gain)), self.tempo)
 
     @property
     def pace(self) -> float | None:
-        """The pace of the speaker at tempo 1, as an engine knows it from the recording of a voice."""
+        """The pace of the speaker at tempo 1, measured in the other clip; None = there is no other clip."""
         if self.beside is None:
             return None
         return pace_of(self.beside_words, len(_decoded(self.beside)) / RATE_HZ)
 
 
 def read_clips(folder: Path, tempos: Sequence[float], *, shift_words: bool) -> list[Clip]:
-    """The English clips of a folder. shift_words: each has the words of the next clip that says something else."""
+    """Read the English clips of a folder. shift_words: give each clip the words of the next clip with other words."""
     lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [json.loads(line) for line in lines if line.strip()]
     entries = [entry for entry in entries if str(entry.get("language") or "en").startswith("en")]
@@ -170,7 +171,7 @@ TAILS: dict[str, misbehaving.Fault] = {
 
 
 def _guard_clip(clip: Clip) -> dict[str, Any]:
-    """The rules that a clip and its twins with endless tails break, and how long after the end of the speech."""
+    """Return which rule ends the clip and each of its copies with a tail, and how long after the end of the speech."""
     samples, pace = clip.spoken, clip.pace
     end_s = misbehaving.last_sound_s(samples, RATE_HZ)
     rule, at_s = misbehaving.until_rule(samples, clip.words, RATE_HZ, pace=pace, seed=clip.seed)
@@ -184,13 +185,13 @@ def _guard_clip(clip: Clip) -> dict[str, Any]:
     for tail, fault in TAILS.items():
         twin = fault(samples, RATE_HZ, np.random.default_rng(clip.seed))
         twin_rule, twin_s = misbehaving.until_rule(twin, clip.words, RATE_HZ, pace=pace, seed=clip.seed)
-        sound_s = len(samples) / RATE_HZ if tail == "repeat" else end_s  # the repetition begins there
+        sound_s = len(samples) / RATE_HZ if tail == "repeat" else end_s  # the repetition begins at the end of the clip
         result[tail] = (twin_rule not in (None, "too_short"), twin_s - sound_s)
     return result
 
 
 def guard(clips: Sequence[Clip]) -> dict[str, Any]:
-    """The output guard on whole clips and on clips that never end."""
+    """Measure the output guard with complete clips and with clips that do not end."""
     speech = [clip for clip in clips if clip.kind == "speech"]
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         results = pool.map(_guard_clip, speech, chunksize=4)
@@ -226,11 +227,11 @@ def _level(samples: Samples) -> float:
 
 
 def faulty_twins(clip: Clip, samples: Samples, ends: Sequence[tuple[float, float]]) -> Iterator[tuple[str, Samples]]:
-    """(fault, samples) of one clip. ends: start and end of its words in seconds."""
+    """Yield (fault, samples) for each faulty copy of a clip. ends: (start, end) of each word in seconds."""
     draw = np.random.default_rng(clip.seed)
     count = round(APPENDED_S * RATE_HZ)
     yield "half", samples[: len(samples) // 2]
-    # Babble is speech of another voice, or the clip's own played backwards.
+    # Babble is speech of another voice, or the speech of this clip played backwards.
     babble = _at_tempo(_decoded(clip.other), clip.tempo) if clip.seed % 2 else samples[::-1]
     babble = np.resize(babble[len(babble) // 4 :], count)
     yield "babble", np.concatenate((samples, babble * np.float32(_level(samples) / _level(babble))))
@@ -244,13 +245,13 @@ def faulty_twins(clip: Clip, samples: Samples, ends: Sequence[tuple[float, float
 
 
 def _early_end_found(clip: Clip, samples: Samples) -> bool:
-    """Whether the guard finds a clip too short, or listening finds it bad."""
+    """Whether the output guard or the check of the words finds that the clip ends too early."""
     rule, _ = misbehaving.until_rule(samples, clip.words, RATE_HZ, pace=clip.pace, seed=clip.seed)
     return rule == "too_short" or _check(samples, clip.words).status == "bad"
 
 
 def _verify_clip(clip: Clip) -> dict[str, Any]:
-    """All takes of one clip -> for each fault whether it was found."""
+    """Check a clip and its faulty copies. Return for each fault whether the check has found it."""
     samples = clip.samples
     begun = time.process_time()
     whole = _check(samples, clip.words)
@@ -285,7 +286,7 @@ def _share(values: Sequence[bool]) -> float:
 
 
 def verify(clips: Sequence[Clip]) -> dict[str, Any]:
-    """The gross check and the choice among takes."""
+    """Measure the check of the words and the choice of the best take."""
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         results = pool.map(_verify_clip, clips, chunksize=4)
     speech = [result for result in results if result["kind"] == "speech"]
@@ -318,7 +319,7 @@ def verify(clips: Sequence[Clip]) -> dict[str, Any]:
 
 
 def as_recorded(part: Callable[[Sequence[ear_parts.Recording]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """A part that gets each file once, at its own tempo."""
+    """Return a part that gets each file only once, at its original tempo."""
 
     def measured(clips: Sequence[Clip]) -> dict[str, Any]:
         files = list({clip.path: clip for clip in clips}.values())
@@ -336,7 +337,7 @@ def as_recorded(part: Callable[[Sequence[ear_parts.Recording]], dict[str, Any]])
     return measured
 
 
-# A part takes all clips and returns its figures.
+# Each part is a function: all clips -> figures.
 PARTS: dict[str, Callable[[Sequence[Clip]], dict[str, Any]]] = {
     "guard": guard,
     "verify": verify,
@@ -349,11 +350,11 @@ PARTS: dict[str, Callable[[Sequence[Clip]], dict[str, Any]]] = {
 
 def main() -> None:
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ[variable] = "1"  # read by the processes that are started
+        os.environ[variable] = "1"  # child processes read this variable
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speech", type=Path, required=True, metavar="DIR", help="folder with a manifest.jsonl")
     parser.add_argument("--tempo", default="1.0", help="tempos, separated by commas")
-    parser.add_argument("--shift-words", action="store_true", help="give each clip the words of another")
+    parser.add_argument("--shift-words", action="store_true", help="give each clip the words of another clip")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, separated by commas: {', '.join(PARTS)}")
     arguments = parser.parse_args()
     parts = arguments.only.split(",")

@@ -1,4 +1,4 @@
-"""The parts of `python -m bench.ear` that need no model: casting, quality report, loudness, watermark.
+"""The parts of `python -m bench.ear` for casting (preset voice creation), quality report, loudness and watermark.
 
 casting
     `casting_accepted`: share of the people whose recordings can become a preset voice.
@@ -52,18 +52,18 @@ if TYPE_CHECKING:
 RATE_HZ = 24_000
 PROCESSES = 2
 MAX_SECONDS = 120.0
-CHUNK = 1_920  # 80 ms, as a model generates
+CHUNK = 1_920  # 80 ms, the length of a frame of CSM
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One file of the manifest."""
+    """One entry of the manifest."""
 
     path: Path
     words: str
     speaker: str
     speech: bool
-    beside: Path  # another recording of the speaker; the same one if there is no other
+    beside: Path  # another recording of the same speaker, or else this recording
 
     @property
     def samples(self) -> Samples:
@@ -87,7 +87,7 @@ def _mapped(work: Any, recordings: Sequence[Recording]) -> list[Any]:
 
 
 def _cast(one: Recording) -> str:
-    """Why a recording can't become a preset voice; "" if it can."""
+    """Return the reason why a recording can't become a preset voice; "" if it can."""
     find = TranscriptChecker().find
     found = evaluate(one.samples, RATE_HZ, one.words, PROFILES[DEFAULT_VOICE], one.path.name, words_heard=find)
     return found if isinstance(found, str) else ""
@@ -113,7 +113,7 @@ def casting(recordings: Sequence[Recording]) -> dict[str, Any]:
 
 
 def _report(one: Recording) -> tuple[str, list[str]]:
-    """Why cloning refuses a recording ("" = it does not), and the checks that warn."""
+    """Return the reason why cloning refuses a recording ("" = it accepts the recording), and the checks that warn."""
     try:
         made = Cloner(NoTranscriber()).make([Sample(one.path, one.words)])
     except SpeechError as error:
@@ -144,20 +144,20 @@ def quality(recordings: Sequence[Recording]) -> dict[str, Any]:
 
 
 def _trimmed(path: Path) -> Samples:
-    """A recording without the silence at its ends, as the server trims a take."""
+    """Return a recording without the silence at both ends. The server trims a take in the same way."""
     edges = EdgeTrimmer(RATE_HZ)
     return np.concatenate((edges.push(_decoded(path)), edges.flush()))
 
 
 def _through_loudness(one: Recording) -> tuple[float, float, float]:
-    """LU from the target if the level is known from this and from another recording, and the true peak in dBTP."""
+    """Return the loudness errors in LU with the level of this and of another recording, and the true peak in dBTP."""
     own_lu, peak = _after_loudness(one.path, one.path)
     other_lu, _ = (own_lu, peak) if one.beside == one.path else _after_loudness(one.path, one.beside)
     return own_lu, other_lu, peak
 
 
 def _after_loudness(path: Path, known: Path) -> tuple[float, float]:
-    """LU from the target and true peak in dBTP. known: the recording that has the expected level."""
+    """Return the loudness error in LU and the true peak in dBTP. known: the recording that gives the expected level."""
     samples = _trimmed(path) * np.float32(pcm.amplitude(TARGET_LUFS - integrated_lufs(_trimmed(known), RATE_HZ)))
     stage = Loudness(RATE_HZ)
     stage.expect(TARGET_LUFS)
@@ -192,7 +192,7 @@ def _wav(samples: Samples) -> bytes:
 
 
 def _detected(one: Recording) -> tuple[bool, bool]:
-    """Whether a file is found marked as it is, and after it was marked."""
+    """Return whether the detector finds a watermark in the file, and in a copy with a watermark."""
     detector = WatermarkDetector(ThreadLimit(1), SpeechFinder().contains_speech)
     plain = asyncio.run(detector.detect(one.path.read_bytes())).watermarked
     if not one.speech:

@@ -1,10 +1,10 @@
-"""Write checkpoints with random weights, in the layouts of the published ones: for measuring and testing.
+"""Writes checkpoints with random weights in the layouts of the published checkpoints, for benchmarks and tests.
 
     python -m bench.fabricate csm --size tiny|full --layout transformers|original OUT
     python -m bench.fabricate dia --size tiny|full --layout transformers|nari --release 0626|v0.1 [--eos] OUT
 
-The code is in tests/support/random_csm.py and tests/support/random_dia.py. CSM's `original` layout puts its codec into
-OUT/mimi, and Dia into OUT/dac.
+The code is in tests/support/random_csm.py and tests/support/random_dia.py. The codec of CSM in the layout `original` is
+in OUT/mimi. The codec of Dia is in OUT/dac.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     dia = models_of.add_parser("dia", parents=[common])
     dia.add_argument("--layout", choices=["transformers", "nari"], default="transformers")
     dia.add_argument("--release", choices=["0626", "v0.1"], default="0626")
-    dia.add_argument("--eos", action="store_true", help="generations end with EOS within a few hundred frames")
+    dia.add_argument("--eos", action="store_true", help="the model generates EOS within a few hundred frames")
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
     if args.model == "csm":

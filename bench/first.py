@@ -1,10 +1,10 @@
-"""First sound at the engine, without HTTP: CSM or Dia with random weights under the batch loop, and a voice to go by.
+"""Measures the time to first audio of an engine without HTTP: CSM or Dia with random weights and a voice prompt.
 
     python -m bench.first --model csm --size full --device cuda [--others 8]
 
-Each request has a text of another length. Measures the time from `speak` to the first sound, with a voice whose prompt
-is in the prefix cache, and with new voices, whose recordings have different lengths. --others: rows that speak
-meanwhile. The last line of stdout is one JSON.
+Each request has a text of another length. The time is measured from `speak` to the first samples, with a voice whose
+prompt is in the prefix cache, and with new voices, whose recordings have different lengths. --others: number of other
+rows that speak at the same time. The last line of standard output is one JSON object.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from bench.runners import csm_runner, dia_runner
 WORDS = (
     "The weather was fine so they walked along the river and talked about the summer until the lamps were lit".split()
 )
-TEXT_WORDS = (3, 40)  # the fewest and the most words of a text
-PROMPT_S = (3.0, 15.0)  # the shortest and the longest recording of a voice
+TEXT_WORDS = (3, 40)  # smallest and largest number of words of a text
+PROMPT_S = (3.0, 15.0)  # length of the shortest and of the longest recording of a voice
 SPOKEN_S = 1.0
-RATES = {"csm": (12.5, 32, "mimi"), "dia": (86.1328125, 9, "dac")}  # frames a second, codebooks, codec
+RATES = {"csm": (12.5, 32, "mimi"), "dia": (86.1328125, 9, "dac")}  # frames a second, number of codebooks, codec
 
 
 def voice(model: str, number: int) -> VoicePrompt:

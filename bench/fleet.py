@@ -1,17 +1,19 @@
-"""How many GPUs so many listeners take, what they wait for the first sound, and what that costs: a simulation.
+"""Simulates many GPUs: how many GPUs a number of listeners needs, the time to first audio, and the cost.
 
     python -m bench.fleet --streams 1000 --step-ms 1:20 8:22 32:30 --prefill-ms 25
     python -m bench.fleet --streams 1000 --step-ms 1:20 8:22 32:30 --spare 0.1 --kill-at 60 --reload-s 40
     python -m bench.fleet --plan --step-ms ...          # 10, 1,000 and 100,000 streams, as in docs/scaling.md
 
-Discrete events over the server's own rules: rows that step together, one prompt read between two steps, rows that pause
-when they are far ahead, a bounded queue, least connections before N copies, a copy that dies and is loaded anew. The
-times are given, from `bench.step` on the GPU in question (rows:milliseconds; between two of them it is a straight
-line); without them the figures mean nothing. Arrivals are Poisson at the rate that keeps `--streams` listening, answers
-are exponential around `--answer-s`, and a listener whose frames come late has run dry.
+A discrete-event simulation with the rules of the server. A copy is one GPU with its server. All rows of a copy step
+together, and between two steps a copy reads one prompt. A row pauses when it is far ahead of its listener. Each copy
+has a bounded queue. A load balancer sends a request to the copy with the fewest connections. A copy can die and load
+again. The user gives the times of a step, measured with `bench.step` on the GPU (rows:milliseconds; values between two
+points are interpolated). Requests arrive as a Poisson process, at the rate at which `--streams` listeners are active on
+average. The lengths of answers are exponentially distributed with the mean `--answer-s`. If a frame arrives too late,
+the listener has run dry.
 
-Above a few thousand streams, `--simulated` copies are simulated and the rest are taken as alike: with least
-connections, copies differ by chance only, and the more there are, the less.
+For many streams, only `--simulated` copies are simulated, with their share of the streams. All other copies are assumed
+to behave in the same way.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-FRAME_S = 0.08  # CSM
-AHEAD_S = 10.0  # TTS_OUTBOX_S: a row so far ahead of its listener pauses
-BUSY = 0.75  # of its time a copy is meant to work: first sounds wait for the rest
-RETRY_S = 1.0  # what Retry-After says
-HEALTH_S = 1.0  # until a balancer knows that a copy is dead: two checks, half a second apart
+FRAME_S = 0.08  # length of a frame of CSM
+AHEAD_S = 10.0  # TTS_OUTBOX_S: a row pauses if it is this far ahead of its listener
+BUSY = 0.75  # planned share of busy time of a copy; with a larger share, requests wait longer for the first audio
+RETRY_S = 1.0  # the value of the header Retry-After
+HEALTH_S = 1.0  # time until the load balancer knows that a copy is dead: two checks, half a second apart
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of one step by rows in use, from measured points; of reading one voice prompt that is not kept."""
+    """Measured times: seconds of one step by number of rows, and seconds to read a voice prompt that is not cached."""
 
     points: tuple[tuple[int, float], ...]
     prefill_s: float
@@ -52,18 +54,18 @@ class Times:
         return t0 + (t1 - t0) * (rows - n0) / (n1 - n0)
 
     def real_time_rows(self) -> int:
-        """Most rows that a step serves within four fifths of a frame, no more than were measured."""
+        """Return the largest measured number of rows whose step takes at most four fifths of a frame."""
         able = [rows for rows in range(1, self.points[-1][0] + 1) if self.step_s(rows) <= 0.8 * FRAME_S]
         return max(able, default=0)
 
     def share(self, rows: int, answer_s: float) -> float:
-        """Of a copy's time that one listener takes when `rows` are stepped together: frames, and a prompt each."""
+        """Return the share of a copy's time that one listener needs if `rows` step together."""
         return self.step_s(rows) / rows / FRAME_S + self.prefill_s / answer_s
 
 
 @dataclass(slots=True)
 class Stream:
-    """One answer: its length in frames, when it was asked for, heard first, and how late its frames were at most."""
+    """One answer: the time of the request, the number of frames, and the time of the first audio."""
 
     asked_s: float
     frames: int
@@ -73,19 +75,19 @@ class Stream:
     tries: int = 1
 
     def ahead_s(self, now_s: float) -> float:
-        """Seconds of sound that have been made and not been heard."""
+        """Return the seconds of audio that are generated but not played yet."""
         return 0.0 if self.first_s < 0 else self.made * FRAME_S - (now_s - self.first_s)
 
 
 @dataclass(slots=True)
 class Copy:
-    """One GPU with its rows and queue. `at_s`: when its present step ends."""
+    """One GPU with its rows and its queue."""
 
     rows: int
     queue_limit: int
     speaking: list[Stream] = field(default_factory=list)
     waiting: deque[Stream] = field(default_factory=deque)
-    stepped: list[Stream] = field(default_factory=list)  # those of `speaking` that are in the present step
+    stepped: list[Stream] = field(default_factory=list)  # the streams of `speaking` that are in the current step
     stepping: bool = False
     reading: Stream | None = None
     known_dead: bool = False
@@ -115,7 +117,7 @@ class Result:
 
 
 class Fleet:
-    """The simulation. Events: a stream arrives, a copy's step ends, a copy dies, is known dead, is back."""
+    """The simulation. Events: a request arrives, a step ends, a copy dies, the balancer notices, the copy is back."""
 
     def __init__(self, times: Times, copies: int, rows: int, queue: int, seed: int) -> None:
         self._times = times
@@ -174,10 +176,10 @@ class Fleet:
         if not able:
             self._again(stream, counted)
             return
-        # Of two or more alike the first would always be taken; HAProxy goes round.
+        # Start at a random copy. Otherwise the first of several copies with equal connections would always be chosen.
         start = self._dice.randrange(len(able))
         copy = min(able[start:] + able[:start], key=lambda each: each.connections)
-        if copy.dead:  # connection refused: the balancer tries another at once
+        if copy.dead:  # the connection is refused, so the balancer immediately tries another copy
             copy = min((each for each in able if not each.dead), key=lambda each: each.connections, default=copy)
             if copy.dead:
                 self._again(stream, counted)
@@ -192,14 +194,14 @@ class Fleet:
 
     def _again(self, stream: Stream, counted: bool) -> None:
         stream.tries += 1
-        if stream.tries > 3:  # as OpenAI's clients: two retries
+        if stream.tries > 3:  # two retries, as in OpenAI's clients
             if counted:
                 self.result.gave_up += 1
             return
         self._at(self._now_s + RETRY_S, "again", stream)
 
     def _go(self, copy: Copy) -> None:
-        """Begin a step, if there is anything to do: all rows that speak, and one prompt to read."""
+        """If the copy has work, begin a step of all speaking rows, with one prompt to read."""
         if copy.stepping or copy.dead:
             return
         if copy.reading is None and copy.waiting and len(copy.speaking) < copy.rows:
@@ -208,7 +210,7 @@ class Fleet:
             return
         copy.stepping = True
         copy.stepped = [stream for stream in copy.speaking if stream.ahead_s(self._now_s) < AHEAD_S]
-        if copy.reading is None and not copy.stepped:  # all pause: look again when the first has played a frame
+        if copy.reading is None and not copy.stepped:  # all rows pause: check again after one frame
             self._at(self._now_s + FRAME_S, "step", (copy, copy.life, 0.0))
             return
         took_s = (self._times.prefill_s if copy.reading else 0.0) + (
@@ -245,17 +247,18 @@ class Fleet:
         self.result.cut += len(copy.speaking)
         copy.speaking, copy.stepped, copy.reading = [], [], None
         copy.waiting.clear()
-        for stream in waiting:  # not a byte was sent: the balancer gives them to another
+        for stream in waiting:  # no byte of the answer was sent, so the balancer sends the request to another copy
             self._at(self._now_s, "again", stream)
         self._at(self._now_s + HEALTH_S, "known", copy)
         self._at(self._now_s + reload_s, "back", copy)
 
 
 def copies_for(streams: float, rows: int, times: Times, answer_s: float, spare: float) -> int:
-    """Copies that have time and rows for so many listeners, three standard deviations of chance more, and spare ones.
+    """Return the number of copies for this number of listeners plus three standard deviations, with spare copies.
 
-    Time: BUSY of it. Rows: an answer holds its row while it is made, and, AHEAD_S ahead, until its listener has caught
-    up; of answers that are exponential around answer_s, exp(-AHEAD_S / answer_s) of all seconds lie behind that.
+    A copy is busy for the share BUSY of its time. A row is occupied while it generates an answer. If the answer is
+    longer than AHEAD_S, the row then waits for its listener. For exponentially distributed answers, the share
+    exp(-AHEAD_S / answer_s) of all audio comes after the first AHEAD_S of an answer.
     """
     most = streams + 3 * math.sqrt(streams)
     by_time = times.share(rows, answer_s) / BUSY
@@ -266,7 +269,7 @@ def copies_for(streams: float, rows: int, times: Times, answer_s: float, spare: 
 def measure(options: argparse.Namespace, times: Times, streams: float) -> dict[str, float | int]:
     rows = options.rows or times.real_time_rows()
     if not rows:
-        raise SystemExit("one row alone takes longer than 80 % of a frame: this device can't speak in real time")
+        raise SystemExit("a step of one row takes longer than 80 % of a frame, so this device can't speak in real time")
     copies = options.copies or copies_for(streams, rows, times, options.answer_s, options.spare)
     share = min(1.0, options.simulated / copies)
     some = max(1, round(copies * share))
@@ -305,31 +308,31 @@ def measure(options: argparse.Namespace, times: Times, streams: float) -> dict[s
 
 
 def read_points(given: Sequence[str]) -> tuple[tuple[int, float], ...]:
-    """`rows:milliseconds` each."""
+    """Convert texts `rows:milliseconds` to (rows, seconds)."""
     points = sorted((int(rows), float(ms) / 1000) for rows, _, ms in (pair.partition(":") for pair in given))
     if len({rows for rows, _ in points}) != len(points) or points[0][0] < 1:
-        raise ValueError("each number of rows once, from 1")
+        raise ValueError("name each number of rows only once, from 1 on")
     return tuple(points)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=float, default=1000, help="listeners at the same time, on average")
-    parser.add_argument("--step-ms", nargs="+", required=True, help="rows:milliseconds of one step, measured")
-    parser.add_argument("--prefill-ms", type=float, default=25.0, help="of reading one prompt, measured")
-    parser.add_argument("--rows", type=int, default=0, help="per copy; default: as many as stay in real time")
+    parser.add_argument("--streams", type=float, default=1000, help="average number of listeners at the same time")
+    parser.add_argument("--step-ms", nargs="+", required=True, help="measured points rows:milliseconds of one step")
+    parser.add_argument("--prefill-ms", type=float, default=25.0, help="measured milliseconds to read one prompt")
+    parser.add_argument("--rows", type=int, default=0, help="rows of each copy; 0 = as many as stay in real time")
     parser.add_argument("--queue", type=int, default=8, help="TTS_MAX_QUEUE of each copy")
-    parser.add_argument("--copies", type=int, default=0, help="default: what the streams need")
-    parser.add_argument("--spare", type=float, default=0.0, help="more copies than needed, as a share")
-    parser.add_argument("--answer-s", type=float, default=12.0, help="mean length of an answer")
+    parser.add_argument("--copies", type=int, default=0, help="number of copies; default: as many as the streams need")
+    parser.add_argument("--spare", type=float, default=0.0, help="share of additional copies")
+    parser.add_argument("--answer-s", type=float, default=12.0, help="mean length of an answer in seconds")
     parser.add_argument("--for-s", type=float, default=180.0)
-    parser.add_argument("--kill-at", type=float, default=0.0, help="second at which one copy dies; 0 = none does")
-    parser.add_argument("--reload-s", type=float, default=40.0, help="until it is back")
-    parser.add_argument("--gpu-hour", type=float, default=1.0, help="price of a GPU for an hour")
-    parser.add_argument("--kbit-s", type=float, default=128.0, help="of one answer on the wire: mp3")
-    parser.add_argument("--simulated", type=int, default=60, help="copies that are simulated, at most")
+    parser.add_argument("--kill-at", type=float, default=0.0, help="second at which one copy dies; 0 = no copy dies")
+    parser.add_argument("--reload-s", type=float, default=40.0, help="seconds until this copy is back")
+    parser.add_argument("--gpu-hour", type=float, default=1.0, help="price of a GPU for one hour")
+    parser.add_argument("--kbit-s", type=float, default=128.0, help="bit rate of one answer; default: mp3")
+    parser.add_argument("--simulated", type=int, default=60, help="the largest number of copies to simulate")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--plan", action="store_true", help="10, 1,000 and 100,000 streams")
+    parser.add_argument("--plan", action="store_true", help="simulate 10, 1,000 and 100,000 streams")
     options = parser.parse_args()
     times = Times(read_points(options.step_ms), options.prefill_ms / 1000)
     for streams in (10, 1_000, 100_000) if options.plan else (options.streams,):

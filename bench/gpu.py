@@ -1,12 +1,12 @@
-"""All figures and tests of a GPU in one command, in less than ten minutes: `python3 -m bench.gpu | tee gpu.txt`.
+"""Runs all benchmarks and tests of a GPU in less than ten minutes: `python3 -m bench.gpu | tee gpu.txt`.
 
 Runs on a bare machine: it needs only torch (2.11 or newer), transformers, numpy, safetensors, tokenizers and pytest.
-The models have their full size and random weights. Each part is a process of its own, so a part that fails or takes too
-long does not stop the others. Prints a table for docs/benchmarks.md. The last line is one JSON object, which is also
-written to the file of --json.
+The models have their full size and random weights. Each part runs in a separate process, so a part that fails or takes
+too long does not stop the other parts. Prints a table for docs/benchmarks.md. The last line is one JSON object, which
+is also written to the file of --json.
 
     python3 -m bench.gpu --only tests,"csm 1"    # only some parts
-    python3 -m bench.gpu --rehearse              # tiny models on the CPU: tests this command, not a GPU
+    python3 -m bench.gpu --rehearse              # tiny models on the CPU, to test this command without a GPU
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ import torch
 
 from bench.runners import device_name
 
-TABLE_CHARS = 10_000  # the table and the JSON together
-_CELL_CHARS = 260  # the longest cell of a part that is not a measurement of steps
+TABLE_CHARS = 10_000  # the largest number of characters of the table and the JSON
+_CELL_CHARS = 260  # the largest number of characters of a cell, except in rows about steps
 _INPUTS = frozenset(("bench", "model", "size", "device", "dtype", "rows", "others", "requests"))
 
 
 @dataclass(frozen=True)
 class Part:
     name: str
-    arguments: tuple[str, ...]  # of python -m
+    arguments: tuple[str, ...]  # arguments of `python -m`
     limit_s: float
 
 
@@ -71,14 +71,14 @@ def parts(device: str, *, rehearse: bool) -> list[Part]:
         Part("memory", ("bench.memory", *where), 60),
         Part("csm compiled", (*csm, *short, "--compile"), 120),
     ]
-    if rehearse:  # on a CPU that may be busy with other work
+    if rehearse:  # the CPU may be busy with other work
         everything = [replace(part, limit_s=2 * part.limit_s) for part in everything]
     only_cuda = {"kernels", "csm float16", "csm compiled", "dia burst 1"}
     return [part for part in everything if device != "cpu" or part.name not in only_cuda]
 
 
 def run(part: Part, left_s: float, device: str) -> dict[str, Any]:
-    """Run one part. Returns its last line, its time, and, if it failed, the reason and the end of its output."""
+    """Run one part. Return its last output line and its time, and if it fails, the reason and the end of its output."""
     began = time.monotonic()
     limit_s = min(part.limit_s, left_s)
     found: dict[str, Any] = {}
@@ -112,7 +112,7 @@ def run(part: Part, left_s: float, device: str) -> dict[str, Any]:
 
 
 def told(name: str, found: dict[str, Any]) -> str:
-    """One row of the table."""
+    """Return one row of the table."""
     said = found.get("said")
     if "failed" in found:
         last = (found.get("output") or [""])[-1]
@@ -131,7 +131,7 @@ def told(name: str, found: dict[str, Any]) -> str:
 
 
 def shortened(result: dict[str, Any], room: int) -> str:
-    """Return the result as JSON with at most `room` characters: the largest parts lose their details first."""
+    """Return the result as JSON with at most `room` characters. Removes details of the largest parts if necessary."""
     result = json.loads(json.dumps(result))
     while len(text := json.dumps(result, separators=(",", ":"))) > room:
         name, part = max(result["parts"].items(), key=lambda item: len(json.dumps(item[1])))
@@ -144,7 +144,7 @@ def shortened(result: dict[str, Any], room: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, default=9.5, help="parts that do not fit into this time are left out")
+    parser.add_argument("--minutes", type=float, default=9.5, help="time limit; parts without enough time are skipped")
     parser.add_argument("--only", help="comma-separated parts")
     parser.add_argument("--rehearse", action="store_true", help="tiny models on the CPU")
     parser.add_argument("--json", type=Path, help="also write all results to this file")
@@ -171,7 +171,7 @@ def main() -> None:
     print("\n".join(table), flush=True)
     for part in chosen:
         left_s = until - time.monotonic()
-        found = {"failed": "left out: no time"} if left_s < 5 else run(part, left_s, device)
+        found = {"failed": "skipped: no time left"} if left_s < 5 else run(part, left_s, device)
         result["parts"][part.name] = found
         table.append(told(part.name, found))
         print(table[-1], flush=True)

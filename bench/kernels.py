@@ -1,12 +1,12 @@
-"""Triton's kernels against the same kernels in torch: right on this device, then microseconds of each, in a CUDA graph.
+"""Compares the Triton kernels with the torch kernels: first the results, then the time of a call in a CUDA graph.
 
     python -m bench.kernels [--rows 1,8,64] [--dtype bfloat16] [--only attention,sample]
-    python -m bench.kernels --check          also without a GPU, under Triton's interpreter
+    python -m bench.kernels --check          compares only the results, without a GPU in Triton's interpreter
 
-The shapes are those of CSM's backbone and depth decoder and of Dia's decoder (rows are doubled there: guidance). One
-graph holds many calls over several sets of inputs that together do not fit the GPU's cache, as a step's layers don't.
-`limit_us` is what the bytes that must be moved take at the card's bandwidth, measured by a copy in the same run. The
-last line is one JSON.
+The shapes are those of CSM's backbone and depth decoder and of Dia's decoder, where guidance doubles the rows. One
+graph contains many calls with several sets of inputs. Together the inputs are larger than the GPU's cache, like the
+layers of a step. `limit_us` is the time that the GPU needs to move the necessary bytes at its bandwidth, which a copy
+in the same run measures. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from torch import Tensor
 from app.nn.kernels.choice import TORCH, Kernels, fused_kernels
 
 INTERPRETED = "TRITON_INTERPRET"
-_CALLS = 48  # in one graph
+_CALLS = 48  # number of calls in one graph
 _REPLAYS = 20
-_CACHE_BYTES = 128 << 20  # more than any present card's L2
+_CACHE_BYTES = 128 << 20  # larger than the L2 cache of any current GPU
 _ATOL = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 Inputs = tuple[Tensor, ...]
@@ -38,9 +38,9 @@ Inputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """One call as a model makes it. make(generator, device) gives its tensors, run calls a set's kernel with them.
+    """One kernel call of a model. make(generator, device) returns the inputs; run calls a kernel with these inputs.
 
-    bytes: read and written at least.
+    bytes: the smallest number of bytes that the call reads and writes.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Attention:
-    """Heads of a model's attention, and how many positions it sees at most."""
+    """The shape of a model's attention: heads, and the largest number of positions."""
 
     name: str
     heads: int
@@ -80,7 +80,7 @@ def _normal(generator: torch.Generator, device: torch.device, dtype: torch.dtype
 
 
 def _positions(rows: int, length: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """As many rows as there are at unequal positions, the first at the last one."""
+    """Return a random position for each row; row 0 is at the last position."""
     positions = torch.randint(length // 2, length, (rows,), generator=generator, device=device)
     positions[0] = length - 1
     return positions
@@ -89,7 +89,7 @@ def _positions(rows: int, length: int, generator: torch.Generator, device: torch
 def _cache(
     shape: Attention, rows: int, dtype: torch.dtype, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Views of a cache that is longer and has more rows, as the models' are."""
+    """Return views of a larger cache with more rows and positions, as in the models."""
     whole = _normal(generator, device, dtype, 2, rows + 1, shape.groups, shape.length + 16, shape.size)
     return whole[0, :rows], whole[1, :rows]
 
@@ -97,7 +97,7 @@ def _cache(
 def attention_case(shape: Attention, rows: int, dtype: torch.dtype, *, fresh: bool) -> Case:
     scale = shape.size**-0.5
     item = torch.finfo(dtype).bits // 8
-    seen = rows * shape.groups * shape.size * shape.length * 3 // 4  # `_positions` are at three quarters on average
+    seen = rows * shape.groups * shape.size * shape.length * 3 // 4  # the mean of `_positions` is 3/4 of the length
 
     def make(generator: torch.Generator, device: torch.device) -> Inputs:
         k, v = _cache(shape, rows, dtype, generator, device)
@@ -143,7 +143,7 @@ def gate_case(name: str, ffn: int, rows: int, dtype: torch.dtype) -> Case:
 
 def sample_case(name: str, codes: int, channels: int, codebooks: int, rows: int) -> Case:
     wanted = [[0.9, 50, 1.0], [0.0, 50, 1.0]] if name == "csm" else [[1.3, 45, 0.95], [1.0, 0, 1.0]]
-    fast_path = name == "csm"  # what its runner tells the kernels of such rows
+    fast_path = name == "csm"  # the value that the model's runner uses for these parameters
 
     def make(generator: torch.Generator, device: torch.device) -> Inputs:
         logits = 2 * _normal(generator, device, torch.float32, rows, channels, codes)
@@ -164,7 +164,7 @@ def sample_case(name: str, codes: int, channels: int, codebooks: int, rows: int)
 
 
 def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
-    """All calls of both models' steps with so many answers at once."""
+    """Yield all kernel calls of the steps of both models with this number of rows."""
     for shape in ATTENTIONS:
         yield attention_case(shape, rows * (1 + shape.doubled), dtype, fresh=True)
     yield attention_case(CROSS, rows, dtype, fresh=False)
@@ -177,9 +177,9 @@ def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def check(case: Case, kernels: Kernels, device: torch.device, seed: int = 0) -> float:
-    """The largest difference between a set's results and torch's; for codes, the share that differs.
+    """Return the largest difference between the results of `kernels` and of torch; for codes, the share that differs.
 
-    Raises AssertionError where it is more than rounding explains.
+    Raises AssertionError if the difference is larger than rounding errors can be.
     """
     results = []
     for some in (TORCH, kernels):
@@ -201,8 +201,11 @@ def check(case: Case, kernels: Kernels, device: torch.device, seed: int = 0) -> 
 
 
 def mend_interpreter() -> None:
-    """Teach Triton's interpreter bfloat16: it (3.7.1) cuts off bits where hardware rounds to nearest even, and in
-    products takes the bits for integers."""
+    """Correct bfloat16 in Triton's interpreter (version 3.7.1).
+
+    Without this correction, a conversion to bfloat16 cuts off bits instead of rounding to nearest even, and a product
+    reads the bits of bfloat16 numbers as integers.
+    """
     from triton import language as tl
     from triton.runtime import interpreter
 
@@ -228,7 +231,7 @@ def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
 
 
 def _graph_us(case: Case, kernels: Kernels, device: torch.device) -> float:
-    """Microseconds of one call: the median of some replays of a graph of many."""
+    """Return the microseconds of one call: the median over several replays of a graph with many calls."""
     generator = torch.Generator(device).manual_seed(1)
     sets = max(1, min(_CALLS, math.ceil(_CACHE_BYTES / max(1, case.bytes))))
     inputs = [case.make(generator, device) for _ in range(sets)]
@@ -236,7 +239,7 @@ def _graph_us(case: Case, kernels: Kernels, device: torch.device) -> float:
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for some in inputs[:2]:
-            case.run(kernels, some)  # Triton compiles here, torch allocates its workspaces
+            case.run(kernels, some)  # in the first call, Triton compiles and torch allocates workspaces
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -255,7 +258,7 @@ def _graph_us(case: Case, kernels: Kernels, device: torch.device) -> float:
 
 
 def _bandwidth(device: torch.device) -> float:
-    """Bytes per second that a large copy reads and writes."""
+    """Return how many bytes per second a large copy reads and writes."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best = 0.0
@@ -271,18 +274,18 @@ def _bandwidth(device: torch.device) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="1,8,64", help="answers at once")
+    parser.add_argument("--rows", default="1,8,64", help="numbers of rows, separated by commas")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    parser.add_argument("--only", default="", help="parts of kernels' names, by commas")
-    parser.add_argument("--check", action="store_true", help="compare only")
+    parser.add_argument("--only", default="", help="parts of kernel names, separated by commas")
+    parser.add_argument("--check", action="store_true", help="compare only the results")
     args = parser.parse_args()
     gpu = torch.cuda.is_available()
     if not gpu and not args.check:
-        sys.exit("There is no CUDA device, and only there these times mean anything; --check compares without one.")
+        sys.exit("There is no CUDA device, so times can't be measured. Use --check to compare only the results.")
     if importlib.util.find_spec("triton") is None:
-        sys.exit("Triton is not installed: the CUDA build of torch brings it, `make kernels` installs it for a CPU.")
+        sys.exit("Triton is not installed. The CUDA build of torch includes it; `make kernels` installs it for a CPU.")
     if not gpu:
-        os.environ[INTERPRETED] = "1"  # read when the kernels are imported
+        os.environ[INTERPRETED] = "1"  # Triton reads this variable when the kernels are imported
         mend_interpreter()
     device, dtype = torch.device("cuda" if gpu else "cpu"), getattr(torch, args.dtype)
     kernels = fused_kernels()

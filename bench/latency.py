@@ -1,10 +1,10 @@
-"""First sound through HTTP beside the engine's own first chunk, and many streams started at once.
+"""Compares the time to first audio through HTTP with that of the engine alone, and measures many simultaneous streams.
 
-    python -m bench.latency                      # starts a server with the offline voice and measures that
+    python -m bench.latency                      # starts a server with the offline voice and measures this server
     python -m bench.latency --url http://gpu:8000/v1 --voice alloy
 
-The engine's own time is taken in this process, over the same words, in turns with the requests, so that both see the
-same machine. Nothing is cached.
+This process also runs the engine itself. Measurements of the engine and of HTTP requests alternate and use the same
+texts, so that both are measured under the same load of the machine. Answers are not cached.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TEXT = "The quick brown fox jumps over the lazy dog, and number {n} follows it h
 
 
 async def engine_first_s(engine: BatchedEngine, text: str, voice: str) -> float:
-    """Seconds until the engine's first chunk, asked directly."""
+    """Return the seconds until the first chunk of the engine, without HTTP."""
     line = SpokenLine(text, 0, preset(voice))
     utterance = Utterance((line,), Sampling(), seed=1, max_seconds=60.0)
     begun_s = time.perf_counter()
@@ -44,7 +44,7 @@ async def engine_first_s(engine: BatchedEngine, text: str, voice: str) -> float:
 
 
 async def http_first_s(http: httpx.AsyncClient, text: str, voice: str, audio_format: str) -> tuple[float, float]:
-    """Seconds until the first bytes of the body, and until the last."""
+    """Return the seconds until the first bytes of the response body, and until its end."""
     body = {"model": "tts-1", "voice": voice, "input": text, "response_format": audio_format, "cache": False}
     begun_s = time.perf_counter()
     async with http.stream("POST", "/audio/speech", json=body) as answer:
@@ -70,7 +70,7 @@ async def measure(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
             text = TEXT.format(n=number)
             own_s = await engine_first_s(engine, text, arguments.voice)
             first_s, _ = await http_first_s(http, text, arguments.voice, arguments.format)
-            if number >= 5:  # the first rounds warm connections and caches
+            if number >= 5:  # the first 5 rounds fill connections and caches
                 direct.append(own_s)
                 through.append(first_s)
         together: list[float] = []
@@ -104,7 +104,7 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 @contextlib.asynccontextmanager
 async def given(url: str | None) -> AsyncGenerator[str]:
-    """The url, or that of a server of our own."""
+    """Yield the given URL, or the URL of a new server."""
     if url:
         yield url
     else:

@@ -1,16 +1,18 @@
-"""Under load: requests that arrive when they like, and what their listeners hear.
+"""Load test: requests arrive at random times; measures what each listener would hear.
 
-    python -m bench.load                                  # the offline voice, at shares of what it can do
+    python -m bench.load                                  # the offline voice, at shares of its capacity
     python -m bench.load --engine csm                     # a tiny CSM with random weights
-    python -m bench.load --engine csm --streams 32        # so many long answers at once: does each keep real time?
+    python -m bench.load --engine csm --streams 32        # 32 long answers together: is each in real time?
     python -m bench.load --url http://gpu:8000/v1 --rates 2,4,8
 
-Arrivals are open-loop and Poisson: nobody waits for an answer before asking again, and a request's time counts from
-when it was due. What the server can do is measured first, by clients that do wait. Texts differ; nothing is cached.
+Arrivals are an open-loop Poisson process: a client does not wait for an answer before the next request. Times are
+measured from the planned time of a request. First, clients that wait for their answers measure the capacity of the
+server. All texts differ, and answers are not cached.
 
-audible_ms: until the first sample above -50 dBFS has been received. An underrun: a listener who begins with the first
-bytes runs dry for more than 20 ms, which is what a player's own buffer holds. at_real_time: the share of answers that
-came whole and without an underrun. The client shares the machine; what it costs is told too.
+audible_ms: time until the client has received the first sample above -50 dBFS. An underrun is a gap of more than 20 ms
+for a listener who starts to play at the first bytes; the buffer of a player bridges shorter gaps. at_real_time: the
+share of answers that are complete and have no underrun. The client runs on the same machine, so the CPU time of the
+client is reported too.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ violet walnut weather window winter wonder yellow
 
 @dataclass(frozen=True, slots=True)
 class Listened:
-    """What one listener had of an answer. Seconds; first_s and audible_s from when it was due, inf where none came."""
+    """What one listener received of an answer. first_s, audible_s: seconds from the planned time; inf = no audio."""
 
     status: int
     whole: bool
@@ -67,7 +69,7 @@ class Listened:
 
 
 def listen(heard: Heard, due_s: float) -> Listened:
-    """heard: an answer in pcm at RATE_HZ."""
+    """Return what a listener hears of an answer. heard: an answer in pcm at RATE_HZ."""
     if heard.status != 200 or not heard.pieces:
         return Listened(heard.status, heard.whole, np.inf, np.inf, 0.0, 0, 0.0)
     samples = np.frombuffer(bytes(heard.body[: len(heard.body) // 2 * 2]), "<i2")
@@ -88,7 +90,7 @@ def listen(heard: Heard, due_s: float) -> Listened:
 
 
 class Asker:
-    """Asks for short texts that nobody has asked for before."""
+    """Sends requests for random short texts."""
 
     def __init__(self, client: Client, dice: random.Random, *, voice: str, words: int, fields: dict[str, Any]) -> None:
         self._client = client
@@ -105,7 +107,7 @@ class Asker:
 
 
 async def closed_loop(asker: Asker, clients: int, seconds: float) -> tuple[float, list[Listened]]:
-    """Requests answered in a second by clients that each wait for their answer."""
+    """Return the answers per second for clients that each wait for their answer, and the answers."""
     began_s = time.perf_counter()
     answers: list[Listened] = []
 
@@ -118,7 +120,7 @@ async def closed_loop(asker: Asker, clients: int, seconds: float) -> tuple[float
 
 
 async def open_loop(asker: Asker, rate_hz: float, seconds: float, dice: random.Random) -> list[Listened]:
-    """Poisson arrivals for so many seconds; all that were begun are heard to their end."""
+    """Send requests as a Poisson process for `seconds`, and wait until all answers have ended."""
     began_s = due_s = time.perf_counter()
     going: list[asyncio.Task[Listened]] = []
     while (due_s := due_s + dice.expovariate(rate_hz)) < began_s + seconds:
@@ -128,7 +130,7 @@ async def open_loop(asker: Asker, rate_hz: float, seconds: float, dice: random.R
 
 
 async def at_once(asker: Asker, streams: int, text: str) -> list[Listened]:
-    """So many answers begun within a second, evenly."""
+    """Start `streams` requests evenly within one second, and return the answers."""
 
     async def one(index: int) -> Listened:
         await asyncio.sleep(index / streams)
@@ -166,7 +168,7 @@ def summary(answers: Sequence[Listened]) -> dict[str, Any]:
 
 
 class Meter:
-    """CPU of the server and of this process between `__enter__` and `per_request_ms`."""
+    """Measures the CPU time of the server and of this process inside `with`."""
 
     def __init__(self, server: Server | None) -> None:
         self._server = server
@@ -237,9 +239,9 @@ async def serving(options: argparse.Namespace) -> AsyncIterator[tuple[str, Serve
         if options.engine == "csm":
             model = Path(folder) / "csm"
             command = [sys.executable, "-m", "bench.fabricate", "csm", "--size", "tiny", str(model)]
-            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: ASYNC221 - nothing runs yet
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: ASYNC221 - no other task runs yet
             variables |= {"TTS_ENGINE": "csm", "CSM_MODEL": str(model), "TTS_FALLBACK_ENGINE": ""}
-            # Products this small are slower on two threads than on one, and the event loop wants the other core.
+            # Such small matrix products are slower on two threads than on one, and the event loop needs the other core.
             variables |= {"TTS_CASTING": "off", "TTS_DTYPE": "bfloat16", "OMP_NUM_THREADS": "1"}
         async with own_server(**variables) as server:
             yield server.url, server
@@ -252,18 +254,18 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="of a running server, with /v1; default: start one")
-    parser.add_argument("--engine", choices=["espeak", "csm"], default="espeak", help="of the server that is started")
-    parser.add_argument("--rows", type=int, default=0, help="TTS_MAX_ROWS of that server; 0 = as it likes")
-    parser.add_argument("--rates", default="", help="requests a second, with commas; default: shares of the capacity")
-    parser.add_argument("--shares", default="0.5,0.7,0.8,0.9", help="of the capacity, with commas")
-    parser.add_argument("--clients", type=int, default=16, help="of the measurement of the capacity")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals at each rate")
+    parser.add_argument("--url", help="URL of a running server, with /v1; default: start a server")
+    parser.add_argument("--engine", choices=["espeak", "csm"], default="espeak", help="engine of the started server")
+    parser.add_argument("--rows", type=int, default=0, help="TTS_MAX_ROWS of this server; 0 = the default")
+    parser.add_argument("--rates", default="", help="requests a second, separated by commas; default: --shares")
+    parser.add_argument("--shares", default="0.5,0.7,0.8,0.9", help="shares of the capacity, separated by commas")
+    parser.add_argument("--clients", type=int, default=16, help="number of clients that measure the capacity")
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration of each rate")
     parser.add_argument("--warm-s", type=float, default=2.0)
-    parser.add_argument("--words", type=int, default=2, help="of a request's text; two are about a second of speech")
-    parser.add_argument("--audio-s", type=float, default=0.0, help="longest answer; 0 = as long as the text is")
-    parser.add_argument("--streams", type=int, default=0, help="instead of rates: so many long answers at once")
-    parser.add_argument("--sentences", type=int, default=8, help="of each of those")
+    parser.add_argument("--words", type=int, default=2, help="words in a text; two words are about 1 s of speech")
+    parser.add_argument("--audio-s", type=float, default=0.0, help="longest answer in seconds; 0 = no limit")
+    parser.add_argument("--streams", type=int, default=0, help="measure this number of long answers together")
+    parser.add_argument("--sentences", type=int, default=8, help="sentences in each long answer")
     parser.add_argument("--voice", default="alloy")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()

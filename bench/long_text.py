@@ -1,10 +1,11 @@
-"""Time to first audio and peak memory for texts of 1,000 to 1,000,000 characters, through HTTP with the offline voice.
+"""Measures time to first audio and peak memory for texts of 1,000 to 1,000,000 characters, with the offline voice.
 
     python -m bench.long_text [--characters 1000 10000 100000 1000000] [--seconds 20]
 
-Each length gets a new server, so that each peak is its own. The client reads the audio for --seconds and then
-disconnects; the memory is read before the request, as a peak, and after the client has left. `sentence_ms` is the time
-to first audio of the first sentence alone. The last line of stdout is one JSON.
+Each length is measured on a new server, so that the memory peaks are separate. The client reads the audio for --seconds
+and then disconnects. The memory is measured before the request, at its peak, and after the client has left.
+`sentence_ms` is the time to first audio of the first sentence alone. The last line of standard output is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from bench.server import Server, own_server
 
 SENTENCE = "The ferry crosses the bay at {n} in the morning, and the boats (all 12 of them) wait for it. "
 PARAGRAPH_SENTENCES = 6
-ROUNDS = 5  # the time to first audio is the median of as many requests
+ROUNDS = 5  # the time to first audio is the median of this number of requests
 
 
 def text_of(characters: int) -> str:
-    """Sentences that differ, in paragraphs, cut to the length."""
+    """Return a text of this length: different sentences in paragraphs, cut off at the end."""
     parts: list[str] = []
     size = n = 0
     while size < characters:
@@ -38,7 +39,7 @@ def text_of(characters: int) -> str:
 
 
 async def first_ms(http: httpx.AsyncClient, text: str) -> float:
-    """Milliseconds until the first bytes of the audio. Then the client disconnects."""
+    """Return the milliseconds until the first bytes of the audio, and disconnect."""
     begun_s = time.perf_counter()
     async with http.stream("POST", "/audio/speech", json=body(text)) as answer:
         answer.raise_for_status()

@@ -1,9 +1,9 @@
-"""What a model takes of memory, by rows: weights, what rows keep, what recording took, and what speaking adds.
+"""Measures the memory of a model for several numbers of rows: after loading, while it speaks, and for CUDA graphs.
 
     python -m bench.memory --device cuda [--size full] [--model csm]
 
-The last line of stdout is one JSON: bytes, each beside what was foreseen before loading (which sets the number of rows
-where TTS_MAX_ROWS is `auto`).
+The last line of standard output is one JSON object with sizes in bytes. `foreseen` is the estimate before loading, from
+which the server computes the number of rows if TTS_MAX_ROWS is `auto`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TEXT = "The weather was fine, so they walked along the river."
 
 
 def used(device: torch.device) -> int:
-    """Of the whole device what is taken, or of this process what is resident."""
+    """Return the used memory of a GPU, or the resident memory of this process on a CPU."""
     gc.collect()
     if device.type != "cuda":
         return resident_bytes()
@@ -94,7 +94,7 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {model: {} for model in models}
     for model in models:
         for rows in args.rows.split(","):
-            # A process of its own each: what the last one left would be counted.
+            # Each measurement runs in a new process. Otherwise memory that the last measurement left would count.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
                 found[model][rows] = alone.submit(measure, args, model, int(rows)).result()
     print(json.dumps({"bench": "memory", "device": args.device, "size": args.size, "dtype": args.dtype, **found}))

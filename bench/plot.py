@@ -1,4 +1,4 @@
-"""Lines over time as an SVG: panels above each other with one axis of time. What bench/ draws, without a library."""
+"""Draws values over time as an SVG: panels one above the other with a common time axis. Needs no library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_POINTS = 900
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """(time, value) points, in order of time."""
+    """A named series of points (time, value), in the order of time."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -27,7 +27,7 @@ class Panel:
 
 
 def figure(time_name: str, panels: Sequence[Panel]) -> str:
-    """The whole SVG file."""
+    """Return the content of the SVG file."""
     times = [at for panel in panels for each in panel.series for at, _ in each.points] or [0.0]
     latest = max(*times, 1e-9)
     height = TOP + len(panels) * (HEIGHT + GAP) + 24

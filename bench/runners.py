@@ -1,4 +1,4 @@
-"""Both models' runners with random numbers for weights, made in memory: no checkpoint is read or written."""
+"""Creates runners of both models with random weights in memory, without checkpoint files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Quantize = Literal["none", "int8"]
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """Return the product name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -44,7 +44,7 @@ def device_name(device: torch.device) -> str:
 
 
 def resident_bytes() -> int:
-    """What the process holds now; 0 where the system does not say."""
+    """Return the resident memory of this process; 0 if the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text("ascii").splitlines()
     except OSError:
@@ -53,7 +53,7 @@ def resident_bytes() -> int:
 
 
 def fill(module: torch.nn.Module) -> None:
-    """Random numbers scaled by fan-in, from one block: what they are does not matter, that they are ordinary does."""
+    """Fill all parameters with random numbers that are scaled by the number of inputs."""
     block = torch.empty(1 << 22).normal_(generator=torch.Generator().manual_seed(0))
     on_device: dict[tuple[torch.device, torch.dtype, float], torch.Tensor] = {}
     with torch.no_grad():
@@ -79,7 +79,7 @@ def csm_runner(
     record: bool = False,
     kernels: Sequence[Kernels] = (TORCH,),
 ) -> tuple[CsmRunner, GraphCapture | None]:
-    """CSM that never ends a line by itself; and who recorded its frames, if they are recorded."""
+    """Create a runner of CSM that never generates EOS. The second result is the graph capture, if `record` is set."""
     raw = csm_config(size)
     config = parse_csm_config(raw)
     model = CsmModel(config, device=device, dtype=dtype)
@@ -112,11 +112,11 @@ def dia_runner(
     kernels: Sequence[Kernels] = (TORCH,),
     burst: int = 8,
 ) -> tuple[DiaRunner, GraphCapture | None]:
-    """Dia that never ends by itself, as the bare model; and who recorded its steps."""
+    """Create a runner of Dia that never generates EOS. The second result is the graph capture, if `record` is set."""
     config = parse_dia_config(dia_config(SHAPES[size]))
     model = DiaModel(config, device=device, dtype=dtype)
     fill(model)
-    model.get_parameter("head.weight")[config.eos] = 0  # never the best of channel 0: nobody ends while it is measured
+    model.get_parameter("head.weight")[config.eos] = 0  # EOS is never the best code, so speech does not end
     model.compute_unconditional()
     codec = parse_dac_config(dac_config(size))
     decoder = DacDecoder(codec, rows=rows, codebooks=config.channels, device=device)

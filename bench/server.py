@@ -1,4 +1,4 @@
-"""A server of our own to measure: `python -m app.main` in a process, a folder and an environment of its own."""
+"""Starts a server for a benchmark: `python -m app.main` in a new process with a new data folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TICKS_HZ = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """url: with /v1. The rest is read from /proc."""
+    """A running server. url: with /v1. The properties read /proc."""
 
     url: str
     pid: int
@@ -30,7 +30,7 @@ class Server:
 
     @property
     def cpu_s(self) -> float:
-        """Seconds of CPU so far, all threads."""
+        """CPU seconds of all threads since the start."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_HZ
 
@@ -44,15 +44,15 @@ class Server:
 
     @property
     def open_files(self) -> int:
-        return len(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208 - names are enough
+        return len(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208 - only the number of names is needed
 
     @property
     def waited_s(self) -> float:
-        """Seconds that threads which are alive were ready to run and had no core."""
+        """Seconds that the current threads of the server have waited for a CPU core."""
         tasks = Path(f"/proc/{self.pid}/task")
         waited_ns = 0
         for task in tasks.iterdir():
-            with contextlib.suppress(OSError):  # it has ended since
+            with contextlib.suppress(OSError):  # the thread has ended in the meantime
                 waited_ns += int((task / "schedstat").read_text().split()[1])
         return waited_ns / 1e9
 
@@ -65,7 +65,7 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def own_server(**variables: str) -> AsyncIterator[Server]:
-    """A server with the offline voice, or as `variables` (environment) say, until the end of the block."""
+    """Run a server with the offline voice inside `async with`. variables: additional environment variables."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as data:
@@ -80,7 +80,7 @@ async def own_server(**variables: str) -> AsyncIterator[Server]:
         log = Path(data) / "console.log"
         command = [sys.executable, "-m", "app.main"]
         with log.open("wb") as console:
-            child = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs yet
+            child = subprocess.Popen(  # noqa: ASYNC220 - no other task runs yet
                 command, env=environment | variables, cwd=data, stderr=console
             )
         try:
@@ -96,12 +96,12 @@ async def own_server(**variables: str) -> AsyncIterator[Server]:
 
 
 async def until_ready(url: str, child: subprocess.Popen[bytes] | None = None, timeout_s: float = 120.0) -> None:
-    """Raises TimeoutError, and ChildProcessError where the server has ended."""
+    """Wait until the server is ready. Raises TimeoutError, or ChildProcessError if the server has ended."""
     deadline_s = time.monotonic() + timeout_s
     async with httpx.AsyncClient() as http:
         while time.monotonic() < deadline_s:
             if child is not None and child.poll() is not None:
-                raise ChildProcessError(f"the server ended with {child.returncode} before it was ready")
+                raise ChildProcessError(f"the server ended with status {child.returncode} before it was ready")
             with contextlib.suppress(httpx.TransportError):
                 if (await http.get(f"{url}/ready")).status_code == 200:
                     return

@@ -1,18 +1,22 @@
-"""Hours of ordinary use in minutes: does anything grow, leak, or end up with the wrong listener?
+"""Soak test: many ordinary requests in a short time. Finds leaks of memory, threads and files, and wrong answers.
 
     python -m bench.soak                                     # 60 s
     python -m bench.soak --minutes 30 --strict --plot docs/images/soak.svg --out soak.json
 
-Requests arrive open-loop at a share of what the server can do: random texts, voices, formats, speeds, rates, streamed
-or as events, with and without the cache. Some callers leave before the first byte or in the middle, some read slowly.
-What every request should sound like was asked for beforehand, one at a time, no two with the same text; every whole
-answer has to be as long as that and, in its bands over time, nearer to it than to any other. (eSpeak NG keeps its
-phases from one utterance to the next: the same text is never the same bytes.) When all have gone, rows must be free,
-and threads and open files what they were after the warm-up; resident memory may not have a slope. `--strict` asserts as
-well that no listener ran dry, which takes a machine without other work: /proc/PID/schedstat tells how long the server's
-threads waited for a core.
+Requests arrive open-loop at a share of the server's capacity, with random texts, voices, formats, speeds and sample
+rates, as audio streams or as events, with and without the cache. Some clients leave before the first byte or in the
+middle, and some clients read slowly.
 
-The last line on standard output is one JSON; the exit status is 1 where something did not hold.
+Before the test, each request is sent once alone. This gives a reference answer. Every complete answer of the test must
+be as long as its reference answer, and its spectrum over time must be more similar to its reference answer than to any
+other. A comparison of bytes is not possible, because eSpeak NG keeps its phases from one utterance to the next, so
+equal texts give different bytes.
+
+After the test, all rows must be free, the numbers of threads and open files must be as after the warm-up, and the
+resident memory must not grow. `--strict` also requires that no listener ran dry. This needs a machine without other
+work: /proc/PID/schedstat shows how long the server's threads waited for a CPU core.
+
+The last line of standard output is one JSON object. The exit status is 1 if a requirement is not met.
 """
 
 from __future__ import annotations
@@ -49,29 +53,29 @@ from bench.plot import Panel, Series, figure
 from bench.server import Server, own_server
 from bench.wire import Client, Heard
 
-LONG_WORDS = 120  # of a slow reader's text: more sound than sockets and outbox can hold together
+LONG_WORDS = 120  # words in a slow reader's text: more audio than the sockets and the audio queue can hold
 SLOW_RATE_HZ = 48_000
-MOST_ALIKE = 0.9  # of two requests' sounds; an answer is above that to its own
+MOST_ALIKE = 0.9  # largest likeness of two reference answers
 Manner = Literal["stays", "leaves early", "leaves", "slow", "slow and leaves"]
-MANNERS: dict[Manner, float] = {"stays": 0.86, "leaves early": 0.05, "leaves": 0.08}  # the slow come by the clock
+MANNERS: dict[Manner, float] = {"stays": 0.86, "leaves early": 0.05, "leaves": 0.08}  # plus slow readers
 SLOW_EVERY_S = 8.0
-MAX_SLOPE_BYTES = 1 << 20  # a minute
-WARM_SHARE, WARM_MOST_S = 0.25, 300.0  # of the time, before anything is compared: pools and allocators fill
-SPARE_FILES, SPARE_THREADS = 4, 2  # more than after the warm-up, that a moment's connection may take
-EAR_HZ, EAR_SAMPLES, BANDS, COLUMNS = 16_000, 512, 24, 64  # of a fingerprint: bands up to 6 kHz, all of the time
+MAX_SLOPE_BYTES = 1 << 20  # growth of the resident memory in one minute
+WARM_SHARE, WARM_MOST_S = 0.25, 300.0  # warm-up, as a share of the time and in seconds
+SPARE_FILES, SPARE_THREADS = 4, 2  # tolerance, because a short connection may be open
+EAR_HZ, EAR_SAMPLES, BANDS, COLUMNS = 16_000, 512, 24, 64  # of a fingerprint: 24 bands up to 6 kHz, 64 points in time
 Print = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A request, without whether the cache may answer, and how long it should sound."""
+    """A request body without cache options, and the length of its reference answer in seconds."""
 
     body: dict[str, Any]
     seconds: float
 
     @property
     def second_bytes(self) -> int | None:
-        """Bytes of a second of sound, where that is a constant."""
+        """The number of bytes in a second of audio; None if the format has no constant bit rate."""
         if self.body["response_format"] not in ("pcm", "wav"):
             return None
         return 2 * int(self.body["sample_rate"])
@@ -79,7 +83,7 @@ class Wish:
 
 @dataclass(slots=True)
 class Sample:
-    """One look at the server, at_s after the start."""
+    """Measurements of the server, `at_s` seconds after the start."""
 
     at_s: float
     rss_bytes: int
@@ -93,18 +97,18 @@ class Sample:
 
 @dataclass(slots=True)
 class Books:
-    """What happened to all requests."""
+    """Counts and measurements of all requests."""
 
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    first_s: list[tuple[float, float]] = field(default_factory=list)  # (when, how long it took)
-    dry: list[tuple[float, float]] = field(default_factory=list)  # (when, how long)
-    likeness: float = 1.0  # the least of an answer to what it should be,
-    margin: float = 1.0  # and the least that this was above that to any other
+    first_s: list[tuple[float, float]] = field(default_factory=list)  # (time, seconds to the first bytes)
+    dry: list[tuple[float, float]] = field(default_factory=list)  # (time, seconds of the gap)
+    likeness: float = 1.0  # the smallest likeness of an answer to its reference answer
+    margin: float = 1.0  # the smallest difference to the likeness with any other reference answer
 
 
 def fingerprint(sound: bytes, audio_format: str, rate_hz: int) -> tuple[Print, float]:
-    """What tells a sound from others: (BANDS * COLUMNS,) log energies of mean 0 and length 1; and its seconds."""
+    """Return a fingerprint (BANDS * COLUMNS,) of audio, log energies with mean 0 and length 1, and its seconds."""
     if audio_format == "pcm":
         samples = soxr.resample(np.frombuffer(sound, "<i2").astype(np.float32) / 32768, rate_hz, EAR_HZ)
     else:
@@ -145,10 +149,10 @@ def wish_for(dice: random.Random) -> dict[str, Any]:
 
 
 class Soak:
-    """The callers of one server."""
+    """The clients of one server."""
 
     def __init__(self, client: Client, dice: random.Random, ears: Executor) -> None:
-        """ears: where sounds are listened to, so that it does not hold up who notes when they came."""
+        """ears: the process that computes fingerprints, so that they do not delay the measurement of times."""
         self._client = client
         self._dice = dice
         self._ears = ears
@@ -158,7 +162,7 @@ class Soak:
         self.began_s = time.perf_counter()
 
     async def prepare(self, count: int) -> None:
-        """Ask for everything once, alone. Raises RuntimeError where two of them sound alike."""
+        """Request all reference answers one after another. Raises RuntimeError if two of them are too similar."""
         prints = []
         for _ in range(count):
             body = wish_for(self._dice)
@@ -172,7 +176,7 @@ class Soak:
         alike = self._prints @ self._prints.T - 2 * np.eye(count)
         if alike.max() > MOST_ALIKE:
             one, other = np.unravel_index(alike.argmax(), alike.shape)
-            raise RuntimeError(f"nobody could tell {self.wishes[one].body} from {self.wishes[other].body}")
+            raise RuntimeError(f"the answers to {self.wishes[one].body} and {self.wishes[other].body} are too similar")
 
     async def _listen(self, sound: bytes, body: dict[str, Any]) -> tuple[Print, float]:
         loop = asyncio.get_running_loop()
@@ -204,14 +208,14 @@ class Soak:
         nearest = int(likeness.argmax())
         if nearest != index or abs(seconds - wish.seconds) > 0.1 + 0.02 * wish.seconds:
             self.books.wrong.append(
-                f"another sound: {wish.body}, {seconds:.2f} s and not {wish.seconds:.2f}, likeness "
+                f"wrong audio: {wish.body}, {seconds:.2f} s instead of {wish.seconds:.2f}, likeness "
                 f"{likeness[index]:.3f}; nearest is {self.wishes[nearest].body} with {likeness[nearest]:.3f}"
             )
         self.books.likeness = min(self.books.likeness, float(likeness[index]))
         self.books.margin = min(self.books.margin, float(likeness[index] - np.delete(likeness, index).max()))
 
     def _judge(self, wish: Wish, heard: Heard, manner: Manner, due_s: float, *, events: bool) -> bool:
-        """Whether there is a sound to be recognised."""
+        """Count the result of a request. Return whether its audio must be compared."""
         books = self.books
         if not heard.whole:
             books.counts["left" if manner != "stays" else "broken"] += 1
@@ -237,7 +241,7 @@ class Soak:
         return True
 
     async def read_slowly(self, manner: Manner) -> None:
-        """A minute of sound, taken in gulps with pauses; or half of it."""
+        """Request a minute of audio, and read it with pauses. If `manner` says so, leave in the middle."""
         text = " ".join(words(self._dice, 6) for _ in range(LONG_WORDS // 6))
         body = {"input": text, "response_format": "pcm", "sample_rate": SLOW_RATE_HZ, "cache": False}
         connection = await self._client.connection()
@@ -262,10 +266,10 @@ class Soak:
         elif heard.status == 429:
             self.books.counts["429"] += 1
         else:
-            self.books.wrong.append(f"a slow reader got {heard.status}, whole: {heard.whole}")
+            self.books.wrong.append(f"a slow reader got status {heard.status}, complete: {heard.whole}")
 
     async def closed_loop(self, clients: int, seconds: float) -> float:
-        """Requests a second that clients who wait for their answers get."""
+        """Return the requests per second of clients that wait for their answers."""
         began_s, asked = time.perf_counter(), 0
 
         async def one() -> None:
@@ -319,7 +323,7 @@ async def watch(client: Client, server: Server, soak: Soak, samples: list[Sample
 
 
 def slope(samples: list[Sample]) -> float:
-    """Bytes of resident memory a minute, by least squares."""
+    """Return the growth of the resident memory in bytes a minute, by least squares."""
     if len(samples) < 3:
         return 0.0
     minutes = np.array([sample.at_s / 60 for sample in samples])
@@ -368,7 +372,7 @@ async def soaked(
 def report(
     options: argparse.Namespace, books: Books, samples: list[Sample], idle: Sample, told: dict[str, float]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The result, `told` added, and what did not hold. idle: the last look, when all callers had gone."""
+    """Return the result with the values of `told`, and the problems. idle: the state after all clients have left."""
     seconds = options.minutes * 60
     warm_s = min(WARM_SHARE * seconds, WARM_MOST_S)
     warm = [sample for sample in samples if sample.at_s >= warm_s]
@@ -377,7 +381,7 @@ def report(
     long_enough = seconds >= 600
     problems = list(books.wrong[:10])
     if idle.rows or idle.queued:
-        problems.append(f"{idle.rows} rows and {idle.queued} places in the queue were never given back")
+        problems.append(f"{idle.rows} rows and {idle.queued} places in the queue were not freed")
     if idle.threads > busy.threads + SPARE_THREADS:
         problems.append(f"threads went from {busy.threads} to {idle.threads}")
     if idle.open_files > busy.open_files + SPARE_FILES:
@@ -444,11 +448,11 @@ def plot(books: Books, samples: list[Sample]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--load", type=float, default=0.7, help="share of what the server can do")
+    parser.add_argument("--load", type=float, default=0.7, help="share of the server's capacity")
     parser.add_argument("--wishes", type=int, default=120, help="different requests")
-    parser.add_argument("--strict", action="store_true", help="an underrun is a failure too")
-    parser.add_argument("--plot", type=Path, help="an .svg file to draw it in")
-    parser.add_argument("--out", type=Path, help="a file for the JSON as well")
+    parser.add_argument("--strict", action="store_true", help="an underrun is a failure")
+    parser.add_argument("--plot", type=Path, help="the .svg file for the plot")
+    parser.add_argument("--out", type=Path, help="a file for the JSON result")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     gc.freeze()

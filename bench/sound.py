@@ -1,7 +1,8 @@
-"""Loudness and watermark, measured on the offline voices: `python -m bench.sound`. Needs espeak and watermark.
+"""Measures loudness and watermark with the offline voices: `python -m bench.sound`. Needs the extras espeak, watermark.
 
-Loudness: how far whole answers are from the target, by FFmpeg's meter, at the level expected and 8 and 15 dB off it.
-Watermark: scores of marked and unmarked speech after what happens to sound, its cost, its change of loudness.
+Loudness: the distance of complete answers from the target, for speech at the expected level and at levels that differ
+by 8 and 15 dB. Watermark: the detector's scores of marked and unmarked speech after common changes such as mp3, the CPU
+time, and the change of loudness.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from app.types import AudioFormat, Samples
 
 RATE_HZ = 24_000
-CHUNK = 1920  # 80 ms, as CSM speaks
+CHUNK = 1920  # 80 ms, the length of a frame of CSM
 TEXTS = {
     "word": "Okay!",
     "sentence": "Hello there, how are you today?",
@@ -53,7 +54,7 @@ def said(library: Library, voice: str, text: str) -> Samples:
 
 
 def mp3_64k(samples: Samples) -> bytes:
-    """At half the bit rate that the server's own mp3 has."""
+    """Encode samples as mp3 with 64 kbit/s, half the bit rate of the server's mp3."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp3") as container:
         stream = container.add_stream("libmp3lame", rate=RATE_HZ, layout="mono", bit_rate=64_000)
@@ -98,7 +99,7 @@ def loudness(library: Library) -> dict[str, dict[str, float]]:
 
 
 def marks(library: Library) -> tuple[dict[str, list[float]], float]:
-    """Scores by treatment: least and greatest of all voices. And the greatest change of loudness, LU."""
+    """Return treatment -> smallest and largest score of all voices, and the largest change of loudness in LU."""
     perth = watermark.load()
     scores: dict[str, list[float]] = {}
     change = 0.0
@@ -121,7 +122,7 @@ def marks(library: Library) -> tuple[dict[str, list[float]], float]:
 
 
 def costs(library: Library) -> dict[str, float]:
-    """CPU milliseconds per second of sound, the least of five, with 80 ms pushed at a time."""
+    """Return the CPU milliseconds per second of audio: the smallest of five runs with chunks of 80 ms."""
     perth = watermark.load()
     samples = np.concatenate([said(library, voice, TEXTS["paragraph"]) for voice in ("onyx", "nova")])
     at_32k = soxr.resample(samples, RATE_HZ, watermark.DETECT_RATE_HZ).astype(np.float32)
@@ -143,7 +144,7 @@ def costs(library: Library) -> dict[str, float]:
 
 
 def delays() -> dict[str, float]:
-    """Milliseconds of sound that a stage has taken when its first comes out, and that it is behind at most."""
+    """Return the delay of each stage until its first output, and the largest delay, in milliseconds of audio."""
     found: dict[str, float] = {}
     stages: dict[str, Stage] = {
         "loudness": Loudness(RATE_HZ),

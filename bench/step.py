@@ -1,12 +1,12 @@
-"""Seconds per frame of CSM or Dia with random weights, ours and transformers', in one run on one thread.
+"""Measures the seconds per frame of CSM or Dia with random weights, in this server and in transformers, on one thread.
 
     python -m bench.step --model csm --size full --device cpu [--against transformers] [--dtype float32] [--rows 4]
     python -m bench.step --model dia --size full --device cpu --against transformers [--quantize int8]
 
-On a CPU the time is that of the thread, so that a busy machine does not count, and ours and theirs take turns, a few
-frames each, so that both meet the same machine. The first frames are warm-up: on a CPU as many as it takes until the
-codec decodes as many in one go as it ever does. Its time is spread over the frames, ours and theirs. The last line of
-stdout is one JSON.
+On a CPU, the time is the CPU time of the thread, so that other work on the machine does not count. The two
+implementations alternate after a few frames, so that both run under the same conditions. The first frames are a
+warm-up. On a CPU, the warm-up ends when the codec decodes the largest groups of frames. The time of the codec is
+divided evenly among the frames. The last line of standard output is one JSON object.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from collections.abc import Callable, Generator
 from dataclasses import asdict
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin slow each other down on few cores
+# This must be set before the import of torch. Otherwise waiting threads keep cores busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
@@ -38,7 +39,7 @@ from tests.support.random_csm import csm_config
 
 WARM_UP_FRAMES = 2
 TURN_FRAMES = 4
-START = 30  # where the parts' rows stand
+START = 30  # position of the rows in `_Parts`
 
 
 def clock(device: torch.device) -> Callable[[], float]:
@@ -52,7 +53,7 @@ def clock(device: torch.device) -> Callable[[], float]:
 
 
 class Turns:
-    """Work that is done a turn at a call, and what comes of it."""
+    """Runs a generator: each call runs it to the next `yield`, and `finish` returns its result."""
 
     def __init__(self, work: Generator[None, None, dict[str, Any]]) -> None:
         self._work = work
@@ -72,7 +73,7 @@ class Turns:
 
 
 def watch(now: Callable[[], float], between: Callable[[], None]) -> Any:
-    """A streamer for transformers' generate: `times` of its steps, the prompt's first, and `between` now and then."""
+    """Return a streamer for transformers' `generate`. It measures each step, and calls `between` after a few steps."""
     from transformers.generation.streamers import BaseStreamer
 
     class Watch(BaseStreamer):  # type: ignore[misc, unused-ignore]
@@ -98,8 +99,10 @@ def spread(values: list[float]) -> dict[str, float]:
 
 @torch.inference_mode()
 def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Generator[None, None, dict[str, Any]]:
-    """Frames through the runner, as the engine's loop asks for them; and, where frames are not recorded, the
-    language model's parts alone in turns with it: what the runner adds is the rest."""
+    """Measure frames of the runner, as the engine's loop generates them.
+
+    Without CUDA graphs, also measures the backbone and the depth decoder alone, to calculate the runner's overhead.
+    """
     record = device.type == "cuda" and not args.plain
     sets = candidates(args.kernels, device, dtype, compiled=args.compile).kernels if record else (TORCH,)
     runner, capture = csm_runner(
@@ -116,7 +119,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
     parts = None if record else _Parts(runner, args.rows)
     steps: list[float] = []
     sounds: list[float] = []
-    wall = time.perf_counter if record else now  # a recorded step does not wait for its own frame
+    wall = time.perf_counter if record else now  # a step with CUDA graphs does not wait for its own frame
     warm_up = WARM_UP_FRAMES if record else FRAMES_AHEAD * MAX_GROUP
     for index in range(warm_up + -(-args.frames // MAX_GROUP) * MAX_GROUP):
         if index >= warm_up and (index - warm_up) % TURN_FRAMES == 0:
@@ -158,7 +161,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
 
 
 class _Parts:
-    """Backbone and depth decoder by themselves, on caches of their own."""
+    """Measures the backbone and the depth decoder alone, with separate caches."""
 
     def __init__(self, runner: CsmRunner, rows: int) -> None:
         self.times: dict[str, list[float]] = {"backbone": [], "depth": []}
@@ -186,12 +189,12 @@ class _Parts:
 
 
 def said(tokens: int) -> str:
-    """A text of about so many tokens."""
+    """Return a text of about this number of tokens."""
     return ("The weather was fine, so they walked along the river. " * tokens)[: 2 * tokens]
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
-    """Of its matrices in the form in which they are read: packed 8-bit ones are a byte a number."""
+    """Return the bytes of a module's matrices in the form in which a step reads them."""
     total = 0
     for part in module.modules():
         if isinstance(part, Int8Linear | PackedLinear):
@@ -202,7 +205,7 @@ def weight_bytes(module: torch.nn.Module) -> int:
 
 
 def frame_bytes(runner: CsmRunner) -> int:
-    """What a frame must read of the weights: the depth decoder's for each codebook but the first; of tables nothing."""
+    """Return the bytes of weights that a frame reads. The depth decoder is read for each codebook except the first."""
     model, c = runner.model, runner.config
     once = sum(weight_bytes(part) for part in (model.backbone, model.head, model.heads, model.projection))
     codec = weight_bytes(runner._decoder) - runner._decoder.table.nbytes
@@ -210,13 +213,13 @@ def frame_bytes(runner: CsmRunner) -> int:
 
 
 def limit(bytes_read: int, device: torch.device) -> dict[str, float]:
-    """How long it takes to read so many bytes on this device, and so the least that a step of few rows can take."""
+    """Return the time to read this number of bytes on the device, which is a lower limit for a step of a few rows."""
     per_s = bandwidth(device)
     return {"bytes": bytes_read, "bytes_per_s": round(per_s), "s": round(bytes_read / per_s, 5)}
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second that this device reads, as one thread's sum of a large tensor, or as a copy on a GPU."""
+    """Return the bytes per second of the device: a sum of a large tensor on one CPU thread, or a copy on a GPU."""
     if device.type == "cuda":
         source = torch.empty(1 << 30, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
@@ -227,7 +230,7 @@ def bandwidth(device: torch.device) -> float:
             target.copy_(source)
             times.append(now() - start)
         return 2 * source.nbytes / min(times)
-    numbers = torch.zeros(1 << 26)  # 256 MB, more than any cache
+    numbers = torch.zeros(1 << 26)  # 256 MB, larger than any cache
     times = []
     for _ in range(5):
         start = time.thread_time()
@@ -246,8 +249,8 @@ def theirs(
     from transformers import CsmConfig, CsmForConditionalGeneration
 
     raw = csm_config(args.size)
-    del raw["torch_dtype"]  # or its parts would be made in that one
-    # Their numbers are filled in below: a minute of initialising them would be wasted.
+    del raw["torch_dtype"]  # otherwise transformers would create the modules in this dtype
+    # Skip the initialisation of weights, which takes a minute, because `fill` replaces the weights.
     parts: list[Any] = [torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.ConvTranspose1d]
     kept = [part.reset_parameters for part in parts]
     reference: Any = CsmForConditionalGeneration
@@ -298,16 +301,16 @@ def main() -> None:
     parser.add_argument("--size", choices=["tiny", "full"], default="full")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
-    parser.add_argument("--quantize", choices=["none", "int8"], default="none", help="ours only")
+    parser.add_argument("--quantize", choices=["none", "int8"], default="none", help="only for this server's model")
     parser.add_argument("--against", choices=["transformers"])
-    parser.add_argument("--plain", action="store_true", help="on a GPU: without recorded steps")
-    parser.add_argument("--kernels", choices=["auto", "torch", "triton"], default="auto", help="of recorded steps")
-    parser.add_argument("--compile", action="store_true", help="of recorded steps, by torch.compile")
-    parser.add_argument("--tf32", action="store_true", help="float32 products on a GPU")
-    parser.add_argument("--burst", type=int, default=8, help="recorded steps of Dia sent off at a time")
+    parser.add_argument("--plain", action="store_true", help="on a GPU: without CUDA graphs")
+    parser.add_argument("--kernels", choices=["auto", "torch", "triton"], default="auto", help="kernels of CUDA graphs")
+    parser.add_argument("--compile", action="store_true", help="generate the kernels with torch.compile")
+    parser.add_argument("--tf32", action="store_true", help="use TensorFloat-32 for float32 products on a GPU")
+    parser.add_argument("--burst", type=int, default=8, help="number of Dia steps that are launched together")
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--prompt", type=int, help="tokens read before the first frame: 30 of CSM, 60 bytes of Dia")
+    parser.add_argument("--prompt", type=int, help="tokens before the first frame; default: 30 (Dia: 60 bytes)")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     args.prompt = args.prompt or {"csm": 30, "dia": 60}[args.model]

@@ -1,7 +1,7 @@
-"""Seconds per frame of Dia with random weights, ours and transformers': see bench/step.py.
+"""Measures the seconds per frame of Dia in this server and in transformers: see bench/step.py.
 
-Ours is the Runner's own `step` and `decode`, so guidance, the draw and the delay pattern are in it. A frame is 11.6 ms
-of sound.
+For this server, the time includes `step` and `decode` of the Runner, with guidance, sampling and the delay pattern. A
+frame is 11.6 ms of audio.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SAID = "The weather was fine, so they walked along the river and talked about w
 
 
 def text_of(size: int) -> str:
-    """A script of so many bytes."""
+    """Return a script of this number of bytes."""
     return ("[S1] " + _SAID * (size // len(_SAID) + 1))[: size + 3]
 
 
@@ -86,7 +86,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
 def _plain(
     runner: DiaRunner, args: argparse.Namespace, now: Callable[[], float]
 ) -> Generator[None, None, tuple[list[float], list[float]]]:
-    """Seconds of steps of all rows, and of one row in between, so that both see the same machine."""
+    """Return the seconds of steps of all rows, and of steps of one row. Both alternate, to have the same conditions."""
     steps: list[float] = []
     lone: list[float] = []
     rows = list(range(args.rows))
@@ -105,7 +105,7 @@ def _plain(
 
 
 def _captured(runner: DiaRunner, args: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """Seconds of a step, in the mean of each burst: of all rows, then of one."""
+    """Return the mean seconds of a step in each burst, for all rows and for one row."""
     found = []
     for rows in (list(range(args.rows)), [0]):
         for _ in range(2 * args.burst):
@@ -121,7 +121,7 @@ def _captured(runner: DiaRunner, args: argparse.Namespace) -> tuple[list[float],
 
 
 def _limit(runner: DiaRunner, device: torch.device) -> dict[str, float]:
-    """What a step must read of the weights, without its keys: decoder but for the text's keys and values, and head."""
+    """Return the time limit of a step from the weights that it reads: the decoder without `cross_kv`, and the head."""
     model = runner.model
     bytes_read = weight_bytes(model.decoder) + weight_bytes(model.head)
     bytes_read -= sum(weight_bytes(block.cross_kv) for block in model.decoder.blocks if isinstance(block, Block))

@@ -1,8 +1,8 @@
-"""Throughput of the text front end: megabytes of text per CPU second of one thread, for several kinds of text.
+"""Measures the throughput of the text front end in megabytes of text per CPU second, for several kinds of text.
 
     python -m bench.text [--file FILE]
 
-The last line is one JSON.
+The last line of standard output is one JSON object.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KINDS = {"prose": PROSE * 60, "figures": FIGURES * 60, "answer": ANSWER * 60}
 
 
 def megabytes_per_s(text: str, normalizer: Normalizer, rounds: int = 5) -> float:
-    """Return the throughput of the fastest of some rounds, because other processes use the machine too."""
+    """Return the throughput of the fastest of several rounds, because other processes use the machine too."""
     packing, least_s = TextPacking(), float("inf")
     read_text(text, normalizer, packing, lambda _: "en")
     for _ in range(rounds):
@@ -53,7 +53,7 @@ def megabytes_per_s(text: str, normalizer: Normalizer, rounds: int = 5) -> float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--file", type=Path, help="measure this text file too")
+    parser.add_argument("--file", type=Path, help="also measure this text file")
     args = parser.parse_args()
     kinds = {**KINDS, **({args.file.name: args.file.read_text(encoding="utf-8")} if args.file else {})}
     normalizer = Normalizer()

@@ -1,12 +1,13 @@
-"""Does a voice stay the same voice? Speaker similarity of answers, through HTTP.
+"""Measures whether a voice stays the same: the speaker similarity of answers through HTTP.
 
-    pip install --no-deps resemblyzer==0.1.4     # for its weights; its own imports are not needed
-    python -m bench.voices                       # the offline voices, on a server of its own
+    pip install --no-deps resemblyzer==0.1.4     # only for the weights; its dependencies are not needed
+    python -m bench.voices                       # the offline voices, on a new server
     python -m bench.voices --url http://gpu:8000 --voices alloy,nova,my-clone
 
-Every voice says several sentences, each in a request of its own, once as mp3 streamed as events and once as wav. Two
-sounds are compared by the cosine of their embeddings (GE2E: Wan et al. 2018; the encoder and features of Resemblyzer).
-A voice that stays has answers nearer to each other than to any other voice's; `recognised` counts those that are.
+Each voice speaks several sentences in separate requests: once as mp3 that is streamed as events, and once as wav. Two
+answers are compared by the cosine of their embeddings (GE2E: Wan et al. 2018; the encoder and features of Resemblyzer).
+If a voice is stable, its answers are more similar to each other than to the answers of other voices. `recognised`
+counts the answers for which this is true.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from bench.server import own_server
 
 RATE_HZ = 16_000
 FFT, HOP, MELS = 400, 160, 40
-PARTIAL, STEP = 160, 77  # frames: 1.6 s, 1.3 times a second
+PARTIAL, STEP = 160, 77  # length and distance of the windows in frames: 1.6 s and 0.77 s
 QUIET = 10 ** (-45 / 20)
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog and runs into the forest.",
@@ -45,7 +46,7 @@ Embedding = NDArray[np.float32]
 
 
 class SpeakerEncoder(nn.Module):
-    """Mels (n, PARTIAL, MELS) -> embeddings (n, 256), of length 1."""
+    """Computes speaker embeddings: mels (n, PARTIAL, MELS) -> vectors (n, 256) of length 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class SpeakerEncoder(nn.Module):
 
     @torch.inference_mode()
     def forward(self, samples: NDArray[np.float32]) -> Embedding:
-        """samples (N,) at RATE_HZ -> (256,)."""
+        """Return the embedding (256,) of samples (N,) at RATE_HZ."""
         level = np.sqrt(np.mean(np.square(samples))) + 1e-9
         samples = samples * max(1.0, 10 ** (-30 / 20) / level)
         samples = np.pad(samples, (0, max(0, PARTIAL * HOP - len(samples))))
@@ -78,7 +79,7 @@ class SpeakerEncoder(nn.Module):
 
 
 def mel_filters() -> NDArray[np.float32]:
-    """(MELS, FFT // 2 + 1): triangles of equal area, on the scale of Slaney's Auditory Toolbox (1998)."""
+    """Return mel filters (MELS, FFT // 2 + 1): triangles of equal area on Slaney's scale (Auditory Toolbox, 1998)."""
     per_hz, knee_hz, log_step = 3 / 200, 1000.0, np.log(6.4) / 27
     knee = knee_hz * per_hz
     top = knee + np.log(RATE_HZ / 2 / knee_hz) / log_step
@@ -93,7 +94,7 @@ def mel_filters() -> NDArray[np.float32]:
 
 
 def without_pauses(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N,) less the windows of 30 ms that are silent."""
+    """Return the samples (N,) without silent windows of 30 ms."""
     size = RATE_HZ * 3 // 100
     windows = samples[: len(samples) // size * size].reshape(-1, size)
     kept: NDArray[np.float32] = windows[np.sqrt(np.mean(np.square(windows), axis=1)) > QUIET].reshape(-1)
@@ -101,7 +102,7 @@ def without_pauses(samples: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 async def said(http: httpx.AsyncClient, voice: str, text: str, *, streamed: bool) -> NDArray[np.float32]:
-    """One answer, decoded."""
+    """Request an answer, and return its samples without pauses."""
     body = {"voice": voice, "input": text, "response_format": "mp3" if streamed else "wav", "cache": False}
     if not streamed:
         answer = await http.post("/v1/audio/speech", json=body)
@@ -121,7 +122,7 @@ async def said(http: httpx.AsyncClient, voice: str, text: str, *, streamed: bool
 
 
 def centre(embeddings: list[Embedding]) -> Embedding:
-    """Of several, of length 1."""
+    """Return the mean of several embeddings, scaled to length 1."""
     mean = np.mean(embeddings, axis=0)
     found: Embedding = mean / np.linalg.norm(mean)
     return found
@@ -173,8 +174,8 @@ async def run(url: str | None, voices: list[str]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="of a running server; default: one with the offline voice")
-    parser.add_argument("--voices", default="", help="ids or names, with commas; default: all")
+    parser.add_argument("--url", help="URL of a running server; default: start a server with the offline voice")
+    parser.add_argument("--voices", default="", help="ids or names, separated by commas; default: all")
     args = parser.parse_args()
     print(json.dumps(asyncio.run(run(args.url, [name for name in args.voices.split(",") if name]))))
 

