@@ -11,11 +11,12 @@ import logging
 import threading
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from app.engines import pool
+from app.engines.admission import Admission
 from app.engines.registry import BuildContext, EngineSpec
 from app.errors import EngineUnavailable, NotReady, WeightsUnavailable
 from app.runtime.memory import memory_of
@@ -81,6 +82,7 @@ class EngineManager:
         self._stack = AsyncExitStack()
         self._starting: asyncio.Task[None] | None = None
         self.started_s = time.monotonic()
+        self.admission = Admission()
 
     # ---- state
 
@@ -138,8 +140,11 @@ class EngineManager:
         )
 
     def load(self) -> Load | None:
-        """Return the engine's load, or None if no engine is built."""
-        return self._engine.load if self._engine is not None else None
+        """Return the engine's load, with the requests that wait for their admission; None if no engine is built."""
+        if self._engine is None:
+            return None
+        load = self._engine.load
+        return replace(load, queued=load.queued + self.admission.waiting)
 
     def devices(self) -> tuple[DeviceState, ...]:
         """Return the state of each device of the engine, or () if no engine is built."""

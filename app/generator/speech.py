@@ -83,6 +83,7 @@ CACHED_BLOCK_S = 1.0  # audio from the cache is encoded in blocks of this length
 # An answer from the cache whose size is unknown is encoded completely before it is sent, if it is not longer than this,
 # so that it has a Content-Length. That takes up to 0.2 s of CPU. Later answers of this format know their size.
 MEASURED_S = 20.0
+MEASURED_ANSWERS = 8  # the number of answers that are encoded in this way at the same time
 LONG_TIMELINE_CHARS = 20_000  # a longer timeline is compressed in a thread
 _TOKEN_BYTES = 4  # UTF-8 bytes per text token: an estimate, because some engines have no tokenizer
 
@@ -169,6 +170,7 @@ class SpeechGenerator:
         self._generations = Generations()
         self.encoding = 0  # answers that are being encoded; the engine may have finished them
         self._encoded = EncodedAnswers()
+        self._measured = asyncio.Semaphore(MEASURED_ANSWERS)
 
     async def decode_context(self, turns: Sequence[UploadedTurn]) -> tuple[Turn, ...]:
         """Decode the recordings of earlier turns for the running engine.
@@ -285,7 +287,7 @@ class SpeechGenerator:
         answer.size_bytes = self._size_of(job, sound)
         stream = self._encode_cached(job, answer, sound)
         if answer.size_bytes is None and sound.samples <= MEASURED_S * sound.rate_hz:
-            return _hold_back(answer, stream)
+            return _hold_back(answer, stream, self._measured)
         return stream
 
     async def _encode_cached(self, job: SpeechJob, answer: Answer, sound: CachedSound) -> AsyncGenerator[bytes]:
@@ -331,12 +333,28 @@ class SpeechGenerator:
                 answer.times.cancel_unless_ended()
 
     async def _speak(self, job: SpeechJob, answer: Answer) -> AsyncGenerator[bytes]:
-        """Yield the bytes of an answer that was not in the cache: follow an equal generation, or start one.
-
-        At the end, sets the answer's `usage` and `verified`.
-        """
+        """Yield the bytes of an answer that was not in the cache. It waits for a place if it needs a new generation."""
         key = f"{job.cache_key} {job.request.verify}" if job.request.use_cache and self._cache.enabled else None
+        async with contextlib.AsyncExitStack() as place:
+            if self._shared(job, key) is None:
+                await place.enter_async_context(self._manager.admission.place(job.engine.load))
+            async with contextlib.aclosing(self._speak_or_follow(job, answer, key)) as stream:
+                async for data in stream:
+                    yield data
+
+    def _shared(self, job: SpeechJob, key: str | None) -> Generation | None:
+        """A running generation that this answer can follow. key: of the generation; None = it is never shared."""
         generation = self._generations.find(key)
+        if generation is not None and job.request.timestamps and generation.job.texts != job.texts:
+            return None  # equal speech, but its words are at other places of the caller's text
+        return generation
+
+    async def _speak_or_follow(self, job: SpeechJob, answer: Answer, key: str | None) -> AsyncGenerator[bytes]:
+        """Yield the bytes of an answer: follow an equal generation, or start one.
+
+        key: of the generation; None = it is never shared. At the end, sets the answer's `usage` and `verified`.
+        """
+        generation = self._shared(job, key)
         if generation is None and key is not None and job.cache_key in self._cache:
             sound = await self._cached(job)  # an equal request has ended since `answer` has looked
             if sound is not None:
@@ -344,9 +362,7 @@ class SpeechGenerator:
                     async for data in stream:
                         yield data
                 return
-            generation = self._generations.find(key)
-        if generation is not None and job.request.timestamps and generation.job.texts != job.texts:
-            generation = None  # equal speech, but its words are at other places of the caller's text
+            generation = self._shared(job, key)
         if generation is None:
             self._set_result(answer, "off" if key is None else "miss")
             entry = self._cache.begin(job.cache_key, job.info.rate_hz, keep=key is not None)
@@ -769,13 +785,17 @@ async def _once(data: bytes) -> AsyncGenerator[bytes]:
     yield data
 
 
-async def _hold_back(answer: Answer, stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+async def _hold_back(
+    answer: Answer, stream: AsyncGenerator[bytes], limit: asyncio.Semaphore | None = None
+) -> AsyncGenerator[bytes]:
     """Read the whole stream of an answer, and then yield it. Sets `size_bytes` before the first bytes.
+
+    limit: how many streams are read at the same time; None = no limit.
 
     Raises NotStored if the disk has no space for a long answer.
     """
     with tempfile.SpooledTemporaryFile(HELD_IN_MEMORY_BYTES) as file:
-        async with contextlib.aclosing(stream):
+        async with limit or contextlib.nullcontext(), contextlib.aclosing(stream):
             async for data in stream:
                 try:
                     file.write(data)

@@ -21,6 +21,7 @@ import pytest
 from app.audio import pcm
 from app.audio.threads import ThreadLimit
 from app.audio.watermark import Watermark
+from app.engines import admission
 from app.engines.manager import EngineManager
 from app.engines.registry import BUILT_IN, Builder, EngineSpec
 from app.errors import (
@@ -1216,6 +1217,73 @@ async def test_held_answers_share_one_generation(over):
 
 
 # ---- usage and metrics
+
+
+@pytest.fixture
+def few_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most two answers are generated at the same time."""
+    monkeypatch.setattr(admission, "ANSWERS_PER_ROW", 0)
+    monkeypatch.setattr(admission, "LEAST_ANSWERS", 2)
+
+
+@pytest.mark.usefixtures("few_places")
+async def test_flood_of_answers_is_generated_in_order_and_counted_as_queued(over, encoders):
+    gate = asyncio.Event()
+    engine = ScriptedEngine(*[Part(gate=gate)] * 6)
+    async with over(engine) as setup:
+        answers = [await setup.generator.answer(speech_request(f"Text {name}.")) for name in "abcdef"]
+        reading = [asyncio.create_task(read(answer)) for answer in answers]
+        await until(lambda: len(engine.events) == 2)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert engine.texts == ["Text a.", "Text b."]
+        assert len(encoders) <= 2  # an answer that waits has no encoder
+        load = setup.manager.load()
+        assert load is not None
+        assert (load.active_rows, load.queued) == (2, 4)
+        gate.set()
+        assert all(await asyncio.gather(*reading))
+        assert engine.texts == [f"Text {name}." for name in "abcdef"]
+        load = setup.manager.load()
+        assert load is not None
+        assert load.queued == 0
+        await nothing_left(engine)
+
+
+@pytest.mark.usefixtures("few_places")
+async def test_equal_and_cached_answers_need_no_place(over):
+    gate = asyncio.Event()
+    engine = ScriptedEngine(Part(), Part(gate=gate), Part(gate=gate))
+    async with over(engine) as setup:
+        cached = await read(await setup.generator.answer(speech_request("Text a.")))
+        answers = [await setup.generator.answer(speech_request(f"Text {name}.")) for name in "bc"]
+        reading = [asyncio.create_task(read(answer)) for answer in answers]
+        await until(lambda: len(engine.utterances) == 3)
+        followers = [await setup.generator.answer(speech_request("Text b.", format="wav")) for _ in range(3)]
+        following = [asyncio.create_task(read(answer)) for answer in followers]
+        hit = await setup.generator.answer(speech_request("Text a."))
+        assert (await read(hit), hit.cache) == (cached, "hit")
+        await until(lambda: {answer.cache for answer in followers} == {"shared"})
+        gate.set()
+        assert len({*await asyncio.gather(*following)}) == 1
+        await asyncio.gather(*reading)
+        await nothing_left(engine)
+
+
+@pytest.mark.usefixtures("few_places")
+async def test_listener_that_leaves_while_it_waits_for_a_place(over):
+    gate = asyncio.Event()
+    engine = ScriptedEngine(*[Part(gate=gate)] * 3)
+    async with over(engine) as setup:
+        answers = [await setup.generator.answer(speech_request(f"Text {name}.")) for name in "abcd"]
+        reading = [asyncio.create_task(read(answer)) for answer in answers]
+        await until(lambda: setup.manager.admission.waiting == 2)
+        reading[2].cancel()
+        await asyncio.gather(reading[2], return_exceptions=True)
+        gate.set()
+        assert all(await asyncio.gather(reading[0], reading[1], reading[3]))
+        assert engine.texts == ["Text a.", "Text b.", "Text d."]
+        await nothing_left(engine)
 
 
 async def test_usage_counts_text_and_audio(over):
