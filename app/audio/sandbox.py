@@ -133,7 +133,9 @@ class _Helper(HelperProcess):
             except TimeoutError:
                 raise
             except OSError as error:
-                log.warning("The helper process for decoding uploads has died (%s). A new one is started.", error)
+                log.warning(
+                    "The helper process for decoding uploads has died (%s). A new helper process starts.", error
+                )
         raise NotReady("This server can't start its process for decoding recordings. Try again.", retry_after_s=1)
 
     def _send(self, job: dict[str, object], files: tuple[int, int, int], wall_s: float) -> int:

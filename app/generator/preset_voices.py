@@ -295,7 +295,7 @@ async def choose_recording(
         defect = found
         log.info("rejected the candidate %s for the preset voice %s: %s", candidate.source, name, defect)
     raise RejectedRecording(
-        f"All {CANDIDATES} candidates were rejected. Reason for the last one: {defect.removesuffix('.')}."
+        f"All {CANDIDATES} candidates were rejected. Reason for the last candidate: {defect.removesuffix('.')}."
     )
 
 

@@ -401,7 +401,9 @@ def _imported(cloner: Cloner, path: Path, data: bytes, transcript: str) -> tuple
         return Reference(samples, RATE_HZ, reference.transcript), {"source": recording.name}
     prepared = cloner.make([Sample(path, transcript)], what=path.name)
     if prepared.missing_words:
-        raise InvalidValue(f"Its words are unknown. {prepared.missing_words} Write them to {path.stem}.txt next to it.")
+        raise InvalidValue(
+            f"The words of the recording are unknown. {prepared.missing_words} Write the words to {path.stem}.txt."
+        )
     return prepared.reference, prepared.report.as_json()
 
 

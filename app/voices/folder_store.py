@@ -181,7 +181,7 @@ class FolderStore(Generic[R]):
             path = self.folder / name
             if name.startswith(_REMOVED) or (name.startswith(_NEW) and _is_abandoned(path)):
                 shutil.rmtree(path, ignore_errors=True)
-                log.info("Removed the leftover folder %s.", path)
+                log.info("The temporary folder %s, which an earlier process left, was removed.", path)
             elif self._keep(name) and path.is_dir() and not path.is_symlink():
                 for left in path.glob(f"{_NEW}*"):
                     if _is_abandoned(left):
@@ -205,7 +205,9 @@ class FolderStore(Generic[R]):
                     time.sleep(0.005)
                 except OSError as error:
                     log.warning(
-                        "Can't lock %s (%s). Parallel requests may store two voices with the same name.", file, error
+                        "The folder %s can't be locked (%s). Parallel requests may store two voices with one name.",
+                        file,
+                        error,
                     )
                     break
             yield

@@ -176,7 +176,7 @@ class Memory:
         except FileNotFoundError:
             return None
         except Exception as error:  # noqa: BLE001 - numpy raises many types for a damaged file
-            log.warning("%s can't be read, so the conversation starts again without context: %s", path, error)
+            log.warning("The file %s can't be read, so the conversation starts again without context: %s", path, error)
             return None
         return _Conversation(fingerprint, turns, touched_s)
 

@@ -177,7 +177,7 @@ def write_converted(
     folders = FolderStore(folder.parent, MARKER, read_voice)
     folders.replace_file_silently(folder.name, stored.file, wav(reference.samples, reference.rate_hz))
     folders.replace_file_silently(folder.name, MARKER, to_json(stored))
-    log.info("Converted the voice folder %s from an earlier version.", folder)
+    log.info("The voice folder %s of an earlier server version was converted.", folder)
 
 
 def with_changes(
@@ -222,7 +222,9 @@ def _with_valid_name(folder: Path) -> Path:
     renamed = folder.with_name(_valid_id(folder.name))
     folder.rename(renamed)
     log.info(
-        "Renamed %s to %s, because the old name is not a valid voice id. The old name stays usable.", folder, renamed
+        "The folder %s was renamed to %s, because the old name is not a valid voice id. The old name stays usable.",
+        folder,
+        renamed,
     )
     return renamed
 
