@@ -26,7 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from app import __version__, first_day, wiring
 from app import main as server
@@ -51,6 +51,8 @@ from app.types import Line, Reference, Sampling, SpeechRequest, SpokenLine, Utte
 from app.voices.cloning import Cloner, import_preset_files
 from app.voices.presets import DEFAULT_VOICE, PROFILES
 from app.voices.store import VoiceStore
+from app.voices.transcribe import NoTranscriber
+from app.voices.transcript_words import TranscriptChecker
 from app.weights import hub
 from app.weights.download import Progress as DownloadProgress
 from app.weights.download import fetch
@@ -364,7 +366,7 @@ def list_voices(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     store = _services(_settings()).voices
-    table = Table("id", "name", "kind", "recording", "description", box=None)
+    table = Table(Column("id", no_wrap=True), "name", "kind", "recording", "description", box=None)
     for voice in store.all():
         table.add_row(voice.id, voice.name, voice.kind, "yes" if voice.recorded else "no", voice.description)
     out.print(table)
@@ -401,12 +403,17 @@ def _store_file(store: VoiceStore, name: str, file: Path, transcript: str) -> No
         decoded = decode(file.read_bytes(), RECORDING_RATE_HZ, max_seconds=MAX_RECORDING_S, what=file.name)
         if decoded.truncated:
             _fail(f"{file} is longer than {MAX_RECORDING_S:g} s. Use a shorter recording.")
-        store.set_reference(name, Reference(decoded.samples, RECORDING_RATE_HZ, transcript), origin="file")
+        reference = Reference(decoded.samples, RECORDING_RATE_HZ, transcript)
+        store.set_reference(name, reference, origin="file")
+        cloner = Cloner(NoTranscriber(), checker=TranscriptChecker(spoken=Normalizer().normalize))
+        problem = cloner.problem_of(reference, store.get(name).language)
     except SpeechError as error:
         _fail(error.message)
     except OSError as error:
         _fail(f"{file} can't be read: {error.strerror}.")
-    err.print(f"{name}: {file}, {len(decoded.samples) / RECORDING_RATE_HZ:.1f} s", highlight=False)
+    err.print(f"{name}: {file}, {reference.seconds:.1f} s", highlight=False)
+    if problem:
+        err.print(f"[yellow]The voice {name} may sound wrong.[/] {problem}", highlight=False)
 
 
 async def _create_recordings(services: wiring.CoreServices, names: list[str], transcriber: Transcriber) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import File, Form, UploadFile
@@ -15,9 +16,16 @@ from pydantic import JsonValue
 
 from app.api.requests import NOT_BLANK
 from app.errors import BadReference, InvalidValue, NotFound
-from app.voices.cloning import Sample, change_unconverted
+from app.voices.cloning import Sample, change_unconverted, change_voice
 from app.voices.quality import BEST_LENGTH
-from app.voices.voice_file import LANGUAGE_TAG, MAX_CONSENT_CHARS, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, Consent
+from app.voices.voice_file import (
+    LANGUAGE_TAG,
+    MAX_CONSENT_CHARS,
+    MAX_DESCRIPTION_CHARS,
+    MAX_NAME_CHARS,
+    Consent,
+    clean_transcript,
+)
 
 if TYPE_CHECKING:
     from app.voices.cloning import Cloner, Prepared
@@ -104,27 +112,28 @@ class VoiceCreation:
     ) -> StoredVoice:
         """Store a draft as a voice and delete the draft. transcript: None = keep the transcript of the draft.
 
-        Raises NotFound, NotStored.
+        Raises NotFound, InvalidValue, NotStored, Busy.
         """
 
         def adopt() -> StoredVoice:
             draft = self.voices.draft(draft_id)
-            reference = self.voices.reference(draft.voice)
-            if transcript is not None:
-                reference = replace(reference, transcript=transcript)
+            reference, quality = self.voices.reference(draft.voice), draft.quality
+            if transcript is not None and (words := clean_transcript(transcript)) != reference.transcript:
+                reference = replace(reference, transcript=words)
+                quality = self.cloner.new_report(reference, quality, draft.voice.language)
             stored = self.voices.add(
                 name,
                 reference,
                 description=description,
                 language=draft.voice.language,
                 sample_count=draft.sample_count,
-                quality=draft.quality,
+                quality=quality,
                 consent=consent,
             )
             self.voices.drop_draft(draft_id)
             return stored
 
-        return await asyncio.to_thread(adopt)
+        return await self.cloner.run(adopt)
 
     async def change(
         self, voice_id: str, *, name: str | None, description: str | None, transcript: str | None
@@ -146,6 +155,9 @@ class VoiceCreation:
                 )
 
             return await self.cloner.run(mend)
+        if transcript is not None:
+            check = partial(change_voice, self.voices, self.cloner, voice_id)
+            return await self.cloner.run(lambda: check(name=name, description=description, transcript=transcript))
         return await asyncio.to_thread(
             self.voices.change, voice_id, name=name, description=description, transcript=transcript
         )
@@ -177,8 +189,8 @@ def _samples(files: list[UploadFile] | None, transcripts: list[str] | None) -> l
         )
     if texts and len(texts) != len(files):
         raise InvalidValue(
-            f"The request has {len(files)} recordings and {len(texts)} transcripts. Send one transcript for each "
-            "recording, in the same order.",
+            f"The number of recordings is {len(files)}, and the number of transcripts is {len(texts)}. Send one "
+            "transcript for each recording, in the same order.",
             param="transcript",
         )
     texts = texts or [""] * len(files)

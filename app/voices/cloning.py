@@ -11,8 +11,8 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from app.audio import pcm
 from app.audio.loudness import denoised
 from app.audio.sandbox import Limits, Source, decode_in_sandbox
 from app.audio.threads import ThreadLimit
-from app.errors import BadReference, Busy, InvalidValue, SpeechError
+from app.errors import BadReference, Busy, DamagedVoice, InvalidValue, SpeechError, UnknownVoice
 from app.types import Reference
 from app.voices import quality, window
 from app.voices.enhancement import at_loudness
@@ -33,7 +33,7 @@ from app.voices.quality import Report
 from app.voices.transcribe import cut_to
 from app.voices.transcript_words import TranscriptChecker
 from app.voices.vad import Span, SpeechFinder
-from app.voices.voice_file import MAX_TRANSCRIPT_CHARS, REFERENCE_FILE, clean_text
+from app.voices.voice_file import MAX_TRANSCRIPT_CHARS, REFERENCE_FILE, clean_transcript, has_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,6 +65,10 @@ _DOUBTFUL_CHECKS = (
     "transcript_letters_per_s",
     "transcript_words_percent",
 )  # their warnings are shown in /health
+# A file with another name than a preset voice is reported as not used if it has one of these endings.
+_AUDIO_SUFFIXES = frozenset(
+    ".aac .aif .aiff .amr .avi .caf .flac .m4a .mkv .mov .mp3 .mp4 .oga .ogg .opus .wav .webm .wma".split()
+)
 _WAITING = 8  # maximum number of calls of `Cloner.run` that run or wait at the same time
 
 
@@ -183,27 +187,39 @@ class Cloner:
 
     def problem_of(self, reference: Reference, language: str = "en") -> str:
         """Return why a stored recording is not good for cloning, in words; "" if it is good. Blocks."""
-        samples, rate_hz = reference.samples, reference.rate_hz
         if reference.seconds < MIN_SAMPLE_S:
             return f"The recording has {reference.seconds:.1f} s of audio. {MIN_SAMPLE_S:g} s or more are needed."
+        return _doubts(self._report_of(reference, language).as_json())
+
+    def new_report(
+        self, reference: Reference, report: Mapping[str, Any], language: str = "en", *, recognised: bool = False
+    ) -> dict[str, Any]:
+        """Check the new transcript of a stored recording -> its quality report (as JSON). Blocks.
+
+        reference: the recording with the new transcript. report: the stored quality report. recognised: whether a
+        speech recogniser wrote the transcript. Raises InvalidValue if the transcript can't be spoken in this time.
+        """
+        measured = self._report_of(reference, language, recognised=recognised)
+        for check in measured.checks:
+            if check.level == "bad" and check.id == "transcript_letters_per_s":
+                raise InvalidValue(f"`transcript` can't be used. {check.message}", param="transcript")
+        return quality.with_transcript_checks(report, measured.checks) if report else measured.as_json()
+
+    def _report_of(self, reference: Reference, language: str, *, recognised: bool = False) -> Report:
+        """Measure the quality of a stored recording, and check its transcript if it has one."""
+        samples, rate_hz, transcript = reference.samples, reference.rate_hz, reference.transcript
         spans = self._finder.find(samples, rate_hz)
         report = quality.measure(samples, rate_hz, spans, clipped=0.0, bandwidth_hz=rate_hz / 2)
-        if (
-            reference.transcript
-            and spans
-            and (found := self._checker.find(samples, rate_hz, reference.transcript, language)) is not None
-        ):
-            report = report.with_check(quality.words_check(found))
-        return " ".join(
-            check.message
-            for check in report.checks
-            if check.level == "bad" or (check.level == "warning" and check.id in _DOUBTFUL_CHECKS)
-        )
+        if not transcript or not spans:
+            return report
+        speech_s = sum(span.seconds for span in spans)
+        report = report.with_check(quality.transcript_check(transcript, speech_s, recognised=recognised))
+        return self._with_words_check(report, samples, rate_hz, transcript, language, recognised=recognised)
 
     # ----
 
     def _one(self, sample: Sample, language: str, *, denoise: bool, most_s: float, what: str) -> _PreparedSample:
-        text = clean_text(sample.transcript, "transcript", 10 * MAX_TRANSCRIPT_CHARS)
+        text = clean_transcript(sample.transcript, 10 * MAX_TRANSCRIPT_CHARS)
         decoded = decode_in_sandbox(sample.audio, RATE_HZ, max_seconds=MAX_SAMPLE_S, what=what, limits=self._limits)
         if decoded.truncated:
             raise BadReference(
@@ -242,15 +258,19 @@ class Cloner:
             if missing_words
             else quality.transcript_check(transcript, speech_s, recognised=recognised)
         )
-        if (
-            transcript
-            and not recognised
-            and (found := self._checker.find(cut, RATE_HZ, transcript, language)) is not None
-        ):
-            report = report.with_check(quality.words_check(found))
+        report = self._with_words_check(report, cut, RATE_HZ, transcript, language, recognised=recognised)
         if report.refusal:
             raise BadReference(f"`{what}` can't be used. {report.refusal}", param=what)
         return _PreparedSample(cleaned(sound, place, denoise=denoise), transcript, report, place, missing_words)
+
+    def _with_words_check(
+        self, report: Report, samples: Samples, rate_hz: int, transcript: str, language: str, *, recognised: bool
+    ) -> Report:
+        """Look for the words of a transcript in samples (N,), unless the speech recogniser found them there."""
+        if not transcript or recognised:
+            return report
+        found = self._checker.find(samples, rate_hz, transcript, language)
+        return report if found is None else report.with_check(quality.words_check(found))
 
     def _choose(
         self, text: str, spans: Sequence[Span], sound: Samples, *, language: str, most_s: float
@@ -330,13 +350,16 @@ class Cloner:
         cut = sound[round(place.start_s * RATE_HZ) : round(place.end_s * RATE_HZ)]
         try:
             recognised_text = self._transcriber.transcribe(cut, RATE_HZ, language)
-        except (OSError, RuntimeError, ValueError):
+        except OSError as error:  # for example a failed download
+            log.warning("The recording is processed without recognised words: %s", error)
+            return ""
+        except (RuntimeError, ValueError):
             log.exception("The speech recogniser failed, so the recording is processed without recognised words.")
             return ""
         printable = "".join(
             letter if letter.isprintable() else " " for letter in recognised_text[:MAX_TRANSCRIPT_CHARS]
         )
-        return clean_text(printable, "transcript", MAX_TRANSCRIPT_CHARS)
+        return clean_transcript(printable) if has_words(printable) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,10 +382,21 @@ def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None
     """
     for path in sorted(folder.iterdir()):
         words = path.with_suffix(".txt")
-        if path.stem not in PROFILES or path.suffix in ("", ".txt") or not path.is_file():
+        if path.name.startswith(".") or path.suffix.lower() in ("", ".txt") or not path.is_file():
             continue
         label = f"{folder.name}/{path.name}"
         try:
+            if path.stem not in PROFILES:
+                if path.suffix.lower() not in _AUDIO_SUFFIXES:
+                    continue
+                if path.stat().st_size > MAX_BYTES or known(path.read_bytes()) is None:
+                    reason = (
+                        f"The file is not used, because no preset voice has the name {path.stem!r}. Give the file the "
+                    )
+                    reason += f"name of a preset voice in small letters: {', '.join(PROFILES)}."
+                    log.warning("Audio file %s: %s", path, reason)
+                    store.mark_doubtful(label, reason)
+                continue
             transcript = words.read_text("utf-8") if words.exists() else ""
             data = path.read_bytes()
             stamp = hashlib.sha256(data + transcript.encode()).hexdigest()[:16]
@@ -373,22 +407,23 @@ def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None
                     path.stem, reference, origin=f"file {stamp}", quality=report, sample_count=1
                 )
                 log.info("The voice %s now uses the recording %s", path.stem, path)
-            warnings = [
-                each["message"]
-                for each in stored.quality.get("checks", ())
-                if each["level"] != "good" and each["id"] in _DOUBTFUL_CHECKS
-            ]
-            if warnings:
+            if doubts := _doubts(stored.quality):
                 log.warning(
-                    "The voice %s may sound wrong, because its recording %s has problems: %s",
-                    path.stem,
-                    path,
-                    " ".join(warnings),
+                    "The voice %s may sound wrong, because its recording %s has problems: %s", path.stem, path, doubts
                 )
-                store.mark_doubtful(label, " ".join(warnings))
+                store.mark_doubtful(label, doubts)
         except (SpeechError, OSError, UnicodeDecodeError) as error:
             log.warning("The file %s was not imported for the voice %s: %s", path, path.stem, error)
             store.mark_doubtful(label, f"The file is not used. {error}")
+
+
+def _doubts(report: Mapping[str, Any]) -> str:
+    """The messages of a quality report (as JSON) that the operator must know; "" if there are none."""
+    return quality.joined(
+        each["message"]
+        for each in report.get("checks", ())
+        if each["level"] == "bad" or (each["level"] == "warning" and each["id"] in _DOUBTFUL_CHECKS)
+    )
 
 
 def _imported(cloner: Cloner, path: Path, data: bytes, transcript: str) -> tuple[Reference, dict[str, Any]]:
@@ -402,7 +437,8 @@ def _imported(cloner: Cloner, path: Path, data: bytes, transcript: str) -> tuple
     prepared = cloner.make([Sample(path, transcript)], what=path.name)
     if prepared.missing_words:
         raise InvalidValue(
-            f"The words of the recording are unknown. {prepared.missing_words} Write the words to {path.stem}.txt."
+            f"The words of the recording are unknown. {prepared.missing_words} Write the words of the recording to "
+            f"{path.stem}.txt, next to {path.name}."
         )
     return prepared.reference, prepared.report.as_json()
 
@@ -416,7 +452,7 @@ def check_stored(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -
     for stored in store.recorded():
         if ended.is_set():
             return
-        if stored.quality:
+        if stored.quality and stored.quality.get("level") != "bad":
             continue
         kind = "cloned_voices" if stored.voice.kind == "cloned" else "voice_references"
         try:
@@ -439,9 +475,12 @@ def recognise_missing_words(store: VoiceStore, cloner: Cloner, *, ended: threadi
         if not stored.voice.needs_words:
             continue
         try:
-            words = cloner.words_of(store.reference(stored.voice), stored.voice.language)
-            if words:
-                store.change(stored.id, transcript=words)
+            language = stored.voice.language
+            reference = store.reference(stored.voice)
+            if words := cloner.words_of(reference, language):
+                reference = replace(reference, transcript=words)
+                report = cloner.new_report(reference, stored.quality, language, recognised=True)
+                store.change(stored.id, transcript=words, quality=report)
                 log.info("The words of the voice %s were recognised, so engines can use it now.", stored.id)
         except (SpeechError, OSError, ValueError) as error:
             log.warning("The words of the voice %s could not be recognised: %s", stored.id, error)
@@ -480,6 +519,26 @@ def convert_old_folder(store: VoiceStore, cloner: Cloner, folder: Path) -> Store
     stored = store.convert(folder, old, prepared.reference, sample_count=prepared.sample_count, quality=report)
     log.info("The voice %s of an earlier version was converted. %s", stored.id, stored.missing)
     return stored
+
+
+def change_voice(
+    store: VoiceStore, cloner: Cloner, voice_id: str, *, name: str | None, description: str | None, transcript: str
+) -> StoredVoice:
+    """Change a voice that gets another transcript, and check this transcript. Blocks. Raises SpeechError.
+
+    name, description: the new values; None = no change.
+    """
+    store.refresh()
+    stored = store.find(voice_id)
+    words = clean_transcript(transcript)
+    report = None
+    if words:
+        try:
+            reference = replace(store.reference(stored.voice), transcript=words)
+            report = cloner.new_report(reference, stored.quality, stored.voice.language)
+        except (DamagedVoice, UnknownVoice) as error:
+            log.warning("The new transcript of the voice %s was not checked: %s", stored.id, error)
+    return store.change(voice_id, name=name, description=description, transcript=transcript, quality=report)
 
 
 def change_unconverted(

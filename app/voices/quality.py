@@ -7,7 +7,7 @@ docs/voices.md lists them. This module does not depend on HTTP or engines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +30,7 @@ Level = Literal["good", "warning", "bad"]
 BEST_LENGTH = f"{MIN_WINDOW_S:g} to {MAX_WINDOW_S:g} s"  # best length of the speech; longer speech is cut
 TRANSCRIPT_MISSING = "transcript_missing"  # the id of the check that reports unknown words
 MAX_SNR_DB = 60.0
+_GOOD_SNR_DB = 18.0
 MAX_LETTERS_PER_S, MIN_LETTERS_PER_S = 30.0, 5.0  # spoken English has 10 to 20
 IMPOSSIBLE_LETTERS_PER_S = 45.0
 _TRANSCRIPT_PREFIX = "transcript_"  # the ids of all checks of the transcript begin with this
@@ -74,14 +75,26 @@ class Report:
 
     @property
     def refusal(self) -> str:
-        """The reasons why the recording is refused; "" if it is not refused."""
-        return " ".join(check.message for check in self.checks if check.level == "bad")
+        """The reasons why the recording is refused; "" if it is not refused. Music is named too."""
+        if self.level != "bad":
+            return ""
+        return joined(
+            check.message
+            for check in self.checks
+            if check.level == "bad" or (check.level == "warning" and check.id == "music")
+        )
 
     def with_check(self, check: Check) -> Report:
         return Report((*self.checks, check))
 
     def as_json(self) -> dict[str, Any]:
         return {"level": self.level, "checks": [asdict(check) for check in self.checks]}
+
+
+def joined(messages: Iterable[str]) -> str:
+    """Join messages to one text. A message that another one contains is left out."""
+    kept = list(dict.fromkeys(messages))
+    return " ".join(one for one in kept if not any(one in other for other in kept if other is not one))
 
 
 def worst(reports: Sequence[Report]) -> Report:
@@ -225,11 +238,13 @@ def _snr(ratio_db: float, background: Check) -> Check:
     """
     value = round(ratio_db, 1)
     found = f"The speech is only {value:g} dB above the noise"
+    if value <= 0.0:
+        found = "The noise is at least as loud as the speech"
     cause = "Record in a quiet room." if background.level == "good" else background.message
     if value < 5.0:
         return Check("snr_db", "bad", value, f"{found}. {cause}")
-    if value < 18.0:
-        return Check("snr_db", "warning", value, f"{found}. 25 dB or more is good. {cause}")
+    if value < _GOOD_SNR_DB:
+        return Check("snr_db", "warning", value, f"{found}. {_GOOD_SNR_DB:g} dB or more is good. {cause}")
     return Check("snr_db", "good", value, f"The speech is {value:g} dB above the noise.")
 
 
@@ -257,7 +272,9 @@ def _bandwidth(hertz: float) -> Check:
 def _loudness(lufs: float) -> Check:
     value = round(lufs, 1)
     if value <= SILENT_LUFS:
-        return Check("loudness_lufs", "bad", value, "The recording is silent.")
+        return Check(
+            "loudness_lufs", "bad", value, "The recording is silent or far too quiet. Record at a higher level."
+        )
     if value < -45.0:
         return Check(
             "loudness_lufs",
@@ -390,19 +407,24 @@ def no_transcript_check(reason: str) -> Check:
         TRANSCRIPT_MISSING,
         "warning",
         None,
-        f"The words of the recording are unknown. {reason} An engine that clones voices needs them: send exactly what "
-        "is said in the part of the recording that is used.",
+        f"The words of the recording are unknown. {reason} An engine that clones voices needs the words of the "
+        "recording: send exactly what is said in the part that is used.",
     )
 
 
-def without_transcript_checks(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a report (as JSON) without the checks of the transcript, for a recording that gets another transcript."""
+def with_transcript_checks(report: Mapping[str, Any], checks: Iterable[Check] = ()) -> dict[str, Any]:
+    """Return a report (as JSON) with other checks of the transcript, for a recording that gets another transcript."""
     if not report:
         return {}
-    checks = [each for each in report.get("checks", ()) if not each["id"].startswith(_TRANSCRIPT_PREFIX)]
-    levels = {each["level"] for each in checks}
+    kept = [each for each in report.get("checks", ()) if not _of_transcript(each["id"])]
+    kept += [asdict(check) for check in checks if _of_transcript(check.id)]
+    levels = {each["level"] for each in kept}
     level = next((level for level in ("bad", "warning") if level in levels), "good")
-    return {**report, "level": level, "checks": checks}
+    return {**report, "level": level, "checks": kept}
+
+
+def _of_transcript(check_id: str) -> bool:
+    return check_id.startswith(_TRANSCRIPT_PREFIX)
 
 
 def words_check(found: FoundWords) -> Check:

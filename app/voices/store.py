@@ -33,7 +33,7 @@ from app.types import Reference, Voice
 from app.voices.folder_store import FolderStore
 from app.voices.migration import OLD_MARKER, WAITING, FolderReader, OldVoice, with_changes, write_converted
 from app.voices.presets import NO_VOICE, PROFILES, preset, speaker_voice
-from app.voices.quality import without_transcript_checks
+from app.voices.quality import with_transcript_checks
 from app.voices.voice_file import (
     CONSENT_FILE,
     LEXICON_FILE,
@@ -41,13 +41,13 @@ from app.voices.voice_file import (
     MAX_CONSENT_CHARS,
     MAX_DESCRIPTION_CHARS,
     MAX_NAME_CHARS,
-    MAX_TRANSCRIPT_CHARS,
     REFERENCE_FILE,
     Consent,
     StoredVoice,
     check_language,
     clean_name,
     clean_text,
+    clean_transcript,
     codes_file,
     name_key,
     new_voice,
@@ -152,7 +152,10 @@ class VoiceStore:
             return self.draft(voice).voice
         if found is None:
             ids = list(index.by_id)
-            listed = ", ".join(f"'{voice_id}'" for voice_id in ids[:LISTED_VOICES])
+            listed = ", ".join(
+                f"'{each.id}'" + (f" ({each.name})" if each.kind == "cloned" else "")
+                for each in (index.by_id[voice_id] for voice_id in ids[:LISTED_VOICES])
+            )
             more = f" and {len(ids) - LISTED_VOICES} more, see GET /v1/audio/voices" if len(ids) > LISTED_VOICES else ""
             raise UnknownVoice(f"There is no voice {voice[:80]!r}. Voices are: {listed}{more}.", param="voice")
         return found
@@ -171,11 +174,18 @@ class VoiceStore:
         index = self._index
         found = index.stored.get(voice_id) or index.stored.get(index.by_alias.get(_alias_key(voice_id), ""))
         if found is None or found.voice.kind != "cloned":
-            if voice_id in PROFILES:
+            named = index.by_name.get(name_key(voice_id))
+            if voice_id in PROFILES or named in PROFILES:
                 raise NotFound(f"{voice_id!r} is a preset voice, not a cloned voice.", param="id")
             if voice_id in self.refused:
                 reason = self.refused[voice_id]
                 raise NotFound(f"The folder {voice_id[:80]!r} is not usable as a voice. {reason}", param="id")
+            if named is not None:
+                raise NotFound(
+                    f"There is no cloned voice with the id {voice_id[:80]!r}. The voice with this name has the id "
+                    f"{named!r}. Use the id here.",
+                    param="id",
+                )
             raise _no_cloned_voice(voice_id)
         return found
 
@@ -399,11 +409,18 @@ class VoiceStore:
             self._index = self._build_index()
 
     def change(
-        self, voice_id: str, *, name: str | None = None, description: str | None = None, transcript: str | None = None
+        self,
+        voice_id: str,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        transcript: str | None = None,
+        quality: Mapping[str, Any] | None = None,
     ) -> StoredVoice:
         """Change fields of a cloned voice and return the voice. A field that is None does not change. Blocks.
 
-        Raises NotFound, InvalidValue, NotStored, Busy.
+        quality: the quality report with the checks of the new transcript. Raises NotFound, InvalidValue, NotStored,
+        Busy.
         """
         folders = self._writable()
         with self._lock, folders.locked():
@@ -416,15 +433,17 @@ class VoiceStore:
             if description is not None:
                 voice = replace(voice, description=clean_text(description, "description", MAX_DESCRIPTION_CHARS))
             if transcript is not None:
-                words = clean_text(transcript, "transcript", MAX_TRANSCRIPT_CHARS)
+                words = clean_transcript(transcript)
                 if not words:
                     raise InvalidValue(
                         "`transcript` is empty. Send the exact words of the recording.", param="transcript"
                     )
                 voice = replace(voice, digest=voice_digest(old.sha256, words), needs_words=False)
             changed = replace(old, voice=voice, transcript=words)
-            if words != old.transcript:
-                changed = replace(changed, quality=without_transcript_checks(old.quality))
+            if quality is not None:
+                changed = replace(changed, quality=dict(quality))
+            elif words != old.transcript:
+                changed = replace(changed, quality=with_transcript_checks(old.quality))
             try:
                 folders.replace_file(voice_id, MARKER, to_json(changed))
             except FileNotFoundError as error:

@@ -144,6 +144,19 @@ def clean_text(text: str, param: str, max_chars: int) -> str:
     return cleaned
 
 
+def has_words(text: str) -> bool:
+    """Whether a text has a letter or a digit."""
+    return any(letter.isalnum() for letter in text)
+
+
+def clean_transcript(text: str, max_chars: int = MAX_TRANSCRIPT_CHARS) -> str:
+    """Return a transcript on one line; "" = the words are unknown. Raises InvalidValue: too long, or only marks."""
+    cleaned = clean_text(text, "transcript", max_chars)
+    if cleaned and not has_words(cleaned):
+        raise InvalidValue("`transcript` has no words. Send the exact words of the recording.", param="transcript")
+    return cleaned
+
+
 def name_key(name: str) -> str:
     """Return a key for comparing names. Names that differ only in case or in the width of letters have the same key."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 import httpx
 import huggingface_hub
+import numpy as np
 import pytest
 
 from app import __version__
 from app.audio.formats import AUDIO_FORMATS
+from app.types import Reference
+from app.voices.store import VoiceStore
+from tests.support import samples as recordings
 from tests.support.commands import run_command
 from tests.support.ears import SENTENCES, Recogniser, decode
 from tests.support.fake_hub import FakeHub
@@ -100,6 +104,40 @@ def test_ctrl_c_leaves_no_partial_file(tmp_path: Path) -> None:
         child.send_signal(signal.SIGINT)
         assert child.wait(60) != 0
     assert not list(tmp_path.glob("long.mp3*"))
+
+
+def test_ids_of_voices_are_listed_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    store = VoiceStore(data / "cloned_voices", data / "voice_references")
+    reference = Reference(np.zeros(24_000, np.float32), 24_000, "Hello.")
+    added = store.add("A name with several words", reference, description="Warm, unhurried, low. " * 5)
+    for columns in ("80", "60"):
+        assert added.id in cli(tmp_path, "voices", COLUMNS=columns).stdout.decode()
+
+
+def test_own_recording_that_is_no_good_reference_gets_a_warning(tmp_path: Path) -> None:
+    """`voices cast --file` stores each recording, and says what is wrong with it."""
+    pytest.importorskip("pocketsphinx")
+    said, words, other = (
+        recordings.speech(recordings.WORDS[:2]),
+        " ".join(recordings.WORDS[:2]),
+        " ".join(recordings.WORDS[2:4]),
+    )
+    tmp_path.mkdir(exist_ok=True)
+    for name, sound, transcript, word in (
+        ("fits", said, words, ""),
+        ("other words", said, other, "exact words"),
+        ("few words", said, "Hello.", "exact words"),
+        ("noise", recordings.noise(8 * recordings.RATE_HZ, 0.1), words, "No speech"),
+        ("silence", np.zeros(6 * recordings.RATE_HZ, np.float32), words, "No speech"),
+        ("short", said[: recordings.RATE_HZ // 5], words, "0.2 s"),
+    ):
+        (tmp_path / "mine.wav").write_bytes(recordings.file(sound))
+        done = cli(tmp_path, "voices", "cast", "--voice", "onyx", "--file", "mine.wav", "--transcript", transcript)
+        assert done.returncode == 0, done.stderr
+        text = " ".join(done.stderr.decode().split())
+        assert ("may sound wrong" in text) == bool(word), (name, text)
+        assert word in text, (name, text)
 
 
 def test_voices_and_models_are_listed(tmp_path: Path) -> None:

@@ -495,6 +495,58 @@ def test_recordings_without_usable_words_are_stored_for_later(http: httpx.Client
         assert (again.status_code, again.json()["status"], again.json()["detail"]) == (200, "ready", "")
 
 
+MARKS = ("...", "!!!", "—", "。", "?! …", "-", "“”", "🙂")  # texts without words
+
+
+@pytest.mark.parametrize("first", ["", samples.TEXT])
+def test_new_words_of_a_voice_are_checked_as_those_of_an_upload(http: httpx.Client, sample: bytes, first: str) -> None:
+    """PATCH, and `clone` with a draft: the report names a transcript that does not fit the recording."""
+    pytest.importorskip("pocketsphinx")
+    others = " ".join(samples.WORDS[3:6])
+    half = " ".join(samples.TEXT.split()[: len(samples.TEXT.split()) // 2])
+    path = f"/voice-cloning/voices/{clone(http, sample, transcript=first).json()['voice']['id']}"
+    levels = {samples.TEXT: "good", others: "warning", half: "warning", "Hello.": "warning", "123": "warning"}
+    for words, level in {**levels, samples.TEXT.upper(): "good"}.items():
+        draft = http.post("/voice-cloning/check", data={"transcript": first}, files={"audio_file": sample}).json()
+        adopted = http.post(
+            "/voice-cloning/clone", data={"draft_id": draft["draft_id"], "name": "Berta", "transcript": words}
+        )
+        changed = http.patch(path, json={"transcript": words})
+        for quality in (changed.json()["quality"], adopted.json()["voice"]["quality"]):
+            of_words = [check for check in quality["checks"] if check["id"].startswith("transcript_")]
+            assert of_words, words
+            assert ({check["level"] for check in of_words} == {"good"}) == (level == "good"), (words, of_words)
+            assert len({check["id"] for check in quality["checks"]}) == len(quality["checks"])
+    before = http.get(path).json()
+    for words in ("word " * 390, *MARKS):
+        error = problem(http.patch(path, json={"transcript": words}))
+        assert (error["type"], error["param"]) == ("invalid_request_error", "transcript")
+    assert http.get(path).json() == before
+
+
+@pytest.mark.parametrize("words", MARKS)
+def test_transcripts_without_words_are_rejected(http: httpx.Client, sample: bytes, words: str) -> None:
+    for route, data in (("clone", {"name": "Anna"}), ("check", {})):
+        answer = http.post(
+            f"/voice-cloning/{route}", data={**data, "transcript": words}, files={"audio_file": ("a.mp3", sample)}
+        )
+        error = problem(answer)
+        assert (answer.status_code, error["param"]) == (400, "transcript")
+        assert "no words" in error["message"]
+
+
+def test_error_for_a_name_in_place_of_an_id_has_the_id(http: httpx.Client, sample: bytes) -> None:
+    voice = clone(http, sample).json()["voice"]
+    for name in ("Anna", "anna", " ANNA "):
+        for method in ("GET", "PATCH", "DELETE"):
+            answer = http.request(method, f"/voice-cloning/voices/{name}", json={} if method == "PATCH" else None)
+            assert answer.status_code == 404
+            assert repr(voice["id"]) in problem(answer)["message"]
+    assert "preset voice" in problem(http.delete("/voice-cloning/voices/Alloy"))["message"]
+    spoken = http.post("/audio/speech", json={"input": "Hello.", "voice": "Berta"})
+    assert f"'{voice['id']}' (Anna)" in problem(spoken)["message"]
+
+
 def test_voice_without_words_is_exported_and_imported(http: httpx.Client, sample: bytes) -> None:
     voice = clone(http, sample, transcript="").json()["voice"]
     exported = http.get(f"/voice-cloning/voices/{voice['id']}/export").content

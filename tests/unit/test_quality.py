@@ -329,3 +329,42 @@ def test_windows_of_people_have_at_most_12_s_and_do_not_begin_or_end_in_a_word()
             # The aligner adds pauses to words: a word is cut only where it is loud.
             quiet = levels[min(len(levels) - 1, round(border_s * 50))] < np.percentile(levels, 80) - 20
             assert quiet or not inside, (speaker, border_s, inside)
+
+
+# ---- messages
+
+
+@pytest.mark.parametrize("level", [0.8, 1.0, 1.6, 3.0])
+def test_noise_above_the_speech_is_not_a_negative_number_of_decibels(level):
+    found = checks(noisy(level * samples.rms(samples.speech())))["snr_db"]
+    assert found.level == "bad"
+    assert " -" not in found.message
+    assert ("as loud as the speech" in found.message) == (found.value <= 0)
+
+
+def test_messages_name_one_cause_once():
+    speech = samples.speech()
+    music = samples.music(len(speech)) * np.float32(samples.rms(speech) * 0.3)
+    report = quality.Report(tuple(checks(speech + music).values()))
+    assert {check.level for check in report.checks if check.id in ("snr_db", "music")} == {"warning"}
+    too_fast = report.with_check(quality.transcript_check("word " * 300, 5.0, recognised=False))
+    assert "too fast to speak" in too_fast.refusal
+    assert too_fast.refusal.count("There may be music behind the voice.") == 1
+    assert report.refusal == ""
+    assert quality.joined(["A. B.", "B.", "C.", "C."]) == "A. B. C."
+
+
+def test_good_level_in_a_message_is_the_level_of_the_check():
+    speech = samples.speech()
+    found = [checks(noisy(level * samples.rms(speech)))["snr_db"] for level in (0.02, 0.08, 0.15, 0.3)]
+    limits = [float(check.message.split(". ")[1].split(" dB")[0]) for check in found if check.level == "warning"]
+    assert limits
+    assert all(check.value >= max(limits) for check in found if check.level == "good")
+    assert all(check.value < min(limits) for check in found if check.level == "warning")
+    assert set(limits) == {18.0}
+
+
+def test_unknown_words_are_named_after_each_reason():
+    for reason in ("The downloaded bytes are kept.", "The speech recogniser found no words.", ""):
+        message = quality.no_transcript_check(reason).message
+        assert "needs the words of the recording" in message

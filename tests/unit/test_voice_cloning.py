@@ -470,9 +470,30 @@ def small_whisper(folder: Path) -> None:
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
         **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens")),
     )
-    torch.manual_seed(0)
+    torch.manual_seed(3)  # gives a text with letters
     transformers.WhisperForConditionalGeneration(config).save_pretrained(folder)
     transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("recognised", "words"),
+    [("Hello\x11there.\n", "Hello there."), ("...", ""), (" . ", ""), ("\x11\x11", ""), ("“”", ""), ("♪", "")],
+)
+def test_recogniser_output_without_words_is_no_transcript(recognised, words):
+    assert make(samples.speech(), "", Recogniser(recognised)).reference.transcript == words
+
+
+class UnreachableRecogniser(Recogniser):
+    """A recogniser whose weights can't be downloaded."""
+
+    def transcribe(self, sound: np.ndarray, rate_hz: int, language: str) -> str:
+        raise OSError("cannot reach the hub")
+
+
+def test_failed_download_of_the_recogniser_is_logged_without_a_traceback(caplog):
+    assert make(samples.speech(), "", UnreachableRecogniser("")).reference.transcript == ""
+    assert "cannot reach the hub" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.slow
@@ -517,9 +538,17 @@ def test_reference_file_replaces_a_preset_voice_once(tmp_path, caplog):
     (folder / "onyx.mp3").write_bytes(samples.file(samples.speech(), "mp3"))
     (folder / "onyx.txt").write_text(samples.TEXT)
     (folder / "nova.wav").write_bytes(b"no sound")
-    (folder / "nobody.wav").write_bytes(b"")
+    for name in ("nobody.wav", "Onyx.WAV", "my voice.m4a"):
+        (folder / name).write_bytes(b"")
+    for name in ("README.txt", "notes.TXT", "README.md", "onyx (copy)", ".hidden.wav"):
+        (folder / name).write_text("Notes.")
+    (folder / "sage.wav").write_bytes(samples.file(samples.speech()))
     import_preset_files(store, folder, cloner)
     assert "nova" in caplog.text
+    unused = {path.removeprefix("references/"): reason for path, reason in store.doubtful.items()}
+    assert sorted(unused) == ["Onyx.WAV", "my voice.m4a", "nobody.wav", "nova.wav", "sage.wav"]
+    assert "no preset voice has the name 'Onyx'" in unused["Onyx.WAV"]
+    assert "Write the words of the recording to sage.txt" in unused["sage.wav"]
     first = store.recording_of("onyx")
     assert first.transcript == samples.TEXT
     import_preset_files(store, folder, cloner)

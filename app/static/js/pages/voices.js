@@ -148,7 +148,7 @@ export async function mount(main, { go }) {
     speakButton.prepend(icon("volume"));
     return h("article", { class: "card stack", "aria-labelledby": "voice-title", data: { shown: voice.id } },
       h("div", { class: "phone-only" }, h("a", { class: "button quiet", href: `${ROOT}/voice-cloning`, data: { route: "/voice-cloning" } }, icon("back"), t("voices.back"))),
-      h("div", { class: "head" }, title, known?.quality?.level && levelBadge(known.quality.level)),
+      h("div", { class: "head" }, title, known?.quality?.level && known.status !== "needs words" && levelBadge(known.quality.level)),
       voice.description && h("p", { class: "quoted" }, voice.description),
       h("div", { class: "row wrap" },
         known && playButton, speakButton,
