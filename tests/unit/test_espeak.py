@@ -123,9 +123,10 @@ def test_two_libraries_in_one_process_are_independent():
 def test_library_works_without_a_temporary_folder(tmp_path, monkeypatch):
     """The speech then differs a little from call to call."""
     espeak._prepared.cache_clear()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     try:
-        library = Library()
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+            library = Library()
         assert len(library.synthesize(SENTENCE, "gmw/en-US+f2", 50)) > 20_000
     finally:
         espeak._prepared.cache_clear()
