@@ -147,8 +147,8 @@ def say(
 ) -> None:
     """Speak a text into a file.
 
-    `--voice none` runs the model without the server's text rules, to compare it with other implementations. The whole
-    text is one prompt in the format of the model's authors, and the output is neither checked nor trimmed.
+    `--voice none` runs the model without the server's text rules, to compare the model with other implementations. The
+    whole text is one prompt in the format of the model's authors, and the output is neither checked nor trimmed.
     """
     chosen = (audio_format or output.suffix.lstrip(".") or "mp3").lower()
     if chosen not in AUDIO_FORMATS:
@@ -203,7 +203,7 @@ def say(
 
 
 def _caption_format(file: Path) -> str:
-    """The ending of the name of a caption file, without the dot."""
+    """Return the ending of the name of a caption file, without the dot."""
     return file.suffix.lstrip(".").lower()
 
 
@@ -300,7 +300,7 @@ async def _say_bare(
     *,
     reference_noise: bool,
 ) -> None:
-    """Run only the model. Write the audio to the file `output`. If `codes` is set, write the codec tokens to it."""
+    """Run only the model. Write the audio to the file `output`. If `codes` is set, write the codec tokens there."""
     context = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
     samples, frames = [], []
     try:
@@ -383,7 +383,7 @@ def create_recordings(
     transcript: Annotated[str | None, typer.Option(help="The exact words that are spoken in --file.")] = None,
     engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
 ) -> None:
-    """Create recordings for preset voices with the engine, or from a file. This replaces existing recordings."""
+    """Create recordings for preset voices with the engine or from a file. New recordings replace existing ones."""
     settings = _settings(TTS_ENGINE=engine)
     store = _services(settings).voices
     if unknown := [name for name in voice or () if name not in PROFILES]:
@@ -466,7 +466,7 @@ def add(
         int | None, typer.Option(min=1, help="Allowed requests at the same time. Default: no limit.")
     ] = None,
 ) -> None:
-    """Create an API key and print it. The key is shown only once: the server stores a hash of the key.
+    """Create an API key and print the key. The key is shown only once: the server stores a hash of the key.
 
     Once a key exists, requests for speech need a key.
     """
@@ -502,7 +502,7 @@ def list_keys() -> None:
         table.add_row(key.name, " ".join(key.scopes), str(key.per_minute or "-"), str(key.concurrent or "-"), created)
     out.print(table)
     if not ring.needed:
-        err.print("The server has no API keys, so everyone who can reach it can use it.", style="yellow")
+        err.print("The server has no API keys, so everyone who can reach the server can use it.", style="yellow")
 
 
 @keys.command()
@@ -525,7 +525,7 @@ lexicon = typer.Typer(help="List, add and remove pronunciations. A running serve
 app.add_typer(lexicon, name="lexicon", no_args_is_help=True)
 VoiceOption = Annotated[
     str | None,
-    typer.Option(help="The id or name of a voice, for its own dictionary. Default: the server's dictionary."),
+    typer.Option(help="The id or name of a voice, for the voice's dictionary. Default: the server's dictionary."),
 ]
 
 

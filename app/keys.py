@@ -1,8 +1,8 @@
 """API keys: their names, scopes and rate limits. This module does not depend on HTTP.
 
 The keys in `TTS_API_KEYS` have all scopes. Other keys are in the key file, which `python -m app.cli keys` writes. When
-the key file changes, the server reads it again. Once a server has had a key, this server requires a key until it stops,
-even if the key file is deleted.
+the key file changes, the server reads the file again. Once a server has had a key, this server requires a key until it
+stops, even if the key file is deleted.
 
 A generated key is "sk-" and 256 random bits. Only the SHA-256 digest of a key is stored. A slow password hash would
 delay every request, and is not needed because 256 random bits can't be guessed. Digests are compared in constant time.
@@ -86,11 +86,11 @@ def digest(key: str) -> str:
 def weakness(key: str) -> str:
     """Return the reason why a key in TTS_API_KEYS is not acceptable; "" if the key is acceptable."""
     if len(key) < MIN_LENGTH:
-        return f"it has fewer than {MIN_LENGTH} characters"
+        return f"the key has fewer than {MIN_LENGTH} characters"
     if len(set(key)) < MIN_DIFFERENT:
-        return f"it has fewer than {MIN_DIFFERENT} different characters"
+        return f"the key has fewer than {MIN_DIFFERENT} different characters"
     if not re.fullmatch(r"[!-~]+", key):
-        return "it has characters that an HTTP header can't contain: spaces, or characters outside ASCII"
+        return "the key has characters that an HTTP header can't contain: spaces, or characters outside ASCII"
     return ""
 
 
@@ -244,7 +244,7 @@ class KeyRing:
         self._meters: dict[str, _Meter] = {}
         self._closed = bool(self._fixed)
         self._checked_s = clock()
-        self._signature: _Signature | None = None  # the signature of the file when it was last read
+        self._signature: _Signature | None = None  # the signature of the file at the last read
         self._logged_error = ""  # the last reason why the file could not be read
         if file is not None and (signature := file.signature()) is not None:
             self._replace_keys(file.read(), signature)
@@ -312,7 +312,7 @@ class KeyRing:
         return Pass(key, remaining, reset_s, meter)
 
     def _check_file(self) -> None:
-        """If the key file has changed, read it again.
+        """If the key file has changed, read the file again.
 
         If the file can't be read, this method logs the error, and the earlier keys stay valid. If the file was deleted,
         the keys of the file become invalid, but requests still need a key.

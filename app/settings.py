@@ -19,8 +19,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIXES = ("TTS_", "CSM_", "DIA_")  # the names of this server's variables begin with one of these
-# Variables with these prefixes that are not settings of the server, because other programs of this repository read
-# them.
+# Variables with these prefixes that belong to other programs of this repository, not to the server.
 OTHER_VARIABLES = frozenset({"TTS_BACKEND", "TTS_TEST_SPEECH"})
 # Folders with recordings, texts or keys. Only the user of the server may read these folders.
 PRIVATE_FOLDERS = frozenset({"cloned_voices", "voice_references", "audio_cache", "conversations", "keys", "logs"})
@@ -67,7 +66,7 @@ class Settings(BaseSettings):
         "",
         alias="CSM_TOKENIZER",
         description="The tokenizer of CSM: a Hugging Face id or a local folder with tokenizer.json. Empty = the "
-        "tokenizer beside the weights; if there is none, that of the base model.",
+        "tokenizer beside the weights, or else the tokenizer of the base model.",
     )
     csm_speakers: Annotated[tuple[Annotated[int, Field(ge=0, le=999)], ...], NoDecode] = Field(
         (0, 1),
@@ -108,7 +107,7 @@ class Settings(BaseSettings):
         "auto",
         alias="TTS_DEVICE",
         description="The device of the model: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` = the first CUDA device, or "
-        "the CPU if there is none.",
+        "the CPU if there is no CUDA device.",
     )
     devices: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -164,8 +163,8 @@ class Settings(BaseSettings):
     tf32: bool = Field(
         False,
         alias="TTS_TF32",
-        description="Use TensorFloat-32 for float32 matrix products on a GPU: those of the codecs, and those of the "
-        "model with TTS_DTYPE=float32. This is faster and less exact (a mantissa of 10 bits).",
+        description="Use TensorFloat-32 for float32 matrix products on a GPU: in the codecs, and in the model with "
+        "TTS_DTYPE=float32. TensorFloat-32 is faster and less exact (a mantissa of 10 bits).",
     )
     codec_dtype: Literal["auto", "float32"] = Field(
         "auto",
@@ -315,7 +314,7 @@ class Settings(BaseSettings):
         3_600.0,
         alias="TTS_MEMORY_TTL_S",
         gt=0,
-        description="A conversation is forgotten this many seconds after its last request.",
+        description="The server forgets a conversation this many seconds after its last request.",
     )
     memory_keep: bool = Field(
         False,
@@ -400,7 +399,7 @@ class Settings(BaseSettings):
         True,
         alias="TTS_ASR_DOWNLOAD",
         description="Download `TTS_ASR_MODEL` (0.3 GB) when a recording without a transcript first needs it. `false` = "
-        "use it only if it is already in `models` or in the Hugging Face cache.",
+        "use the checkpoint only if it is already in `models` or in the Hugging Face cache.",
     )
 
     log_level: LogLevel = Field(
@@ -588,12 +587,12 @@ def as_markdown() -> str:
     rows = [
         "# Settings",
         "",
-        "Environment variables. They are also read from `.env`. `make docs` writes this page. A variable with an empty",
-        "value has its default, unless its row gives the empty value a meaning. The server warns about variables whose",
-        "names begin with `TTS_`, `CSM_` or `DIA_` and that it does not know.",
+        "The settings are environment variables. The server also reads them from the file `.env`. `make docs` writes",
+        "this page. A variable with an empty value has its default, unless the table gives the empty value a meaning.",
+        "The server warns about unknown variables whose names begin with `TTS_`, `CSM_` or `DIA_`.",
         "",
-        "The server also obeys the variables of the Hugging Face library. They are not read from `.env` (but the",
-        "compose files pass all variables of `.env` to the container):",
+        "The server also uses these variables of the Hugging Face library. The server does not read them from `.env`,",
+        "but the compose files pass all variables of `.env` to the container.",
         "",
         "| variable | meaning |",
         "|---|---|",

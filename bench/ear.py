@@ -14,13 +14,16 @@ guard: the output guard gets each clip frame by frame. If the speaker has anothe
 pace. `false_cuts` = number of complete clips that a rule ends; `false_short` = number of complete clips that a rule
 finds too short; `runaway_ended` = share of clips with a tail of 20 s that a rule ends; `runaway_s` = median seconds
 from the true end to the rule, for clips whose pace is known. The tails are digital silence, noise at the clip's noise
-floor, the clip's room sound, and repetitions of the clip's last second. verify: `verify_false` = share of complete
-clips that the check rejects; `verify_caught` = share of faults that the check finds, for each kind of fault: half of
-the recording is missing, 3 s of babble or noise follow the recording, the recording ends 60 ms into the last word;
-`verify_wrong_text` = share of clips that the check rejects with the words of another clip; `early_caught` = number of
-recordings, of `early_total`, that end at 20 to 70 % and that the guard or the check finds; `best_of` = share of clips
-for which the server chooses the complete take and none of three faulty copies; `verify_cpu` = CPU seconds per second of
-speech. casting, quality, loudness, watermark: see `bench/ear_parts.py`.
+floor, the clip's room sound, and repetitions of the clip's last second.
+
+verify: `verify_false` = share of complete clips that the check rejects; `verify_caught` = share of faults that the
+check finds, for each kind of fault: half of the recording is missing, 3 s of babble or noise follow the recording, the
+recording ends 60 ms into the last word; `verify_wrong_text` = share of clips that the check rejects with the words of
+another clip; `early_caught` = number of recordings, of `early_total`, that end at 20 to 70 % and that the guard or the
+check finds; `best_of` = share of clips for which the server chooses the complete take and none of three faulty copies;
+`verify_cpu` = CPU seconds per second of speech.
+
+casting, quality, loudness, watermark: see `bench/ear_parts.py`.
 """
 
 from __future__ import annotations

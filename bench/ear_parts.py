@@ -1,19 +1,19 @@
 """The parts of `python -m bench.ear` for casting (preset voice creation), quality report, loudness and watermark.
 
 casting
-    `casting_accepted`: share of the people whose recordings can become a preset voice.
-    `casting_refused_negatives`: share of the other sounds that can't.
+    `casting_accepted`: share of a speaker's recordings that can become a preset voice, as the mean of all speakers.
+    `casting_refused_negatives`: share of the sounds without words that can't become a preset voice.
 quality
-    `quality_refused`: honest recordings that cloning refuses.
-    `quality_false_music`, `quality_false_speakers`: share of the honest recordings with that warning.
-    `quality_accepted_negatives`: other sounds that cloning accepts.
+    `quality_refused`: recordings of speech that cloning refuses.
+    `quality_false_music`, `quality_false_speakers`: share of the recordings of speech that get this warning.
+    `quality_accepted_negatives`: sounds without words that cloning accepts.
 loudness
-    `loudness_within_1lu`: share within 1 LU of the target after the loudness stage. The expected level is that of the
-    recording itself, and of another recording of the speaker in `loudness_within_1lu_other`.
+    `loudness_within_1lu`: share of recordings within 1 LU of the target after the loudness stage, which gets the level
+    of the recording. For `loudness_within_1lu_other`, the stage gets the level of another recording of the speaker.
     `loudness_true_peak_dbtp`: the highest true peak.
 watermark
-    `watermark_false`: share of all files that are found marked though they are not.
-    `watermark_missed`: share of the recordings that are not found marked though they are.
+    `watermark_false`: share of files without a watermark in which the detector finds a watermark.
+    `watermark_missed`: share of recordings with a watermark in which the detector finds no watermark.
 """
 
 from __future__ import annotations

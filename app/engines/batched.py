@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from app.runtime.runner import Runner
     from app.types import AudioChunk, Codes, EngineInfo, Load, Reference, Utterance
 
-# Encodes a recording to codes (K, T) int16. May be called in any thread. Raises BadReference.
+# A function that encodes a recording to codes (K, T) int16, in any thread. Raises BadReference.
 Encode = Callable[["Reference"], "Codes"]
 
 

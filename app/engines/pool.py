@@ -2,7 +2,7 @@
 
 The pool chooses the least busy device. If no device has a free row, a request waits in the queue of the pool. When a
 row on any device becomes free, the oldest request gets this row. If an utterance fails before its first audio, the pool
-sends it to another device.
+sends the utterance to another device.
 
 The pool stops using a device if the thread of its engine has ended or hangs. It also stops using a device if
 MAX_FAILURES consecutive utterances have failed on this device and then succeeded on another device: after an error in a
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 3
 CACHED_VOICES = 32  # number of voices that the pool remembers for each device, about as many as a prefix cache can hold
 # The load of a device is the share of its rows in use. If the prefix cache of a device has the voices of a request, the
-# pool subtracts this value from the load before it compares the devices.
+# pool subtracts CACHED_BONUS from the load of this device.
 CACHED_BONUS = 0.25
 UNBOUNDED = 1 << 20  # queue limit of each device's engine, so large that the engine never refuses a request of the pool
 HEALTH_CHECK_S = 1.0  # seconds between two checks that the devices still work

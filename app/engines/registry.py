@@ -1,4 +1,4 @@
-"""The list of engines, with the properties of each engine that the server needs before it builds the engine.
+"""The list of engines, with the properties that the server needs before it builds an engine.
 
 A plug-in adds an engine with an entry point in the group ENTRY_POINT_GROUP.
 """
@@ -52,10 +52,10 @@ BareBuilder = Callable[["Settings", BuildContext, bool], BareEngine]
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """Describes an engine before the server builds it.
+    """Describes an engine before the server builds the engine.
 
-    `target`, `bare`, `model_files`, `sizes` and `text` have the form `module:name`. The module is imported only when a
-    method needs it.
+    `target`, `bare`, `model_files`, `sizes` and `text` have the form `module:name`. A module is imported only when a
+    method needs a value of the module.
     """
 
     name: str  # the value of TTS_ENGINE that selects the engine

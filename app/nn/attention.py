@@ -48,7 +48,7 @@ def _products(q: Tensor, k: Tensor) -> Tensor:
 
 
 def bidirectional_attention(kv_heads: int, scale: float | None) -> PrefillAttention:
-    """Return an attention function without a cache, in which each token of a sequence attends to all its tokens.
+    """Return an attention function without a cache, in which each token of a sequence attends to all tokens.
 
     scale: factor of the attention scores; None = head_dim ** -0.5.
     """

@@ -232,9 +232,9 @@ class DepthKVCache:
     def _view(self, rows: int, start: int, count: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Return four views of the cache for each layer.
 
-        The first two are the keys and values of the new tokens (B, G, S, d). The last two are all keys and values that
-        attention reads (B, G, L, d). All frames use the same views, so this method caches the views. The creation of
-        the views takes as long as the attention.
+        The first two views are the keys and values of the new tokens (B, G, S, d). The last two views are all keys and
+        values that attention reads (B, G, L, d). All frames use the same views, so this method caches the views. The
+        creation of the views takes as long as the attention.
         """
         found = self._views.get((rows, start, count))
         if found is None:

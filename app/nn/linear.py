@@ -107,7 +107,8 @@ class Int8Linear(nn.Module):
         y: Tensor = self._multiply(scaled / largest, self._scale, self._zero_point, self._packed)
         if self._norm_floor is not None:
             # RMSNorm divides all values of a token by the norm of the token. The product is linear, so it is enough to
-            # divide the scale of the token by this norm. This takes less time than a division of all values.
+            # divide the scale of the token by this norm. A division of the scale takes less time than a division of all
+            # values.
             largest.div_(torch.linalg.vector_norm(x32, dim=1, keepdim=True).hypot_(self._norm_floor))
         y.mul_(largest)
         return y if self._bias is None else y.add_(self._bias)

@@ -30,7 +30,7 @@ class Rope:
     def frequencies(self, head_dim: int) -> Tensor:
         """Return for each pair of values the angle in radians from one position to the next: (head_dim / 2,) float32.
 
-        The formula for "llama3" was published with Llama 3.1.
+        The formula for the kind "llama3" was published with Llama 3.1.
         """
         base = 1.0 / (self.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
         if self.kind == "default":

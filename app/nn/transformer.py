@@ -128,7 +128,7 @@ class Block(nn.Module):
         self.down = Int8Linear(as_linear(self.down))
 
     def _norm_linear(self, x: Tensor, norm: Tensor, linear: nn.Module) -> Tensor:
-        """Return linear(rms_norm(x)). An Int8Linear applies the norm itself, so it receives x without the norm."""
+        """Return linear(rms_norm(x)). An Int8Linear applies the norm itself, so `linear` gets x without the norm."""
         if not isinstance(linear, Int8Linear):
             x = functional.rms_norm(x, (self.config.width,), norm, self.config.eps)
         return linear(x)  # type: ignore[no-any-return]

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from app.types import Codes, Samples, WordMark
 
 MAX_GET_S = 1.0  # the longest chunk that get() returns, in seconds of audio
-# Each chunk costs the event loop a fixed time, about as long as it takes to encode 0.2 s of audio. So a few large
-# chunks cost less time than many small chunks. If the listener has more than MIN_BUFFERED_S of audio left to play,
-# get() waits until the queue has MIN_GET_S of audio, but at most (audio left to play - MIN_BUFFERED_S) / 2.
+# Each chunk costs the event loop a fixed time, about the time to encode 0.2 s of audio. So a few large chunks cost less
+# time than many small chunks. If the listener has more than MIN_BUFFERED_S of audio left to play, get() waits until the
+# queue has MIN_GET_S of audio, but at most (audio left to play - MIN_BUFFERED_S) / 2.
 MIN_BUFFERED_S, MIN_GET_S = 0.25, 0.4
 
 
@@ -57,7 +57,7 @@ class AudioQueue:
         self._parts: deque[tuple[Samples, Codes | None]] = deque()
         self._undecoded: list[Codes] = []  # codes whose samples the codec has not returned yet
         self._rules: list[str] = []  # broken rules of the output guard that the reader has not received yet
-        self._marks: list[WordMark] = []  # places of words that the reader has not received yet
+        self._marks: list[WordMark] = []  # positions of words that the reader has not received yet
         self._waiting_samples = 0
         self._taken_samples = 0
         self._min_samples = 1  # `put` wakes the reader if the queue holds at least this many samples
@@ -105,7 +105,7 @@ class AudioQueue:
             self._rules.append(rule)
 
     def mark(self, marks: Iterable[WordMark]) -> None:
-        """Add places of words to the next chunk that the reader gets."""
+        """Add positions of words to the next chunk that `get` returns."""
         with self._lock:
             self._marks.extend(marks)
 
@@ -126,7 +126,7 @@ class AudioQueue:
         self._notify()
 
     async def get(self) -> AudioChunk | None:
-        """Wait for the next chunk of audio and return it; None at the end. Raises the error passed to `finish`.
+        """Wait for the next chunk of audio and return the chunk; None at the end. Raises the error passed to `finish`.
 
         The first chunk contains the audio of one `put`, so that the time to first audio is short. A later chunk may
         join the audio of several `put` calls.

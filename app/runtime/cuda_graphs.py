@@ -31,7 +31,7 @@ WARM_UPS = 2  # number of calls before the capture, because CUDA libraries initi
 
 
 def at_least(count: int, sizes: Sequence[int]) -> int:
-    """Return the smallest of `sizes` (ascending) that is at least `count`. Raises ValueError if there is none."""
+    """Return the smallest of `sizes` (ascending) that is at least `count`. Raises ValueError if no size is."""
     for size in sizes:
         if size >= count:
             return size
@@ -111,7 +111,7 @@ class GraphCapture:
         raise out_of_memory
 
     def drop(self, captured: list[Body]) -> None:
-        """Empty this list of graphs and free their memory. The caller must have no other references to these graphs."""
+        """Empty this list of graphs and free the memory. The caller must have no other references to these graphs."""
         count = len(captured)
         captured.clear()
         self.free_dropped(count)
@@ -259,10 +259,10 @@ class GraphBuckets(Generic[BucketKey]):
         body: Callable[[int, BucketKey], Body],
         key_for: Callable[[int, BucketKey], BucketKey] = lambda _, key: key,
     ) -> None:
-        """Capture all graphs. The largest graph is captured first, so that smaller graphs reuse its memory.
+        """Capture all graphs. Captures the largest graph first, so that smaller graphs reuse the memory of this graph.
 
-        body: returns the function to capture for a number of rows and a key. key_for: returns for a number of rows and
-        a key the key whose graph is used; keys that it never returns have no graph.
+        body: returns the function to capture for a number of rows and a key. key_for: for a number of rows and a key,
+        returns the key whose graph is used. Keys that are never returned have no graph.
 
         If the memory is too small for all graphs, the graphs for the largest number of rows are deleted, and the next
         smaller number becomes the largest. Raises torch.OutOfMemoryError if the graphs for one row do not fit.

@@ -201,7 +201,8 @@ def free_bytes(device: torch.device) -> int:
 
 # GPU memory that stays free for intermediate tensors, CUDA graphs and libraries. Mimi needs 1.06 GB to encode 60 s of
 # audio, and DAC needs 1.09 GB to decode 64 rows. An engine with one row needs less free memory (LEAST_SCRATCH_BYTES),
-# so that it can start on a small GPU. If the memory is then too small to encode a recording, only this request fails.
+# so that the engine can start on a small GPU. If the memory is then too small to encode a recording, only this request
+# fails.
 SCRATCH_BYTES, LEAST_SCRATCH_BYTES = 5 << 28, 1 << 30
 
 
@@ -341,8 +342,8 @@ def cpu_has_bfloat16() -> bool:
 def set_math_backends(*, tf32: bool) -> None:
     """Choose the libraries and the precision of this process's computations on a GPU.
 
-    tf32: use TensorFloat-32 for matrix products and convolutions of float32. PyTorch has two switches; by default, it
-    uses TensorFloat-32 for convolutions only.
+    tf32: use TensorFloat-32 for matrix products and convolutions of float32. PyTorch has one switch for matrix products
+    and one for convolutions. By default, only convolutions use TensorFloat-32.
 
     This function turns off cuDNN for attention: cuDNN builds a plan for each new shape and thread, which takes 0.1 to
     0.5 s for each new length of a prompt.

@@ -17,11 +17,14 @@ from app.runtime import memory
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0  # seconds between two checks
-GROWTH_BYTES = 32 << 20  # memory is returned only if the process has grown by more than this since its smallest size
+GROWTH_BYTES = 32 << 20  # free memory is returned only if the process has grown by more than this
 
 
 async def trim_when_idle(is_idle: Callable[[], bool]) -> None:
-    """Return free memory to the system while no request runs, if the process has grown. Runs until it is cancelled."""
+    """Return free memory to the system while no request runs, if the process has grown.
+
+    Runs until the task is cancelled.
+    """
     trim = _malloc_trim()
     if trim is None:
         return

@@ -132,7 +132,7 @@ class Loop:
             self._admitted.add(row)
             try:
                 self._runner.admit(row, job.utterance)
-            except Exception as error:  # noqa: BLE001 - any error fails this utterance only
+            except Exception as error:  # noqa: BLE001 - any error fails only this utterance
                 self._fail((row,), error)
                 refused.add(row)
         for row in plan.prefill:
@@ -141,13 +141,13 @@ class Loop:
             try:
                 if self._runner.prefill(row):
                     self._scheduler.prefilled(row)
-            except Exception as error:  # noqa: BLE001 - any error fails this utterance only
+            except Exception as error:  # noqa: BLE001 - any error fails only this utterance
                 self._fail((row,), error)
         step = tuple(row for row in plan.step if row not in failed)
         if step:
             try:
                 self._step(step)
-            except Exception as error:  # noqa: BLE001 - any error fails the rows of this step only
+            except Exception as error:  # noqa: BLE001 - any error fails only the rows of this step
                 self._fail(step, error)
         return True
 
@@ -156,7 +156,7 @@ class Loop:
         self._admitted.add(target)
         try:
             cast(MovesRows, self._runner).move_row(source, target)
-        except Exception as error:  # noqa: BLE001 - any error fails this utterance only
+        except Exception as error:  # noqa: BLE001 - any error fails only this utterance
             self._fail((target,), error)
             self._release(source)
             return False

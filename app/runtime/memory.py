@@ -34,7 +34,7 @@ def resident_bytes() -> int:
 
 def _of(name: str) -> Memory | None:
     if name.startswith("cuda"):
-        import torch  # noqa: PLC0415 - an engine on a GPU has already imported it
+        import torch  # noqa: PLC0415 - an engine on a GPU has already imported torch
 
         free_bytes, total_bytes = torch.cuda.mem_get_info(name)
         return Memory(name, total_bytes - free_bytes, total_bytes)

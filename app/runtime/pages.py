@@ -17,7 +17,7 @@ _PAGE_BYTES = 2 << 20
 def use_huge_pages() -> None:
     """Move the memory that this process uses now to huge pages. Later allocations are not affected.
 
-    Takes a few seconds for 2 GB. Does nothing on a system that does not support it.
+    Takes a few seconds for 2 GB. On a system without huge pages, does nothing.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists():

@@ -11,8 +11,8 @@ MAX_UNDERRUN_S = 0.25  # the network or the event loop can cause gaps of up to t
 class Playback:
     """Estimates the audio buffer of a listener who starts to play at the first audio and plays at normal speed.
 
-    The event loop writes the fields, and the engine's thread reads them without a lock. So the engine's thread may not
-    see the newest chunk yet. Times are from time.monotonic().
+    The event loop writes the fields, and the engine's thread reads the fields without a lock. So the engine's thread
+    may not see the newest chunk yet. Times are from time.monotonic().
     """
 
     tempo: float = 1.0  # seconds of the engine's audio that the listener plays in one second

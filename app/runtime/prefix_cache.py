@@ -25,7 +25,7 @@ class PrefixCache:
         return len(self._prefixes)
 
     def get(self, key: bytes) -> Prefix | None:
-        """Return the prefix with this digest, or None if it is not in the cache."""
+        """Return the prefix with this digest, or None if the cache does not contain the prefix."""
         return self._prefixes.get(key)
 
     def put(self, key: bytes, prefix: Prefix) -> None:

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 class StepResult:
     """The results of one step: one frame for each of n rows."""
 
-    codes: Codes  # (n, K) int16; faults.BROKEN = the row has NaN or infinite values, and its utterance fails
+    codes: Codes  # (n, K) int16; faults.BROKEN = NaN or infinite values, so the row's utterance fails
     ended: NDArray[np.bool_]  # (n,): True = the utterance is complete, and the loop ignores the row's codes
     # (n,): True = the row continues, but this step gives no frame for the row. None = every row has a frame.
     silent: NDArray[np.bool_] | None = None
     # The row numbers of the results, in the order of `codes`. None = the rows that the caller passed to `step`.
     rows: Sequence[int] | None = None
     rules: Mapping[int, str] = field(default_factory=dict)  # row -> the rule of the output guard that ended a line
-    # Row -> places of words in the audio of its utterance, from models that know them.
+    # Row -> positions of words in the audio of the row's utterance, if the model reports such positions.
     marks: Mapping[int, Sequence[WordMark]] = field(default_factory=dict)
 
 

@@ -140,7 +140,7 @@ TOP_K_FAST = 64  # the largest top_k for which `draw` needs no sort of all codes
 class DrawLimits:
     """The sampling parameters of n rows on the device, in the form that `draw_within` needs: tensors (n, 1, 1).
 
-    The limits are the same for all codebooks of a frame, so they are computed once for each frame.
+    The limits are the same for all codebooks of a frame, so they are computed only once for each frame.
     """
 
     greedy: Tensor
@@ -148,7 +148,7 @@ class DrawLimits:
     top_k: Tensor
     limited: Tensor  # whether top_k removes codes of the row
     short: Tensor  # whether top_k is 1 to TOP_K_FAST, so that `topk` finds all kept codes
-    last: Tensor  # index of the last code that top_k keeps, in descending order of scores; valid in a short row
+    last: Tensor  # index of the last code that top_k keeps in a short row, by descending score
     top_p: Tensor
     whole: Tensor  # whether top_p keeps all codes of the row
 
@@ -198,7 +198,7 @@ def _short_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
     """Return the lowest kept score (n, C, 1) of each short row, and -inf for other rows. Does not sort all codes.
 
     top_p keeps a code if the total probability of all better codes is below top_p. All codes that top_k keeps count in
-    the probabilities, also if equal scores make them more than TOP_K_FAST codes.
+    the probabilities. Because of equal scores, these can be more than TOP_K_FAST codes.
     """
     tops, places = scores.topk(min(TOP_K_FAST, scores.shape[-1]), dim=-1)
     floor = tops.gather(-1, limits.last.expand(-1, scores.shape[1], 1))
@@ -232,7 +232,7 @@ def fast_path(params: Sequence[SamplingParams], size: int) -> bool:
 class ReferenceNoise:
     """Draws the same noise as torch.multinomial after torch.manual_seed(seed), for one row on a CPU.
 
-    Tests use this noise to compare codes with those of other implementations.
+    Tests use this noise to compare codes with the codes of other implementations.
     """
 
     def __init__(self, seed: int) -> None:

@@ -1,19 +1,19 @@
-"""The scheduler of continuous batching: a bounded queue of utterances, and a fixed number of rows that generate them.
+"""The scheduler of continuous batching: a bounded queue of utterances, and a fixed number of rows for utterances.
 
 The slack of a row is the number of seconds that the row's listener can play without more audio (`Slot.slack_s`). If any
-row has a slack below SHORT_S, only rows with a slack below AHEAD_S are prefilled and stepped. This shortens the time to
-first audio. On a CPU, a step with fewer rows takes less time. On a GPU, if no row is stepped, the whole device works on
-the new prompt.
+row has a slack below SHORT_S, only rows with a slack below AHEAD_S are prefilled and stepped. This pause of the other
+rows shortens the time to first audio. On a CPU, a step with fewer rows takes less time. On a GPU, if no row is stepped,
+the whole device works on the new prompt.
 
-A step takes as long as the smallest bucket that contains its highest row (`MovesRows.bucket_sizes`). If all jobs would
-fit into a smaller bucket for more than COMPACT_AFTER consecutive plans, and no job waits for a row, a plan moves the
-job in the highest row to the lowest free row. A move copies the state of one row. Each plan moves at most one row.
+A step takes as long as the smallest bucket that contains the highest active row (`MovesRows.bucket_sizes`). If all jobs
+would fit into a smaller bucket for more than COMPACT_AFTER consecutive plans, and no job waits for a row, a plan moves
+the job in the highest row to the lowest free row. A move copies the state of one row. Each plan moves at most one row.
 
 A background job is preempted if a foreground job needs its row. A foreground job keeps its row until its utterance ends
 or is cancelled.
 
 The event loop calls `submit`, `cancel`, `wake` and `load`. The engine's thread calls all other methods. One lock
-protects all state. The engine's loop gets a `Plan`, executes it, and reports the results with `commit`.
+protects all state. The engine's loop gets a `Plan`, executes the plan, and reports the results with `commit`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Scheduler:
             self._wake()
 
     def load(self) -> Load:
-        """Return the number of foreground rows in use, the number of queued new answers, and the limits of both."""
+        """Return the number of foreground rows in use and of queued new answers, and the limits of both numbers."""
         with self._changed:
             return Load(self._speaking, len(self._slots), len(self._queue), self._max_queue)
 

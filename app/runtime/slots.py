@@ -24,7 +24,7 @@ NOT_PLAYED_S = 2.0
 
 
 class Phase(Enum):
-    """The state of a row: FREE -> PREFILL -> SPEAK <-> PAUSED -> FREE. PAUSED: the row's audio queue is full."""
+    """The state of a row: FREE -> PREFILL -> SPEAK <-> PAUSED -> FREE. A row is PAUSED if its audio queue is full."""
 
     FREE = auto()
     PREFILL = auto()

@@ -44,7 +44,7 @@ LONGEST_STREAM_S = 3600
 
 
 def environment(grace_s: int) -> dict[str, str]:
-    """Return the environment variables for Ray and its processes. Ray reads these variables when it is imported.
+    """Return the environment variables for Ray and its processes. Ray reads these variables at its import.
 
     grace_s: the number of seconds after which a shutdown cuts off unfinished answers.
     """
@@ -56,7 +56,8 @@ def environment(grace_s: int) -> dict[str, str]:
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # Ray replaces a dead proxy after three failed checks
         # If a replica stops or dies before the first byte of an answer, the proxy sends the request to another replica.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 503",
-        # HAProxy reloads when replicas change. The old HAProxy process ends after its last stream or after this time.
+        # HAProxy reloads when replicas change. The old HAProxy process ends after its last stream, or at the latest
+        # after this time.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(grace_s, LONGEST_STREAM_S)),
     }
 
@@ -75,7 +76,7 @@ class Replica:
         return started_when_settled(self._app)
 
     async def check_health(self) -> None:
-        """Check that the engine works. If it does not work, raise RuntimeError, so that Ray replaces this replica."""
+        """If the engine does not work, raise RuntimeError, so that Ray replaces this replica."""
         status, body = await get(self._app, "/health")
         if status != 200:
             raise RuntimeError(f"The replica is unhealthy: {body.get('reason')}")

@@ -4,7 +4,7 @@ An adapter is a folder with adapter_config.json and adapter_model.safetensors. a
 small matrices A and B for each trained weight W. The merged weight is W + scale * B A. A DoRA adapter also stores a
 length for each row; the merge scales each row of the sum to this length. An adapter may also contain whole tensors
 (`modules_to_save`, biases) and single rows of an embedding (`trainable_token_indices`). The merge is computed in
-float32, block by block, while the model is loaded. This module does not depend on any model, and it does not use PEFT.
+float32, block by block, while the model is loaded. This module does not depend on any model, and does not use PEFT.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Update:
     """The changes of an adapter to one tensor of the base."""
 
     whole: Stored | None = None  # a new tensor that replaces the whole tensor
-    own: bool = True  # True = `whole` does not replace the tensor that is tied to this tensor
+    own: bool = True  # True = `whole` replaces only this tensor, not a tied tensor
     a: Stored | None = None  # (r, in) of a linear layer or convolution, (r, rows) of an embedding
     b: Stored | None = None  # (out, r) of a linear layer or convolution, (width, r) of an embedding
     embedding: bool = False
@@ -64,7 +64,7 @@ class _Update:
 
 @dataclass(slots=True)
 class Adapter:
-    """A LoRA adapter. The tensors of the adapter are read only when they are merged."""
+    """A LoRA adapter. The tensors of the adapter are read only during the merge."""
 
     folder: Path
     rank: int  # the rank `r` of adapter_config.json
@@ -207,9 +207,9 @@ def _updates_of(
         elif part == "lora_magnitude_vector":
             update(module).magnitude = tensor
         elif not part.startswith("token_adapter."):
-            raise ValueError(f"the meaning of its tensor {key} is not known")
+            raise ValueError(f"the meaning of the adapter's tensor {key} is not known")
     if len(adapters) > 1:
-        raise ValueError(f"it contains several adapters ({', '.join(sorted(adapters))}); save one of them alone")
+        raise ValueError(f"the file contains several adapters ({', '.join(sorted(adapters))}); save one adapter alone")
     halves = [name for name, each in updates.items() if (each.a is None) != (each.b is None)]
     if halves:
         raise ValueError(f"A or B of LoRA is missing for {some_names(halves)}")

@@ -8,7 +8,7 @@ the library's `hf_hub_download` has these limits:
 - It can't resume a download over the xet protocol.
 This module sends a plain GET with a Range header and appends the bytes to blobs/<etag>.incomplete. For xet files, the
 hub redirects a plain GET to an HTTP download, so xet needs no setting.
-This module reads HF_ENDPOINT and HF_HUB_OFFLINE at each call. The library reads them only once, at its import.
+This module reads HF_ENDPOINT and HF_HUB_OFFLINE at each call. The library reads these variables only at its import.
 
 If a complete file is in the cache of the hub's library, this module does not download the file, but creates a link to
 it in the snapshot in `models_dir`.
@@ -562,7 +562,7 @@ class _Download:
                 what = "is private, gated or does not exist"
             key = f"{self.token_name} has no access" if self.token else "HF_TOKEN is not set"
             mirrors = [mirror for mirror in self.files.mirrors if mirror != source]
-            copy = f" Or use a copy without a gate: {setting}={mirrors[0]}" if mirrors else ""
+            copy = f" Or use a copy that needs no access request: {setting}={mirrors[0]}" if mirrors else ""
             return WeightsUnavailable(
                 f"{source} {what}, and {key}",
                 remedy=f"Accept the licence at {self.files.licence_url} and set HF_TOKEN to a token of that account, "
@@ -597,7 +597,7 @@ class _PartialFile:
         self._digest = _digest(file)
 
     def hash_existing(self) -> None:
-        """Add the bytes of an earlier download to the checksum. If the file is too long, delete its content."""
+        """Add the bytes of an earlier download to the checksum. If the file is too long, delete all bytes of it."""
         left = _size(self._path)
         if left > self._file.size_bytes:
             self.restart()

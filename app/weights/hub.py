@@ -1,13 +1,13 @@
 """Determines which files a model needs, and where these files are on disk. download.py downloads missing files.
 
 A source is a local folder, a hub id `org/name` or `org/name@revision`, or a folder of a repository, such as
-`org/name/checkpoint-500`. The server does not change a local folder and needs no network for it. Downloaded files are
-in `<models_dir>/hub`, in the cache layout of the Hugging Face hub (blobs/<etag>, snapshots/<commit>/<name> -> blob,
+`org/name/checkpoint-500`. A local folder needs no network, and the server does not change it. Downloaded files are in
+`<models_dir>/hub`, in the cache layout of the Hugging Face hub (blobs/<etag>, snapshots/<commit>/<name> -> blob,
 refs/<revision>). So other tools can use these files if HF_HUB_CACHE is <models_dir>/hub.
 
 The server also reads the cache of the library huggingface_hub, but never writes to this cache. `hub_cache` returns the
-folder of this cache. The functions below read the environment variables at each call. The library reads them only once,
-at its import.
+folder of this cache. The functions below read environment variables at each call, but the library reads environment
+variables only once, at its import.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def missing_error(files: ModelFiles, missing: list[str], names: Iterable[str] = 
         return known
     return WeightsUnavailable(
         f"{files.source} lacks files that this server needs: {', '.join(missing)}",
-        remedy=f"Set {files.setting} to a repository or folder that has them.",
+        remedy=f"Set {files.setting} to a repository or folder that has these files.",
     )
 
 
@@ -288,7 +288,7 @@ class Source:
         return models_dir / "hub" / self._folder_name
 
     def library_cache(self) -> Path:
-        """The folder of this repository in the cache of the hub's library. The server only reads it."""
+        """The folder of this repository in the cache of the hub's library. The server only reads this folder."""
         return hub_cache() / self._folder_name
 
     @property
@@ -312,7 +312,7 @@ class Source:
 def _unreadable(files: ModelFiles, path: Path) -> WeightsUnavailable:
     return WeightsUnavailable(
         f"{files.setting}={files.source}: {path} can't be read by the user of this server",
-        remedy=f"Give this user permission to read it, or set {files.setting} to another folder.",
+        remedy=f"Give this user permission to read the path, or set {files.setting} to another folder.",
     )
 
 
@@ -360,7 +360,7 @@ def find(files: ModelFiles, models_dir: Path) -> Path | None:
     """Return the folder with the model's files, or None if any file is not on disk. Uses no network.
 
     Searches `models_dir` first, and then the cache of the hub's library. If the source is a local folder, checks only
-    that its files can be read. Raises WeightsUnavailable if the source is not valid or can't be read.
+    that the files in the folder can be read. Raises WeightsUnavailable if the source is not valid or can't be read.
     """
     source = Source.parse(files)
     if source.folder is not None:
@@ -373,7 +373,7 @@ def find(files: ModelFiles, models_dir: Path) -> Path | None:
         folder = source.snapshot(source.cache(models_dir))
         if folder is not None and not missing_files(folder, files):
             return folder
-    except OSError:  # the folder can't be read, so it does not count
+    except OSError:  # an unreadable folder does not count
         pass
     return complete_in_library_cache(files)
 

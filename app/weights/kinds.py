@@ -51,8 +51,9 @@ def unusable(
 ) -> WeightsUnavailable | None:
     """Return the error for a model without readable weights; None = the file names do not show the reason.
 
-    where: the repository or folder, used in the message. names: the paths of its files. config: the content of
-    config.json. setting: the environment variable that names the model. example: a repository that the server can read.
+    where: the repository or folder, used in the message. names: the paths of the files in `where`. config: the content
+    of config.json. setting: the environment variable that names the model. example: a repository that the server can
+    read.
     """
     files = [name for name in sorted(names) if not _TRAINING.fullmatch(name.rsplit("/", 1)[-1])]
     top = [name for name in files if "/" not in name]
@@ -61,7 +62,7 @@ def unusable(
     if config and (method := quantisation(config)):
         return WeightsUnavailable(
             f"{where} contains weights that are quantised with {method}, which this server can't read.",
-            remedy=f"{instead[:-1]}; TTS_QUANTIZE=int8 makes them small on a CPU.",
+            remedy=f"{instead[:-1]}; on a CPU, TTS_QUANTIZE=int8 makes the weights smaller.",
         )
     if "adapter_config.json" in top and (pickle := next((x for x in top if x.endswith(_PICKLES)), "")):
         return WeightsUnavailable(

@@ -2,7 +2,7 @@
 
 Without this cache, a bfloat16 model reads float32 weights, which have twice as many bytes, and converts and joins the
 tensors at each start. The cache stores the result as one safetensors file, named by a digest of all inputs. A read
-checks the CRC-32 of each tensor. So it detects a truncated or damaged file, and then the file is written again.
+checks the CRC-32 of each tensor. So a read detects a truncated or damaged file, and then the file is written again.
 Therefore a write does not wait until the bytes are on disk. Errors of the cache are logged and do not stop a start.
 This module does not depend on any model.
 """

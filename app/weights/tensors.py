@@ -235,7 +235,7 @@ def index_file(path: Path) -> dict[str, InFile]:
             length = int.from_bytes(file.read(8), "little")
             size = path.stat().st_size
             if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-                raise WeightsUnavailable(f"{path} is not a safetensors file, or it is truncated.", remedy=AGAIN)
+                raise WeightsUnavailable(f"{path} is not a safetensors file, or the file is truncated.", remedy=AGAIN)
             header = json.loads(file.read(length))
         return {
             name: _located(path, name, entry, 8 + length, size)
@@ -247,7 +247,9 @@ def index_file(path: Path) -> dict[str, InFile]:
 
 
 def _located(path: Path, name: str, entry: Mapping[str, Any], data: int, size: int) -> InFile:
-    """Return the position of one tensor in the file. entry: its header entry. data: where the values begin in the file.
+    """Return the position of one tensor in the file.
+
+    entry: the tensor's entry in the header. data: the offset in the file at which the values begin.
 
     Raises WeightsUnavailable if the file of `size` bytes does not contain the tensor.
     """
@@ -256,7 +258,7 @@ def _located(path: Path, name: str, entry: Mapping[str, Any], data: int, size: i
         raise WeightsUnavailable(f"{path}: tensor {name} has the unknown type {entry['dtype']}.")
     dtype, shape = _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
     if data + stop > size:
-        raise WeightsUnavailable(f"{path} is truncated: it has {size} bytes.", remedy=AGAIN)
+        raise WeightsUnavailable(f"{path} is truncated: the file has {size} bytes.", remedy=AGAIN)
     if start < 0 or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != stop - start:
         raise WeightsUnavailable(f"{path} is broken: tensor {name} does not have the size in the header.", remedy=AGAIN)
     return InFile(path, dtype, shape, data + start)

@@ -181,7 +181,7 @@ def checkpoint_name(name: str) -> str:
 
 
 def _derivable(name: str) -> bool:
-    """Whether the model computes this tensor itself. If a checkpoint contains such a tensor, `check` ignores it."""
+    """Whether the model computes this tensor itself. In a checkpoint, `check` ignores such a tensor."""
     return name.endswith(("rotary_emb.inv_freq", "audio_tokens_offsets", "_causal_mask", "rope.theta", "rope.cache"))
 
 

@@ -150,7 +150,7 @@ def _activation(name: str) -> Literal["silu", "gelu"]:
     raise ValueError(f"unknown hidden_act {name!r}")
 
 
-# The published model (sesame/csm-1b), to plan its memory without its files.
+# The config of the published model (sesame/csm-1b), to plan the model's memory without the model's files.
 PUBLISHED = _parse_flavours(
     {
         "backbone_flavor": "llama-1B",

@@ -2,8 +2,8 @@
 
 One launch runs the backbone and the depth decoder, applies the EOS rules, decodes the frame to samples with Mimi, and
 computes the input of the next frame. All inputs are on the device, so the host can read the results of one launch while
-the device runs the next launch. A launch computes all of the first n rows, but it changes the state of active rows
-only. A row is active if the host has selected the row for this launch and the row's current line has not ended.
+the device runs the next launch. A launch computes all of the first n rows, but changes only the state of active rows. A
+row is active if the host has selected the row for this launch and the row's current line has not ended.
 
 There is one graph for each pair of a number of rows (1, 2, 4 ...) and a number of positions that attention reads. A
 launch uses the smallest graph that is large enough. If the backbone's layers are on several devices, a step has one
@@ -51,7 +51,7 @@ class Frames:
     codes: Codes
     samples: NDArray[np.float32]
     active: NDArray[np.bool_]  # the launch advanced the row
-    audible: NDArray[np.bool_]  # the frame is speech, so its codes and samples are valid
+    audible: NDArray[np.bool_]  # the frame is speech; otherwise codes and samples are invalid
     early_eos: NDArray[np.bool_]  # EOS was the best code, but was suppressed because the line has too few frames
     non_finite: NDArray[np.bool_]  # the row's logits are NaN or infinite
 
@@ -65,7 +65,7 @@ class BucketKey:
 
 
 class CsmCudaGraph:
-    """The state of all rows on the device, and the captured steps that advance the rows. Only one thread may use it."""
+    """The state of all rows on the device, and the captured steps that advance the rows. Not thread-safe."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class CsmCudaGraph:
         self.steps.integers[row, _FRAMES_LEFT] = 0
 
     def launch(self, rows: Sequence[int], longest: int, *, fast_path: bool) -> Callable[[], Frames]:
-        """Launch one frame of these rows. Returns a function that waits for the results and returns them.
+        """Launch one frame of these rows. Returns a function that waits for and returns the results.
 
         longest: a number above the positions of all these rows. The launch after the next launch overwrites the
         results.

@@ -54,7 +54,7 @@ class Limits:
         return self.guards is not None and len(state.line_frames) >= self.guards.limit(len(state.lines[state.line]))
 
     def fit_context(self, state: CsmRow, remembered: int) -> None:
-        """Remove the oldest conversation turns from the prompt until each line with its frames fits into the context.
+        """Remove the oldest conversation turns from the prompt until every line and its speech fit into the context.
 
         remembered: how many turns may be removed. If a line still does not fit, raises BadReference if the voice prompt
         is too long, or TextTooLong if the text or the conversation is too long.

@@ -76,7 +76,7 @@ KNOWN_SPEAKERS = (0, 1)  # the speaker numbers of the published model
 _ENGINE_SAMPLING = Sampling(DEFAULTS.temperature, DEFAULTS.top_k, DEFAULTS.top_p)
 
 ROWS_CPU, ROWS_GPU = 8, 64  # the KV cache of a row takes 64 MiB in bfloat16
-SPARE_BYTES = 384 << 20  # on a small GPU, the prefix cache may be this much smaller; then it holds 7 voices of 30 s
+SPARE_BYTES = 384 << 20  # on a small GPU, the prefix cache may be this much smaller
 BARE_FRAMES = 1125  # 90 s, the default limit of Sesame's own generator
 PROMPT_SHARE = 0.4  # share of the context for the audio of voice recordings
 PRODUCTION = Guards()
@@ -188,12 +188,13 @@ def load_runner(
     adapter_dir: Path | None = None,
     sampling: Sampling = NO_SAMPLING,
 ) -> CsmRunner:
-    """Load CSM from `model_dir`, in either published layout. codec_dir: the codec; None = it is in `model_dir`.
+    """Load CSM from `model_dir`, in either published layout. codec_dir: the folder of the codec; None = `model_dir`.
 
     quantize: "int8" = 8-bit weights and activations, for CPUs. needs_range: True = raise HalfPrecisionOverflow if
-    values overflow in float16. tokenizer_dir: the tokenizer; None = it is in `model_dir`. adapter_dir: a LoRA adapter
-    that is merged into the weights. sampling: the sampling parameters that the model sets; they are a part of the
-    fingerprint. `CsmRunner` and `load_model` describe the other options. Raises WeightsUnavailable, EngineUnavailable.
+    values overflow in float16. tokenizer_dir: the folder of the tokenizer; None = `model_dir`. adapter_dir: a LoRA
+    adapter that is merged into the weights. sampling: the sampling parameters that the model sets, which are a part of
+    the fingerprint. `CsmRunner` and `load_model` describe the other options. Raises WeightsUnavailable,
+    EngineUnavailable.
     """
     other = read_mimi_config_file(codec_dir) if codec_dir is not None else None
     adapter = None if adapter_dir is None else open_adapter(adapter_dir, checkpoint_name)
@@ -254,7 +255,7 @@ def _sample_logits(model: CsmModel) -> Tensor:
 def load_from(
     settings: Settings, context: BuildContext, *, guards: Guards | None, reference_noise: bool = False
 ) -> CsmRunner:
-    """Load the runner for these settings. Download its weights if they are not on disk. Raises EngineUnavailable."""
+    """Load the runner for these settings. Download the weights if they are not on disk. Raises EngineUnavailable."""
 
     def load(settings: Settings, notes: Setup) -> CsmRunner:
         return _load(settings, context, notes, guards=guards, reference_noise=reference_noise)

@@ -41,7 +41,7 @@ class Pick(Protocol):
 def is_last(frame: Tensor, eos_code: int) -> bool:
     """Whether a frame (K,) ends the current line: all codes except the last code are EOS.
 
-    This is the rule of `generate` in transformers. Sesame's generator also requires that the last code is EOS. If only
+    `generate` of transformers uses the same rule. Sesame's generator also requires that the last code is EOS. If only
     the last code is not EOS, Sesame's generator continues, but this server plays the frame and ends the line.
     """
     return bool((frame[:-1] == eos_code).all())
@@ -181,7 +181,7 @@ class CsmModel(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy the tensors of a checkpoint into the model. `checkpoint.language_model` must have checked it."""
+        """Copy the tensors of a checkpoint into the model. The tensors must come from `checkpoint.language_model`."""
         c = self.config
         weights.copy_to(self.text_table, checkpoint.TEXT_TABLE)
         weights.copy_to(self.audio_table, checkpoint.AUDIO_TABLE)

@@ -22,8 +22,8 @@ MARGIN = Fraction(11, 10)  # free memory that a device needs, divided by the byt
 class Sizes:
     """The size of the model in memory."""
 
-    fixed_bytes: int  # all parts that are not backbone layers; they are on the first device
-    layers_bytes: tuple[int, ...]  # each backbone layer, with its keys and values of all rows
+    fixed_bytes: int  # all parts that are not backbone layers and are on the first device
+    layers_bytes: tuple[int, ...]  # each backbone layer, with the layer's keys and values of all rows
 
     @property
     def total_bytes(self) -> int:

@@ -1,8 +1,8 @@
 """CSM's prompt: segments of text and codes. This module does not use weights.
 
 The text of a segment is `<|begin_of_text|>[speaker]text<|end_of_text|>`. Then the frames of the speech follow, and then
-one frame of EOS codes. After the prompt, the model reads the text of a line and generates its frames. The format is
-that of generator.py in SesameAILabs/csm.
+one frame of EOS codes. After the prompt, the model reads the text of a line and generates the frames of this text. The
+format is that of generator.py in SesameAILabs/csm.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class CsmRow:
     over: bool = False  # the last line has ended
     generation: int = 0  # increases when a line ends, so that results of earlier launches are ignored
     guard: LineGuard | None = None  # the output guard of the current line
-    # Frames (K,) that are not decoded, each with the output guard of its line.
+    # Frames (K,) that are not decoded, each with the output guard of the frame's line.
     undecoded: list[tuple[Tensor, LineGuard | None]] = field(default_factory=list)
     decoded: int = 0  # frames that the codec has decoded
     reference: ReferenceNoise | None = None

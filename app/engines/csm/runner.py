@@ -1,10 +1,10 @@
 """CSM-1B as a Runner: each row prefills a prompt and then speaks the lines of one utterance.
 
 A row prefills the voice prompts of its speakers, the earlier turns of the conversation, and the text of its first line.
-If the prefix cache contains the voice prompts, the row copies their keys and values from the cache. At the end of a
-line, the row reads a frame of EOS codes and the text of the next line, so that the next line has the same voice. If the
-context would overflow, the row returns to the position after its prompt and drops the later positions. Then the row
-reads again as many of the newest lines as fit.
+If the prefix cache contains the voice prompts, the row copies the prompts' keys and values from the prefix cache. At
+the end of a line, the row reads a frame of EOS codes and the text of the next line, so that the next line has the same
+voice. If the context would overflow, the row returns to the position after its prompt and drops the later positions.
+Then the row reads again as many of the newest lines as fit.
 
 As in `generate` of transformers, a line ends at the first frame whose codes are all EOS, without regard to the last
 code. If the last code is not EOS, the server plays this frame; otherwise the server drops the frame. `Guards`
@@ -58,7 +58,10 @@ MIN_REFERENCE_S, MAX_REFERENCE_S = 0.1, 60.0
 
 
 class CsmRunner:
-    """The model, the codec and their rows. Any thread may call `encode`. All other calls must come from one thread."""
+    """The Runner of CSM: the model, the codec and all rows.
+
+    Any thread may call `encode`. All other calls must come from one thread.
+    """
 
     def __init__(
         self,

@@ -145,7 +145,7 @@ def weights_of(candidates: list[Checkpoint], config: DiaConfig, source: str = ""
 
 
 def _derivable(name: str) -> bool:
-    """Whether the model computes this tensor itself. If a checkpoint contains such a tensor, `check` ignores it."""
+    """Whether the model computes this tensor itself. In a checkpoint, `check` ignores such a tensor."""
     return name.endswith(("rotary_emb.inv_freq", "embeddings.offsets", "timescale"))
 
 
@@ -216,7 +216,7 @@ def _concatenated(checkpoint: Checkpoint, names: list[str]) -> Callable[[], Tens
 def _as_linear(checkpoint: Checkpoint, name: str, inputs: int) -> Callable[[], Tensor]:
     """Return a function that reads a weight in the layout of nari and converts it to (out, in).
 
-    inputs: how many of the first axes are inputs; the other axes are outputs.
+    inputs: the number of leading axes that are inputs; all later axes are outputs.
     """
 
     def make() -> Tensor:

@@ -6,7 +6,7 @@ gives a seventh of the audio of a CSM step. Therefore the host launches several 
 results of one burst while the next burst runs. The graph does not contain the codec: the host passes complete frames to
 the codec.
 
-A launch computes all of the first n rows, but it changes the state of active rows only. A row is active if the host has
+A launch computes all of the first n rows, but changes only the state of active rows. A row is active if the host has
 selected the row for this launch and the row's speech has not ended. There is one graph for each combination of the
 number of rows (1, 2, 4 ...), the number of positions and the number of text bytes that attention reads.
 """
@@ -64,7 +64,7 @@ class BucketKey:
 
 
 class DiaCudaGraph:
-    """The state of all rows on the device, and the captured steps that advance the rows. Only one thread may use it."""
+    """The state of all rows on the device, and the captured steps that advance the rows. Not thread-safe."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class DiaCudaGraph:
         self.steps = StepGraph[BucketKey](rows, keys, integers=7, floats=3, kernels=kernels, device=device)
         self.steps.integers[:, _TEXT_LENGTH] = 1
         self._speaking = torch.zeros(rows, dtype=torch.bool, device=device)
-        self._burst_step = torch.zeros(1, dtype=torch.int64, device=device)  # index of the step in its burst
+        self._burst_step = torch.zeros(1, dtype=torch.int64, device=device)  # index of the current step in the burst
         # For each step of the burst and each row: the frame, and the number of frames that the speech will have.
         self._frames = torch.zeros(burst, rows, c.channels + 1, dtype=torch.int16, device=device)
         self._flags = torch.zeros(burst, rows, 3, dtype=torch.bool, device=device)
@@ -143,7 +143,7 @@ class DiaCudaGraph:
     def launch(
         self, rows: Sequence[int], *, longest: int, text_length: int, fast_path: bool
     ) -> Callable[[], list[Step]]:
-        """Launch a burst of steps of these rows. Returns a function that waits for the results and returns them.
+        """Launch a burst of steps of these rows. Returns a function that waits for and returns the results.
 
         longest: a number above the positions of all these rows in this burst. text_length: the number of bytes of the
         longest text. The launch after the next launch overwrites the results.

@@ -5,7 +5,7 @@ Position 0 is BOS in all channels. After a prompt of P frames, the code of frame
 max(delays). If channel 0 draws EOS at position e, channel c gets EOS at e + delays[c] and PAD after it, and the speech
 has e - 1 - P frames.
 
-The rules are those of DiaProcessor and DiaEOSDelayPatternLogitsProcessor in transformers. The code of nari differs: it
+DiaProcessor and DiaEOSDelayPatternLogitsProcessor in transformers have the same rules. The code of nari differs: it
 draws a new code for the last channel of the prompt's last frame. This module keeps the code of the prompt. This module
 does not use weights.
 """
@@ -57,7 +57,7 @@ class DelayPattern:
         return self._ids[row, start:stop]
 
     def at(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """Return the codes of these rows, each at its position: (n, C). rows, positions: (n,)."""
+        """Return the codes (n, C) of these rows at these positions. rows, positions: (n,)."""
         return self._ids[rows, positions]
 
     def put(

@@ -152,7 +152,7 @@ def load_runner(
 
     needs_range: True = raise HalfPrecisionOverflow if values overflow in float16. codec_dtype: "auto" = the fastest
     format with a small spectral error (nn/dac/precision.py). adapter_dir: a LoRA adapter that is merged into the
-    weights. sampling: the sampling parameters that the model sets; they are a part of the fingerprint. `DiaRunner`,
+    weights. sampling: the sampling parameters that the model sets, which are a part of the fingerprint. `DiaRunner`,
     `load_model` and `adapt` describe the other options. Raises WeightsUnavailable, EngineUnavailable.
     """
     adapter = None if adapter_dir is None else open_adapter(adapter_dir)
@@ -222,7 +222,7 @@ def load_from(
     exact: bool = False,
     reference_noise: bool = False,
 ) -> DiaRunner:
-    """Load the runner for these settings. Download its weights if they are not on disk. Raises EngineUnavailable."""
+    """Load the runner for these settings. Download the weights if they are not on disk. Raises EngineUnavailable."""
 
     def load(settings: Settings, notes: Setup) -> DiaRunner:
         return _load(settings, context, notes, guards=guards, exact=exact, reference_noise=reference_noise)

@@ -171,7 +171,7 @@ class DiaModel(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy the tensors of a checkpoint into the model. `checkpoint.weights_of` must have checked it."""
+        """Copy the tensors of a checkpoint into the model. The tensors must come from `checkpoint.weights_of`."""
         weights.copy_to(self.text_table, checkpoint.TEXT_TABLE)
         weights.copy_to(self.audio_table, checkpoint.AUDIO_TABLE)
         weights.copy_to(as_linear(self.head).weight, checkpoint.HEAD)

@@ -25,7 +25,7 @@ class DiaRow:
     max_frames: int  # the largest number of frames of speech
     capped: bool  # the guards have lowered max_frames
     position: int = 0  # number of positions in the KV cache
-    draws: int = 0  # number of drawn steps; the noise of a step depends on this number
+    draws: int = 0  # number of steps that have drawn codes; the noise of a step depends on this number
     prefill: Iterator[None] | None = None  # the running prefill, which yields after each chunk
     over: bool = False  # the speech has ended
     generation: int = 0  # increases when the speech ends, so that results of earlier launches are ignored

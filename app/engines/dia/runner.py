@@ -54,7 +54,10 @@ WARM_UP_TEXT = "The weather was fine."
 
 
 class DiaRunner:
-    """The model, the codec and their rows. Any thread may call `encode`. All other calls must come from one thread."""
+    """The Runner of Dia: the model, the codec and all rows.
+
+    Any thread may call `encode`. All other calls must come from one thread.
+    """
 
     def __init__(
         self,
@@ -127,7 +130,7 @@ class DiaRunner:
     def _warm_up(self, burst: int) -> None:
         """Speak a short utterance and discard the audio. So the first request does not wait for initialisation.
 
-        Runs enough steps for the codec to decode its first chunk. The first frame of this chunk is complete after
+        Runs enough steps that the codec decodes the first chunk. The first frame of this chunk is complete after
         `max(delays)` steps, and the results of a step arrive up to two bursts (steps launched together) later.
         """
         begin_warm_up(self, WARM_UP_TEXT, 1.0)
@@ -346,7 +349,7 @@ class DiaRunner:
                 raise BadReference(f"The voice prompt has codes of the codec {line.prompt.codec!r}; Dia needs 'dac'.")
             if not self._exact and not line.prompt.transcript.strip():
                 raise BadReference(
-                    "Dia needs the transcript of a voice's recording; this voice has none. Add a transcript."
+                    "Dia needs the transcript of a voice's recording; this voice has no transcript. Add a transcript."
                 )
             prompts.setdefault(_speaker(line), line.prompt)
         return prompts
@@ -434,7 +437,7 @@ class DiaRunner:
         return noise.view(-1, c.audio_vocab)
 
     def _commit(self, row: int, frame: Codes, count: int) -> tuple[bool, bool, Rule | None]:
-        """Add the frame of a step to its row. count: the number of frames that the row's speech will have.
+        """Add a frame to a row. count: the number of frames that the row's speech will have.
 
         Returns whether the step has no frame to decode, whether the row has ended, and the broken rule of the output
         guard or None.
@@ -468,6 +471,6 @@ class DiaRunner:
 def _speaker(line: SpokenLine) -> tuple[int, str]:
     """Return a key for the speaker of a line: the speaker's number and the voice.
 
-    Two lines with the same number but different voices have different speakers.
+    Two lines with the same speaker number but different voices have different speakers.
     """
     return line.speaker, line.voice.id

@@ -2,7 +2,7 @@
 
 The rules come from Dia's README and its maintainers. A script begins with [S1]. Tags alternate, so consecutive lines of
 one speaker are joined. The transcripts of the voices come first, in the order of their recordings. After the last line
-of a dialogue, the tag of the other speaker follows, because Dia cuts off the end of the last line without it. Only
+of a dialogue, the tag of the other speaker follows. Without this tag, Dia cuts off the end of the last line. Only
 non-verbal sounds may be in parentheses.
 
 This module does not depend on voices or the model.

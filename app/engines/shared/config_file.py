@@ -30,7 +30,7 @@ def read_config_file(folder: Path, model: str, parse: Callable[[Mapping[str, Any
     if isinstance(raw, dict) and (method := quantisation(raw)):
         raise WeightsUnavailable(
             f"{folder} contains {model} weights that are quantised with {method}, which this server can't read.",
-            remedy="Use the same model in 16 or 32 bits; TTS_QUANTIZE=int8 makes it small on a CPU.",
+            remedy="Use the same model in 16 or 32 bits; on a CPU, TTS_QUANTIZE=int8 makes the model smaller.",
         )
     try:
         return parse(raw)

@@ -1,4 +1,4 @@
-"""Checks that the activations of a model in float16 do not overflow. If they do, loads the model in float32.
+"""Checks whether activations of a model overflow in float16. If activations overflow, loads the model in float32.
 
 float16 is the number format of GPUs before compute capability 8.0, which have no bfloat16. Its largest value is 65504.
 """

@@ -1,4 +1,4 @@
-"""Functions that load a model and build its engine. The engines CSM and Dia use them."""
+"""Functions that load a model and build its engine, for CSM and Dia."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def load_weights(
     cache: LoadCache | None,
     adapter: Adapter | None = None,
 ) -> None:
-    """Fill the parameters of `model` from the load cache. If the cache does not contain them, call `load(weights)`.
+    """Fill the parameters of `model` from the load cache. If the cache has no entry, call `load(weights)`.
 
     adapter: the adapter that is merged into `weights`.
 
@@ -170,7 +170,8 @@ def graph_capture(
     """Return the graph capture, the candidate kernels, and the values for /health about both.
 
     If the engine uses no CUDA graphs, the capture is None and there are no kernels. impossible: the reason why the
-    engine can't use CUDA graphs; "" = the engine can use them. other_devices: all devices of the model except `device`.
+    engine can't use CUDA graphs; "" = the engine can use CUDA graphs. other_devices: all devices of the model except
+    `device`.
     """
     if other := [each for each in other_devices if each.type != "cuda"]:
         impossible = f"A part of the model is on {other[0]}, and CUDA graphs need CUDA devices."
@@ -196,7 +197,7 @@ def with_or_without_graphs(
     *,
     devices: int = 1,
 ) -> BuiltRunner:
-    """Return `build(capture, notes)`, a runner. If the capture of CUDA graphs fails, build the runner without them.
+    """Return `build(capture, notes)`, a runner. If the capture of CUDA graphs fails, do not use CUDA graphs.
 
     Several devices and AMD GPUs were never tested. On other devices, an error of the capture is raised. notes: values
     for /health.

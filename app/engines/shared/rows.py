@@ -23,7 +23,7 @@ class DrawState(Protocol):
 
     @property
     def draws(self) -> int:
-        """The number of steps that the row has drawn. The noise of a step depends on this number."""
+        """The number of steps in which the row has drawn codes. The noise of a step depends on this number."""
 
 
 def step_noise(rows: Sequence[DrawState], *, codebooks: int, codes: int, device: torch.device) -> Tensor:
@@ -50,7 +50,7 @@ def must_step_one_by_one(device: torch.device, dtype: torch.dtype, *, quantized:
 
 
 def begin_warm_up(runner: Runner, text: str, max_seconds: float) -> None:
-    """Admit an utterance into row 0 and prefill the row. The caller must step the row and release it."""
+    """Admit an utterance into row 0 and prefill the row. The caller must step the row and release the row."""
     line = SpokenLine(text, 0, Voice("warm-up", "warm-up", "none"))
     runner.admit(0, Utterance((line,), Sampling(), 0, max_seconds))
     while not runner.prefill(0):

@@ -35,7 +35,7 @@ StepSections = Sequence[tuple[StepBody[Key], "torch.device | None"]]
 
 
 class StepGraph(Generic[Key]):
-    """The captured steps of one model, and the parameters of each row. Only one thread may use it."""
+    """The captured steps of one model, and the parameters of each row. Not thread-safe."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class StepGraph(Generic[Key]):
         kernels: Sequence[Kernels],
         device: torch.device,
     ) -> None:
-        """Create the tensors of the rows. keys: all bucket keys, the largest first.
+        """Create the tensors with the parameters of the rows. keys: all bucket keys, the largest first.
 
         integers, floats: the number of integer and float parameters of one row. kernels: the candidate kernels;
         `capture` selects the fastest of them.

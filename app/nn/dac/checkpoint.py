@@ -153,7 +153,7 @@ def _without_norms(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _folded(length: Stored, direction: Stored) -> Callable[[], Tensor]:
-    """Return a function that computes the weight from its length g and its direction v."""
+    """Return a function that computes a weight from the length g and the direction v."""
 
     def make() -> Tensor:
         v: Tensor = direction.rows(0, direction.shape[0]).double()

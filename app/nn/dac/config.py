@@ -55,7 +55,7 @@ class DacConfig:
 
 
 def read_dac_config(folder: Path) -> DacConfig:
-    """Read the config of the codec in `folder`. Raises WeightsUnavailable if it can't be read.
+    """Read the config of the codec in `folder`. Raises WeightsUnavailable if the config can't be read.
 
     Reads config.json (transformers). Without config.json, reads the metadata in a .pth file of descript's release.
     Without both files, returns the values of descript/dac_44khz.
@@ -74,7 +74,7 @@ def read_dac_config(folder: Path) -> DacConfig:
 
 
 def read_release(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Open a .pth file of descript's release. Returns its tensors and the arguments of descript's DAC class.
+    """Open a .pth file of descript's release. Returns the tensors and the arguments of descript's DAC class.
 
     If the file contains only a state dict without metadata, the arguments are empty. The tensors are memory-mapped, and
     no code in the file runs. Raises WeightsUnavailable if the file can't be read.

@@ -148,7 +148,11 @@ class Unit(nn.Module):
         self.second = _weight(width, width, dtype=dtype)
 
     def fill(self, weights: Checkpoint, name: str, pending: Tensor) -> Tensor:
-        """Copy the weights. pending (C,): the biases that the input lacks. Returns the biases that the output lacks."""
+        """Copy the weights.
+
+        pending (C,): the sum of earlier biases that are not yet added to the input. Returns the sum of the biases that
+        are not yet added to the output.
+        """
         alpha, beta = _alpha(weights, f"{name}.snake1.alpha"), _alpha(weights, f"{name}.snake2.alpha")
         self.snake.fill(alpha, pending)
         first = weights.read(f"{name}.conv1.weight").float()  # (outputs, inputs, kernel)
@@ -168,7 +172,11 @@ class Block(nn.Module):
         self.units = nn.ModuleList([Unit(outputs, dilation, dtype) for dilation in DILATIONS])
 
     def fill(self, weights: Checkpoint, name: str, pending: Tensor) -> Tensor:
-        """Copy the weights. pending (C,): the biases that the input lacks. Returns the biases that the output lacks."""
+        """Copy the weights.
+
+        pending (C,): the sum of earlier biases that are not yet added to the input. Returns the sum of the biases that
+        are not yet added to the output.
+        """
         alpha = _alpha(weights, f"{name}.snake1.alpha")
         self.snake.fill(alpha, pending)
         spread = weights.read(f"{name}.conv_t1.weight").float() / alpha[:, None, None]  # (inputs, outputs, kernel)
@@ -180,7 +188,7 @@ class Block(nn.Module):
 
 
 class DacDecoder(nn.Module):
-    """Decodes codes to samples. Each row is an independent stream. Only one thread may call it.
+    """Decodes codes to samples. Each row is an independent stream. Not thread-safe.
 
     Uses the first `codebooks` codebooks. After F frames of a row, `decode` has returned max(0, F * frame_samples -
     lookahead_samples) samples in total, and `flush` returns the remaining samples. A call of `decode` computes all rows
@@ -251,7 +259,7 @@ class DacDecoder(nn.Module):
 
     @torch.no_grad()
     def converted(self, dtype: torch.dtype) -> DacDecoder:
-        """Return a new decoder with the same weights and another dtype of matrix products. All its rows are empty."""
+        """Return a new decoder with the same weights, another dtype of matrix products, and empty rows."""
         rows = len(self._frames)
         other = DacDecoder(self.config, rows=rows, codebooks=self.codebooks, device=self._device, dtype=dtype)
         for mine, theirs in zip(self.parameters(), other.parameters(), strict=True):
@@ -499,7 +507,7 @@ def _fill_conv(conv: nn.Conv1d, weights: Checkpoint, name: str) -> None:
 
 
 class DacEncoder(nn.Module):
-    """Encodes whole recordings to codes. Has no state, so any thread may call it.
+    """Encodes whole recordings to codes. An encoder has no state, so any thread may call it.
 
     Encodes a recording in overlapping windows, to limit the memory. Without windows, the result would be the same. All
     computation is in float32, because in other formats rounding can change which code vector is nearest.

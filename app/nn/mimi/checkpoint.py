@@ -178,7 +178,7 @@ def _cut(stored: Stored, start: int, stop: int, head_dim: int | None) -> Callabl
     """Return a function that reads rows start..stop-1 of a tensor.
 
     head_dim: the number of rows of one head. The function reorders the rows of each head from interleaved to half-split
-    RoPE pairs. None = keep the order.
+    RoPE pairs. None = the order of the rows does not change.
     """
 
     def make() -> Tensor:

@@ -161,7 +161,7 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, first: Callable[[Tensor], Tensor]) -> Tensor:
         """Compute the unit: x (B, T, C) -> (B, T, C).
 
-        first: a function that computes the first convolution, and adds the earlier inputs or the padding.
+        first: a function that puts the earlier inputs or the padding before x, and computes the first convolution.
         """
         y = self.second(functional.elu(first(functional.elu(x))))
         return y + (x if self.shortcut is None else self.shortcut(x))  # type: ignore[no-any-return]
@@ -233,7 +233,7 @@ def _attention(config: MimiConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
 
 
 class MimiEncoder(nn.Module):
-    """Encodes whole recordings to codes. Has no state, so any thread may call it."""
+    """Encodes whole recordings to codes. An encoder has no state, so any thread may call it."""
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class MimiEncoder(nn.Module):
         self._frequencies = c.rope.frequencies(c.head_dim)
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Encode samples (N,) float32 at the codec's rate -> codes (K, T) int64. A partial last frame counts in T."""
+        """Encode samples (N,) float32 at the codec's rate -> codes (K, T) int64. The last frame may be partial."""
         c = self.config
         x = self.first.whole(samples[None, :, None])
         for residuals, down in zip(self.residuals, self.downs, strict=True):
@@ -329,7 +329,7 @@ def codebook(weights: Checkpoint, config: MimiConfig, index: int) -> Tensor:
 
 
 class MimiDecoder(nn.Module):
-    """Decodes codes to samples. Each row is an independent stream. Only one thread may call it.
+    """Decodes codes to samples. Each row is an independent stream. Not thread-safe.
 
     Uses the first `codebooks` codebooks. A call changes the state of the rows in its arguments only.
     """
@@ -367,7 +367,7 @@ class MimiDecoder(nn.Module):
         self._done = [0] * rows  # number of latents of each row that `decode` has decoded
         # The number of latents of each row that `frame` has decoded.
         self._done_on_device = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._states: dict[nn.Module, Tensor] = {}  # (rows, ...) module -> its earlier inputs or its overlap
+        self._states: dict[nn.Module, Tensor] = {}  # (rows, ...) module -> the module's earlier inputs or overlap
         for module in self.modules():
             if isinstance(module, Conv) and module.reach > 0:
                 self._states[module] = torch.zeros(rows, module.reach, module.inputs, device=device)
@@ -466,8 +466,8 @@ class MimiDecoder(nn.Module):
         count, length, width = x.shape
         at = rows.done[:, None] + torch.arange(length, device=self._device)  # (n, T) positions
         last = at[:, -1:]
-        # For each entry of the ring buffer: the position of its key after the write of this chunk; negative = no key
-        # yet.
+        # For each entry of the ring buffer: the position of the entry's key after this chunk is written; negative = no
+        # key yet.
         cached = last - (last - torch.arange(rows.used, device=self._device)) % ring  # (n, L)
         cached = cached[:, None, :]
         mask = ((cached >= 0) & (cached <= at[..., None]) & (cached > at[..., None] - c.window))[
