@@ -15,6 +15,8 @@ _AFTER_COMMA = 8.0
 _BEFORE_CONNECTION = 14.0  # cost of a break before a conjunction or a preposition
 _PLAIN = 30.0
 _INSIDE_WIDE = 34.0  # cost of a break between two Chinese or Japanese characters
+_BEFORE_PHRASE = 16.0  # Japanese: after hiragana, before another script
+_INSIDE_PHRASE = 70.0  # Japanese: before hiragana
 _INSIDE_NAME = 60.0
 _AFTER_CONNECTION = 120.0
 _INSIDE_WORD = 250.0
@@ -186,6 +188,10 @@ class BreakRules:
             return _AFTER_SENTENCE
         if before[-1] in _WIDE_PAUSES:
             return _AFTER_COMMA
+        if _is_hiragana(before[-1]) and _breaks_anywhere(after[0]) and not _is_hiragana(after[0]):
+            return _BEFORE_PHRASE
+        if _is_hiragana(after[0]):
+            return _INSIDE_PHRASE
         return _INSIDE_WIDE if _breaks_anywhere(before[-1]) or _breaks_anywhere(after[0]) else _INSIDE_WORD
 
 
@@ -252,3 +258,7 @@ def _breaks_anywhere(char: str) -> bool:
 
 def _is_hangul(char: str) -> bool:
     return "\uac00" <= char <= "\ud7af" or "\u1100" <= char <= "\u11ff" or "\u3130" <= char <= "\u318f"
+
+
+def _is_hiragana(char: str) -> bool:
+    return "\u3040" <= char <= "\u309f"

@@ -46,7 +46,8 @@ READING_SPEED = 20  # most people can read this many characters in one second
 _PER_CAPTION = 30.0
 _SECOND_LINE = 6.0
 _TWO_SENTENCES = 100.0  # cost of two sentences in one caption
-_TWO_TURNS = 150.0
+_TWO_BLOCKS = 150.0
+_TWO_LINES = 40.0  # of the caller's text, inside one sentence
 _TOO_SHORT = 300.0
 _TOO_SHORT_PER_S = 1000.0
 _SILENCE_PER_S = 60.0  # cost of each second of silence after the first _SILENCE_S, inside a caption
@@ -66,8 +67,10 @@ class CaptionWord:
     width: int
     space: str  # the character between this word and the word before it: " " or ""
     sentence: int
+    block: int  # changes where a line of the caller's text or a turn ends between two sentences
     turn: int
     break_cost: float = 0.0  # cost of a line break or a new caption before this word
+    starts_line: bool = False  # whether the caller's text has a line break before this word, inside its sentence
 
     @property
     def seconds(self) -> float:
@@ -168,7 +171,7 @@ def _words(times: Timestamps, texts: Sequence[str], language: str, duration_ms: 
     """Return the words of all sentences in the audio, with times that never decrease."""
     rules = BreakRules(language)
     words: list[CaptionWord] = []
-    clock_ms = number = 0
+    clock_ms = number = block = 0
     last: _Heard | None = None
     for heard in _heard(times, texts, duration_ms):
         ranges = _word_ranges(heard.text, heard.start)
@@ -176,6 +179,7 @@ def _words(times: Timestamps, texts: Sequence[str], language: str, duration_ms: 
         gap = " " if last is None else last.gap(heard)
         continues = gap == " " and last is not None and last.is_cut and last.sentence.turn == heard.sentence.turn
         number += not continues
+        block += gap == "\n"
         is_first = True
         for (start, end, inner), (start_s, end_s) in zip(ranges, spoken, strict=True):
             clock_ms = min(max(clock_ms, round(start_s * 1000)), duration_ms)
@@ -183,7 +187,7 @@ def _words(times: Timestamps, texts: Sequence[str], language: str, duration_ms: 
             if not shown:
                 continue
             before = words[-1].text if words else ""
-            space = (" " if gap else "") if is_first else inner
+            space = (" " if gap else "") if is_first else inner.replace("\n", " ")
             costs_nothing = not words or (is_first and not continues)
             words.append(
                 CaptionWord(
@@ -193,8 +197,10 @@ def _words(times: Timestamps, texts: Sequence[str], language: str, duration_ms: 
                     width=char_width(shown),
                     space=space if words else "",
                     sentence=number,
+                    block=block,
                     turn=heard.sentence.turn,
-                    break_cost=0.0 if costs_nothing else rules.cost(before, shown, joined=not space),
+                    break_cost=0.0 if costs_nothing or inner == "\n" else rules.cost(before, shown, joined=not space),
+                    starts_line=inner == "\n",
                 )
             )
             is_first = False
@@ -228,7 +234,8 @@ class _Heard:
         end = self.start + len(self.text)
         if following.start == end:
             return ""
-        return "\n" if not self.whole or "\n" in self.whole[end : following.start] else " "
+        between = self.whole[end : following.start] or " "
+        return " " if between.isspace() and "\n" not in between else "\n"
 
 
 def _heard(times: Timestamps, texts: Sequence[str], duration_ms: int) -> Iterator[_Heard]:
@@ -279,7 +286,8 @@ def _word_ranges(text: str, offset: int) -> list[tuple[int, int, str]]:
     for match in _WORD.finditer(text):
         too_wide = char_width(match[0]) > LINE_WIDTH
         for word in _PART.finditer(text, *match.span()) if too_wide else (match,):
-            space = " " if ranges else ""
+            between = text[ranges[-1][1] - offset : word.start()] if ranges else ""
+            space = "\n" if "\n" in between else between[:1] and " "
             for start, end in split_long(word[0], LINE_WIDTH):
                 ranges.append((offset + word.start() + start, offset + word.start() + end, space))
                 space = ""
@@ -362,20 +370,22 @@ class _Division:
         self._duration_ms = duration_ms
         self._sums = [0]  # for each word: the total width of all words and spaces before it
         self._joins = [0.0]  # for each word: the total cost of all words before it, if they are in one caption
-        self._turns = [0]  # for each word: the number of turn changes before it
+        self._blocks = [0]  # for each word: the number of changes of block before it
         self._name_widths = [0] * len(words)
         last_turn = -1
         for place, word in enumerate(words):
             self._sums.append(self._sums[-1] + len(word.space) + word.width)
             before = words[place - 1] if place else None
-            changes = before is not None and before.turn != word.turn
-            self._turns.append(self._turns[-1] + changes)
+            changes = before is not None and before.block != word.block
+            self._blocks.append(self._blocks[-1] + changes)
             join = 0.0
             if before is not None:
                 silence_s = (word.start_ms - before.end_ms) / 1000 - _SILENCE_S
                 join = _SILENCE_PER_S * max(0.0, silence_s)
                 if before.sentence != word.sentence:
-                    join += _TWO_TURNS if changes else _TWO_SENTENCES
+                    join += _TWO_BLOCKS if changes else _TWO_SENTENCES
+                elif word.starts_line:
+                    join += _TWO_LINES
             self._joins.append(self._joins[-1] + join)
             if word.turn != last_turn and word.turn < len(names) and names[word.turn]:
                 self._name_widths[place] = char_width(names[word.turn]) + 2
@@ -416,7 +426,7 @@ class _Division:
         return (
             self._sums[end] - self._sums[start] <= 2 * LINE_WIDTH + 1
             and words[end - 1].end_ms - words[start].start_ms <= MOST_MS - (CLOSED_GAP_MS - GAP_MS)
-            and self._turns[end] - self._turns[start + 1] <= 1
+            and self._blocks[end] - self._blocks[start + 1] <= 1
         )
 
     def _cost(self, start: int, end: int) -> float:
@@ -435,13 +445,13 @@ class _Division:
     def _wrap(self, start: int, end: int) -> tuple[float, tuple[_Range, ...]]:
         """Return the cost of the best line break, and the lines. The cost is infinite if two lines are not enough."""
         words = self._words
-        changes = self._turns[end] - self._turns[start + 1]
+        changes = self._blocks[end] - self._blocks[start + 1]
         if not changes and (end == start + 1 or self._width(start, end) <= LINE_WIDTH):
             return 0.0, ((start, end),)
         best = float("inf")
         lines: tuple[_Range, ...] = ()
         for at in range(start + 1, end):
-            if changes and words[at].turn == words[at - 1].turn:
+            if changes and words[at].block == words[at - 1].block:
                 continue
             first, second = self._width(start, at), self._width(at, end)
             if (first > LINE_WIDTH and at > start + 1) or (second > LINE_WIDTH and end > at + 1):

@@ -292,6 +292,35 @@ def test_parts_of_a_long_sentence_are_not_treated_as_sentences():
     assert [each.text for each in build_captions(Timestamps(sentences, 3.2), texts=[text])] == [text]
 
 
+def test_short_lines_of_the_text_stay_lines():
+    text = "# Menu\n\nTea costs five dollars today.\n- One\n- Two and so on\nLast"
+    places = [("Menu", 0.4), ("Tea costs five dollars today.", 2.0), ("One\n- Two and so on", 2.0), ("Last", 0.4)]
+    sentences, clock = [], 0.0
+    for part, length in places:
+        start = text.index(part)
+        sentences.append(TimedSentence(part, clock, clock + length, start, start + len(part)))
+        clock += length
+    captions = build_captions(Timestamps(tuple(sentences), clock), texts=[text])
+    assert [[line.text for line in each.lines] for each in captions] == [
+        ["Menu", "Tea costs five dollars today."],
+        ["One - Two and so on", "Last"],
+    ]
+
+
+def test_sentences_of_two_tagged_speakers_have_two_lines():
+    text = "[S1] No. [S2] Oh."
+    sentences = (TimedSentence("No.", 0.0, 0.4, 5, 8), TimedSentence("Oh.", 0.5, 0.9, 14, 17))
+    (caption,) = build_captions(Timestamps(sentences, 1.0), texts=[text])
+    assert [line.text for line in caption.lines] == ["No.", "Oh."]
+
+
+def test_japanese_lines_break_between_phrases():
+    text = TEXTS["japanese"]
+    captions = build_captions(spoken(text, rate=5.0), texts=[text], language="ja")
+    for line in lines_of(captions)[1:]:
+        assert not "\u3040" <= line[0] <= "\u309f" or line == "とても楽しかったです。", lines_of(captions)
+
+
 def test_the_speed_of_reading_is_logged_and_nothing_is_shortened(caplog):
     with caplog.at_level(logging.WARNING, "app.text.captions"):
         content = caption_file(spoken(FOX, rate=40.0), "srt", texts=[FOX])
