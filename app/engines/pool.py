@@ -4,7 +4,7 @@ The pool chooses the least busy device. If no device has a free row, a request w
 row on any device becomes free, the oldest request gets this row. If an utterance fails before its first audio, the pool
 sends the utterance to another device.
 
-The pool stops using a device if the thread of its engine has ended or hangs. It also stops using a device if
+The pool stops using a device if the thread of its engine has ended or hangs. The pool also stops using a device if
 MAX_FAILURES consecutive utterances have failed on this device and then succeeded on another device: after an error in a
 CUDA context, every request on this device fails.
 """

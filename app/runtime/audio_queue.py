@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_GET_S = 1.0  # the longest chunk that get() returns, in seconds of audio
 # Each chunk costs the event loop a fixed time, about the time to encode 0.2 s of audio. So a few large chunks cost less
 # time than many small chunks. If the listener has more than MIN_BUFFERED_S of audio left to play, get() waits until the
-# queue has MIN_GET_S of audio, but at most (audio left to play - MIN_BUFFERED_S) / 2.
+# queue has MIN_GET_S of audio. The longest wait is (audio left to play - MIN_BUFFERED_S) / 2.
 MIN_BUFFERED_S, MIN_GET_S = 0.25, 0.4
 
 

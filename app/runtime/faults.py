@@ -68,9 +68,9 @@ def _is_kind(error: BaseException, name: str) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error, or one of its causes, means that the host or the device has too little memory.
 
-    PyTorch's allocator raises torch.OutOfMemoryError. If a library or the CUDA driver allocates memory itself, for
-    example for a CUDA graph, the error is a torch.AcceleratorError or a RuntimeError, and only the message shows the
-    cause.
+    PyTorch's allocator raises torch.OutOfMemoryError. A library or the CUDA driver may also allocate memory, for
+    example for a CUDA graph. Then the error is a torch.AcceleratorError or a RuntimeError, and only the message shows
+    the cause.
     """
     return any(
         isinstance(each, MemoryError)

@@ -6,8 +6,8 @@ rows shortens the time to first audio. On a CPU, a step with fewer rows takes le
 the whole device works on the new prompt.
 
 A step takes as long as the smallest bucket that contains the highest active row (`MovesRows.bucket_sizes`). If all jobs
-would fit into a smaller bucket for more than COMPACT_AFTER consecutive plans, and no job waits for a row, a plan moves
-the job in the highest row to the lowest free row. A move copies the state of one row. Each plan moves at most one row.
+would have fit into a smaller bucket for COMPACT_AFTER plans, a plan moves the job in the highest row to the lowest free
+row. No job moves while any job waits for a row. A move copies the state of one row. Each plan moves at most one row.
 
 A background job is preempted if a foreground job needs its row. A foreground job keeps its row until its utterance ends
 or is cancelled.

@@ -105,8 +105,8 @@ def fetch(
 ) -> Path:
     """Return the folder with the model's files. Download the files that are missing.
 
-    This function blocks, so call it in a thread. It calls on_progress and cancelled in the same thread. It sends
-    `token` to the hub. If `token` is empty, it sends the token that `hf auth login` has stored. Raises
+    This function blocks, so call it in a thread. `fetch` calls on_progress and cancelled in the same thread, and sends
+    `token` to the hub. If `token` is empty, `fetch` sends the token that `hf auth login` has stored. Raises
     WeightsUnavailable with a reason and a remedy. Raises Cancelled if `cancelled` returns True.
     """
     if (folder := find(files, models_dir)) is not None:
@@ -492,12 +492,12 @@ class _Download:
             with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
                 if response.status_code == 416:
                     part.restart()
-                    raise _TransferFailed("the server refused to resume a partial file")
+                    raise _TransferFailed("the hub refused to resume a partial file")
                 hf_raise_for_status(response)
                 if part.size_bytes and not _continues_at(response, part.size_bytes):
                     part.restart()
                     if response.status_code == 206:
-                        raise _TransferFailed("the server sent another range than the requested one")
+                        raise _TransferFailed("the hub did not send the requested range of bytes")
                 for chunk in response.iter_bytes():
                     part.append(chunk)
                     self.local_bytes[file.name] = min(part.size_bytes, file.size_bytes)
@@ -538,7 +538,7 @@ class _Download:
             case OSError():
                 return self._explain_disk(error)
             case ValueError() | TypeError() | KeyError():
-                return self.unreachable("the server there is not a Hugging Face hub (a login page?)")
+                return self.unreachable("the answer does not come from a Hugging Face hub (maybe from a login page)")
         return None
 
     def _explain_http(self, error: HfHubHTTPError) -> WeightsUnavailable:
@@ -568,7 +568,7 @@ class _Download:
                 remedy=f"Accept the licence at {self.files.licence_url} and set HF_TOKEN to a token of that account, "
                 "or run `hf auth login`." + copy,
             )
-        return self.unreachable(f"the server answered with status {status}")
+        return self.unreachable(f"the hub answered with status {status}")
 
     def _explain_disk(self, error: OSError) -> WeightsUnavailable:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

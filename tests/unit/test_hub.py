@@ -575,7 +575,7 @@ def test_server_that_is_not_a_hub_is_reported(server: FakeHub, tmp_path: Path, h
     started = time.monotonic()
     reason, _ = refusal(files_for("csm"), tmp_path)
     assert f"cannot reach {server.url}" in reason
-    assert {"hang": "", "500": "status 500", "login": "not a Hugging Face hub"}[how] in reason
+    assert {"hang": "", "500": "status 500", "login": "not come from a Hugging Face hub"}[how] in reason
     assert time.monotonic() - started < PROMPT_S
 
 

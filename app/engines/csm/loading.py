@@ -78,9 +78,9 @@ _ENGINE_SAMPLING = Sampling(DEFAULTS.temperature, DEFAULTS.top_k, DEFAULTS.top_p
 ROWS_CPU, ROWS_GPU = 8, 64  # the KV cache of a row takes 64 MiB in bfloat16
 SPARE_BYTES = 384 << 20  # on a small GPU, the prefix cache may be this much smaller
 BARE_FRAMES = 1125  # 90 s, the default limit of Sesame's own generator
-PROMPT_SHARE = 0.4  # share of the context for the audio of voice recordings
+PROMPT_SHARE = 0.4  # largest share of the context for the audio of voice recordings
 PRODUCTION = Guards()
-CONTEXT_SHARE = 0.75  # share of the context for the audio of earlier turns
+CONTEXT_SHARE = 0.75  # largest share of the context for the audio of earlier turns
 
 
 def load_model(

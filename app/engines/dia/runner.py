@@ -239,7 +239,7 @@ class DiaRunner:
         self._cache.text.zero_row(row)
 
     def _step_with_graph(self, rows: Sequence[int], graph: DiaCudaGraph) -> StepResult:
-        """Return the results of one finished step. If no result is left, launch the next burst of steps.
+        """Return the results of one finished step. If all results are returned, launch the next burst of steps.
 
         The device always has one burst (steps launched together) in progress: this method launches burst b + 1 first,
         and then waits for the results of burst b.

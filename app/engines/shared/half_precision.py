@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The largest accepted activation. It is far below the largest float16, because the check reads only a short sample, and
-# other texts and voices may have larger activations.
+# The largest accepted activation. This limit is far below the largest float16, because the check reads only a short
+# sample, and other texts and voices may have larger activations.
 LIMIT = torch.finfo(torch.float16).max / 4
 
 Runner = TypeVar("Runner")

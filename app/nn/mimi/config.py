@@ -31,7 +31,7 @@ class MimiConfig:
     width: int = 512
     filters: int = 64
     residual_layers: int = 1
-    ratios: tuple[int, ...] = (8, 6, 5, 4)  # in the decoder's order; the encoder uses the reverse order
+    ratios: tuple[int, ...] = (8, 6, 5, 4)  # upsampling ratios of the decoder; the encoder uses the reverse order
     kernel: int = 7
     last_kernel: int = 3
     residual_kernel: int = 3
