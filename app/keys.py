@@ -65,6 +65,14 @@ class Key:
     concurrent: Annotated[int | None, Field(ge=1, le=100_000)] = None  # requests at the same time; None = no limit
     created_at: float = 0.0  # Unix time in seconds
 
+    def check(self, scope: Scope) -> None:
+        """Check that the key has a scope. Raises Forbidden."""
+        if scope not in self.scopes:
+            raise Forbidden(
+                f"The API key {self.name!r} lacks the scope `{scope}`, which this request needs. Its scopes are: "
+                f"{', '.join(self.scopes)}. Ask the operator of this server for a key with that scope."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class _Content:
@@ -276,13 +284,17 @@ class KeyRing:
             )
         return found[0]
 
+    def present(self, key: Key) -> Key:
+        """Return the current entry of a key that was found earlier. Raises Unauthorized if the key was removed."""
+        self._check_file()
+        for each in self._keys:
+            if each.sha256 == key.sha256:
+                return each
+        raise Unauthorized(f"The API key {key.name!r} was removed from this server. Send another key.")
+
     def admit(self, key: Key, scope: Scope) -> Pass:
         """Count one request with this key. Raises Forbidden if a scope is missing, or RateLimited."""
-        if scope not in key.scopes:
-            raise Forbidden(
-                f"The API key {key.name!r} lacks the scope `{scope}`, which this request needs. Its scopes are: "
-                f"{', '.join(key.scopes)}. Ask the operator of this server for a key with that scope."
-            )
+        key.check(scope)
         now_s = self._clock()
         capacity = float(key.per_minute or 0)
         meter = self._meters.setdefault(key.sha256, _Meter(capacity, now_s))

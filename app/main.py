@@ -133,7 +133,9 @@ def connections(settings: Settings) -> dict[str, Any]:
     return {
         "http": http_protocol.protocol(settings.read_timeout_s),
         "proxy_headers": False,  # create_api adds this middleware itself
-        "ws": "none",  # the server has no WebSocket routes
+        "ws": http_protocol.SocketProtocol,
+        "ws_max_size": http_protocol.MAX_MESSAGE_BYTES,
+        "ws_per_message_deflate": False,  # audio hardly becomes smaller
         "timeout_keep_alive": settings.keep_alive_s,
         "log_config": None,
         "access_log": False,

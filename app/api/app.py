@@ -32,6 +32,7 @@ from app.api.routes import (
     models,
     normalize,
     pages,
+    realtime,
     speech,
     system,
     voice_cloning,
@@ -198,7 +199,7 @@ def create_api(
         max_input_chars=settings.max_input_chars,
         log_texts=settings.log_texts,
     )
-    v1_routers = _v1_routers(services, speaking)
+    v1_routers = _v1_routers(services, speaking, settings.reader_timeout_s)
     for prefix in PREFIXES:
         for routes in v1_routers:
             app.include_router(routes, prefix=prefix, include_in_schema=prefix == PREFIXES[0])
@@ -233,8 +234,8 @@ def create_api(
     return app
 
 
-def _v1_routers(services: AppServices, speaking: Speaking) -> list[APIRouter]:
-    """Create the routers whose routes are under /v1."""
+def _v1_routers(services: AppServices, speaking: Speaking, send_timeout_s: float) -> list[APIRouter]:
+    """Create the routers whose routes are under /v1. send_timeout_s: how long a WebSocket waits for a slow client."""
     gate, voices = services.gate, services.voices
     creation = VoiceCreation(voices, services.cloner, services.consents)
     routers = [
@@ -248,6 +249,7 @@ def _v1_routers(services: AppServices, speaking: Speaking) -> list[APIRouter]:
             max_input_chars=speaking.max_input_chars,
         ),
         conversation.router(speaking, gate),
+        realtime.router(speaking, voices, gate, send_timeout_s=send_timeout_s),
         captions.router(speaking, voices, gate),
         voice_cloning.router(speaking, gate, creation, services.lexicons),
         custom_voices.router(creation, gate),

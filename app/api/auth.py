@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.datastructures import Headers
 
     from app.api.responses import Schema
-    from app.keys import Key, KeyRing, Scope
+    from app.keys import Key, KeyRing, Pass, Scope
     from app.metrics import Metrics
 
 _SCHEMES: Schema = {
@@ -119,6 +119,36 @@ class Gate:
             raise
         request.state.owner = key.sha256
 
+    def connect(self, sent: str) -> Key | None:
+        """Return the API key of a WebSocket; None if the server has no keys. Raises Unauthorized."""
+        return self._ring.find(sent) if self._ring.needed else None
+
+    @staticmethod
+    def check_scope(key: Key | None, scope: Scope) -> None:
+        """Check that the key of a WebSocket has a scope. Raises Forbidden."""
+        if key is not None:
+            key.check(scope)
+
+    def present(self, key: Key | None) -> Key | None:
+        """Return the current entry of the key of a WebSocket. Raises Unauthorized if the key is no longer valid."""
+        if key is None:
+            return self.connect("")
+        return self._ring.present(key)
+
+    def admit(self, key: Key | None, scope: Scope) -> Pass | None:
+        """Count a request that came through a WebSocket. The caller must close the Pass. None = no keys.
+
+        Raises Unauthorized, Forbidden, RateLimited.
+        """
+        present = self.present(key)
+        if present is None:
+            return None
+        try:
+            return self._ring.admit(present, scope)
+        except (Forbidden, RateLimited) as error:
+            self._metrics.key_refused(present.name, "scope" if isinstance(error, Forbidden) else error.reason)
+            raise
+
     def key_of(self, request: Request) -> Key | None:
         """Return the API key of a request for which a key is optional; None if the request or the server has no key.
 
@@ -134,7 +164,7 @@ class Gate:
     def has_key(self, headers: Headers) -> bool:
         """Return whether the headers of a request contain a valid API key."""
         try:
-            return self._ring.needed and bool(self._ring.find(_key_in(headers)))
+            return self._ring.needed and bool(self._ring.find(key_in(headers)))
         except Unauthorized:
             return False
 
@@ -172,10 +202,10 @@ class Gate:
 
 
 def _sent_key(request: Request) -> str:
-    return _key_in(request.headers)
+    return key_in(request.headers)
 
 
-def _key_in(headers: Headers) -> str:
+def key_in(headers: Headers) -> str:
     """Return the API key in the headers; "" if there is none.
 
     OpenAI's clients send the header `Authorization: Bearer`, and Azure's clients send `api-key`.

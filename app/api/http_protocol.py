@@ -14,6 +14,7 @@ bytes until the connection closes.
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import struct
 from functools import partial
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from app.api.errors import envelope
 
@@ -29,12 +31,17 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+_log = logging.getLogger("app.sockets.protocol")
+_log.setLevel(logging.WARNING)
+
 # The size of the kernel's send buffer for a connection. By default the buffer grows to megabytes, which is minutes of
 # audio. A client that reads at playback speed needs minutes to make space in such a buffer, so the server would
 # disconnect this client (TTS_READER_TIMEOUT_S). If the client disconnects, the audio in the send buffer was generated
 # for nothing.
 SEND_BUFFER_BYTES = 128 << 10
 MAX_HEAD_BYTES = 64 << 10  # uvicorn's h11 protocol has the same limit
+SOCKET_PATHS = (b"/realtime",)  # the ends of the paths of the WebSocket routes
+MAX_MESSAGE_BYTES = 16 << 20  # of a WebSocket; OpenAI allows 15 MiB of audio in one event
 _HEAD_TOO_LARGE = f"The headers of the request are larger than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
 # Headers that offer an upgrade. If the upgrade of a request is ignored, these headers are removed from the request.
 _UPGRADE_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
@@ -48,6 +55,14 @@ def protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
     # With DEV_MODE uvicorn pickles the returned class and sends it to another process. A class that is defined inside
     # this function could not be pickled.
     return cast("type[asyncio.Protocol]", partial(_LimitedProtocol, head_timeout_s=head_timeout_s))
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol without its log, which contains the query strings of requests."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.logger = _log
 
 
 class _LimitedProtocol(HttpToolsProtocol):
@@ -92,6 +107,7 @@ class _LimitedProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as stopped:
             if self._upgrades:
+                self._unset_timer()
                 self.handle_websocket_upgrade()
             elif self._offers_upgrade:
                 self._ignore_upgrade(data[stopped.args[0] :])
@@ -114,6 +130,8 @@ class _LimitedProtocol(HttpToolsProtocol):
             self._should_upgrade_to_ws()
             and self.parser.get_method() == b"GET"
             and b"websocket" in [token.strip() for token in offered]
+            # Any other route ignores the upgrade and answers over HTTP.
+            and self.url.partition(b"?")[0].rstrip(b"/").endswith(SOCKET_PATHS)
         )
 
     def _ignore_upgrade(self, rest: bytes) -> None:

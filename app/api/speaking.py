@@ -76,7 +76,7 @@ class Speaking:
                 error.param = body.VOICE_FIELD
             raise
         answer.ignored += body.ignored
-        self._log(request)
+        self.log(request)
         return answer
 
     def respond(self, body: SpokenBody, caller: Request, *, voice: str | None = None) -> StreamingAnswer:
@@ -90,7 +90,7 @@ class Speaking:
 
         return StreamingAnswer(open_stream, self.metrics, sse=body.sse)
 
-    def _log(self, request: SpeechRequest) -> None:
+    def log(self, request: SpeechRequest) -> None:
         """Log the request. Call this only if all voices exist: an unknown voice id may be a private text."""
         texts = [line.text for line in request.lines]
         log.info(

@@ -137,7 +137,8 @@ class ContextSpec:
     extras: frozenset[str] = frozenset()  # see SpeechGenerator.answer
     random_seed: bool = False  # see SpeechGenerator.answer
     convert: Callable[[bytes], bytes] | None = None  # changes each block of audio
-    on_answer: Callable[[Answer], None] = lambda _: None  # called when the request is checked, before it is spoken
+    # Called with the text so far when the request is checked, before it is spoken.
+    on_answer: Callable[[str], None] = lambda _: None
 
 
 class LiveSession:
@@ -252,7 +253,7 @@ class LiveContext:
 
     async def _speak(self) -> Event:
         answer, began_s = await self._begin()
-        self._spec.on_answer(answer)
+        self._spec.on_answer(self.text)
         announced = 0
         audio_s = 0.0
         is_first = True

@@ -49,7 +49,9 @@ MODEL_ALIASES = (
 )
 # Names of models of other servers, without the organisation. Requests with these names are spoken by the running
 # engine.
-_FOREIGN_MODEL = re.compile(r"(?:tts-1(?:-hd)?|gpt-4o-mini-tts)(?:-[0-9-]+|-latest)?|kokoro(?:-.*)?")
+_FOREIGN_MODEL = re.compile(
+    r"(?:tts-1(?:-hd)?|gpt-4o-mini-tts)(?:-[0-9-]+|-latest)?|kokoro(?:-.*)?|gpt-(?:4o-)?(?:mini-)?realtime(?:-[a-z0-9.-]+)?"
+)
 # Voices for the speakers of a text with speaker tags ([S1]) if the caller names no voice for them. Neighbours in this
 # list sound clearly different.
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")

@@ -61,6 +61,7 @@ ROUTES = [
     ("speak", "POST", "/dev/captioned_speech", {"json": SPEECH}),
     ("speak", "DELETE", "/v1/audio/conversations/none", {}),
     ("speak", "GET", "/v1/audio/lexicon", {}),
+    ("speak", "POST", "/v1/realtime/client_secrets", {"json": {}}),
     ("clone", "PUT", "/v1/audio/lexicon", {"json": {"entries": []}}),
     ("clone", "DELETE", "/v1/audio/lexicon/none", {}),
     ("speak", "POST", "/v1/voice-cloning/generate", {"json": {"voice_id": "alloy", "text": "Hello."}}),

@@ -1,0 +1,162 @@
+"""`/realtime`: OpenAI's Realtime API for speech (`api/realtime.py`), and the client secrets for browsers."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, WebSocket
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.auth import key_in
+from app.api.errors import problems
+from app.api.realtime import RealtimeSession, checked_session, new_id
+from app.api.sockets import accepted
+from app.errors import InvalidValue, Unauthorized
+from app.generator.resolving import find_model
+from app.lru import LRU
+
+if TYPE_CHECKING:
+    from app.api.auth import Gate
+    from app.api.speaking import Speaking
+    from app.keys import Key
+    from app.voices.store import VoiceStore
+
+REALTIME_PATH = "/realtime"
+MAX_SECRETS = 10_000
+MIN_SECRET_S, MAX_SECRET_S, SECRET_S = 10, 7200, 600
+_PREFIX = "ek_"
+_SUBPROTOCOL, _KEY_SUBPROTOCOL = "realtime", "openai-insecure-api-key."
+_MAX_SETTINGS = 64 << 10  # characters
+
+
+class ExpiresAfter(BaseModel):
+    """How long a client secret is valid."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    anchor: Literal["created_at"] = "created_at"
+    seconds: Annotated[int, Field(ge=MIN_SECRET_S, le=MAX_SECRET_S)] = SECRET_S
+
+
+class ClientSecretBody(BaseModel):
+    """The body of `POST /v1/realtime/client_secrets`."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    expires_after: ExpiresAfter | None = None
+    session: Annotated[
+        dict[str, Any] | None, Field(description="The settings of the sessions, as in the event `session.update`.")
+    ] = None
+
+
+class ClientSecretSession(BaseModel):
+    """The session that a client secret opens. Its further fields are those of the request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["realtime.session"]
+    type: Literal["realtime"]
+
+
+class ClientSecret(BaseModel):
+    """A key for `/realtime` that a browser may know, because it is valid for a short time."""
+
+    value: str
+    expires_at: int
+    session: ClientSecretSession
+
+
+@dataclass(frozen=True, slots=True)
+class _Secret:
+    expires_at: float
+    key: Key | None  # the API key that has created it
+    session: dict[str, Any]
+
+
+class ClientSecrets:
+    """The client secrets of this process. They are not stored, so a restart ends them. Used from one event loop."""
+
+    def __init__(self) -> None:
+        self._secrets: LRU[str, _Secret] = LRU(MAX_SECRETS)
+
+    def create(self, key: Key | None, session: dict[str, Any], seconds: int) -> tuple[str, float]:
+        """Create a secret. Returns its text, and the time at which it expires."""
+        value = _PREFIX + secrets.token_urlsafe(32)
+        expires_at = time.time() + seconds
+        self._secrets.put(_digest(value), _Secret(expires_at, key, session))
+        return value, expires_at
+
+    def find(self, value: str) -> _Secret | None:
+        """The secret with this text; None if the text is no secret. Raises Unauthorized for an expired one."""
+        found = self._secrets.get(_digest(value)) if value.startswith(_PREFIX) else None
+        if found is not None and time.time() > found.expires_at:
+            raise Unauthorized("The client secret has expired. Create another one.")
+        return found
+
+
+def _digest(value: str) -> str:
+    return hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()
+
+
+def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s: float) -> APIRouter:
+    """The routes of the Realtime API."""
+    routes = APIRouter(tags=["realtime"], route_class=gate.route("speak"))
+    known = ClientSecrets()
+
+    @routes.post("/realtime/client_secrets", responses=problems(400, 404, 408, 413))
+    async def create_client_secret(body: ClientSecretBody, caller: Request) -> ClientSecret:
+        """Create a client secret: a key for the WebSocket `/realtime` that is valid for a short time."""
+        settings = body.session or {}
+        if len(str(settings)) > _MAX_SETTINGS:
+            raise InvalidValue("The settings of the session are too long.", param="session")
+        if "model" in checked_session(settings):
+            find_model(settings["model"], speaking.manager)
+        admitted = getattr(caller.state, "admitted", None)
+        seconds = (body.expires_after or ExpiresAfter()).seconds
+        value, expires_at = known.create(None if admitted is None else admitted.key, settings, seconds)
+        shown = {**settings, "id": new_id("sess"), "object": "realtime.session", "type": "realtime"}
+        return ClientSecret(value=value, expires_at=int(expires_at), session=ClientSecretSession(**shown))
+
+    @routes.websocket(REALTIME_PATH)
+    async def realtime(connection: WebSocket) -> None:
+        """Speak texts over a WebSocket."""
+        sent = _sent_key(connection)
+        secret: _Secret | None = None
+        model = connection.query_params.get("model") or ""
+
+        def check() -> Key | None:
+            nonlocal secret
+            secret = known.find(sent)
+            key = gate.connect(sent) if secret is None else gate.present(secret.key)
+            gate.check_scope(key, "speak")
+            if model:
+                find_model(model, speaking.manager)
+            return key
+
+        subprotocol = _SUBPROTOCOL if _SUBPROTOCOL in connection.scope["subprotocols"] else None
+        async with accepted(
+            connection, check, speaking.metrics, send_timeout_s=send_timeout_s, subprotocol=subprotocol
+        ) as socket:
+            if socket is None:
+                return
+            settings = dict(secret.session) if secret else {}
+            session = RealtimeSession(
+                socket, speaking, voices, gate, model or settings.get("model") or speaking.manager.requested.model_id
+            )
+            if settings:
+                session.update({**settings, **({"model": model} if model else {})})
+            await session.run()
+
+    return routes
+
+
+def _sent_key(connection: WebSocket) -> str:
+    """The key of a WebSocket: in a header, or from a browser in the name of a subprotocol."""
+    offered: list[str] = connection.scope["subprotocols"]
+    found = [name.removeprefix(_KEY_SUBPROTOCOL) for name in offered if name.startswith(_KEY_SUBPROTOCOL)]
+    return key_in(connection.headers) or (found[0] if found else "")

@@ -1,0 +1,141 @@
+"""WebSocket connections: the API key, the log line, JSON messages, and limits on clients that read or send nothing.
+
+A protocol is a class that handles the messages of one connection (`api/realtime.py`). The checks of web pages are those
+of requests (`browser_checks.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from starlette.websockets import WebSocketState
+
+from app.api.errors import response_to, status_of
+from app.errors import InvalidValue, RequestError, SpeechError
+
+if TYPE_CHECKING:
+    from starlette.websockets import WebSocket
+
+    from app.keys import Key
+    from app.metrics import Metrics
+
+log: Any = structlog.get_logger("app.sockets")
+
+IN_THREAD_BYTES = 64 << 10  # a longer message is parsed in a thread
+GOING_AWAY, POLICY_VIOLATION, SERVER_ERROR = 1001, 1008, 1011  # close codes
+_SWITCHING_PROTOCOLS = 101
+
+
+class Closed(Exception):
+    """The client has closed the connection, or it reads nothing."""
+
+
+@dataclass(slots=True)
+class Socket:
+    """One accepted connection. Several tasks may send; one task receives."""
+
+    connection: WebSocket
+    key: Key | None  # the API key of the caller; None = the server has no keys
+    send_timeout_s: float
+
+    async def receive(self) -> str | bytes:
+        """Wait for the next message. Raises Closed."""
+        message = await self.connection.receive()
+        if message["type"] != "websocket.receive":
+            raise Closed
+        text: str | None = message.get("text")
+        data: bytes = message.get("bytes") or b""
+        return data if text is None else text
+
+    async def receive_json(self) -> dict[str, Any]:
+        """Wait for the next message, which must be a JSON object. Raises Closed, InvalidValue."""
+        message = await self.receive()
+        if isinstance(message, bytes):
+            try:
+                message = message.decode()
+            except UnicodeDecodeError as error:
+                raise InvalidValue("The message is not valid UTF-8. Send JSON as text.") from error
+        content = await asyncio.to_thread(_parsed, message) if len(message) > IN_THREAD_BYTES else _parsed(message)
+        if not isinstance(content, dict):
+            raise InvalidValue("A message must be a JSON object, such as {}.")
+        return content
+
+    async def send(self, content: dict[str, Any]) -> None:
+        """Send a JSON object. Waits while the client reads nothing. Raises Closed."""
+        await self._send({"type": "websocket.send", "text": json.dumps(content, separators=(",", ":"))})
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """Close the connection. Does nothing if it is closed."""
+        if self.connection.application_state is WebSocketState.CONNECTED:
+            with contextlib.suppress(Closed):
+                await self._send({"type": "websocket.close", "code": code, "reason": reason[:120]})
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(self.send_timeout_s):
+                await self.connection.send(message)
+        except TimeoutError:
+            log.warning("stopped a WebSocket whose client read nothing", for_s=self.send_timeout_s)
+            raise Closed from None
+        except (RuntimeError, OSError) as error:  # the connection has ended
+            raise Closed from error
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise InvalidValue("The message has too many nested lists or objects.") from error
+    except ValueError as error:
+        raise InvalidValue("The message is not valid JSON.") from error
+
+
+@contextlib.asynccontextmanager
+async def accepted(
+    connection: WebSocket,
+    check: Callable[[], Key | None],
+    metrics: Metrics,
+    *,
+    send_timeout_s: float,
+    subprotocol: str | None = None,
+) -> AsyncGenerator[Socket | None]:
+    """Check and accept a connection, and log it at its end. Gives None if the connection was refused.
+
+    check: returns the API key of the caller, or raises SpeechError; the client then gets an HTTP error.
+    """
+    route: str = connection.scope["route"].path
+    request_id = f"req_{uuid.uuid4().hex}"
+    with structlog.contextvars.bound_contextvars(request_id=request_id):
+        try:
+            key = check()
+        except SpeechError as error:
+            status = status_of(error) if isinstance(error, RequestError) else 503
+            metrics.request(route, status)
+            log.info("refused a WebSocket", path=route, status=status)
+            await connection.send_denial_response(response_to(error))
+            yield None
+            return
+        if key is not None:
+            structlog.contextvars.bind_contextvars(key=key.name)
+        await connection.accept(subprotocol=subprotocol, headers=[(b"x-request-id", request_id.encode())])
+        metrics.request(route, _SWITCHING_PROTOCOLS)
+        began_s = time.monotonic()
+        socket = Socket(connection, key, send_timeout_s)
+        try:
+            yield socket
+        except Closed:
+            pass
+        except Exception:
+            log.exception("a WebSocket failed with an unexpected error")
+            await socket.close(SERVER_ERROR, "The server failed because of an internal error.")
+        finally:
+            log.info("closed a WebSocket", path=route, after_s=round(time.monotonic() - began_s, 1))
+            structlog.contextvars.unbind_contextvars("key")
