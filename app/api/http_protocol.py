@@ -64,6 +64,11 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         super().__init__(*args, **kwargs)
         self.logger = _log
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.close_sent:  # after a refused handshake too; otherwise uvicorn logs an error
+            self.handshake_complete = True
+
 
 class _LimitedProtocol(HttpToolsProtocol):
     """Handles one connection. Closes it with an error response if the headers are too large or arrive too slowly."""

@@ -132,6 +132,7 @@ OPERATIONS = {
     "POST /v1/audio/voice_consents/{consent_id}",
     "POST /v1/audio/voices",
     "POST /v1/audio/watermark/detect",
+    "POST /v1/realtime/client_secrets",
     "POST /v1/voice-cloning/check",
     "POST /v1/voice-cloning/clone",
     "POST /v1/voice-cloning/clone-from-youtube",
