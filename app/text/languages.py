@@ -143,7 +143,7 @@ _NOT_WORDS = re.compile(
     r"```[^`]{0,4000}```|`[^`\n]{1,300}`|<[^<>\n]{1,300}>|(?:https?://|www\.)[^\s<>\"'，。、）]{1,600}"
     r"|[\w.+-]{1,64}@[\w.-]{1,120}|\[[^\[\]\n]{1,40}\](?!\()|\b[A-Za-z][\w-]{0,40}(?:[./_\\][\w-]{1,40}){1,8}"
 )
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+_WORD = re.compile(r"(?<![\w:])[^\W\d_]+(?:['’][^\W\d_]+)?(?![\w]|:\w)")  # not a part of a code such as "o1" or "de:ad"
 
 
 def guess_language(text: str) -> str | None:

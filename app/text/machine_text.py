@@ -25,11 +25,14 @@ Edit = tuple[int, int, str]
 REASONING_NAME = (
     r"(?:[a-z_]{1,20}:)?(?:think(?:ing)?(?:_process)?|thoughts?|thought_?process|reason(?:ing)?(?:_(?:content|process))?|"
     r"reflect(?:ion)?|scratch_?pad|(?:inner|internal)_?(?:monologue|thoughts?|reasoning)|monologue|chain_?of_?thought|"
-    r"cot|ant_?thinking)"
+    r"cot|ant_?thinking|analysis|analyze|planning|deliberation|brainstorm(?:ing)?|rationale|introspection|"
+    r"(?:self|internal|inner)_?(?:reflection|dialogue|critique|thinking)|thinking_?(?:mode|block)|emotion|mood)"
 )
 _TOOL = (
     r"(?:[a-z_]{1,20}:)?(?:tool_?(?:calls?|use|code|response|results?|outputs?)|function_?(?:calls?|results?|response|"
-    r"outputs?)|available_tools|tools|invoke|use_mcp_tool|grok:render|ref)"
+    r"outputs?|names?)|tool_?(?:names?|inputs?|request|args)|available_tools|tools?|function|invoke|use_mcp_tool|grok:render|"
+    r"ref|search(?:_(?:results?|quer(?:y|ies)))?|web_?search(?:_results?)?|observations?|parameters?|arguments|"
+    r"system(?:[-_](?:reminder|prompt|message|instructions?|warning))?|antartifact|retrieved_?(?:documents?|context))"
 )
 _REASONING_TAGS = re.compile(rf"<(?:(?P<close>/)\s?)?{REASONING_NAME}(?:\s[^<>]*)?>", re.IGNORECASE)
 _REASONING_BRACKETS = re.compile(
@@ -39,16 +42,23 @@ _REASONING_BRACKETS = re.compile(
     re.IGNORECASE,
 )
 _DETAILS = re.compile(r"<details(?=[\s>])(?P<kind>[^<>]*)>|(?P<close></details\s?>)", re.IGNORECASE)
-_TOOL_TAGS = re.compile(
-    rf"<(?:(?P<close>/)\s?)?(?:{_TOOL}(?:\s[^<>]*)?(?<!/)|function=[^<>]*|(?<=/)function)>", re.IGNORECASE
-)
+_TOOL_TAGS = re.compile(rf"<(?:(?P<close>/)\s?)?(?:{_TOOL}(?:\s[^<>]*)?(?<!/)|function=[^<>]*)>", re.IGNORECASE)
 _TOOL_TOKENS = re.compile(
-    r"<[|｜](?:(?P<end>end_(?:tool|action)[^<>|｜\n]*|/tool[^<>|｜\n]*|tool[^<>|｜\n]*end)"
-    r"|start_(?:tool|action)[^<>|｜\n]*|tool[^<>|｜\n]*(?:begin|start)|tool_calls?)[|｜]>",
+    r"<[|｜](?:(?P<end>end_(?:tool|action)[^<>|｜\n]*|/tool[^<>|｜\n]*|(?:tool|action|python)[^<>|｜\n]*end)"
+    r"|start_(?:tool|action)[^<>|｜\n]*|(?:tool|action|python)[^<>|｜\n]*(?:begin|start)|tool_calls?)[|｜]>"
+    r"|\[TOOL_(?:REQUEST|CALL|RESULT)\]|(?P<end2>\[END_TOOL_(?:REQUEST|CALL|RESULT)\])",
     re.IGNORECASE,
 )
 _TOOL_REST = re.compile(r"\[TOOL_CALLS\]|<\|python_tag\|>|(?P<end></s>|<\|e[a-z]{1,4}_id\|>)")
-_BARE_CALL = re.compile(r"\s*\{\s*\"(?:type|name|function)\"\s*:")
+_BARE_CALL = re.compile(
+    r"\s*+(?:functools)?\s*+\[?\s*+\{\s*\"(?:type|name|function|tool|tool_calls?|action|function_call|arguments|parameters)\"\s*:"
+)
+_REASON_AND_ACT = re.compile(r"\s*(?:\*\*)?(?:Thought|Question|Reasoning)(?:\*\*)?:")
+_FINAL_ANSWER = re.compile(r"^[ \t]*(?:\*\*)?Final Answer:?(?:\*\*)?:?[ \t]*", re.MULTILINE)
+_SUMMARY_OF_REASONING = re.compile(
+    r"\s*<summary[^<>]*>\s*(?:[^\w<>]{0,4}\s)?(?:think|thought|reasoning|chain of thought)[^<>]*</summary>",
+    re.IGNORECASE,
+)
 _DATA_FOLLOWS = re.compile(r"\s*[{\[<]")
 
 _CHANNEL_MARK = re.compile(r"<\|(start|channel|constrain|message|end|return|call)\|>")
@@ -64,8 +74,22 @@ _SPECIAL = re.compile(
     r"|<\|[^\s<>|]{1,80}\|>|<｜[^<>｜\n]{1,80}｜>|<\|[a-z_]{2,30}>|<[a-z_]{2,30}\|>|</?s>|<</?SYS>>"
     r"|<(?:pad|unk|bos|eos|cls|sep|mask|eod|eot|eop|sop|gmask|sos|unused[0-9]{1,5}|extra_id_[0-9]{1,4}|0x[0-9A-F]{2}|"
     r"(?:start|end)_of_[a-z]{1,20}|fim_[a-z]{1,12}|special_[0-9]{1,5}|reserved_[0-9]{1,5})>"
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CONTENT|CLS|SEP|PAD|UNK|MASK|BOS|EOS|gMASK)\]"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CONTENT|CLS|SEP|PAD|UNK|MASK|BOS|EOS|EOT|gMASK|DONE|TOC|"
+    r"end of text|END OF TEXT)\]"
     r"|▁+"
+)
+
+# ---- subtitles and lyrics
+
+_CUE_TIME = r"(?:[0-9]{1,3}:)?[0-9]{1,2}:[0-9]{2}[.,][0-9]{1,3}"
+_CUE = re.compile(
+    rf"^(?:WEBVTT\b[^\n]*\n\s*|(?:[0-9]{{1,6}}[ \t\r]*\n)?[ \t]*{_CUE_TIME}[ \t]*-->[ \t]*{_CUE_TIME}[^\n]*(?:\n|$))",
+    re.MULTILINE,
+)
+_VOICE_OF_CUE = re.compile(rf"</?[vc](?:[.\s][^<>\n]*)?>|<{_CUE_TIME}>")
+_LYRICS_TIME = re.compile(
+    r"^(?:[ \t]*\[[0-9]{1,3}:[0-9]{2}(?::[0-9]{2})?(?:[.,:][0-9]{1,3})?\])+[ \t]*|<[0-9]{2}:[0-9]{2}\.[0-9]{2,3}> ?",
+    re.MULTILINE,
 )
 
 # ---- citations
@@ -78,9 +102,13 @@ _CITATION = re.compile(
     r"|[ ]?\[\^[0-9]{1,4}\^\]"
     r"|[ ]?\b(?:file|nav)?cite(?:turn[0-9]{1,4}[a-z_]{1,20}[0-9]{1,4}){1,40}"
     r"|[ ]?\bturn[0-9]{1,4}(?:search|news|view|fetch|file|image|forecast|finance|sports|product|maps)[0-9]{1,4}\b"
-    r"|</?co: ?[0-9,]{1,40}>|\{\{(?:cite|citation|refn|sfn)[^{}]*\}\}|<ref(?:\s[^<>]*)?/>"
+    r"|</?co(?:: ?[0-9,:\[\] ]{1,40})?>|\{\{(?:cite|citation|refn|sfn)[^{}]*\}\}|<ref(?:\s[^<>]*)?/>"
+    r"|[ ]?<(?:citations?|cite|source|ref)>[0-9,\[\] -]{1,20}</(?:citations?|cite|source|ref)>|[ ]\^[0-9]{1,3}\^(?!\w)"
+    r"|(?<=[a-z][.,;:!?)\"'])[¹²³⁰⁴-⁹]{1,3}(?:[,⁻–-][¹²³⁰⁴-⁹]{1,3}){0,4}(?![\w⁺⁻])"
+    r"|(?<=[a-z]{5})(?<!meter)(?<!metre)(?<!meters)(?<!metres)(?<!inches)(?<!miles)(?<!yards)"
+    r"[¹²³⁰⁴-⁹]{1,3}(?:[,⁻–-][¹²³⁰⁴-⁹]{1,3}){0,4}(?![\w⁺⁻])"
 )
-_MARKS_OF_CITATIONS = ("【", "[", "cite", "turn", "{{", "<")
+_MARKS_OF_CITATIONS = ("【", "[", "cite", "turn", "{{", "<", "^", *"¹²³⁴⁵⁶⁷⁸⁹")
 _MARKED_CITATION = re.compile("[ ]?\ue200(?P<parts>[^\ue200\ue201]*)\ue201|[ ]?\ue200[^\\s\ue200\ue201]*")
 _WITH_TITLE = {"url": 1, "link_title": 1, "entity": 2}  # kind of a marked citation -> the part that a reader sees
 
@@ -95,14 +123,20 @@ def remove_machine_text(text: SpannedText) -> SpannedText:
         text = text.edited(_blocks(text.text, _REASONING_TAGS, lone_closing=True))
         text = text.edited(_blocks(text.text, _REASONING_BRACKETS, lone_closing=True))
         text = text.edited(_details(text.text))
+        if "VTT" in text.text or "-->" in text.text:
+            text = text.sub(_VOICE_OF_CUE, "")
         text = text.edited(_blocks(text.text, _TOOL_TAGS, data=True))
         text = text.edited(_blocks(text.text, _TOOL_TOKENS))
         text = text.edited(_blocks(text.text, _TOOL_REST, anywhere=True))
         text = text.sub(_SPECIAL, _space_between_words)
     elif "▁" in text.text:
         text = text.sub(_SPECIAL, _space_between_words)
-    if _BARE_CALL.match(text.text) and text.text.rstrip().endswith("}") and _is_tool_call(text.text):
+    if _BARE_CALL.match(text.text) and text.text.rstrip().endswith(("}", "]")) and _is_tool_call(text.text):
         return text[:0]
+    if _REASON_AND_ACT.match(text.text) and (answers := list(_FINAL_ANSWER.finditer(text.text))):
+        text = text[answers[-1].end() :]
+    if "-->" in text.text or "[0" in text.text or "[1" in text.text:
+        text = text.sub(_CUE, "").sub(_LYRICS_TIME, "")
     if any(mark in text.text for mark in _MARKS_OF_CITATIONS):
         text = text.sub(_CITATION, "")
     return text.sub(_MARKED_CITATION, _citation_title) if "\ue200" in text.text else text
@@ -131,7 +165,7 @@ def _citation_title(match: re.Match[str]) -> str:
 
 def _is_tool_call(text: str) -> bool:
     """Return whether the whole text is one call of a tool in JSON."""
-    return '"arguments"' in text or '"parameters"' in text
+    return any(key in text for key in ('"arguments"', '"parameters"', '"tool_calls"', '"action_input"', '"tool_input"'))
 
 
 def _without_merged_channels(text: SpannedText) -> SpannedText:
@@ -238,7 +272,9 @@ def _details(text: str) -> Iterator[Edit]:
             depth += -1 if mark["close"] else 1
             if not depth:
                 yield begin, mark.end(), ""
-        elif not mark["close"] and "reasoning" in mark["kind"].lower():
+        elif not mark["close"] and (
+            "reasoning" in mark["kind"].lower() or _SUMMARY_OF_REASONING.match(text, mark.end())
+        ):
             depth, begin = 1, mark.start()
     if depth:
         yield begin, len(text), ""
@@ -263,7 +299,7 @@ _HEX = re.compile(r"[0-9A-Fa-f]+")
 _SEPARATOR = re.compile(r"[-/._~+=%\s]+")
 _WORD_PART = re.compile(r"(?:[A-Z]?[a-z]{1,24}(?:[A-Z][a-z]{1,24}){0,4}|[A-Z]{1,12})[0-9]{0,4}|[0-9]{1,8}[a-zA-Z]{0,2}")
 _REPEATED_LETTER = re.compile(r"([A-Za-z])\1{4,}")
-_CONSONANTS = re.compile(r"[^AEIOUYaeiouy]{7}")
+_CONSONANTS = re.compile(r"[^AEIOUYWaeiouyw]{7}")
 _LONGEST_WORD = 100
 _SHORT_DATA = "data:,"
 
@@ -281,7 +317,8 @@ def announce_codes(text: SpannedText, words: str) -> SpannedText:
             return words
         return _code(match[0], words)
 
-    if len(max(text.text.split(), key=len, default="")) <= LONG_CODE and "-----BEGIN" not in text.text:
+    is_short = len(max(text.text.split(), key=len, default="")) <= LONG_CODE
+    if is_short and "-----BEGIN" not in text.text and ";base64," not in text.text:
         return text
     return text.sub(_LONG_RUN, spoken)
 

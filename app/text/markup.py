@@ -37,7 +37,25 @@ _KNOWN_TAG = re.compile(
 # tag may follow a word.
 _OTHER_TAG = re.compile(
     rf"(?<![\w<])<[A-Za-z][\w:-]{{0,40}}(?:\s+[\w:.-]+\s?=\s?{_VALUE})*+\s*/?>|</[A-Za-z][\w:-]{{0,40}}\s*>"
+    # Declarations and instructions of a document, and what messengers write in place of a picture.
+    r"|<![A-Za-z][^<>]*>|<\?[^<>]*\?>|<(?:Media omitted|attached: [^<>\n]*|This message was (?:edited|deleted))>"
 )
+# Readings above Chinese characters: as HTML, and in the notation of Japanese books. A reading in kana is spoken in
+# place of the characters. Another reading is left out.
+_RUBY = re.compile(
+    r"(?<=>)([^<>]{1,60})(?:</rb>)?(?:<rp>[^<>]{0,4}</rp>)?<rt>([^<>]{0,80})</rt>(?:<rp>[^<>]{0,4}</rp>)?",
+    re.IGNORECASE,
+)
+_KANA = "\u3041-\u3096\u30a1-\u30fa\u30fc"
+_BOOK_RUBY = re.compile(rf"(?:\|[^|《》\n]{{1,40}}|[\u3005\u4e00-\u9fff]{{1,20}})《([{_KANA}]{{1,40}})》")
+_READING = re.compile(rf"([\u3005\u4e00-\u9fff])[(（][{_KANA}]{{1,40}}[)）]")
+_IS_KANA = re.compile(rf"[{_KANA}\s]+")
+# A raised number is a power after a number or a short symbol, and otherwise the number of a note.
+_RAISED = re.compile(r"<sup(?:\s[^<>]*)?>\s{0,5}([^<>\s][^<>]{0,30})</sup>", re.IGNORECASE)
+_ORDINAL_ENDING = frozenset("st nd rd th er e re ème TM SM".split())
+_POWER = re.compile(r"[+−-]?[0-9]{1,4}")
+_BEFORE_POWER = re.compile(r"(?:(?<![A-Za-z])[A-Za-z]{1,2}|[0-9)])$")
+_SUPERSCRIPT = str.maketrans("0123456789+-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻")
 _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^\s<>|]+|[\w.+-]{1,64}@[\w.-]{1,120})>")
 _SLACK_LINK = re.compile(r"<(?:https?://|mailto:)[^\s<>|]+\|([^<>|\n]+)>")
 # Mentions, channels, roles and custom emoji of Discord and Slack: their numbers mean nothing to a listener.
@@ -70,7 +88,8 @@ _CALLOUT = re.compile(r"\[!([A-Za-z]{2,20})\][-+]?\s*|(?:!!!|\?\?\?\+?|:::)\s?\{
 _FENCED_DIV = re.compile(r"\s{0,8}:{3,}\s*")
 _BULLET = re.compile(r"\s{0,40}(?:[-*+–—•‣◦▪●○·∙]|o(?=\s{2}))\s+(?:\[[ xX]\]\s+)?(?=\S)")
 _NUMBERED = re.compile(r"\s{0,40}\(?(\d{1,3})[.)]\s+(?:\[[ xX]\]\s+)?(?=[^\s\d])")
-_TABLE_RULE = re.compile(r"\s{0,8}\|?(?:\s{0,20}:?-{2,100}:?\s{0,20}\|){0,60}\s{0,20}:?-{2,100}:?\s{0,20}\|?\s*")
+_TABLE_RULE = re.compile(r"\s{0,8}\|?(?:\s{0,20}:?-{1,100}:?\s{0,20}\|){0,60}\s{0,20}:?-{1,100}:?\s{0,20}\|?\s*")
+_DRAWN_RULE = re.compile(r"\s{0,8}\+(?:[-=]{2,200}\+){1,60}\s*")  # +-----+-----+
 _REFERENCE = re.compile(r"\s{0,3}\[[^\[\]\n^]{1,100}\]:\s+\S+(?:\s+\"[^\"\n]*\")?\s*")
 
 # The target of a link: an address with an optional title, or any text in brackets that begins with a scheme.
@@ -79,7 +98,10 @@ _TARGET = (
     r"|\(\s?<?(?:https?:|data:|\.{0,2}/)[^()\n]*\))"
 )
 _LABEL = r"(?:[^\[\]\n]|\[[^\[\]\n]*\])*+"
-_LINK = re.compile(rf"!?\[(?![0-9]{{1,3}}\]\[)({_LABEL})\](?:{_TARGET}|\[[^\[\]\n]{{0,60}}\])")
+_LINK = re.compile(rf"!?\[(?![0-9]{{1,3}}\]\[)({_LABEL})\]{_TARGET}")
+# A link to an address elsewhere in the text. After a word it is an index: "array[i][j]".
+_REFERENCE_LINK = re.compile(rf"(?<![A-Za-z0-9_])!?\[(?![0-9]{{1,3}}\]\[)({_LABEL})\]\[[^\[\]\n]{{0,60}}\]")
+_EXTERNAL_LINK = re.compile(r"\[(?:https?|mailto):[^\s\[\]]+ ([^\[\]\n]+)\]")  # of MediaWiki
 # A link whose text is only a number is a citation.
 _CITED_LINK = re.compile(
     r"[ ]?\[{1,2}\^?(?:[0-9]{1,3}|\*|†)\]{1,2}\(\s?<?https?:[^()\s]*(?:\([^()\s]*\)[^()\s]*)*+>?\)"
@@ -87,7 +109,18 @@ _CITED_LINK = re.compile(
 _CITATION = re.compile(r" ?(?:\[{1,2}[0-9]{1,3}(?:[,–-] ?[0-9]{1,3}){0,5}\]{1,2}){1,20}(?=[\s.,;:!?)]|$)")
 _NEEDS_NUMBER = re.compile(r"\b(?:to|in|by|see|See|of|from|From|In|ref|refs|reference)$")
 _NOT_DIGITS = re.compile(r"[^0-9]+")
+# Before the elements of a list, or before the index of a variable: "x = [1, 2]", "f([1, 2])", "x[1]", "my_list[2]".
+_IS_INDEX = re.compile(r"(?:[=(+*/<>]\s?|(?<![A-Za-z0-9'])[a-z]|_[a-z0-9]{1,10})$")
 _WIKI_LINK = re.compile(r"!?\[\[([^\[\]\n|]*)(?:\|([^\[\]\n]*))?\]\]")
+_BBCODE_IMAGE = re.compile(r"\[(img|media|youtube|video)(?:=[^\[\]\n]*)?\][^\[\]\n]*\[/\1\]", re.IGNORECASE)
+_BBCODE = re.compile(
+    r"\[/?(?:b|i|u|s|url|quote|code|color|size|font|center|left|right|list|li|\*|spoiler|table|tr|td|th|email|su[bp]|align|"
+    r"indent|justify|noparse|pre|user|mention|h[1-6])(?:=[^\[\]\n]*)?\]",
+    re.IGNORECASE,
+)
+_JIRA = re.compile(r"\{(?:color|quote|panel|noformat|code|info|note|tip|warning)(?::[^{}\n]*)?\}")
+_WIKI_HEADING = re.compile(r"\s{0,3}(={1,6})\s+([^=\s][^=]*[^=\s]|[^=\s])\s+\1\s*|\s{0,3}h[1-6]\.\s+(\S.*)")
+_APOSTROPHE = re.compile(r"(?<=[A-Za-z])`(?=(?:t|s|d|m|re|ve|ll)\b(?!`))")
 _IMAGE_FILE = re.compile(r"[^|]*\.(?:png|jpe?g|gif|svg|webp|pdf|mp[34]|webm)", re.IGNORECASE)
 _FOOTNOTE = re.compile(r"\^?\[\^[^\[\]\s]{1,80}\]:?")
 _CODE_SPAN = re.compile(r"`{1,2}([^`\n]+)`{1,2}")
@@ -109,7 +142,7 @@ _AROUND = (
     ("<=", re.compile(r"(?<!\S)<=(?=\s?[0-9$€£.-])"), "≤"),
     ("~", re.compile(r"(?<=[A-Za-z])~([0-9]{1,2})~(?!~)"), r"\1"),
     ("^", re.compile(r"(?<=[A-Za-z0-9])\^([0-9A-Za-z+-]{1,4})\^"), r"^\1"),
-    (":", re.compile(r"(?<![\w:]):[a-z][a-z0-9_+-]{1,40}:(?![\w:/])"), " "),
+    (":", re.compile(r"(?<![\w:]):(?:[a-z][a-z0-9_+-]{1,40}|[+-]1):(?![\w:/])"), " "),
 )
 _ESCAPE = re.compile(r"\\([*_`#~>|!+.\[\]()<={}-])")
 
@@ -147,6 +180,7 @@ _CODE_RULES = tuple(
 )
 _SENTENCE_ENDS = frozenset(".!?:;,。！？：；，…")
 _BACKTICK = re.compile("`")
+_WIKI_QUOTES = re.compile("'{2,5}(?=\\w[^'\n]*'{2})|(?<=[\\w.,!?])'{2,5}(?!')")
 _SPACE_BEFORE_COMMA = re.compile(" ,")
 
 
@@ -155,13 +189,31 @@ def strip_tags(text: SpannedText) -> SpannedText:
 
     A block tag (such as <p>) becomes a paragraph break. The end of a table cell becomes a comma.
     """
+    if "《" in text.text:
+        text = text.sub(_BOOK_RUBY, r"\1")
+    if not text.text.isascii():
+        text = text.sub(_READING, r"\1")
     if "<" not in text.text:
         return text
+    if "<rt>" in text.text:
+        text = text.sub(_RUBY, lambda match: match[2] if _IS_KANA.fullmatch(match[2]) else match[1])
+    text = text.sub(_RAISED, _raised)
     for opening, closing in (("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>")):
         text = text.edited(_between(text.text, opening, closing))
     text = text.sub(_MENTION, "").sub(_TIMESTAMP, _date).sub(_SLACK_LINK, r"\1").sub(_AUTOLINK, r"\1")
     text = text.sub(_SLASH_COMMAND, r"\1").sub(_KNOWN_TAG, _without_tag)
     return text.sub(_OTHER_TAG, _between_words)
+
+
+def _raised(match: re.Match[str]) -> str:
+    """Return an ordinal ending as it is, a power in raised digits, and "" for the number of a note."""
+    content = match[1].rstrip()
+    if content in _ORDINAL_ENDING:
+        return content
+    if _POWER.fullmatch(content) is None:
+        return f"^{content}" if len(content) == 1 and content.isalpha() else ""
+    before = match.string[max(0, match.start() - 4) : match.start()]
+    return content.translate(_SUPERSCRIPT) if _BEFORE_POWER.search(before) else ""
 
 
 def _between_words(match: re.Match[str]) -> str:
@@ -245,6 +297,12 @@ def plain_paragraphs(text: SpannedText, *, english: bool = True) -> list[Spanned
             current += [_sentence_case(_with_full_stop(part)) for part in (name, title) if part]
         elif _FENCED_DIV.fullmatch(line.text):
             close()
+        elif _DRAWN_RULE.fullmatch(line.text):
+            continue
+        elif wiki := _WIKI_HEADING.fullmatch(line.text):
+            close()
+            title = line[wiki.start(wiki.lastindex or 0) : wiki.end(wiki.lastindex or 0)]
+            paragraphs.append(_with_full_stop(_inline(title, english=english)))
         elif heading := _HEADING.fullmatch(line.text):
             close()
             title = line[heading.start(1) : heading.end(1)].rstrip().sub(_HEADING_END, "").rstrip("# ")
@@ -284,9 +342,12 @@ def _in_table(lines: list[SpannedText], index: int, line: SpannedText) -> bool:
     """Return whether a line is a row of a table. A row that does not begin with "|" must be next to a line of
     dashes.
     """
-    return line.text.lstrip().startswith("|") or (
-        "|" in line.text
-        and any("|" in near.text and _TABLE_RULE.fullmatch(near.text) for near in lines[max(0, index - 1) : index + 2])
+    row = line.text.strip()
+    if row.startswith("|"):  # "|x| < 5" is no row
+        near = (*lines[max(0, index - 1) : index], *lines[index + 1 : index + 2])
+        return row.endswith("|") or row.count("|") > 2 or any(each.text.lstrip().startswith("|") for each in near)
+    return "|" in line.text and any(
+        "|" in near.text and _TABLE_RULE.fullmatch(near.text) for near in lines[max(0, index - 1) : index + 2]
     )
 
 
@@ -330,10 +391,16 @@ def _inline(line: SpannedText, *, english: bool) -> SpannedText:
     if "[" in line.text:
         line = line.sub(_CITED_LINK, "")
         line = line.sub(_LINK, r"\1").sub(_LINK, r"\1")  # twice, because a link can contain an image
+        line = line.sub(_REFERENCE_LINK, r"\1")
+        if "://" in line.text or "mailto:" in line.text:
+            line = line.sub(_EXTERNAL_LINK, r"\1")
+        if "[/" in line.text:
+            line = line.sub(_BBCODE_IMAGE, "").sub(_BBCODE, "")
         line = line.sub(_FOOTNOTE, "")
         if "[[" in line.text:
             line = line.sub(_WIKI_LINK, _wiki_title)
     if "`" in line.text:
+        line = line.sub(_APOSTROPHE, "'")
         line = line.edited(_code_spans(line, english=english)).sub(_BACKTICK, "")
     if "[" in line.text:
         line = line.sub(_CITATION, _cited)
@@ -342,12 +409,18 @@ def _inline(line: SpannedText, *, english: bool) -> SpannedText:
             line = line.sub(pattern, replacement)
     if "*" in line.text or "_" in line.text or "~~" in line.text:
         line = line.sub(_EMPHASIS, "")
+    if "''" in line.text:
+        line = line.sub(_WIKI_QUOTES, "")
+    if "{" in line.text:
+        line = line.sub(_JIRA, "")
     return line.sub(_ESCAPE, r"\1") if "\\" in line.text else line
 
 
 def _cited(match: re.Match[str]) -> str:
     """Return "" for a citation, or its number if the sentence needs it: "according to [1]"."""
     before = match.string[max(0, match.start() - 12) : match.start()]
+    if _IS_INDEX.search(before) or _NOT_DIGITS.sub("", match[0]) == "0":
+        return match[0]
     return f" {_NOT_DIGITS.sub(' ', match[0]).strip()}" if _NEEDS_NUMBER.search(before) else ""
 
 
@@ -355,6 +428,8 @@ def _wiki_title(match: re.Match[str]) -> str:
     """Return the part of a wiki link that a reader sees: the name after the last "|", or the name of the page."""
     page, title = match[1], (match[2] or "").rpartition("|")[2]
     if match[0][0] == "!" and _IMAGE_FILE.fullmatch(page):
+        return ""
+    if page.startswith("Category:"):
         return ""
     if title:
         return title

@@ -46,7 +46,11 @@ _WORDS_OF_SOUNDS = {
     "mumbles": "mumbles mumble mumbling mutters muttering",
     "beep": "beep beeps beeping",
     "": "yawns yawn yawning cries cry crying sobs sob sobbing snorts snort snorting gulps gulp gulping swallows "
-    "hiccups hiccup pants panting wheezes wheezing whispers whispering whisper shouts shouting",
+    "hiccups hiccup pants panting wheezes wheezing whispers whispering whisper shouts shouting pause "
+    "pauses pausing beat "
+    "breath breaths breathes breathing smiles smiling smirks smirking grins grinning nods nodding winks winking shrugs "
+    "shrugging frowns frowning blushes blushing bows waves waving noise static inaudible unintelligible indistinct "
+    "crosstalk chatter blank_audio no_speech",
 }
 _PHRASES = {
     "clears throat": "clears throat|clears (?:his|her|their|my|its) throat|clear throat|clearing throat|"
@@ -55,7 +59,18 @@ _PHRASES = {
     "exhales": "breathes? out|breathing out",
     "laughs": "bursts? (?:out laughing|into laughter)|laughs? out loud|lets? out a laugh|starts? laughing",
     "sighs": "lets? out a sigh",
-    "": "music|silence|laugh track|long pause|short pause|whispers? softly",
+    "": "music|silence|laugh track|(?:long|short|dramatic|brief) pause|a beat|whispers? softly|"
+    "(?:[a-z]{1,14} )?music(?: [a-z]{1,14})?|(?:background|ambient|static|white) (?:noise|music|chatter)"
+    "|no (?:audio|speech)|blank audio|"
+    "(?:speaks?|speaking)(?: in)? (?:a )?(?:foreign|french|german|spanish|italian|russian|chinese"
+    "|japanese|korean|arabic|"
+    "another|indistinct|native)(?:ly)?(?: language)?|indistinct (?:chatter|conversation|talking|speech|voices)|"
+    "(?:crowd|audience|people|he|she|both|all|everyone)(?: (?:is|are))? (?:laugh|chuckl|gasp|cheer"
+    "|applaud|clapp|sigh|groan|murmur|sobb|"
+    "scream|shout|cough)[a-z]{0,6}|cheer(?:s|ing)(?: and applause)?|(?:[a-z]{1,14} )?(?:door|phone|bell"
+    "|dog|clock|engine|alarm|glass|thunder|"
+    "siren|gun|telephone|doorbell|car|horn)s? (?:slam|ring|bark|tick|rev|blar|shatter|rumbl|wail|knock"
+    "|honk|beep|creak|buzz)[a-z]{0,6}|(?:gun|thunder|foot|knock)(?:shots?|steps?|s| clap|ing)",
 }
 _SPELLINGS = {word: sound for sound, words in _WORDS_OF_SOUNDS.items() for word in words.split()}
 _PHRASE_PATTERNS = tuple((sound, re.compile(pattern)) for sound, pattern in _PHRASES.items())
@@ -65,7 +80,7 @@ _DIRECTIONS = frozenset(
     "whispers whispering whispered excited excitedly sarcastic sarcastically curious curiously mischievously crying "
     "angry angrily sad sadly happy happily nervous nervously calm calmly cheerful cheerfully playful playfully "
     "surprised thoughtful thoughtfully dramatic dramatically shouting serious seriously softly quietly loudly slowly "
-    "quickly warmly tired hesitant hesitantly confident confidently annoyed amused tearful frustrated resigned "
+    "quickly warmly tired hesitant hesitantly confident confidently annoyed amused tearful frustrated resigned foreign "
     "flatly deadpan rushed drawn-out stammers interrupting pauses".split()
 )
 _MODIFIER = (
@@ -73,11 +88,13 @@ _MODIFIER = (
     r"awkward|starts|begins|to|a|an|hard|harder|again|once|twice|thrice|bit|little|with|in|of|relief|frustration|himself|herself|themself|"
     r"themselves|myself|itself|out|loud|at|under|breath|his|her|their)"
 )
-_INSIDE = r"\s{0,3}([A-Za-z][A-Za-z', -]{2,40}?)[\s.!…]{0,3}"
+_INSIDE = r"\s{0,3}([A-Za-z][A-Za-z', _-]{2,40}?)[\s.!…]{0,3}"
 _TOGETHER = re.compile(r",? (?:and then|and|then) |, ")
 _SOUND_TAG = re.compile(
-    rf"\({_INSIDE}\)|\[{_INSIDE}\](?![(\[:])|(?<![\w*\\])\*{_INSIDE}\*(?![\w*])|<{_INSIDE}/?>(?!\w)"
+    rf"\({_INSIDE}\)|\[{_INSIDE}\](?![(\[:])|(?<![\w*_~\\])[*_~]{_INSIDE}[*_~](?![\w*_~])|<{_INSIDE}/?>(?!\w)"
+    rf"|(?<![\w{{$\\])\{{{_INSIDE}\}}(?!\}})"
 )
+_MARK_OF_SOUND = re.compile(r"[(\[*_~<{]\s{0,3}[A-Za-z]")
 _EXACT = re.compile(
     r"\(\s{0,3}(" + "|".join(name.replace(" ", r"\s{1,3}") for name in sorted(NON_VERBAL_SOUNDS)) + r")\s{0,3}\)",
     re.IGNORECASE,
@@ -89,7 +106,12 @@ _PART_OF_SENTENCE = re.compile(
     r"often|just|really|still|love|like|can|will|would|could|should|must|do|does|did|don't|was|were|is|are)\s$",
     re.IGNORECASE,
 )
-_EMPHASISED = frozenset("haha beep music silence applause hum whispers".split())
+_EMPHASISED = frozenset(
+    "haha beep music silence applause hum whispers beat breath breaths breathes bows noise static inaudible indistinct "
+    "unintelligible crosstalk chatter".split()
+)
+# Round brackets often contain a remark: "the signal (static) was lost".
+_REMARKS = frozenset("noise static bows waves chatter smiles breath breaths".split())
 
 
 def perform_sounds(text: SpannedText, supported: frozenset[str]) -> SpannedText:
@@ -107,7 +129,7 @@ def perform_sounds(text: SpannedText, supported: frozenset[str]) -> SpannedText:
             return match[0]
         return " ".join(f"({sound})" for sound in sounds if sound in supported) or " "
 
-    return text.sub(_SOUND_TAG, tag)
+    return text.sub(_SOUND_TAG, tag) if _MARK_OF_SOUND.search(text.text) else text
 
 
 def _sound_of(words: str, kind: int, match: re.Match[str]) -> str | None:
@@ -130,6 +152,8 @@ def _sound_of(words: str, kind: int, match: re.Match[str]) -> str | None:
         if last not in _SPELLINGS or _MODIFIERS.fullmatch(f"{before} ") is None:
             return None
         first, sound = last, _SPELLINGS[last]
+    if kind == 1 and words in _REMARKS and match.string[max(0, match.start() - 2) : match.start()].strip().isalnum():
+        return None
     if kind == 3 and words == first and match[3].lower() == words:
         if first.endswith("ing") or first in _EMPHASISED:
             return None

@@ -37,7 +37,10 @@ _MASKED = re.compile("[\ue000-\uf8ff]")
 _PLAIN_PROSE = re.compile(r"[A-Za-z,;:!?'\" ]*(?:[.](?=[\s\"']|$)[A-Za-z,;:!?'\" ]*)*")
 _ABBREVIATION = re.compile(
     r"\b(?:[A-Za-z]{1,6}\.|[IVXL]{1,7}|Mr|Mrs|Ms|Dr|Prof|St|vs|Vs)(?=\W|$)|[:;=][)(DP]|[.,;:!?]{2}"
-    r"|(?<!\S):[a-z]|assistantfinal|\S{41}"
+    r"|(?<!\S):[a-z]|assistantfinal|\S{41}|'{2}|[a-z]\.[A-Za-z]{2}"
+    # Small Roman numerals, years and centuries in Roman numerals, and a hardware address of letters.
+    r"|\b(?:[Ss]cene|[Aa]ct|[Pp]art|[Cc]hapter|[Bb]ook|[Ss]ection|[Vv]olume) [ivxl]+\b|[IVX]th\b|\bM[MDCLXVI]{4}"
+    r"|[a-fA-F]{2}(?::[a-fA-F]{2}){5}"
 )
 
 _DASHES = frozenset("-–—")
@@ -57,15 +60,16 @@ _REPEATED = (
     ("..", re.compile(r"(?<!\.)\.\.(?!\.)"), "."),
 )
 _LEFTOVER_NUMBER = re.compile(r"[0-9]{1,40}")
-_SYMBOL = re.compile("|".join(re.escape(symbol) for symbol in tables.SYMBOLS))
+_SYMBOL = re.compile("|".join(map(re.escape, sorted(tables.SYMBOLS, key=len, reverse=True))))
+_SYMBOL_CHARS = frozenset("".join(tables.SYMBOLS)) - {"!"}  # each symbol has one of these characters
 # Every character that must not reach a model. Letters and digits of any script, spaces, punctuation and brackets (for
 # tags) are allowed.
 _UNSPEAKABLE = re.compile(r"[^\w\s.,;:!?'\"()\[\]\-%。，、！？；：「」『』（）…·\ue000-\uf8ff]|_")
 _TIDY = (
     (re.compile(r"\(\s*(?:[.,;:]\s*)?\)|\[\s*\]"), " "),
-    (re.compile(r"[^\S\n]+"), " "),
+    (re.compile(r"[^\S\n]{2,}|[^\S\n ]"), " "),
     (re.compile(r" ?\n ?"), "\n"),
-    (re.compile(r"(?<! ) +(?=[.,;:!?)\]](?![\w.]))"), ""),
+    (re.compile(r" (?=[.,;:!?)\]](?![\w.]))"), ""),
     (re.compile(r"([(\[]) +"), r"\1"),
     (re.compile(r"(?<=[.!?;:,])(?<!,,),+(?=\s|$)"), ""),
     (re.compile(r"(?<![,;:])[,;:]+(?=[.!?](?:\s|$))"), ""),
@@ -149,7 +153,8 @@ class Normalizer:
             return text.single_spaced()
         human = machine_text.remove_machine_text(text)
         announcement = _ANNOUNCEMENTS.get("en" if english else language.lower()[:2], "")
-        cleaned = cleaning.clean(machine_text.announce_codes(human, announcement))
+        cleaned = cleaning.decode_percent_codes(human)
+        cleaned = cleaning.drop_faces(cleaning.clean(machine_text.announce_codes(cleaned, announcement)))
         cleaned = markup.strip_tags(cleaned)
         if "&" in cleaned.text:
             cleaned = cleaning.clean(cleaning.resolve_entities(cleaned))
@@ -170,7 +175,7 @@ class Normalizer:
                 masks[match[0]] = chr(_FIRST_MASK + len(masks))
             return masks.get(match[0], match[0])
 
-        paragraphs = markup.plain_paragraphs(cleaning.drop_emoji(text.sub(_TAG, mask)))
+        paragraphs = markup.plain_paragraphs(cleaning.drop_emoji(cleaning.read_signs(text.sub(_TAG, mask))))
         spoken = join(filter(None, map(self._paragraph_to_words, paragraphs)), "\n\n")
         if not masks:
             return spoken
@@ -185,7 +190,9 @@ class Normalizer:
         text = rules.apply_rules(text.sub(_SPACES, " "), self._grammar.name_unit)
         if not _DASHES.isdisjoint(text.text):
             text = text.sub(_DASH_END, "...").sub(_JOINING_DASH, "-").sub(_DASH_PAUSE, ", ")
-        text = text.sub(_SYMBOL, lambda match: tables.SYMBOLS[match[0]]).sub(_UNSPEAKABLE, _mark_or_space)
+        if not _SYMBOL_CHARS.isdisjoint(text.text):
+            text = text.sub(_SYMBOL, lambda match: tables.SYMBOLS[match[0]])
+        text = text.sub(_UNSPEAKABLE, _mark_or_space)
         text = text.sub(_LEFTOVER_NUMBER, lambda match: f" {number_words.integer(match[0])} ")
         for marks, pattern, replacement in _REPEATED:
             if marks in text.text:

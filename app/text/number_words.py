@@ -160,13 +160,17 @@ def decade(value: int) -> str:
 
 def roman(numeral: str) -> int | None:
     """Return the value of a Roman numeral: "XIV" -> 14. None if `numeral` is not a canonical numeral from 1 to 89."""
+    total = roman_value(numeral) if all(letter in _ROMAN_VALUES for letter in numeral) else 0
+    return total if 0 < total < 90 and to_roman(total) == numeral else None
+
+
+def roman_value(numeral: str) -> int:
+    """Return the sum of the letters of a Roman numeral. A smaller letter before a larger one is subtracted."""
     total = 0
     for here, after in zip(numeral, f"{numeral[1:]} ", strict=False):
-        value = _ROMAN_VALUES.get(here, 0)
-        if not value:
-            return None
+        value = _ROMAN_VALUES[here]
         total += -value if value < _ROMAN_VALUES.get(after, 0) else value
-    return total if 0 < total < 90 and to_roman(total) == numeral else None
+    return total
 
 
 def to_roman(value: int) -> str:

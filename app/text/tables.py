@@ -91,6 +91,8 @@ UNITS = _forms(
     mg/L = milligram_per_liter milligrams_per_liter; g/L = gram_per_liter grams_per_liter
     kg/m³ = kilogram_per_cubic_meter kilograms_per_cubic_meter; lb/ft = pound_per_foot pounds_per_foot
     tok/s = token_per_second tokens_per_second; tokens/s = token_per_second tokens_per_second
+    bps = basis_point
+    mM = millimolar millimolar; μM = micromolar micromolar; Nm = newton_meter; nM = nanomolar nanomolar
     req/s = request_per_second requests_per_second; it/s = iteration_per_second iterations_per_second
     """
 )
@@ -151,13 +153,41 @@ CURRENCIES = {
     "PLN": ("zloty", "zlotys", "grosz", "groszy"),
     "INR": ("rupee", "rupees", "paisa", "paise"),
     "BTC": ("bitcoin", "bitcoin", "", ""),
+    "ETH": ("ether", "ether", "", ""),
+    "S$": ("Singapore dollar", "Singapore dollars", "cent", "cents"),
+    "NT$": ("New Taiwan dollar", "New Taiwan dollars", "", ""),
+    "MX$": ("Mexican peso", "Mexican pesos", "centavo", "centavos"),
+    "Rp": ("rupiah", "rupiah", "", ""),
+    "IDR": ("rupiah", "rupiah", "", ""),
+    "VND": ("dong", "dong", "", ""),
+    "₴": ("hryvnia", "hryvnias", "kopiyka", "kopiykas"),
+    "₦": ("naira", "naira", "kobo", "kobo"),
+    "₱": ("peso", "pesos", "centavo", "centavos"),
+    "฿": ("baht", "baht", "satang", "satang"),
+    "₸": ("tenge", "tenge", "", ""),
+    "₾": ("lari", "lari", "", ""),
+    "₡": ("colon", "colones", "", ""),
+    "₵": ("cedi", "cedis", "", ""),
+    "KRW": ("won", "won", "", ""),
+    "RUB": ("ruble", "rubles", "kopeck", "kopecks"),
+    "BRL": ("real", "reais", "centavo", "centavos"),
+    "ZAR": ("rand", "rand", "cent", "cents"),
+    "THB": ("baht", "baht", "satang", "satang"),
+    "MXN": ("Mexican peso", "Mexican pesos", "centavo", "centavos"),
+    "CZK": ("koruna", "korunas", "", ""),
+    "HUF": ("forint", "forints", "", ""),
+    "ILS": ("shekel", "shekels", "", ""),
+    "AED": ("dirham", "dirhams", "", ""),
+    "SGD": ("Singapore dollar", "Singapore dollars", "cent", "cents"),
+    "HKD": ("Hong Kong dollar", "Hong Kong dollars", "cent", "cents"),
+    "NZD": ("New Zealand dollar", "New Zealand dollars", "cent", "cents"),
 }
 SCALES = _table(
     """
     k = thousand; K = thousand; m = million; M = million; mn = million; mm = million; MM = million; mil = million
     b = billion; B = billion; bn = billion; Bn = billion; t = trillion; T = trillion; tn = trillion; trn = trillion
     thousand = thousand; million = million; billion = billion; trillion = trillion; hundred = hundred; grand = grand
-    lakh = lakh; lakhs = lakh; crore = crore; crores = crore; Cr = crore
+    L = lakh; lakh = lakh; lakhs = lakh; crore = crore; crores = crore; Cr = crore
     Thousand = thousand; Million = million; Billion = billion; Trillion = trillion
     """
 )
@@ -237,6 +267,8 @@ BEFORE_NUMBER = _table(
     ep = episode
     Apt = apartment; Ste = suite; Rm = room; Op = opus; op = opus; approx = approximately; Lv = level; Lvl = level
     Chs = chapters; chs = chapters; Secs = sections; secs = sections; vv = verses; Bldg = building; bldg = building
+    Fl = floor; Abs = Absatz; min = minimum; max = maximum; Min = minimum; Max = maximum; ed = edition; Rte = route
+    Hwy = highway
     lvl = level; Ext = extension; ext = extension; Pt = part; pt = part; Ln = line; Tbl = table; App = appendix
     """
 )
@@ -421,6 +453,10 @@ FRACTION_NAMES = {
     64: ("sixty fourth", "sixty fourths"),
 }
 
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi "
+    "psi omega"
+).split()
 SYMBOLS = {
     "+": " plus ",
     "=": " equals ",
@@ -459,4 +495,62 @@ SYMBOLS = {
     "£": " pounds ",
     "¥": " yen ",
     "−": " minus ",
+    "&&": " and ",
+    "!=": " not equal to ",
+    "==": " equals ",
+    "<>": " ",
+    "§§": " sections ",
+    "∛": " cube root of ",
+    "∀": " for all ",
+    "∃": " there exists ",
+    "∄": " there is no ",
+    "∅": " the empty set ",
+    "∉": " not in ",
+    "⊂": " is a subset of ",
+    "⊆": " is a subset of ",
+    "⊃": " is a superset of ",
+    "⊇": " is a superset of ",
+    "∪": " union ",
+    "∩": " intersection ",
+    "∧": " and ",
+    "∨": " or ",
+    "¬": " not ",
+    "∫": " the integral of ",
+    "∬": " the double integral of ",
+    "∮": " the contour integral of ",
+    "∂": " partial ",
+    "∇": " nabla ",
+    "∏": " product ",
+    "∝": " is proportional to ",
+    "≡": " is equivalent to ",
+    "≅": " is congruent to ",
+    "≪": " is much less than ",
+    "≫": " is much greater than ",
+    "∴": " therefore ",
+    "∵": " because ",
+    "∠": " angle ",
+    "⊥": " is perpendicular to ",
+    "∥": " is parallel to ",
+    "⊕": " direct sum ",
+    "⊗": " tensor ",
+    "∘": " composed with ",
+    "∓": " minus or plus ",
+    "⌘": " command ",
+    "⇧": " shift ",
+    "⌥": " option ",
+    "⌃": " control ",
+    "⏎": " enter ",
+    "↵": " enter ",
+    "⌫": " delete ",
+    "⎋": " escape ",
+    "⇥": " tab ",
+}
+# The names of Greek letters that stand alone in English text.
+GREEK = {
+    **dict(zip("αβγδεζηθικλμνξοπρστυφχψω", _GREEK_NAMES, strict=True)),
+    **dict(zip("ΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩ", _GREEK_NAMES, strict=True)),
+    "ς": "sigma",
+    "ϕ": "phi",
+    "ϵ": "epsilon",
+    "ϑ": "theta",
 }

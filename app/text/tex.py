@@ -64,7 +64,8 @@ _NAMES = _table(
     therefore = therefore | ∴; because = because | ∵; ldots = ... ; dots = ... ; cdots = ... ; vdots = ... ; ddots = ...
     prime = prime | ′; dagger = dagger | †; top = transpose | ᵀ; bot = bottom | ⊥; triangle = triangle | △
     square = square | □; mod = mod; bmod = mod; pmod = mod; lfloor = the floor of | ⌊; rfloor = | ⌋
-    lceil = the ceiling of | ⌈; rceil = | ⌉; S = section | §; copyright = copyright; LaTeX = LaTeX; TeX = TeX
+    lceil = the ceiling of | ⌈; rceil = | ⌉; langle = | ⟨; rangle = | ⟩; lVert = the norm of | ‖; rVert = | ‖
+    lvert = the absolute value of | |; rvert = | |; S = section | §; copyright = copyright; LaTeX = LaTeX; TeX = TeX
     """
 )
 # Operators whose limits follow as subscript and superscript: words, words before the lower limit, symbol.
@@ -111,7 +112,8 @@ _TEXT_NAMES = frozenset({
 _DROPPED_ARGUMENT = frozenset({
     "label", "tag", "cite", "citep", "citet", "ref", "eqref", "hspace", "vspace", "color", "textcolor", "phantom",
     "begin", "end", "documentclass", "usepackage", "includegraphics", "hspace*", "vspace*", "tag*", "footnotemark",
-    "bibliography", "bibliographystyle", "pagestyle", "setlength", "arraystretch",
+    "newpage", "clearpage", "maketitle", "tableofcontents", "noindent", "bigskip", "medskip", "bibliography",
+    "bibliographystyle", "pagestyle", "setlength", "arraystretch",
 })  # fmt: skip
 _FRACTIONS = frozenset({"frac", "dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"})
 _CHOICES = frozenset({"binom", "dbinom", "tbinom"})
@@ -138,7 +140,7 @@ _BRACE = re.compile(r"[{}]")
 _BRACE_FOLLOWS = re.compile(r"\s?\{")
 _TOKEN = re.compile(
     r"(?P<name>\\(?:[A-Za-z]+\*?|.))|(?P<script>[\^_])|(?P<open>\{)|(?P<close>\})"
-    r"|(?P<number>[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?|\.[0-9]+)|(?P<letters>[A-Za-z]+)|(?P<space>[\s~]+)"
+    r"|(?P<number>[0-9]+(?:(?:,|\{,\})[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?|\.[0-9]+)|(?P<letters>[A-Za-z]+)|(?P<space>[\s~]+)"
     r"|(?P<primes>'+)|(?P<sign>.)",
     re.DOTALL,
 )
@@ -324,7 +326,7 @@ class _Reader:
         self._groups = [_Group()]
         self._single: list[_Group] = []  # groups of one token, which has no braces: x^2, \hat x
         self._base = ""  # the last letter, which is needed to read f(x)
-        self._after_atom = self._open_bar = False  # needed to read |x| and P(A|B)
+        self._after_atom = self._open_bar = self._open_norm = False  # needed to read |x| and P(A|B)
 
     def token(self, token: re.Match[str], end: int) -> Generator[Edit, None, int]:
         """Yield the edits of one token, and return the place after it."""
@@ -388,13 +390,13 @@ class _Reader:
         if not self._english:
             return "" if written in "&$#" else written
         if kind == "number":
-            return f" {number_words.number(written)} "
+            return f" {number_words.number(written.replace('{', '').replace('}', ''))} "
         if kind == "letters":
             if len(written) > 3 or written.lower() in _WORDS_IN_FORMULAS or len(written) == 1:
                 return written
             return f" {' '.join(written)} " if written.islower() else written
         if kind == "primes":
-            return " prime" * min(len(written), 3) + " "
+            return f" {('', 'double ', 'triple ')[min(len(written), 3) - 1]}prime "
         if written == "(" and self._base:
             return " of ("
         if written in "[]":
@@ -437,12 +439,16 @@ class _Reader:
     def _name(self, token: re.Match[str], before: str, end: int) -> Generator[Edit, None, int]:
         """Yield the edits of a command, and return the place after it."""
         start, after = token.span()
-        name = token[0][1:]
+        name = token[0][1:].removesuffix("*")
         english, group = self._english, self._groups[-1]
         if name in ("left", "right", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "middle"):
             if self._text[after : after + 1] == "." and after < end:
                 after += 1
             yield start, after, ""
+            return after
+        if name == "|" and english:
+            self._open_norm = not self._open_norm
+            yield start, after, f"{before}{' the norm of ' if self._open_norm else ' '}"
             return after
         if name in _DROPPED_ARGUMENT:
             argument = _ARGUMENT.match(self._text, after, end)

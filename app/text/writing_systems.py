@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 
@@ -25,6 +26,9 @@ _SCRIPT_LANGUAGES = {
 # Script -> the number of Latin letters that carry as much text as one of its characters.
 _LETTERS_PER_CHARACTER = {"CJK": 3.0, "HIRAGANA": 2.5, "KATAKANA": 2.5, "HANGUL": 2.5}
 
+# A Greek letter alone is a sign of mathematics or of a unit: "10 μF", "2πr".
+_GREEK_SIGN = re.compile("(?<![\u0370-\u03ff\u1f00-\u1fff])[µΩ\u0370-\u03ff](?![\u0370-\u03ff\u1f00-\u1fff])")
+
 
 def script_language(text: str) -> str | None:
     """Return the language tag for the most frequent script in a text; None for Latin and for unknown scripts.
@@ -33,6 +37,7 @@ def script_language(text: str) -> str | None:
     """
     if text.isascii():
         return None
+    text = _GREEK_SIGN.sub("", text)
     scripts = Counter(unicodedata.name(char, "").split(" ")[0] for char in text if char.isalpha())
     if not scripts:
         return None

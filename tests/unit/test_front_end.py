@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from app.generator.job import spoken_language
 from app.generator.planning import read_text
 from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.text.normalizer import Normalizer
@@ -18,11 +20,12 @@ from app.text.spans import SpannedText
 from app.types import SpokenWord, TextPacking
 from tests.support.growth import LINEAR, order
 from tests.unit.test_machine_text import CALLS, REASONING, TOKENS
-from tests.unit.test_text_normalizer import ANYTHING, JUDGED, SYMBOLS, TORN
+from tests.unit.test_text_normalizer import ANYTHING, JUDGED, SYMBOLS, TORN, unescaped
 
 pytestmark = pytest.mark.unit
 
 NORMALIZER = Normalizer()
+DOCUMENT = Path(__file__).parents[2] / "docs" / "text.md"
 PACKINGS = (TextPacking(), TextPacking(max_chars=40, sounds=NON_VERBAL_SOUNDS, utf8_bytes=True))
 
 
@@ -227,6 +230,47 @@ def test_layout_is_silent(text: str, language: str) -> None:
 def test_signs_that_people_type_are_named(text: str, spoken: str) -> None:
     assert [sentence.text for sentence in sentences(text)] == [spoken]
     assert has_words(spoken)
+
+
+# ---- what people send
+
+
+def field_readings() -> dict[str, dict[str, str]]:
+    """Return the judged readings of each kind of text: kind -> {text: what is spoken}."""
+    found: dict[str, dict[str, str]] = {}
+    kind, written = "", ""
+    for line in Path(__file__).with_name("field_readings.txt").read_text(encoding="utf-8").split("\n"):
+        if line.startswith("== "):
+            kind = line[3:]
+            found[kind] = {}
+        elif kind and line.startswith("    "):
+            found[kind][written] = unescaped(line[4:]).replace("(silence)", "")
+        elif kind and line:
+            written = unescaped(line)
+    return found
+
+
+def reading(text: str) -> str:
+    """Return what is spoken for a text without a stated language, with " | " between sentences."""
+    found = read_text(text, NORMALIZER, PACKINGS[0], lambda part: spoken_language(None, part, "en"))
+    return " | ".join(sentence.text for sentence in found)
+
+
+FIELD = field_readings()
+
+
+@pytest.mark.parametrize("kind", FIELD)
+def test_texts_of_each_kind_are_read_as_judged(kind: str) -> None:
+    assert {text: reading(text) for text in FIELD[kind]} == FIELD[kind]
+    for text in FIELD[kind]:
+        check_spans(text)
+
+
+def test_readings_in_the_documentation_are_true() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|\n]+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) > 40
+    documented = {written.replace("⏎", "\n"): spoken.strip() for written, spoken in rows}
+    assert {text: reading(text).replace(" | ", " / ") or "(silence)" for text in documented} == documented
 
 
 # ---- bad input

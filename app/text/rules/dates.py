@@ -15,8 +15,27 @@ _MONTH = (
 _MERIDIEM = r"(?: ?([AaPp])(?:\.[Mm]\.|[Mm]\b))"
 ISO_DATE = re.compile(
     r"(?<![\w.-])([12][0-9]{3})[-/]([01]?[0-9])[-/]([0-3]?[0-9])"
-    r"(?:[T ]([0-2][0-9]):([0-5][0-9])(?::[0-5][0-9](?:\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?(?![\w-])"
+    r"(?:[T ]([0-2][0-9]):([0-5][0-9])(?::[0-5][0-9](?:[.,][0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?(?![\w-])"
     r"(?!/[0-9])"
+)
+_CLOCK_FOLLOWS = r"(?=,? [0-2]?[0-9]:[0-5][0-9])"
+# Dates with the month as a word between hyphens or slashes, and dates of eight digits.
+NAMED_DATE = re.compile(
+    rf"(?<![\w./-])(?:([0-3]?[0-9])([-/]){_MONTH}\2([12][0-9]{{3}}|[0-9]{{2}})|{_MONTH}-([0-3]?[0-9])-([12][0-9]{{3}}))(?![\w/-])(:?)"
+)
+COMPACT_DATE = re.compile(
+    r"(?<![\w.,$€£#+/-])((?:19|20)[0-9]{2})(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])(?:(?:T|_|-)([01][0-9]|2[0-3])([0-5][0-9])(?:[0-5][0-9])?Z?)?(?![\w%]|[.,:-][0-9])"
+)
+DOT_DATE = re.compile(
+    rf"(?<![\w.,])(?:((?:19|20)[0-9]{{2}})\.(0[1-9]|1[0-2])\.(0[1-9]|[12][0-9]|3[01])|"
+    rf"(0?[1-9]|[12][0-9]|3[01])\.(0?[1-9]|1[0-2])\.([0-9]{{2}}){_CLOCK_FOLLOWS})(?![\w.]\w|\w)"
+)
+YEAR_MONTH = re.compile(r"(?<![\w.,$€£/-])((?:19|20)([0-9]{2}))-(0[1-9]|1[0-2])(?![\w%-]|[.,:][0-9])")
+# Hours of four digits, as armies say them.
+MILITARY_TIME = re.compile(r"(?<![\w.,$€£-])([01][0-9]|2[0-3])([0-5][0-9])(?:( h(?:ou)?rs\b)|( ?Z|(?= Zulu))\b)")
+# Times with fractions of a second: 01:30:45.500, 1:23.45.
+EXACT_TIME = re.compile(
+    r"(?<![\w.:])(?:([0-9]{1,3}):([0-5][0-9]):([0-5][0-9])[.,]([0-9]{1,6})|([0-9]{1,2}):([0-5][0-9])\.([0-9]{1,3}))(?![\w:]|[.,][0-9])"
 )
 # "8.30am" is rewritten as "8:30am", so that the rules for times read it.
 DOT_TIME = re.compile(
@@ -52,7 +71,7 @@ SLASH_DAY = re.compile(
     r"\b([Oo]n|[Bb]y|[Ss]ince|[Uu]ntil|[Dd]ue|[Bb]efore|[Aa]fter|[Ff]rom) ([01]?[0-9])/([0-3]?[0-9])(?![\w/]|\.[0-9])"
 )
 WEEKDAY = re.compile(rf"\b({'|'.join(tables.WEEKDAYS)})\b\.?(?=,? (?:{_MONTH}|[0-9]))")
-WEEKDAYS = re.compile(rf"\b({'|'.join(tables.WEEKDAYS)})\.? ?[-–] ?({'|'.join(tables.WEEKDAYS)})\b")
+WEEKDAYS = re.compile(rf"\b({'|'.join(tables.WEEKDAYS)})\.? ?[-–] ?({'|'.join(tables.WEEKDAYS)})\b", re.IGNORECASE)
 MONTHS = re.compile(rf"\b{_MONTH} ?[-–] ?{_MONTH}(?![A-Za-z])")
 MONTH_DAY = re.compile(
     rf"\b{_MONTH} ([0-3]?[0-9])(?:st|nd|rd|th)?(?:{DASH}([0-3]?[0-9])(?:st|nd|rd|th)?)?(?:(,? )([12][0-9]{{3}})\b)?"
@@ -73,7 +92,7 @@ TIME = re.compile(rf"{_LOOSE_START}([0-2]?[0-9]):([0-5][0-9])(?::([0-5][0-9]))?(
 HOUR = re.compile(rf"{_LOOSE_START}([01]?[0-9]){_MERIDIEM}(?!\w)")
 HOURS_MINUTES = re.compile(rf"{_LOOSE_START}([0-9]{{1,3}})h([0-5][0-9])(?!\w|\.[0-9])")
 RATIO = re.compile(rf"{_LOOSE_START}([0-9]{{1,5}}) ?: ?([0-9]{{1,5}})(?![\w:]|\.[0-9])")
-DECADE = re.compile(r"(?<![\w$£€.,])('?)([12][0-9]{2}0|[1-9]0)('?)s\b")
+DECADE = re.compile(r"(?<![\w$£€.,])('?)([12][0-9]{2}0|[1-9]0|(?<=[Tt]he )00)('?)s\b")
 SHORT_YEARS = re.compile(r"(?<![\w'])'([0-9]{2})[-–]'([0-9]{2})(?![\w'])")
 SHORT_YEAR = re.compile(r"(?<![\w'])(?:(?<=[0-9])|)'([0-9]{2})(?![\w'\"]|[.,][0-9])")
 QUARTER_YEAR = re.compile(r"\b([QH][1-4])'([0-9]{2})\b")
@@ -119,6 +138,55 @@ def verbalize_iso_date(match: Match) -> str:
     if match[4]:
         date += f" at {_clock(int(match[4]), int(match[5]))}" + (f" UTC{_offset(match[6])}" if match[6] else "")
     return date
+
+
+def verbalize_weekdays(match: Match) -> str:
+    return f"{tables.WEEKDAYS[match[1].capitalize()]} to {tables.WEEKDAYS[match[2].capitalize()]}"
+
+
+def verbalize_named_date(match: Match) -> str:
+    """Return the words for a date such as "10-Dec-2024"."""
+    day, month, year = (match[1], match[3], match[4]) if match[1] else (match[6], match[5], match[7])
+    if not 1 <= int(day) <= 31:
+        return match[0]
+    return spoken_day(month_name(month), int(day), year) + (", " if match[8] else "")
+
+
+def verbalize_compact_date(match: Match) -> str:
+    words = spoken_day(tables.MONTHS[int(match[2]) - 1], int(match[3]), match[1])
+    return words + (f" at {_clock(int(match[4]), int(match[5]))}" if match[4] else "")
+
+
+def verbalize_dot_date(match: Match) -> str:
+    """Return the words for a date such as "2024.10.12", or "24.12.24" before a time."""
+    if match[1]:
+        return spoken_day(tables.MONTHS[int(match[2]) - 1], int(match[3]), match[1])
+    return spoken_day(tables.MONTHS[int(match[5]) - 1], int(match[4]), match[6])
+
+
+def verbalize_year_month(match: Match) -> str:
+    """Return the words for a year and a month; "2009-12" may also be a range of years."""
+    return (
+        match[0]
+        if int(match[3]) > int(match[2])
+        else f"{tables.MONTHS[int(match[3]) - 1]} {number_words.year(int(match[1]))}"
+    )
+
+
+def verbalize_military_time(match: Match) -> str:
+    hour = number_words.digits(match[1]) if match[1][0] == "0" else number_words.cardinal(int(match[1]))
+    minute = "hundred" if match[2] == "00" else number_words.two_digits(int(match[2]))
+    return f"{hour} {minute}{' hours' if match[3] else ' Zulu' if match[4] else ''}"
+
+
+def verbalize_exact_time(match: Match) -> str:
+    """Return the words for a time with a fraction: "1:23.45" -> "one minute twenty three point four five seconds"."""
+    hour, minute, second, part = (group or "0" for group in (match.groups()[:4] if match[2] else match.groups()[3:]))
+    hour = hour if match[2] else "0"
+    words = [_counted(int(value), unit) for value, unit in ((hour, "hour"), (minute, "minute")) if int(value)]
+    fraction = part.rstrip("0")
+    seconds = number_words.cardinal(int(second)) + (f" point {number_words.digits(fraction)}" if fraction else "")
+    return " ".join([*words, seconds, "seconds"])
 
 
 def _offset(zone: str) -> str:
@@ -300,6 +368,8 @@ def verbalize_ratio(match: Match) -> str:
 
 def verbalize_decade(match: Match) -> str:
     value = int(match[2])
+    if match[2] == "00":
+        return "two thousands"
     before = re.search(r"([A-Za-z]+-?) ?$", match.string[max(0, match.start() - 16) : match.start()])
     if value < 100 and not match[1] and not match[3] and not (before and before[1].lower() in tables.BEFORE_DECADES):
         return match[0]

@@ -14,6 +14,12 @@ from app.text.rules.common import Match, alternatives, previous_word
 
 _CURRENCY = alternatives([*tables.CURRENCIES, "Ft", "lei"])
 _UNITS = alternatives(unit for unit in tables.UNITS if unit not in {"in", "us", "mo", "cal", "pt", "min.", "in.", "ha"})
+# A group of three digits after a full stop is thousands with these currencies: "Rp 50.000", "1.000 €".
+_DOT_CURRENCY = alternatives(["€", "Rp", "₫", "VND", "IDR", "R$", "EUR", "kr", "₺", "TL", "COP", "CLP", "ARS", "Kč"])
+THOUSANDS = re.compile(
+    rf"(?<![\w.,])((?:{_DOT_CURRENCY}) ?)([1-9][0-9]{{0,2}})\.([0-9]{{3}})(?![0-9]|[.,][0-9])"
+    rf"|(?<![\w.,])([1-9][0-9]{{0,2}})\.([0-9]{{3}})(?= ?(?:{_DOT_CURRENCY})(?!\w))"
+)
 _COUNTED_AFTER = re.compile(rf" (?:{'|'.join(sorted(tables.COUNTED))})\b")
 _PLURAL_AFTER = re.compile(r" [a-z]{2,20}(?<!time)(?<!plu)s\b")
 _MEASURE_AFTER = re.compile(
@@ -38,6 +44,10 @@ SPACES = re.compile(
     r"(?<![\w.,+/:'-])(?<![0-9)] )([1-9][0-9]{0,2}(?: [0-9]{3}){1,4})(?:,([0-9]{1,2}))?(?![0-9]|[.,:/-][0-9]| [0-9])"
 )
 DECIMAL_COMMA = re.compile(r"(?<![\w.,:/'])(?<!\w-)([0-9]{1,9}),([0-9]{1,12})(?![0-9A-Z]|[.,:/][0-9])")
+
+
+def rewrite_thousands(match: Match) -> str:
+    return f"{match[1]}{match[2]},{match[3]}" if match[1] else f"{match[4]},{match[5]}"
 
 
 def rewrite_dot_groups(match: Match) -> str:

@@ -42,18 +42,47 @@ DEGREE_SIGN = re.compile(r"(?<=[0-9])(?:º| º)(?= ?[CFK]\b)")
 # "12V-24V": the first unit is left out, so that `MEASURE` reads "12-24V".
 TIME_SIGNATURE = re.compile(r"(?<![\w/.,])([2-9]|12)/(2|4|8|16)(?= (?:time|meter|metre|signature)\b)")
 ROUND_PLURAL = re.compile(r"(?<![\w.,$€£])(10|100|1,?000)s(?= of\b)")
+# Two measures with a slash or a dash between them: "5V/2A", "180°C/350°F", "20 Hz–20 kHz".
+MEASURES = re.compile(rf"(?<![\w.,/])({NUM} ?(?:{_UNIT}))(?:(/)| ?([–—-]) ?)(?={NUM} ?(?:{_UNIT}|A)(?!\w))")
+AMPERES = re.compile(rf"(?<=[0-9]V)([/, ] ?|, | at )({NUM}) ?A(?![\w-])|(?<![\w.,])([0-9]\.[0-9]{{1,2}}) ?A(?![\w-])")
+METER_POWER = re.compile(rf"(?<![\w.,])({NUM}) ?((?:[kcm]?m|ft|in|yd))([23])(?![\w.]\w|\w)")
+PER_HUNDRED = re.compile(r"(?<=[0-9]) ?(L|l|kWh)/100 ?km(?!\w)")
+ONE_OVER_SECONDS = re.compile(r"(?<![\w/.,])1/([0-9]{2,4}) ?(?:s|sec)(?!\w)")
+F_NUMBER = re.compile(r"(?<![\w/])([fƒ])/([0-9]{1,2}(?:\.[0-9])?)(?=(L?)(?!\w))L?")
+COORDINATE = re.compile(
+    r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{1,8})?) ?°(?: ?([0-9]{1,2}(?:\.[0-9]{1,6})?) ?['′](?:"
+    r" ?([0-9]{1,2}(?:\.[0-9]{1,6})?) ?(?:″|\"|''))?)?"
+    r"(?: ?([NSEW])(?![\w]))?"
+)
+_COMPASS = {"N": " north", "S": " south", "E": " east", "W": " west"}
+MILLIONS_OF = re.compile(
+    r"(?<=[0-9])m(?= (?:people|users|customers|views|followers|subscribers|downloads|copies|units|jobs|homes|"
+    r"households|visitors|votes|tons|tonnes|barrels|Americans|Britons|workers|children|listeners|viewers)\b)"
+)
+DOT_RANGE = re.compile(r"(?<=[0-9])\.{2,3}(?=[0-9])")
+# In a sum that has "=", a hyphen is a minus, and a slash divides.
+SUM_MINUS = re.compile(r"(?<=[0-9])-(?=[0-9]{1,9}(?:\.[0-9]{1,9})? ?=(?!=))")
+SUM_DIVIDED = re.compile(
+    r"(?<![\w.,/])(?<![+*×=-] )([0-9]{1,9}) ?/ ?(?=[0-9]{1,9} ?= ?[0-9]{1,9}(?:\.[0-9]{1,9})?(?![0-9/]))"
+)
+FACTORIAL = re.compile(r"(?<=[0-9])!(?= ?=)")
+STARS = re.compile(r"(?<![\w.,/])([0-9])/(5|10)(?= stars?\b)")
+NAMED_SLASH = re.compile(
+    rf"\b({'|'.join(sorted(tables.VERSIONED | tables.LETTERED))}) ([0-9]{{1,4}})/([0-9]{{1,4}})(?![\w/]|[.,][0-9])",
+    re.IGNORECASE,
+)
 UNIT_RANGE = re.compile(rf"(?<![\w.,])({NUM}) ?({_UNIT}) ?[-–] ?(?={NUM} ?\2(?!\w))")
 ORDINAL_SIGN = re.compile(r"(?<![\w.,])([0-9]{1,4})\.?[ºª](?! ?[CFK]\b)(?!\w)")
 SPACED_SLASH = re.compile(r"(?<=[\w.)]) / (?=[\w(])")
 TEAM = re.compile(r"(?<![\w.,])([0-9]{2})ers\b")  # for example "the 49ers"
 BIT_SCALE = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?(bn|mn|M|B|T)\b(?!/)\+?")
 THOUSANDS = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?[kK]\b(?![-/]\w)")
-TIMES = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?[x×](?![\w])(?= ([a-z]+)|)")
+TIMES = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?[x×](?![\w])(?:(?= ([a-z]+))|/(day|week|month|year|wk|d)\b|)")
 BEFORE_BY_UNIT = re.compile(rf"(?<![\w.,])({NUM}) ?[x×] ?(?={NUM} ?(?:{_UNIT})(?!\w))")
 BY_UNIT = re.compile(rf"(?<![\w.,])({NUM} ?(?:{_UNIT})) ?[x×] ?(?=[0-9.])")
 _BY = "(?: [x×*] |[x×*])"
 BY = re.compile(rf"(?<![\w.,])({NUM}){_BY}({NUM})(?:{_BY}({NUM}))?(?![\w]|\.[0-9])( ?=)?")
-PERCENT = re.compile(rf"(?<![\w.,])({_SIGN})({NUM})(?:( ?%)?{DASH}({NUM}))? ?%(?!\w)")
+PERCENT = re.compile(rf"(?<![\w.,])({_SIGN})({_FRACTION}|{NUM})(?:( ?%)?{DASH}({NUM}))? ?%(?!\w)")
 FEET_INCHES = re.compile(r"(?<![\w.,])([0-9]{1,3})' ?([0-9]{1,2})(?:(?:\.([0-9]{1,2}))?(?:″|'')|(?![\w'″]|\.[0-9]))")
 FEET = re.compile(rf"(?<![\w.,'])({NUM})'(?= (?:tall|wide|long|deep|high|by|x)\b)|(?:(?<=by )|(?<=x ))({NUM})'(?!\w)")
 _QUOTE = re.compile(r"([0-9]?)\"")
@@ -66,14 +95,15 @@ SCIENTIFIC = re.compile(
     rf"(?:[eE]\+?(-?[0-9]{{1,3}})(?!\w)| ?[×x*·] ?10(?:\^[({{]?([-−]?[0-9]{{1,3}})[)}}]?|([⁻⁰¹²³⁴-⁹]{{1,4}}))(?!\w))"
 )
 POWER = re.compile(
-    r"(?<=[A-Za-z0-9)]) ?\^ ?(?:\{(-?[0-9]{1,4}|[A-Za-z])\}|\((-?[0-9]{1,4}|[A-Za-z])\)|(-?[0-9]{1,4}|[A-Za-z])\b)"
+    r"(?<=[A-Za-z0-9)]) ?(?:\^|\*\*) ?(?:\{(-?[0-9]{1,4}|-?[A-Za-z])\}|\((-?[0-9]{1,4}|-?[A-Za-z])\)"
+    r"|(-?[0-9]{1,4}|-?[A-Za-z])\b)"
 )
 ORDINAL = re.compile(rf"(?<![\w.,])({INT})(?:st|nd|rd|th)(?![A-Za-z])", re.IGNORECASE)
 RANGE = re.compile(rf"(?<![\w.,/-])({_SIGN})({NUM})( ?[–—~] ?|-)({NUM})(?![\w/]|-[0-9]|[.,][0-9])")
 GROUPED_NUMBER = re.compile(
     r"(?<![\w.,])(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}|[0-9]{1,2}(?:,[0-9]{2}){1,6},[0-9]{3})(?:\.[0-9]{1,40})?(?![\w]|[.,][0-9])"
 )
-LIST_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
+LIST_COMMA = re.compile(r"(?<=[0-9])([,;])(?=[0-9])")
 DIGIT_MINUS = re.compile(r"(?<=[0-9A-Za-z)]) [-−–] (?=[0-9(]|[A-Za-z] ?[=+*/])")
 SIGNED = re.compile(r"(?:(?<![\w)\]\"'-])[-−](?=[0-9.]))")
 PLUS_SIGN = re.compile(r"(?<![\w)])\+(?=[0-9.])")
@@ -138,7 +168,7 @@ def verbalize_measure(match: Match) -> str:
         return match[0]
     one, many = tables.UNITS[unit]
     last = value2 or value
-    plural = last != "1" and not ("/" in last and " " not in last)
+    plural = last != "1" and not ("/" in last and " " not in last and unit != "mmHg")
     attributive = gap == "-" or is_adjective(match)
     noun = one if attributive or not plural else many
     words = _sign(sign) + _value_words(value)
@@ -152,6 +182,53 @@ _DEGREES = {"C": "Celsius", "F": "Fahrenheit"}
 _BEFORE_DEGREES = frozenset(
     {"at", "to", "of", "about", "around", "below", "above", "under", "over", "is", "was", "reached"}
 )
+
+
+def separate_measures(match: Match) -> str:
+    return f"{match[1]}, " if match[2] else f"{match[1]} to "
+
+
+def verbalize_amperes(match: Match) -> str:
+    value = match[2] or match[3]
+    return f"{', ' if match[1] else ''}{number_words.number(value)} {'amp' if value == '1' else 'amps'}"
+
+
+def rewrite_meter_power(match: Match) -> str:
+    return f"{match[1]} {match[2]}{'²' if match[3] == '2' else '³'}"
+
+
+def verbalize_per_hundred(match: Match) -> str:
+    return " kilowatt hours per hundred kilometers" if match[1] == "kWh" else " liters per hundred kilometers"
+
+
+def verbalize_one_over_seconds(match: Match) -> str:
+    return f"one {number_words.ordinal(int(match[1]))} of a second"
+
+
+def verbalize_f_number(match: Match) -> str:
+    return f"F {number_words.number(match[2])}{' L' if match[3] else ''}"
+
+
+def verbalize_coordinate(match: Match) -> str:
+    """Return the words for an angle with minutes or a direction: 40°26′46″N."""
+    degrees, minutes, seconds, side = match.groups()
+    if not minutes and not side:
+        return match[0]
+    words = f"{number_words.number(degrees)} degree{'' if degrees == '1' else 's'}"
+    words += f" {number_words.number(minutes)} minutes" if minutes else ""
+    words += f" {number_words.number(seconds)} seconds" if seconds else ""
+    return words + (_COMPASS[side] if side else "")
+
+
+def verbalize_stars(match: Match) -> str:
+    return f"{number_words.cardinal(int(match[1]))} out of {number_words.cardinal(int(match[2]))}"
+
+
+def verbalize_named_slash(match: Match) -> str:
+    """Return the words for two numbers with one name: "Windows 10/11", "Unit 7/12"."""
+    if match[1].lower() in tables.VERSIONED:
+        return f"{match[1]} {number_words.integer(match[2])} or {number_words.integer(match[3])}"
+    return f"{match[1]} {number_words.label(match[2])} slash {number_words.label(match[3])}"
 
 
 def verbalize_temperature(match: Match) -> str:
@@ -249,7 +326,8 @@ def verbalize_times(match: Match) -> str:
     if re.match(r" ?[-+=*/^<>²³]", match.string[match.end() : match.end() + 2]) or before in {"=", "+", "-", "<", ">"}:
         times = False  # x is a variable in a formula: "3x + 2"
     value = match[2] or match[1]
-    return f"{first}{number_words.number(value)} {('time' if value == '1' else 'times') if times else 'x'}"
+    words = f"{first}{number_words.number(value)} {('time' if value == '1' else 'times') if times else 'x'}"
+    return words + per_unit(match[4])
 
 
 def verbalize_by(match: Match) -> str:
@@ -268,8 +346,8 @@ def _side(run: str) -> str:
 def verbalize_percent(match: Match) -> str:
     if match[4]:
         middle = " percent" if match[3] else ""
-        return f"{_sign(match[1])}{number_words.number(match[2])}{middle} to {number_words.number(match[4])} percent"
-    return f"{_sign(match[1])}{number_words.number(match[2])} percent"
+        return f"{_sign(match[1])}{_value_words(match[2])}{middle} to {number_words.number(match[4])} percent"
+    return f"{_sign(match[1])}{_value_words(match[2])} percent"
 
 
 def verbalize_feet_inches(match: Match) -> str:
@@ -344,7 +422,9 @@ def verbalize_scientific(match: Match) -> str:
 def verbalize_power(match: Match) -> str:
     power = match[1] or match[2] or match[3]
     known = {"2": " squared", "3": " cubed"}.get(power)
-    return known or f" to the power of {power if power.isalpha() else number_words.number(power)}"
+    if power.lstrip("-").isalpha():
+        return f" to the power of {power.replace('-', 'minus ')}"
+    return known or f" to the power of {number_words.number(power)}"
 
 
 def verbalize_ordinal(match: Match) -> str:

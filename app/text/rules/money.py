@@ -9,19 +9,36 @@ from app.text.rules.common import DASH, NUM, Match, alternatives, is_adjective, 
 
 _CURRENCY = alternatives([sign for sign in tables.CURRENCIES if not sign.isalpha()])
 _CURRENCY_CODE = alternatives([sign for sign in tables.CURRENCIES if sign.isalpha()])
+_SIGN_AFTER = "".join(sign for sign in tables.CURRENCIES if len(sign) == 1 and sign != "$")
+_DOLLAR_CODE = {
+    "USD": "$",
+    "US": "$",
+    "CAD": "C$",
+    "AUD": "A$",
+    "NZD": "NZ$",
+    "HKD": "HK$",
+    "SGD": "S$",
+    "TWD": "NT$",
+    "MXN": "MX$",
+}
 _SCALE = (
     r"(?: ?-?(thousand|million|billion|trillion|Thousand|Million|Billion|Trillion|grand|lakhs?|crores?)\b"
-    r"| ?(k|K|m|M|mn|MM|b|B|bn|Bn|t|T|tn|trn|Cr)(?![\w²³/]))?"
+    r"| ?(k|K|m|M|mn|MM|b|B|bn|Bn|t|T|tn|trn|Cr|L)(?![\w²³/]))?"
 )
-_PER = rf"(?: ?/ ?({alternatives(tables.PER)})\b)?"
+_PER = rf"(?: ?/ ?({alternatives(tables.PER)})\b)?(?: ?/ ?({alternatives(tables.PER)})\b)?"
+# "Rs. 500/-" and "100,- kr"
+AFTER_AMOUNT = re.compile(r"(?<=[0-9])(?:/-|,[-–—](?= ?(?:kr|€|EUR|Kč)))(?!\w)")
+PAIR = re.compile(rf"\b({_CURRENCY_CODE})/({_CURRENCY_CODE}) (?=[0-9])")
 MONEY = re.compile(
-    rf"(?<![\w$£€])([-–−]?)({_CURRENCY}|\b(?:{_CURRENCY_CODE})) ?([-–−]?)({NUM}){_SCALE}"
-    rf"(?![0-9]|[.,][0-9])\+?{_PER}(?: USD\b)?"
+    rf"(?<![\w$£€/])([-–−]?)({_CURRENCY}|\b(?:{_CURRENCY_CODE})) ?([-–−]?)({NUM}){_SCALE}"
+    rf"(?![0-9]|[.,][0-9])\+?{_PER}(?: ({alternatives(_DOLLAR_CODE)})\b)?"
 )
 MONEY_RANGE = re.compile(
     rf"(?<![\w$£€])({_CURRENCY}) ?({NUM}){_SCALE}{DASH}(?:(\1) ?)?({NUM}){_SCALE}(?![0-9]|[.,][0-9]){_PER}"
 )
-MONEY_AFTER = re.compile(rf"(?<![\w.,$£€])({NUM}){_SCALE} ?([€£¥₹]|\b(?:{_CURRENCY_CODE}))(?![\w])")
+MONEY_AFTER = re.compile(
+    rf"(?<![\w.,$£€])({NUM}){_SCALE} ?([{_SIGN_AFTER}]|(?:\b|(?<=[0-9]))(?:{_CURRENCY_CODE}))(?![\w])"
+)
 MONEY_EURO = re.compile(
     r"(?<![\w.,])(€ ?)?([0-9]{1,3}(?:\.[0-9]{3}){0,5}),([0-9]{2})(?![0-9])(?:(?(1)| ?€))(?![\w,.][0-9])"
 )
@@ -53,11 +70,17 @@ def _amount(sign: str, number: str, scale: str, *, single: bool = False) -> str:
     return f"{number_words.number(number)} {one if number == '1' else many}"
 
 
+def verbalize_pair(match: Match) -> str:
+    return f"{' '.join(match[1])} to {' '.join(match[2])}, "
+
+
 def verbalize_money(match: Match) -> str:
     minus = "minus " if match[1] or match[3] else ""
     plus = " plus" if "+" in match[0] else ""
     scale = _scale(match[5], match[6])
-    return f"{minus}{_amount(match[2], match[4], scale, single=is_adjective(match))}{plus}{per_unit(match[7])}"
+    sign = _DOLLAR_CODE[match[9]] if match[2] == "$" and match[9] else match[2]
+    words = _amount(sign, match[4], scale, single=is_adjective(match))
+    return f"{minus}{words}{plus}{per_unit(match[7])}{per_unit(match[8])}"
 
 
 def verbalize_money_range(match: Match) -> str:
@@ -67,7 +90,7 @@ def verbalize_money_range(match: Match) -> str:
     whole = "." not in low + high or bool(low_scale or high_scale)
     shared = not (low_scale and match[5]) and whole and (low_scale == high_scale or not (low_scale or match[5]))
     first = number_words.number(low) if shared else _amount(sign, low, low_scale)
-    return f"{first} to {last}{per_unit(match[9])}"
+    return f"{first} to {last}{per_unit(match[9])}{per_unit(match[10])}"
 
 
 def verbalize_money_after(match: Match) -> str:

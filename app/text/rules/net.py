@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 from app.text import number_words, tables
 from app.text.rules.common import NUMBER_END, NUMBER_START, SENTENCE_START, Match, capitalised_like, spell_out
 from app.text.rules.dates import spoken_day
 
-URL = re.compile(r"\b(?:(?:https?|ftp|wss?)://|www\.)[^\s<>\"'\\^`{|}\[\]]{1,600}", re.IGNORECASE)
+_SCHEME = (
+    r"(?:https?|s?ftp|wss?|s3|gs|file|ssh|git|rediss?|postgres(?:ql)?|mysql|mongodb(?:\+srv)?|amqps?|rts?mp|rtsp|chrome|"
+    r"mqtt|ldaps?|jdbc:[a-z]{2,12}|ipfs|app|about|vscode)"
+)
+URL = re.compile(rf"\b(?:{_SCHEME}://|www\.)[^\s<>\"'\\^`{{|}}\[\]]{{1,600}}", re.IGNORECASE)
 EMAIL = re.compile(r"(?<![\w.+@-])(?:mailto:)?([\w.+-]{1,64})@((?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,24})(?![\w@])")
 DOMAIN = re.compile(
     rf"(?<![\w@./-])((?:[A-Za-z0-9][A-Za-z0-9-]{{0,62}}\.){{1,5}}(?:{'|'.join(sorted(tables.TOP_LEVEL_DOMAINS))}))"
@@ -17,9 +22,18 @@ DOMAIN = re.compile(
 PORT = re.compile(r"\b([Pp]orts?) ([0-9]{4,5})(?![\w]|[.,:][0-9])")
 LOCAL = re.compile(r"\b(localhost):([0-9]{2,5})(/[^\s<>\"']{0,300})?")
 IPV4 = re.compile(
-    rf"{NUMBER_START}([0-9]{{1,3}}(?:\.[0-9]{{1,3}}){{3}})(?::([0-9]{{2,5}}))?(/[0-9]{{1,2}})?(?![\w.]\w)"
+    rf"{NUMBER_START}([0-9]{{1,3}}(?:\.[0-9]{{1,3}}){{3}})(?::([0-9]{{2,5}}))?(/[0-9]{{1,2}})?(?![\w.]\w|[0-9])"
 )
-HARDWARE_ADDRESS = re.compile(r"(?<![\w:.-])[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}(?![\w:])")
+HARDWARE_ADDRESS = re.compile(
+    r"(?<![\w:.-])(?:[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}(?![\w:])|[0-9A-Fa-f]{2}(?:-[0-9A-Fa-f]{2}){5}(?![\w-]))"
+    r"|(?<![\w.-])[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}(?![\w-]|\.\w)"
+)
+# A name of code whose parts have dots between them: "com.example.Main", "self.x", "foo.bar(".
+DOTTED_NAME = re.compile(
+    r"(?<![\w.@/\\:-])(?:[a-z_]\w{1,40}(?:\.[A-Za-z_]\w{1,60}){2,8}|(?:self|this|cls|np|pd|os|sys|plt|torch)(?:\.[A-Za-z_]\w{0,60}){1,8}"
+    r"|[A-Za-z_]\w{1,40}(?:\.[A-Za-z_]\w{1,60}){1,8}(?=\())(?![\w@/]|\.\w)"
+)
+
 IPV6 = re.compile(
     rf"(?<![\w:.])(\[?{SENTENCE_START}?)"
     r"((?=[0-9A-Fa-f:]{0,38}(?:::|(?::[0-9A-Fa-f]{1,4}){7}))[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})"
@@ -30,10 +44,14 @@ FILE = re.compile(
     r"(?<![\w@:.\\-])((?:~|\.{1,2})?/?(?:[\w-]{1,60}[./]){0,8}[\w-]{1,60})"
     rf"\.({'|'.join(sorted(tables.FILE_ENDINGS, key=len, reverse=True))})\b(?!/)"
 )
-BARE_FILE = re.compile(rf"(?<![\w.])\.({'|'.join(sorted(tables.FILE_ENDINGS | {'gitignore', 'NET', 'net'}))})\b")
+BARE_FILE = re.compile(
+    r"(?:(?<![\w.])|(?<=\bASP)|(?<=\bADO)|(?<=\bVB)|(?<=\bML))"
+    rf"\.({'|'.join(sorted(tables.FILE_ENDINGS | {'gitignore', 'NET', 'net'}))})\b"
+)
 PATH = re.compile(r"(?<![\w/<.)])((?:~|\.{1,2})?/(?:[\w.-]{1,60}/){0,10}[\w.-]{0,60}[\w-]/?)")
 WINDOWS_PATH = re.compile(r"\b([A-Z]):\\((?:[\w .-]{1,60}\\){0,10}[\w.-]{0,60})")
 HANDLE = re.compile(r"(?<![\w@.])@([A-Za-z_]\w{0,40})")
+_CODE_OF_ORDER = re.compile(r"(?=[A-Z]{0,10}[0-9])(?:[A-Z]{1,4}[0-9]{1,8}){1,4}[A-Z]{0,4}")
 HASHTAG = re.compile(r"(?<![\w#&])#([A-Za-z]\w{0,60})")
 COLOUR = re.compile(r"(?<![\w#&])#((?=[A-Fa-f]{0,5}[0-9])[0-9A-Fa-f]{6}|[0-9A-F]{3})\b")
 LONG_NUMBER_SIGN = re.compile(r"(?<![\w#&])# ?([0-9]{5,40})(?![\w,.][0-9]|\w)")
@@ -116,7 +134,7 @@ def _trailing(text: str) -> tuple[str, str]:
 def verbalize_url(match: Match) -> str:
     url, rest = _trailing(match[0])
     parts = re.match(
-        r"(?:[a-z]{2,5}://)?(?:[^/@\s]{1,60}@)?([^/:?#]{0,250})(?::([0-9]{2,5}))?(.{0,600})", url, re.IGNORECASE
+        r"(?:[a-z0-9+:]{2,20}://)?(?:[^/@\s]{1,60}@)?([^/:?#]{0,250})(?::([0-9]{2,5}))?(.{0,600})", url, re.IGNORECASE
     )
     spoken = spoken_address(parts[1], parts[2], parts[3]) if parts else ""
     return (spoken or _spelled(url)) + rest
@@ -142,7 +160,12 @@ def verbalize_ipv4(match: Match) -> str:
 
 def verbalize_hardware_address(match: Match) -> str:
     """Return the words for a MAC address: "00:1A:2B:3C:4D:5E" -> "zero zero, one A, two B, ..."."""
-    return ", ".join(spell_out(group) for group in match[0].split(":"))
+    return ", ".join(spell_out(group) for group in re.split("[:.-]", match[0]))
+
+
+def verbalize_dotted_name(match: Match) -> str:
+    """Return the words for a name of code: "com.example.MainActivity" -> "com dot example dot Main Activity"."""
+    return " dot ".join(_CAMEL.sub(" ", part.replace("_", " ")).strip() for part in match[0].split("."))
 
 
 def verbalize_ipv6(match: Match) -> str:
@@ -187,6 +210,8 @@ def verbalize_product(match: Match) -> str:
 
 
 def _file_name(name: str) -> str:
+    if "%" in name:
+        name = unquote(name, errors="ignore")
     stem, dot, end = name.rpartition(".")
     return (
         f"{_spelled(stem)} dot {spoken_ending(end)}" if dot and end.lower() in tables.FILE_ENDINGS else _spelled(name)
@@ -198,6 +223,11 @@ def verbalize_file(match: Match) -> str:
         return match[0]
     head = match[1]
     return f"{_spelled(head)} dot {spoken_ending(match[2])}"
+
+
+def verbalize_bare_file(match: Match) -> str:
+    space = " " if match.string[match.start() - 1 : match.start()].isalnum() else ""
+    return f"{space}dot {spoken_ending(match[1]) if match[1] != 'NET' else 'NET'}"
 
 
 def verbalize_path(match: Match) -> str:
@@ -216,6 +246,8 @@ def verbalize_handle(match: Match) -> str:
 
 
 def verbalize_hashtag(match: Match) -> str:
+    if _CODE_OF_ORDER.fullmatch(match[1]):
+        return f"number {' '.join(spell_out(run) for run in re.findall('[0-9]+|[A-Z]+', match[1]))}"
     words = _CAMEL.sub(" ", match[1].replace("_", " "))
     return f"hashtag {_runs(words)}"
 

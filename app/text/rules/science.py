@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from app.text import number_words
+from app.text import number_words, tables
 from app.text.rules.common import DASH, NUM, SUPERSCRIPT_DIGITS, Match, is_adjective
 
 _POWERS = "⁰¹²³⁴-⁹"
@@ -39,7 +39,16 @@ FORMULA = re.compile(
     r"(?<![\w·])(?=[A-Za-z()]{1,12}[₀-₉])((?:[A-Z][a-z]?[₀-₉]{0,3}|\([A-Za-z₀-₉]{1,12}\)[₀-₉]{0,2}){1,12})"
     r"(?:·([0-9]{0,2})(H₂O))?(?![\w⁺⁻⁰¹²³⁴-⁹])"
 )
-SUPERSCRIPT = re.compile(rf"(?<=[A-Za-z0-9)\]])([⁺⁻]?)([{_POWERS}]{{1,6}})|(?<=[A-Za-z0-9)\]])([⁺⁻ⁿ])")
+SUPERSCRIPT = re.compile(rf"(?<=[A-Za-z0-9)\]α-ωΑ-Ω])([⁺⁻]?)([{_POWERS}]{{1,6}})|(?<=[A-Za-z0-9)\]])([⁺⁻ⁿ])")
+_RAISED = dict(zip("ˣʸᶻⁿⁱʲᵏᵐᵗᵃᵇᵀᶜᵖʳᵈᵉ", "xyzNijkmtabTcprde", strict=True))
+_LOWERED = dict(zip("ₐₑₒₓₕₖₗₘₙₚₛₜᵢⱼᵣᵤᵥ", "aeoxhklmnpstijruv", strict=True))
+RAISED_LETTER = re.compile(rf"(?<=[\w)\]])([⁺⁻]?)([{''.join(_RAISED)}])(?![\w])")
+LOWERED_LETTER = re.compile(f"(?<=[A-Za-z∑Σ])([{''.join(_LOWERED)}])")
+_GREEK_SIGN = "".join(tables.GREEK)
+GREEK = re.compile(rf"(?<![\u0370-\u03ff\u1f00-\u1fff])[{_GREEK_SIGN}](?![\u0370-\u03ff\u1f00-\u1fff])")
+# A letter with a bar, a hat or an arrow: the mean of x, the estimate of p, the vector a.
+_ACCENTS = {"\u0304": "bar", "\u0305": "bar", "\u0302": "hat", "\u0303": "tilde", "\u20d7": "vector", "\u0307": "dot"}
+ACCENTED = re.compile(rf"(?<!\w)([A-Za-z])([{''.join(_ACCENTS)}])(?!\w)")
 NOTE = re.compile(r"([A-Ga-g])?([♯♭♮])")
 _NOTES = {"♯": "sharp", "♭": "flat", "♮": "natural"}
 
@@ -130,7 +139,29 @@ def verbalize_superscript(match: Match) -> str:
     if match[3]:
         return {"⁺": " plus", "⁻": " minus"}.get(match[3], " to the power of N")
     known = {"2": " squared", "3": " cubed"}.get(match[2].translate(SUPERSCRIPT_DIGITS)) if not match[1] else None
-    return known or f" to the power of {superscript_number(match[0])}"
+    after = " " if match.string[match.end() : match.end() + 1].isalpha() else ""
+    return (known or f" to the power of {superscript_number(match[0])}") + after
+
+
+def verbalize_raised_letter(match: Match) -> str:
+    sign = {"⁻": "minus ", "⁺": "plus "}.get(match[1], "")
+    return f" to the power of {sign}{_RAISED[match[2]]}"
+
+
+def verbalize_lowered_letter(match: Match) -> str:
+    return f" {_LOWERED[match[1]]}"
+
+
+def verbalize_greek(match: Match) -> str:
+    """Return the name of a Greek letter, apart from the letters and digits next to it: "Δt" -> "delta t"."""
+    before, after = match.string[match.start() - 1 : match.start()], match.string[match.end() : match.end() + 1]
+    start, end = " " * (before.isalnum() or before == ")"), " " * (after.isalnum() or after == "(")
+    return f"{start}{tables.GREEK[match[0]]}{end}"
+
+
+def verbalize_accented(match: Match) -> str:
+    name = _ACCENTS[match[2]]
+    return f"vector {match[1]}" if name == "vector" else f"{match[1]} {name}"
 
 
 def verbalize_note(match: Match) -> str:

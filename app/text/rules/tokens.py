@@ -30,6 +30,7 @@ _SUFFIX = alternatives(
     [
         *(unit for unit in tables.UNITS if "/" not in unit and " " not in unit and "." not in unit),
         *(scale for scale in tables.SCALES if scale.isalpha()),
+        *(code for code in tables.CURRENCIES if len(code) == 3 and code.isalpha()),
         *("st", "nd", "rd", "th", "ST", "ND", "RD", "TH", "am", "pm", "AM", "PM", "x", "ers", "ish"),
     ]
 )
@@ -223,7 +224,7 @@ def _after_colon(found: Match, _: Match) -> str:
 
 
 _NO_CODE = frozenset(
-    [*tables.BEFORE_NUMBER, *tables.TITLES, *tables.STREETS, *tables.MONTH_BY_PREFIX, "Sept", "St"]
+    [*tables.BEFORE_NUMBER, *tables.TITLES, *tables.STREETS, *tables.MONTH_BY_PREFIX, "Sept", "St", "Rs", "Fr"]
     + [name.rstrip(".") for name in tables.ABBREVIATIONS]
 )
 

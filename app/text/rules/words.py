@@ -15,7 +15,10 @@ from app.text.rules.common import (
 
 TITLE = re.compile(rf"\b(?:({'|'.join(tables.TITLES)})\.|(Mr|Mrs|Ms|Prof))(?= [A-Z]| & | and )")
 ABBREVIATION = re.compile(rf"(?<![\w.@])({alternatives(tables.ABBREVIATIONS)})(?!\w)")
-BEFORE_NUMBER = re.compile(rf"(?<![\w.])({alternatives(tables.BEFORE_NUMBER)})\. ?(?=[0-9])|\b(pp?|Apt|Ste) (?=[0-9])")
+BEFORE_NUMBER = re.compile(
+    rf"(?<![\w.])(?:(?<![0-9] )|(?!min\.))({alternatives(tables.BEFORE_NUMBER)})\. ?{SENTENCE_START}?(?=[0-9])"
+    r"|(?<![\w-])(pp?|Apt|Ste|Hwy|Rte) (?=[0-9])"
+)
 SAINT_OR_STREET = re.compile(r"\b(St|Dr)(?:\.|(?= [A-Z])|(?=[,;:!?)]|$))(?!\w)")
 _TWO_WORDS_BEFORE = re.compile(r"(?:([\w'.-]{1,30}),? )?([\w'.-]{1,30}) $")
 STREET = re.compile(
@@ -23,12 +26,22 @@ STREET = re.compile(
     r"(?:\.|(?=[,;:!?)]|$)|(?= [NS][EW]\b))(?!\w)(?: (NW|NE|SW|SE)\b)?"
 )
 _COMPASS = {"NW": "Northwest", "NE": "Northeast", "SW": "Southwest", "SE": "Southeast"}
+_ROMAN = r"(?:X{0,3}(?:IX|IV|V?I{0,3}))"
+ROMAN_CENTURY = re.compile(r"\b([IVX]{1,5})(?:(?:th|st|nd|rd) | |-)(?=(?:century|centuries)\b)")
+ROMAN_YEAR = re.compile(r"\b(M{1,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))\b(?!['.-]\w)")
+ROMAN_SMALL = re.compile(
+    r"\b([Aa]ct|[Ss]cene|[Pp]art|[Cc]hapter|[Bb]ook|[Ss]ection|[Pp]ages?|[Cc]anto|[Vv]olume) ([ivxl]{1,6})\b(?!['.-]\w)"
+)
+GRADE = re.compile(
+    r"(?<![\w'.-])(AB|Rh|[A-DFO])[-−](?=[,.;:!?)\"']|$| (?:on|in|for|blood|grade|student|average|and then)\b)"
+)
+PRIME = re.compile(r"\b([fgh])('{1,3})(?=\()")
 ROMAN_AFTER = re.compile(r"\b([A-Z][A-Za-z]{1,20}) ([IVXL]{1,7})\b(?!-\w|'(?!s\b)\w)(?!\.[A-Za-z])")
 # "no." means "number" in "He has no. 5 on his back", but not in "I said no. 5 people left".
 SMALL_NUMBER = re.compile(
     rf"\b(the|has|had|at|as|a|from|to|in|of|ranked|world|room|seed|his|her|wears|wore) no\. ?{SENTENCE_START}?(?=[0-9])"
 )
-SMALL_NUMBER_FIRST = re.compile(rf"(?:^|(?<=[(;])|(?<=; ))no\. ?{SENTENCE_START}?(?=[0-9])")
+SMALL_NUMBER_FIRST = re.compile(rf"(?:^|(?<=[(;])|(?<=[;,] ))no\. ?{SENTENCE_START}?(?=[0-9])")
 _BOOK_PARTS = {
     "vol": "volume", "ch": "chapter", "pt": "part", "no": "number", "fig": "figure", "sec": "section", "bk": "book",
     "art": "article", "app": "appendix",
@@ -38,22 +51,25 @@ BEFORE_ROMAN = re.compile(
 )
 CARE_OF = re.compile(r"(?<![\w/])c/o(?![\w/])")
 CIRCA = re.compile(r"(?<!\w)(?:c|ca)\. ?(?=[0-9]{3,4}\b)")
-WITH = re.compile(r"(?<![\w/])([Ww])/(o)?(?= ?[A-Za-z0-9])(?! ?[/])")
+WITH = re.compile(r"(?<![\w/])([Ww])/(?:(o)(?![A-Za-z0-9/])|(o)?(?= ?[A-Za-z0-9])(?! ?[/]))")
 BECAUSE = re.compile(r"(?<!\w)b/c(?!\w)")
 WORD_SLASH = re.compile(r"(?<![\w/])([A-Za-z]{1,30})/([A-Za-z]{1,30})(?:/([A-Za-z]{1,30}))?(?![\w/])")
 AMPERSAND = re.compile(r"(?<=\w)&(?=\w)|(?<=\w)&(?= )|(?<= )&(?=\w)")
-BRACKETED = re.compile(r"<([A-Za-z][\w.,]{0,40})>")
+BRACKETED = re.compile(r"<([A-Za-z][\w.,]{0,40}(?:, [\w.]{1,40}){0,4})>")
 COMPARE = re.compile(r"(?<=[\w)%°]) ?(<=|>=|!=|==|<|>|=) ?(?=[-\w($.'\"])")
 DOUBLE_ARROW = re.compile(r" ?(?:<-+>|<=+>|↔|⇔) ?")
 ARROW = re.compile(r" ?(?:-{1,3}>|={1,3}>|→|⟶|➜|➔|⇒) ?")
 BACK_ARROW = re.compile(r" ?(?:<-{1,3}|←) ?(?=\D)")
 ROOT = re.compile(r"√ ?\(?")
 HEART = re.compile(r"(?<=I )<3(?= )")
-SMILEY = re.compile(r"(?<![\w:;])(?:[:;=8]['`]?-?[)(DPpOo/|\\*\]\[3]{1,3}|[xX]D|<3|\^_\^|-_-|¯\\_\(ツ\)_/¯)(?![\w(])")
+SMILEY = re.compile(r"(?<![\w:;])(?:[:;=]['`]?-?[)(DPpOo/|\\*\]\[]{1,3}|:-?3|8-\)|[xX]D|<3)(?![\w(])")
 DOLLAR_NAME = re.compile(r"\$(?=[A-Za-z_])")
 SUBSCRIPT = re.compile(r"[₀-₉]")
 ENUMERATOR = re.compile(r"(?<![\w.,])([0-9]{1,2})\) (?=[A-Za-z])")
-CITATION = re.compile(r" ?(?:\[[0-9]{1,3}(?:[,–-] ?[0-9]{1,3}){0,5}\]){1,20}(?=[\s.,;:!?)]|$)")
+CITATION = re.compile(
+    r"(?<![=(+*/<>])(?<![=(+*/<>] )(?<![^A-Za-z0-9'][a-z])(?<!^[a-z])"
+    r" ?(?:\[(?!0\])[0-9]{1,3}(?:[,–-] ?[0-9]{1,3}){0,5}\]){1,20}(?=[\s.,;:!?)]|$)"
+)
 
 
 def verbalize_title(match: Match) -> str:
@@ -145,6 +161,26 @@ def verbalize_roman(match: Match) -> str:
     return match[0]
 
 
+def verbalize_roman_century(match: Match) -> str:
+    value = number_words.roman(match[1])
+    return f"{number_words.ordinal(value)} " if value and value <= 30 else match[0]
+
+
+def verbalize_roman_year(match: Match) -> str:
+    """Return the words for a year in Roman numerals. A short numeral is a word or a name: "MIX", "MD"."""
+    total = number_words.roman_value(match[1])
+    return number_words.year(total) if len(match[1]) > 4 and 1100 <= total <= 2100 else match[0]
+
+
+def verbalize_roman_small(match: Match) -> str:
+    value = number_words.roman(match[2].upper())
+    return f"{match[1]} {number_words.cardinal(value)}" if value else match[0]
+
+
+def verbalize_prime(match: Match) -> str:
+    return f"{match[1]} {('', 'double ', 'triple ')[len(match[2]) - 1]}prime"
+
+
 def verbalize_before_roman(match: Match) -> str:
     """Return the words for a numbered part: "vol. XII" -> "volume twelve"."""
     value = number_words.roman(match[2])
@@ -158,7 +194,8 @@ _BEFORE_INTRAVENOUS = frozenset({"An", "The", "Start", "Via", "Through", "By", "
 
 def verbalize_with(match: Match) -> str:
     rest = match.string[match.end() : match.end() + 1]
-    return capitalised_like(match[1], "without" if match[2] else "with") + ("" if rest == " " else " ")
+    words = capitalised_like(match[1], "without" if match[2] or match[3] else "with")
+    return words + (" " if rest.isalnum() else "")
 
 
 def verbalize_word_slash(match: Match) -> str:
