@@ -19,14 +19,14 @@ from app.audio.threads import ThreadLimit
 from app.audio.watermark import Watermark, WatermarkMissing
 from app.engines import registry
 from app.engines.manager import EngineManager
-from app.engines.pronouncing import pronounce
+from app.engines.pronouncing import pronounce, read_aloud
 from app.errors import WeightsUnavailable
 from app.generator.cache import AnswerCache
 from app.generator.checking import TakeChecker
 from app.generator.lexicons import LexiconStore
 from app.generator.preset_voices import PresetVoiceMaker
 from app.generator.speech import SpeechGenerator
-from app.generator.timestamps import WordTimer
+from app.generator.word_timing import WordTimer
 from app.keys import KeyFile, KeyRing
 from app.metrics import Metrics
 from app.runtime import heap
@@ -111,7 +111,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     watermark = create_watermark(settings)
     take_checker = TakeChecker(settings.verify, aligner)
     lexicons = LexiconStore(settings.data_dir, voices)
-    word_timer = WordTimer(aligner)
+    word_timer = WordTimer(aligner, read_aloud, normalizer.normalize)
     generator = SpeechGenerator(
         manager,
         voices,

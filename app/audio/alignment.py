@@ -46,6 +46,7 @@ from app.audio.acoustic_model import (
 from app.audio.helper_process import HelperProcess
 from app.audio.pronunciation import Pronouncer
 from app.audio.resample import StreamResampler
+from app.audio.warping import warp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -408,25 +409,55 @@ class Aligner(HelperProcess):
         rate_hz: int,
         words: Sequence[str],
         *,
+        ipa: Sequence[Sequence[str]] | None = None,
         part: bool = False,
         deadline_s: float | None = None,
     ) -> Alignment | None:
         """Call the function `align` in the helper process. Returns None if no alignment is found, if the call takes
         longer than deadline_s, or if the call fails.
 
-        deadline_s: None = 10 s plus the length of the recording.
+        ipa: pronunciations of each word, in addition to those of the source; None = none. deadline_s: None = 10 s plus
+        the length of the recording.
         """
         if not is_available():
             return None
         limit_s = deadline_s if deadline_s is not None else 10.0 + len(samples) / rate_hz
+        known = [(*(ipa[at] if ipa else ()), *self._pronounced(word)) for at, word in enumerate(words)]
+        order = {"rate_hz": rate_hz, "words": list(words), "ipa": known, "part": part, "bytes": [2 * len(samples)]}
+        answer = self._call(order, pcm.to_bytes(samples), limit_s)
+        return None if answer is None else _from_json(answer)
+
+    def warp(
+        self,
+        samples: Samples,
+        rate_hz: int,
+        reference: Samples,
+        reference_rate_hz: int,
+        times: Sequence[float],
+        *,
+        deadline_s: float,
+    ) -> list[float] | None:
+        """Call `warping.warp` in the helper process. Returns None also if the call takes too long, or fails."""
+        order = {
+            "rate_hz": rate_hz,
+            "reference_rate_hz": reference_rate_hz,
+            "times": list(times),
+            "bytes": [2 * len(samples), 2 * len(reference)],
+        }
+        answer: list[float] | None = self._call(order, pcm.to_bytes(samples) + pcm.to_bytes(reference), deadline_s)
+        return answer
+
+    def _pronounced(self, word: str) -> tuple[str, ...]:
+        return tuple(self._pronounce(word)) if self._pronounce else ()
+
+    def _call(self, order: dict[str, Any], sound: bytes, limit_s: float) -> Any:
+        """Send an order with its audio to the helper process, and return the answer; None if it fails."""
         until = time.monotonic() + limit_s
-        ipa = [tuple(self._pronounce(word)) if self._pronounce else () for word in words]
-        order = {"rate_hz": rate_hz, "words": list(words), "ipa": ipa, "part": part, "bytes": 2 * len(samples)}
         if not self._lock.acquire(timeout=limit_s):
             log.warning("Speech is not aligned with its text: the alignment process was busy for %.1f s", limit_s)
             return None
         try:
-            head, sound = json.dumps(order).encode() + b"\n", pcm.to_bytes(samples)
+            head = json.dumps(order).encode() + b"\n"
             for _ in range(2):  # the helper process may have ended since the last call
                 if self._closed.is_set():
                     break
@@ -446,7 +477,7 @@ class Aligner(HelperProcess):
             self._lock.release()
         return None
 
-    def _exchange(self, order: bytes, sound: bytes, until: float) -> Alignment | None:
+    def _exchange(self, order: bytes, sound: bytes, until: float) -> Any:
         line = self._running()
         line.settimeout(max(0.01, until - time.monotonic()))
         line.sendall(order + sound)
@@ -457,8 +488,7 @@ class Aligner(HelperProcess):
             if not part:
                 raise ConnectionResetError("the helper process closed the connection")
             reply += part
-        answer = json.loads(reply)
-        return None if answer is None else _from_json(answer)
+        return json.loads(reply)
 
 
 def _from_json(answer: dict[str, Any]) -> Alignment:
@@ -475,9 +505,13 @@ def _serve(line: socket.socket) -> None:
     with line, line.makefile("rb") as orders:
         while text := orders.readline():
             order = json.loads(text)
-            samples = pcm.from_bytes(orders.read(order["bytes"]))
-            found = align(samples, order["rate_hz"], order["words"], order["ipa"], part=order["part"])
-            answer = None if found is None else {**asdict(found), "words": [astuple(word) for word in found.words]}
+            sounds = [pcm.from_bytes(orders.read(size)) for size in order["bytes"]]
+            answer: object
+            if "times" in order:
+                answer = warp(sounds[0], order["rate_hz"], sounds[1], order["reference_rate_hz"], order["times"])
+            else:
+                found = align(sounds[0], order["rate_hz"], order["words"], order["ipa"], part=order["part"])
+                answer = None if found is None else {**asdict(found), "words": [astuple(word) for word in found.words]}
             line.sendall(json.dumps(answer).encode() + b"\n")
 
 

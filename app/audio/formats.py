@@ -154,12 +154,12 @@ _FLAC = CodecRecipe(
 )
 
 AUDIO_FORMATS: dict[str, Format] = {
-    "mp3": Format("audio/mpeg", _MP3, _MPEG_RATES_HZ),
+    "mp3": Format("audio/mpeg", _MP3, _MPEG_RATES_HZ, delay_samples=1105),
     "opus": Format("audio/opus", _OPUS),
-    "aac": Format("audio/aac", _AAC, _MPEG_RATES_HZ),
+    "aac": Format("audio/aac", _AAC, _MPEG_RATES_HZ, delay_samples=1024 + _AAC.lead_in_samples),
     "flac": Format("audio/flac", _FLAC),
     "wav": Format("audio/wav", PcmRecipe(wav_header, wav_header)),
     "pcm": Format("audio/pcm", PcmRecipe(lambda _: b"")),
     "ogg": Format("audio/ogg", _OPUS),
-    "m4a": Format("audio/mp4", _M4A, _MPEG_RATES_HZ),
+    "m4a": Format("audio/mp4", _M4A, _MPEG_RATES_HZ, delay_samples=1024 + _M4A.lead_in_samples),
 }

@@ -1,13 +1,18 @@
-"""Returns pronunciations of words in IPA from eSpeak NG, if eSpeak NG is installed. No engine needs to run for this."""
+"""Pronunciations of words in IPA, and texts read aloud, by eSpeak NG if it is installed. No engine needs to run."""
 
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
-from app.engines.espeak import Library
-from app.errors import EngineUnavailable
+from app.engines.espeak import Library, resolve_language
+from app.errors import EngineUnavailable, SpeechError
+
+if TYPE_CHECKING:
+    from app.types import Samples
 
 ACCENTS = ("gmw/en-US", "gmw/en-GB-x-rp")  # identifiers of eSpeak NG voices
+_PITCH = 50  # of 99, the middle
 
 
 @functools.cache
@@ -23,3 +28,20 @@ def pronounce(word: str) -> tuple[str, ...]:
     """Return the pronunciations of an English word in IPA; () if eSpeak NG is not installed. Thread-safe."""
     library = _library()
     return () if library is None else tuple(dict.fromkeys(library.ipa(word, accent) for accent in ACCENTS))
+
+
+def read_aloud(text: str, language: str) -> tuple[Samples, int, list[tuple[int, int | None]]] | None:
+    """Speak a text with eSpeak NG. Returns samples (N,), their rate, and (sample, character) of its words.
+
+    See `Library.synthesize_words`. Returns None if eSpeak NG is not installed, or if it has no voice for the language.
+    Thread-safe.
+    """
+    library = _library()
+    if library is None:
+        return None
+    try:
+        voice = resolve_language(language, library.languages)
+        samples, places = library.synthesize_words(text, voice, _PITCH)
+    except SpeechError:
+        return None
+    return samples, library.rate_hz, places

@@ -42,7 +42,8 @@ from app.generator.resolving import RequestResolver, check_extra
 from app.generator.sound import HELD_IN_MEMORY_BYTES, Recording
 from app.generator.take import Take
 from app.generator.timeline import Timeline
-from app.generator.timestamps import AnswerTimes, WordTimer
+from app.generator.timestamps import AnswerTimes
+from app.generator.word_timing import WordTimer
 from app.text.punctuation import has_words
 from app.text.script import Pause
 from app.types import ContextTurn, Scheduling, Utterance
@@ -165,7 +166,7 @@ class SpeechGenerator:
         self._prompts = Prompts(voices)
         self._context = ConversationContext(memory, uploads)
         self._checker = checker
-        self._word_timer = word_timer or WordTimer(None)
+        self._word_timer = word_timer or WordTimer()
         self._order = EncodeOrder()
         self._generations = Generations()
         self.encoding = 0  # answers that are being encoded; the engine may have finished them

@@ -1,177 +1,32 @@
 """The times of words and sentences of an answer, found from its audio while the audio is sent.
 
-`AnswerTimes` collects the 16-bit samples of one answer. When all audio of an utterance was sent, `WordTimer` finds the
-places of its words in a thread:
-
-1. from the marks of the engine, if the engine knows when it speaks each word,
-2. for English, with the aligner,
-3. if neither is possible, the sentences of the utterance share its audio by the length of their texts.
-
-The result counts in seconds of the answer's audio, and refers to the caller's text by character positions.
+`AnswerTimes` collects the 16-bit samples of one answer. When all audio of an utterance was sent, a `WordTimer` finds
+the spoken words in the audio. The result counts in seconds of the encoded file, and refers to the caller's text by
+character positions.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
 import re
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from app.audio import pcm
-from app.audio.stretch import StreamStretcher
 from app.generator.cache import SAMPLE_BYTES
+from app.generator.word_timing import count_letters, share_time
 from app.types import TimedSentence, TimedWord, Timestamps
 
 if TYPE_CHECKING:
-    from app.audio.alignment import Aligner
     from app.generator.timeline import Timeline, TimelineLine, TimelineUtterance
-    from app.types import Samples
+    from app.generator.word_timing import Found, Span, WordTimer
 
-log = logging.getLogger(__name__)
-
-Span = tuple[float, float]  # start and end in seconds
-DEADLINE_S = 10.0  # for one alignment, in addition to the length of the audio
 WAITING_BYTES = 8 << 20  # of samples that wait to be aligned: about three minutes
+NO_WORDS = "The text contains no words that are spoken."
 _TOKEN = re.compile(r"\S+")
-_SILENCE_DB = 35.0  # audio this far below loud speech is silence
-_WINDOW_S = 0.01
 _DIGITS = 3  # decimals of the times: milliseconds
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The times of the words of one utterance, in seconds after its start at speed 1."""
-
-    words: list[list[Span | None]]  # of each line: the time of each word; None = it has no sound
-    reason: str = ""  # why the words have no times
-
-
-class WordTimer:
-    """Finds the times of words, one utterance at a time, in its own thread. Used from one event loop."""
-
-    def __init__(self, aligner: Aligner | None) -> None:
-        """aligner: for English; None = words have times only if the engine marks them."""
-        self._aligner = aligner
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="timestamps")
-
-    def close(self) -> None:
-        """End the thread after its current work."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    async def find(
-        self, utterance: TimelineUtterance, sound: bytes, rate_hz: int, speed: float, language: str | None
-    ) -> Found:
-        """Find the words of an utterance. sound: its 16-bit samples, after the change of speed.
-
-        language: of the request; None = not set. Never raises an error of the work.
-        """
-        try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._find, utterance, sound, rate_hz, speed, language
-            )
-        except Exception:
-            log.exception("the times of the words of an utterance can't be found; its sentences still have times")
-            return Found([], "The server failed to find the times of words. The log of the server has the reason.")
-
-    def _find(
-        self, utterance: TimelineUtterance, sound: bytes, rate_hz: int, speed: float, language: str | None
-    ) -> Found:
-        samples = pcm.from_bytes(sound)
-        if not len(samples):
-            return Found([])
-        if speed != 1.0:
-            stretcher = StreamStretcher(rate_hz, 1 / speed)
-            samples = np.concatenate((stretcher.push(samples), stretcher.flush()))
-        if utterance.marks:
-            return Found(_marked_words(utterance, samples, rate_hz))
-        return Found([], "The engine does not report when it speaks each word.")
-
-
-def _marked_words(utterance: TimelineUtterance, samples: Samples, rate_hz: int) -> list[list[Span | None]]:
-    """Return the times of the words of each line from the marks of the engine."""
-    loud = _loud_windows(samples, rate_hz)
-    marks = utterance.marks
-    firsts = [next((mark.sample for mark in marks if mark.line == at), None) for at in range(len(utterance.lines))]
-    found = []
-    for at, line in enumerate(utterance.lines):
-        following = next((first for first in firsts[at + 1 :] if first is not None), len(samples))
-        events = [(mark.sample, mark.char) for mark in marks if mark.line == at]
-        places = [(sample / rate_hz, char) for sample, char in events]
-        found.append(_line_words(line.text, places, following / rate_hz, loud))
-    return found
-
-
-def _line_words(
-    text: str, places: Sequence[tuple[float, int | None]], end_s: float, loud: np.ndarray
-) -> list[Span | None]:
-    """Return the times of the words of one line. places: (seconds, character) of words; None = a pause ends there.
-
-    Words that have no place of their own were spoken together with the word before them. They share its time by the
-    number of their letters.
-    """
-    tokens = [match.span() for match in _TOKEN.finditer(text)]
-    starts = [start for start, _ in tokens]
-    times: list[Span | None] = [None] * len(tokens)
-    groups: list[tuple[int, float, float]] = []  # first word, start, end
-    for number, (start_s, char) in enumerate(places):
-        if char is None:
-            continue
-        word = max(0, bisect_right(starts, char) - 1)
-        if groups and word <= groups[-1][0]:
-            continue
-        following = next(
-            (
-                (place_s, place)
-                for place_s, place in places[number + 1 :]
-                if place is None or bisect_right(starts, place) - 1 > word
-            ),
-            (end_s, None),
-        )
-        stop_s = max(start_s, following[0])
-        groups.append((word, start_s, _end_of_sound(start_s, stop_s, loud) if following[1] is None else stop_s))
-    for number, (first, start_s, stop_s) in enumerate(groups):
-        last = groups[number + 1][0] if number + 1 < len(groups) else len(tokens)
-        shared = [at for at in range(first if number else 0, last) if _letters(text[slice(*tokens[at])])]
-        weights = [_letters(text[slice(*tokens[at])]) for at in shared]
-        for at, span in zip(shared, _shared(start_s, stop_s, weights), strict=True):
-            times[at] = span
-    return times
-
-
-def _shared(start_s: float, end_s: float, weights: Sequence[int]) -> list[Span]:
-    """Divide a time by weights."""
-    total = sum(weights) or 1
-    places = [start_s + (end_s - start_s) * done / total for done in itertools.accumulate(weights, initial=0)]
-    return list(itertools.pairwise(places))
-
-
-def _letters(text: str) -> int:
-    """The number of letters and digits of a text."""
-    return sum(char.isalnum() for char in text)
-
-
-def _loud_windows(samples: Samples, rate_hz: int) -> np.ndarray:
-    """Return (T,) whether each window of 10 ms is louder than silence."""
-    size = max(1, round(_WINDOW_S * rate_hz))
-    count = -(-len(samples) // size)
-    padded = np.pad(samples, (0, count * size - len(samples)))
-    level = 10 * np.log10(np.square(padded.reshape(count, size)).mean(axis=1) + 1e-10)
-    return level > np.percentile(level, 95) - _SILENCE_DB if count else np.zeros(0, bool)
-
-
-def _end_of_sound(start_s: float, end_s: float, loud: np.ndarray) -> float:
-    """Return the end of the last sound between two times; `end_s` if all is silent."""
-    first, last = int(start_s / _WINDOW_S), -(-end_s // _WINDOW_S)
-    sounding = np.flatnonzero(loud[first : int(last)])
-    return min(end_s, (first + int(sounding[-1]) + 1) * _WINDOW_S) if len(sounding) else end_s
 
 
 # ---- from spoken words to the caller's words
@@ -226,10 +81,10 @@ def _caller_words(line: TimelineLine, times: Sequence[Span | None], texts: _Text
     text = texts.texts[line.turn]
     for group in groups:
         every = range(group.first, group.last + 1)
-        letters = [_letters(text[starts[part] : ends[part]]) for part in every]
+        letters = [count_letters(text[starts[part] : ends[part]]) for part in every]
         parts = [part for part, count in zip(every, letters, strict=True) if count] or list(every)
         weights = [count for count in letters if count] or [1] * len(parts)
-        found += list(zip(parts, _shared(group.start_s, group.end_s, weights), strict=True))
+        found += list(zip(parts, share_time(group.start_s, group.end_s, weights), strict=True))
     return found
 
 
@@ -304,7 +159,8 @@ class AnswerTimes:
         """Wait until all words have times. Call it after `end`."""
         while not self._ended or self._task is not None:
             await self._wait()
-        return Timestamps(tuple(self.sentences), self._shown(self._samples / self._rate_hz), " ".join(self._reasons))
+        reasons = self._reasons if self.sentences else [NO_WORDS]
+        return Timestamps(tuple(self.sentences), self._shown(self._samples / self._rate_hz), " ".join(reasons))
 
     async def follow(self, count: int = 0) -> AsyncGenerator[list[TimedSentence]]:
         """Yield the sentences after the first `count` ones as soon as they are finished. Call it after `end`."""
@@ -381,7 +237,7 @@ class AnswerTimes:
         if found.reason and found.reason not in self._reasons:
             self._reasons.append(found.reason)
         lines = utterance.lines
-        bounds = _shared(start_s, end_s, [max(1, len(line.text)) for line in lines])
+        bounds = share_time(start_s, end_s, [max(1, len(line.text)) for line in lines])
         for at, line in enumerate(lines):
             times = found.words[at] if found.words else [None] * len(line.words)
             words = [

@@ -173,6 +173,11 @@ def remove_unsupported_sounds(text: SpannedText, supported: frozenset[str]) -> S
     return text if supported >= NON_VERBAL_SOUNDS else text.sub(_EXACT, keep)
 
 
+def blank_sounds(text: str) -> str:
+    """Return the text with spaces in place of its non-verbal sounds. Its length does not change."""
+    return _EXACT.sub(lambda match: " " * len(match[0]), text)
+
+
 def without_sounds(text: str) -> tuple[str, int]:
     """Return the text without its non-verbal sounds, and the number of these sounds."""
     return _EXACT.subn(" ", text)
