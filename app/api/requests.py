@@ -238,6 +238,13 @@ class SpokenBody(BaseModel):
         Flag | None,
         Field(description="With `stream_format: sse`: send `speech.progress` events with the start of each sentence."),
     ] = None
+    timestamps: Annotated[
+        Flag | None,
+        Field(
+            description="Return JSON with the audio in base64 and the times of its words and sentences. With "
+            "`stream_format: sse`: also send `speech.audio.words` events."
+        ),
+    ] = None
 
     speaker_id: Annotated[
         Speaker | None,
@@ -397,6 +404,7 @@ class SpokenBody(BaseModel):
             verify=self.verify,
             best_of=self.best_of or 1,
             lexicon=lexicon_entries(self.lexicon, "lexicon"),
+            timestamps=self.timestamps is True,
         )
 
 

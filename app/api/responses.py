@@ -637,15 +637,39 @@ def _ref(model: type[BaseModel]) -> Schema:
 
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _COUNT_OR_NULL: Schema = {"type": ["integer", "null"], "minimum": 0}
+_SECONDS: Schema = {"type": "number", "minimum": 0}
+_PLACE = {"start": _SECONDS, "end": _SECONDS, "start_char": _COUNT, "end_char": _COUNT, "turn": _COUNT}
+_TIMES: dict[str, Schema] = {
+    "words": {
+        "type": "array",
+        "items": _object(["turn"], word={"type": "string"}, **_PLACE),
+        "description": "The parts of the caller's text between white space that are spoken. Times are seconds in the "
+        "decoded file; `start_char` and `end_char` (exclusive) count the characters of the text.",
+    },
+    "sentences": {"type": "array", "items": _object(["turn"], text={"type": "string"}, **_PLACE)},
+}
+_REASON: Schema = {"type": "string", "description": "Why some sentences have no times of words. Absent if all have."}
+_TIMED_SPEECH = _object(
+    ["reason"],
+    audio={"type": "string", "contentEncoding": "base64"},
+    audio_format={"type": "string"},
+    sample_rate=_COUNT,
+    duration=_SECONDS,
+    reason=_REASON,
+    **_TIMES,
+)
 _SPEECH_EVENTS = _events(
     _event("speech.audio.delta", audio={"type": "string", "contentEncoding": "base64"}),
     _event(
         "speech.audio.done",
-        ["guard"],
+        ["guard", "duration", "reason"],
         usage=_object(input_tokens=_COUNT, output_tokens=_COUNT, total_tokens=_COUNT),
         guard={"type": "array", "items": {"type": "string"}},
         verified={"enum": ["ok", "retried", "uncertain", "unchecked"]},
+        duration=_SECONDS,
+        reason=_REASON,
     ),
+    _event("speech.audio.words", (), **_TIMES),
     _event(
         "speech.progress",
         text={"type": "string"},
@@ -665,9 +689,10 @@ def speech_response() -> Schema:
     """Return the OpenAPI description of the 200 response of a speech route, with all audio formats."""
     content = {row.media_type: BINARY for row in AUDIO_FORMATS.values()}
     return {
-        "description": "The audio as a stream, or server-sent events with `stream_format: sse`.",
+        "description": "The audio as a stream, server-sent events with `stream_format: sse`, or JSON with "
+        "`timestamps: true`.",
         "headers": dict(_SPEECH_HEADERS),
-        "content": {**content, "text/event-stream": _SPEECH_EVENTS},
+        "content": {**content, "text/event-stream": _SPEECH_EVENTS, "application/json": {"schema": _TIMED_SPEECH}},
     }
 
 

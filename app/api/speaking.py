@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from app.api.requests import ConversationBody
-from app.api.streaming import StreamingAnswer, speech_stream
+from app.api.requests import ConversationBody, DialogueBody
+from app.api.streaming import StreamingAnswer, TimedAudio, speech_stream
 from app.errors import SpeechError
 
 if TYPE_CHECKING:
@@ -85,8 +85,16 @@ class Speaking:
 
         def open_stream() -> AbstractAsyncContextManager[Stream]:
             answer = partial(self.answer, body, owner, voice=voice)
-            filename = f"speech.{body.response_format or body.DEFAULT_FORMAT}"
-            return speech_stream(answer, self.metrics, filename, sse=body.sse, progress=body.progress is True)
+            audio_format = body.response_format or body.DEFAULT_FORMAT
+            timed = TimedAudio(audio_format, body.sample_rate or 24_000, several_turns=isinstance(body, DialogueBody))
+            return speech_stream(
+                answer,
+                self.metrics,
+                f"speech.{audio_format}",
+                sse=body.sse,
+                progress=body.progress is True,
+                timed=timed if body.timestamps is True else None,
+            )
 
         return StreamingAnswer(open_stream, self.metrics, sse=body.sse)
 

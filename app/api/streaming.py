@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from app.generator.speech import Answer
     from app.metrics import Metrics
+    from app.types import TimedSentence, TimedWord
 
 log: Any = structlog.get_logger(__name__)
 
@@ -54,6 +55,15 @@ class Stream:
     headers: Headers
     body: AsyncGenerator[bytes]
     completed: Callable[[dict[str, Any]], None] | None = None  # called with request.state after the last byte
+
+
+@dataclass(frozen=True, slots=True)
+class TimedAudio:
+    """How a response with the times of words describes its audio."""
+
+    audio_format: str
+    sample_rate_hz: int
+    several_turns: bool  # whether each word and each sentence names its turn
 
 
 class StreamingAnswer(Response):
@@ -159,12 +169,19 @@ class StreamingAnswer(Response):
 
 @contextlib.asynccontextmanager
 async def speech_stream(
-    prepare: Callable[[], Awaitable[Answer]], metrics: Metrics, filename: str, *, sse: bool, progress: bool
+    prepare: Callable[[], Awaitable[Answer]],
+    metrics: Metrics,
+    filename: str,
+    *,
+    sse: bool,
+    progress: bool,
+    timed: TimedAudio | None = None,
 ) -> AsyncIterator[Stream]:
     """Open the stream of a speech answer.
 
     prepare: starts the answer. filename: the name under which browsers save the audio. sse: send OpenAI's
-    speech.audio.* events, not audio bytes. progress: with `sse`, also send speech.progress events.
+    speech.audio.* events, not audio bytes. progress: with `sse`, also send speech.progress events. timed: add the
+    times of words; without `sse`, the response is then JSON.
     """
     started_s = time.monotonic()
     answer = await prepare()
@@ -172,14 +189,14 @@ async def speech_stream(
         first = await anext(audio, b"")
         metrics.first_audio(answer.engine, time.monotonic() - started_s, answer.cache)
         headers = [
-            ("content-type", SSE_MEDIA_TYPE if sse else answer.media_type),
+            ("content-type", SSE_MEDIA_TYPE if sse else "application/json" if timed else answer.media_type),
             *STREAM_HEADERS,
             ("x-tts-engine", answer.engine),
             ("x-tts-seed", str(answer.seed)),
             ("x-cache", answer.cache),
             ("openai-processing-ms", str(round((time.monotonic() - started_s) * 1000))),
         ]
-        if not sse:
+        if not sse and timed is None:
             headers.append(("content-disposition", f'inline; filename="{filename}"'))
         if answer.ignored:
             headers.append(("x-tts-ignored", ", ".join(answer.ignored)))
@@ -188,7 +205,7 @@ async def speech_stream(
         headers.append(("x-tts-verified", answer.verified))
         if answer.voice_not_ready:
             headers.append(("x-voice-state", "uncast"))
-        if answer.size_bytes is not None and not sse:
+        if answer.size_bytes is not None and not sse and timed is None:
             headers.append(("content-length", str(answer.size_bytes)))
 
         def completed(state: dict[str, Any]) -> None:
@@ -196,7 +213,11 @@ async def speech_stream(
                 metrics.key_tokens(key, usage.input_tokens, usage.output_tokens)
 
         body = _joined(first, audio)
-        yield Stream(headers, _speech_events(body, answer, progress) if sse else body, completed)
+        if sse:
+            body = _speech_events(body, answer, progress, timed)
+        elif timed is not None:
+            body = _timed_json(body, answer, timed)
+        yield Stream(headers, body, completed)
 
 
 async def _joined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -206,12 +227,54 @@ async def _joined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[b
         yield data
 
 
-async def _speech_events(body: AsyncGenerator[bytes], answer: Answer, progress: bool) -> AsyncGenerator[bytes]:
+async def _timed_json(body: AsyncGenerator[bytes], answer: Answer, timed: TimedAudio) -> AsyncGenerator[bytes]:
+    """Yield one JSON object with the audio in base64, and then the times of its words and sentences."""
+    rest = b""  # base64 encodes three bytes at a time
+    yield b'{"audio":"'
+    async for data in body:
+        rest += data
+        whole = len(rest) - len(rest) % 3
+        yield base64.b64encode(rest[:whole])
+        rest = rest[whole:]
+    times = await answer.timestamps()
+    about = {
+        "audio_format": timed.audio_format,
+        "sample_rate": timed.sample_rate_hz,
+        "duration": times.duration_s,
+        **_times_of(times.sentences, timed),
+        **({"reason": times.reason} if times.reason else {}),
+    }
+    yield base64.b64encode(rest) + b'",' + json.dumps(about, separators=(",", ":")).encode()[1:]
+
+
+def _times_of(sentences: Sequence[TimedSentence], timed: TimedAudio) -> dict[str, Any]:
+    """Return the times of sentences and of their words as JSON values."""
+
+    def place(part: TimedSentence | TimedWord) -> dict[str, Any]:
+        turn = {"turn": part.turn} if timed.several_turns else {}
+        return {
+            "start": part.start_s,
+            "end": part.end_s,
+            "start_char": part.start_char,
+            "end_char": part.end_char,
+            **turn,
+        }
+
+    return {
+        "words": [{"word": word.word, **place(word)} for sentence in sentences for word in sentence.words],
+        "sentences": [{"text": sentence.text, **place(sentence)} for sentence in sentences],
+    }
+
+
+async def _speech_events(
+    body: AsyncGenerator[bytes], answer: Answer, progress: bool, timed: TimedAudio | None
+) -> AsyncGenerator[bytes]:
     """Yield the audio as OpenAI's speech.audio.* events.
 
-    progress: send a speech.progress event before the audio of each utterance.
+    progress: send a speech.progress event before the audio of each utterance. timed: send the times of words; None =
+    do not send them.
     """
-    announced = 0
+    announced = sent = 0
     async for data in body:
         if progress:
             for began in answer.progress.utterances[announced:]:
@@ -220,6 +283,15 @@ async def _speech_events(body: AsyncGenerator[bytes], answer: Answer, progress: 
         for start in range(0, len(data), DELTA_BYTES):
             audio = base64.b64encode(data[start : start + DELTA_BYTES]).decode()
             yield event({"type": "speech.audio.delta", "audio": audio})
+        if timed is not None and (new := answer.timed[sent:]):
+            sent += len(new)
+            yield event({"type": "speech.audio.words", **_times_of(new, timed)})
+    times: dict[str, Any] = {}
+    if timed is not None:
+        async for new in answer.later_timed(sent):
+            yield event({"type": "speech.audio.words", **_times_of(new, timed)})
+        whole = await answer.timestamps()
+        times = {"duration": whole.duration_s, **({"reason": whole.reason} if whole.reason else {})}
     usage = answer.usage
     assert usage is not None  # noqa: S101 - the generator sets it before the stream ends
     counts = {
@@ -228,7 +300,7 @@ async def _speech_events(body: AsyncGenerator[bytes], answer: Answer, progress: 
         "total_tokens": usage.total_tokens,
     }
     guard = {"guard": list(dict.fromkeys(answer.broken_rules))} if answer.broken_rules else {}
-    yield event({"type": "speech.audio.done", "usage": counts, **guard, "verified": answer.verified})
+    yield event({"type": "speech.audio.done", "usage": counts, **guard, "verified": answer.verified, **times})
     yield SSE_END
 
 

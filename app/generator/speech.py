@@ -128,6 +128,15 @@ class Answer:
             raise ValueError("The request of this answer has timestamps=False.")
         return await self.times.finished()
 
+    async def later_timed(self, count: int) -> AsyncGenerator[list[TimedSentence]]:
+        """Yield the sentences after the first `count` ones of `timed` as soon as they have times.
+
+        Call it after the end of the stream.
+        """
+        if self.times is not None:
+            async for sentences in self.times.follow(count):
+                yield sentences
+
 
 class SpeechGenerator:
     """Turns validated requests into answers. Used from one event loop."""

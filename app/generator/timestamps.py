@@ -11,8 +11,9 @@ import asyncio
 import re
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from app.generator.cache import SAMPLE_BYTES
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 WAITING_BYTES = 8 << 20  # of samples that wait to be aligned: about three minutes
 NO_WORDS = "The text contains no words that are spoken."
 _TOKEN = re.compile(r"\S+")
+# The end of a sentence, but not an initial such as "J."; and the start of the next one.
+_SENTENCE_END = re.compile(r"(?<!\b\w)[.!?\u2026]+[\"'\u201d\u2019)\]]*$")
+_SENTENCE_START = re.compile(r"[\"'\u201c\u2018(\[]*(?:[^\W\d_a-z]|\d)")
 _DIGITS = 3  # decimals of the times: milliseconds
 
 
@@ -86,6 +90,25 @@ def _caller_words(line: TimelineLine, times: Sequence[Span | None], texts: _Text
         weights = [count for count in letters if count] or [1] * len(parts)
         found += list(zip(parts, share_time(group.start_s, group.end_s, weights), strict=True))
     return found
+
+
+def _sentences_of(
+    line: TimelineLine, times: Sequence[Span | None]
+) -> Iterator[tuple[TimelineLine, Sequence[Span | None]]]:
+    """Yield the sentences of a line with the times of their words. A line can have several short sentences."""
+    words = line.words
+    ends = [
+        at + 1
+        for at, (word, following) in enumerate(pairwise(words))
+        if _SENTENCE_END.search(word.word) and _SENTENCE_START.match(following.word)
+    ]
+    for start, end in pairwise([0, *ends, len(words)]) if ends else ():
+        text = " ".join(word.word for word in words[start:end])
+        first = words[start].start_char if start else line.start_char
+        last = words[end - 1].end_char if end < len(words) else line.end_char
+        yield replace(line, text=text, words=words[start:end], start_char=first, end_char=last), times[start:end]
+    if not ends:
+        yield line, times
 
 
 class AnswerTimes:
@@ -236,10 +259,13 @@ class AnswerTimes:
         end_s = start_s + samples / self._rate_hz
         if found.reason and found.reason not in self._reasons:
             self._reasons.append(found.reason)
-        lines = utterance.lines
-        bounds = share_time(start_s, end_s, [max(1, len(line.text)) for line in lines])
-        for at, line in enumerate(lines):
-            times = found.words[at] if found.words else [None] * len(line.words)
+        lines = [
+            part
+            for at, line in enumerate(utterance.lines)
+            for part in _sentences_of(line, found.words[at] if found.words else [None] * len(line.words))
+        ]
+        bounds = share_time(start_s, end_s, [max(1, len(line.text)) for line, _ in lines])
+        for at, (line, times) in enumerate(lines):
             words = [
                 (part, (start_s + first / self._speed, min(end_s, start_s + last / self._speed)))
                 for part, (first, last) in _caller_words(line, times, self._texts)

@@ -170,6 +170,20 @@ def progress(server: Server, route: str) -> None:
     assert server.speak(route, progress=False).ignored == []
 
 
+def timestamps(server: Server, route: str) -> None:
+    plain = server.speak(route)
+    timed = server.speak(route, timestamps=True)
+    answer = timed.response.json()
+    assert timed.response.headers["content-type"] == "application/json"
+    assert "timestamps" not in timed.ignored
+    assert base64.b64decode(answer["audio"]) == plain.response.content
+    assert [sentence["text"] for sentence in answer["sentences"]] == ["I have 5 apples.", "You have none."]
+    assert server.speak(route, timestamps=False).response.content == plain.response.content
+    streamed = server.speak(route, timestamps=True, stream_format="sse")
+    texts = [each["text"] for event in streamed.events for each in event.get("sentences", ())]
+    assert texts == ["I have 5 apples.", "You have none."]
+
+
 def sampling(name: str, value: float, param: str | None = None) -> Callable[[Server, str], None]:
     def check(server: Server, route: str) -> None:
         for field_value in (None, value):
@@ -389,6 +403,7 @@ ROWS: dict[str, Row] = {
     "speed": Row(speed),
     "stream_format": Row(stream_format),
     "progress": Row(progress),
+    "timestamps": Row(timestamps),
     "temperature": Row(sampling("temperature", 0.5), lacking="refused", value=0.5),
     "top_k": Row(sampling("top_k", 7), lacking="refused", value=7),
     "topk": Row(sampling("topk", 7, "top_k"), lacking="refused", value=7, param="top_k"),

@@ -217,6 +217,7 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("normalize", ["", 0, 1]),
     ("enhance", ["2", 0, 1]),
     ("progress", ["never", 0, 1]),
+    ("timestamps", ["words", 0, 1]),
     ("parallel", ["nein", 0, 1]),
     ("verify", ["auto", 0, 1]),
     ("best_of", ["2.5", True, 1.5, [2]]),

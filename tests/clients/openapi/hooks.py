@@ -42,7 +42,7 @@ def valid_data_is_understood(_: Any, response: Any, case: Any) -> None:
 # The server accepts numbers and booleans as strings, which the schema does not describe.
 LENIENT = {
     *("speed", "temperature", "top_k", "topk", "top_p", "cfg_scale", "seed", "max_audio_length_ms", "sample_rate"),
-    *("best_of", "speaker_id", "cache", "normalize", "enhance", "parallel", "verify", "progress"),
+    *("best_of", "speaker_id", "cache", "normalize", "enhance", "parallel", "verify", "progress", "timestamps"),
 }
 
 

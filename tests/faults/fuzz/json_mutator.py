@@ -11,7 +11,18 @@ if TYPE_CHECKING:
 
 NAMES = (
     *("model", "input", "text", "voice", "voice_id", "id", "instructions", "response_format", "speed", "stream_format"),
-    *("progress", "temperature", "top_k", "topk", "top_p", "cfg_scale", "seed", "max_audio_length_ms", "sample_rate"),
+    *(
+        "progress",
+        "timestamps",
+        "temperature",
+        "top_k",
+        "topk",
+        "top_p",
+        "cfg_scale",
+        "seed",
+        "max_audio_length_ms",
+        "sample_rate",
+    ),
     *(
         "language",
         "conversation_id",
