@@ -51,7 +51,7 @@ MAX_MISSING_SHARE = 0.5  # of the words; with more missing words, the audio has 
 _TOKEN = re.compile(r"\S+")
 _SILENCE_DB = 35.0  # audio this far below loud speech is silence
 _WINDOW_S = 0.01
-NO_EXTRA = "The words have no times, because neither the `words` extra nor eSpeak NG is installed."
+NO_EXTRA = "The words have no times, because neither the `words` extra nor the offline voice is installed."
 NOT_FOUND = "The words of some sentences have no times, because they can't be found in the audio."
 
 

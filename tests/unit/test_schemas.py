@@ -161,6 +161,8 @@ def test_unknown_fields_of_turns_are_named():
         ({"parallel": False}, {}),
         ({"verify": True}, {"verify": True}),
         ({"verify": False}, {"verify": False}),
+        ({"timestamps": True}, {"timestamps": True}),
+        ({"timestamps": False}, {}),
         ({"best_of": 1}, {}),
         ({"best_of": 4.0}, {"best_of": 4}),
         ({"stream_format": "sse"}, {}),
@@ -472,7 +474,7 @@ CHANGES: dict[str, list[Any]] = {
 
 def test_digest_changes_cover_every_field():
     # The resolver adds the entries of `lexicon` that can act on the text, and reads `default_speaker`.
-    assert CHANGES.keys() | {"model", "use_cache", "verify", "lexicon", "default_speaker"} == {
+    assert CHANGES.keys() | {"model", "use_cache", "verify", "lexicon", "default_speaker", "timestamps"} == {
         field.name for field in dataclasses.fields(SpeechRequest)
     }
 
