@@ -129,7 +129,7 @@ export async function call(path, { json, ...options } = {}) {
 export const getJson = async (path, options) => (await call(path, options)).json();
 
 /**
- * Streams speech. Calls `on.head(headers)` once, `on.audio(bytes)` for each chunk and `on.progress(event)`.
+ * Streams speech. Calls `on.head(headers)` once, `on.audio(bytes)` for each chunk, `on.progress(event)` and `on.words(event)`.
  * Resolves to the usage. Throws ApiError when the stream breaks off, with the server's message if there is one.
  */
 export async function speakStream(path, body, on, signal) {
@@ -157,6 +157,7 @@ export async function speakStream(path, body, on, signal) {
         const event = JSON.parse(data);
         if (event.type === "speech.audio.delta") on.audio(fromBase64(event.audio));
         else if (event.type === "speech.progress") on.progress(event);
+        else if (event.type === "speech.audio.words") on.words(event);
         else if (event.type === "speech.audio.done") usage = event.usage;
         else if (event.error) throw new ApiError({ status: 500, ...event.error, requestId });
       }

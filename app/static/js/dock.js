@@ -1,10 +1,8 @@
 // The player bar at the bottom of every page: play, position, A/B comparison, volume, save.
 
-import { ApiError, call, limitOf } from "./api.js";
-import { player, wav } from "./player.js";
-import { button, clock, debounce, dialog, download, h, icon, notify, number, t } from "./ui.js";
+import { player } from "./player.js";
+import { button, clock, debounce, h, icon, notify, number, t } from "./ui.js";
 
-const FIRST_FORMAT = "wav"; // the page writes it without the server
 const LEAST_SPAN_S = 10;
 
 /** Draws the waveform of a track on a canvas. When a growing track fills the canvas, the time span grows by half. */
@@ -76,31 +74,15 @@ export class Wave {
   }
 }
 
-/** Saves a track as a file. The page writes WAV and PCM; the server makes other formats. */
-export async function save(track, format, name) {
-  if (format === "wav") return download(wav(track.samples()), `${name}.wav`);
-  if (format === "pcm") return download(new Blob([track.samples()], { type: "audio/pcm" }), `${name}.pcm`);
-  const { body, kind } = track.about;
+/** Saves a track as a file, or asks for the format. The code is loaded when it is needed. */
+export const saveMenu = async (track, format) => {
   try {
-    const answer = await call(kind === "dialogue" ? "/v1/audio/dialogue" : "/v1/audio/speech", { json: { ...body, seed: Number(track.seed), response_format: format } });
-    download(await answer.blob(), `${name}.${format}`);
-  } catch (error) {
-    notify(error instanceof ApiError ? `${error.headline} ${error.message}` : String(error));
+    const { save, saveMenu: menu } = await import("./save.js");
+    return await (format ? save(track, format) : menu(track));
+  } catch {
+    notify(t("error.offline"));
   }
-}
-
-export function nameOf(track) {
-  const words = (track.about?.text ?? "").toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
-  return [...words.slice(0, 5), track.about?.voice].filter(Boolean).join("-").slice(0, 60) || "speech";
-}
-
-export function saveMenu(track) {
-  const formats = [...new Set([FIRST_FORMAT, ...(limitOf("response_formats") ?? [])])];
-  return dialog(t("save.title"), (close) => h("div", { class: "stack" },
-    h("div", { class: "row wrap" }, formats.map((format, n) => button(format.toUpperCase(), () => { close(); save(track, format, nameOf(track)); }, { look: n ? "" : "primary", data: { format } }))),
-    h("p", { class: "hint" }, t("save.hint")),
-  ));
-}
+};
 
 export function mount(dock) {
   const toggle = button(t("dock.play"), () => player.toggle(), { name: "play", look: "primary round" });

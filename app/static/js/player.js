@@ -15,6 +15,7 @@ export class Track extends EventTarget {
   ended = false;
   peak = 0;
   parts = []; // the server's progress events: { sentence, turn, text, start_s }
+  timed = []; // the server's events with the times of words
   #samples = new Int16Array(RATE * 8);
   #peaks = new Int16Array(800 * 2);
   #odd = null; // the first byte of a sample whose second byte has not arrived

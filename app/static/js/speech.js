@@ -102,7 +102,8 @@ class Speech extends EventTarget {
       head: (headers) => {
         this.engine = headers.get("x-tts-engine") ?? "";
         this.ignored = headers.get("x-tts-ignored") ?? "";
-        this.cached = headers.get("x-cache") === "hit";
+        track.cache = headers.get("x-cache");
+        this.cached = track.cache === "hit";
         track.seed = headers.get("x-tts-seed");
       },
       audio: (bytes) => {
@@ -117,6 +118,7 @@ class Speech extends EventTarget {
         track.parts.push(event);
         this.#changed();
       },
+      words: (event) => track.timed.push(event),
     };
     for (let attempt = 1; ; attempt++) {
       try {
@@ -161,7 +163,7 @@ class Speech extends EventTarget {
   async #keep(track, body, facts, preview, partial) {
     if (preview || track.length === 0) return;
     const { first_s, factor, engine } = this;
-    const kept = { kind: facts.kind, text: facts.text, voice: facts.voice, model: facts.model, body, engine, seed: track.seed, seconds: track.seconds, first_s, factor, partial, shape: shapeOf(track), parts: track.parts };
+    const kept = { kind: facts.kind, text: facts.text, voice: facts.voice, model: facts.model, body, engine, seed: track.seed, seconds: track.seconds, first_s, factor, partial, shape: shapeOf(track), parts: track.parts, timed: track.timed };
     const take = await takes.add(kept, track.samples().slice());
     track.take = take.id;
     if (this.track === track) {
@@ -191,7 +193,7 @@ export async function trackOf(take) {
   if (player.track?.take === take.id) return player.track;
   const samples = await takes.sound(take.id);
   if (!samples) return null;
-  return Track.of(samples, { take: take.id, seed: take.seed, parts: take.parts ?? [], about: { kind: take.kind, text: take.text, voice: take.voice, model: take.model, body: take.body } });
+  return Track.of(samples, { take: take.id, seed: take.seed, parts: take.parts ?? [], timed: take.timed ?? [], about: { kind: take.kind, text: take.text, voice: take.voice, model: take.model, body: take.body } });
 }
 
 /** A voice speaks a sample sentence. No take is kept. */

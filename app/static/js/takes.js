@@ -21,7 +21,7 @@ async function open() {
 }
 
 /** Dispatches "change". A take: { id, made, kind, text, body, voice, model, engine, seed, seconds, first_s, factor, partial,
- * star, shape (64 heights 0-1), parts, bytes }. */
+ * star, shape (64 heights 0-1), parts, timed, bytes }. */
 class Takes extends EventTarget {
   lasting = true; // false: IndexedDB is blocked, takes are kept in memory until the page is closed
   #database = null;

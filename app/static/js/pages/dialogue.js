@@ -62,7 +62,8 @@ export async function mount(main) {
     h("div", { class: "act row wrap" }, go, badges),
     h("p", { class: "hint" }, t("dialogue.hint")),
   );
-  main.append(bannerSlot, section, trouble, h("section", { class: "stack", "aria-label": t("snippet") }, h("h2", {}, t("snippet")), h("div", {}, codeTabs)));
+  const readSlot = h("div", { hidden: true });
+  main.append(bannerSlot, section, trouble, readSlot, h("section", { class: "stack", "aria-label": t("snippet") }, h("h2", {}, t("snippet")), h("div", {}, codeTabs)));
 
   // -- lines
 
@@ -252,6 +253,7 @@ export async function mount(main) {
   let lineIds = []; // line ids of the current request, by turn
   function showPlayed() {
     const { track } = player;
+    if (track) import("../read.js").then(({ show }) => show(readSlot), () => {});
     const own = track && track === speech.track && mine();
     const now = own && player.playing ? track.parts.findLast((part) => part.start_s <= player.at_s + 0.02) : null;
     const id = now ? lineIds[now.turn] : null;

@@ -1,7 +1,7 @@
 // The Speak page: text, settings and one button; below them the takes, the history and the request as code.
 
 import { errorBox, hasKey, health, limitOf, models, rangeOf, serverVoice, voices } from "../api.js";
-import { nameOf, save, saveMenu } from "../dock.js";
+import { saveMenu } from "../dock.js";
 import { player } from "../player.js";
 import { drawSeed, preview, speech, trackOf, whenListed } from "../speech.js";
 import { takes } from "../takes.js";
@@ -281,8 +281,8 @@ export async function mount(main) {
   const badges = h("div", { class: "row wrap", id: "badges" });
   const trouble = h("div");
   const bannerSlot = h("div");
-  const caption = h("p", { class: "caption", hidden: true });
-  const saveNow = button(t("save.as", { format: settings.format.toUpperCase() }), () => player.track && save(player.track, settings.format, nameOf(player.track)), { look: "quiet", hidden: true });
+  const readSlot = h("div", { hidden: true });
+  const saveNow = button(t("save.as", { format: settings.format.toUpperCase() }), () => player.track && saveMenu(player.track, settings.format), { look: "quiet", hidden: true });
   const section = h("section", { class: "speak", "aria-label": t("nav.speak"), data: { state: "idle" } },
     h("div", { class: "text" },
       h("label", { for: "text" }, t("speak.text")),
@@ -325,7 +325,7 @@ export async function mount(main) {
     ["history", t("history"), h("div", { class: "stack" }, search, historyHint, historyList, more)],
     ["snippet", t("snippet"), h("div", { class: "stack" }, codeTabs)],
   ]);
-  main.append(bannerSlot, section, trouble, caption, takeSection, h("section", { "aria-label": t("speak.below") }, panels));
+  main.append(bannerSlot, section, trouble, readSlot, takeSection, h("section", { "aria-label": t("speak.below") }, panels));
 
   // -- state and request
   const mine = () => speech.source === "speak";
@@ -478,19 +478,6 @@ export async function mount(main) {
   }
   if (mine()) showState.lastError = speech.error;
 
-  function showCaption() {
-    const { track } = player;
-    const parts = track?.parts ?? [];
-    caption.hidden = parts.length < 2 || Boolean(player.pair?.blind);
-    if (caption.hidden) return;
-    const now = parts.findLast((part) => part.start_s <= player.at_s + 0.02) ?? parts[0];
-    const key = `${track.id} ${now.sentence} ${now.sentences}`;
-    if (caption.dataset.key === key) return;
-    caption.dataset.key = key;
-    const where = now.sentences ? t("caption.of", { count: now.sentence + 1, of: now.sentences }) : t("caption", { count: now.sentence + 1 });
-    caption.replaceChildren(h("span", { class: "hint" }, `${where} `), now.text);
-  }
-
   function showPlayed() {
     const playing = player.track?.take;
     for (const row of main.querySelectorAll(".take")) {
@@ -503,7 +490,7 @@ export async function mount(main) {
       const look = now && player.playing ? "pause" : "play";
       if (!first.firstChild.classList.contains(`i-${look}`)) first.replaceChildren(icon(look));
     }
-    showCaption();
+    if (player.track) import("../read.js").then(({ show }) => show(readSlot), () => {}); // without the server the text is not shown
     saveNow.hidden ||= !player.track;
   }
 
