@@ -28,6 +28,7 @@ from app.api.routes import (
     captions,
     conversation,
     custom_voices,
+    elevenlabs,
     lexicons,
     models,
     normalize,
@@ -219,6 +220,8 @@ def create_api(
         app.include_router(system_routes, prefix=prefix, include_in_schema=not prefix)
     kokoro_routes = captions.kokoro_router(speaking, services.gate)
     app.include_router(kokoro_routes)
+    for prefix in (*PREFIXES, "/v2"):
+        app.include_router(elevenlabs.voices_router(services.voices, services.gate, f"{prefix}/voices"))
     app.include_router(pages.router())
     app.mount("/static/swagger", pages.docs_files())
     app.mount("/static", pages.files())
@@ -250,6 +253,7 @@ def _v1_routers(services: AppServices, speaking: Speaking, send_timeout_s: float
         ),
         conversation.router(speaking, gate),
         realtime.router(speaking, voices, gate, send_timeout_s=send_timeout_s),
+        elevenlabs.router(speaking, voices, gate, send_timeout_s=send_timeout_s),
         captions.router(speaking, voices, gate),
         voice_cloning.router(speaking, gate, creation, services.lexicons),
         custom_voices.router(creation, gate),

@@ -208,9 +208,10 @@ def _sent_key(request: Request) -> str:
 def key_in(headers: Headers) -> str:
     """Return the API key in the headers; "" if there is none.
 
-    OpenAI's clients send the header `Authorization: Bearer`, and Azure's clients send `api-key`.
+    OpenAI's clients send the header `Authorization: Bearer`, Azure's clients send `api-key`, and ElevenLabs' clients
+    send `xi-api-key`.
     """
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
-    return headers.get("api-key", "").strip()
+    return (headers.get("api-key") or headers.get("xi-api-key") or "").strip()

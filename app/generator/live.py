@@ -183,6 +183,11 @@ class LiveContext:
         """The whole text so far."""
         return self._whole or self._parts.text
 
+    @property
+    def ended(self) -> bool:
+        """Whether no more text can arrive."""
+        return self._over or bool(self._whole) or self._parts.ended
+
     async def append(self, text: str) -> None:
         """Add text. Raises TextTooLong."""
         if not self._over:

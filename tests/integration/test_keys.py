@@ -62,6 +62,8 @@ ROUTES = [
     ("speak", "DELETE", "/v1/audio/conversations/none", {}),
     ("speak", "GET", "/v1/audio/lexicon", {}),
     ("speak", "POST", "/v1/realtime/client_secrets", {"json": {}}),
+    ("speak", "POST", "/v1/text-to-speech/alloy", {"json": {"text": "Hello."}}),
+    ("speak", "POST", "/v1/text-to-speech/alloy/stream", {"json": {"text": "Hello."}}),
     ("clone", "PUT", "/v1/audio/lexicon", {"json": {"entries": []}}),
     ("clone", "DELETE", "/v1/audio/lexicon/none", {}),
     ("speak", "POST", "/v1/voice-cloning/generate", {"json": {"voice_id": "alloy", "text": "Hello."}}),

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Literal
 
 from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse
 
 from app.api.errors import problems
 from app.api.responses import OUTPUT_RATE_HZ, AudioModelList, Model, ModelList, ModelVoice, NamedModel
@@ -34,9 +35,11 @@ def router(manager: EngineManager, voices: VoiceStore, gate: Gate, max_input_cha
     def model(model_id: str, shown: list[Voice]) -> Model:
         return _model(model_id, manager, shown, max_input_chars)
 
-    @routes.get("/models")
-    async def list_models(caller: Request) -> ModelList:
+    @routes.get("/models", response_model=ModelList)
+    async def list_models(caller: Request) -> ModelList | JSONResponse:
         """List every model id that a speech request can use."""
+        if "xi-api-key" in caller.headers and "authorization" not in caller.headers:  # a client of ElevenLabs
+            return JSONResponse([{"model_id": name, "name": name, "can_do_text_to_speech": True} for name in known()])
         shown = await listed(voices, gate, caller)
         return ModelList(object="list", data=[model(model_id, shown) for model_id in known()])
 

@@ -1,0 +1,321 @@
+"""The routes of ElevenLabs over real sockets: the sequences of its clients, formats, contexts, keys, and bad input."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from app.audio import g711
+from app.keys import KeyFile
+from tests.support.ears import decode
+from tests.support.live import LONG, serving, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.integration
+
+TEXT = "Hello there. It costs $3.50 today. And how are you doing?"
+Object = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tmp_path_factory.mktemp("data"), TTS_OUTBOX_S=0.5) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def streaming(
+    url: str, path: str = "stream-input", *, voice: str = "alloy", **query: str
+) -> Iterator[ClientConnection]:
+    headers = query.pop("headers", {"xi-api-key": "any"})
+    options = "&".join(f"{name}={value}" for name, value in ({"output_format": "pcm_24000"} | query).items())
+    address = f"{url.replace('http', 'ws', 1)}/v1/text-to-speech/{voice}/{path}?{options}"
+    with connect(address, additional_headers=headers, max_size=None) as socket:
+        yield socket
+
+
+def send(socket: ClientConnection, *messages: Object) -> None:
+    for message in messages:
+        socket.send(json.dumps(message))
+
+
+def receive(socket: ClientConnection) -> Object:
+    message: Object = json.loads(socket.recv(timeout=30))
+    return message
+
+
+def until_final(socket: ClientConnection) -> list[Object]:
+    messages = [receive(socket)]
+    while messages[-1].get("isFinal") is not True:
+        messages.append(receive(socket))
+    return messages
+
+
+def until_closed(socket: ClientConnection) -> tuple[list[Object], int]:
+    """All messages, and the close code."""
+    messages: list[Object] = []
+    with pytest.raises(ConnectionClosed) as closed:
+        _read_all(socket, messages)
+    assert closed.value.rcvd is not None
+    return messages, closed.value.rcvd.code
+
+
+def _read_all(socket: ClientConnection, messages: list[Object]) -> None:
+    while True:
+        messages.append(receive(socket))
+
+
+def audio_of(messages: list[Object]) -> bytes:
+    return b"".join(base64.b64decode(message["audio"]) for message in messages if message.get("audio"))
+
+
+def speech(url: str, text: str = TEXT, **fields: Any) -> bytes:
+    body = {"input": text, "response_format": "pcm", "cache": False, **fields}
+    return httpx.post(f"{url}/v1/audio/speech", json=body, timeout=60).content
+
+
+def is_free(url: str) -> bool:
+    return not httpx.get(f"{url}/health").json()["rows"]["active"]
+
+
+def test_sequence_of_elevenlabs_python(server: str) -> None:
+    """A first message with a space, text with try_trigger_generation, an empty text; the server closes with 1000."""
+    with streaming(server, model_id="eleven_flash_v2_5") as socket:
+        first = {"voice_settings": {"stability": 0.5}, "generation_config": {"chunk_length_schedule": [50]}}
+        send(socket, {"text": " ", "try_trigger_generation": True, **first})
+        for word in TEXT.split(" "):
+            send(socket, {"text": f"{word} ", "try_trigger_generation": True})
+        send(socket, {"text": ""})
+        messages, code = until_closed(socket)
+    assert code == 1000
+    assert messages[-1]["isFinal"] is True
+    assert all(message["alignment"] is message["normalizedAlignment"] is None for message in messages)
+    assert all(message["isFinal"] is None for message in messages[:-1])
+    assert audio_of(messages) == speech(server)
+
+
+@pytest.mark.parametrize(
+    ("name", "audio_format", "rate_hz", "law"),
+    [
+        ("mp3_22050_32", "mp3", 22_050, None),
+        ("mp3_44100_128", "mp3", 44_100, None),
+        ("mp3_24000_48", "mp3", 24_000, None),
+        ("pcm_8000", "pcm", 8_000, None),
+        ("pcm_16000", "pcm", 16_000, None),
+        ("pcm_44100", "pcm", 44_100, None),
+        ("opus_48000_64", "opus", 48_000, None),
+        ("ulaw_8000", "pcm", 8_000, "ulaw"),
+        ("alaw_8000", "pcm", 8_000, "alaw"),
+    ],
+)
+def test_output_formats(server: str, name: str, audio_format: str, rate_hz: int, law: g711.Law | None) -> None:
+    with streaming(server, output_format=name) as socket:
+        send(socket, {"text": "Hello there. "}, {"text": ""})
+        audio = audio_of(until_closed(socket)[0])
+    expected = speech(server, "Hello there.", response_format=audio_format, sample_rate=rate_hz)
+    if law is not None:
+        assert audio == g711.encode(expected, law)
+    elif audio_format == "pcm":
+        assert audio == expected
+    else:
+        found, wanted = decode(audio, audio_format), decode(expected, audio_format)
+        assert found.seconds == pytest.approx(wanted.seconds, abs=0.01)
+    if law is None:
+        answer = httpx.post(
+            f"{server}/v1/text-to-speech/alloy", params={"output_format": name}, json={"text": "Hello there."}
+        )
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("audio/")
+
+
+def test_sequence_of_pipecat(server: str) -> None:
+    """Each message has a context id; a turn ends with flush and close_context; empty texts keep the socket open."""
+    with streaming(server, "multi-stream-input", auto_mode="true") as socket:
+        for context in ("one", "two"):
+            send(socket, {"text": " ", "context_id": context, "voice_settings": {"stability": 0.5}})
+            for sentence in ("Hello there. ", "It costs $3.50 today. "):
+                send(socket, {"text": sentence, "context_id": context})
+            send(socket, {"text": "", "context_id": context}, {"text": ""})
+            send(socket, {"context_id": context, "flush": True}, {"context_id": context, "close_context": True})
+            messages = until_final(socket)
+            assert all(message["contextId"] == message["context_id"] == context for message in messages)
+            assert audio_of(messages) == speech(server, "Hello there. It costs $3.50 today.")
+        send(socket, {"close_socket": True})
+        assert until_closed(socket)[1] == 1000
+
+
+def test_sequence_of_livekit(server: str) -> None:
+    """Each sentence is flushed; an empty text with flush and close_context end the context."""
+    with streaming(server, "multi-stream-input", sync_alignment="true", inactivity_timeout="180") as socket:
+        send(socket, {"text": " ", "context_id": "c"})
+        for sentence in ("Hello there. ", "It costs $3.50 today. "):
+            send(socket, {"text": sentence, "context_id": "c", "flush": True})
+        send(socket, {"text": "", "context_id": "c", "flush": True}, {"context_id": "c", "close_context": True})
+        messages = until_final(socket)
+    assert audio_of(messages) == speech(server, "Hello there. It costs $3.50 today.")
+
+
+def test_first_sentence_is_sent_before_the_text_goes_on(server: str) -> None:
+    with streaming(server) as socket:
+        send(socket, {"text": "This is the first one. And"})
+        assert receive(socket)["audio"]
+        send(socket, {"text": " the rest."}, {"text": ""})
+        assert until_closed(socket)[1] == 1000
+
+
+def test_several_contexts_at_once_and_no_more_than_five(server: str) -> None:
+    with streaming(server, "multi-stream-input") as socket:
+        for number in range(5):
+            send(socket, {"text": f"This is the number {number} of them.", "context_id": str(number), "flush": True})
+            send(socket, {"context_id": str(number), "close_context": True})
+        found: dict[str, list[Object]] = {}
+        while sum(messages[-1]["isFinal"] is True for messages in found.values()) < 5:
+            message = receive(socket)
+            found.setdefault(message["contextId"], []).append(message)
+        for number in range(5):
+            assert audio_of(found[str(number)]) == speech(server, f"This is the number {number} of them.")
+        for number in range(6):
+            send(socket, {"text": "Waiting", "context_id": f"more {number}"})
+        messages, code = until_closed(socket)
+    assert code == 1008
+    assert "Maximum simultaneous contexts" in messages[-1]["message"]
+    wait_until(lambda: is_free(server))
+
+
+def test_disconnected_client_frees_its_rows(server: str) -> None:
+    with streaming(server, "multi-stream-input") as socket:
+        for context in "abc":
+            send(socket, {"text": LONG, "context_id": context})
+        receive(socket)
+    wait_until(lambda: is_free(server))
+
+
+def test_empty_context_ends_without_an_error(server: str) -> None:
+    with streaming(server, "multi-stream-input") as socket:
+        send(socket, {"text": " ", "context_id": "e"}, {"context_id": "e", "close_context": True})
+        assert receive(socket) == {
+            "audio": None,
+            "isFinal": True,
+            "is_final": True,
+            "normalizedAlignment": None,
+            "alignment": None,
+            "contextId": "e",
+            "context_id": "e",
+        }
+    with streaming(server) as socket:
+        send(socket, {"text": ""})
+        messages, code = until_closed(socket)
+    assert (messages[-1]["isFinal"], code) == (True, 1000)
+
+
+def test_silent_client_is_disconnected(server: str) -> None:
+    with streaming(server, inactivity_timeout="1") as socket:
+        messages, code = until_closed(socket)
+    assert (messages[-1]["error"], code) == ("input_timeout_exceeded", 1008)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "{",
+        "[]",
+        "5",
+        "",
+        "[" * 100_000,
+        '{"text": 5}',
+        '{"text": ["a"]}',
+        '{"text": "Hi.", "context_id": 5}',
+        json.dumps({"text": "Hi.", "context_id": "a" * 300}),
+        json.dumps({"text": "a" * 1_200_000, "context_id": "a"}),
+        '{"text": "Hi.", "seed": "much"}',
+        '{"text": "Hi.", "voice_settings": {"speed": 90}}',
+    ],
+)
+def test_bad_messages_close_the_connection_with_an_error(server: str, bad: str) -> None:
+    with streaming(server, "multi-stream-input") as socket:
+        socket.send(bad)
+        messages, code = until_closed(socket)
+    assert code == 1008
+    assert messages[-1]["message"]
+    wait_until(lambda: is_free(server))
+
+
+@pytest.mark.parametrize(
+    ("voice", "query", "status"),
+    [
+        ("nobody", {}, 400),
+        ("alloy", {"output_format": "mp3"}, 400),
+        ("alloy", {"output_format": "pcm_900"}, 400),
+        ("alloy", {"output_format": "wma_44100"}, 400),
+        ("alloy", {"headers": {"Origin": "https://evil.example"}}, 403),
+    ],
+)
+def test_wrong_connections_are_refused(server: str, voice: str, query: Any, status: int) -> None:
+    with pytest.raises(InvalidStatus) as error, streaming(server, voice=voice, **query):
+        pass
+    assert error.value.response.status_code == status
+
+
+def test_rest_routes(server: str) -> None:
+    body = {"text": TEXT, "model_id": "eleven_multilingual_v2", "voice_settings": {"stability": 0.5, "speed": 1.1}}
+    for path in ("/v1/text-to-speech/nova", "/v1/text-to-speech/nova/stream", "/api/v1/text-to-speech/nova"):
+        answer = httpx.post(
+            server + path, params={"output_format": "pcm_24000"}, json=body, headers={"xi-api-key": "a"}
+        )
+        assert answer.status_code == 200
+        assert answer.content == speech(server, voice="nova", speed=1.1)
+    assert httpx.post(f"{server}/v1/text-to-speech/nova", json=body).headers["content-type"] == "audio/mpeg"
+    for wrong in ({"text": ""}, {"text": 5}, {}, {"text": "Hi.", "seed": "x"}):
+        assert httpx.post(f"{server}/v1/text-to-speech/nova", json=wrong).status_code == 400
+    assert httpx.post(f"{server}/v1/text-to-speech/nobody", json={"text": "Hi."}).status_code == 400
+    ulaw = httpx.post(f"{server}/v1/text-to-speech/nova", params={"output_format": "ulaw_8000"}, json=body)
+    assert ulaw.status_code == 400
+
+
+def test_lists_for_elevenlabs_clients(server: str) -> None:
+    headers = {"xi-api-key": "any"}
+    for path in ("/v1/voices", "/v2/voices"):
+        listed = httpx.get(server + path, headers=headers).json()
+        assert {"alloy", "nova"} <= {voice["voice_id"] for voice in listed["voices"]}
+        assert all(voice["name"] and voice["category"] == "premade" for voice in listed["voices"])
+        assert (listed["has_more"], listed["total_count"]) == (False, len(listed["voices"]))
+    models = httpx.get(f"{server}/v1/models", headers=headers).json()
+    assert isinstance(models, list)
+    assert {"model_id", "name"} <= models[0].keys()
+    both = headers | {"Authorization": "Bearer any"}
+    assert httpx.get(f"{server}/v1/models", headers=both).json()["object"] == "list"
+
+
+def test_keys(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("keyed")
+    key = KeyFile(folder).add("speaker", ["speak"])
+    with serving(folder) as url:
+        with pytest.raises(InvalidStatus) as error, streaming(url, headers={"xi-api-key": "sk-wrong"}):
+            pass
+        assert error.value.response.status_code == 401
+        for first in ({"xi-api-key": key}, {"xi_api_key": key}, {"authorization": f"Bearer {key}"}):
+            with streaming(url, headers={}) as socket:
+                send(socket, {"text": " ", **first}, {"text": "Hello there. "}, {"text": ""})
+                messages, code = until_closed(socket)
+            assert code == 1000
+            assert audio_of(messages)
+        for first in ({}, {"xi_api_key": "sk-wrong"}):
+            with streaming(url, headers={}) as socket:
+                send(socket, {"text": "Hello there. ", **first})
+                messages, code = until_closed(socket)
+            assert (messages[-1]["error"], code) == ("invalid_api_key", 1008)
+        with streaming(url, headers={"xi-api-key": key}) as socket:
+            send(socket, {"text": "Hello there. "}, {"text": ""})
+            assert until_closed(socket)[1] == 1000
+        path = f"{url}/v1/text-to-speech/alloy"
+        assert httpx.post(path, json={"text": "Hi."}).status_code == 401
+        assert httpx.post(path, json={"text": "Hi."}, headers={"xi-api-key": key}).status_code == 200
