@@ -30,7 +30,7 @@ HARDWARE_ADDRESS = re.compile(
 )
 # A name of code whose parts have dots between them: "com.example.Main", "self.x", "foo.bar(".
 DOTTED_NAME = re.compile(
-    r"(?<![\w.@/\\:-])(?:[a-z_]\w{1,40}(?:\.[A-Za-z_]\w{1,60}){2,8}|(?:self|this|cls|np|pd|os|sys|plt|torch)(?:\.[A-Za-z_]\w{0,60}){1,8}"
+    r"(?<![\w.@/\\:-])(?:[a-z_]\w{1,40}(?:\.[A-Za-z_]\w{1,60}){2,8}|(?:self|this|cls|np|pd|os|sys|plt|torch)\.[a-z_]\w{0,60}(?:\.[A-Za-z_]\w{0,60}){0,7}"
     r"|[A-Za-z_]\w{1,40}(?:\.[A-Za-z_]\w{1,60}){1,8}(?=\())(?![\w@/]|\.\w)"
 )
 
