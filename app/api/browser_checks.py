@@ -1,7 +1,8 @@
 """Protects the server from foreign web pages: CSRF, DNS rebinding, and CORS preflights that are not allowed.
 
-Only requests that a browser has sent are checked. A browser sends the header Origin or Sec-Fetch-Site, and a web page
-can't change these headers. Programs that are no browser send neither of these headers.
+Only requests that a browser has sent are checked. With a request that changes something, a browser sends Origin or
+Sec-Fetch-Site, and a web page can't change these headers. Programs that are no browser send neither of these headers.
+`_from_browser` recognises the requests that read.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class HostCheck:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if not ("origin" in headers or "sec-fetch-site" in headers):
+        if not _from_browser(headers):
             await self._app(scope, receive, send)
             return
         name = split_host(headers.get("host", ""))[0]
@@ -186,6 +187,18 @@ class HostCheck:
         except ValueError:
             return False
         return True  # a page whose origin is an IP address was really loaded from this address
+
+
+def _from_browser(headers: Headers) -> bool:
+    """Return whether a browser has sent the request.
+
+    A page with an http address sends neither Origin nor Sec-Fetch-Site when it reads from its own host. But a browser
+    always sends Accept-Language, and a page can only change its value. Of the programs, Node's `fetch` sends
+    Accept-Language too, together with Sec-Fetch-Mode, which a page can't set.
+    """
+    if "origin" in headers or "sec-fetch-site" in headers:
+        return True
+    return "accept-language" in headers and "sec-fetch-mode" not in headers
 
 
 async def _close(error: RequestError, receive: Receive, send: Send) -> None:

@@ -12,6 +12,7 @@ for another language. py3langid needs 1.3 to 2 s to load, and 122 MiB of memory.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -205,33 +206,63 @@ def _letter_scores(words: Iterable[str]) -> dict[str, float]:
     return scores
 
 
+# The names of each language in English and in the language itself, and its ISO 639 codes of three letters.
 _NAMES = {
-    "af": "afrikaans", "sq": "albanian shqip", "ar": "arabic", "hy": "armenian", "eu": "basque euskara",
-    "bn": "bengali bangla", "bs": "bosnian", "bg": "bulgarian", "yue": "cantonese", "ca": "catalan català catala",
-    "cmn": "chinese mandarin", "hr": "croatian hrvatski", "cs": "czech čeština cestina", "da": "danish dansk",
-    "nl": "dutch nederlands flemish", "en": "english", "eo": "esperanto", "et": "estonian eesti", "fi": "finnish suomi",
-    "fr": "french français francais", "ka": "georgian", "de": "german deutsch", "el": "greek", "gu": "gujarati",
-    "he": "hebrew", "hi": "hindi", "hu": "hungarian magyar", "is": "icelandic íslenska",
-    "id": "indonesian bahasa_indonesia bahasa", "ga": "irish gaeilge", "it": "italian italiano", "ja": "japanese",
-    "kn": "kannada", "kk": "kazakh", "ko": "korean", "la": "latin", "lv": "latvian latviešu",
-    "lt": "lithuanian lietuvių", "mk": "macedonian", "ms": "malay bahasa_melayu", "ml": "malayalam", "mr": "marathi",
-    "ne": "nepali", "nb": "norwegian norsk bokmål bokmal", "fa": "persian farsi", "pl": "polish polski",
-    "pt": "portuguese português portugues", "pt-br": "brazilian_portuguese", "pa": "punjabi",
-    "ro": "romanian română romana", "ru": "russian", "sr": "serbian srpski", "sk": "slovak slovenčina",
-    "sl": "slovenian slovenščina", "es": "spanish español espanol castellano", "sw": "swahili kiswahili",
-    "sv": "swedish svenska", "ta": "tamil", "te": "telugu", "th": "thai", "tr": "turkish türkçe turkce",
-    "uk": "ukrainian", "ur": "urdu", "vi": "vietnamese tiếng_việt", "cy": "welsh cymraeg", "en-us": "american_english",
+    "af": "afrikaans afr", "sq": "albanian shqip sqi alb", "ar": "arabic العربية عربي ara",
+    "hy": "armenian հայերեն hye arm", "eu": "basque euskara eus baq", "bn": "bengali bangla বাংলা ben",
+    "bs": "bosnian bosanski bos", "bg": "bulgarian български bul", "yue": "cantonese 粵語 粤语 廣東話 广东话",
+    "ca": "catalan català catala cat", "cmn": "chinese mandarin 中文 汉语 漢語 普通话 普通話 国语 國語 zho chi",
+    "hr": "croatian hrvatski hrv", "cs": "czech čeština cestina ces cze", "da": "danish dansk dan",
+    "nl": "dutch nederlands flemish vlaams nld dut", "en": "english eng", "eo": "esperanto epo",
+    "et": "estonian eesti est", "fi": "finnish suomi fin", "fr": "french français francais fra fre",
+    "ka": "georgian ქართული kat geo", "de": "german deutsch deu ger", "el": "greek ελληνικά ell gre",
+    "gu": "gujarati ગુજરાતી guj", "he": "hebrew עברית heb iw", "hi": "hindi हिन्दी हिंदी hin",
+    "hu": "hungarian magyar hun", "is": "icelandic íslenska isl ice",
+    "id": "indonesian bahasa_indonesia bahasa ind", "ga": "irish gaeilge gle", "it": "italian italiano ita",
+    "ja": "japanese 日本語 jpn", "kn": "kannada ಕನ್ನಡ kan", "kk": "kazakh қазақша kaz", "ko": "korean 한국어 kor",
+    "la": "latin lat", "lv": "latvian latviešu lav", "lt": "lithuanian lietuvių lit",
+    "mk": "macedonian македонски mkd mac", "ms": "malay bahasa_melayu msa may", "ml": "malayalam മലയാളം mal",
+    "mr": "marathi मराठी mar", "ne": "nepali नेपाली nep", "nb": "norwegian norsk bokmål bokmal nor nob",
+    "fa": "persian farsi فارسی fas per", "pl": "polish polski pol", "pt": "portuguese português portugues por",
+    "pt-br": "brazilian_portuguese", "pa": "punjabi ਪੰਜਾਬੀ pan", "ro": "romanian română romana ron rum",
+    "ru": "russian русский rus", "sr": "serbian srpski српски srp", "sk": "slovak slovenčina slk slo",
+    "sl": "slovenian slovenščina slv", "es": "spanish español espanol castellano spa", "sw": "swahili kiswahili swa",
+    "sv": "swedish svenska swe", "ta": "tamil தமிழ் tam", "te": "telugu తెలుగు tel", "th": "thai ไทย ภาษาไทย tha",
+    "tr": "turkish türkçe turkce tur", "uk": "ukrainian українська ukr", "ur": "urdu اردو urd",
+    "vi": "vietnamese tiếng_việt vie", "cy": "welsh cymraeg cym wel", "en-us": "american_english",
     "en-gb": "british_english",
 }  # fmt: skip
 _TAGS = {name.replace("_", " "): tag for tag, names in _NAMES.items() for name in names.split()}
+# Regions and variants after the name of a language: "English (US)". A variant without a tag is left out.
+_REGIONS = {
+    "us": "us usa united_states america american", "gb": "uk gb united_kingdom great_britain england british",
+    "br": "br brazil brasil brazilian brasileiro", "pt": "pt portugal", "es": "es spain españa",
+    "419": "419 latin_america latinoamérica", "mx": "mx mexico méxico", "ca": "ca canada", "fr": "fr france",
+    "de": "de germany deutschland", "at": "at austria österreich", "ch": "ch switzerland schweiz suisse",
+    "au": "au australia", "in": "in india",
+    "": "simplified traditional mandarin mainland standard european modern international 简体 繁體 cn tw",
+}  # fmt: skip
+_REGION_TAGS = {name.replace("_", " "): tag for tag, names in _REGIONS.items() for name in names.split()}
+_GUESSED = frozenset({"", "auto", "automatic", "detect", "auto detect", "autodetect", "detect language", "default"})
+_GUESSED |= {"none", "null", "any", "unknown", "und", "mul", "*"}
+# Values that begin with a tag: "de_DE.UTF-8" of a locale, "en-US,en;q=0.9" of Accept-Language.
+_LEADING_TAG = re.compile(r"([A-Za-z]{2,3}(?:[_-][A-Za-z0-9]{1,8}){0,3})\s*[.,;@].*", re.DOTALL)
 
 
 def language_tag(name: str) -> str | None:
     """Return the tag of a language from its name in English or in the language itself: "German", "Deutsch" -> "de".
 
-    "" and "auto" give None: the language is guessed. Any other text is returned unchanged.
+    The name may have a region ("English (US)"). ISO 639 codes of three letters, locales and values of Accept-Language
+    have a tag too. "" and "auto" give None: the language is guessed. Any other text is returned unchanged.
     """
-    plain = " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
-    if plain in {"", "auto", "automatic", "detect"}:
+    if found := _LEADING_TAG.fullmatch(name.strip()):
+        name = found[1]
+    plain = " ".join(re.sub(r"[-_(),/\[\]]", " ", unicodedata.normalize("NFC", name[:100])).casefold().split())
+    if plain in _GUESSED:
         return None
-    return _TAGS.get(plain, name)
+    if plain in _TAGS:
+        return _TAGS[plain]
+    language, _, region = plain.partition(" ")
+    if language in _TAGS and region in _REGION_TAGS:
+        return "-".join(filter(None, (_TAGS[language], _REGION_TAGS[region])))
+    return name

@@ -363,6 +363,21 @@ def test_foreign_host_is_refused_for_web_pages(http: httpx.Client, host: str) ->
     assert http.get("/v1/audio/voices", headers={"Host": host}).status_code == 200  # not a browser
 
 
+@pytest.mark.parametrize("path", ["/v1/audio/voices", "/v1/voice-cloning/voices", "/debug", "/", "/openapi.json"])
+@pytest.mark.parametrize("languages", ["de,en-US;q=0.7,en;q=0.3", "en", "*", ""])
+def test_foreign_host_is_refused_for_reading_pages(http: httpx.Client, path: str, languages: str) -> None:
+    """A page at an http address reads from its own host without Origin and Sec-Fetch-Site."""
+    answer = http.get(path, headers={"Host": "evil.example:8000", "Accept-Language": languages})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_not_allowed")
+    assert http.get(path, headers={"Host": "tts.lan", "Accept-Language": languages}).status_code == 200
+
+
+def test_node_may_read_under_a_public_name(http: httpx.Client) -> None:
+    """Node's `fetch` sends these two headers, and no Sec-Fetch-Site."""
+    node = {"Host": "tts.example.com", "Accept-Language": "*", "Sec-Fetch-Mode": "cors"}
+    assert http.get("/v1/audio/voices", headers=node).status_code == 200
+
+
 @pytest.mark.parametrize(
     "host",
     [
