@@ -238,13 +238,25 @@ class _LimitedProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _cancel_unanswered(self) -> bool:
+        """Cancel a request whose body is incomplete and whose response has not started. Return whether there is one.
+
+        The route of a cancelled request can't send a response any more.
+        """
+        cycle = self.cycle
+        if cycle is None or self.pipeline or cycle.response_started or not cycle.more_body:
+            return False
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return True
+
     def _reject(self, status: int, message: str, code: str) -> None:
         """Send an error response, unless another response is being sent, and close the connection."""
         if self._rejected:
             return
         self._rejected = True
         self._unset_timer()
-        if self._idle and not self.transport.is_closing():
+        if (self._idle or self._cancel_unanswered()) and not self.transport.is_closing():
             body = json.dumps(envelope(message, status=status, code=code)).encode()
             head = (
                 f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\n"

@@ -231,6 +231,27 @@ def test_invalid_http_is_a_400_error(server: str, sent: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        b"zz\r\n",  # not a hexadecimal length
+        b'3\r\n{"i\r\nzz\r\n',  # in the second chunk
+        b'3\r\n{"input": "too long"}\r\n0\r\n\r\n',  # more bytes than the length says
+        b"-1\r\n",
+        b"2\r\n{}0\r\n\r\n",  # no line break after the chunk
+        b"2\r\n{}\r\nffffffffffffffffff\r\n",
+    ],
+)
+def test_invalid_chunk_is_a_400_error(server: str, body: bytes) -> None:
+    head = b"POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+    with connected(server) as raw:
+        raw.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+        answer = rest(raw)
+    assert (status(answer), code(answer)) == (400, "invalid_http")
+    assert answer.count(b"HTTP/1.1 400") == 1
+    assert httpx.get(f"{server}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
     ("first", "then"),
     [
         (b"", b""),  # says nothing at all
