@@ -82,17 +82,16 @@ class WordTimer:
         aligner: Aligner | None = None,
         reader: Reader | None = None,
         normalize: Callable[[str], str] | None = None,
-        *,
-        use_marks: bool = True,
     ) -> None:
         """aligner: for English and for the warping. reader: reads texts aloud for the warping.
 
-        normalize: writes English numbers and symbols as words. use_marks: False = never use what the engine reports.
+        normalize: writes English numbers and symbols as words.
         """
         self._aligner = aligner
         self._reader = reader
         self._normalize = normalize or (lambda text: text)
-        self.use_marks = use_marks
+        self.use_marks = True  # False = ignore what the engine reports, to measure the other ways
+        self.use_aligner = True  # False = only warp
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="timestamps")
         self._broken_until_s = 0.0
 
@@ -134,7 +133,7 @@ class WordTimer:
         text = " ".join(line.text for line in utterance.lines)
         spoken = spoken_language(language, text, utterance.lines[0].voice_language)
         spans = None
-        if is_available() and is_english(text, spoken):
+        if self.use_aligner and is_available() and is_english(text, spoken):
             spans = self._aligned(parts, samples, rate_hz, cut=utterance.end is None)
         if spans is None and utterance.end is not None:
             spans = self._warped(utterance, parts, samples, rate_hz, spoken)

@@ -1,0 +1,207 @@
+"""The times of words, measured against what the offline voice reports, and against times in recordings of people.
+
+    python -m bench.words --speech DIR
+    python -m bench.words --only aligned,warped,people
+
+The last line is one JSON object. All errors are those of the starts of words, in milliseconds.
+
+aligned: the aligner finds the words in the speech of the offline voice, through the generator. Words that eSpeak NG
+reads together with the word before have no time of their own and are left out. failed = sentences without words.
+warped: the same by time warping, with a reading by another voice.
+speeds: the aligner at the speeds 0.5 and 2, with errors in the time of the answer.
+drift: one text of ten minutes; `first` and `last` are the medians of its first and last 100 words.
+people: recordings of DIR with a manifest that has `align`; failed = clips without an alignment.
+first_audio: milliseconds to the first bytes without and with `timestamps`, in turns.
+cpu: CPU seconds of the aligner's process per second of speech.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.audio.alignment import align
+from app.audio.decode import decode
+from app.engines.espeak import TIMBRES, Library
+from app.engines.pronouncing import pronounce
+from app.settings import Settings
+from app.types import Line, SpeechRequest, Timestamps
+from app.wiring import CoreServices, core_services
+
+VOICES = {"alloy": "en-US", "onyx": "en-US", "fable": "en-GB", "sage": "en-GB"}
+SUBJECTS = ("The old captain", "My neighbour", "A young doctor", "Every student", "The tall woman")
+VERBS = ("quickly found", "carried", "slowly painted", "never forgot", "bought")
+OBJECTS = ("seven heavy boxes", "the broken window", "a small wooden boat", "her brother's letter", "fresh bread")
+PLACES = ("near the river.", "before breakfast.", "in the garden, without help.", "last winter.", "at the station.")
+PARTS = ("aligned", "warped", "speeds", "drift", "people", "first_audio")
+
+
+def sentences(count: int) -> list[str]:
+    """Return `count` different sentences."""
+    return [
+        f"{SUBJECTS[at % 5]} {VERBS[at // 5 % 5]} {OBJECTS[(at + at // 5) % 5]} {PLACES[(at + at // 25) % 5]}"
+        for at in range(count)
+    ]
+
+
+def summary(errors_s: list[float]) -> dict[str, float]:
+    """The median, two percentiles and the maximum of errors, in milliseconds."""
+    sizes = np.abs(errors_s) * 1000
+    return {
+        "words": len(sizes),
+        "median": round(float(np.median(sizes)), 1),
+        "p95": round(float(np.percentile(sizes, 95)), 1),
+        "max": round(float(sizes.max()), 1),
+        "bias": round(float(np.median(errors_s)) * 1000, 1),
+    }
+
+
+class Speaker:
+    """Speaks texts with the offline voice, and finds their words in two ways."""
+
+    def __init__(self, services: CoreServices) -> None:
+        self._services = services
+        self._library = Library()
+
+    async def times(self, text: str, voice: str, **changes: Any) -> Timestamps:
+        """Speak a text and return its times."""
+        request = SpeechRequest("tts-1", (Line(text, voice),), format="pcm", timestamps=True)
+        answer = await self._services.generator.answer(replace(request, **changes))
+        async for _ in answer.stream:
+            pass
+        return await answer.timestamps()
+
+    async def errors(self, text: str, voice: str, **changes: Any) -> list[float] | None:
+        """Return the error of each word that has a time of its own; None if the words were not found."""
+        timer = self._services.word_timer
+        timer.use_marks = True
+        true = await self.times(text, voice, **changes)
+        timer.use_marks = False
+        found = await self.times(text, voice, **changes)
+        timer.use_marks = True
+        if found.reason:
+            return None
+        timbre = TIMBRES[voice]
+        reported = set()
+        place = 0
+        for sentence in true.sentences:
+            _, places = self._library.synthesize_words(sentence.text, timbre.accent, timbre.pitch)
+            reported |= {sentence.start_char + char for _, char in places if char is not None}
+            place = sentence.end_char
+        starts = {word.start_char: word.start_s for word in found.words}
+        own = [word for word in true.words if word.start_char in reported and word.start_char <= place]
+        return [starts[word.start_char] - word.start_s for word in own if word.start_char in starts]
+
+
+async def errors_of(speaker: Speaker, texts: list[str], voices: list[str], **changes: Any) -> dict[str, Any]:
+    """Speak all texts with all voices, and summarise the errors."""
+    all_errors: list[float] = []
+    failed = 0
+    for voice in voices:
+        for text in texts:
+            errors = await speaker.errors(text, voice, **changes)
+            failed += errors is None
+            all_errors += errors or []
+    return {"sentences": len(texts) * len(voices), "failed": failed, **summary(all_errors)}
+
+
+def people(folder: Path) -> dict[str, Any]:
+    """Align recordings of people, and compare the starts with those of the manifest."""
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    clips = [clip for clip in lines if clip["kind"] == "speech" and clip["language"].startswith("en")]
+    errors: list[float] = []
+    failed = 0
+    seconds = cpu_s = 0.0
+    for clip in clips:
+        sound = decode((folder / clip["file"]).read_bytes(), 16_000, max_seconds=120.0).samples
+        words = clip["words"].split()
+        began_s = time.process_time()
+        found = align(sound, 16_000, words, [pronounce(word) for word in words])
+        cpu_s += time.process_time() - began_s
+        seconds += len(sound) / 16_000
+        if found is None or len(found.missing) > 0.5 * len(words):
+            failed += 1
+            continue
+        known = clip.get("align") or []
+        if [word for word, *_ in known] == words:
+            errors += [word.start_s - start for word, (_, start, _) in zip(found.words, known, strict=True)]
+    return {"clips": len(clips), "failed": failed, "cpu": round(cpu_s / seconds, 4), **summary(errors)}
+
+
+async def first_audio(services: CoreServices, repeats: int) -> dict[str, float]:
+    """Measure the time to the first bytes, in turns."""
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(repeats):
+        for timestamps in (False, True):
+            line = Line(f"This is sentence number {number}. It is followed by another one.", "alloy")
+            request = SpeechRequest("tts-1", (line,), format="mp3", timestamps=timestamps, use_cache=False)
+            began_s = time.perf_counter()
+            answer = await services.generator.answer(request)
+            await anext(answer.stream)
+            taken[timestamps].append((time.perf_counter() - began_s) * 1000)
+            async for _ in answer.stream:
+                pass
+            if timestamps:
+                await answer.timestamps()
+    return {"without": round(statistics.median(taken[False]), 2), "with": round(statistics.median(taken[True]), 2)}
+
+
+async def measure(parts: list[str], count: int, speech: Path | None) -> dict[str, Any]:
+    """Run the parts of the benchmark."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        services = core_services(Settings(_env_file=None, TTS_ENGINE="espeak", TTS_DATA_DIR=Path(folder)))
+        async with services.manager:
+            await services.manager.settled()
+            speaker = Speaker(services)
+            texts = sentences(count)
+            if "aligned" in parts:
+                for voice, accent in VOICES.items():
+                    found[f"aligned {voice} {accent}"] = await errors_of(speaker, texts, [voice])
+            if "speeds" in parts:
+                for speed in (0.5, 2.0):
+                    found[f"speed {speed}"] = await errors_of(speaker, texts[: count // 2], ["alloy"], speed=speed)
+            if "drift" in parts:
+                errors = await speaker.errors(" ".join(sentences(240)), "alloy") or [float("nan")]
+                found["drift"] = {"first": summary(errors[:100]), "last": summary(errors[-100:])}
+            if "first_audio" in parts:
+                found["first_audio"] = await first_audio(services, 30)
+            if "warped" in parts:
+                services.word_timer.use_aligner = False
+                found["warped"] = await errors_of(speaker, texts, list(VOICES))
+                services.word_timer.use_aligner = True
+        services.word_timer.close()
+        await services.take_checker.close()
+    helper = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found["aligner_cpu_s"] = round(helper.ru_utime + helper.ru_stime, 2)
+    if "people" in parts and speech is not None:
+        found["people"] = people(speech)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speech", type=Path, default=os.environ.get("TTS_TEST_SPEECH"), help="recordings of people")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    parser.add_argument("--sentences", type=int, default=50, help="for each voice")
+    options = parser.parse_args()
+    speech = None if options.speech is None else Path(options.speech)
+    found = asyncio.run(measure(options.only.split(","), options.sentences, speech))
+    for name, value in found.items():
+        print(f"{name}: {value}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
