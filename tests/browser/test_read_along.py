@@ -93,6 +93,17 @@ def test_the_sounding_word_is_lit_in_the_text(server: str, visit: Visit) -> None
         assert word["start"] - 0.1 < each["at_s"] < max(word["end"], following["start"]) + 0.2
 
 
+def test_words_are_lit_while_the_speech_is_streamed(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    speak(page, LONG)
+    words = set(LONG.split())
+    wait_until(lambda: [each for each in page.evaluate(LIT) if each in words] != [])
+    assert page.get_attribute(".speak", "data-state") == "streaming"
+    page.get_by_role("button", name="Stop", exact=True).click()
+    wait_state(page, "partial")
+    wait_words(page)  # a take that was stopped has the times of its words too
+
+
 def test_each_moment_lights_its_word(server: str, visit: Visit) -> None:
     page = visit(server).page
     speak(page, TEXT)

@@ -133,7 +133,7 @@ export const getJson = async (path, options) => (await call(path, options)).json
  * Resolves to the usage. Throws ApiError when the stream breaks off, with the server's message if there is one.
  */
 export async function speakStream(path, body, on, signal) {
-  const answer = await call(path, { json: { ...body, response_format: "pcm", stream_format: "sse", progress: true }, signal });
+  const answer = await call(path, { json: { ...body, response_format: "pcm", stream_format: "sse", progress: true, timestamps: true }, signal });
   on.head(answer.headers);
   const requestId = answer.headers.get("x-request-id") ?? "";
   const reader = answer.body.getReader(); // a TextDecoderStream would lose its queue when the connection breaks

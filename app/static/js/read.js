@@ -1,10 +1,8 @@
 // Read along: the text of the track that is played, with the word that is heard. A press on a word plays from there.
 // Where the times of words are missing, sentences are shown instead. A long text is shown in parts.
 
-import { call } from "./api.js";
 import { player } from "./player.js";
 import "./save.js"; // loaded now, so that audio can be saved when the server has stopped
-import { takes } from "./takes.js";
 import { h, t } from "./ui.js";
 
 const PART = 2000; // characters of a part, up to the end of a sentence
@@ -108,32 +106,6 @@ class Script {
   }
 }
 
-/**
- * Asks for the times of the words of a track that was just spoken: the server has its audio in the cache. The words are
- * found one after the other in the caller's text.
- */
-async function fetchTimes(track) {
-  const { body } = track.about;
-  const answer = await call("/v1/audio/captions", { json: { ...body, seed: Number(track.seed), captions: "json", response_format: "pcm" } });
-  const texts = body.turns?.map((turn) => turn.text) ?? [body.input];
-  const words = [];
-  let [turn, place, chars] = [0, 0, 0]; // `place` counts UTF-16 units, `chars` characters
-  for (const { word, start, end } of (await answer.json()).words) {
-    let [next, at] = [turn, texts[turn].indexOf(word, place)];
-    while (at < 0 && next + 1 < texts.length) at = texts[++next].indexOf(word);
-    if (at < 0) continue;
-    if (next > turn) [turn, place, chars] = [next, 0, 0];
-    const start_char = chars + [...texts[turn].slice(place, at)].length;
-    [place, chars] = [at + word.length, start_char + [...word].length];
-    words.push({ word, start, end, start_char, end_char: chars, turn });
-  }
-  if (!words.length) return;
-  track.timed.push({ words });
-  if (track.take) await takes.change(track.take, { timed: track.timed });
-}
-
-const asked = new WeakSet();
-
 class Reading {
   #script = null;
   #first = 0; // the entries of the part: from #first to #end
@@ -170,10 +142,6 @@ class Reading {
         this.#lit = null;
         this.#spans = [];
         this.box.replaceChildren();
-      }
-      if (track.ended && !track.timed.length && !asked.has(track) && track.take && ["hit", "miss", "shared"].includes(track.cache)) {
-        asked.add(track);
-        fetchTimes(track).then(() => this.show(), () => {}); // without an answer, sentences are lit
       }
     }
     const { slot } = this;

@@ -102,8 +102,7 @@ class Speech extends EventTarget {
       head: (headers) => {
         this.engine = headers.get("x-tts-engine") ?? "";
         this.ignored = headers.get("x-tts-ignored") ?? "";
-        track.cache = headers.get("x-cache");
-        this.cached = track.cache === "hit";
+        this.cached = headers.get("x-cache") === "hit";
         track.seed = headers.get("x-tts-seed");
       },
       audio: (bytes) => {
