@@ -40,6 +40,7 @@ from app.generator import preset_voices
 from app.generator.job import spoken_language
 from app.generator.lexicons import LexiconStore, with_entry
 from app.generator.planning import read_text
+from app.generator.prompts import check_speakable
 from app.keys import SCOPES, BadKeys, KeyFile, KeyRing
 from app.settings import Settings, as_markdown
 from app.text.captions import MEDIA_TYPES, caption_file
@@ -406,7 +407,7 @@ def _store_file(store: VoiceStore, name: str, file: Path, transcript: str) -> No
         reference = Reference(decoded.samples, RECORDING_RATE_HZ, transcript)
         store.set_reference(name, reference, origin="file")
         cloner = Cloner(NoTranscriber(), checker=TranscriptChecker(spoken=Normalizer().normalize))
-        problem = cloner.problem_of(reference, store.get(name).language)
+        problem, _ = cloner.problem_of(reference, store.get(name).language)
     except SpeechError as error:
         _fail(error.message)
     except OSError as error:
@@ -634,6 +635,8 @@ async def _check(settings: Settings, names: list[str], folder: Path, sentences: 
                 folder_of_files = settings.folder("voice_references")
                 await asyncio.to_thread(import_preset_files, services.voices, folder_of_files, cloner)
             chosen = [services.voices.get(name) for name in names]
+            for voice in chosen:
+                check_speakable(voice, services.manager.engine().info, is_fallback=False)
             if not names:
                 chosen = [voice for voice in services.voices.all() if can_clone or voice.kind == "preset"]
             with Progress(*columns, console=err, transient=True) as bar:

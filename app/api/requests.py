@@ -31,6 +31,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError, core_schema
+from starlette.responses import Response
 
 from app.api.responses import Range
 from app.audio.formats import AUDIO_FORMATS
@@ -173,6 +174,30 @@ def _shown_names(names: Iterable[str]) -> tuple[str, ...]:
     """
     shown = [quote(name[:_MAX_NAME_CHARS], safe="[]$@:!*'()", errors="replace") for name in sorted(names)]
     return (*shown[:MAX_IGNORED_NAMES], "...") if len(shown) > MAX_IGNORED_NAMES else tuple(shown)
+
+
+class ChangeBody(BaseModel):
+    """The body of a request that changes something. The response names the unknown fields in X-TTS-Ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    _ignored: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, data: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Validate the body, and record its unknown fields."""
+        body = validate(data)
+        if isinstance(data, dict):
+            body._ignored = _shown_names(
+                name for name, value in data.items() if value is not None and name not in cls.model_fields
+            )
+        return body
+
+    def name_ignored(self, response: Response) -> None:
+        """Name the unknown fields of the body in the header X-TTS-Ignored."""
+        if self._ignored:
+            response.headers["X-TTS-Ignored"] = ", ".join(self._ignored)
 
 
 class LexiconEntryBody(BaseModel):

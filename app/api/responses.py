@@ -259,7 +259,8 @@ class ClonedVoice(ResponseModel):
     origin: str
 
     @classmethod
-    def of(cls, stored: StoredVoice) -> Self:
+    def of(cls, stored: StoredVoice, quality: Mapping[str, Any] | None = None) -> Self:
+        """Create the response for a voice. quality: its quality report; None = the stored report."""
         voice, consent = stored.voice, stored.consent
         agreed = None if consent is None else VoiceConsent(text=consent.get("text", ""), id=consent.get("id", ""))
         return cls(
@@ -276,7 +277,7 @@ class ClonedVoice(ResponseModel):
             audio_duration=round(stored.seconds, 3),
             sample_count=stored.sample_count,
             transcript=stored.transcript,
-            quality=dict(stored.quality),
+            quality=dict(stored.quality if quality is None else quality),
             consent=agreed,
             origin=stored.origin,
         )
@@ -602,6 +603,8 @@ _SPEECH_HEADERS: Mapping[str, Schema] = {
     "Content-Disposition": text_header("The name of the audio file, such as `speech.mp3`."),
     "X-TTS-Ignored": text_header("The request fields that this engine or this route ignores."),
 }
+# The part of the OpenAPI description of a response that can name unknown request fields.
+IGNORED_HEADER: Schema = {"headers": {"X-TTS-Ignored": _SPEECH_HEADERS["X-TTS-Ignored"]}}
 
 
 def _events(*data: Schema) -> Schema:

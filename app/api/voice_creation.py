@@ -12,10 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import File, Form, UploadFile
-from pydantic import JsonValue
+from pydantic import BeforeValidator, JsonValue
 
 from app.api.requests import NOT_BLANK
 from app.errors import BadReference, InvalidValue, NotFound
+from app.text.languages import language_tag
 from app.voices.cloning import Sample, change_unconverted, change_voice
 from app.voices.quality import BEST_LENGTH
 from app.voices.voice_file import (
@@ -52,10 +53,19 @@ Transcripts = Annotated[
         description="The exact words, one transcript for each recording. Default: the server recognises them (TTS_ASR)."
     ),
 ]
+LANGUAGE_HELP = 'The language as a BCP 47 tag ("de", "pt-BR") or by its name ("German", "Deutsch").'
+
+
+def voice_language(value: object) -> object:
+    """Return the tag of a language that a request names by its tag or name. "" and "auto" give "en"."""
+    return language_tag(value) or "en" if isinstance(value, str) else value
+
+
 Language = Annotated[
     str,
+    BeforeValidator(voice_language),
     Form(
-        description="The language as a BCP 47 tag.",
+        description=LANGUAGE_HELP,
         max_length=35,
         json_schema_extra={"pattern": LANGUAGE_TAG},
         examples=["en-GB"],

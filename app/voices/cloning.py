@@ -185,11 +185,16 @@ class Cloner:
             return ""
         return self._words(reference.samples, Span(0.0, reference.seconds), language)
 
-    def problem_of(self, reference: Reference, language: str = "en") -> str:
-        """Return why a stored recording is not good for cloning, in words; "" if it is good. Blocks."""
+    def problem_of(self, reference: Reference, language: str = "en") -> tuple[str, dict[str, Any]]:
+        """Return why a stored recording is not good for cloning ("" if it is good), and its quality report. Blocks.
+
+        The report has the form of JSON.
+        """
+        report = self._report_of(reference, language).as_json()
         if reference.seconds < MIN_SAMPLE_S:
-            return f"The recording has {reference.seconds:.1f} s of audio. {MIN_SAMPLE_S:g} s or more are needed."
-        return _doubts(self._report_of(reference, language).as_json())
+            short = f"The recording has {reference.seconds:.1f} s of audio. {MIN_SAMPLE_S:g} s or more are needed."
+            return short, report
+        return _doubts(report), report
 
     def new_report(
         self, reference: Reference, report: Mapping[str, Any], language: str = "en", *, recognised: bool = False
@@ -446,8 +451,8 @@ def _imported(cloner: Cloner, path: Path, data: bytes, transcript: str) -> tuple
 def check_stored(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -> None:
     """Check the recordings of voices without a quality report: they were put on the disk by hand. Blocks.
 
-    If a recording is not good for cloning, the reason is added to `store.doubtful`. The voice stays usable. ended: when
-    it is set, the remaining recordings are not checked.
+    `store.quality_of` then returns the report. If a recording is not good for cloning, the reason is added to
+    `store.doubtful`. The voice stays usable. ended: when it is set, the remaining recordings are not checked.
     """
     for stored in store.recorded():
         if ended.is_set():
@@ -456,7 +461,8 @@ def check_stored(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -
             continue
         kind = "cloned_voices" if stored.voice.kind == "cloned" else "voice_references"
         try:
-            problem = cloner.problem_of(store.reference(stored.voice), stored.voice.language)
+            problem, report = cloner.problem_of(store.reference(stored.voice), stored.voice.language)
+            store.add_measured(stored, report)
         except (SpeechError, OSError, ValueError) as error:
             problem = str(error)
         if problem:
@@ -538,7 +544,10 @@ def change_voice(
             report = cloner.new_report(reference, stored.quality, stored.voice.language)
         except (DamagedVoice, UnknownVoice) as error:
             log.warning("The new transcript of the voice %s was not checked: %s", stored.id, error)
-    return store.change(voice_id, name=name, description=description, transcript=transcript, quality=report)
+    changed = store.change(voice_id, name=name, description=description, transcript=transcript, quality=report)
+    if report and (problem := _doubts(report)):
+        store.mark_doubtful(f"cloned_voices/{changed.id}", problem)
+    return changed
 
 
 def change_unconverted(

@@ -48,7 +48,8 @@ class FolderStore(Generic[R]):
 
     marker: name of the file that describes a record. The record is read again when this file changes.
     read: function that converts the folder of a record to the record. Raises Damaged, OSError.
-    keep: function that returns whether the folder with the given name is a record.
+    keep: function that returns whether the folder with the given name is a record. missing: the problem of a folder
+    without the files of a record; "" = a text that names the marker.
     """
 
     def __init__(
@@ -57,11 +58,14 @@ class FolderStore(Generic[R]):
         marker: str,
         read: Callable[[Path], R],
         keep: Callable[[str], bool] = lambda name: not name.startswith("."),
+        *,
+        missing: str = "",
     ) -> None:
         self.folder = folder
         self._marker = marker
         self._read = read
         self._keep = keep
+        self._missing = missing or f"A file is missing: {marker}, or a file that {marker} names."
         self._lock = threading.RLock()
         self._records: Mapping[str, R] = {}
         self._problems: Mapping[str, str] = {}
@@ -102,7 +106,7 @@ class FolderStore(Generic[R]):
                         signatures[name] = signature
                 except FileNotFoundError:  # the folder was removed during the scan, or is incomplete
                     if (self.folder / name).is_dir():
-                        problems[name] = f"A file is missing: {self._marker}, or a file that {self._marker} names."
+                        problems[name] = self._missing
                 except (Damaged, OSError) as problem:
                     problems[name] = str(problem)
             for name, reason in problems.items():

@@ -55,6 +55,13 @@ _RATE_HZ = 44_100
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _Signature = tuple[tuple[int, int] | None, ...]
 
+# The problem of a folder that has the files of neither format.
+INCOMPLETE = (
+    f"A file is missing. A folder of a voice has {MARKER} and the files that {MARKER} names, or, in the format of an "
+    f"earlier version, {OLD_MARKER} (at least the JSON object {{}}), {REFERENCE_FILE} and {OLD_TRANSCRIPT} (the words "
+    "of the recording)."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class OldVoice:

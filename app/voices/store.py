@@ -31,7 +31,7 @@ import numpy as np
 from app.errors import DamagedVoice, InvalidValue, NotFound, UnknownVoice
 from app.types import Reference, Voice
 from app.voices.folder_store import FolderStore
-from app.voices.migration import OLD_MARKER, WAITING, FolderReader, OldVoice, with_changes, write_converted
+from app.voices.migration import INCOMPLETE, OLD_MARKER, WAITING, FolderReader, OldVoice, with_changes, write_converted
 from app.voices.presets import NO_VOICE, PROFILES, preset, speaker_voice
 from app.voices.quality import with_transcript_checks
 from app.voices.voice_file import (
@@ -92,9 +92,11 @@ class VoiceStore:
     def __init__(self, cloned: Path | None = None, references: Path | None = None) -> None:
         self._lock = threading.RLock()
         self._doubtful: dict[str, str] = {}
+        # Id of a voice -> the digest of its recording and words, and their quality report (as JSON).
+        self._measured: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self._refreshed_s = time.monotonic()
         self._reader = FolderReader()
-        self._cloned = None if cloned is None else FolderStore(cloned, MARKER, self._reader)
+        self._cloned = None if cloned is None else FolderStore(cloned, MARKER, self._reader, missing=INCOMPLETE)
         self._references = (
             None if references is None else FolderStore(references, MARKER, read_voice, PROFILES.__contains__)
         )
@@ -229,8 +231,17 @@ class VoiceStore:
         return {**self.problems, **self.doubtful}
 
     def mark_doubtful(self, path: str, reason: str) -> None:
-        """Add an entry to `doubtful`. The entry stays until this process ends."""
+        """Add an entry to `doubtful`. The entry stays until the voice is deleted or changed, or this process ends."""
         self._doubtful[path] = reason
+
+    def add_measured(self, stored: StoredVoice, report: Mapping[str, Any]) -> None:
+        """Keep the measured quality report (as JSON) of a voice whose folder has no report, until this process ends."""
+        self._measured[stored.voice.id] = stored.voice.digest, report
+
+    def quality_of(self, stored: StoredVoice) -> Mapping[str, Any]:
+        """Return the quality report of a voice: the stored report, or else the measured report; {} without both."""
+        digest, report = self._measured.get(stored.voice.id, ("", {}))
+        return report if not stored.quality.get("level") and digest == stored.voice.digest else stored.quality
 
     @property
     def references(self) -> Path | None:
@@ -449,6 +460,8 @@ class VoiceStore:
             except FileNotFoundError as error:
                 raise _no_cloned_voice(voice_id) from error
             self._index = self._build_index()
+            if words != old.transcript:
+                self._doubtful.pop(f"{folders.folder.name}/{voice_id}", None)
             self._remove_old_codes(folders.folder / voice_id, voice.digest)
             return self.find(voice_id)
 
@@ -464,6 +477,8 @@ class VoiceStore:
                 folder, name = found.id, found.voice.name
             removed = folders.remove(folder)
             self._index = self._build_index()
+            self._doubtful.pop(f"{folders.folder.name}/{folder}", None)
+            self._measured.pop(folder, None)
             if not removed:
                 raise _no_cloned_voice(voice_id)
             return name

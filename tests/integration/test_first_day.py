@@ -17,8 +17,11 @@ from app.engines.espeak import Library
 from app.first_day import SENTENCES, Finding, Report, Take, VoiceReport
 from app.first_day_page import page
 from app.text.normalizer import Normalizer
+from app.types import Reference
+from app.voices.store import VoiceStore
 from app.wiring import core_services
 from tests.integration.test_cli import cli
+from tests.support import samples
 from tests.support.live import settings
 
 if TYPE_CHECKING:
@@ -128,6 +131,17 @@ def test_invalid_calls_end_with_a_message(tmp_path: Path, arguments: tuple[str, 
     assert done.returncode == 1
     assert word in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("more", ["", ",alloy"])
+def test_cloned_voice_is_refused_by_an_engine_that_does_not_clone(tmp_path: Path, more: str) -> None:
+    store = VoiceStore(tmp_path / "data" / "cloned_voices", tmp_path / "data" / "voice_references")
+    voice = store.add("Ann", Reference(samples.speech(), samples.RATE_HZ, samples.TEXT))
+    data = {"TTS_DATA_DIR": str(tmp_path / "data"), "COLUMNS": "400"}
+    done = cli(tmp_path, "check", "--engine", "espeak", "--voices", voice.id + more, **data)
+    assert done.returncode == 1
+    assert "the espeak engine can't clone voices" in done.stderr.decode()
+    assert b"weights" not in done.stdout + done.stderr
 
 
 # ---- planted faults

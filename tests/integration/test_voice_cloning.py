@@ -554,6 +554,82 @@ def test_voice_without_words_is_exported_and_imported(http: httpx.Client, sample
     assert imported.json()["voice"]["status"] == "needs words"
 
 
+@pytest.mark.parametrize(
+    ("language", "tag"),
+    [
+        ("French", "fr"),
+        ("Deutsch", "de"),
+        ("FRANÇAIS", "fr"),
+        (" spanish ", "es"),
+        ("Mandarin", "cmn"),
+        ("pt-BR", "pt-BR"),
+        ("en_GB", "en_GB"),
+        ("auto", "en"),
+        ("", "en"),
+    ],
+)
+def test_voices_and_speech_accept_the_same_languages(
+    http: httpx.Client, sample: bytes, language: str, tag: str
+) -> None:
+    body = {"input": "Hello.", "language": language}
+    assert http.post("/audio/speech", json=body).status_code == 200
+    cloned = clone(http, sample, language=language)
+    assert cloned.status_code == 200, cloned.text
+    assert cloned.json()["voice"]["language"] == tag
+    checked = http.post(
+        "/voice-cloning/check",
+        data={"transcript": samples.TEXT, "language": language},
+        files={"audio_file": ("a.mp3", sample)},
+    )
+    assert checked.status_code == 200, checked.text
+
+
+@pytest.mark.parametrize(
+    ("unknown", "header"),
+    [
+        ({"language": "de"}, "language"),
+        ({"Name": "Berta", "consent": "yes"}, "Name, consent"),
+        ({"na\u00efve field": 1}, "na%C3%AFve%20field"),
+        ({"language": None}, None),
+        ({}, None),
+    ],
+)
+def test_changes_name_unknown_fields(
+    http: httpx.Client, sample: bytes, unknown: dict[str, Any], header: str | None
+) -> None:
+    voice = clone(http, sample).json()["voice"]
+    changed = http.patch(f"/voice-cloning/voices/{voice['id']}", json={"description": "New.", **unknown})
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["description"] == "New."
+    assert changed.headers.get("X-TTS-Ignored") == header
+    consent = http.post(
+        "/audio/voice_consents",
+        data={"name": "Ann", "language": "English"},
+        files={"recording": ("a.mp3", sample)},
+    ).json()
+    assert consent["language"] == "en"
+    renamed = http.post(f"/audio/voice_consents/{consent['id']}", json={"name": "Berta", **unknown})
+    assert renamed.headers.get("X-TTS-Ignored") == header
+    replaced = http.put("/audio/lexicon", json={"entries": [], **unknown})
+    assert replaced.headers.get("X-TTS-Ignored") == header
+
+
+@pytest.mark.parametrize("files", [("reference.wav", "transcript.txt"), ("reference.wav",), ("notes.txt",), ()])
+def test_incomplete_folder_names_both_layouts(http: httpx.Client, folder: Path, files: tuple[str, ...]) -> None:
+    placed = folder / "cloned_voices" / "by_hand"
+    placed.mkdir()
+    try:
+        for name in files:
+            (placed / name).write_bytes(samples.file(samples.speech(), "wav") if name.endswith("wav") else b"Words.")
+        time.sleep(2.1)  # the server looks for changes every two seconds
+        answer = http.get("/voice-cloning/voices").json()
+    finally:
+        shutil.rmtree(placed)
+    reason = answer["problems"]["cloned_voices/by_hand"]
+    for name in ("voice.json", "info.json", "reference.wav", "transcript.txt"):
+        assert name in reason
+
+
 def test_bad_bodies_are_rejected(http: httpx.Client, tmp_path: Path) -> None:
     for path in ("/voice-cloning/clone", "/voice-cloning/import", "/audio/voices", "/audio/voice_consents"):
         for answer in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,18 @@ from app.audio.loudness import denoised, integrated_lufs
 from app.audio.sandbox import Limits, decode_in_sandbox
 from app.errors import BadReference
 from app.settings import Settings
+from app.types import Reference
 from app.voices import quality, vad, window
-from app.voices.cloning import RATE_HZ, Cloner, Sample, cleaned, import_preset_files, without_rumble
+from app.voices.cloning import (
+    RATE_HZ,
+    Cloner,
+    Sample,
+    change_voice,
+    check_stored,
+    cleaned,
+    import_preset_files,
+    without_rumble,
+)
 from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber, WhisperTranscriber, cut_to
 from app.voices.vad import Span, SpeechFinder, by_energy
@@ -556,3 +567,44 @@ def test_reference_file_replaces_a_preset_voice_once(tmp_path, caplog):
     (folder / "onyx.txt").write_text("Other words that are said here, about as long as the recording, are these ones.")
     import_preset_files(VoiceStore(tmp_path / "cloned", folder), folder, cloner)
     assert VoiceStore(tmp_path / "cloned", folder).get("onyx").digest != first.voice.digest
+
+
+@pytest.mark.parametrize("kind", ["noise", "silence", "short", "hum", "good"])
+def test_stored_voice_without_a_report_gets_a_measured_report(tmp_path, kind):
+    speech = samples.speech()
+    rng = np.random.default_rng(3)
+    sound = {
+        "noise": rng.normal(0, 0.2, len(speech)).astype(np.float32),
+        "silence": np.zeros(len(speech), np.float32),
+        "short": speech[: round(0.2 * samples.RATE_HZ)],
+        "hum": (0.3 * np.sin(np.arange(len(speech)) * 0.02)).astype(np.float32),
+        "good": speech,
+    }[kind]
+    store = VoiceStore(tmp_path / "cloned_voices", tmp_path / "references")
+    stored = store.add("Ann", Reference(sound, samples.RATE_HZ, samples.TEXT))
+    assert store.quality_of(stored) == {}
+    check_stored(store, Cloner(NoTranscriber()), ended=threading.Event())
+    report = store.quality_of(store.find(stored.id))
+    path = f"cloned_voices/{stored.id}"
+    if kind == "good":
+        assert report["level"] != "bad"
+        assert not store.doubtful
+        return
+    assert report["level"] == "bad"
+    assert any(check["level"] == "bad" for check in report["checks"])
+    assert store.doubtful[path]
+    store.change(stored.id, name="Berta")
+    assert store.quality_of(store.find(stored.id)) == report
+    assert path in store.doubtful
+    store.delete(stored.id)
+    assert not store.doubtful
+
+
+def test_changed_words_replace_the_doubt_about_a_stored_voice(tmp_path):
+    store, cloner = VoiceStore(tmp_path / "cloned_voices", tmp_path / "references"), Cloner(NoTranscriber())
+    stored = store.add("Ann", Reference(samples.speech(), samples.RATE_HZ, 15 * samples.TEXT[:100]))
+    check_stored(store, cloner, ended=threading.Event())
+    assert "cloned_voices/" + stored.id in store.doubtful
+    change_voice(store, cloner, stored.id, name=None, description=None, transcript=samples.TEXT)
+    assert not store.doubtful
+    assert store.quality_of(store.find(stored.id))["level"] != "bad"

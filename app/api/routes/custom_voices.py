@@ -6,12 +6,21 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, File, Form, Query, Request, UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
+from pydantic import ConfigDict, Field
 from starlette.datastructures import UploadFile as Upload
 
 from app.api.errors import problems
-from app.api.responses import Consent, ConsentPage, CustomVoice, DeletedConsent, DeletedVoice, Schema
+from app.api.requests import ChangeBody
+from app.api.responses import (
+    IGNORED_HEADER,
+    Consent,
+    ConsentPage,
+    CustomVoice,
+    DeletedConsent,
+    DeletedVoice,
+    Schema,
+)
 from app.api.voice_creation import CONSENT_ID_PREFIX, DESCRIPTION_SCHEMA, NAME_SCHEMA, Language
 from app.errors import InvalidValue, NotSupported
 from app.voices.cloning import Sample, consent_recording
@@ -28,10 +37,10 @@ UPLOAD_PATHS = (VOICES_PATH, CONSENTS_PATH)
 MAX_FORM_FIELDS = 32
 
 
-class ConsentPatch(BaseModel):
+class ConsentPatch(ChangeBody):
     """The body that renames a consent."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, json_schema_extra={"examples": [{"name": "Ada's consent"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "Ada's consent"}]})
 
     name: Annotated[str, Field(json_schema_extra=NAME_SCHEMA)]
 
@@ -184,10 +193,11 @@ def _add_consent_routes(routes: APIRouter, consents: ConsentStore, cloner: Clone
     @routes.post(
         "/audio/voice_consents/{consent_id}",
         operation_id="update_voice_consent",
-        responses=problems(400, 404, 408, 413, 429, 507),
+        responses={200: IGNORED_HEADER, **problems(400, 404, 408, 413, 429, 507)},
     )
-    async def update_consent(consent_id: str, body: ConsentPatch) -> Consent:
+    async def update_consent(consent_id: str, body: ConsentPatch, response: Response) -> Consent:
         """Rename a consent."""
+        body.name_ignored(response)
         return Consent.of(await asyncio.to_thread(consents.rename, consent_id, body.name))
 
     @routes.delete(

@@ -6,12 +6,19 @@ import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from app.api.conditional import check_if_match, etag_of, not_modified
 from app.api.errors import problems
-from app.api.requests import LexiconEntries, lexicon_entries
-from app.api.responses import DeletedPronunciations, Pronunciation, Pronunciations, Schema, text_header
+from app.api.requests import ChangeBody, LexiconEntries, lexicon_entries
+from app.api.responses import (
+    IGNORED_HEADER,
+    DeletedPronunciations,
+    Pronunciation,
+    Pronunciations,
+    Schema,
+    text_header,
+)
 from app.api.routes.voices import refresh
 from app.errors import InvalidValue, NotFound, UnknownVoice
 from app.voices.store import DRAFT_PREFIX
@@ -39,14 +46,10 @@ IfNoneMatch = Annotated[str | None, Header(description="The ETag of the dictiona
 _ETAG: Schema = {"headers": {"ETag": text_header("The state of the dictionary, for `If-Match` and `If-None-Match`.")}}
 
 
-class LexiconBody(BaseModel):
+class LexiconBody(ChangeBody):
     """The body that replaces a dictionary."""
 
-    model_config = ConfigDict(
-        extra="ignore",
-        strict=True,
-        json_schema_extra={"examples": [{"entries": [{"word": "SQL", "say": "sequel"}]}]},
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"entries": [{"word": "SQL", "say": "sequel"}]}]})
 
     entries: LexiconEntries
 
@@ -91,7 +94,10 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
     @routes.put(
         LEXICON_PATH,
         operation_id="replace_lexicon",
-        responses={200: _ETAG, **problems(400, 404, 408, 412, 413, 429, 507)},
+        responses={
+            200: {"headers": {**_ETAG["headers"], **IGNORED_HEADER["headers"]}},
+            **problems(400, 404, 408, 412, 413, 429, 507),
+        },
     )
     async def replace(
         body: LexiconBody, answer: Response, voice: VoiceQuery = None, if_match: IfMatch = None
@@ -104,6 +110,7 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
             return _response(lexicons.replace(entries, name, check=check(if_match)))
 
         stored, answer.headers["ETag"] = await asyncio.to_thread(store)
+        body.name_ignored(answer)
         return stored
 
     @routes.delete(

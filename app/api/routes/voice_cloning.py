@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import structlog
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema
 
 from app.api.errors import problems
-from app.api.requests import GenerateBody, PreviewBody
+from app.api.requests import ChangeBody, GenerateBody, PreviewBody
 from app.api.responses import (
     BINARY,
+    IGNORED_HEADER,
     Cloned,
     ClonedVoice,
     ClonedVoices,
@@ -58,12 +59,10 @@ UPLOAD_PATHS = (CLONE_PATH, CHECK_PATH, IMPORT_PATH)
 UPLOAD_PROBLEMS = (400, 408, 413, 429, 507)
 
 
-class VoicePatch(BaseModel):
+class VoicePatch(ChangeBody):
     """The body that changes a voice. A field that is left out keeps its value."""
 
-    model_config = ConfigDict(
-        extra="ignore", strict=True, json_schema_extra={"examples": [{"description": "Warm, unhurried."}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"description": "Warm, unhurried."}]})
 
     name: Annotated[str, WithJsonSchema({"type": "string", **NAME_SCHEMA})] | None = None
     description: Annotated[str, WithJsonSchema({"type": "string", **DESCRIPTION_SCHEMA})] | None = None
@@ -148,7 +147,7 @@ def _add_voice_routes(routes: APIRouter, creation: VoiceCreation) -> None:
         """List the cloned voices, and the folders on disk that can't be read as voices."""
         await refresh(voices)
         return ClonedVoices(
-            voices=[ClonedVoice.of(stored) for stored in voices.stored()],
+            voices=[ClonedVoice.of(stored, voices.quality_of(stored)) for stored in voices.stored()],
             refused=[RefusedFolder(id=name, reason=reason) for name, reason in voices.refused.items()],
             problems=voices.problems,
         )
@@ -157,21 +156,24 @@ def _add_voice_routes(routes: APIRouter, creation: VoiceCreation) -> None:
     async def get_cloned(voice_id: str) -> ClonedVoice:
         """Get a cloned voice."""
         await refresh(voices)
-        return ClonedVoice.of(voices.find(voice_id))
+        stored = voices.find(voice_id)
+        return ClonedVoice.of(stored, voices.quality_of(stored))
 
     @routes.patch(
         "/voice-cloning/voices/{voice_id}",
         operation_id="change_cloned_voice",
-        responses=problems(400, 404, 408, 413, 429, 507),
+        responses={200: IGNORED_HEADER, **problems(400, 404, 408, 413, 429, 507)},
     )
-    async def change(voice_id: str, body: VoicePatch) -> ClonedVoice:
+    async def change(voice_id: str, body: VoicePatch, response: Response) -> ClonedVoice:
         """Change the name, the description or the transcript of a voice.
 
         For a folder in `refused`, this also tries to convert the folder to a voice.
         """
-        return ClonedVoice.of(
-            await creation.change(voice_id, name=body.name, description=body.description, transcript=body.transcript)
+        stored = await creation.change(
+            voice_id, name=body.name, description=body.description, transcript=body.transcript
         )
+        body.name_ignored(response)
+        return ClonedVoice.of(stored, voices.quality_of(stored))
 
     @routes.delete(
         "/voice-cloning/voices/{voice_id}", operation_id="delete_cloned_voice", responses=problems(404, 429, 507)

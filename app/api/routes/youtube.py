@@ -19,7 +19,15 @@ from starlette.responses import Response
 from app.api.errors import problems
 from app.api.responses import CLONING_EVENTS, Cloned
 from app.api.streaming import StreamingAnswer, work_stream
-from app.api.voice_creation import CONSENT_HELP, CONSENT_SCHEMA, DESCRIPTION_SCHEMA, NAME_HELP, NAME_SCHEMA
+from app.api.voice_creation import (
+    CONSENT_HELP,
+    CONSENT_SCHEMA,
+    DESCRIPTION_SCHEMA,
+    LANGUAGE_HELP,
+    NAME_HELP,
+    NAME_SCHEMA,
+    voice_language,
+)
 from app.voices.cloning import Sample
 from app.voices.youtube import DEFAULT_SECTION_S, MAX_SECTION_S, MIN_SECTION_S, Progress
 
@@ -98,9 +106,11 @@ class YouTubeBody(BaseModel):
     description: Annotated[str, WithJsonSchema({"type": "string", **DESCRIPTION_SCHEMA})] | None = None
     transcript: Annotated[str | None, Field(description="The exact words of the section.")] = None
     consent: Annotated[str | None, Field(description=CONSENT_HELP, json_schema_extra=CONSENT_SCHEMA)] = None
-    language: Annotated[str | None, Field(max_length=35, description="The language as a BCP 47 tag. Default: en.")] = (
-        None
-    )
+    language: Annotated[
+        Annotated[str, Field(max_length=35)] | None,
+        BeforeValidator(voice_language),
+        Field(description=f"{LANGUAGE_HELP} Default: en."),
+    ] = None
     denoise: bool | None = None
 
 
