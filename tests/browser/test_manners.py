@@ -198,7 +198,7 @@ def test_html_in_a_voice_name_is_shown_as_text(server: str, visit: Visit) -> Non
         "id": HOSTILE,
         "name": HOSTILE,
         "object": "audio.voice",
-        "type": "cloned",
+        "type": "preset",
         "language": "en",
         "description": HOSTILE,
     }
@@ -214,7 +214,8 @@ def test_html_in_a_voice_name_is_shown_as_text(server: str, visit: Visit) -> Non
     speak(page, HOSTILE)
     wait_state(page, "error")
     assert HOSTILE[:20] in page.locator(".error").inner_text()  # the API quotes it
-    assert "Choose another voice." in page.locator(".error").inner_text()
+    assert page.locator(".error").inner_text().count("Choose another voice.") == 1
+    assert page.locator(".error .headline").inner_text() == "This voice can’t be used."
     page.get_by_role("navigation").get_by_role("link", name="Voices").click()
     page.locator("main").get_by_text(HOSTILE).first.wait_for()
     assert page.locator("main img, dialog img, #dock img").count() == 0
@@ -235,9 +236,11 @@ def pseudo(words: dict[str, str]) -> dict[str, str]:
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_longer_captions_fit(server: str, visit: Visit, viewport: dict[str, int]) -> None:
     words = pseudo(json.loads((STATIC / "i18n" / "en.json").read_text()))
+    of_voices = pseudo(json.loads((STATIC / "i18n" / "voices" / "en.json").read_text()))
 
     def lengthen(page: Page) -> None:
         page.route("**/i18n/en.json", lambda route: route.fulfill(json=words))
+        page.route("**/i18n/voices/en.json", lambda route: route.fulfill(json=of_voices))
 
     for path in PAGES:
         page = visit(server + path, prepare=lengthen, viewport=viewport).page

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import numpy as np
 import pytest
 
 from app import wiring
 from app.engines.registry import EngineSpec, specs
+from app.types import Reference
+from app.voices.store import VoiceStore
 from app.voices.transcribe import RecogniserState
 from tests.browser.test_manners import DESKTOP, PHONE, axe_violations, scrolls_sideways
 from tests.support import samples, tube
@@ -639,6 +642,62 @@ def test_a_refused_video_is_explained_and_a_cancelled_one_is_deleted(fetching: s
 
 
 # ---- the library
+
+
+def test_doubtful_recordings_on_the_disk_are_listed_with_reasons(tmp_path: Path, visit: Visit) -> None:
+    store = VoiceStore(tmp_path / "cloned_voices", tmp_path / "voice_references")
+    speech = samples.speech()
+    noise = np.random.default_rng(5).normal(0, 0.2, len(speech)).astype(np.float32)
+    short = speech[: round(0.2 * samples.RATE_HZ)]
+    sounds = {"Noise": noise, "Short": short, "Silence": np.zeros_like(speech)}
+    ids = {name: store.add(name, Reference(sound, samples.RATE_HZ, samples.TEXT)).id for name, sound in sounds.items()}
+    with serving(tmp_path) as url:
+        wait_until(lambda: len(httpx.get(f"{url}/health").json()["casting"]["problems"]) == 3, 60)
+        reasons = httpx.get(f"{url}/health").json()["casting"]["problems"]
+        page = visit(f"{url}/voice-cloning").page
+        for name, voice_id in ids.items():
+            page.locator(f'[data-voice="{voice_id}"] .badge[data-level=bad]').wait_for()
+            page.get_by_role("link", name=name).click()
+            page.locator(".banner").get_by_text(reasons[f"cloned_voices/{voice_id}"]).wait_for()
+            assert page.locator(".head .badge[data-level=bad]").count() == 1
+        page.goto(f"{url}/server")
+        page.get_by_text("3 recordings are doubtful or not usable").click()
+        for path, reason in reasons.items():
+            shown = page.locator("main details li", has_text=path)
+            assert reason in shown.inner_text()
+
+
+def test_cloned_voices_are_not_offered_to_an_engine_that_cannot_speak_them(
+    offline: str, sample: bytes, visit: Visit
+) -> None:
+    voice = clone(offline, sample)
+    page = visit(f"{offline}/voice-cloning#{voice['id']}").page
+    page.get_by_role("heading", name="Ann", level=2).wait_for()
+    marked = "needs a model that speaks clones"
+    page.locator(f'[data-voice="{voice["id"]}"]').get_by_text(marked).wait_for()
+    page.locator("article").get_by_text(marked).wait_for()
+    assert page.get_by_role("button", name="Play the recording", exact=True).count() == 1
+    assert page.get_by_role("button", name="Speak a sentence").count() == 0
+    assert page.locator("[data-act=default]").count() == 0
+    page.evaluate(f"""() => {{
+        localStorage.setItem("studio.voice", "{voice["id"]}");
+        localStorage.setItem("studio.speak", JSON.stringify({{ voice: "{voice["id"]}" }}));
+    }}""")
+    page.goto(offline)
+    page.get_by_text("The default voice of the server speaks instead.").wait_for()
+    default = httpx.get(f"{offline}/health").json()["default_voice"]
+    assert page.locator("#voice").input_value() == default
+    option = page.locator(f'#voice option[value="{voice["id"]}"]')
+    assert option.is_disabled()
+    assert marked in (option.text_content() or "")
+    speak(page, "Hello.")
+    wait_state(page, "done")
+    assert page.evaluate("JSON.parse(localStorage.getItem('studio.speak')).voice") == voice["id"]  # for a later engine
+    page.goto(f"{offline}/dialogue")
+    page.goto(f"{offline}/dialogue")
+    page.get_by_role("button", name="Add a line").click()
+    page.locator(f'main option[value="{voice["id"]}"]').first.wait_for(state="attached")
+    assert page.locator(f'main option[value="{voice["id"]}"]').first.is_disabled()
 
 
 def test_a_voice_is_edited_and_found(offline: str, sample: bytes, visit: Visit) -> None:

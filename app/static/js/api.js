@@ -198,6 +198,9 @@ function listOf(path, pick) {
 export const voices = listOf("/v1/audio/voices", (answer) => answer.voices);
 export const models = listOf("/v1/models", (answer) => answer.data);
 
+/** Whether the running model speaks cloned voices. True while no model is ready. */
+export const speaksClones = (list) => !list.some((model) => model.clones === false) || list.some((model) => model.clones);
+
 /** The last answer of /health. Dispatches "look" after each request and "changed" when the engine changed. */
 export const health = Object.assign(new EventTarget(), {
   last: null,

@@ -95,14 +95,23 @@ export const store = {
 // ---- languages
 
 let words = {};
+const folders = [""]; // the folders below i18n whose texts are loaded: "" = the texts that all pages share
 export let language = "en";
 let numbers = new Map();
+
+const textsOf = async (folder, name) => (await fetch(`${ROOT}/static/i18n/${folder}${name}.json`)).json();
+
+/** Loads texts that only some pages use. folder: such as "voices/". */
+export async function loadTexts(folder) {
+  if (folders.includes(folder)) return;
+  Object.assign(words, await textsOf(folder, language));
+  folders.push(folder);
+}
 
 export async function loadLanguage(name) {
   const preferred = name ?? (store.get("language", "") || navigator.languages.map((tag) => tag.slice(0, 2)).find((tag) => tag in LANGUAGES) || "en");
   const chosen = preferred in LANGUAGES ? preferred : "en";
-  const answer = await fetch(`${ROOT}/static/i18n/${chosen}.json`);
-  words = await answer.json();
+  words = Object.assign({}, ...await Promise.all(folders.map((folder) => textsOf(folder, chosen))));
   language = chosen;
   numbers = new Map();
   document.documentElement.lang = chosen;

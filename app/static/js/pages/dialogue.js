@@ -1,6 +1,6 @@
 // The Dialogue page: a list of lines, each with a speaker, a voice and a text. All lines are one request.
 
-import { errorBox, health, limitOf, models, serverVoice, voices } from "../api.js";
+import { errorBox, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
 import { player } from "../player.js";
 import { drawSeed, speech, whenListed } from "../speech.js";
 import { announce, button, debounce, dialog, h, newId, notify, number, store, t } from "../ui.js";
@@ -90,7 +90,7 @@ export async function mount(main) {
     const voice = voiceSelect(voiceList, line.voice, { "aria-label": `${t("dialogue.voice")}: ${t("dialogue.line", { n })}`, onchange: (event) => {
       for (const other of lines) if (other.name === line.name) other.voice = event.target.value; // all lines of one speaker have one voice
       draw(line.id, "select");
-    } });
+    } }, speaksClones(modelList));
     return h("li", { class: "line", data: { line: line.id, speaker: colour(line) } },
       h("div", { class: "who" }, name, voice),
       text,

@@ -2,6 +2,7 @@
 
 import { health, models } from "../api.js";
 import { ROOT, button, copy, h, number, quoted, t } from "../ui.js";
+import { problemList } from "../voices/problems.js";
 
 const POINTS = 60; // five minutes: /health is read every 5 s
 const SVG = "http://www.w3.org/2000/svg";
@@ -108,7 +109,7 @@ export async function mount(main) {
       notice.append(h("div", { class: "error" }, h("p", { class: "headline" }, t("server.offline", { s: Math.round((Date.now() - health.at) / 1000) }))));
       if (!state) return;
     }
-    const key = JSON.stringify([state.status, state.reason, state.remedy, state.download]);
+    const key = JSON.stringify([state.status, state.reason, state.remedy, state.download, state.casting?.problems]);
     if (key !== shownState) {
       shownState = key;
       const remedy = h("pre", { tabindex: 0, lang: "en" }, state.remedy);
@@ -116,7 +117,8 @@ export async function mount(main) {
         h("p", { class: "headline" }, t(`server.status.${state.status}`)),
         ...[state.reason && h("p", {}, quoted(state.reason)),
           state.download && h("progress", { max: state.download.total_bytes, value: state.download.done_bytes, "aria-label": t("banner.starting") }),
-          state.remedy && h("div", { class: "code" }, remedy, button(t("copy"), () => copy(remedy), { name: "copy", look: "quiet" }))].filter(Boolean));
+          state.remedy && h("div", { class: "code" }, remedy, button(t("copy"), () => copy(remedy), { name: "copy", look: "quiet" })),
+          problemList("server.doubts", state.casting?.problems ?? {})].filter(Boolean));
     }
     if (list) rows.replaceChildren(...list.filter((model) => !model.alias).map((model) => row(model, state)));
     const last = (values) => values.findLast((value) => value !== null);

@@ -1,6 +1,6 @@
 // The Speak page: text, settings and one button; below them the takes, the history and the request as code.
 
-import { errorBox, hasKey, health, limitOf, models, rangeOf, serverVoice, voices } from "../api.js";
+import { errorBox, hasKey, health, limitOf, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
 import { saveMenu } from "../dock.js";
 import { player } from "../player.js";
 import { drawSeed, preview, speech, trackOf, whenListed } from "../speech.js";
@@ -13,14 +13,17 @@ const SPEED_STEP = 0.05;
 const SAMPLING_STEPS = { temperature: 0.05, top_k: 1, top_p: 0.01, cfg_scale: 0.1 };
 const SAMPLING = Object.keys(SAMPLING_STEPS);
 
-/** Creates a select of voices in groups, with cloned voices first. */
-export function voiceSelect(list, chosen, props) {
+/** Creates a select of voices in groups, with cloned voices first. clones: whether cloned voices can be chosen. */
+export function voiceSelect(list, chosen, props, clones = true) {
   const groups = [["cloned", list.filter((voice) => voice.type === "cloned")], ["preset", list.filter((voice) => voice.type !== "cloned")]];
   const known = list.some((voice) => voice.id === chosen);
   return h("select", props,
     !known && chosen && h("option", { value: chosen, selected: true }, chosen),
     groups.filter(([, members]) => members.length).map(([kind, members]) => h("optgroup", { label: t(`voice.kind.${kind}`) },
-      members.map((voice) => h("option", { value: voice.id, selected: voice.id === chosen }, voice.description ? `${voice.name} (${voice.description})` : voice.name)),
+      members.map((voice) => {
+        const about = kind === "cloned" && !clones ? t("voice.needs_clones") : voice.description;
+        return h("option", { value: voice.id, selected: voice.id === chosen, disabled: kind === "cloned" && !clones }, about ? `${voice.name} (${about})` : voice.name);
+      }),
     )),
   );
 }
@@ -215,7 +218,8 @@ function refill(list, rows) {
 export async function mount(main) {
   const kept = store.get("speak", {});
   const settings = { voice: store.get("voice", serverVoice()), model: "", format: "mp3", speed: 1, language: "", seed: null, lock: false, sampling: {}, ...kept };
-  const keep = () => store.set("speak", settings);
+  let unspeakable = ""; // the chosen voice, while the model can't speak it and the server's default voice replaces it
+  const keep = () => store.set("speak", { ...settings, voice: unspeakable || settings.voice });
   let voiceList = [];
   let modelList = [];
   let shown = SHOWN;
@@ -239,6 +243,7 @@ export async function mount(main) {
 
   // -- the settings
   const voiceSlot = h("div", { class: "row" });
+  const voiceHint = h("p", { class: "hint", role: "status" });
   const modelSlot = h("div", { class: "field" });
   const speedShown = h("output", { for: "speed" });
   const speed = h("input", { id: "speed", type: "range", ...rangeOf("speed", SPEED_STEP), value: settings.speed, oninput: () => {
@@ -292,7 +297,7 @@ export async function mount(main) {
       samples,
     ),
     h("div", { class: "settings stack card" },
-      h("label", { for: "voice" }, t("speak.voice")), voiceSlot,
+      h("label", { for: "voice" }, t("speak.voice")), voiceSlot, voiceHint,
       modelSlot,
       h("div", { class: "field" }, h("div", { class: "head" }, h("label", { for: "speed" }, t("speak.speed")), speedShown), speed),
       h("details", { class: "fold", open: store.get("sampling", false), ontoggle: (event) => store.set("sampling", event.target.open) },
@@ -466,7 +471,7 @@ export async function mount(main) {
       showState.lastError = speech.error;
       const headline = state === "partial" ? h("p", {}, t("error.broke", { s: number(speech.track.seconds, 1) })) : null;
       const actions = [button(t("again"), speak)];
-      if (speech.error.headline === t("error.voice")) actions.unshift(button(t("error.voice"), () => document.getElementById("voice").focus()));
+      if (speech.error.headline === t("error.voice")) actions.unshift(button(t("error.choose_voice"), () => document.getElementById("voice").focus()));
       const box = errorBox(speech.error, actions);
       if (headline) box.prepend(headline);
       trouble.replaceChildren(box);
@@ -536,11 +541,17 @@ export async function mount(main) {
   const refillAll = () => Promise.all([fillTakes(), fillHistory()]);
 
   function fillVoices() {
+    const clones = speaksClones(modelList);
+    if (clones && unspeakable) [settings.voice, unspeakable] = [unspeakable, ""];
+    const chosen = voiceList.find((voice) => voice.id === settings.voice);
+    if (!clones && chosen?.type === "cloned") [unspeakable, settings.voice] = [chosen.id, serverVoice()];
     settings.voice ||= serverVoice();
     const select = voiceSelect(voiceList, settings.voice, { id: "voice", onchange: (event) => {
       settings.voice = event.target.value;
+      unspeakable = voiceHint.textContent = "";
       changed();
-    } });
+    } }, clones);
+    voiceHint.textContent = unspeakable && t("voice.replaced", { name: voiceList.find((voice) => voice.id === unspeakable)?.name ?? unspeakable });
     select.classList.add("grow");
     voiceSlot.replaceChildren(select, button(t("voice.preview"), () => preview(voiceList.find((voice) => voice.id === settings.voice) ?? { id: settings.voice, name: settings.voice }, settings.model), { name: "play" }));
   }

@@ -1,10 +1,11 @@
 // The Voices page: a list of voices, the details of one voice, and the wizard for a new voice (voices/wizard.js).
 
-import { call, errorBox, getJson, health, limitOf, models, serverVoice, voices } from "../api.js";
+import { call, errorBox, getJson, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
 import { Track, player } from "../player.js";
 import { preview, speech } from "../speech.js";
-import { ROOT, announce, button, dialog, download, h, icon, language, languageName, notify, number, quoted, seconds, store, t } from "../ui.js";
+import { ROOT, announce, button, dialog, download, h, icon, language, languageName, loadTexts, notify, number, quoted, seconds, store, t } from "../ui.js";
 import { levelBadge, qualityList } from "../voices/quality.js";
+import { problemList } from "../voices/problems.js";
 import { forPlayer, read } from "../voices/sound.js";
 import { snippetTabs } from "./speak.js";
 
@@ -21,9 +22,11 @@ function loadStyles() {
 
 export async function mount(main, { go }) {
   const styles = loadStyles();
+  await loadTexts("voices/");
   let all = []; // all voices, as /v1/audio/voices lists them; cloned ones with `known`
   let modelList = [];
   let problems = {};
+  let doubts = {}; // recordings that are doubtful or not used: path -> reason
   let shown = ""; // the details shown: "", the id of a voice, or "new"
   let openWizard = null;
   let closed = false;
@@ -49,10 +52,11 @@ export async function mount(main, { go }) {
 
   async function load() {
     try {
-      const [some, own, engines] = await Promise.all([voices(true), getJson(PATH), models()]);
+      const [some, own, engines] = await Promise.all([voices(true), getJson(PATH), models(), health.look()]);
       const known = new Map(own.voices.map((voice) => [voice.id, voice]));
       all = some.map((voice) => ({ ...voice, known: known.get(voice.id) ?? null }));
       problems = own.problems ?? {};
+      doubts = Object.fromEntries(Object.entries(health.last?.casting?.problems ?? {}).filter(([path]) => !(path in problems)));
       modelList = engines;
       trouble.replaceChildren();
     } catch (error) {
@@ -61,6 +65,9 @@ export async function mount(main, { go }) {
     fill();
   }
 
+  const doubtOf = (voice) => (voice.known ? doubts[`cloned_voices/${voice.id}`] : doubts[`voice_references/${voice.id}`]);
+  const speakable = (voice) => !voice.known || speaksClones(modelList);
+
   function row(voice) {
     const { known } = voice;
     const about = known ? [seconds(known.audio_duration), known.language] : [voice.description || t(`voice.kind.${voice.type}`)];
@@ -68,7 +75,9 @@ export async function mount(main, { go }) {
       button(t(known ? "voices.sample_of" : "voice.preview_of", { name: voice.name }), () => (known ? playSample(voice) : speakSentence(voice)), { name: "play", look: "quiet round" }),
       h("a", { href: link(voice), data: { route: "/voice-cloning" }, "aria-current": shown === voice.id ? "true" : null },
         h("b", {}, voice.name),
-        h("span", { class: "hint" }, about.filter(Boolean).join(" · "))),
+        h("span", { class: "hint" }, about.filter(Boolean).join(" · ")),
+        !speakable(voice) && h("span", { class: "hint" }, t("voice.needs_clones"))),
+      (doubtOf(voice) || known?.quality?.level === "bad") && levelBadge(known?.quality?.level === "bad" ? "bad" : "warning"),
       known?.status === "needs words" && h("span", { class: "badge warn" }, t("voices.lacks_words")),
       isDefault(voice) && h("span", { class: "badge ok" }, t("voices.default")),
     );
@@ -81,12 +90,12 @@ export async function mount(main, { go }) {
     const held = document.activeElement?.closest?.("[data-voice]")?.dataset.voice;
     const onButton = document.activeElement?.tagName === "BUTTON";
     const ownNone = !query && all.length > 0 && !groups[0][1].length;
-    const bad = Object.entries(problems);
     list.replaceChildren(...[
       ownNone && h("div", { class: "empty" }, h("p", {}, t("voices.none")), h("a", { class: "button", href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, t("voices.make"))),
       ...groups.filter(([, members]) => members.length).map(([kind, members]) => h("section", { "aria-label": t(`voice.kind.${kind}`) }, h("h2", {}, t(`voice.kind.${kind}`)), h("ul", {}, members.map(row)))),
       query && !matching.length && h("p", { class: "hint" }, t("history.none")),
-      bad.length > 0 && h("details", { class: "fold" }, h("summary", {}, t("voices.problems", { n: bad.length })), h("ul", {}, bad.map(([where, why]) => h("li", { class: "hint" }, h("code", {}, where), " ", quoted(why))))),
+      problemList("server.doubts", doubts),
+      problemList("voices.problems", problems),
     ].filter(Boolean));
     if (held) list.querySelector(`[data-voice="${CSS.escape(held)}"] ${onButton ? "button" : "a"}`)?.focus();
   }
@@ -150,9 +159,11 @@ export async function mount(main, { go }) {
       h("div", { class: "phone-only" }, h("a", { class: "button quiet", href: `${ROOT}/voice-cloning`, data: { route: "/voice-cloning" } }, icon("back"), t("voices.back"))),
       h("div", { class: "head" }, title, known?.quality?.level && known.status !== "needs words" && levelBadge(known.quality.level)),
       voice.description && h("p", { class: "quoted" }, voice.description),
+      doubtOf(voice) && h("div", { class: "banner" }, h("p", {}, quoted(doubtOf(voice)))),
+      !speakable(voice) && h("p", { class: "hint" }, t("voice.needs_clones")),
       h("div", { class: "row wrap" },
-        known && playButton, speakButton,
-        button(t(standard ? "voices.is_default" : "voices.make_default"), () => makeDefault(voice), { "aria-pressed": String(standard), data: { act: "default" } })),
+        known && playButton, speakable(voice) && speakButton,
+        (speakable(voice) || standard) && button(t(standard ? "voices.is_default" : "voices.make_default"), () => makeDefault(voice), { "aria-pressed": String(standard), data: { act: "default" } })),
       facts(voice),
       known && (known.status === "needs words" ? wordsForm(voice) : h("div", { class: "stack" }, h("h3", {}, t("voices.words")), h("p", { class: "script", lang: known.language }, known.transcript))),
       h("div", { class: "stack" }, h("h3", {}, t("voices.engines")), engines(voice)),
