@@ -284,6 +284,7 @@ def _details(text: str) -> Iterator[Edit]:
 
 LONG_ADDRESS = 100  # a longer web address is read only up to its host
 LONG_CODE = 40  # a longer run of characters without words is announced as a code and not read
+CODE_START = 6  # characters of a code that are spoken where no words for it are known
 
 _CODE_CHAR = r"[A-Za-z0-9+/=_%.~-]"
 _LONG_RUN = re.compile(
@@ -305,16 +306,19 @@ _SHORT_DATA = "data:,"
 
 
 def announce_codes(text: SpannedText, words: str) -> SpannedText:
-    """Replace long codes (base64, hexadecimal, keys, `data:` addresses) by `words`, and shorten long web addresses."""
+    """Replace long codes (base64, hexadecimal, keys, `data:` addresses) by `words`, and shorten long web addresses.
+
+    words: "" = the first characters of the code take its place, so that a text with only a code is not silent.
+    """
 
     def spoken(match: re.Match[str]) -> str:
         if match["url"]:
             return _short_address(match[0])
         if match["data"]:
             before = match.string[max(0, match.start() - 8) : match.start()]
-            return _SHORT_DATA if _INSIDE_MARKUP.search(before) else words
+            return _SHORT_DATA if _INSIDE_MARKUP.search(before) else words or "data"
         if match["pem"]:
-            return words
+            return words or "PEM"
         return _code(match[0], words)
 
     is_short = len(max(text.text.split(), key=len, default="")) <= LONG_CODE
@@ -339,13 +343,14 @@ def _short_address(address: str) -> str:
 
 
 def _code(run: str, words: str) -> str:
-    """Return `words` if a long run of characters is a code. Otherwise return the run."""
+    """Return `words`, or without words its first characters, if a long run is a code. Otherwise return the run."""
     core = run.rstrip(".-_~/=%")
     rest = "." if run.endswith(".") and not run.endswith("..") else ""
     if core.isdecimal():
         return run
     if len(core) <= LONG_CODE:
         return run
+    words = words or core[:CODE_START]
     if _HEX.fullmatch(core) and not core.isalpha():
         return words + rest
     if core.isalpha():

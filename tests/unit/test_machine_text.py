@@ -189,6 +189,21 @@ def test_stretched_word_is_shortened() -> None:
     assert announce_codes(SpannedText("N" + "o" * 60 + "!"), "a long code").text == "Nooo!"
 
 
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("\\piFFFFFFFFFFFFFFFFFFFFFFF.FFFFFFFFFFFFFFFFFFFFFFF", "piFFFF"),
+        ("d2hhdCBhIGxvbmcgY29kZSB0aGlzIGlzIGluZGVlZCB5ZXM=", "d2hhdC"),
+        ("0123456789abcdef0123456789abcdef0123456789abcdef", "012345"),
+        ("-----BEGIN PUBLIC KEY-----\nMIIBIjANBgkq\n-----END PUBLIC KEY-----", "PEM"),
+        ("data:image/png;base64," + "iVBORw0KGgo" * 9, "data"),
+    ],
+    ids=lambda value: ascii(value[:12]),
+)
+def test_code_in_a_language_without_words_for_it_is_not_silent(text: str, spoken: str) -> None:
+    assert Normalizer().spoken(SpannedText(text), english=False, language="hu").text.lstrip("\\") == spoken
+
+
 @pytest.mark.parametrize("language", ["de", "fr", "zh", "ja", "ru", "xx"])
 def test_codes_are_announced_in_the_language_of_the_text(language: str) -> None:
     spoken = NORMALIZER.spoken(SpannedText(f"12 {BASE64} 34"), english=False, language=language).text

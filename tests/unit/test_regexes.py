@@ -288,7 +288,7 @@ def test_each_bounded_pattern_still_exists() -> None:
         ("app.engines.dia.script._BRACKETED[0]", {"finditer"}),
         ("app.text.sentences._CUTS[3]", {"finditer"}),
         ("app.text.rules.measures.UNKNOWN_UNIT[0]", {"sub"}),
-        ("app.engines.dia.script.SPEAKER_TAG[0]", {"finditer", "search", "sub"}),
+        ("app.engines.dia.script.SPEAKER_TAG[0]", {"finditer", "match", "search", "sub"}),
         ("app.weights.hub._SHARD[0]", {"fullmatch"}),
     ],
 )
