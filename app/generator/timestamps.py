@@ -28,7 +28,7 @@ WAITING_BYTES = 8 << 20  # of samples that wait to be aligned: about three minut
 NO_WORDS = "The text contains no words that are spoken."
 _TOKEN = re.compile(r"\S+")
 # The end of a sentence, but not an initial such as "J."; and the start of the next one.
-_SENTENCE_END = re.compile(r"(?<!\b\w)[.!?\u2026]+[\"'\u201d\u2019)\]]*$")
+_SENTENCE_END = re.compile(r"(?<![.!?\u2026])(?:(?<!\b\w)|(?=[.!?\u2026]{2}))[.!?\u2026]+[\"'\u201d\u2019)\]]*$")
 _SENTENCE_START = re.compile(r"[\"'\u201c\u2018(\[]*(?:[^\W\d_a-z]|\d)")
 _DIGITS = 3  # decimals of the times: milliseconds
 
