@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 # The number of digits is limited, because html.unescape calls int(), and int() raises for more than 4300 digits.
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
+# Escape sequences of terminals: colours, movements of the cursor, titles of windows, links.
+_ESCAPE_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-Z\\^-~]"
+)
+
 _REPLACEMENTS = {
     **dict.fromkeys("“”„‟«»″❝❞", '"'),
     **dict.fromkeys("‘’‚‛´′ʼ", "'"),
@@ -102,6 +107,7 @@ def clean(text: SpannedText) -> SpannedText:
     text = text.sub(_LINE_BREAK, "\n")
     if _ASCII_TEXT.fullmatch(text.text):
         return text
+    text = text.sub(_ESCAPE_SEQUENCE, "")
     # A pair of surrogates is replaced by the character that the pair encodes. A lone surrogate is removed.
     text = text.sub(_SURROGATES, lambda match: match[0].encode("utf-16", "surrogatepass").decode("utf-16", "ignore"))
     if _RARE_LETTER.search(text.text):
