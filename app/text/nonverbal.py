@@ -137,6 +137,8 @@ def _sound_of(words: str, kind: int, match: re.Match[str]) -> str | None:
 
     kind: 1 = (...), 2 = [...], 3 = *...*, 4 = <...>. match: the place of the brackets in the text.
     """
+    if kind == 2 and words.partition(" ")[0] == "pause":  # a pause tag, which script.py reads
+        return None
     if kind == 2 and words in _DIRECTIONS:
         return ""
     for sound, pattern in _PHRASE_PATTERNS:
