@@ -185,12 +185,13 @@ def test_responses_describe_request_id_and_retry_after(document: dict[str, Any])
                 responses.ErrorEnvelope.model_validate(response["content"]["application/json"]["example"])
 
 
-def test_speech_response_is_binary_or_an_event_stream(document: dict[str, Any]) -> None:
+def test_speech_response_is_binary_events_or_json(document: dict[str, Any]) -> None:
     content = operations(document)["POST /v1/audio/speech"]["responses"]["200"]["content"]
     assert content.keys() == {
         *("audio/mpeg", "audio/opus", "audio/aac", "audio/flac", "audio/wav", "audio/pcm", "text/event-stream"),
-        *("audio/ogg", "audio/mp4"),
+        *("audio/ogg", "audio/mp4", "application/json"),
     }
+    assert "words" in content["application/json"]["schema"]["properties"]
     assert content["audio/mpeg"]["schema"] == {"type": "string", "format": "binary"}
     assert "itemSchema" in content["text/event-stream"]
 
