@@ -193,12 +193,13 @@ def _from_browser(headers: Headers) -> bool:
     """Return whether a browser has sent the request.
 
     A page with an http address sends neither Origin nor Sec-Fetch-Site when it reads from its own host. But a browser
-    always sends Accept-Language, and a page can only change its value. Of the programs, Node's `fetch` sends
-    Accept-Language too, together with Sec-Fetch-Mode, which a page can't set.
+    always sends Accept-Language, and a page can only change its value. Two kinds of programs send Accept-Language too:
+    Node's `fetch`, together with Sec-Fetch-Mode, which a page can't set, and apps on Apple's systems.
     """
     if "origin" in headers or "sec-fetch-site" in headers:
         return True
-    return "accept-language" in headers and "sec-fetch-mode" not in headers
+    is_program = "sec-fetch-mode" in headers or " CFNetwork/" in headers.get("user-agent", "")
+    return "accept-language" in headers and not is_program
 
 
 async def _close(error: RequestError, receive: Receive, send: Send) -> None:

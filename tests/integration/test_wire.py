@@ -372,10 +372,16 @@ def test_foreign_host_is_refused_for_reading_pages(http: httpx.Client, path: str
     assert http.get(path, headers={"Host": "tts.lan", "Accept-Language": languages}).status_code == 200
 
 
-def test_node_may_read_under_a_public_name(http: httpx.Client) -> None:
-    """Node's `fetch` sends these two headers, and no Sec-Fetch-Site."""
-    node = {"Host": "tts.example.com", "Accept-Language": "*", "Sec-Fetch-Mode": "cors"}
-    assert http.get("/v1/audio/voices", headers=node).status_code == 200
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"Accept-Language": "*", "Sec-Fetch-Mode": "cors"},  # Node's `fetch`, which sends no Sec-Fetch-Site
+        {"Accept-Language": "en-GB,en;q=0.9", "User-Agent": "Reader/12 CFNetwork/1568.100.1 Darwin/24.0.0"},
+    ],
+    ids=["node", "apple"],
+)
+def test_program_with_a_language_may_read_under_a_public_name(http: httpx.Client, own: dict[str, str]) -> None:
+    assert http.get("/v1/audio/voices", headers={"Host": "tts.example.com", **own}).status_code == 200
 
 
 @pytest.mark.parametrize(
