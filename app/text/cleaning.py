@@ -50,6 +50,7 @@ _REPLACEMENTS = {
     "\u2028": "\n",
     "\u2029": "\n\n",
     "\t": " ",
+    **dict.fromkeys("\u115f\u1160\u2800\u3164\uffa0", " "),  # letters without ink, which keep a place empty
 }
 
 # Only these characters are normalised to NFKC: full-width letters, ligatures, mathematical alphabets, letters in

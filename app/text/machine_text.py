@@ -59,6 +59,8 @@ _SUMMARY_OF_REASONING = re.compile(
     r"\s*<summary[^<>]*>\s*(?:[^\w<>]{0,4}\s)?(?:think|thought|reasoning|chain of thought)[^<>]*</summary>",
     re.IGNORECASE,
 )
+_HEAD_OF_CALL = re.compile(r"\s{0,20}(?:[\w.-]{1,80}\s{0,5})?(?:\[ARGS\]\s{0,5})?(?=[\[{])")
+_JSON = json.JSONDecoder()
 _DATA_FOLLOWS = re.compile(r"\s*[{\[<]")
 
 _CHANNEL_MARK = re.compile(r"<\|(start|channel|constrain|message|end|return|call)\|>")
@@ -92,6 +94,9 @@ _LYRICS_TIME = re.compile(
     re.MULTILINE,
 )
 
+# One event of a streamed answer in a line: "data: {...}".
+_EVENT_LINE = re.compile(r"^data:[ \t]*(?:\{[^\n]*\}|\[DONE\])[ \t\r]*(?:\n+|$)", re.MULTILINE)
+
 # ---- citations
 
 _CITATION = re.compile(
@@ -115,6 +120,8 @@ _WITH_TITLE = {"url": 1, "link_title": 1, "entity": 2}  # kind of a marked citat
 
 def remove_machine_text(text: SpannedText) -> SpannedText:
     """Remove reasoning, tool calls, special tokens and citations. Never raises."""
+    if "data:" in text.text:
+        text = text.sub(_EVENT_LINE, "")
     if "analysis" in text.text[:200]:
         text = _without_merged_channels(text)
     if "<" in text.text or "[" in text.text or "◁" in text.text:
@@ -221,6 +228,27 @@ def _begins_sentence(text: str, start: int, done: int) -> bool:
     return start == done or text[start - 1] in "\n.!?…。！？:"
 
 
+def _calls(text: str, marks: re.Pattern[str], start: int) -> Iterator[Edit]:
+    """Yield the edits that remove the tool calls from `start` on. A call without complete JSON reaches to the end."""
+    while (mark := marks.search(text, start)) is not None:
+        end = mark.end() if any(mark.groups()) else _end_of_call(text, mark.end())
+        yield mark.start(), len(text) if end is None else end, ""
+        if end is None:
+            return
+        start = end
+
+
+def _end_of_call(text: str, start: int) -> int | None:
+    """Return the end of the complete JSON of a tool call that begins at `start`; None = there is no such JSON."""
+    head = _HEAD_OF_CALL.match(text, start)
+    if head is None:
+        return None
+    try:
+        return _JSON.raw_decode(text, head.end())[1]
+    except (ValueError, RecursionError):
+        return None
+
+
 def _blocks(
     text: str, marks: re.Pattern[str], *, lone_closing: bool = False, anywhere: bool = False, data: bool = False
 ) -> Iterator[Edit]:
@@ -228,8 +256,8 @@ def _blocks(
     mark.
 
     lone_closing: True = a closing mark without an opening mark ends a block that began before the text. anywhere: True
-    = a block without a closing mark reaches to the end of the text. False = such a block must also begin at the start
-    of a sentence. data: True = such a block must also begin with data (JSON or XML).
+    = a block without a closing mark reaches to the end of its JSON, or to the end of the text. False = such a block
+    must also begin at the start of a sentence. data: True = such a block must also begin with data (JSON or XML).
     """
     edits: list[Edit] = []
     depth = begin = done = inside = 0
@@ -252,7 +280,11 @@ def _blocks(
             edits.append((mark.start(), mark.end(), ""))
             done = mark.end()
     if depth:
-        goes_on = anywhere or _begins_sentence(text, begin, done)
+        if anywhere:
+            yield from edits
+            yield from _calls(text, marks, begin)
+            return
+        goes_on = _begins_sentence(text, begin, done)
         if data and _DATA_FOLLOWS.match(text, inside) is None:
             goes_on = False
         edits.append((begin, len(text) if goes_on else inside, ""))

@@ -273,6 +273,27 @@ def test_readings_in_the_documentation_are_true() -> None:
     assert {text: reading(text).replace(" | ", " / ") or "(silence)" for text in documented} == documented
 
 
+def test_readings_of_a_harsh_reader() -> None:
+    readings = {
+        "It costs $1e6, or $1.5e6.": "It costs one million dollars, or one million five hundred thousand dollars.",
+        "That is $1.5k/mo.": "That is one point five thousand dollars per month.",
+        "That is 100 USD/month.": "That is one hundred U S dollars per month.",
+        "Call (555)1234567 now.": "Call five five five, one two three, four five six seven now.",
+        '[TOOL_CALLS][{"name": "x", "arguments": {"a": "]"}}] It is done.': "It is done.",
+        '[TOOL_CALLS]find[ARGS]{"a": 1}[TOOL_CALLS]get[ARGS]{"b": 2} Both are done.': "Both are done.",
+        "Done. [TOOL_CALLS][{": "Done.",
+        "a ^note^ here": "a note here",
+        "There are 5_000 items and 1_250_000 rows.": (
+            "There are five thousand items and one million two hundred fifty thousand rows."
+        ),
+        "The terms aₙ₊₁ and xₙ₋₁.": "The terms a n plus one and x n minus one.",
+        'Hello.\ndata: {"id": 1}\n\ndata: [DONE]': "Hello.",
+        "Hi \u3164there\u2800.": "Hi there.",
+    }
+    assert {text: " ".join(sentence.text for sentence in sentences(text)) for text in readings} == readings
+    assert not sentences("\u3164 \u2800")
+
+
 # ---- bad input
 
 

@@ -39,6 +39,7 @@ DOT_GROUPS = re.compile(
     r"(?:,([0-9]{1,4}))?(?![0-9]|[.,:][0-9])"
 )
 APOSTROPHES = re.compile(r"(?<![\w.,'])([0-9]{1,3}(?:'[0-9]{3}){1,5})(?![0-9'])")
+UNDERSCORES = re.compile(r"(?<![\w.,])([0-9]{1,3}(?:_[0-9]{3}){1,5})(?![\w]|[.,][0-9])")
 SWISS_END = re.compile(r"(?<=[0-9])\.[-–—](?!\w)")  # for example 12'500.–
 SPACES = re.compile(
     r"(?<![\w.,+/:'-])(?<![0-9)] )([1-9][0-9]{0,2}(?: [0-9]{3}){1,4})(?:,([0-9]{1,2}))?(?![0-9]|[.,:/-][0-9]| [0-9])"
@@ -55,6 +56,10 @@ def rewrite_dot_groups(match: Match) -> str:
     if len(groups) == 4 and not match[2] and all(group[0] != "0" for group in groups):
         return match[0]  # an IPv4 address
     return ",".join(groups) + (f".{match[2]}" if match[2] else "")
+
+
+def rewrite_underscores(match: Match) -> str:
+    return match[1].replace("_", ",")
 
 
 def rewrite_apostrophes(match: Match) -> str:

@@ -23,7 +23,7 @@ _DOLLAR_CODE = {
 }
 _SCALE = (
     r"(?: ?-?(thousand|million|billion|trillion|Thousand|Million|Billion|Trillion|grand|lakhs?|crores?)\b"
-    r"| ?(k|K|m|M|mn|MM|b|B|bn|Bn|t|T|tn|trn|Cr|L)(?![\w²³/]))?"
+    rf"| ?(k|K|m|M|mn|MM|b|B|bn|Bn|t|T|tn|trn|Cr|L)(?![\w²³]|/(?!(?:{alternatives(tables.PER)})\b)))?"
 )
 _PER = rf"(?: ?/ ?({alternatives(tables.PER)})\b)?(?: ?/ ?({alternatives(tables.PER)})\b)?"
 # "Rs. 500/-" and "100,- kr"
@@ -37,7 +37,11 @@ MONEY_RANGE = re.compile(
     rf"(?<![\w$£€])({_CURRENCY}) ?({NUM}){_SCALE}{DASH}(?:(\1) ?)?({NUM}){_SCALE}(?![0-9]|[.,][0-9]){_PER}"
 )
 MONEY_AFTER = re.compile(
-    rf"(?<![\w.,$£€])({NUM}){_SCALE} ?([{_SIGN_AFTER}]|(?:\b|(?<=[0-9]))(?:{_CURRENCY_CODE}))(?![\w])"
+    rf"(?<![\w.,$£€])({NUM}){_SCALE} ?([{_SIGN_AFTER}]|(?:\b|(?<=[0-9]))(?:{_CURRENCY_CODE}))(?![\w]){_PER}"
+)
+# "$1e6"
+MONEY_POWER = re.compile(
+    rf"(?<![\w$£€/])({_CURRENCY}) ?([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?)[eE]\+?([0-9]{{1,2}})(?!\w|\.[0-9])"
 )
 MONEY_EURO = re.compile(
     r"(?<![\w.,])(€ ?)?([0-9]{1,3}(?:\.[0-9]{3}){0,5}),([0-9]{2})(?![0-9])(?:(?(1)| ?€))(?![\w,.][0-9])"
@@ -94,7 +98,17 @@ def verbalize_money_range(match: Match) -> str:
 
 
 def verbalize_money_after(match: Match) -> str:
-    return _amount(match[4], match[1], _scale(match[2], match[3]), single=is_adjective(match))
+    words = _amount(match[4], match[1], _scale(match[2], match[3]), single=is_adjective(match))
+    return f"{words}{per_unit(match[5])}{per_unit(match[6])}"
+
+
+def verbalize_money_power(match: Match) -> str:
+    """Return the words for an amount with a power of ten: "$1.5e6" -> "one million five hundred thousand dollars"."""
+    whole, _, fraction = match[2].partition(".")
+    power = int(match[3])
+    if power < len(fraction.rstrip("0")) or power > 15:
+        return match[0]
+    return _amount(match[1], str(int(whole + fraction.ljust(power, "0")[:power])), "")
 
 
 def verbalize_money_euro(match: Match) -> str:

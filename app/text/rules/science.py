@@ -43,6 +43,7 @@ SUPERSCRIPT = re.compile(rf"(?<=[A-Za-z0-9)\]α-ωΑ-Ω])([⁺⁻]?)([{_POWERS}]
 _RAISED = dict(zip("ˣʸᶻⁿⁱʲᵏᵐᵗᵃᵇᵀᶜᵖʳᵈᵉ", "xyzNijkmtabTcprde", strict=True))
 _LOWERED = dict(zip("ₐₑₒₓₕₖₗₘₙₚₛₜᵢⱼᵣᵤᵥ", "aeoxhklmnpstijruv", strict=True))
 RAISED_LETTER = re.compile(rf"(?<=[\w)\]])([⁺⁻]?)([{''.join(_RAISED)}])(?![\w])")
+LOWERED_SUM = re.compile(f"(?<=[A-Za-z])([{''.join(_LOWERED)}])([₊₋])([₀-₉]{{1,3}})")
 LOWERED_LETTER = re.compile(f"(?<=[A-Za-z∑Σ])([{''.join(_LOWERED)}])")
 _GREEK_SIGN = "".join(tables.GREEK)
 GREEK = re.compile(rf"(?<![\u0370-\u03ff\u1f00-\u1fff])[{_GREEK_SIGN}](?![\u0370-\u03ff\u1f00-\u1fff])")
@@ -90,6 +91,13 @@ UNIT_AFTER_POWER = re.compile(rf"(?<=[{_POWERS}]) ?({_EXPRESSION}|{_FACTOR})(?![
 BARE_UNIT = re.compile(rf"(?<![\w.,/$€£·⋅°])({_EXPRESSION})(?![\w/·⋅⁻{_POWERS}])")
 _POWER_BEFORE = re.compile(rf"[0-9][⁺⁻]?[{_POWERS}]{{1,4}}$")
 _BARE_FACTORS = frozenset({"m/s", "g/L", "J/K", "C/kg", "V/m", "N/m", "W/m", "J/g"})
+
+
+def verbalize_lowered_sum(match: Match) -> str:
+    """Return the words for an index with a sum: "ₙ₊₁" -> " n plus one"."""
+    sign = " plus " if match[2] == "₊" else " minus "
+    digits = "".join(chr(ord(char) - ord("₀") + ord("0")) for char in match[3])
+    return f" {_LOWERED[match[1]]}{sign}{number_words.integer(digits)}"
 
 
 def superscript_number(text: str) -> str:

@@ -61,6 +61,9 @@ def warm() -> None:
     _normalizer().warm()
 
 
+NO_INK = "\u115f\u1160\u3164\uffa0"  # letters of Hangul that keep a place empty
+
+
 def text_of(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
@@ -80,7 +83,7 @@ def normaliser(data: bytes) -> None:
     # A modifier letter by itself, such as an apostrophe of some alphabets, is a mark; the studio names it. A text that
     # has a mark of tags, links or citations can be without words. "&#x40;" is the sign that it stands for.
     if any(
-        char.isalnum() and unicodedata.category(char) != "Lm" for char in html.unescape(text)
+        char.isalnum() and unicodedata.category(char) != "Lm" and char not in NO_INK for char in html.unescape(text)
     ) and not _MARKUP.search(text):
         assert has_words(spoken), ascii(spoken)
     if english:
