@@ -213,7 +213,7 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("seed", ["1.5", "randomly", "", True, 1.5, [1]]),
     ("max_audio_length_ms", ["1 s", True, float("inf")]),
     ("sample_rate", ["24 kHz", True, 24000.5]),
-    ("language", [5, True, "en US", "en/../x", "日本語"]),
+    ("language", [5, True, "en US", "en/../x", "日本酒"]),
     ("conversation_id", [5, True]),
     ("cache", ["maybe", 0, 1]),
     ("normalize", ["", 0, 1]),
