@@ -120,23 +120,23 @@ class WordTimer:
         samples = pcm.from_bytes(sound)
         if not len(samples):
             return Found([])
-        if speed != 1.0:
-            stretcher = StreamStretcher(rate_hz, 1 / speed)
-            samples = np.concatenate((stretcher.push(samples), stretcher.flush()))
         if utterance.marks and self.use_marks:
-            return Found(_marked_words(utterance, samples, rate_hz))
+            return Found(_marked_words(utterance, _slower(samples, rate_hz, speed), rate_hz))
         parts = [part for number, line in enumerate(utterance.lines) for part in self._parts_of(line, number)]
         if not parts:
             return Found([[None] * len(line.words) for line in utterance.lines])
         if utterance.end is None:  # the audio has only the first words
-            samples = np.concatenate((samples, np.zeros(round(0.2 * rate_hz), np.float32)))
+            samples = np.concatenate((samples, np.zeros(round(0.2 / speed * rate_hz), np.float32)))
         text = " ".join(line.text for line in utterance.lines)
         spoken = spoken_language(language, text, utterance.lines[0].voice_language)
         spans = None
         if self.use_aligner and is_available() and is_english(text, spoken):
-            spans = self._aligned(parts, samples, rate_hz, cut=utterance.end is None)
+            # Slow speech is aligned as it is: its times are more exact than those of speech whose speed changed twice.
+            slow = min(speed, 1.0)
+            aligned = self._aligned(parts, _slower(samples, rate_hz, speed / slow), rate_hz, cut=utterance.end is None)
+            spans = aligned and [None if span is None else (span[0] * slow, span[1] * slow) for span in aligned]
         if spans is None and utterance.end is not None:
-            spans = self._warped(utterance, parts, samples, rate_hz, spoken)
+            spans = self._warped(utterance, parts, _slower(samples, rate_hz, speed), rate_hz, spoken)
         if spans is None:
             return Found([], NOT_FOUND if self._aligner and (is_available() or self._reader) else NO_EXTRA)
         words: list[list[Span | None]] = [[None] * len(line.words) for line in utterance.lines]
@@ -282,6 +282,12 @@ def _cut_place(alignment: Alignment, parts: Sequence[_Part]) -> int:
     if late:
         return 1 + max(late, key=lambda at: words[at + 1].start_s - words[at].end_s if at + 1 < len(words) else 0.0)
     return kept[-1] + 1 if kept else 0
+
+
+def _slower(samples: Samples, rate_hz: int, factor: float) -> Samples:
+    """Return samples (N,) at a speed that is divided by `factor`. A factor below 1 gives faster speech."""
+    stretcher = StreamStretcher(rate_hz, 1 / factor)
+    return np.concatenate((stretcher.push(samples), stretcher.flush()))
 
 
 # ---- the marks of an engine
