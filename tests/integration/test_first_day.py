@@ -181,13 +181,14 @@ async def test_planted_fault_is_named(
     severity: str,
 ) -> None:
     """The fault is planted in the audio that the engine returns. A single bad take of many is a note."""
-    synthesize = Library.synthesize
+    synthesize = Library.synthesize_words
     calls = itertools.count()
 
-    def faulty(self: Library, *arguments: Any, **options: Any) -> Samples:
-        return plant(synthesize(self, *arguments, **options), next(calls))
+    def faulty(self: Library, *arguments: Any, **options: Any) -> tuple[Samples, list[tuple[int, int | None]]]:
+        samples, places = synthesize(self, *arguments, **options)
+        return plant(samples, next(calls)), places
 
-    monkeypatch.setattr(Library, "synthesize", faulty)
+    monkeypatch.setattr(Library, "synthesize_words", faulty)
     chosen = settings(tmp_path)
     services = core_services(chosen)
     count = 12 if severity == "note" else 4

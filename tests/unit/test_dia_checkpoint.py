@@ -102,9 +102,9 @@ def test_config_of_the_other_release_is_refused(tmp_path: Path, v01: Path, nari:
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir()
     other.mkdir()
-    with pytest.raises(WeightsUnavailable, match=r"weights of Dia-1\.6B v0\.1, but its config\.json is that of 0626"):
+    with pytest.raises(WeightsUnavailable, match=r"weights of Dia-1\.6B v0\.1, but its config\.json belongs to 0626"):
         open_all(mixed(one, v01, dia_config(TINY)))
-    with pytest.raises(WeightsUnavailable, match=r"weights of Dia-1\.6B 0626, but its config\.json is that of v0\.1"):
+    with pytest.raises(WeightsUnavailable, match=r"weights of Dia-1\.6B 0626, but its config\.json belongs to v0\.1"):
         open_all(mixed(other, nari, dia_config_v01(TINY)))
 
 
