@@ -121,7 +121,7 @@ def _kokoro_language(value: object) -> object:
 class NormalizationOptions(BaseModel):
     """Kokoro's options for the normalisation of a text. Only `normalize` has an effect."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     normalize: Flag | None = None
 

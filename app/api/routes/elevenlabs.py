@@ -101,6 +101,6 @@ def voices_router(voices: VoiceStore, gate: Gate, path: str) -> APIRouter:
             }
             for voice in await listed(voices, gate, caller)
         ]
-        return {"voices": shown, "has_more": False, "total_count": len(shown), "next_page_token": None}
+        return {"voices": shown, "has_more": False, "total_count": len(shown), "next_page_token": None}  # nosec B105
 
     return routes
