@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from app.text.captions import CaptionFormat, Highlight
     from app.types import TimedSentence
 
-LINES_MEDIA_TYPE = "application/json"  # as Kokoro-FastAPI sends it, although each line is a JSON object
+LINES_MEDIA_TYPE = "application/x-ndjson"  # Kokoro-FastAPI names it application/json, which programs take for one value
 
 
 @dataclass(frozen=True, slots=True)

@@ -745,7 +745,7 @@ def captioned_speech_response() -> Schema:
     return {
         "description": "A JSON object, or one JSON object in each line if `stream` is not false.",
         "headers": dict(_SPEECH_HEADERS),
-        "content": {"application/json": {"schema": chunk}},
+        "content": {"application/json": {"schema": chunk}, "application/x-ndjson": {"itemSchema": chunk}},
     }
 
 

@@ -224,7 +224,7 @@ def captioned(http: httpx.Client, **body: Any) -> list[dict[str, Any]]:
     """Read captioned speech line by line, as the example client of Kokoro-FastAPI does."""
     with http.stream("POST", "/dev/captioned_speech", json={"model": "kokoro", **body}) as answer:
         assert answer.status_code == 200
-        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["content-type"] == "application/x-ndjson"
         return [json.loads(line) for line in answer.iter_lines() if line]
 
 

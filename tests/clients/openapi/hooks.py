@@ -58,13 +58,6 @@ def filter_body(_: Any, body: Any) -> bool:
 
 
 @schemathesis.hook
-def map_body(context: Any, body: Any) -> Any:
-    """Ask Kokoro's route for one JSON object. Its lines of JSON have the type `application/json`, as Kokoro's have."""
-    is_kokoro = context.operation.path == "/dev/captioned_speech" and isinstance(body, dict)
-    return {**body, "stream": False} if is_kokoro and body.get("stream") in (None, True) else body
-
-
-@schemathesis.hook
 def map_path_parameters(_: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
     """Replace every other name in a path by an existing one."""
     for name, known in KNOWN.items():
