@@ -111,7 +111,7 @@ class LineGuard:
         return self._broken()
 
     def add_samples(self, samples: Samples) -> None:
-        """Add decoded audio (N,) of the line. The codec may return the audio of a frame some steps after its codes."""
+        """Add audio (N,) of the text line that is spoken. The codec may return it some steps after the codes."""
         samples = np.concatenate((self._unjudged, samples))
         levels = levels_dbfs(samples, self._rate_hz)
         whole = len(levels) * round(WINDOW_S * self._rate_hz)
@@ -175,7 +175,7 @@ class Repetition:
     BANDS = 20
     SHORTEST_S, LONGEST_S, COMPARED_S = 0.4, 2.4, 1.6
     MAX_DB = 4.0
-    LEAST_SOUNDING = 0.15  # smallest share of windows with sound in a comparison
+    LEAST_SOUNDING = 0.15  # two parts are compared only if at least this share of their windows has sound
 
     def __init__(self, rate_hz: int) -> None:
         size = round(WINDOW_S * rate_hz)

@@ -116,7 +116,7 @@ def _path(spoken: Floats, model: Floats) -> NDArray[np.intp]:
         candidates = np.empty((_STEPS, high - low), np.float32)
         missed = np.zeros(high - low, np.float32)
         for step in range(_STEPS):
-            if step >= 2:  # the frames that are passed over cost as much as if they were visited
+            if step >= 2:  # a longer step skips frames, and the path pays for each skipped frame too
                 missed = missed + skipped[low + _STEPS - step : high + _STEPS - step]
             candidates[step] = best[low + _STEPS - 1 - step : high + _STEPS - 1 - step] + missed
         candidates[0] += _STAY_COST

@@ -311,7 +311,7 @@ class AnswerTimes:
         )
 
     def _in_order(self, span: Span) -> Span:
-        """Return a time that begins after all earlier ones, as it is in the encoded file."""
+        """Return the start and end of a span in the encoded file, moved behind the end of the spans before it."""
         start_s = max(span[0], self._last_s)
         self._last_s = max(start_s, span[1])
         return self._shown(start_s), self._shown(self._last_s)

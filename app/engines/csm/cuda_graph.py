@@ -196,7 +196,7 @@ class CsmCudaGraph:
             self._at[index + 1][:count].copy_(self._at[index][:count], non_blocking=True)
 
     def _tail(self, count: int, key: BucketKey, kernels: Kernels) -> None:
-        """Compute the rest of the frame after the last stage, on the first device."""
+        """Apply the final norm to the output of the last backbone stage, and compute the codes of the frame from it."""
         self._finish(self._model.backbone.final_norm(self._inputs[-1][:count]), count, key, kernels)
 
     def _active(self, count: int) -> Tensor:
