@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from app.api.streaming import Headers, Stream, speech_stream
+from app.api.streaming import Headers, Stream, once, speech_stream
 from app.text.captions import MEDIA_TYPES, caption_file, words_of
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ async def captions_stream(
             ("content-length", str(len(content))),
             ("x-tts-verified", captioned.answer.verified),
         )
-        yield Stream(headers, _once(content), speech.completed)
+        yield Stream(headers, once(content), speech.completed)
 
 
 @contextlib.asynccontextmanager
@@ -112,7 +112,7 @@ async def captioned_speech_stream(
             audio = b"".join([data async for data in body])
         words = _words((await held[0].timestamps()).sentences) if timestamps else None
         content = _chunk(held[0], audio, words)
-        yield Stream([*headers, ("content-length", str(len(content)))], _once(content), speech.completed)
+        yield Stream([*headers, ("content-length", str(len(content)))], once(content), speech.completed)
 
 
 @contextlib.asynccontextmanager
@@ -192,8 +192,3 @@ def _words(sentences: list[TimedSentence] | tuple[TimedSentence, ...]) -> list[d
         for sentence in sentences
         for word in words_of(sentence)
     ]
-
-
-async def _once(data: bytes) -> AsyncGenerator[bytes]:
-    """Yield `data`."""
-    yield data

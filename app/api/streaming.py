@@ -330,17 +330,17 @@ async def work_stream(work: Callable[[Report], Awaitable[BaseModel]], *, sse: bo
             return
         result = await task
         if sse:
-            yield Stream(SSE_HEADERS, _once(event({"type": "done", **result}) + SSE_END))
+            yield Stream(SSE_HEADERS, once(event({"type": "done", **result}) + SSE_END))
             return
         response = JSONResponse(result)
         headers = [(name.decode(), value.decode()) for name, value in response.raw_headers]
-        yield Stream(headers, _once(bytes(response.body)))
+        yield Stream(headers, once(bytes(response.body)))
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _once(data: bytes) -> AsyncGenerator[bytes]:
+async def once(data: bytes) -> AsyncGenerator[bytes]:
     """Yield `data`."""
     yield data
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from typing import TYPE_CHECKING
 
 from app.text.spans import SpannedText
@@ -60,6 +61,7 @@ _SUMMARY_OF_REASONING = re.compile(
     re.IGNORECASE,
 )
 _HEAD_OF_CALL = re.compile(r"\s{0,20}(?:[\w.-]{1,80}\s{0,5})?(?:\[ARGS\]\s{0,5})?(?=[\[{])")
+_NEXT_OBJECT = re.compile(r"\s{0,20}[;,]?\s{0,20}(?=\{)")
 _JSON = json.JSONDecoder()
 _DATA_FOLLOWS = re.compile(r"\s*[{\[<]")
 
@@ -134,7 +136,7 @@ def remove_machine_text(text: SpannedText) -> SpannedText:
             text = text.sub(_VOICE_OF_CUE, "")
         text = text.edited(_blocks(text.text, _TOOL_TAGS, data=True))
         text = text.edited(_blocks(text.text, _TOOL_TOKENS))
-        text = text.edited(_blocks(text.text, _TOOL_REST, anywhere=True))
+        text = text.edited(_calls(text.text))
         text = text.sub(_SPECIAL, _space_between_words)
     elif "▁" in text.text:
         text = text.sub(_SPECIAL, _space_between_words)
@@ -228,36 +230,46 @@ def _begins_sentence(text: str, start: int, done: int) -> bool:
     return start == done or text[start - 1] in "\n.!?…。！？:"
 
 
-def _calls(text: str, marks: re.Pattern[str], start: int) -> Iterator[Edit]:
-    """Yield the edits that remove the tool calls from `start` on. A call without complete JSON reaches to the end."""
-    while (mark := marks.search(text, start)) is not None:
-        end = mark.end() if any(mark.groups()) else _end_of_call(text, mark.end())
-        yield mark.start(), len(text) if end is None else end, ""
-        if end is None:
-            return
-        start = end
+def _calls(text: str) -> Iterator[Edit]:
+    """Yield the edits that remove the tool calls that begin with a special token.
+
+    A call reaches to the next closing token. Without such a token, it reaches to the end of its JSON, or of the text.
+    """
+    marks = [mark for mark in _TOOL_REST.finditer(text) if not _is_code(text, mark)]
+    closings = deque(mark for mark in marks if mark["end"])
+    done = 0
+    for mark in marks:
+        if mark["end"] or mark.start() < done:
+            continue
+        while closings and closings[0].start() < mark.end():
+            closings.popleft()
+        done = closings[0].end() if closings else _end_of_json(text, mark.end())
+        yield mark.start(), done, _gap(text, mark.start(), done)
 
 
-def _end_of_call(text: str, start: int) -> int | None:
-    """Return the end of the complete JSON of a tool call that begins at `start`; None = there is no such JSON."""
+def _end_of_json(text: str, start: int) -> int:
+    """Return the end of the JSON of a tool call that begins at `start`; the end of the text if it is not complete.
+
+    Several objects can follow each other.
+    """
+    end = len(text)
     head = _HEAD_OF_CALL.match(text, start)
-    if head is None:
-        return None
-    try:
-        return _JSON.raw_decode(text, head.end())[1]
-    except (ValueError, RecursionError):
-        return None
+    while head is not None:
+        try:
+            end = _JSON.raw_decode(text, head.end())[1]
+        except (ValueError, RecursionError):
+            break
+        head = _NEXT_OBJECT.match(text, end)
+    return end
 
 
-def _blocks(
-    text: str, marks: re.Pattern[str], *, lone_closing: bool = False, anywhere: bool = False, data: bool = False
-) -> Iterator[Edit]:
+def _blocks(text: str, marks: re.Pattern[str], *, lone_closing: bool = False, data: bool = False) -> Iterator[Edit]:
     """Yield the edits that remove blocks with their marks. A match of `marks` in which a group has text is a closing
     mark.
 
-    lone_closing: True = a closing mark without an opening mark ends a block that began before the text. anywhere: True
-    = a block without a closing mark reaches to the end of its JSON, or to the end of the text. False = such a block
-    must also begin at the start of a sentence. data: True = such a block must also begin with data (JSON or XML).
+    A block without a closing mark reaches to the end of the text if it begins at the start of a sentence. lone_closing:
+    True = a closing mark without an opening mark ends a block that began before the text. data: True = a block without
+    a closing mark must also begin with data (JSON or XML).
     """
     edits: list[Edit] = []
     depth = begin = done = inside = 0
@@ -276,14 +288,10 @@ def _blocks(
         elif lone_closing:
             edits.append((done, mark.end(), ""))
             done = mark.end()
-        elif not anywhere:
+        else:
             edits.append((mark.start(), mark.end(), ""))
             done = mark.end()
     if depth:
-        if anywhere:
-            yield from edits
-            yield from _calls(text, marks, begin)
-            return
         goes_on = _begins_sentence(text, begin, done)
         if data and _DATA_FOLLOWS.match(text, inside) is None:
             goes_on = False

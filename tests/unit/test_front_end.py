@@ -281,7 +281,11 @@ def test_readings_of_a_harsh_reader() -> None:
         "Call (555)1234567 now.": "Call five five five, one two three, four five six seven now.",
         '[TOOL_CALLS][{"name": "x", "arguments": {"a": "]"}}] It is done.': "It is done.",
         '[TOOL_CALLS]find[ARGS]{"a": 1}[TOOL_CALLS]get[ARGS]{"b": 2} Both are done.': "Both are done.",
+        '[TOOL_CALLS][{"a": 1}] Done in [2] rooms.': "Done in two rooms.",
         "Done. [TOOL_CALLS][{": "Done.",
+        '<|python_tag|>{"a": 1}; {"b": 2} It is done.': "It is done.",
+        '<|python_tag|>{"a": 1} or so<|eom_id|> It is done.': "It is done.",
+        '[TOOL_CALLS][{"a": 1}] The mark `[TOOL_CALLS]` begins a call.': "The mark TOOL CALLS begins a call.",
         "a ^note^ here": "a note here",
         "There are 5_000 items and 1_250_000 rows.": (
             "There are five thousand items and one million two hundred fifty thousand rows."
