@@ -250,16 +250,22 @@ class Planner:
             yield replace(passage or self._plan(text, voice, prompt), is_last=True)
             return
         cut = windows(text)
+        any_words = False
         ahead = asyncio.create_task(asyncio.to_thread(self._plan_window, cut, voice, prompt))
         try:
             while (window := await ahead) is not None:
                 ahead = asyncio.create_task(asyncio.to_thread(self._plan_window, cut, voice, prompt))
                 for part in window:
+                    any_words = any_words or (isinstance(part, _Passage) and part.has_words)
                     yield part
         finally:
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
-        yield _Passage([], None, is_last=True)
+        if any_words:
+            yield _Passage([], None, is_last=True)
+        else:  # the names of the first flags and emoji
+            first = next(windows(text), text)
+            yield replace(await asyncio.to_thread(self._plan, first, voice, prompt), is_last=True)
 
     def _plan_window(
         self, cut: Iterator[SpannedText], voice: Voice, prompt: VoicePrompt | None
@@ -272,16 +278,23 @@ class Planner:
         if job.request.normalize:
             window = remove_machine_text(window)
         parts = parse(spell_sounds(window, job.info.text.sounds, normalize=job.request.normalize))
-        return [part if isinstance(part, Pause) else self._plan(part.text, voice, prompt) for part in parts]
+        return [
+            part if isinstance(part, Pause) else self._plan(part.text, voice, prompt, is_window=True) for part in parts
+        ]
 
-    def _plan(self, text: SpannedText, voice: Voice, prompt: VoicePrompt | None) -> _Passage:
-        """Normalise the text and split it into sentences that are short enough for the engine."""
+    def _plan(
+        self, text: SpannedText, voice: Voice, prompt: VoicePrompt | None, *, is_window: bool = False
+    ) -> _Passage:
+        """Normalise the text and split it into sentences that are short enough for the engine.
+
+        is_window: the text belongs to a window of a longer text.
+        """
         info, normalizer = self._job.info, self._normalizer if self._job.request.normalize else None
         prompt_s = 0.0 if prompt is None else prompt.codes.shape[1] * info.frame_s
         shown = text.text if self._job.later is None else self._job.later.recent  # a short part shows no language
         language = self._job.language_of(shown, voice)
         lexicon = self._job.lexicons.get(voice.id)
-        sentences = _sentences(text, normalizer, language, info.text, prompt_s, lexicon=lexicon)
+        sentences = _sentences(text, normalizer, language, info.text, prompt_s, lexicon=lexicon, is_window=is_window)
         return _Passage(sentences, guess_language(shown))
 
 
@@ -292,6 +305,10 @@ class _Passage:
     sentences: list[SpannedText]
     language: str | None  # BCP 47 tag of the language that the words show; None = not clear
     is_last: bool = False  # whether nothing of the text follows
+
+    @property
+    def has_words(self) -> bool:
+        return any(has_words(sentence.text) for sentence in self.sentences)
 
 
 def read_text(
@@ -308,13 +325,19 @@ def read_text(
     """
     source = remove_machine_text(SpannedText(text))
     lines = [line for _, line in split_speakers(source)] if SPEAKER_TAG.search(source.text) else [source]
+    is_long = any(len(line) > LONG_TEXT_CHARS for line in lines)
     cut = [window for line in lines for window in (windows(line) if len(line) > LONG_TEXT_CHARS else [line])]
     parsed = parse_lines([perform_sounds(line, packing.sounds) for line in cut])
-    sentences: list[SpannedText] = []
-    for part in (part for parts in parsed for part in parts if not isinstance(part, Pause)):
-        language = language_of(part.text.text)
-        sentences += _sentences(part.text, normalizer, language, packing, lexicon=lexicon)
+    texts = [part.text for parts in parsed for part in parts if not isinstance(part, Pause)]
+
+    def read(text: SpannedText, *, is_window: bool) -> list[SpannedText]:
+        language = language_of(text.text)
+        return _sentences(text, normalizer, language, packing, lexicon=lexicon, is_window=is_window)
+
+    sentences = [sentence for text in texts for sentence in read(text, is_window=is_long)]
     spoken = [sentence for sentence in sentences if has_words(sentence.text)]
+    if is_long and texts and not spoken:  # the names of the first flags and emoji
+        spoken = [sentence for sentence in read(texts[0], is_window=False) if has_words(sentence.text)]
     if not spoken and (names := punctuation_names(" ".join(sentence.text for sentence in sentences))):
         return [SpannedText.of(names, (0, len(text)))]
     return spoken
@@ -328,15 +351,17 @@ def _sentences(
     prompt_s: float = 0.0,
     *,
     lexicon: Lexicon | None = None,
+    is_window: bool = False,
 ) -> list[SpannedText]:
     """Normalise a text, and split it into sentences that are short enough for an engine.
 
-    normalizer: None = the text is not normalised. prompt_s: the length of the voice's recording in seconds.
+    normalizer: None = the text is not normalised. prompt_s: the length of the voice's recording in seconds. is_window:
+    the text belongs to a window of a longer text.
     """
     words = text
     if normalizer is not None:
         english = language.lower().startswith("en")
-        words = normalizer.spoken(text, english=english, language=language, lexicon=lexicon)
+        words = normalizer.spoken(text, english=english, language=language, lexicon=lexicon, is_window=is_window)
     elif lexicon is not None:
         words = lexicon.replaced(text)
     size = _size(words.text, packing)

@@ -136,7 +136,13 @@ class Normalizer:
         return self.spoken(SpannedText(text), english=english).text
 
     def spoken(
-        self, text: SpannedText, *, english: bool = True, language: str = "", lexicon: Lexicon | None = None
+        self,
+        text: SpannedText,
+        *,
+        english: bool = True,
+        language: str = "",
+        lexicon: Lexicon | None = None,
+        is_window: bool = False,
     ) -> SpannedText:
         """Convert `text` to words with their spans, with an empty line between paragraphs. Never raises.
 
@@ -147,6 +153,9 @@ class Normalizer:
 
         lexicon: how some words are pronounced. A respelling with digits or symbols is normalised alone; other
         respellings are spoken as written.
+
+        is_window: the text is one window of a longer text. If a whole text has no words, its flags and emoji are named;
+        in a window they are not, because the other windows have words.
         """
         is_plain = _PLAIN_PROSE.fullmatch(text.text) and not _ABBREVIATION.search(text.text)
         if is_plain and (lexicon is None or not lexicon.matches(text.text)):
@@ -163,7 +172,7 @@ class Normalizer:
         spoken = self._to_words(masked) if english else self._strip_markup(masked)
         if masks is not None:
             spoken = masks.revealed(spoken, lambda say: self.normalize(say, english=english))
-        if _WORD.search(spoken.text):
+        if is_window or _WORD.search(spoken.text):
             return spoken
         return self._name_contents(cleaned, human.text) or spoken
 

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.generator.job import spoken_language
-from app.generator.planning import read_text
+from app.generator.planning import LONG_TEXT_CHARS, read_text
 from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.text.normalizer import Normalizer
 from app.text.punctuation import has_words
@@ -298,6 +298,38 @@ def test_readings_of_a_harsh_reader() -> None:
     assert not sentences("\u3164 \u2800")
 
 
+# ---- long texts
+
+PROSE = "The old harbour was quiet. " * 1_200
+
+
+def plain_words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", " ".join(word.word for word in words(text)).lower()))
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["🇫🇷 ", "🎉 ", "<b>🎉</b>\n\n", "https://a.b/c ", "```python\nx = 1\n```\n\n", "--- ", "**🎉** "],
+    ids=ascii,
+)
+def test_part_without_words_is_not_named_in_a_long_text(piece: str) -> None:
+    """The words that a long text gives do not depend on where its windows end."""
+    layout = piece * (24_000 // len(piece))
+    alone = plain_words(f"{piece}harbour.") | plain_words(PROSE)
+    for text in ("\n\n".join(parts) for parts in ((layout, PROSE), (PROSE, layout), (PROSE, layout, PROSE))):
+        assert plain_words(text) <= alone
+
+
+@pytest.mark.parametrize(
+    ("piece", "spoken"),
+    [("🇫🇷", "flag of France"), ("🎉 ", "party popper"), ("\n\n🎉", "party popper"), ("?!", "question")],
+)
+def test_long_text_without_words_is_named_once(piece: str, spoken: str) -> None:
+    short, long = (sentences(piece * (size // len(piece))) for size in (2_000, 60_000))
+    assert spoken in short[0].text
+    assert [sentence.text for sentence in long] == [sentence.text for sentence in short]
+
+
 # ---- bad input
 
 
@@ -332,6 +364,8 @@ def test_huge_and_unclosed_input_ends(text: str) -> None:
     ids=ascii,
 )  # fmt: skip
 def test_time_of_all_stages_grows_linearly(piece: str) -> None:
+    """Both texts are planned as one. Longer texts are cut into windows first: see test_windows.py."""
     NORMALIZER.warm()
-    small, large = (piece * (size // len(piece)) + "x" for size in (8_000, 32_000))
+    small, large = (piece * (size // len(piece)) + "x" for size in (4_900, 19_600))
+    assert len(large) <= LONG_TEXT_CHARS
     assert order(lambda: sentences(small), lambda: sentences(large), 4, LINEAR) <= LINEAR
