@@ -4,6 +4,9 @@ A LiveSession has the voice, the model and the format. It opens contexts. A Live
 by `append`, `flush` and `end`, and its events are read from `events`. Several contexts of a session speak at the same
 time. A context whose events are not read pauses its own generation. This module knows no network protocol.
 
+If the request has `timestamps`, the times of the words are found while the audio is sent. They say which words a
+listener has heard after some time, also if the speech was cancelled.
+
 If the whole text is known before the answer begins, the answer is the one that `SpeechGenerator.answer` gives to the
 same text, also from the cache.
 """
@@ -14,22 +17,26 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from app.errors import EmptyText, SpeechError
 from app.generator.later_text import TextParts
+from app.generator.timeline import Timeline
+from app.text.captions import words_of
 
 if TYPE_CHECKING:
     from app.generator.generation import Usage
     from app.generator.speech import Answer, SpeechGenerator
     from app.metrics import Metrics
-    from app.types import SpeechRequest
+    from app.types import SpeechRequest, TimedSentence
 
 log = logging.getLogger(__name__)
 
 _CHARS_PER_S = 15.0  # an estimate for a sentence whose end is not generated yet
+_WORD_MARGIN_S = 0.02  # a word that ends within this time of a moment is heard completely
+CANCEL_WORDS_S = 0.25  # how long `cancel` waits for the times of the last words
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,13 @@ class Audio:
 
     data: bytes
     end_s: float  # the length of the audio of the context up to the end of `data`; an estimate for compressed formats
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The times of the words of sentences whose audio was sent. The characters count in the text of the context."""
+
+    sentences: tuple[TimedSentence, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +84,10 @@ class Cancelled:
     """The last event of a context that was cancelled. No audio follows it."""
 
     sent_ms: int  # the length of the audio that was sent
-    spoken_chars: int  # how many characters of the text this audio contains: an estimate, up to the last whole word
+    # How many characters and words of the text this audio contains, up to the last whole word. An estimate for words
+    # whose times are not known.
+    spoken_chars: int
+    spoken_words: int
     text_spoken: str
     text_unspoken: str
 
@@ -83,7 +100,7 @@ class Failed:
     unexpected: bool = False
 
 
-Event = SentenceStarted | Audio | SentenceDone | Done | Cancelled | Failed
+Event = SentenceStarted | Audio | Words | SentenceDone | Done | Cancelled | Failed
 
 
 @dataclass(slots=True)
@@ -93,17 +110,39 @@ class SpokenText:
     sentences: list[SentenceStarted] = field(default_factory=list)
     audio_s: float = 0.0  # sent so far
     complete: bool = False  # whether the whole text was spoken
+    timed: list[TimedSentence] = field(default_factory=list)  # the sentences whose words have times, in order
 
     def chars_at(self, seconds: float, text: str) -> int:
         """Return how many characters of `text` are heard in the first `seconds` of the audio, up to a word end.
 
-        Inside of a sentence, the number is an estimate: all its characters take the same time.
+        Inside of a sentence without the times of its words, the number is an estimate: all its characters take the same
+        time.
         """
         if self.complete and seconds >= self.audio_s:
             return len(text)
         begun = [sentence for sentence in self.sentences if sentence.start_s < seconds]
         if not begun:
             return 0
+        if self.timed and begun[-1].start_char < self.timed[-1].end_char:
+            return self._timed_chars_at(seconds)
+        return self._estimated_chars_at(seconds, text, begun)
+
+    def _timed_chars_at(self, seconds: float) -> int:
+        """Return the end of the last word with a time that is heard completely."""
+        chars = 0
+        for sentence in self.timed:
+            if sentence.start_s > seconds:
+                break
+            for word in words_of(sentence):
+                if word.end_s <= seconds + _WORD_MARGIN_S and not self._is_cut(word.end_s):
+                    chars = word.end_char
+        return chars
+
+    def _is_cut(self, end_s: float) -> bool:
+        """Whether a word may continue after the audio that was sent."""
+        return not self.complete and end_s >= self.audio_s - _WORD_MARGIN_S
+
+    def _estimated_chars_at(self, seconds: float, text: str, begun: Sequence[SentenceStarted]) -> int:
         sentence = begun[-1]
         length = sentence.end_char - sentence.start_char
         if len(begun) < len(self.sentences):
@@ -139,6 +178,7 @@ class ContextSpec:
     convert: Callable[[bytes], bytes] | None = None  # changes each block of audio
     # Called with the text so far when the request is checked, before it is spoken.
     on_answer: Callable[[str], None] = lambda _: None
+    words: bool = False  # send the times of words as events; `Done` waits for them. `request` must have `timestamps`
 
 
 class LiveSession:
@@ -161,7 +201,8 @@ class LiveSession:
     async def close(self) -> None:
         """Cancel all contexts."""
         for context in list(self._contexts):
-            await context.cancel()
+            await context.cancel(words_s=0)
+            context.close()
 
 
 class LiveContext:
@@ -173,7 +214,9 @@ class LiveContext:
         self._spec = spec
         self._whole = spec.request.lines[0].text
         self._parts = text
-        self._events: asyncio.Queue[Event] = asyncio.Queue(1)  # the generation pauses while an event waits here
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._room = asyncio.Semaphore(1)  # the generation pauses while one of its events waits
+        self._following: asyncio.Task[None] | None = None  # finds the times of the words
         self._over = False
         self.spoken = SpokenText()
         self.task = asyncio.create_task(self._run(), name="live context")
@@ -203,10 +246,10 @@ class LiveContext:
         if not self._over:
             self._parts.end()
 
-    async def cancel(self) -> None:
+    async def cancel(self, *, words_s: float = CANCEL_WORDS_S) -> None:
         """Stop the speech. The row of the engine is free when this returns, and the next event is Cancelled.
 
-        Does nothing if the last event was sent already.
+        words_s: how long to wait for the times of the last words. Does nothing if the last event was sent already.
         """
         if self._over:
             return
@@ -214,15 +257,29 @@ class LiveContext:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         self._metrics.cancelled()
+        await self.words_found(words_s)
         self._drop_events()
         sent_s = self.spoken.audio_s
         chars = self.spoken.chars_at(sent_s, self.text)
-        self._events.put_nowait(Cancelled(round(sent_s * 1000), chars, self.text[:chars], self.text[chars:]))
+        words = len(self.text[:chars].split())
+        self._events.put_nowait(Cancelled(round(sent_s * 1000), chars, words, self.text[:chars], self.text[chars:]))
+
+    async def words_found(self, timeout_s: float) -> None:
+        """Wait until the words of all audio that was sent have times, at most for `timeout_s`."""
+        if self._following is not None and timeout_s > 0:
+            await asyncio.wait({self._following}, timeout=timeout_s)
+
+    def close(self) -> None:
+        """Stop the search for the times of words. Call this after the last event."""
+        if self._following is not None:
+            self._following.cancel()
 
     async def events(self) -> AsyncGenerator[Event]:
         """Yield the events of the context. The last one is Done, Cancelled or Failed."""
         while True:
             event = await self._events.get()
+            if not isinstance(event, Words):
+                self._room.release()
             if isinstance(event, SentenceStarted):
                 self.spoken.sentences.append(event)
             elif isinstance(event, Audio):
@@ -253,34 +310,72 @@ class LiveContext:
             last = Failed(SpeechError(message), unexpected=True)
         finally:
             self._parts.close()
-        await self._events.put(last)
+        await self._put(last)
         self._over = True
+
+    async def _put(self, event: Event) -> None:
+        """Wait until the event before was read, and put an event into the queue."""
+        await self._room.acquire()
+        self._events.put_nowait(event)
 
     async def _speak(self) -> Event:
         answer, began_s = await self._begin()
         self._spec.on_answer(self.text)
+        if answer.times is not None:
+            answer.times.keep = True
+            self._following = asyncio.create_task(self._follow(answer), name="live words")
         announced = 0
         audio_s = 0.0
         is_first = True
         convert = self._spec.convert
-        async with contextlib.aclosing(answer.stream) as stream:
-            async for data in stream:
-                if is_first:
-                    self._metrics.first_audio(answer.engine, time.monotonic() - began_s, answer.cache)
-                    is_first = False
-                if not announced and not answer.progress.utterances:  # from the cache
-                    await self._events.put(SentenceStarted(0, 0, len(self.text), 0.0))
-                    announced = 1
-                while announced < len(answer.progress.utterances):
-                    if announced:
-                        await self._events.put(SentenceDone(announced - 1))
-                    await self._events.put(self._started(answer, announced))
-                    announced += 1
-                audio_s = answer.audio_s
-                await self._events.put(Audio(data if convert is None else convert(data), audio_s))
+        try:
+            async with contextlib.aclosing(answer.stream) as stream:
+                async for data in stream:
+                    if is_first:
+                        self._metrics.first_audio(answer.engine, time.monotonic() - began_s, answer.cache)
+                        is_first = False
+                    if not announced and not answer.progress.utterances:  # from the cache
+                        await self._put(SentenceStarted(0, 0, len(self.text), 0.0))
+                        announced = 1
+                    while announced < len(answer.progress.utterances):
+                        if announced:
+                            await self._put(SentenceDone(announced - 1))
+                        await self._put(self._started(answer, announced))
+                        announced += 1
+                    audio_s = answer.audio_s
+                    await self._put(Audio(data if convert is None else convert(data), audio_s))
+        finally:
+            if answer.times is not None:
+                answer.times.close(Timeline())  # the stream has done this, unless it has not begun
         if announced:
-            await self._events.put(SentenceDone(announced - 1))
+            await self._put(SentenceDone(announced - 1))
+        if self._spec.words and self._following is not None:
+            await asyncio.wait({self._following})
         return Done(answer.usage, audio_s)
+
+    async def _follow(self, answer: Answer) -> None:
+        """Note the times of words as soon as they are found."""
+        async for sentences in answer.later_timed(0):
+            placed = tuple(map(self._placed, sentences))
+            self.spoken.timed += placed
+            if self._spec.words and not self._over:
+                self._events.put_nowait(Words(placed))
+
+    def _placed(self, sentence: TimedSentence) -> TimedSentence:
+        """Return a sentence whose characters count in the text of the context."""
+        if self._whole:
+            return sentence
+        offset, first = self._parts.offsets[sentence.turn], self._parts.pieces[sentence.turn].start_char
+
+        def place(char: int) -> int:
+            return max(first, offset + char)
+
+        start, end = place(sentence.start_char), place(sentence.end_char)
+        words = tuple(
+            replace(word, start_char=place(word.start_char), end_char=place(word.end_char), turn=0)
+            for word in sentence.words
+        )
+        return replace(sentence, text=self.text[start:end], start_char=start, end_char=end, turn=0, words=words)
 
     async def _begin(self) -> tuple[Answer, float]:
         """Wait for text and begin the answer. Returns it, and the time at which its text was there."""

@@ -340,7 +340,7 @@ class SpeechGenerator:
             collector.close()
             encoder.close()
             if answer.times is not None:
-                answer.times.cancel_unless_ended()
+                answer.times.close(timeline)
 
     async def _speak(self, job: SpeechJob, answer: Answer) -> AsyncGenerator[bytes]:
         """Yield the bytes of an answer that was not in the cache. It waits for a place if it needs a new generation."""
@@ -433,7 +433,7 @@ class SpeechGenerator:
             if encoder is not None:
                 encoder.close()
             if answer.times is not None:
-                answer.times.cancel_unless_ended()
+                answer.times.close(generation.job.timeline)
 
     def _size_of(self, job: SpeechJob, sound: CachedSound) -> int | None:
         """The size in bytes of an encoded answer from the cache; None if it is not known before it is encoded."""

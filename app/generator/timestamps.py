@@ -17,11 +17,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from app.generator.cache import SAMPLE_BYTES
+from app.generator.timeline import Timeline
 from app.generator.word_timing import count_letters, share_time
 from app.types import TimedSentence, TimedWord, Timestamps
 
 if TYPE_CHECKING:
-    from app.generator.timeline import Timeline, TimelineLine, TimelineUtterance
+    from app.generator.timeline import TimelineLine, TimelineUtterance
     from app.generator.word_timing import Found, Span, WordTimer
 
 WAITING_BYTES = 8 << 20  # of samples that wait to be aligned: about three minutes
@@ -150,6 +151,7 @@ class AnswerTimes:
         self._last_s = 0.0  # the end of the last word
         self._last_part = (-1, -1)  # turn and number of the last word
         self._reasons: list[str] = []
+        self.keep = False  # True = if the stream is closed before its end, the words that were sent get times too
         self.sentences: list[TimedSentence] = []  # finished so far
 
     def push(self, data: bytes, timeline: Timeline) -> None:
@@ -196,10 +198,22 @@ class AnswerTimes:
             else:
                 await self._wait()
 
-    def cancel_unless_ended(self) -> None:
-        """Stop if the stream of the answer was closed before its end."""
-        if not self._ended and self._task is not None:
-            self._task.cancel()
+    def close(self, timeline: Timeline) -> None:
+        """Record that the stream of the answer was closed. Stop if that was before its end, unless `keep` is set."""
+        if self._ended:
+            return
+        if not self.keep:
+            if self._task is not None:
+                self._task.cancel()
+            return
+        while self._taken < len(timeline):
+            utterance = timeline[self._taken]
+            if self._place(utterance.start) >= self._samples:
+                break
+            if utterance.end is None or self._place(utterance.end) > self._samples:
+                utterance = replace(utterance, end=None)
+            self._take(utterance, self._samples if utterance.end is None else self._place(utterance.end))
+        self.end(Timeline())
 
     # ---- internals
 

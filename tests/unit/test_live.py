@@ -32,6 +32,7 @@ from app.generator.live import (
     SentenceDone,
     SentenceStarted,
     SpokenText,
+    Words,
 )
 from app.generator.speech import KEPT_UTTERANCES, SpeechGenerator
 from app.metrics import Metrics
@@ -45,6 +46,8 @@ from app.types import (
     Reference,
     SpeechRequest,
     TextPacking,
+    TimedSentence,
+    TimedWord,
     Utterance,
     VoicePrompt,
 )
@@ -150,8 +153,9 @@ class Server:
 
     def open(self, text: str = "", **fields: Any) -> LiveContext:
         voice = fields.pop("voice", "alloy")
+        words = fields.pop("words", False)
         request = SpeechRequest("tts-1", (Line(text, voice),), format="pcm", **fields)
-        return self.session.open(ContextSpec(request))
+        return self.session.open(ContextSpec(request, words=words))
 
     async def speech(self, text: str, **fields: Any) -> bytes:
         """The answer to the whole text, as POST /v1/audio/speech gives it."""
@@ -424,3 +428,128 @@ def test_heard_characters_grow_with_the_time() -> None:
     assert heard == sorted(heard)
     assert heard[-1] == len(TEXT)
     assert all(not count or not TEXT[count : count + 1].isalnum() or not TEXT[count - 1].isalnum() for count in heard)
+
+
+# ---- the times of words
+
+
+async def words_of_speech(server: Server, text: str, **fields: Any) -> list[TimedWord]:
+    """The words of the answer to the whole text."""
+    request = SpeechRequest("tts-1", (Line(text, "alloy"),), format="pcm", timestamps=True, **fields)
+    answer = await server.generator.answer(dataclasses.replace(request, use_cache=False))
+    async for _ in answer.stream:
+        pass
+    return list((await answer.timestamps()).words)
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 1_000])
+async def test_words_have_the_times_of_the_whole_text(tmp_path: Path, size: int) -> None:
+    """size: of the parts of the text; 0 = the whole text is known."""
+    async with serve(tmp_path) as server:
+        for text in LONG_SENTENCES:
+            if size:
+                context = server.open(timestamps=True, words=True)
+                _, events = await asyncio.gather(append_in(context, text, size), read(context))
+            else:
+                events = await read(server.open(text, timestamps=True, words=True))
+            found = [
+                word for e in events if isinstance(e, Words) for sentence in e.sentences for word in sentence.words
+            ]
+            assert found == await words_of_speech(server, text)
+            assert all(text[word.start_char : word.end_char] == word.word for word in found)
+            assert isinstance(events[-1], Done)
+
+
+async def test_words_of_a_speaker_tag_count_in_the_callers_text(tmp_path: Path) -> None:
+    text = "[S1] Hello my dear friend. How are you today? [S2] I am very well. Thank you so much."
+    async with serve(tmp_path) as server:
+        context = server.open(timestamps=True, words=True)
+        _, events = await asyncio.gather(append_in(context, text, 4), read(context))
+    sentences = [sentence for event in events if isinstance(event, Words) for sentence in event.sentences]
+    assert [text[each.start_char : each.end_char] == each.text for each in sentences] == [True] * len(sentences)
+    words = [word for sentence in sentences for word in sentence.words]
+    assert [word.word for word in words] == [word for word in text.split() if "[" not in word]
+    assert all(text[word.start_char : word.end_char] == word.word for word in words)
+
+
+async def test_words_are_events_only_if_the_caller_wants_them(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server:
+        context = server.open("It is a fine day. We like it.", timestamps=True)
+        assert not [event for event in await read(context) if isinstance(event, Words)]
+        await context.words_found(10)
+        assert [sentence.text for sentence in context.spoken.timed] == ["It is a fine day.", "We like it."]
+
+
+async def test_cancelled_speech_names_the_words_that_were_sent(tmp_path: Path) -> None:
+    """The words are those whose times are in the audio that was sent, also inside of a sentence."""
+    text = "This long sentence has many words, and nobody knows when it ends, because it goes on and on. " * 4
+    async with serve(tmp_path) as server:
+        words = await words_of_speech(server, text)
+        context = server.open(text, timestamps=True)
+        events = context.events()
+        sent = 0
+        while sent < 3:
+            sent += isinstance(await anext(events), Audio)
+        await context.cancel(words_s=10)
+        cancelled = [event async for event in events][-1]
+        assert isinstance(cancelled, Cancelled)
+        expected = [word for word in words if word.end_s * 1000 < cancelled.sent_ms - 20]
+        assert cancelled.spoken_words == len(expected) > 0
+        assert cancelled.text_spoken.split() == [word.word for word in expected]
+
+
+async def test_speech_cancelled_before_its_first_audio_leaves_no_task(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server:
+        before = asyncio.all_tasks()
+        for steps in range(12):
+            context = server.open("One. Two. Three.", timestamps=True, words=True)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await context.cancel(words_s=10)
+            assert isinstance([event async for event in context.events()][-1], Cancelled)
+        await asyncio.sleep(0)
+        assert not {task for task in asyncio.all_tasks() - before if "live" in task.get_name()}
+
+
+def timed(*words: tuple[str, float, float]) -> TimedSentence:
+    found = []
+    for word, start_s, end_s in words:
+        start = f"{TEXT} ".index(f"{word} ", found[-1].end_char if found else 0)
+        found.append(TimedWord(word, start_s, end_s, start, start + len(word)))
+    first, last = found[0], found[-1]
+    text = TEXT[first.start_char : last.end_char]
+    return TimedSentence(text, first.start_s, last.end_s, first.start_char, last.end_char, words=tuple(found))
+
+
+TIMED = [
+    timed(("Hi", 0.0, 0.7), ("you", 0.7, 0.8), ("all.", 0.8, 0.9)),
+    timed(("Ten", 1.0, 1.1), ("is", 1.1, 2.5), ("a", 2.5, 2.6), ("number,", 2.6, 2.8), ("too.", 2.8, 2.95)),
+]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.0, ""),
+        (0.5, ""),
+        (0.69, "Hi"),
+        (0.75, "Hi"),
+        (0.85, "Hi you"),
+        (0.9, "Hi you all."),
+        (1.05, "Hi you all."),
+        (2.4, "Hi you all. Ten"),
+        (2.5, "Hi you all. Ten is"),
+        (2.7, "Hi you all. Ten is a"),
+        (2.96, "Hi you all. Ten is a number, too."),
+        (3.9, "Hi you all. Ten is a number, too. And the"),  # the last sentence has no times: an estimate
+    ],
+)
+def test_heard_words_have_ended(seconds: float, expected: str) -> None:
+    spoken = SpokenText(list(SENTENCES), audio_s=4.0, complete=True, timed=list(TIMED))
+    assert TEXT[: spoken.chars_at(seconds, TEXT)] == expected
+
+
+def test_word_at_the_end_of_cancelled_audio_is_not_heard() -> None:
+    cut = timed(("Hi", 0.0, 0.7), ("you", 0.7, 0.85))
+    spoken = SpokenText(SENTENCES[:1], audio_s=0.85, timed=[cut])
+    assert TEXT[: spoken.chars_at(0.85, TEXT)] == "Hi"
