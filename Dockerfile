@@ -59,7 +59,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 EXPOSE 8000
 # Liveness only: 503 once no engine can answer any more. Balancers and orchestrators ask /ready.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['PORT']}/health\", timeout=4)"]
+    CMD ["python", "-m", "app.healthcheck"]
 USER 10001:10001
 ENTRYPOINT ["/usr/bin/tini", "--"]
 CMD ["python", "-m", "app.main"]

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from app import __version__, logs, wiring
-from app.api import http_protocol
+from app.api import http_protocol, tls
 from app.runtime import pauses
 from app.settings import Settings, unknown_variables
 
@@ -43,7 +44,8 @@ def read_settings(**overrides: object) -> Settings:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         for problem in error.errors():
-            print(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}", file=sys.stderr)  # noqa: T201
+            place = ".".join(str(part) for part in problem["loc"])
+            print(f"{place}: {problem['msg']}" if place else problem["msg"], file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
 
 
@@ -60,6 +62,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             colors=sys.stderr.isatty(),
             texts=settings.log_texts,
         )
+        if settings.tls_cert and settings.tls_key:
+            tls.read_pair(settings.tls_cert, settings.tls_key)
         _warn_about(settings)
         app = wiring.create_app(settings, on_ready=pauses.freeze_loaded_objects)
     except OSError as error:
@@ -69,7 +73,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     except ValueError as error:
         print(error, file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
-    log.info("tts-server %s on http://%s:%d, engine %s", __version__, settings.host, settings.port, settings.engine)
+    address = f"{settings.scheme}://{settings.host}:{settings.port}"
+    log.info("tts-server %s on %s, engine %s", __version__, address, settings.engine)
     return app
 
 
@@ -129,8 +134,11 @@ def _limit_unread_data(listener: socket.socket, timeout_s: float) -> None:
 
 
 def connections(settings: Settings) -> dict[str, Any]:
-    """Return the options of uvicorn for connections, logging and the header `server`."""
-    return {
+    """Return the options of uvicorn for connections, TLS, logging and the header `server`."""
+    secure: dict[str, Any] = {}
+    if settings.tls_cert and settings.tls_key:
+        secure["ssl_context_factory"] = partial(tls.server_context, settings.tls_cert, settings.tls_key)
+    return secure | {
         "http": http_protocol.protocol(settings.read_timeout_s),
         "proxy_headers": False,  # create_api adds this middleware itself
         "ws": http_protocol.SocketProtocol,

@@ -191,6 +191,18 @@ class Settings(BaseSettings):
 
     host: str = Field("0.0.0.0", alias="HOST", description="The address to listen on.")  # noqa: S104 - a server for a LAN # nosec B104
     port: int = Field(8000, alias="PORT", ge=0, le=65535, description="The port to listen on; 0 = any free port.")
+    tls_cert: Path | None = Field(
+        None,
+        alias="TTS_TLS_CERT",
+        description="A PEM file with the TLS certificate of this server and its chain. With `TTS_TLS_KEY`, the server "
+        "speaks https and wss instead of http and ws. Changed files are used from the next connection on, without a "
+        "restart. Unset = no TLS. See docs/proxies.md.",
+    )
+    tls_key: Path | None = Field(
+        None,
+        alias="TTS_TLS_KEY",
+        description="A PEM file with the private key of `TTS_TLS_CERT`, without a passphrase. Set both or neither.",
+    )
     data_dir: Path = Field(
         Path("data"),
         alias="TTS_DATA_DIR",
@@ -505,6 +517,18 @@ class Settings(BaseSettings):
         if isinstance(value, str) and value.strip() and not value.strip(" ,"):
             raise ValueError("has commas but no key. Write at least one key, or leave it empty to run without keys")
         return value
+
+    @model_validator(mode="after")
+    def _tls_pair(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            present, missing = ("CERT", "KEY") if self.tls_key is None else ("KEY", "CERT")
+            raise ValueError(f"TTS_TLS_{present} is set without TTS_TLS_{missing}. Set both for TLS, or neither")
+        return self
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        """The scheme of the server's own URLs."""
+        return "https" if self.tls_cert else "http"
 
     def rows(self, auto: int) -> int:
         """Return the number of rows in TTS_MAX_ROWS. If TTS_MAX_ROWS is `auto`, return the argument `auto`."""

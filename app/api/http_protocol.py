@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("app.sockets.protocol")
 _log.setLevel(logging.WARNING)
 
+# The number of unsent bytes in the buffer of a TLS connection above which the answer waits for its client. asyncio's
+# default for TLS is 512 KiB, which is 11 seconds of audio in addition to the kernel's send buffer.
+TLS_BUFFER_BYTES = 64 << 10
 # The size of the kernel's send buffer for a connection. By default the buffer grows to megabytes, which is minutes of
 # audio. A client that reads at playback speed needs minutes to make space in such a buffer, so the server would
 # disconnect this client (TTS_READER_TIMEOUT_S). If the client disconnects, the audio in the send buffer was generated
@@ -87,6 +90,8 @@ class _LimitedProtocol(HttpToolsProtocol):
         connection = transport.get_extra_info("socket")
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if transport.get_extra_info("sslcontext") is not None:
+            transport.set_write_buffer_limits(TLS_BUFFER_BYTES)
         self._set_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

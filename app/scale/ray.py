@@ -200,6 +200,9 @@ def serve(settings: Settings, address: str | None) -> None:
     if settings.port == 0:
         raise ValueError("Under --ray, PORT can't be 0, because Ray's proxies do not report their port. Set PORT.")
 
+    if settings.tls_cert:
+        raise ValueError("TTS_TLS_CERT does not work with --ray, whose proxies have no TLS. Put a TLS proxy in front.")
+
     logs.set_up(settings.log_level, None, colors=sys.stderr.isatty())
     options = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": variables}}
     ray.init(address=address or "local", log_to_driver=True, **options)

@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
@@ -50,11 +51,12 @@ def serving(data_dir: Path, *, wait: bool = True, **variables: Any) -> Iterator[
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="live-server")
     thread.start()
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    url = f"{chosen.scheme}://127.0.0.1:{listener.getsockname()[1]}"
+    trusted = trust(chosen.tls_cert) if chosen.tls_cert else True
     try:
         wait_until(lambda: server.started)
         if wait:
-            wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200)
+            wait_until(lambda: httpx.get(f"{url}/ready", verify=trusted).status_code == 200)
         yield url
     finally:
         server.should_exit = True
@@ -77,6 +79,35 @@ def stuck_reader(url: str, text: str = LONG, key: str = "any") -> Iterator[socke
         )
         assert raw.recv(1024).startswith(b"HTTP/1.1 200")
         yield raw
+
+
+def create_certificate(folder: Path, name: str = "server", *, names: str = "DNS:localhost,IP:127.0.0.1") -> TlsPair:
+    """Create a self-signed certificate in the files `{name}.pem` and `{name}-key.pem`. names: its alternative names."""
+    pair = TlsPair(folder / f"{name}.pem", folder / f"{name}-key.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName={names}"]
+    subprocess.run([*command, "-out", pair.cert, "-keyout", pair.key], check=True, capture_output=True)
+    return pair
+
+
+class TlsPair(NamedTuple):
+    """The files of a certificate and its key."""
+
+    cert: Path
+    key: Path
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The settings that make a server use this pair."""
+        return {"TTS_TLS_CERT": str(self.cert), "TTS_TLS_KEY": str(self.key)}
+
+
+def trust(*certs: Path) -> ssl.SSLContext:
+    """Return the TLS context of a client that trusts only these certificates."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for cert in certs:
+        context.load_verify_locations(cert)
+    return context
 
 
 def wait_until(ready: Any, timeout_s: float = 60.0) -> None:
@@ -112,7 +143,9 @@ class Process:
 
     def __init__(self, data_dir: Path, *arguments: str, **variables: str) -> None:
         port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        cert = variables.get("TTS_TLS_CERT")
+        self.url = f"{'https' if cert else 'http'}://127.0.0.1:{port}"
+        self._trusted = trust(Path(cert)) if cert and Path(cert).is_file() else True
         self.log = data_dir / "console.log"
         data_dir.mkdir(parents=True, exist_ok=True)
         self._console = self.log.open("wb")
@@ -137,7 +170,7 @@ class Process:
 
     def answers(self, path: str = "/ready", status: int = 200) -> bool:
         try:
-            return httpx.get(self.url + path, timeout=5).status_code == status
+            return httpx.get(self.url + path, timeout=5, verify=self._trusted).status_code == status
         except httpx.TransportError:
             return False
 

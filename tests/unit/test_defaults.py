@@ -45,6 +45,8 @@ SETTINGS: dict[str, Any] = {
     "steps_per_check": 8,
     "host": "0.0.0.0",
     "port": 8000,
+    "tls_cert": None,
+    "tls_key": None,
     "data_dir": Path("data"),
     "api_keys": (),
     "cors_origins": (),

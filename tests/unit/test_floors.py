@@ -24,7 +24,7 @@ FLOORS = (
     ("engines",),
     ("generator",),
     ("api",),
-    ("main", "cli", "wiring", "first_day", "first_day_page"),
+    ("main", "cli", "wiring", "first_day", "first_day_page", "healthcheck"),
     ("scale",),  # beside the house: wraps wiring, nothing imports it
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

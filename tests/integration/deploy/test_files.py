@@ -125,7 +125,7 @@ def test_dockerfile_has_all_targets_and_runs_the_server() -> None:
     [server] = [stage for stage in stages if stage.name == "server"]
     steps = {step.word: step.rest for step in server.steps}
     assert words(steps["ENTRYPOINT"])[0].endswith("tini")
-    assert "/health" in steps["HEALTHCHECK"]
+    assert "app.healthcheck" in steps["HEALTHCHECK"]
     assert steps["USER"] == "10001:10001"
     assert words(steps["CMD"]) == ["python", "-m", "app.main"]
 
