@@ -57,13 +57,17 @@ async def http_first_s(http: httpx.AsyncClient, text: str, voice: str, audio_for
     return first_s, time.perf_counter() - begun_s
 
 
-async def measure(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def espeak_engine() -> BatchedEngine:
+    """Return the engine of the offline voice. It is not started."""
     settings = Settings(_env_file=None, TTS_ENGINE="espeak")
-    never = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
+    return espeak.build(settings, BuildContext(on_progress=lambda _: None, cancelled=lambda: False))
+
+
+async def measure(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
     direct: list[float] = []
     through: list[float] = []
     async with (
-        espeak.build(settings, never) as engine,
+        espeak_engine() as engine,
         httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=None)) as http,
     ):
         for number in range(arguments.rounds + 5):

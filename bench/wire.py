@@ -1,4 +1,4 @@
-"""A small HTTP client for benchmarks. It records when each byte of a body arrives, and needs little CPU time.
+"""A small HTTP and WebSocket client for benchmarks. It notes when data arrives, and needs little CPU time.
 
 The client runs on the same machine as the measured server, so CPU time of the client slows down the server. It needs a
 tenth of the CPU time of an HTTP library. A connection carries one request at a time and is reused for later requests.
@@ -8,7 +8,10 @@ The library httptools, a dependency of uvicorn, parses HTTP.
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -167,3 +170,115 @@ class Client:
         for connection in self._free:
             connection.close()
         self._free.clear()
+
+
+class WebSocket(asyncio.Protocol):
+    """One WebSocket. It receives whole text messages; the frames it sends have a mask of zeros."""
+
+    def __init__(self, head: bytes, on_message: Callable[[str], None]) -> None:
+        """head: the request that opens the WebSocket. on_message: called with each text message."""
+        self._head = head
+        self._on_message = on_message
+        self._data = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.closed = asyncio.Event()
+        self.close_code: int | None = None  # that the server has sent
+
+    @classmethod
+    async def connect(cls, url: str, on_message: Callable[[str], None]) -> WebSocket:
+        """Open a WebSocket. url: http://host:port/path. Raises ConnectionError if the server refuses it."""
+        parts = urlsplit(url)
+        key = base64.b64encode(os.urandom(16)).decode()
+        head = (
+            f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: {parts.netloc}\r\nUpgrade: websocket\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        loop = asyncio.get_running_loop()
+        _, made = await loop.create_connection(
+            lambda: cls(head.encode(), on_message), parts.hostname or "", parts.port or 80
+        )
+        await made._open
+        return made
+
+    def send(self, text: str) -> None:
+        """Send a text message."""
+        self._frame(0x1, text.encode())
+
+    def pause(self) -> None:
+        """Stop reading until `resume` is called, to simulate a slow reader."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Close the connection without a closing handshake."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _frame(self, code: int, data: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        size = len(data)
+        head = bytes([0x80 | code])
+        if size < 126:
+            head += bytes([0x80 | size])
+        elif size < 1 << 16:
+            head += b"\xfe" + size.to_bytes(2, "big")
+        else:
+            head += b"\xff" + size.to_bytes(8, "big")
+        self._transport.write(head + bytes(4) + data)
+
+    # ---- methods that asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.write(self._head)
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        if not self._open.done():
+            end = self._data.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            if not self._data.startswith(b"HTTP/1.1 101"):
+                self._open.set_exception(ConnectionError(bytes(self._data[:300]).decode("latin-1")))
+                self.close()
+                return
+            del self._data[: end + 4]
+            self._open.set_result(None)
+        while self._take_frame():
+            pass
+
+    def _take_frame(self) -> bool:
+        """Handle the next frame. Returns False if it has not arrived completely."""
+        data = self._data
+        if len(data) < 2:
+            return False
+        size, start = data[1], 2
+        if size >= 126:
+            start = 4 if size == 126 else 10
+            if len(data) < start:
+                return False
+            size = int.from_bytes(data[2:start], "big")
+        if len(data) < start + size:
+            return False
+        code, body = data[0] & 0xF, bytes(data[start : start + size])
+        del data[: start + size]
+        if code == 0x1:
+            self._on_message(body.decode())
+        elif code == 0x8:
+            self.close_code = int.from_bytes(body[:2], "big") if body else None
+            self._frame(0x8, body[:2])
+        elif code == 0x9:
+            self._frame(0xA, body)
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed.set()
+        if not self._open.done():
+            self._open.set_exception(error or ConnectionError("the connection was closed"))

@@ -83,6 +83,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._held_bytes = 0
         self._in_head = True
         self._rejected = False
+        self._upgraded = False  # whether the connection is a WebSocket now
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -105,7 +106,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._parse(data)
         if self._held_bytes > MAX_HEAD_BYTES:
             self._reject(431, _HEAD_TOO_LARGE, "head_too_large")
-        elif self._timer is None and (self._in_head or self._idle):
+        elif self._timer is None and (self._in_head or self._idle) and not self._upgraded:
             self._set_timer()
 
     def _parse(self, data: bytes) -> None:
@@ -117,6 +118,7 @@ class _LimitedProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as stopped:
             if self._upgrades:
+                self._upgraded = True
                 self._unset_timer()
                 self.handle_websocket_upgrade()
             elif self._offers_upgrade:
