@@ -249,7 +249,7 @@ class SpokenLine:
 
 @dataclass(frozen=True, slots=True)
 class TimedWord:
-    """A word of the caller's text (the characters between two white spaces), and the time in which it is heard."""
+    """A word of the caller's text (see `app.text.word_spans`), and the time in which it is heard."""
 
     word: str  # the caller's characters `start_char:end_char`
     start_s: float  # seconds after the start of the audio

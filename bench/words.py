@@ -76,7 +76,7 @@ class Speaker:
 
     async def times(self, text: str, voice: str, **changes: Any) -> Timestamps:
         """Speak a text and return its times."""
-        request = SpeechRequest("tts-1", (Line(text, voice),), format="pcm", timestamps=True)
+        request = SpeechRequest("tts-1", (Line(text, voice),), format="pcm", timestamps=True, use_cache=False)
         answer = await self._services.generator.answer(replace(request, **changes))
         async for _ in answer.stream:
             pass

@@ -646,8 +646,9 @@ _TIMES: dict[str, Schema] = {
     "words": {
         "type": "array",
         "items": _object(["turn"], word={"type": "string"}, **_PLACE),
-        "description": "The parts of the caller's text between white space that are spoken. Times are seconds in the "
-        "decoded file; `start_char` and `end_char` (exclusive) count the characters of the text.",
+        "description": "The parts of the caller's text between white space that are spoken; in scripts without "
+        "spaces, the characters. Times are seconds in the decoded file; `start_char` and `end_char` (exclusive) count "
+        "the characters of the text.",
     },
     "sentences": {"type": "array", "items": _object(["turn"], text={"type": "string"}, **_PLACE)},
 }

@@ -45,6 +45,7 @@ STREAM_HEADERS: Headers = (
 SSE_HEADERS: Headers = (("content-type", SSE_MEDIA_TYPE), *STREAM_HEADERS)
 SHUTDOWN_SEND_S = 0.1  # the longest time to send the last event when the server stops
 READ_S = 0.05  # between the error event and the end of the connection, because browsers then drop unread data
+EVENT_SENTENCES = 100  # in one event with times: an answer from the cache has the times of all its sentences
 DELTA_BYTES = 4096  # audio bytes in one SSE event, as in OpenAI's API
 
 
@@ -283,7 +284,7 @@ async def _speech_events(
         for start in range(0, len(data), DELTA_BYTES):
             audio = base64.b64encode(data[start : start + DELTA_BYTES]).decode()
             yield event({"type": "speech.audio.delta", "audio": audio})
-        if timed is not None and (new := answer.timed[sent:]):
+        while timed is not None and (new := answer.timed[sent : sent + EVENT_SENTENCES]):
             sent += len(new)
             yield event({"type": "speech.audio.words", **_times_of(new, timed)})
     times: dict[str, Any] = {}

@@ -2,7 +2,8 @@
 
 One file holds the audio of one generation: 16-bit samples at the engine's sample rate, after loudness, speed, length
 limit and watermark. Every response format and sample rate is encoded from these samples, so the cache key has no
-format. Behind the samples are a JSON trailer (sample rate, length, checksum, facts) and a fixed footer.
+format. Behind the samples are a JSON trailer (sample rate, length, checksum, facts) and a fixed footer. The times of
+the words are found later, so they are in a second file.
 
 The file has a temporary name while the answer is generated and is renamed when it is complete, so a crash leaves no
 partial answer. This module does not depend on HTTP or audio.
@@ -31,7 +32,11 @@ SAMPLE_BYTES = 2
 # FLAC takes 61 % of the bytes of raw samples, but 1 ms of CPU per second of audio to write and about as much to read.
 # Raw samples take none, and an answer that is still generated can be read from any position.
 _SUFFIX = ".pcm"
+_TIMES_SUFFIX = ".times"
 _MAGIC = b"TTSB"
+_TIMES_HEAD = struct.Struct("<4sII")  # magic, checksum of the samples, checksum of the rest of the file
+_TIMES_MAGIC = b"TTSW"
+_MAX_TIMES_BYTES = 4 << 20
 _FOOTER = struct.Struct("<4sI")  # magic, length of the trailer
 _MAX_TRAILER_BYTES = 1 << 20
 _EARLIER_FILE = re.compile(r"[0-9a-f]{64}")  # earlier versions stored encoded answers under such names
@@ -72,9 +77,7 @@ class AnswerCache:
         """budget_bytes: 0 = store nothing."""
         self._folder = folder
         self._budget_bytes = budget_bytes
-        self._sizes: LRU[str, int] = LRU(
-            budget_bytes, size=lambda size: size, on_evict=lambda digest: _remove(self.path_of(digest))
-        )
+        self._sizes: LRU[str, int] = LRU(budget_bytes, size=lambda size: size, on_evict=self._remove)
 
     @property
     def enabled(self) -> bool:
@@ -95,6 +98,7 @@ class AnswerCache:
         if not self._budget_bytes:
             return
         found: list[tuple[float, str, int]] = []
+        times: dict[str, int] = {}
         for path in self._folder.glob("??/*"):
             try:
                 stat = path.stat()
@@ -103,12 +107,16 @@ class AnswerCache:
                         path.unlink(missing_ok=True)
                 elif path.suffix == _SUFFIX:
                     found.append((stat.st_mtime, path.stem, stat.st_size))
+                elif path.suffix == _TIMES_SUFFIX:
+                    times[path.stem] = stat.st_size
                 elif _EARLIER_FILE.fullmatch(path.name):
                     _remove(path)
             except FileNotFoundError:
                 continue
         for _, name, size in sorted(found):
-            self._sizes.put(name, size)
+            self._sizes.put(name, size + times.pop(name, 0))
+        for name in times:
+            _remove(self._times_path(name))
 
     async def find(self, digest: str) -> CachedSound | None:
         """Return the audio with the cache key `digest`, or None. A damaged file is removed."""
@@ -116,7 +124,7 @@ class AnswerCache:
             return None
         path = self.path_of(digest)
         try:
-            sound, size = await asyncio.to_thread(_read, path)
+            sound, size = await asyncio.to_thread(_read, path, self._times_path(digest))
         except FileNotFoundError:
             self._sizes.pop(digest)
             return None
@@ -125,11 +133,27 @@ class AnswerCache:
             return None
         if sound is None:
             log.warning("removed a damaged answer from the cache; it is generated again", extra={"digest": digest})
-            _remove(path)
+            self._remove(digest)
             self._sizes.pop(digest)
             return None
         self._sizes.put(digest, size)
         return sound
+
+    async def find_times(self, digest: str, checksum: int) -> str | None:
+        """Return the text that `keep_times` has stored for samples with this checksum; None if it is not there."""
+        if not self._budget_bytes:
+            return None
+        return await asyncio.to_thread(_read_times, self._times_path(digest), checksum)
+
+    async def keep_times(self, digest: str, checksum: int, text: str) -> None:
+        """Store a text with the times of the words of a stored answer. checksum: of its samples."""
+        if digest not in self._sizes:
+            return
+        size = await asyncio.to_thread(_write_times, self._times_path(digest), checksum, text)
+        if digest not in self._sizes:  # evicted meanwhile
+            _remove(self._times_path(digest))
+        elif size:
+            self._sizes.put(digest, _size_or_0(self.path_of(digest)) + size)
 
     def begin(self, digest: str, rate_hz: int, *, keep: bool = True) -> Entry:
         """Create the entry of a new answer. The caller writes the samples to it. keep: False = nothing is stored."""
@@ -149,6 +173,14 @@ class AnswerCache:
     def path_of(self, digest: str) -> Path:
         """The file of the answer with the cache key `digest`."""
         return self._folder / digest[:2] / (digest + _SUFFIX)
+
+    def _times_path(self, digest: str) -> Path:
+        return self._folder / digest[:2] / (digest + _TIMES_SUFFIX)
+
+    def _remove(self, digest: str) -> None:
+        """Remove the files of an answer."""
+        _remove(self.path_of(digest))
+        _remove(self._times_path(digest))
 
 
 class Entry:
@@ -271,15 +303,58 @@ def _remove(path: Path) -> None:
         log.warning("a file of the answer cache can't be removed: %s", error)
 
 
-def _read(path: Path) -> tuple[CachedSound | None, int]:
-    """Open and check a cache file. Returns its audio (None if the file is damaged) and its size. Raises OSError."""
+def _read_times(path: Path, checksum: int) -> str | None:
+    """Read and check a file with times; None if it is missing, damaged, or of other samples."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_TIMES_BYTES)
+    except OSError:
+        return None
+    try:
+        magic, samples, rest = _TIMES_HEAD.unpack_from(data)
+        if magic != _TIMES_MAGIC or samples != checksum or rest != zlib.crc32(data[_TIMES_HEAD.size :]):
+            return None
+        return zlib.decompress(data[_TIMES_HEAD.size :]).decode()
+    except (struct.error, zlib.error, ValueError):
+        return None
+
+
+def _write_times(path: Path, checksum: int, text: str) -> int:
+    """Write a file with times. Returns its size in bytes; 0 if it can't be written. An error is only logged."""
+    packed = zlib.compress(text.encode(), 6)
+    data = _TIMES_HEAD.pack(_TIMES_MAGIC, checksum, zlib.crc32(packed)) + packed
+    if len(data) > _MAX_TIMES_BYTES:
+        return 0
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    try:
+        _OpenFile(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL).append(data)
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("the times of words can't be written to the cache, so they are found again: %s", error)
+        _remove(temporary)
+        return 0
+    return len(data)
+
+
+def _size_or_0(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _read(path: Path, times_path: Path) -> tuple[CachedSound | None, int]:
+    """Open and check a cache file. Returns its audio (None if the file is damaged) and its size. Raises OSError.
+
+    times_path: the file with the times of the answer, which counts for the size.
+    """
     file = _OpenFile(path, os.O_RDONLY)
     size = file.size
     sound = _checked(file, size)
     if sound is not None:
         with contextlib.suppress(OSError):  # the folder may be read-only
             os.utime(path)  # the next start of the server reads from this time when the answer was last used
-    return sound, size
+    return sound, size + _size_or_0(times_path)
 
 
 def _checked(file: _OpenFile, size: int) -> CachedSound | None:

@@ -26,6 +26,7 @@ from app.text.punctuation import has_words, punctuation_names
 from app.text.script import MAX_PAUSE_S, SPEAKER_TAG, Pause, Words, parse, split_speakers
 from app.text.sentences import split
 from app.text.spans import SpannedText
+from app.text.word_spans import word_spans
 from app.types import SpokenLine
 
 if TYPE_CHECKING:
@@ -378,7 +379,9 @@ def _spoken_line(text: SpannedText, speaker: int, voice: Voice, prompt: VoicePro
     """Create a line from a text with spans. turn: the index of the caller's text."""
     text, ipa = take_ipa(text)
     start, end = text.span
-    return SpokenLine(text.text, speaker, voice, prompt, tuple(text.words()), start, end, turn, ipa=ipa)
+    return SpokenLine(
+        text.text, speaker, voice, prompt, tuple(text.words(word_spans(text.text))), start, end, turn, ipa=ipa
+    )
 
 
 def _natural_chars(most: int, prompt_s: float, packing: TextPacking) -> int:

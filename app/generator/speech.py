@@ -40,6 +40,7 @@ from app.generator.progress import Progress
 from app.generator.prompts import Prompts
 from app.generator.resolving import RequestResolver, check_extra
 from app.generator.sound import HELD_IN_MEMORY_BYTES, Recording
+from app.generator.stored_times import unpack
 from app.generator.take import Take
 from app.generator.timeline import Timeline
 from app.generator.timestamps import AnswerTimes
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from app.generator.later_text import TextParts
     from app.generator.lexicons import LexiconStore
     from app.generator.preset_voices import PresetVoiceMaker
+    from app.generator.word_timing import Found
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
     from app.types import Samples, SpeechRequest, TimedSentence, Timestamps, Turn, UploadedTurn, WordMark
@@ -249,18 +251,40 @@ class SpeechGenerator:
             broken_rules=job.broken_rules,
             times=self._times_of(job),
         )
-        sound = await self._cached(job)
+        sound = await self._cached(job, answer)
         answer.stream = self._speak(job, answer) if sound is None else self._from_cache(job, answer, sound)
         return answer
 
     # ---- answers
 
-    async def _cached(self, job: SpeechJob) -> CachedSound | None:
-        """The audio of a job from the cache; None if it is not there, or was not checked and the request wants that."""
+    async def _cached(self, job: SpeechJob, answer: Answer) -> CachedSound | None:
+        """The audio of a job from the cache; None if it is not there, or lacks something that the request needs.
+
+        A request can need a check of the speech, or the timeline of its own text.
+        """
         sound = await self._cache.find(job.cache_key) if job.request.use_cache else None
         if sound is None or (job.request.verify is True and "verified" not in sound.facts):
             return None
-        return None if job.request.timestamps and sound.facts.get("texts") != _digest_of(job.texts) else sound
+        return sound if answer.times is None or await self._load_times(job, answer.times, sound) else None
+
+    async def _load_times(self, job: SpeechJob, times: AnswerTimes, sound: CachedSound) -> bool:
+        """Load the timeline of an answer from the cache, and the times of its words if they are known.
+
+        Returns False if the timeline is missing, damaged, or of another text.
+        """
+        if sound.facts.get("texts") != _digest_of(job.texts):
+            return False
+        packed = str(sound.facts.get("timeline", ""))
+        text = await self._cache.find_times(job.cache_key, sound.checksum)
+        try:
+            if len(packed) > LONG_TIMELINE_CHARS:
+                await asyncio.to_thread(_load_times, times, packed, text, sound.samples)
+            else:
+                _load_times(times, packed, text, sound.samples)
+        except ValueError as error:
+            log.warning("the stored times of an answer are damaged; the answer is generated again: %s", error)
+            return False
+        return True
 
     def _times_of(self, job: SpeechJob) -> AnswerTimes | None:
         """The object that finds the times of the words of an answer; None if the request does not need them."""
@@ -289,7 +313,9 @@ class SpeechGenerator:
         answer.verified = cast("Result", facts.get("verified", "unchecked"))
         answer.seed = int(facts.get("seed", answer.seed))
         answer.usage = Usage(int(facts["input_tokens"]), int(facts["output_tokens"]))
-        body = self._encoded.find(_encoded_key(job, sound.checksum)) if answer.times is None else None
+        body = None
+        if answer.times is None or answer.times.complete:
+            body = self._encoded.find(_encoded_key(job, sound.checksum))
         if body is not None:
             answer.size_bytes = len(body)
             answer.audio_s = sound.samples / sound.rate_hz
@@ -305,7 +331,8 @@ class SpeechGenerator:
         encoder = AnswerEncoder(job.request, sound.rate_hz, sound.samples)
         collector = self._encoded.collect(keep=_is_compressed(job))
         clock = ListenerClock()
-        timeline = Timeline() if answer.times is None else Timeline.from_text(str(sound.facts["timeline"]))
+        times = None if answer.times is None or answer.times.complete else answer.times
+        timeline = Timeline() if times is None or times.timeline is None else times.timeline
         position = 0
         count = encoder.on_loop_samples
         self.encoding += 1
@@ -327,20 +354,21 @@ class SpeechGenerator:
                 answer.audio_s = encoder.audio_s
                 if data:
                     yield collector.add(data)
-                if answer.times is not None:
-                    answer.times.push(samples, timeline)
-                    await answer.times.room()
+                if times is not None:
+                    times.push(samples, timeline)
+                    await times.room()
             if data := encoder.flush():
                 yield collector.add(data)
-            if answer.times is not None:
-                answer.times.end(timeline)
+            if times is not None:
+                times.end(timeline)
+                times.store_later(partial(self._cache.keep_times, job.cache_key, sound.checksum))
             self._encoded.put(_encoded_key(job, sound.checksum), collector.size, collector.body)
         finally:
             self.encoding -= 1
             collector.close()
             encoder.close()
-            if answer.times is not None:
-                answer.times.close(timeline)
+            if times is not None:
+                times.close(timeline)
 
     async def _speak(self, job: SpeechJob, answer: Answer) -> AsyncGenerator[bytes]:
         """Yield the bytes of an answer that was not in the cache. It waits for a place if it needs a new generation."""
@@ -366,7 +394,7 @@ class SpeechGenerator:
         """
         generation = self._shared(job, key)
         if generation is None and key is not None and job.cache_key in self._cache:
-            sound = await self._cached(job)  # an equal request has ended since `answer` has looked
+            sound = await self._cached(job, answer)  # an equal request has ended since `answer` has looked
             if sound is not None:
                 async with contextlib.aclosing(self._from_cache(job, answer, sound)) as stream:
                     async for data in stream:
@@ -426,6 +454,10 @@ class SpeechGenerator:
                         total = resampled_length(generation.recording.samples, rate_hz, job.request.sample_rate_hz)
                         body = with_length(job.request.format, job.request.sample_rate_hz, total, body)
                     self._encoded.put(_encoded_key(job, generation.stored_checksum), collector.size, body)
+                    if answer.times is not None:
+                        answer.times.store_later(
+                            partial(self._cache.keep_times, job.cache_key, generation.stored_checksum)
+                        )
         finally:
             self.encoding -= 1
             pending.done()
@@ -767,6 +799,16 @@ async def _facts_of(job: SpeechJob, usage: Usage) -> dict[str, float | str]:
     long = job.timeline.size > LONG_TIMELINE_CHARS
     timeline = await asyncio.to_thread(job.timeline.to_text) if long else job.timeline.to_text()
     return facts if timeline is None else {**facts, "timeline": timeline, "texts": _digest_of(job.texts)}
+
+
+def _load_times(times: AnswerTimes, timeline: str, text: str | None, samples: int) -> None:
+    """Give what the cache has stored to the object of an answer. Raises ValueError if the timeline is damaged."""
+    stored: list[Found | None] = []
+    try:
+        stored = [] if text is None else unpack(text)
+    except ValueError as error:
+        log.warning("the stored times of an answer can't be read; they are found again: %s", error)
+    times.load(Timeline.from_text(timeline), stored, samples)
 
 
 def _digest_of(texts: Sequence[str]) -> str:

@@ -33,6 +33,17 @@ class TimelineLine:
     voice_language: str
     ipa: tuple[tuple[int, int, str], ...]
 
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Return where the words are in `text`."""
+        places = []
+        end = 0
+        for word in self.words:
+            start = self.text.index(word.word, end)
+            end = start + len(word.word)
+            places.append((start, end))
+        return places
+
 
 @dataclass(frozen=True, slots=True)
 class TimelineUtterance:
@@ -75,9 +86,12 @@ class Timeline:
         """Read the result of `to_text`. Raises ValueError."""
         try:
             items = json.loads(zlib.decompress(base64.b64decode(text)))
-        except zlib.error as error:
+            timeline = cls([json.dumps(item, separators=(",", ":")) for item in items])
+            for at in range(len(timeline)):
+                _ = [line.places for line in timeline[at].lines]
+        except (zlib.error, TypeError, IndexError, AttributeError) as error:
             raise ValueError("the timeline of a cached answer is damaged") from error
-        return cls([json.dumps(item, separators=(",", ":")) for item in items])
+        return timeline
 
 
 def _packed(lines: Sequence[SpokenLine], start: int, end: int | None, marks: Sequence[WordMark]) -> str:

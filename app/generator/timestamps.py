@@ -17,19 +17,26 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from app.generator.cache import SAMPLE_BYTES
+from app.generator.stored_times import fits, pack, pack_utterance
 from app.generator.timeline import Timeline
 from app.generator.word_timing import count_letters, share_time
+from app.text.word_spans import UNSPACED, word_spans
 from app.types import TimedSentence, TimedWord, Timestamps
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from app.generator.timeline import TimelineLine, TimelineUtterance
     from app.generator.word_timing import Found, Span, WordTimer
 
+LONG_TEXT_CHARS = 20_000  # the words of a longer text are found in a thread
 WAITING_BYTES = 8 << 20  # of samples that wait to be aligned: about three minutes
 NO_WORDS = "The text contains no words that are spoken."
-_TOKEN = re.compile(r"\S+")
 # The end of a sentence, but not an initial such as "J."; and the start of the next one.
-_SENTENCE_END = re.compile(r"(?<![.!?\u2026])(?:(?<!\b\w)|(?=[.!?\u2026]{2}))[.!?\u2026]+[\"'\u201d\u2019)\]]*$")
+_SENTENCE_END = re.compile(
+    rf"(?<![.!?\u2026])(?:(?<!\b\w)|(?<=[{UNSPACED}])|(?=[.!?\u2026]{{2}}))[.!?\u2026]+[\"'\u201d\u2019)\]]*$"
+    rf"|[\u3002\uff01\uff1f\uff61][^\w\s]*$"
+)
 _SENTENCE_START = re.compile(r"[\"'\u201c\u2018(\[]*(?:[^\W\d_a-z]|\d)")
 _DIGITS = 3  # decimals of the times: milliseconds
 
@@ -38,7 +45,7 @@ _DIGITS = 3  # decimals of the times: milliseconds
 
 
 class _Texts:
-    """The caller's texts, and the places of their parts between white space."""
+    """The caller's texts, and the places of their words."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
@@ -47,9 +54,14 @@ class _Texts:
     def tokens(self, turn: int) -> tuple[list[int], list[int]]:
         """Return the starts and the ends of the parts of one text."""
         if turn not in self._tokens:
-            spans = [match.span() for match in _TOKEN.finditer(self.texts[turn])]
+            spans = word_spans(self.texts[turn])
             self._tokens[turn] = ([start for start, _ in spans], [end for _, end in spans])
         return self._tokens[turn]
+
+    async def prepare(self, turn: int) -> None:
+        """Find the words of a long text in a thread, so that the event loop does not wait."""
+        if turn not in self._tokens and len(self.texts[turn]) > LONG_TEXT_CHARS:
+            await asyncio.to_thread(self.tokens, turn)
 
     def within(self, turn: int, start: int, end: int) -> range:
         """Return the numbers of the parts that contain characters of `text[start:end]`."""
@@ -152,7 +164,45 @@ class AnswerTimes:
         self._last_part = (-1, -1)  # turn and number of the last word
         self._reasons: list[str] = []
         self.keep = False  # True = if the stream is closed before its end, the words that were sent get times too
+        self._stored: Sequence[Found | None] = ()  # times from the cache, for the first utterances
+        self._packed: list[str] = []  # the times of each utterance, for the cache
+        self._has_new = False  # whether `_packed` has times that the cache does not have
+        self._keeping: asyncio.Task[None] | None = None
+        self.timeline: Timeline | None = None  # of an answer from the cache
+        self.complete = False  # whether the cache had all times
         self.sentences: list[TimedSentence] = []  # finished so far
+
+    def load(self, timeline: Timeline, stored: Sequence[Found | None], samples: int) -> None:
+        """Use what the cache has stored with the audio of the answer. Call it before `push`. May take long.
+
+        stored: the times of the utterances. If the times of all utterances are there, `push` and `end` are not needed.
+        samples: the length of the audio.
+        """
+        self.timeline = timeline
+        self._stored = stored
+        utterances = [timeline[at] for at in range(len(timeline))]
+        if len(stored) != len(utterances) or not all(map(fits, stored, utterances)):
+            return
+        self._samples = samples
+        for utterance, found in zip(utterances, stored, strict=True):
+            end = samples if utterance.end is None else min(samples, self._place(utterance.end))
+            assert found is not None  # noqa: S101 - it fits
+            self._add(utterance, found, end - min(self._place(utterance.start), end))
+        if self._open is not None:
+            self._publish(self._open)
+            self._open = None
+        self._ended = self.complete = True
+
+    def store_later(self, store: Callable[[str], Awaitable[None]]) -> None:
+        """Store the times when they are found, unless the cache has them. Call it after `end`."""
+
+        async def work() -> None:
+            while self._task is not None:
+                await self._wait()
+            if self._has_new:
+                await store(pack(self._packed))
+
+        self._keeping = asyncio.create_task(work(), name="stored timestamps")
 
     def push(self, data: bytes, timeline: Timeline) -> None:
         """Add 16-bit samples that were sent. timeline: the utterances of the answer so far."""
@@ -184,6 +234,8 @@ class AnswerTimes:
         """Wait until all words have times. Call it after `end`."""
         while not self._ended or self._task is not None:
             await self._wait()
+        if self._keeping is not None:
+            await asyncio.wait({self._keeping})
         reasons = self._reasons if self.sentences else [NO_WORDS]
         return Timestamps(tuple(self.sentences), self._shown(self._samples / self._rate_hz), " ".join(reasons))
 
@@ -249,7 +301,16 @@ class AnswerTimes:
         try:
             while self._queue:
                 utterance, sound = self._queue[0]
-                found = await self._timer.find(utterance, sound, self._rate_hz, self._speed, self._language)
+                for turn in {line.turn for line in utterance.lines}:
+                    await self._texts.prepare(turn)
+                number = len(self._packed)
+                known = self._stored[number] if number < len(self._stored) else None
+                if known is not None and fits(known, utterance):
+                    found = known
+                else:
+                    found = await self._timer.find(utterance, sound, self._rate_hz, self._speed, self._language)
+                    self._has_new = self._has_new or not found.reason
+                self._packed.append(pack_utterance(found))
                 self._queue.popleft()
                 self._waiting_bytes -= len(sound)
                 self._add(utterance, found, len(sound) // SAMPLE_BYTES)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import re
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -46,9 +45,9 @@ DEADLINE_S = 10.0  # for one alignment, in addition to the length of the audio
 BROKEN_S = 60.0  # after an alignment that reached its deadline, no alignment is tried for this time
 LONG_S, WINDOW_S = 45.0, 30.0  # audio longer than LONG_S is aligned in windows, because a long graph takes more time
 WINDOW_END_S = 4.0  # words that end in the last seconds of a window are aligned again with the next window
+UNITS_PER_S = 10_000  # the times are multiples of 0.1 ms, so that stored times are equal to found ones
 TEXT_AHEAD = 1.4  # a window has this factor more text than its length needs at the mean tempo
 MAX_MISSING_SHARE = 0.5  # of the words; with more missing words, the audio has another text
-_TOKEN = re.compile(r"\S+")
 _SILENCE_DB = 35.0  # audio this far below loud speech is silence
 _WINDOW_S = 0.01
 NO_EXTRA = "The words have no times, because neither the `words` extra nor the offline voice is installed."
@@ -107,12 +106,15 @@ class WordTimer:
         language: of the request; None = not set. An error of the work is logged and not raised.
         """
         try:
-            return await asyncio.get_running_loop().run_in_executor(
+            found = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._find, utterance, sound, rate_hz, speed, language
             )
         except Exception:
             log.exception("the times of the words of an utterance can't be found; only its sentences have times")
             return Found([], "The server failed to find the times of words. The log of the server has the reason.")
+        return Found(
+            [[None if span is None else _rounded(span) for span in line] for line in found.words], found.reason
+        )
 
     def _find(
         self, utterance: TimelineUtterance, sound: bytes, rate_hz: int, speed: float, language: str | None
@@ -151,11 +153,11 @@ class WordTimer:
         """Return the words of a line that have a sound, as they are spoken."""
         blank = blank_sounds(line.text)
         spoken = []
-        for at, match in enumerate(_TOKEN.finditer(line.text)):
-            text = blank[match.start() : match.end()]
+        for at, (first, last) in enumerate(line.places):
+            text = blank[first:last]
             if not count_letters(text):
                 continue
-            ipa = tuple(each for start, end, each in line.ipa if match.start() <= start and end <= match.end())
+            ipa = tuple(each for start, end, each in line.ipa if first <= start and end <= last)
             names = self._normalize(text).split() if any(map(str.isdecimal, text)) else [text]
             spoken += [_Part(number, at, name, ipa if len(names) == 1 else ()) for name in names if count_letters(name)]
         if spoken:
@@ -244,7 +246,7 @@ class WordTimer:
             times.append(
                 [
                     None if span is None else (begin_s + span[0], begin_s + span[1])
-                    for span in _line_words(line.text, in_s, len(sound) / reference_hz, loud)
+                    for span in _line_words(line, in_s, len(sound) / reference_hz, loud)
                 ]
             )
             read.append(sound)
@@ -263,6 +265,12 @@ class WordTimer:
             for key, span in zip(words, spans, strict=True)
         }
         return [placed[part.line, part.word] for part in parts]
+
+
+def _rounded(span: Span | None) -> Span | None:
+    if span is None:
+        return None
+    return round(span[0] * UNITS_PER_S) / UNITS_PER_S, round(span[1] * UNITS_PER_S) / UNITS_PER_S
 
 
 def _first_letters(parts: Sequence[_Part], letters: float) -> Sequence[_Part]:
@@ -303,19 +311,19 @@ def _marked_words(utterance: TimelineUtterance, samples: Samples, rate_hz: int) 
         following = next((first for first in firsts[at + 1 :] if first is not None), len(samples))
         events = [(mark.sample, mark.char) for mark in marks if mark.line == at]
         places = [(sample / rate_hz, char) for sample, char in events]
-        found.append(_line_words(line.text, places, following / rate_hz, loud))
+        found.append(_line_words(line, places, following / rate_hz, loud))
     return found
 
 
 def _line_words(
-    text: str, places: Sequence[tuple[float, int | None]], end_s: float, loud: np.ndarray
+    line: TimelineLine, places: Sequence[tuple[float, int | None]], end_s: float, loud: np.ndarray
 ) -> list[Span | None]:
     """Return the times of the words of one line. places: (seconds, character) of words; None = a pause ends there.
 
     Words that have no place of their own were spoken together with the word before them. They share its time by the
     number of their letters.
     """
-    tokens = [match.span() for match in _TOKEN.finditer(text)]
+    text, tokens = line.text, line.places
     starts = [start for start, _ in tokens]
     times: list[Span | None] = [None] * len(tokens)
     groups: list[tuple[int, float, float]] = []  # first word, start, end

@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from app.text.caption_breaks import CLOSERS, JOINED, SENTENCE_ENDS, BreakRules, char_width, split_long
+from app.text.word_spans import word_spans
 from app.types import TimedWord
 
 if TYPE_CHECKING:
@@ -338,10 +339,7 @@ def words_of(sentence: TimedSentence) -> tuple[TimedWord, ...]:
     """The words of a sentence. If their times are not known, they share the time of the sentence by their lengths."""
     if sentence.words:
         return sentence.words
-    places = [
-        (sentence.start_char + match.start(), sentence.start_char + match.end())
-        for match in _PART.finditer(sentence.text)
-    ]
+    places = [(sentence.start_char + start, sentence.start_char + end) for start, end in word_spans(sentence.text)]
     return tuple(
         TimedWord(
             sentence.text[start - sentence.start_char : end - sentence.start_char], *span, start, end, sentence.turn

@@ -150,10 +150,10 @@ class SpannedText:
         """Return the text with one space between its words, and no white space at its ends."""
         return self.strip().sub(_GAP, " ")
 
-    def words(self) -> Iterator[SpokenWord]:
-        """Yield the parts between white space with their spans."""
-        for match in _TOKEN.finditer(self.text):
-            yield SpokenWord(match[0], self._starts[match.start()], self._ends[match.end() - 1])
+    def words(self, places: Iterable[tuple[int, int]] | None = None) -> Iterator[SpokenWord]:
+        """Yield the words with their spans. places: the words in this text; None = the parts between white space."""
+        for start, end in places or (match.span() for match in _TOKEN.finditer(self.text)):
+            yield SpokenWord(self.text[start:end], self._starts[start], self._ends[end - 1])
 
 
 def join(parts: Iterable[SpannedText], separator: str = "") -> SpannedText:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.generator import cache as module
-from app.generator.cache import AnswerCache
+from app.generator.cache import AnswerCache, Entry
 
 pytestmark = pytest.mark.unit
 
@@ -29,12 +29,13 @@ def make(folder: Path, budget_bytes: int = 1 << 20) -> AnswerCache:
     return cache
 
 
-def put(cache: AnswerCache, name: str, data: bytes) -> None:
+def put(cache: AnswerCache, name: str, data: bytes) -> Entry:
     entry = cache.begin(digest(name), RATE_HZ)
     for start in range(0, len(data), 1000):
         entry.write(data[start : start + 1000])
     entry.commit(FACTS)
     entry.close()  # the generator always calls it at the end
+    return entry
 
 
 async def get(cache: AnswerCache, name: str) -> bytes | None:
@@ -348,3 +349,75 @@ async def test_stored_files_are_private(tmp_path):
     cache = make(tmp_path)
     put(cache, "a", b"some")
     assert path_of(tmp_path, "a").stat().st_mode & 0o077 == 0
+
+
+async def test_times_are_stored_with_an_answer(tmp_path):
+    cache = make(tmp_path)
+    entry = put(cache, "a", b"a" * 1_000)
+    text = "times " * 1_000
+    await cache.keep_times(digest("a"), entry.checksum, text)
+    assert await cache.find_times(digest("a"), entry.checksum) == text
+    assert cache.size_bytes == on_disk(tmp_path)
+    await cache.keep_times(digest("a"), entry.checksum, text * 2)
+    assert await cache.find_times(digest("a"), entry.checksum) == text * 2
+    assert cache.size_bytes == on_disk(tmp_path)
+    assert await get(cache, "a") == b"a" * 1_000
+    assert cache.size_bytes == on_disk(tmp_path)
+    again = make(tmp_path)
+    assert again.size_bytes == on_disk(tmp_path)
+    assert await again.find_times(digest("a"), entry.checksum) == text * 2
+
+
+async def test_times_of_other_samples_are_not_found(tmp_path):
+    cache = make(tmp_path)
+    entry = put(cache, "a", b"a" * 1_000)
+    await cache.keep_times(digest("a"), entry.checksum, "times")
+    assert await cache.find_times(digest("a"), entry.checksum ^ 1) is None
+    assert await cache.find_times(digest("b"), entry.checksum) is None
+
+
+async def test_any_flipped_bit_of_times_is_detected(tmp_path):
+    cache = make(tmp_path)
+    entry = put(cache, "a", b"a" * 100)
+    await cache.keep_times(digest("a"), entry.checksum, "times of words")
+    path = path_of(tmp_path, "a").with_suffix(".times")
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        broken = bytearray(data)
+        broken[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(broken)
+        assert await cache.find_times(digest("a"), entry.checksum) is None
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        assert await cache.find_times(digest("a"), entry.checksum) is None
+
+
+async def test_times_are_removed_with_their_answer(tmp_path):
+    cache = make(tmp_path, 3 * 10_000 + 4 * OVERHEAD_BYTES)
+    for name in ("a", "b", "c"):
+        entry = put(cache, name, name.encode() * 10_000)
+        await cache.keep_times(digest(name), entry.checksum, "times")
+        assert on_disk(tmp_path) == cache.size_bytes <= 3 * 10_000 + 4 * OVERHEAD_BYTES
+    put(cache, "d", b"d" * 10_000)
+    names = files(tmp_path)
+    assert digest("a") + ".times" not in names
+    assert {name.removesuffix(".times") + ".pcm" for name in names if name.endswith(".times")} <= set(names)
+    path_of(tmp_path, "c").unlink()
+    make(tmp_path)
+    assert digest("c") + ".times" not in files(tmp_path)
+    await cache.keep_times(digest("e"), 1, "times of an answer that is not stored")
+    assert digest("e") + ".times" not in files(tmp_path)
+
+
+async def test_times_are_not_stored_on_a_full_disk(tmp_path, monkeypatch, caplog):
+    cache = make(tmp_path)
+    entry = put(cache, "a", b"a" * 100)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "write", full)
+    await cache.keep_times(digest("a"), entry.checksum, "times")
+    assert "can't be written" in caplog.text
+    assert files(tmp_path) == [digest("a") + ".pcm"]
+    assert cache.size_bytes == on_disk(tmp_path)

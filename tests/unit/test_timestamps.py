@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.generator.timeline import Timeline
+from app.generator import cache as cache_module
+from app.generator.speech import SpeechGenerator
+from app.generator.stored_times import pack, pack_utterance, unpack
+from app.generator.timeline import Timeline, TimelineUtterance
+from app.generator.word_timing import Found, WordTimer
 from app.settings import Settings
 from app.types import Line, SpeechRequest, SpokenLine, SpokenWord, Timestamps, Voice, WordMark
 from app.wiring import core_services
@@ -34,18 +41,24 @@ def test_timeline_is_the_same_after_it_was_stored() -> None:
     assert stored[1].end is None
 
 
-async def times_of(folder: Path, *requests: SpeechRequest) -> list[tuple[Timestamps, int, str]]:
-    """Speak requests one after another -> the times, the number of bytes, and the use of the cache of each one."""
+@contextlib.asynccontextmanager
+async def server(folder: Path) -> AsyncIterator[SpeechGenerator]:
     services = core_services(Settings(_env_file=None, TTS_ENGINE="espeak", TTS_DATA_DIR=folder))
-    found = []
     async with services.manager:
         await services.manager.settled()
-        for request in requests:
-            answer = await services.generator.answer(request)
-            size = sum([len(data) async for data in answer.stream])
-            found.append((await answer.timestamps(), size, answer.cache))
+        yield services.generator
     services.word_timer.close()
     await services.take_checker.close()
+
+
+async def times_of(folder: Path, *requests: SpeechRequest) -> list[tuple[Timestamps, int, str]]:
+    """Speak requests one after another -> the times, the number of bytes, and the use of the cache of each one."""
+    found = []
+    async with server(folder) as generator:
+        for request in requests:
+            answer = await generator.answer(request)
+            size = sum([len(data) async for data in answer.stream])
+            found.append((await answer.timestamps(), size, answer.cache))
     return found
 
 
@@ -99,6 +112,119 @@ def test_cached_answer_has_the_same_times(tmp_path: Path) -> None:
     first, second = asyncio.run(times_of(tmp_path, request, request))
     assert (first[2], second[2]) == ("miss", "hit")
     assert first[0] == second[0]
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts whose words were searched in audio."""
+    texts: list[str] = []
+    find = WordTimer.find
+
+    async def spy(self: WordTimer, utterance: TimelineUtterance, *rest: Any) -> Found:
+        texts.append(" ".join(line.text for line in utterance.lines))
+        return await find(self, utterance, *rest)
+
+    monkeypatch.setattr(WordTimer, "find", spy)
+    return texts
+
+
+STORED = "First of all, hello. Then 25 more words, 今天很好。 (laughs) And the end: foo.Bar!"
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first with times", "first without times"])
+@pytest.mark.parametrize("audio_format", ["pcm", "mp3"])
+def test_answer_from_the_cache_is_not_searched_again(
+    tmp_path: Path, searched: list[str], first: bool, audio_format: str
+) -> None:
+    request = ask(STORED, format=audio_format)
+    begin = replace(request, timestamps=first)
+
+    async def work() -> list[tuple[Timestamps | None, bytes, str]]:
+        found = []
+        for requests in ((begin, request, request), (request,)):  # the second server reads what the first has stored
+            async with server(tmp_path) as generator:
+                for each in requests:
+                    answer = await generator.answer(each)
+                    data = b"".join([part async for part in answer.stream])
+                    times = await answer.timestamps() if each.timestamps else None
+                    found.append((times, data, answer.cache))
+        return found
+
+    answers = asyncio.run(work())
+    assert [cache for _, _, cache in answers] == ["miss", "hit", "hit", "hit"]
+    assert len(searched) == len(set(searched)) > 1
+    assert answers[1] == answers[2] == answers[3]
+    assert answers[1][0] is not None
+    check_order(answers[1][0], (STORED,))
+    assert answers[0][0] in (None, answers[1][0])
+
+
+def test_equal_samples_have_stored_times_in_each_format(tmp_path: Path, searched: list[str]) -> None:
+    requests = [ask(STORED, format=each) for each in ("pcm", "mp3", "opus", "wav", "aac", "flac")]
+    found = asyncio.run(times_of(tmp_path, *requests))
+    assert len(searched) == len(set(searched))
+    plain, mp3, opus, *_ = (times for times, _, _ in found)
+    assert plain == opus
+    assert mp3.words[0].start_s - plain.words[0].start_s == pytest.approx(1105 / 24_000, abs=0.001)
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "flipped", "other samples", "other text", "other form"])
+def test_damaged_stored_times_are_found_again(tmp_path: Path, searched: list[str], damage: str) -> None:
+    request = ask(STORED)
+    [(true, _, _)] = asyncio.run(times_of(tmp_path, request))
+    [path] = tmp_path.rglob("*.times")
+    data = path.read_bytes()
+    [checksum] = {int.from_bytes(data[4:8], "little")}
+    write = cache_module._write_times
+    if damage == "removed":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(data[:-3])
+    elif damage == "flipped":
+        path.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
+    elif damage == "other samples":
+        write(path, checksum ^ 1, "{}")
+    elif damage == "other text":
+        write(path, checksum, '{"version":1,"utterances":[[[5,"x"]],[[]]]}')
+    else:
+        write(path, checksum, '{"version":1,"utterances":[[[5,6,null]]]}')
+    before = len(searched)
+    [(found, _, cache)] = asyncio.run(times_of(tmp_path, request))
+    assert cache == "hit"
+    assert found == true
+    assert len(searched) == 2 * before
+    [(found, _, _)] = asyncio.run(times_of(tmp_path, request))  # stored again
+    assert found == true
+    assert len(searched) == 2 * before
+
+
+@pytest.mark.parametrize("damage", ["!", "no", "flipped"])
+def test_damaged_stored_timeline_is_a_miss(tmp_path: Path, damage: str) -> None:
+    request = ask(STORED)
+    [(true, _, _)] = asyncio.run(times_of(tmp_path, request))
+    [path] = tmp_path.rglob("*.pcm")
+    data = path.read_bytes()
+    at = data.rindex(b'"timeline": "') + 13
+    if damage == "no":
+        changed = data.replace(b'"timeline": "', b'"timelinf": "')
+    elif damage == "!":
+        changed = data[:at] + b"!!!!" + data[at + 4 :]
+    else:
+        changed = data[: at + 40] + bytes([data[at + 40] ^ 1]) + data[at + 41 :]
+    path.write_bytes(changed)
+    (found, _, cache), (again, _, after) = asyncio.run(times_of(tmp_path, request, request))
+    assert (cache, after) == ("miss", "hit")
+    assert found == again == true
+
+
+def test_times_that_were_not_found_are_not_stored() -> None:
+    found = Found([[(0.0, 0.25), None], []])
+    utterances = [pack_utterance(each) for each in (found, Found([], "no voice"), Found([]))]
+    assert unpack(pack(utterances)) == [found, None, Found([])]
+    for text in ("", "[]", "{}", "3", '{"version":1}', '{"version":1,"utterances":[[[1]]]}', "[" * 100_000):
+        with pytest.raises(ValueError, match="damaged"):
+            unpack(text)
+    assert unpack('{"version":2,"utterances":[]}') == []
 
 
 def test_equal_speech_of_another_text_has_the_places_of_its_own_text(tmp_path: Path) -> None:
