@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from starlette.websockets import WebSocketState
+from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from app.api.errors import response_to, status_of
 from app.errors import InvalidValue, RequestError, SpeechError
@@ -85,7 +85,7 @@ class Socket:
         except TimeoutError:
             log.warning("stopped a WebSocket whose client read nothing", for_s=self.send_timeout_s)
             raise Closed from None
-        except (RuntimeError, OSError) as error:  # the connection has ended
+        except (WebSocketDisconnect, RuntimeError, OSError) as error:  # the connection has ended
             raise Closed from error
 
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.support.ears import DecodedAudio, Recogniser, decode
-from tests.support.live import ROOT, serving, stuck_reader, wait_until
+from tests.support.live import ROOT, TlsPair, create_certificate, serving, stuck_reader, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,8 @@ KEY = "sk-the-right-one"
 class Client:
     """A driver in its own process (see drivers/talk.py). It runs one job at a time."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path, certificate: Path | None = None) -> None:
+        """`certificate`: a self-signed certificate that the client trusts."""
         self.log = log
         self._stderr = log.open("wb")
         self._child = subprocess.Popen(
@@ -36,7 +37,7 @@ class Client:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=driver_environment(),
+            env=driver_environment() | trusting(certificate),
             text=True,
         )
 
@@ -69,8 +70,13 @@ def driver_environment() -> dict[str, str]:
     return {**clean, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "HF_HUB_OFFLINE": "1"}
 
 
+def trusting(certificate: Path | None) -> dict[str, str]:
+    """The variables with which Python and Node trust a certificate."""
+    return {name: str(certificate) for name in ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS") if certificate is not None}
+
+
 @contextmanager
-def driver(name: str, environment: str, folder: Path) -> Iterator[Client]:
+def driver(name: str, environment: str, folder: Path, certificate: Path | None = None) -> Iterator[Client]:
     """`environment`: "voice" or "litellm" for a script of drivers/, "node" for one of node/."""
     if environment == "node":
         if shutil.which("node") is None:
@@ -80,7 +86,7 @@ def driver(name: str, environment: str, folder: Path) -> Iterator[Client]:
         python = ROOT / ".clients" / environment / "bin" / "python"
         there, command = python, [str(python), str(HERE / "drivers" / f"{name}.py")]
     assert there.exists(), f"{there} is not there: `make clients` makes it"
-    client = Client(command, folder / f"{name}.log")
+    client = Client(command, folder / f"{name}.log", certificate)
     try:
         yield client
     finally:
@@ -92,6 +98,20 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that requires KEY and has one row and no queue: a second parallel request gets a 429."""
     data = tmp_path_factory.mktemp("guarded")
     with serving(data, TTS_API_KEYS=KEY, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def tls_pair(tmp_path_factory: pytest.TempPathFactory) -> TlsPair:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    return create_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def secure(tmp_path_factory: pytest.TempPathFactory, tls_pair: TlsPair) -> Iterator[str]:
+    """A server that speaks https and wss, and requires KEY."""
+    with serving(tmp_path_factory.mktemp("secure"), TTS_API_KEYS=KEY, **tls_pair.variables) as url:
         yield url
 
 
