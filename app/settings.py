@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -23,6 +24,8 @@ PREFIXES = ("TTS_", "CSM_", "DIA_")  # the names of this server's variables begi
 OTHER_VARIABLES = frozenset({"TTS_BACKEND", "TTS_TEST_SPEECH"})
 # Folders with recordings, texts or keys. Only the user of the server may read these folders.
 PRIVATE_FOLDERS = frozenset({"cloned_voices", "voice_references", "audio_cache", "conversations", "keys", "logs"})
+
+MAX_SERVICE_NAME_BYTES = 63  # the limit of DNS for a part of a name
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -217,6 +220,19 @@ class Settings(BaseSettings):
         "keys add` creates keys with names, scopes and limits. Without any key the server is open to all. With keys, "
         "speech, cloning and /debug need one (`Authorization: Bearer`, or `api-key`). The lists of voices and models, "
         "/health and /metrics need no key.",
+    )
+    wyoming: str = Field(
+        "",
+        alias="TTS_WYOMING",
+        description="The address of the Wyoming server for Home Assistant, such as `tcp://0.0.0.0:10200`. The protocol "
+        "has no keys: all who reach this port can speak, also with cloned voices, so use it in a trusted network only. "
+        "Empty = no Wyoming server. See docs/live.md.",
+    )
+    wyoming_zeroconf: str = Field(
+        "",
+        alias="TTS_WYOMING_ZEROCONF",
+        description="The name under which the Wyoming server is announced in the local network (mDNS), so that Home "
+        "Assistant finds it. A container needs the network of its host for this. Empty = it is not announced.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -511,6 +527,22 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is not a path prefix. Write it with a slash at the start, such as `/tts`")
         return path
 
+    @field_validator("wyoming", mode="after")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        uri = value.strip()
+        if uri:
+            address_of(uri)
+        return uri
+
+    @field_validator("wyoming_zeroconf", mode="after")
+    @classmethod
+    def _service_name(cls, value: str) -> str:
+        name = value.strip()
+        if len(name.encode("utf-8", "replace")) > MAX_SERVICE_NAME_BYTES or not name.isprintable():
+            raise ValueError(f"must have at most {MAX_SERVICE_NAME_BYTES} bytes and no control characters")
+        return name
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _not_only_commas(cls, value: object) -> object:
@@ -575,6 +607,16 @@ class Settings(BaseSettings):
         names = ("models", *sorted(PRIVATE_FOLDERS - {"keys"}))  # the folder `keys` may be mounted read-only
         paths = (self.data_dir / name for name in names)
         return [path for path in paths if path.is_dir() and not os.access(path, os.W_OK | os.X_OK)]
+
+
+def address_of(uri: str) -> tuple[str, int]:
+    """Return host and port of a URI such as tcp://0.0.0.0:10200. Raises ValueError."""
+    parts = urlsplit(uri)
+    if parts.scheme != "tcp" or not parts.hostname or parts.port is None or parts.netloc.count("@"):
+        raise ValueError(f"{uri!r} is not an address. Write `tcp://0.0.0.0:10200`")
+    if parts.path or parts.query or parts.fragment:
+        raise ValueError(f"{uri!r} has a path. Write `tcp://0.0.0.0:10200`")
+    return parts.hostname, parts.port
 
 
 def unknown_variables(environment: Iterable[str], env_file: Path = Path(".env")) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from app.api.app import AppServices, create_api
 from app.api.auth import Gate
+from app.api.speaking import Speaking
+from app.api.wyoming import WyomingServer
 from app.audio.alignment import Aligner
 from app.audio.detection import WatermarkDetector
 from app.audio.sandbox import Limits
@@ -175,6 +178,27 @@ def create_transcriber(settings: Settings, *, download: bool = True) -> Transcri
     return WhisperTranscriber(settings.asr_model, find, fetch if download and settings.asr_download else None)
 
 
+def _wyoming_server(settings: Settings, services: CoreServices) -> WyomingServer | None:
+    """Create the server for Home Assistant; None if TTS_WYOMING is empty. Raises ValueError if zeroconf is missing."""
+    if not settings.wyoming:
+        return None
+    speaking = Speaking(
+        services.generator,
+        services.manager,
+        services.metrics,
+        max_input_chars=settings.max_input_chars,
+        log_texts=settings.log_texts,
+    )
+    return WyomingServer(
+        speaking,
+        services.voices,
+        settings.wyoming,
+        name=settings.wyoming_zeroconf,
+        send_timeout_s=settings.reader_timeout_s,
+        read_timeout_s=settings.read_timeout_s,
+    )
+
+
 def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
     """Create the FastAPI app. The lifespan of the app starts and stops the engine. Raises ValueError, OSError.
 
@@ -187,6 +211,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
 
     limits = Limits(input_bytes=settings.max_upload_bytes)
     cloner = Cloner(create_transcriber(settings), limits=limits, checker=services.checker)
+    wyoming = _wyoming_server(settings, services)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -216,7 +241,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             load = services.manager.load()
             return not services.generator.encoding and (load is None or not (load.active_rows or load.queued))
 
-        async with services.manager, services.preset_voices:
+        async with services.manager, services.preset_voices, wyoming or contextlib.nullcontext():
             reporting = asyncio.create_task(report_ready(), name="report-ready")
             trimming = asyncio.create_task(heap.trim_when_idle(is_idle), name="trim-heap")
             try:

@@ -33,7 +33,14 @@ CONSTRAINTS = ROOT / "constraints.txt"
 SERVER, TORCH = ROOT / "locks" / "server.txt", ROOT / "locks" / "torch-cuda.txt"
 LICENSES = ROOT / "docs" / "licenses.md"
 PYTHON = "3.11"  # the oldest version that the server supports
-EXTRAS = ("espeak", "watermark", "words", "asr", "youtube")  # the extras in `make install` and in the images
+EXTRAS = (
+    "espeak",
+    "watermark",
+    "words",
+    "asr",
+    "youtube",
+    "zeroconf",
+)  # the extras in `make install` and in the images
 OSV = ("api.osv.dev", 443)
 
 # torch and the dependencies of its CUDA build. They have a separate lock file, because torch is published on several
@@ -98,6 +105,11 @@ EXPLAINED = {
         "is under the LGPL only.",
     ),
     "soxr": ("LGPL-2.1-or-later", "An unmodified shared library that users can replace by another build."),
+    "zeroconf": (
+        "LGPL-2.1-or-later",
+        "The extra `zeroconf`, which announces the Wyoming server in the local network. It is used unmodified, and "
+        "users can replace it by another version.",
+    ),
     "mutagen": (
         "GPL-2.0-or-later",
         "A recommended dependency of yt-dlp in the extra `youtube`, which `make install` and the images contain. The "

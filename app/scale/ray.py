@@ -203,6 +203,11 @@ def serve(settings: Settings, address: str | None) -> None:
     if settings.tls_cert:
         raise ValueError("TTS_TLS_CERT does not work with --ray, whose proxies have no TLS. Put a TLS proxy in front.")
 
+    if settings.wyoming:
+        raise ValueError(
+            "Under --ray, TTS_WYOMING can't be used, because all replicas of a machine would listen on one port. Start "
+            "another server without --ray for Home Assistant."
+        )
     logs.set_up(settings.log_level, None, colors=sys.stderr.isatty())
     options = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": variables}}
     ray.init(address=address or "local", log_to_driver=True, **options)

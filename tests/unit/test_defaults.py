@@ -49,6 +49,8 @@ SETTINGS: dict[str, Any] = {
     "tls_key": None,
     "data_dir": Path("data"),
     "api_keys": (),
+    "wyoming": "",
+    "wyoming_zeroconf": "",
     "cors_origins": (),
     "allowed_hosts": (),
     "root_path": "",

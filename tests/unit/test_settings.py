@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from app.settings import PRIVATE_FOLDERS, Settings, as_markdown, public_values, unknown_variables
+from app.settings import PRIVATE_FOLDERS, Settings, address_of, as_markdown, public_values, unknown_variables
 
 pytestmark = pytest.mark.unit
 
@@ -90,6 +90,47 @@ def test_valid_origins_are_accepted(origin):
 def test_invalid_origins_are_refused(origin):
     with pytest.raises(ValidationError, match="is not an origin"):
         Settings(TTS_CORS_ORIGINS=origin)
+
+
+@pytest.mark.parametrize(
+    ("uri", "host", "port"),
+    [
+        ("tcp://0.0.0.0:10200", "0.0.0.0", 10_200),
+        (" tcp://localhost:1 ", "localhost", 1),
+        ("tcp://[::]:10200", "::", 10_200),
+        ("tcp://127.0.0.1:0", "127.0.0.1", 0),
+    ],
+)
+def test_address_of_the_wyoming_server(uri, host, port):
+    assert address_of(Settings(TTS_WYOMING=uri).wyoming) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "10200",
+        "0.0.0.0:10200",
+        "tcp://0.0.0.0",
+        "tcp://:10200",
+        "unix:///tmp/socket",
+        "stdio://",
+        "http://0.0.0.0:10200",
+        "tcp://0.0.0.0:x",
+        "tcp://0.0.0.0:70000",
+        "tcp://0.0.0.0:10200/path",
+        "tcp://a@b:1",
+        "tcp://[::1",
+    ],
+)
+def test_other_addresses_of_the_wyoming_server_are_refused(uri):
+    with pytest.raises(ValidationError, match="TTS_WYOMING"):
+        Settings(TTS_WYOMING=uri)
+
+
+@pytest.mark.parametrize("name", ["x" * 64, "ä" * 32, "a\nb", "a\0b"])
+def test_names_that_the_local_network_cant_have_are_refused(name):
+    with pytest.raises(ValidationError, match="TTS_WYOMING_ZEROCONF"):
+        Settings(TTS_WYOMING_ZEROCONF=name)
 
 
 def test_key_list_of_only_commas_is_refused(monkeypatch):

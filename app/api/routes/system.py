@@ -56,7 +56,18 @@ if TYPE_CHECKING:
     from app.voices.store import VoiceStore
     from app.voices.youtube import YouTube
 
-_PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex", "espeakng-loader", "huggingface-hub")
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "av",
+    "fastapi",
+    "uvicorn",
+    "wetext",
+    "sentencex",
+    "espeakng-loader",
+    "huggingface-hub",
+    "wyoming",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,58 @@
+"""What the live protocols have in common: they turn the settings of a client into a context of `generator/live.py`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from app.api.requests import SpeechBody
+from app.errors import InvalidValue
+from app.generator.live import ContextSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from app.api.speaking import Speaking
+
+NO_TEXT_YET = "-"  # the `input` of a body whose text arrives later
+
+
+def checked_body(fields: Mapping[str, Any], param: str = "") -> SpeechBody:
+    """Return the speech request with these fields. Raises InvalidValue.
+
+    param: stands before the name of the wrong field in `error.param`.
+    """
+    try:
+        return SpeechBody.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise InvalidValue(f"`{where}`: {problem['msg']}", param=param + where) from None
+
+
+async def context_spec(
+    speaking: Speaking,
+    body: SpeechBody,
+    owner: str,
+    *,
+    later: bool,
+    convert: Callable[[bytes], bytes] | None = None,
+    timestamps: bool = False,
+    words: bool = False,
+) -> ContextSpec:
+    """Return what a context speaks. Raises RequestError, NotReady.
+
+    owner: the digest of the API key; "" without keys. later: the text arrives later, and `body.input` is ignored.
+    convert, words: see `ContextSpec`. timestamps: find the times of the words.
+    """
+    request = await speaking.prepare(body, owner)
+    request = replace(request, timestamps=timestamps or words)
+    if later:
+        request = replace(request, lines=(replace(request.lines[0], text=""),))
+
+    def begun(text: str) -> None:
+        speaking.log(replace(request, lines=(replace(request.lines[0], text=text),)))
+
+    return ContextSpec(request, body.extras, body.seed == "random", convert, begun, words)
