@@ -190,7 +190,7 @@ def test_command_line_writes_codes(tmp_path: Path, checkpoint: Path) -> None:
     assert result.returncode == 0, result.stderr
     codes = np.load(tmp_path / "out.npy")
     assert codes.dtype == np.int16
-    assert codes.shape == (32, 9)
+    assert codes.shape == (8, 9)
     assert decode((tmp_path / "out.wav").read_bytes(), "wav").seconds == pytest.approx(9 * FRAME_S)
 
 

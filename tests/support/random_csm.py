@@ -47,15 +47,20 @@ _CHAT_TEMPLATE = (
 
 
 def csm_config(size: str) -> dict[str, Any]:
-    """config.json of a CSM model, in the spelling of the published one. Raises KeyError for an unknown size."""
-    text, hidden, depth, codec = {
+    """config.json of a CSM model, in the spelling of the published one. Raises KeyError for an unknown size.
+
+    A tiny model has 8 codebooks: a step runs the depth decoder once for each codebook, so 32 cost four times as much.
+    """
+    codebooks, text, hidden, depth, codec = {
         "full": (
+            32,
             {"text_vocab_size": 128_256, "first_special": 128_000, "vocab_size": 2051},
             (16, 2048, 32, 8, 8192),
             (4, 1024, 8, 2, 8192),
             {},
         ),
         "tiny": (
+            8,
             {"text_vocab_size": 320, "first_special": 300, "vocab_size": 67},
             (2, 64, 4, 2, 128),
             (2, 32, 4, 2, 64),
@@ -85,7 +90,7 @@ def csm_config(size: str) -> dict[str, Any]:
     return {
         "architectures": ["CsmForConditionalGeneration"],
         "model_type": "csm",
-        "num_codebooks": 32,
+        "num_codebooks": codebooks,
         "vocab_size": text["vocab_size"],
         "text_vocab_size": text["text_vocab_size"],
         "max_position_embeddings": 2048,
@@ -102,14 +107,14 @@ def csm_config(size: str) -> dict[str, Any]:
         "depth_decoder_config": {
             "model_type": "csm_depth_decoder_model",
             "backbone_hidden_size": hidden[1],
-            "num_codebooks": 32,
+            "num_codebooks": codebooks,
             "vocab_size": text["vocab_size"],
-            "max_position_embeddings": 33,
+            "max_position_embeddings": codebooks + 1,
             **stack(*depth),
             "rope_scaling": scaling(16, 0.001953125, 0.0078125),
         },
         "codec_config": {
-            "model_type": "mimi", "sampling_rate": 24_000, "frame_rate": 12.5, "num_quantizers": 32,
+            "model_type": "mimi", "sampling_rate": 24_000, "frame_rate": 12.5, "num_quantizers": codebooks,
             "codebook_size": 2048, "upsampling_ratios": [8, 6, 5, 4], "rope_theta": 10_000.0, **codec,
         },
         "torch_dtype": "float32",
