@@ -43,7 +43,12 @@ TLS_BUFFER_BYTES = 64 << 10
 # for nothing.
 SEND_BUFFER_BYTES = 128 << 10
 MAX_HEAD_BYTES = 64 << 10  # uvicorn's h11 protocol has the same limit
-SOCKET_PATHS = (b"/realtime", b"/stream-input", b"/multi-stream-input")  # the ends of the paths of the WebSocket routes
+SOCKET_PATHS = (
+    b"/realtime",
+    b"/stream-input",
+    b"/multi-stream-input",
+    b"/audio/speech/stream",
+)  # the ends of the paths of the WebSocket routes
 MAX_MESSAGE_BYTES = 16 << 20  # of a WebSocket; OpenAI allows 15 MiB of audio in one event
 _HEAD_TOO_LARGE = f"The headers of the request are larger than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
 # Headers that offer an upgrade. If the upgrade of a request is ignored, these headers are removed from the request.

@@ -72,6 +72,10 @@ class Socket:
         """Send a JSON object. Waits while the client reads nothing. Raises Closed."""
         await self._send({"type": "websocket.send", "text": json.dumps(content, separators=(",", ":"))})
 
+    async def send_bytes(self, data: bytes) -> None:
+        """Send a binary message. Waits while the client reads nothing. Raises Closed."""
+        await self._send({"type": "websocket.send", "bytes": data})
+
     async def close(self, code: int, reason: str = "") -> None:
         """Close the connection. Does nothing if it is closed."""
         if self.connection.application_state is WebSocketState.CONNECTED:
