@@ -61,7 +61,7 @@ from app.weights.download import fetch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from app.engines.manager import EngineManager
+    from app.engines.model_manager import ModelManager
     from app.text.captions import CaptionFormat
     from app.types import AudioFormat
     from app.voices.transcribe import Transcriber
@@ -333,7 +333,7 @@ async def _say_bare(
     err.print(f"{settings.engine}: {count} frames -> {output}", highlight=False)
 
 
-async def _wait_for_engine(manager: EngineManager) -> None:
+async def _wait_for_engine(manager: ModelManager) -> None:
     """Wait until an engine runs. Shows the progress of a download. If the fallback engine runs, prints a notice."""
     settled = asyncio.create_task(manager.settled())
     with _bar() as bar:

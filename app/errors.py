@@ -229,5 +229,9 @@ class EngineUnavailable(Exception):
         self.remedy = remedy
 
 
+class TooLittleMemory(EngineUnavailable):
+    """The free memory of a device is too small for the engine."""
+
+
 class WeightsUnavailable(EngineUnavailable):
     """The weights are not on disk and can't be downloaded: no network, no access, an unknown id, or a full disk."""

@@ -141,6 +141,12 @@ class Metrics:
         """Add metrics of each device. devices: called at each scrape; it returns the states of the devices."""
         self.registry.register(_DeviceCollector(devices))
 
+    def watch_models(self, models: Callable[[], Iterable[tuple[str, int | None]]]) -> None:
+        """Add metrics of each model. models: called at each scrape; it returns the id and the bytes in memory of each
+        model: 0 = not loaded, None = unknown.
+        """
+        self.registry.register(_ModelCollector(models))
+
     def text(self, *, keys: bool = False) -> bytes:
         """Return all metrics in the Prometheus text format. keys: True = include the metrics of the API keys."""
         return generate_latest(self.registry) + (generate_latest(self.keys_registry) if keys else b"")
@@ -181,3 +187,19 @@ class _DeviceCollector(Collector):
             up.add_metric([name], float(not each.failure))
             rows.add_metric([name], each.load.active_rows)
         yield from (up, rows)
+
+
+class _ModelCollector(Collector):
+    def __init__(self, models: Callable[[], Iterable[tuple[str, int | None]]]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterable[Metric]:
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - only this module has types for the class
+
+        loaded = GaugeMetricFamily("tts_model_loaded", "1 while the model is loaded", labels=["model"])
+        size = GaugeMetricFamily("tts_model_bytes", "Memory that the loaded model takes", labels=["model"])
+        for model, taken_bytes in self._models():
+            loaded.add_metric([model], float(taken_bytes != 0))
+            if taken_bytes is not None:
+                size.add_metric([model], taken_bytes)
+        yield from (loaded, size)

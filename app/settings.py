@@ -47,6 +47,28 @@ class Settings(BaseSettings):
         alias="TTS_ENGINE",
         description="The speech engine: `csm`, `dia`, `espeak`, or the name of a plug-in engine.",
     )
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        alias="TTS_MODELS",
+        description="The models that the `model` of a request chooses from, separated by commas, for example "
+        "`csm-1b,dia-1.6b,espeak`. The model of `TTS_ENGINE`, or else the first of the list, is loaded at the start; "
+        "each other model is loaded when a request names it. Empty = only the model of `TTS_ENGINE`.",
+    )
+    load_wait_s: float = Field(
+        120.0,
+        alias="TTS_LOAD_WAIT_S",
+        ge=0,
+        le=3600,
+        description="Seconds that a request waits while its model is loaded. Then it is a 503 with Retry-After, and "
+        "the load continues.",
+    )
+    idle_unload_s: float = Field(
+        0.0,
+        alias="TTS_IDLE_UNLOAD_S",
+        ge=0,
+        description="Unload a model that no request has used for so many seconds, and free its memory. The next "
+        "request loads it again. `0` = never.",
+    )
     fallback_engine: str = Field(
         "espeak",
         alias="TTS_FALLBACK_ENGINE",
@@ -494,7 +516,14 @@ class Settings(BaseSettings):
         return value.strip().lower() or None if isinstance(value, str) else value
 
     @field_validator(
-        "api_keys", "cors_origins", "devices", "allowed_hosts", "trusted_proxies", "csm_speakers", mode="before"
+        "api_keys",
+        "cors_origins",
+        "devices",
+        "allowed_hosts",
+        "trusted_proxies",
+        "csm_speakers",
+        "models",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:

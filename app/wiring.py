@@ -21,7 +21,7 @@ from app.audio.sandbox import Limits
 from app.audio.threads import ThreadLimit
 from app.audio.watermark import Watermark, WatermarkMissing
 from app.engines import registry
-from app.engines.manager import EngineManager
+from app.engines.model_manager import ModelManager
 from app.engines.pronouncing import pronounce, read_aloud
 from app.errors import WeightsUnavailable
 from app.generator.cache import AnswerCache
@@ -68,7 +68,7 @@ class CoreServices:
     """The services that work without HTTP, for the server and the command line. These services are not started yet."""
 
     generator: SpeechGenerator
-    manager: EngineManager
+    manager: ModelManager
     voices: VoiceStore
     metrics: Metrics
     preset_voices: PresetVoiceMaker
@@ -87,12 +87,13 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     be used.
     """
     metrics = Metrics()
-    manager = EngineManager(settings, registry.specs(), metrics.guard)
+    manager = ModelManager(settings, registry.specs(), metrics.guard)
     voices = VoiceStore(settings.folder("cloned_voices"), settings.folder("voice_references"))
     cache = AnswerCache(settings.folder("audio_cache"), settings.cache_bytes)
     cache.scan()
     metrics.watch_load(manager.load)
     metrics.watch_devices(manager.devices)
+    metrics.watch_models(manager.loaded_bytes)
     metrics.watch_cache(lambda: cache.size_bytes)
     normalizer = normalizer or Normalizer()
     aligner = Aligner(pronounce)

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.audio.detection import WatermarkDetector
     from app.audio.watermark import Watermark
-    from app.engines.manager import EngineManager
+    from app.engines.model_manager import ModelManager
     from app.generator.checking import TakeChecker
     from app.generator.lexicons import LexiconStore
     from app.generator.preset_voices import PresetVoiceMaker
@@ -82,7 +82,7 @@ class AppServices:
     """The services that the routes call."""
 
     generator: SpeechGenerator
-    manager: EngineManager
+    manager: ModelManager
     voices: VoiceStore
     cloner: Cloner
     consents: ConsentStore

@@ -55,6 +55,10 @@ class ModelVoice(ResponseModel):
     language: str
 
 
+# unloaded = the first request for the model loads it
+ModelStatus = Literal["ready", "loading", "unloaded", "missing_weights", "failed"]
+
+
 class Model(ResponseModel):
     """OpenAI's model object with further fields about speech."""
 
@@ -65,8 +69,10 @@ class Model(ResponseModel):
     task: Literal["text-to-speech"]
     sample_rate: Annotated[int, Field(description="The default sample rate of the audio, in Hz.")]
     voices: list[ModelVoice]
-    status: Literal["ready", "loading", "missing_weights", "failed"]
+    status: ModelStatus
     detail: Annotated[str, Field(description="Why the model is not ready; empty if it is ready.")]
+    loaded: Annotated[bool, Field(description="Whether the model is in memory.")]
+    bytes: Annotated[int | None, Field(description="The memory of the loaded model; null = not loaded, or unknown.")]
     parameters: Annotated[
         list[str] | None, Field(description="The optional request fields that the model supports; null = not ready.")
     ]
@@ -478,6 +484,15 @@ class MemoryUse(ResponseModel):
     total_bytes: int
 
 
+class ModelState(ResponseModel):
+    """The state of one model of this server in the bodies of /health and /debug."""
+
+    id: str
+    status: ModelStatus
+    detail: Annotated[str, Field(description="Why the model is not ready; empty if it is ready.")]
+    bytes: Annotated[int | None, Field(description="The memory of the loaded model; null = not loaded, or unknown.")]
+
+
 class EngineState(ResponseModel):
     """The state of the server in the bodies of /health and /debug."""
 
@@ -485,6 +500,7 @@ class EngineState(ResponseModel):
     engine: str | None
     model: str | None
     requested_engine: str
+    models: Annotated[list[ModelState], Field(description="Each model that requests can name.")]
     reason: str
     remedy: str
     device: str | None

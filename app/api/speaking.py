@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from app.api.requests import SpokenBody
     from app.api.streaming import Stream
-    from app.engines.manager import EngineManager
+    from app.engines.model_manager import ModelManager
     from app.generator.speech import Answer, SpeechGenerator
     from app.metrics import Metrics
     from app.types import SpeechRequest
@@ -37,7 +37,7 @@ class Speaking:
     """Prepares and answers speech requests. Used from one event loop."""
 
     generator: SpeechGenerator
-    manager: EngineManager
+    manager: ModelManager
     metrics: Metrics
     max_input_chars: int
     log_texts: bool
@@ -54,7 +54,7 @@ class Speaking:
             request = replace(request, lines=tuple(replace(line, voice=voice) for line in request.lines))
         if isinstance(body, ConversationBody) and body.context:
             turns = await asyncio.to_thread(body.decode_context)
-            request = replace(request, context=await self.generator.decode_context(turns))
+            request = replace(request, context=await self.generator.decode_context(request.model, turns))
         return request
 
     async def answer(self, body: SpokenBody, owner: str, *, voice: str | None = None) -> Answer:

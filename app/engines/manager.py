@@ -1,4 +1,4 @@
-"""Builds and owns the engine of this process. If the requested engine can't run, builds the fallback engine.
+"""Builds and owns the engine of one model. If the requested engine can't run, builds the fallback engine.
 
 A thread downloads the weights and builds the engine. So the server accepts requests immediately, and /health shows the
 progress. This module does not depend on HTTP: it reports problems with NotReady and Status.
@@ -7,9 +7,11 @@ progress. This module does not depend on HTTP: it reports problems with NotReady
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
+import weakref
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -18,8 +20,10 @@ from typing import TYPE_CHECKING, Literal, Self
 from app.engines import pool
 from app.engines.admission import Admission
 from app.engines.registry import BuildContext, EngineSpec
-from app.errors import EngineUnavailable, NotReady, WeightsUnavailable
-from app.runtime.memory import memory_of
+from app.errors import EngineUnavailable, NotReady, TooLittleMemory, WeightsUnavailable
+from app.runtime import heap
+from app.runtime.faults import is_out_of_memory
+from app.runtime.memory import held_bytes, memory_of
 from app.types import DeviceState
 
 if TYPE_CHECKING:
@@ -29,12 +33,12 @@ if TYPE_CHECKING:
     from app.engines.protocol import Engine
     from app.runtime.memory import Memory
     from app.settings import Settings
-    from app.types import Load
+    from app.types import EngineInfo, Load
     from app.weights.download import Progress
 
 log = logging.getLogger(__name__)
 
-State = Literal["starting", "ok", "degraded", "unhealthy"]
+State = Literal["unloaded", "starting", "ok", "degraded", "unhealthy"]
 RETRY_WHILE_LOADING_S = 5
 RETRY_UNAVAILABLE_S = 30
 
@@ -50,6 +54,21 @@ class Status:
     remedy: str = ""
     progress: Progress | None = None
     missing_weights: bool = False  # True = the engine `requested` does not run because its weights are missing
+    too_little_memory: bool = False  # True = the engine `requested` does not run because the memory is too small
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class ModelUse:
+    """The use of a model by one request. While this object exists, the model stays loaded."""
+
+    manager: EngineManager
+    engine: Engine
+    is_fallback: bool
+
+    @property
+    def info(self) -> EngineInfo:
+        """The description of the engine."""
+        return self.engine.info
 
 
 class EngineManager:
@@ -59,17 +78,28 @@ class EngineManager:
     """
 
     def __init__(
-        self, settings: Settings, known: dict[str, EngineSpec], on_guard: Callable[[Rule], None] = lambda _: None
+        self,
+        settings: Settings,
+        known: dict[str, EngineSpec],
+        on_guard: Callable[[Rule], None] = lambda _: None,
+        *,
+        on_demand: bool = False,
+        memory_share: float = 1.0,
     ) -> None:
         """known: all engines by name. on_guard: called in any thread for each intervention of the output guard.
 
-        Raises ValueError if the settings name an unknown engine.
+        on_demand: True = `async with` does not begin to build the engine; `begin` does. memory_share: the engine uses
+        this part of TTS_GPU_MEMORY_FRACTION, unless this is too little for it. Raises ValueError if the settings name
+        an unknown engine.
         """
         for variable, name in (("TTS_ENGINE", settings.engine), ("TTS_FALLBACK_ENGINE", settings.fallback_engine)):
             if name not in known and not (variable == "TTS_FALLBACK_ENGINE" and name == ""):
                 raise ValueError(f"{variable}={name!r} is not an engine. The engines are: {', '.join(sorted(known))}.")
         self._settings = settings
-        self._known = known
+        self._on_demand = on_demand
+        self._memory_share = memory_share
+        self._unloaded = on_demand
+        self._uses: weakref.WeakSet[ModelUse] = weakref.WeakSet()
         self._on_guard = on_guard
         self._requested = known[settings.engine]
         fallback = known[settings.fallback_engine] if settings.fallback_engine else None
@@ -81,7 +111,8 @@ class EngineManager:
         self._stopping = threading.Event()  # set = the thread that builds the engine must stop
         self._stack = AsyncExitStack()
         self._starting: asyncio.Task[None] | None = None
-        self.started_s = time.monotonic()
+        self.last_used_s = time.monotonic()
+        self.loaded_bytes: int | None = None  # the memory that the last build of the engine has taken; None = unknown
         self.admission = Admission()
 
     # ---- state
@@ -103,17 +134,6 @@ class EngineManager:
             ids.append(self._running.model_id)
         return tuple(ids)
 
-    def find_model(self, name: str) -> str | None:
-        """Return the id of the model with this name; None for an unknown name. The engine of the model need not run.
-
-        Ignores case and the organisation in the name: `sesame/CSM-1B` and `csm` both mean csm-1b.
-        """
-        wanted = name.strip().casefold().rpartition("/")[2].replace("_", "-")
-        for spec in (self._requested, *self._known.values()):
-            if wanted in (spec.model_id.casefold(), spec.name, *spec.other_names):
-                return spec.model_id
-        return None
-
     @property
     def is_fallback(self) -> bool:
         """Whether the fallback engine runs in place of the requested engine."""
@@ -124,18 +144,37 @@ class EngineManager:
         """The engine, or None if no engine is built. Unlike `engine`, this does not raise NotReady."""
         return self._engine
 
+    @property
+    def unloaded(self) -> bool:
+        """Whether the engine was never built on demand, or was unloaded."""
+        return self._unloaded
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a request uses the engine."""
+        load = self.load()
+        return bool(self._uses) or (load is not None and bool(load.active_rows or load.queued))
+
+    def use(self) -> ModelUse:
+        """Return the engine as an object that keeps it loaded. Raises NotReady if the engine can't speak now."""
+        use = ModelUse(self, self.engine(), self.is_fallback)
+        self._uses.add(use)
+        self.last_used_s = time.monotonic()
+        return use
+
     def engine(self) -> Engine:
         """Return the engine. Raises NotReady if the engine can't speak now."""
         if self._engine is not None and self._engine.healthy:
             return self._engine
         status = self.status()
-        if status.state == "starting":
+        if status.state in ("starting", "unloaded"):
+            state = "starting" if status.state == "starting" else "not loaded"
             raise NotReady(
-                f"The {self._requested.model_id} engine is starting. {_describe(status)}",
+                f"The {self._requested.model_id} engine is {state}. {describe(status)}",
                 retry_after_s=RETRY_WHILE_LOADING_S,
             )
         raise NotReady(
-            f"The {self._requested.model_id} engine can't answer: {_describe(status)}",
+            f"The {self._requested.model_id} engine can't answer: {describe(status)}",
             retry_after_s=RETRY_UNAVAILABLE_S,
         )
 
@@ -164,9 +203,12 @@ class EngineManager:
         reason, remedy = (self._problem.reason, self._problem.remedy) if self._problem else ("", "")
         missing = isinstance(self._problem, WeightsUnavailable)
         state: State
+        if self._engine is None and self._unloaded:
+            return Status("unloaded", self._requested, None)
         if self._engine is None:
             state = "unhealthy" if self._problem and (self._starting is None or self._starting.done()) else "starting"
-            return Status(state, self._requested, None, reason, remedy, self._progress, missing)
+            small = isinstance(self._problem, TooLittleMemory)
+            return Status(state, self._requested, None, reason, remedy, self._progress, missing, small)
         if not self._engine.healthy:
             state, reason, remedy = "unhealthy", "The engine has stopped.", "Restart the server."
         else:
@@ -186,8 +228,23 @@ class EngineManager:
     # ---- start and stop
 
     async def __aenter__(self) -> Self:
-        self._starting = asyncio.create_task(self._start(), name="engine-start")
+        if not self._on_demand:
+            self.begin()
         return self
+
+    def begin(self) -> None:
+        """Begin to build the engine, unless it runs or is being built. Repeats a build that has failed."""
+        if self._engine is None and (self._starting is None or self._starting.done()):
+            self._unloaded, self._problem = False, None
+            self._stopping.clear()
+            self._starting = asyncio.create_task(self._start(), name="engine-start")
+
+    async def unload(self) -> None:
+        """Stop the engine and free its memory. The caller makes sure that no request uses the engine."""
+        await self.__aexit__(None, None, None)
+        self._engine = self._running = self._problem = self._progress = self._starting = None
+        self._unloaded = True
+        await asyncio.to_thread(_free_memory)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -221,21 +278,35 @@ class EngineManager:
             self._announce()
 
     async def _run(self, spec: EngineSpec) -> None:
-        context = BuildContext(on_progress=self._note, cancelled=self._stopping.is_set, on_guard=self._on_guard)
+        before = held_bytes()
         try:
-            engine = await asyncio.to_thread(pool.build, spec, self._settings, context)
-            self._engine = await self._stack.enter_async_context(engine)
+            self._engine = await self._stack.enter_async_context(await asyncio.to_thread(self._build, spec))
         except EngineUnavailable:
             raise
         except Exception as error:
             log.exception("engine %s failed to start", spec.name)
-            raise EngineUnavailable(
+            kind = TooLittleMemory if is_out_of_memory(error) else EngineUnavailable
+            raise kind(
                 f"The {spec.model_id} engine failed to start ({type(error).__name__}).",
                 remedy="The server's log contains the cause.",
             ) from error
         finally:
             self._progress = None
         self._running = spec
+        place = "cuda" if self._engine.info.device.startswith("cuda") else "cpu"
+        self.loaded_bytes = max(0, held_bytes()[place] - before[place])
+
+    def _build(self, spec: EngineSpec) -> Engine:
+        """Build the engine with its share of the GPU memory; if the share is too small, with all memory."""
+        context = BuildContext(on_progress=self._note, cancelled=self._stopping.is_set, on_guard=self._on_guard)
+        settings = self._settings
+        if self._memory_share < 1.0:
+            share = {"gpu_memory_fraction": settings.gpu_memory_fraction * self._memory_share}
+            try:
+                return pool.build(spec, settings.model_copy(update=share), context)
+            except TooLittleMemory as problem:
+                log.info("engine %s gets all GPU memory, because its share is too small: %s", spec.name, problem.reason)
+        return pool.build(spec, settings, context)
 
     def _note(self, progress: Progress) -> None:
         self._progress = progress
@@ -253,7 +324,13 @@ class EngineManager:
         log.warning("\n%s\n%s\n%s", rule, "\n".join(f"  {line}" for line in lines if line), rule)
 
 
-def _describe(status: Status) -> str:
+def _free_memory() -> None:
+    """Return the memory of objects that are no longer used to the system and to the GPU driver."""
+    gc.collect()
+    heap.trim()
+
+
+def describe(status: Status) -> str:
     """Return the progress of the download as text. If no download runs, return the reason and the remedy."""
     if status.progress is not None:
         done, total = status.progress.done_bytes / 1e9, status.progress.total_bytes / 1e9

@@ -5,7 +5,7 @@ A plug-in adds an engine with an entry point in the group ENTRY_POINT_GROUP.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -165,6 +165,20 @@ BUILT_IN = (
         other_names=("espeak-ng",),
     ),
 )
+
+
+def find_spec(name: str, known: Iterable[EngineSpec]) -> EngineSpec | None:
+    """Return the first engine with this name, this model id, or another name of its model; None for an unknown name.
+
+    Ignores case, the organisation in the name, and the difference between "_" and "-": `sesame/CSM-1B` and `csm` both
+    mean csm-1b.
+    """
+
+    def plain(name: str) -> str:
+        return name.strip().casefold().rpartition("/")[2].replace("_", "-")
+
+    wanted = plain(name)
+    return next((each for each in known if wanted in map(plain, (each.model_id, each.name, *each.other_names))), None)
 
 
 def specs() -> dict[str, EngineSpec]:

@@ -47,7 +47,7 @@ class Generation:
         self.stored_checksum: int | None = None  # of the samples, if they are in the cache
         self._task: asyncio.Task[None] | None = None
         self._listeners = 0
-        self._on_left: Callable[[], None] = lambda: None
+        self._on_left: Callable[[], None] = _do_nothing
 
     @property
     def joinable(self) -> bool:
@@ -127,6 +127,8 @@ class Generation:
                 await asyncio.gather(self._task, return_exceptions=True)
         finally:
             self.recording.close()
+            # These objects refer to the generation. Without them its memory is freed at once.
+            self._on_left, self._task = _do_nothing, None
 
 
 class Generations:
@@ -150,6 +152,10 @@ class Generations:
         if key is not None:
             self._running[key] = generation
         generation.start(work, ended)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _copy_of(error: BaseException) -> BaseException:

@@ -14,6 +14,7 @@ from app.text.languages import guess_language
 from app.voices.presets import is_speaker
 
 if TYPE_CHECKING:
+    from app.engines.manager import ModelUse
     from app.engines.protocol import Engine
     from app.text.pronunciations import Lexicon
     from app.text.script import Pause, Words
@@ -60,7 +61,7 @@ class SpeechJob:
     """
 
     request: SpeechRequest  # the request without the fields that the engine ignores
-    engine: Engine
+    use: ModelUse  # keeps the engine loaded
     voices: tuple[Voice, ...]  # the voice of each line
     speakers: tuple[int, ...]  # the speaker number of each line, for the engine
     parsed_lines: tuple[ParsedLine, ...]  # the text of each line as words and pauses
@@ -86,9 +87,13 @@ class SpeechJob:
     prompts: tuple[VoicePrompt | None, ...] = ()  # the voice prompt of each line
 
     @property
+    def engine(self) -> Engine:
+        return self.use.engine
+
+    @property
     def info(self) -> EngineInfo:
         """The description of the engine."""
-        return self.engine.info
+        return self.use.info
 
     def language_of(self, text: str, voice: Voice) -> str:
         """Return the language of a text of this request. See `spoken_language`."""

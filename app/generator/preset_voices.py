@@ -38,7 +38,7 @@ from app.audio import pcm
 from app.audio.decode import decode
 from app.audio.shape import EdgeTrimmer
 from app.audio.stages import joined
-from app.errors import Busy, EngineStopped, NotReady, SpeechError
+from app.errors import Busy, EngineStopped, SpeechError
 from app.types import Reference, Sampling, Scheduling, SpokenLine, Utterance
 from app.voices.enhancement import TARGET_LUFS, at_loudness
 from app.voices.known_recordings import MAX_BYTES, known
@@ -48,7 +48,7 @@ from app.voices.vad import SpeechFinder
 from app.voices.voice_features import VoiceFeatures, measure
 
 if TYPE_CHECKING:
-    from app.engines.manager import EngineManager
+    from app.engines.model_manager import ModelManager
     from app.engines.protocol import Engine
     from app.types import AudioChunk, EngineInfo, Samples, VoicePrompt
     from app.voices.store import VoiceStore
@@ -114,7 +114,7 @@ class PresetVoiceMaker:
 
     def __init__(
         self,
-        manager: EngineManager,
+        manager: ModelManager,
         voices: VoiceStore,
         transcriber: Transcriber,
         *,
@@ -187,14 +187,9 @@ class PresetVoiceMaker:
         return name in PROFILES and self._voices.recording_of(name) is None and name not in self._progress.failed
 
     async def _run(self) -> None:
-        """Create all missing recordings."""
-        try:
-            await self._manager.settled()
-            engine = self._manager.engine()
-        except NotReady:
-            self._progress.state = "not needed"
-            return
-        if not engine.info.can_clone:
+        """Create all missing recordings, with the first model that can clone voices."""
+        use = await self._manager.cloning_use()
+        if use is None:
             self._progress.state = "not needed"
             return
         try:
@@ -202,7 +197,7 @@ class PresetVoiceMaker:
                 log.warning("The words of new preset voices are not checked: %s", self._checker.missing)
             examples = await asyncio.to_thread(
                 match_examples,
-                engine.info,
+                use.info,
                 self._transcriber,
                 self._voices.references,
                 checker=self._checker,
@@ -210,7 +205,12 @@ class PresetVoiceMaker:
             )
             while (name := self._next(examples)) is not None:
                 self._progress.state, self._progress.voice = "casting", name
-                await self._create(engine, name, examples.get(name))
+                if self._manager.is_closing(use.manager):
+                    use = None  # otherwise the model could not be unloaded
+                    use = await self._manager.cloning_use()
+                    if use is None:
+                        return
+                await self._create(use.engine, name, examples.get(name))
         except EngineStopped:
             return
         except Exception:

@@ -31,7 +31,8 @@ from app.voices.presets import DEFAULT_VOICE, NO_VOICE, is_speaker, speaker_voic
 
 if TYPE_CHECKING:
     from app.audio.watermark import Watermark
-    from app.engines.manager import EngineManager
+    from app.engines.manager import ModelUse
+    from app.engines.model_manager import ModelManager
     from app.generator.job import ParsedLine
     from app.generator.lexicons import LexiconStore
     from app.generator.preset_voices import PresetVoiceMaker
@@ -67,7 +68,7 @@ class RequestResolver:
 
     def __init__(
         self,
-        manager: EngineManager,
+        manager: ModelManager,
         voices: VoiceStore,
         watermark_scope: Watermark,
         *,
@@ -89,13 +90,21 @@ class RequestResolver:
         self._random = random.SystemRandom()
         self._takes: LRU[int, int] = LRU(AVOIDED_SEEDS)  # derived seed -> how often speech with this seed has failed
 
+    async def use(self, model: str) -> ModelUse:
+        """Return the engine of a model, which stays loaded. model: as the caller has named it.
+
+        Raises UnknownModel, NotReady.
+        """
+        return await self._manager.use(find_model(model, self._manager))
+
     async def resolve(self, request: SpeechRequest, extras: frozenset[str], *, random_seed: bool) -> SpeechJob:
         """Check a request and look up everything that is needed to speak it. Raises RequestError, NotReady.
 
         extras: the request fields that the caller has set and that OpenAI's API does not have. random_seed: True = draw
         a random seed for each call.
         """
-        other_model = find_model(request.model, self._manager) not in (None, *self._manager.model_ids)
+        model_id = find_model(request.model, self._manager)
+        other_model = model_id not in (None, *self._manager.model_ids)
         caller_texts = tuple(line.text for line in request.lines)
         if self._voices.stale:
             await asyncio.to_thread(self._voices.refresh)
@@ -106,16 +115,16 @@ class RequestResolver:
         else:
             request, turns, texts = self._split_by_speaker(request)
         self._voices_of(request)  # an unknown voice is an error even while the engine starts
-        engine = self._manager.engine()
-        info = engine.info
-        request, ignored = self._supported(request, info, extras | ({"context"} if request.context else set()))
+        use = await self._manager.use(model_id)
+        info = use.info
+        request, ignored = _supported(request, use, extras | ({"context"} if request.context else set()))
         if other_model:
             ignored = ("model", *ignored)
-        request, replaced = self._with_known_speakers(request, info)
+        request, replaced = self._with_known_speakers(request, use)
         ignored = (*ignored, *replaced)
         voices = await self._ready_voices(request)
         for voice in voices:
-            check_speakable(voice, info, is_fallback=self._manager.is_fallback)
+            check_speakable(voice, info, is_fallback=use.is_fallback)
         check_rate(request.format, request.sample_rate_hz)
         long = sum(map(len, texts)) > LONG_TEXT_CHARS
         arguments = (texts, info.text.sounds, request.normalize)
@@ -139,7 +148,7 @@ class RequestResolver:
         if voice_not_ready:
             seed = seed_of(not_ready[0].id) if request.seed is None else request.seed
             request = replace(request, use_cache=False, seed=seed)
-        lexicons, lexicon_key, ignored = await self._lexicons_of(request, info, voices, ignored)
+        lexicons, lexicon_key, ignored = await self._lexicons_of(request, use, voices, ignored)
         marked = self._watermark.marks(voices)
         # The audio also depends on values that are not in the request. The values in samples_key change the generated
         # samples. The values in finish_key change only the processing of these samples.
@@ -156,7 +165,7 @@ class RequestResolver:
         keyed = request.with_short_texts()
         return SpeechJob(
             request,
-            engine,
+            use,
             voices,
             number_speakers(request, voices, info.speakers),
             parsed_lines,
@@ -180,7 +189,7 @@ class RequestResolver:
         """
         request = self._with_standard_voices(replace(job.request, lines=(line,)))
         request, _, texts = self._split_by_speaker(request)
-        request, _ = self._with_known_speakers(request, job.info)
+        request, _ = self._with_known_speakers(request, job.use)
         voices = self._voices_of(request)
         texts, parsed = _parsed(texts, job.info.text.sounds, job.request.normalize)
         lines = tuple(
@@ -188,7 +197,7 @@ class RequestResolver:
             for each, voice, text in zip(request.lines, voices, texts, strict=True)
         )
         request = replace(request, lines=lines)
-        job.lexicons.update((await self._lexicons_of(request, job.info, voices, ()))[0])
+        job.lexicons.update((await self._lexicons_of(request, job.use, voices, ()))[0])
         speakers = number_speakers(request, voices, job.info.speakers)
         return [
             LineText(parts, voice, speaker, None, 0, new_turn=number > 0)
@@ -302,7 +311,7 @@ class RequestResolver:
     # ---- pronunciations
 
     async def _lexicons_of(
-        self, request: SpeechRequest, info: EngineInfo, voices: Sequence[Voice], ignored: tuple[str, ...]
+        self, request: SpeechRequest, use: ModelUse, voices: Sequence[Voice], ignored: tuple[str, ...]
     ) -> tuple[dict[str, Lexicon], tuple[str, ...], tuple[str, ...]]:
         """Return the pronunciations by voice id, their part of the cache key, and the names of the ignored fields.
 
@@ -312,10 +321,11 @@ class RequestResolver:
         """
         if self._lexicons is None and not request.lexicon:
             return {}, (), ignored
+        info = use.info
         english = request.language is None or is_english_tag(request.language)
         ipa = info.text.ipa if english else frozenset[str]()
         for place, entry in enumerate(request.lexicon):
-            if entry.ipa and not entry.say and not self._manager.is_fallback:
+            if entry.ipa and not entry.say and not use.is_fallback:
                 unknown = unknown_symbol(entry.ipa, ipa)
                 if unknown:
                     what = f"the IPA symbol {unknown!r}" if ipa else "pronunciations in IPA"
@@ -347,58 +357,35 @@ class RequestResolver:
         found, key, unusable = await asyncio.to_thread(find) if reads_files or large else find()
         return found, key, (*ignored, "lexicon") if unusable else ignored
 
-    def _with_known_speakers(self, request: SpeechRequest, info: EngineInfo) -> tuple[SpeechRequest, tuple[str, ...]]:
+    def _with_known_speakers(self, request: SpeechRequest, use: ModelUse) -> tuple[SpeechRequest, tuple[str, ...]]:
         """Refuse the voices `speaker:N` if the engine has no numbered speakers. Raises UnknownVoice.
 
         If the fallback engine runs, its default voice is used instead, and `voice` is returned as ignored.
         """
-        if info.capabilities.context or not any(map(is_speaker, self._voices_of(request))):
+        if use.info.capabilities.context or not any(map(is_speaker, self._voices_of(request))):
             return request, ()
-        if not self._manager.is_fallback:
+        if not use.is_fallback:
             raise UnknownVoice(
-                f"The {info.id} engine has no numbered speakers. Send another `voice`, see GET /v1/audio/voices.",
+                f"The {use.info.id} engine has no numbered speakers. Send another `voice`, see GET /v1/audio/voices.",
                 param="voice",
             )
         lines = (replace(line, voice=DEFAULT_VOICE) if speaker_voice(line.voice) else line for line in request.lines)
         return replace(request, lines=tuple(lines)), ("voice",)
 
-    # ---- parameters
 
-    def _supported(
-        self, request: SpeechRequest, info: EngineInfo, extras: frozenset[str]
-    ) -> tuple[SpeechRequest, tuple[str, ...]]:
-        """Return the request without the fields that this engine does not support, and the names of these fields.
-
-        extras: the fields of the request that OpenAI's API does not have. If the engine does not support a field of
-        `extras`, this is an error. If the fallback engine runs, such a field is ignored instead. `speaker_id` is never
-        an error, because it only selects a speaker of the earlier turns.
-        """
-        ignored = []
-        if request.instructions and not info.capabilities.instructions:
-            ignored.append("instructions")
-            request = replace(request, instructions=None)
-        if request.parallel and not info.capabilities.parallel:
-            ignored.append("parallel")
-            request = replace(request, parallel=False)
-        if request.best_of > 1 and not info.seeded:  # without a seed, all takes are equal
-            ignored.append("best_of")
-            request = replace(request, best_of=1)
-        for name in sorted(name for name in extras if not info.capabilities.supports(name)):
-            if not self._manager.is_fallback and name != "speaker_id":
-                check_extra(name, info)
-            ignored.append(name)
-        request = _without(request, ignored)
-        _check_context_length(request, info)
-        return request, tuple(ignored)
-
-
-def find_model(name: str, manager: EngineManager) -> str | None:
+def find_model(name: str, manager: ModelManager) -> str | None:
     """Return the id of the model with this name; None if the name is an alias for the running model.
 
-    The result can be the id of an engine that does not run here. In this case the running engine speaks. Raises
-    UnknownModel.
+    If only one model is served here, the result can be the id of another model. In this case the served model speaks.
+    Raises UnknownModel.
     """
     found = manager.find_model(name)
+    if manager.several and found is not None and found not in manager.model_ids:
+        raise UnknownModel(
+            f"The model `{found}` is not served here. The models of this server are "
+            f"{', '.join(f'`{each}`' for each in manager.model_ids)}; see GET /v1/models.",
+            param="model",
+        )
     if found is None and not _FOREIGN_MODEL.fullmatch(name.strip().casefold().rpartition("/")[2]):
         raise UnknownModel(
             f"The model `{name[:80]}` does not exist or is not running here. This server runs "
@@ -406,6 +393,32 @@ def find_model(name: str, manager: EngineManager) -> str | None:
             param="model",
         )
     return found
+
+
+def _supported(request: SpeechRequest, use: ModelUse, extras: frozenset[str]) -> tuple[SpeechRequest, tuple[str, ...]]:
+    """Return the request without the fields that this engine does not support, and the names of these fields.
+
+    extras: the fields of the request that OpenAI's API does not have. If the engine does not support a field of
+    `extras`, this is an error. If the fallback engine runs, such a field is ignored instead. `speaker_id` is never
+    an error, because it only selects a speaker of the earlier turns.
+    """
+    info, ignored = use.info, []
+    if request.instructions and not info.capabilities.instructions:
+        ignored.append("instructions")
+        request = replace(request, instructions=None)
+    if request.parallel and not info.capabilities.parallel:
+        ignored.append("parallel")
+        request = replace(request, parallel=False)
+    if request.best_of > 1 and not info.seeded:  # without a seed, all takes are equal
+        ignored.append("best_of")
+        request = replace(request, best_of=1)
+    for name in sorted(name for name in extras if not info.capabilities.supports(name)):
+        if not use.is_fallback and name != "speaker_id":
+            check_extra(name, info)
+        ignored.append(name)
+    request = _without(request, ignored)
+    _check_context_length(request, info)
+    return request, tuple(ignored)
 
 
 def _parsed(

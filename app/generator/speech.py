@@ -53,7 +53,7 @@ from app.voices.memory import RememberedTurn
 if TYPE_CHECKING:
     from app.audio.threads import ThreadLimit
     from app.audio.watermark import Watermark
-    from app.engines.manager import EngineManager
+    from app.engines.model_manager import ModelManager
     from app.generator.cache import AnswerCache, CachedSound, Entry
     from app.generator.checking import Result, TakeChecker
     from app.generator.job import SpeechJob
@@ -145,7 +145,7 @@ class SpeechGenerator:
 
     def __init__(
         self,
-        manager: EngineManager,
+        manager: ModelManager,
         voices: VoiceStore,
         cache: AnswerCache,
         metrics: Metrics,
@@ -184,17 +184,17 @@ class SpeechGenerator:
         self._encoded = EncodedAnswers()
         self._measured = asyncio.Semaphore(MEASURED_ANSWERS)
 
-    async def decode_context(self, turns: Sequence[UploadedTurn]) -> tuple[Turn, ...]:
-        """Decode the recordings of earlier turns for the running engine.
+    async def decode_context(self, model: str, turns: Sequence[UploadedTurn]) -> tuple[Turn, ...]:
+        """Decode the recordings of earlier turns for the engine of a model. model: as the caller has named it.
 
         The fallback engine ignores earlier turns. The recordings are decoded even for this engine, so that a bad
-        recording is always an error. Raises NotReady, UnsupportedParameter, and BadReference with the `param`
-        `context.N.audio`.
+        recording is always an error. Raises UnknownModel, NotReady, UnsupportedParameter, and BadReference with the
+        `param` `context.N.audio`.
         """
-        info = self._manager.engine().info
-        if turns and not self._manager.is_fallback:
-            check_extra("context", info)
-        return await self._context.decode(turns, info.rate_hz)
+        use = await self._resolver.use(model)
+        if turns and not use.is_fallback:
+            check_extra("context", use.info)
+        return await self._context.decode(turns, use.info.rate_hz)
 
     async def forget(self, conversation: str) -> bool:
         """Delete the remembered turns of a conversation. Returns False if no turns were remembered."""
@@ -216,7 +216,7 @@ class SpeechGenerator:
         from the stream can raise Busy or EngineError.
         """
         if to_file and self._checker is not None:
-            checked = self._checker.scope(request, self._manager.engine().info) != "none"
+            checked = self._checker.scope(request, (await self._resolver.use(request.model)).info) != "none"
             request = replace(request, verify=checked)
         return await self._answer_to(await self._resolver.resolve(request, extras, random_seed=random_seed))
 
@@ -375,7 +375,7 @@ class SpeechGenerator:
         key = f"{job.cache_key} {job.request.verify}" if job.request.use_cache and self._cache.enabled else None
         async with contextlib.AsyncExitStack() as place:
             if self._shared(job, key) is None:
-                await place.enter_async_context(self._manager.admission.place(job.engine.load))
+                await place.enter_async_context(job.use.manager.admission.place(job.engine.load))
             async with contextlib.aclosing(self._speak_or_follow(job, answer, key)) as stream:
                 async for data in stream:
                     yield data

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from app.errors import EngineUnavailable
+from app.errors import EngineUnavailable, TooLittleMemory
 from app.runtime.cuda_graphs import doublings
 
 log = logging.getLogger(__name__)
@@ -292,7 +292,7 @@ def plan_rows(
 ) -> MemoryPlan:
     """Return a memory plan with at least one row for the devices that share the model. See plan_memory.
 
-    Raises EngineUnavailable if one row does not fit.
+    Raises TooLittleMemory if one row does not fit.
     """
     devices = tuple(dict.fromkeys(devices))
     cards = [free_bytes(device) for device in devices if device.type == "cuda"]
@@ -301,7 +301,7 @@ def plan_rows(
     if not plan.rows:
         needed = plan.fixed_bytes + plan.row_bytes - spare_bytes + LEAST_SCRATCH_BYTES * len(devices)
         verb = "has" if len(devices) == 1 else "together have"
-        raise EngineUnavailable(
+        raise TooLittleMemory(
             f"{' and '.join(map(str, devices))} {verb} {plan.free_bytes / 1e9:.1f} GB free. The model needs "
             f"{needed / 1e9:.1f} GB and may use {fraction:.0%} of the free memory.",
             remedy="Free memory on the device, raise TTS_GPU_MEMORY_FRACTION, set TTS_MAX_ROWS=1, or choose another "

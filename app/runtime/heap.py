@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+import sys
 from collections.abc import Callable
 
 from app.runtime import memory
@@ -41,6 +42,19 @@ async def trim_when_idle(is_idle: Callable[[], bool]) -> None:
         await asyncio.to_thread(trim, 0)
         trimmed_bytes = memory.resident_bytes()
         log.debug("returned %.0f MB of free memory to the system", (before_bytes - trimmed_bytes) / 1e6)
+
+
+def trim() -> None:
+    """Return the free memory of this process to the system, and the free memory of its GPUs to the driver.
+
+    Call it only while no request runs.
+    """
+    release = _malloc_trim()
+    if release is not None:
+        release(0)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _malloc_trim() -> Callable[[int], int] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _MACHINE = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,30 @@ def memory_of(devices: str) -> tuple[Memory, ...]:
 def resident_bytes() -> int:
     """Return the memory of this process in bytes; 0 if the system does not report it."""
     return _kilobytes(_STATUS, "VmRSS:") << 10
+
+
+def held_bytes() -> dict[str, int]:
+    """Return the memory that this process holds: `cpu` = resident memory, `cuda` = allocated on all GPUs, in bytes."""
+    torch = sys.modules.get("torch")
+    on_gpus = 0
+    if torch is not None and torch.cuda.is_initialized():
+        on_gpus = sum(torch.cuda.memory_reserved(device) for device in range(torch.cuda.device_count()))
+    return {"cpu": resident_bytes(), "cuda": on_gpus}
+
+
+def available_bytes() -> int | None:
+    """Return how much more main memory this process can use, in bytes; None if the system does not report it.
+
+    Considers the memory of the machine and the limit of the container (cgroup v2).
+    """
+    found = _kilobytes(_MACHINE, "MemAvailable:") << 10
+    try:
+        limit = (_CGROUP / "memory.max").read_text("ascii").strip()
+        if limit.isdigit():
+            found = min(found, int(limit) - int((_CGROUP / "memory.current").read_text("ascii")))
+    except (OSError, ValueError):
+        pass
+    return found or None
 
 
 def _of(name: str) -> Memory | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Self
 
 from app.engines.batched import BatchedEngine
-from app.errors import EngineUnavailable, WeightsUnavailable
+from app.errors import EngineUnavailable, TooLittleMemory, WeightsUnavailable
 from app.weights.download import Progress
 from tests.support.scripted_runner import ScriptedRunner, info
 
@@ -18,11 +19,36 @@ if TYPE_CHECKING:
 go_on = threading.Event()  # ends the download of `slow`; a test clears it first
 
 
+built: weakref.WeakSet[BatchedEngine] = weakref.WeakSet()
+builds: list[str] = []  # the names of the engines that were built, for tests that clear it
+
+
 def ok(settings: Settings, _: BuildContext) -> BatchedEngine:
-    return BatchedEngine(info("ok"), ScriptedRunner(settings.rows(8)), max_queue=settings.max_queue, audio_queue_s=1.0)
+    builds.append(settings.engine)
+    engine = BatchedEngine(
+        info("ok"), ScriptedRunner(settings.rows(8)), max_queue=settings.max_queue, audio_queue_s=1.0
+    )
+    built.add(engine)
+    return engine
+
+
+def once(settings: Settings, context: BuildContext) -> BatchedEngine:
+    """The first build fails, and the next builds do not."""
+    if "once" not in builds:
+        builds.append("once")
+        raise EngineUnavailable("The file is not there yet.")
+    return ok(settings, context)
+
+
+def large(settings: Settings, context: BuildContext) -> BatchedEngine:
+    """The build needs the memory of all other engines."""
+    if any(engine.healthy for engine in built):
+        raise TooLittleMemory("cuda:0 has 1.0 GB free.")
+    return ok(settings, context)
 
 
 def stand_in(settings: Settings, _: BuildContext) -> BatchedEngine:
+    builds.append(settings.engine)
     return BatchedEngine(info("stand-in"), ScriptedRunner(1), max_queue=0, audio_queue_s=1.0)
 
 

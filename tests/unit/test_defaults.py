@@ -20,6 +20,9 @@ pytestmark = pytest.mark.unit
 
 SETTINGS: dict[str, Any] = {
     "engine": "csm",
+    "models": (),
+    "load_wait_s": 120.0,
+    "idle_unload_s": 0.0,
     "fallback_engine": "espeak",
     "csm_model": "sesame/csm-1b",
     "csm_base": "",

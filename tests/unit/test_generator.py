@@ -22,7 +22,7 @@ from app.audio import pcm
 from app.audio.threads import ThreadLimit
 from app.audio.watermark import Watermark
 from app.engines import admission
-from app.engines.manager import EngineManager
+from app.engines.model_manager import ModelManager
 from app.engines.registry import BUILT_IN, Builder, EngineSpec
 from app.errors import (
     Busy,
@@ -158,7 +158,7 @@ class ReadySpec(EngineSpec):
 @dataclasses.dataclass
 class Setup:
     generator: SpeechGenerator
-    manager: EngineManager
+    manager: ModelManager
     metrics: Metrics
     folder: Path
 
@@ -180,7 +180,7 @@ async def set_up(folder: Path, known: dict[str, EngineSpec], engine: str, fallba
     settings = Settings(_env_file=None, TTS_ENGINE=engine, TTS_FALLBACK_ENGINE=fallback, TTS_DATA_DIR=folder)
     cache = AnswerCache(folder / "cache", 10_000_000)
     metrics = Metrics()
-    async with EngineManager(settings, known) as manager:
+    async with ModelManager(settings, known) as manager:
         await manager.settled()
         generator = SpeechGenerator(
             manager,
@@ -1277,7 +1277,7 @@ async def test_listener_that_leaves_while_it_waits_for_a_place(over):
     async with over(engine) as setup:
         answers = [await setup.generator.answer(speech_request(f"Text {name}.")) for name in "abcd"]
         reading = [asyncio.create_task(read(answer)) for answer in answers]
-        await until(lambda: setup.manager.admission.waiting == 2)
+        await until(lambda: setup.manager.default.admission.waiting == 2)
         reading[2].cancel()
         await asyncio.gather(reading[2], return_exceptions=True)
         gate.set()

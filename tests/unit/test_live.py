@@ -15,7 +15,7 @@ import pytest
 
 from app.audio.threads import ThreadLimit
 from app.audio.watermark import Watermark
-from app.engines.manager import EngineManager
+from app.engines.model_manager import ModelManager
 from app.engines.registry import BUILT_IN, Builder, EngineSpec
 from app.errors import EmptyText, TextTooLong, UnknownVoice
 from app.generator.cache import AnswerCache
@@ -149,7 +149,7 @@ class Server:
     generator: SpeechGenerator
     session: LiveSession
     metrics: Metrics
-    manager: EngineManager
+    manager: ModelManager
 
     def open(self, text: str = "", **fields: Any) -> LiveContext:
         voice = fields.pop("voice", "alloy")
@@ -171,7 +171,7 @@ async def serve(tmp_path: Path, engine: Any = None) -> AsyncIterator[Server]:
     if engine is not None:
         specs["coded"] = CodedSpec("coded", "coded-1b", "", engine=engine)
     metrics = Metrics()
-    manager = EngineManager(config, specs, metrics.guard)
+    manager = ModelManager(config, specs, metrics.guard)
     voices = VoiceStore(tmp_path / "voices", tmp_path / "references")
     cache = AnswerCache(tmp_path / "cache", 0)
     generator = SpeechGenerator(

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
 from app.api.errors import problems
-from app.api.responses import OUTPUT_RATE_HZ, AudioModelList, Model, ModelList, ModelVoice, NamedModel
+from app.api.responses import OUTPUT_RATE_HZ, AudioModelList, Model, ModelList, ModelStatus, ModelVoice, NamedModel
 from app.api.routes.voices import listed
 from app.errors import UnknownModel
 from app.generator.resolving import MODEL_ALIASES, find_model
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
-    from app.engines.manager import EngineManager
+    from app.engines.model_manager import ModelManager
     from app.types import EngineInfo, Voice
     from app.voices.store import VoiceStore
 
@@ -25,15 +25,25 @@ if TYPE_CHECKING:
 CREATED = 1_742_000_000
 
 
-def router(manager: EngineManager, voices: VoiceStore, gate: Gate, max_input_chars: int) -> APIRouter:
+def router(manager: ModelManager, voices: VoiceStore, gate: Gate, max_input_chars: int) -> APIRouter:
     """Create the routes that list models."""
     routes = APIRouter(tags=["models"], route_class=gate.route(None))
+    admin = APIRouter(tags=["models"], route_class=gate.route("admin"))
 
     def known() -> list[str]:
         return [*manager.model_ids, *MODEL_ALIASES]
 
     def model(model_id: str, shown: list[Voice]) -> Model:
         return _model(model_id, manager, shown, max_input_chars)
+
+    def served(model_id: str) -> str:
+        found = find_model(model_id, manager) or manager.requested.model_id
+        if found not in manager.model_ids:
+            raise UnknownModel(
+                f"The model `{found}` is not served here. GET /v1/models lists the models of this server.",
+                param="model",
+            )
+        return found
 
     @routes.get("/models", response_model=ModelList)
     async def list_models(caller: Request) -> ModelList | JSONResponse:
@@ -66,28 +76,50 @@ def router(manager: EngineManager, voices: VoiceStore, gate: Gate, max_input_cha
         ]
         return AudioModelList(object="list", models=named, data=data)
 
+    @admin.post("/models/{model_id:path}/load", responses=problems(404, 503))
+    async def load_model(model_id: str, caller: Request) -> Model:
+        """Load a model into memory, and get its entry. Repeats a load that has failed."""
+        found = served(model_id)
+        await manager.load_model(found)
+        return model(found, await listed(voices, gate, caller))
+
+    @admin.post("/models/{model_id:path}/unload", responses=problems(404, 429))
+    async def unload_model(model_id: str, caller: Request) -> Model:
+        """Free the memory of a model as soon as its last answer has ended, and get its entry."""
+        found = served(model_id)
+        await manager.unload_model(found)
+        return model(found, await listed(voices, gate, caller))
+
+    routes.include_router(admin)
     return routes
 
 
-def _model(model_id: str, manager: EngineManager, voices: list[Voice], max_input_chars: int) -> Model:
-    """Return the entry of one model in a list of models, with the state of the model."""
-    status = manager.status()
-    requested = model_id == manager.requested.model_id
+def model_state(manager: ModelManager, model_id: str) -> tuple[ModelStatus, str]:
+    """Return the state of a model, and the reason why it is not ready."""
+    own = manager.of(model_id)
+    status = own.status()
+    requested = model_id == own.requested.model_id
     replaced = requested and status.running is not None and status.running != status.requested
-    state: Literal["ready", "loading", "missing_weights", "failed"]
     if status.running is not None and not replaced and status.state != "unhealthy":
-        state = "ready"
-    elif status.state == "starting":
-        state = "loading"
-    elif status.missing_weights and (requested or status.running is None):
-        state = "missing_weights"
-    else:
-        state = "failed"
-    detail = "" if state == "ready" else status.reason
+        return "ready", ""
+    detail = status.reason
     if replaced and status.running is not None:
         detail = f"{status.running.model_id} runs instead. {status.reason}"
+    if status.state == "unloaded":
+        return "unloaded", "The next request for this model loads it."
+    if status.state == "starting":
+        return "loading", detail
+    missing = status.missing_weights and (requested or status.running is None)
+    return "missing_weights" if missing else "failed", detail
+
+
+def _model(model_id: str, manager: ModelManager, voices: list[Voice], max_input_chars: int) -> Model:
+    """Return the entry of one model in a list of models, with the state of the model."""
+    own = manager.of(model_id)
+    state, detail = model_state(manager, model_id)
     alias = model_id in MODEL_ALIASES
-    info = manager.current.info if state == "ready" and manager.current is not None else None
+    loaded = own.current if state == "ready" else None
+    info = None if loaded is None else loaded.info
     return Model(
         id=model_id,
         object="model",
@@ -98,6 +130,8 @@ def _model(model_id: str, manager: EngineManager, voices: list[Voice], max_input
         voices=[ModelVoice(name=voice.id, language=voice.language) for voice in voices],
         status=state,
         detail=detail,
+        loaded=loaded is not None,
+        bytes=None if loaded is None else own.loaded_bytes,
         parameters=list(info.capabilities.names) if info else None,
         max_speakers=info.text.max_speakers if info else None,
         clones=info.can_clone if info else None,
@@ -110,11 +144,11 @@ def _model(model_id: str, manager: EngineManager, voices: list[Voice], max_input
     )
 
 
-def _description(model_id: str, manager: EngineManager, *, alias: bool) -> str:
+def _description(model_id: str, manager: ModelManager, *, alias: bool) -> str:
     """Return the description of a model in words."""
     if alias:
-        return f"OpenAI's name for the model {manager.model_ids[-1]} of this server"
-    status = manager.status()
+        return f"OpenAI's name for the model {manager.default.model_ids[-1]} of this server"
+    status = manager.of(model_id).status()
     known = {spec.model_id: spec.description for spec in (status.requested, status.running) if spec is not None}
     return known.get(model_id) or f"The model of the engine {model_id}"
 

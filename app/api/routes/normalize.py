@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from app.api.errors import problems
 from app.api.requests import NormalizeBody, lexicon_entries
 from app.api.responses import NormalizedPiece, NormalizedText, NormalizedWord
-from app.engines.registry import specs
+from app.engines.registry import find_spec, specs
 from app.errors import UnsupportedParameter
 from app.generator.job import spoken_language
 from app.generator.planning import read_text
@@ -18,7 +18,7 @@ from app.text.pronunciations import Lexicon, WordList
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
-    from app.engines.manager import EngineManager
+    from app.engines.model_manager import ModelManager
     from app.generator.lexicons import LexiconStore
     from app.text.normalizer import Normalizer
     from app.text.spans import SpannedText
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def router(
-    manager: EngineManager,
+    manager: ModelManager,
     voices: VoiceStore,
     normalizer: Normalizer,
     lexicons: LexiconStore,
@@ -72,19 +72,20 @@ def router(
     return routes
 
 
-def _packing(manager: EngineManager, name: str | None) -> TextPacking:
+def _packing(manager: ModelManager, name: str | None) -> TextPacking:
     """Return the text limits of an engine. name: an engine or a model id; None = the engine of this server.
 
     Raises UnsupportedParameter for an unknown name.
     """
+    known = specs()
     if name is None:
         return manager.requested.text_packing() if manager.current is None else manager.current.info.text
-    known = specs()
-    spec = known.get(name.lower()) or next((each for each in known.values() if each.model_id == name.lower()), None)
+    spec = find_spec(name, known.values())
     if spec is None:
         raise UnsupportedParameter(
             f"There is no engine `{name[:80]}`. The engines are: {', '.join(sorted(known))}.", param="engine"
         )
-    if manager.current is not None and manager.current.info.id in (spec.name, spec.model_id):
-        return manager.current.info.text
+    loaded = manager.of(spec.model_id).current
+    if loaded is not None and loaded.info.id in (spec.name, spec.model_id):
+        return loaded.info.text
     return spec.text_packing()

@@ -29,6 +29,7 @@ from app.api.responses import (
     Limits,
     Marking,
     MemoryUse,
+    ModelState,
     PresetVoiceState,
     Queue,
     Ready,
@@ -37,6 +38,7 @@ from app.api.responses import (
     Version,
     YouTubeState,
 )
+from app.api.routes.models import model_state
 from app.audio.formats import AUDIO_FORMATS
 from app.metrics import CONTENT_TYPE
 from app.settings import public_values
@@ -47,7 +49,7 @@ from app.voices.youtube import MAX_SECTION_S, MIN_SECTION_S
 if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.audio.watermark import Watermark
-    from app.engines.manager import EngineManager
+    from app.engines.model_manager import ModelManager
     from app.generator.checking import TakeChecker
     from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
@@ -74,7 +76,7 @@ _PACKAGES = (
 class ServerState:
     """Collects the data of /health and /debug."""
 
-    manager: EngineManager
+    manager: ModelManager
     preset_voices: PresetVoiceMaker
     watermark: Watermark
     checker: TakeChecker
@@ -121,14 +123,21 @@ class ServerState:
     def _state(self) -> dict[str, Any]:
         """Return the fields of EngineState."""
         status = self.manager.status()
+        is_unloaded = status.state == "unloaded"
         engine, load = self.manager.current, self.manager.load()
         youtube, watermark = self.youtube, self.watermark
+        taken = dict(self.manager.loaded_bytes())
         return {
-            "status": status.state,
+            "status": "ok" if is_unloaded else status.state,
             "engine": status.running.name if status.running else None,
             "model": status.running.model_id if status.running else None,
             "requested_engine": status.requested.name,
-            "reason": status.reason,
+            "models": [
+                ModelState(id=model_id, status=state, detail=detail, bytes=taken.get(model_id) or None)
+                for model_id in self.manager.model_ids
+                for state, detail in (model_state(self.manager, model_id),)
+            ],
+            "reason": "The model is not loaded. The next request loads it." if is_unloaded else status.reason,
             "remedy": status.remedy,
             "device": engine.info.device if engine else None,
             "dtype": engine.info.dtype if engine else None,
@@ -199,6 +208,8 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
     @routes.get("/ready", response_description="The server can answer a speech request.", responses=problems(503))
     async def ready() -> Ready:
         """Readiness check: 200 if the server can answer a speech request, otherwise 503."""
+        if state.manager.status().state == "unloaded":  # the next request loads the model
+            return Ready(ready=True, engine=state.manager.requested.name)
         return Ready(ready=True, engine=state.manager.engine().info.id)
 
     @routes.get("/version")

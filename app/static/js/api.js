@@ -198,6 +198,9 @@ function listOf(path, pick) {
 export const voices = listOf("/v1/audio/voices", (answer) => answer.voices);
 export const models = listOf("/v1/models", (answer) => answer.data);
 
+/** Whether a request for this model is spoken now. An unloaded model is loaded by its first request. */
+export const canSpeak = (model) => model.status === "ready" || model.status === "unloaded";
+
 /** Whether the running model speaks cloned voices. True while no model is ready. */
 export const speaksClones = (list) => !list.some((model) => model.clones === false) || list.some((model) => model.clones);
 
@@ -210,7 +213,8 @@ export const health = Object.assign(new EventTarget(), {
     try {
       const answer = await fetch(`${ROOT}/health`);
       const state = await answer.json();
-      const changed = this.last !== null && (state.status !== this.last.status || state.engine !== this.last.engine);
+      const shown = ({ status, engine, models: list }) => JSON.stringify([status, engine, list]);
+      const changed = this.last !== null && shown(state) !== shown(this.last);
       Object.assign(this, { last: state, at: Date.now(), reachable: true });
       if (changed) {
         cached.clear();

@@ -133,6 +133,8 @@ OPERATIONS = {
     "POST /v1/audio/voices",
     "POST /v1/audio/watermark/detect",
     "POST /v1/realtime/client_secrets",
+    "POST /v1/models/{model_id}/load",
+    "POST /v1/models/{model_id}/unload",
     "POST /v1/voice-cloning/check",
     "POST /v1/voice-cloning/clone",
     "POST /v1/voice-cloning/clone-from-youtube",

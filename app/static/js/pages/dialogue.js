@@ -1,6 +1,6 @@
 // The Dialogue page: a list of lines, each with a speaker, a voice and a text. All lines are one request.
 
-import { errorBox, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
+import { canSpeak, errorBox, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
 import { player } from "../player.js";
 import { drawSeed, speech, whenListed } from "../speech.js";
 import { announce, button, debounce, dialog, h, newId, notify, number, store, t } from "../ui.js";
@@ -230,7 +230,7 @@ export async function mount(main) {
     if (!spoken().length) return refuse(t("dialogue.empty"));
     if (spoken().length > turns) return refuse(t("dialogue.too_many_lines", { limit: turns, n: spoken().length }));
     if (length > chars) return refuse(t("error.too_many", { n: length - chars }));
-    if (entry() && entry().status !== "ready") return refuse(t(`error.${entry().status}`, { engine: model }));
+    if (entry() && !canSpeak(entry())) return refuse(t(`error.${entry().status}`, { engine: model }));
     pressed_ms = performance.now();
     const sent = spoken();
     const voicesUsed = [...new Set(sent.map((line) => line.voice))].join(", ");

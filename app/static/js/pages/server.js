@@ -1,6 +1,6 @@
 // The Server page: the engines and their states, the load of the server, and plots of its metrics.
 
-import { health, models } from "../api.js";
+import { call, errorBox, health, models } from "../api.js";
 import { ROOT, button, copy, h, number, quoted, t } from "../ui.js";
 import { problemList } from "../voices/problems.js";
 
@@ -70,6 +70,7 @@ function duration(value_s) {
 
 export async function mount(main) {
   const notice = h("div");
+  const trouble = h("div");
   const stateCard = h("div", { class: "card stack" });
   const rows = h("tbody");
   const plots = h("div", { class: "plots" });
@@ -77,6 +78,7 @@ export async function mount(main) {
   const column = (key) => h("th", { scope: "col" }, t(key));
   main.append(
     notice,
+    trouble,
     stateCard,
     h("section", { class: "stack", "aria-label": t("server.engines") },
       h("h2", {}, t("server.engines")),
@@ -89,19 +91,32 @@ export async function mount(main) {
     ),
   );
 
-  const LOOKS = { ready: "ok", loading: "", missing_weights: "warn", failed: "bad" };
+  const LOOKS = { ready: "ok", loading: "", unloaded: "", missing_weights: "warn", failed: "bad" };
 
-  function row(model, state) {
+  /** Loads a model, or frees its memory, and shows the new state. */
+  async function switchModel(id, order) {
+    trouble.replaceChildren();
+    try {
+      await call(`/v1/models/${id}/${order}`, { method: "POST" });
+    } catch (error) {
+      trouble.replaceChildren(errorBox(error));
+    }
+    await health.look();
+  }
+
+  function row(model, state, several) {
     const runs = model.id === state.model && model.status === "ready";
     return h("tr", {},
       h("th", { scope: "row" }, model.id),
-      h("td", {}, h("span", { class: `badge ${LOOKS[model.status]}` }, t(`model.${model.status}`)), model.detail && h("p", {}, quoted(model.detail))),
-      h("td", {}, runs ? [state.device, " ", state.dtype, state.rows && h("p", { class: "hint" }, `${t("server.rows")}: ${t("server.of", { count: state.rows.active, of: state.rows.limit })}`)] : "–"),
+      h("td", {}, h("span", { class: `badge ${LOOKS[model.status]}` }, t(`model.${model.status}`)), model.detail && h("p", {}, quoted(model.detail)),
+        several && h("div", { class: "row" }, button(t(model.loaded ? "model.unload" : "model.load"), () => switchModel(model.id, model.loaded ? "unload" : "load"), { look: "quiet" }))),
+      h("td", {}, model.bytes && h("p", {}, `${number(model.bytes / 1e9, 2)} GB`), runs ? [state.device, " ", state.dtype, state.rows && h("p", { class: "hint" }, `${t("server.rows")}: ${t("server.of", { count: state.rows.active, of: state.rows.limit })}`)] : !model.bytes && "–"),
       h("td", {}, model.parameters?.length ? h("span", { lang: "en" }, model.parameters.join(", ")) : "–"),
     );
   }
 
   let shownState = "";
+  let shownRows = "";
   function show(list) {
     const state = health.last;
     notice.replaceChildren();
@@ -120,7 +135,12 @@ export async function mount(main) {
           state.remedy && h("div", { class: "code" }, remedy, button(t("copy"), () => copy(remedy), { name: "copy", look: "quiet" })),
           problemList("server.doubts", state.casting?.problems ?? {})].filter(Boolean));
     }
-    if (list) rows.replaceChildren(...list.filter((model) => !model.alias).map((model) => row(model, state)));
+    const engines = list?.filter((model) => !model.alias);
+    const rowsKey = JSON.stringify([engines, state.model, state.rows]);
+    if (engines && rowsKey !== shownRows) {
+      shownRows = rowsKey;
+      rows.replaceChildren(...engines.map((model) => row(model, state, engines.length > 1)));
+    }
     const last = (values) => values.findLast((value) => value !== null);
     const memory = state.memory ?? [];
     const total = memory.reduce((sum, each) => sum + each.total_bytes, 0) / 1e9;

@@ -1,6 +1,6 @@
 // The Speak page: text, settings and one button; below them the takes, the history and the request as code.
 
-import { errorBox, hasKey, health, limitOf, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
+import { canSpeak, errorBox, hasKey, health, limitOf, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
 import { saveMenu } from "../dock.js";
 import { player } from "../player.js";
 import { drawSeed, preview, speech, trackOf, whenListed } from "../speech.js";
@@ -30,14 +30,14 @@ export function voiceSelect(list, chosen, props, clones = true) {
 
 /** Creates a select of models. A model that is not ready can be chosen, and shows its state. */
 export function modelSelect(list, chosen, props) {
-  const option = (model) => h("option", { value: model.id, selected: model.id === chosen, "aria-disabled": model.status === "ready" ? null : "true", title: model.detail || null },
+  const option = (model) => h("option", { value: model.id, selected: model.id === chosen, "aria-disabled": canSpeak(model) ? null : "true", title: model.detail || null },
     model.status === "ready" ? model.id : `${model.id} (${t(`model.${model.status}`)})`);
   return h("select", props, list.filter((model) => !model.alias).map(option), h("optgroup", { label: t("model.aliases") }, list.filter((model) => model.alias).map(option)));
 }
 
 /** The id of the model used last if the server lists it, else of the first ready model. */
 export function modelToUse(list, kept) {
-  return list.some((model) => model.id === kept) ? kept : (list.find((model) => model.status === "ready") ?? list[0])?.id ?? "";
+  return list.some((model) => model.id === kept) ? kept : (list.find(canSpeak) ?? list[0])?.id ?? "";
 }
 
 /** A box: why the requested engine does not run, and what to do. Null when it runs. */
@@ -52,7 +52,7 @@ export function banner(list, chosen, use) {
       download && h("progress", { max: download.total_bytes, value: download.done_bytes, "aria-label": t("banner.starting") }));
   }
   const remedy = h("pre", { tabindex: 0, lang: "en" }, last.remedy);
-  const other = list.find((model) => model.status === "ready" && !model.alias);
+  const other = list.find((model) => canSpeak(model) && !model.alias);
   return h("div", { class: "banner" },
     h("p", { class: "headline" }, t(last.model ? "banner.stand_in" : "banner.none", { wanted: list[0]?.id ?? last.requested_engine, engine: last.model ?? "" })),
     last.reason && h("p", {}, quoted(last.reason)),
@@ -410,8 +410,8 @@ export async function mount(main) {
       return;
     }
     const chosen = model();
-    if (chosen && chosen.status !== "ready") {
-      const other = modelList.find((each) => each.status === "ready");
+    if (chosen && !canSpeak(chosen)) {
+      const other = modelList.find(canSpeak);
       const box = errorBox(new Error(t(`error.${chosen.status}`, { engine: chosen.id })), other ? [button(t("banner.use", { engine: other.id }), () => use(other.id))] : []);
       if (chosen.detail) box.firstChild.after(h("p", {}, quoted(chosen.detail)));
       trouble.replaceChildren(box);

@@ -1,0 +1,40 @@
+"""The studio of a server with several models: which one speaks, and how it is loaded and unloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.support.live import Process
+from tests.support.studio import SHORT, speak, wait_audible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.browser
+
+
+def test_model_is_loaded_by_its_first_request_and_unloaded_by_a_button(
+    tmp_path: Path, tiny_csm: Path, visit: Callable[..., object]
+) -> None:
+    variables = {"TTS_MODELS": "espeak,csm-1b", "CSM_MODEL": str(tiny_csm), "TTS_DTYPE": "float32", "TTS_MAX_ROWS": "2"}
+    with Process(tmp_path, TTS_ENGINE="espeak", TTS_CASTING="off", **variables) as process:
+        process.wait("/ready")
+        page = visit(process.url).page  # type: ignore[attr-defined]
+        option = page.locator('#model option[value="csm-1b"]')
+        expect(option).to_have_text("csm-1b (loads on use)")
+        assert option.get_attribute("aria-disabled") is None
+        page.get_by_label("Engine", exact=True).select_option("csm-1b")
+        speak(page, SHORT)
+        wait_audible(page)
+        page.goto(f"{process.url}/server")
+        row = page.locator("tr", has=page.get_by_role("rowheader", name="csm-1b"))
+        expect(row.locator(".badge")).to_have_text("ready")
+        expect(row).to_contain_text("GB")
+        row.get_by_role("button", name="Unload").click()
+        expect(row.locator(".badge")).to_have_text("loads on use")
+        row.get_by_role("button", name="Load", exact=True).click()
+        expect(row.locator(".badge")).to_have_text("ready")
