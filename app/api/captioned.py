@@ -7,9 +7,9 @@ import base64
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from app.api.streaming import Headers, Stream, once, speech_stream
 from app.text.captions import MEDIA_TYPES, caption_file, words_of
@@ -91,12 +91,20 @@ async def captions_stream(
 
 @contextlib.asynccontextmanager
 async def captioned_speech_stream(
-    prepare: Callable[[], Awaitable[Answer]], metrics: Metrics, audio_format: str, *, lines: bool, timestamps: bool
+    prepare: Callable[[], Awaitable[Answer]],
+    metrics: Metrics,
+    audio_format: str,
+    *,
+    lines: bool,
+    timestamps: bool,
+    chunk: ChunkContent | None = None,
 ) -> AsyncIterator[Stream]:
     """Open the stream of Kokoro's captioned speech.
 
     lines: send a line of JSON for each chunk of audio; otherwise one JSON object. timestamps: with the times of words.
+    chunk: the content of the JSON objects; None = that of Kokoro-FastAPI.
     """
+    chunk = chunk or _kokoro_chunk
     held: list[Answer] = []
 
     async def answer() -> Answer:
@@ -106,12 +114,15 @@ async def captioned_speech_stream(
     async with speech_stream(answer, metrics, f"speech.{audio_format}", sse=False, progress=False) as speech:
         headers = _changed(speech.headers, ("content-type", LINES_MEDIA_TYPE), without=("content-length",))
         if lines:
-            yield Stream(headers, _chunk_lines(held[0], speech.body, timestamps=timestamps), speech.completed)
+            body = _chunk_lines(held[0], speech.body, chunk, timestamps=timestamps)
+            yield Stream(headers, body, speech.completed)
             return
         async with contextlib.aclosing(speech.body) as body:
             audio = b"".join([data async for data in body])
-        words = _words((await held[0].timestamps()).sentences) if timestamps else None
-        content = _chunk(held[0], audio, words)
+        sentences = (await held[0].timestamps()).sentences if timestamps else None
+        content = _json(chunk(held[0], audio, sentences, last=True))
+        if chunk is not _kokoro_chunk:
+            headers = _changed(headers, ("content-type", "application/json"))
         yield Stream([*headers, ("content-length", str(len(content)))], once(content), speech.completed)
 
 
@@ -155,7 +166,9 @@ async def _parts(
     yield f"\r\n--{boundary}--\r\n".encode()
 
 
-async def _chunk_lines(answer: Answer, audio: AsyncGenerator[bytes], *, timestamps: bool) -> AsyncGenerator[bytes]:
+async def _chunk_lines(
+    answer: Answer, audio: AsyncGenerator[bytes], chunk: ChunkContent, *, timestamps: bool
+) -> AsyncGenerator[bytes]:
     """Yield a line of JSON for each chunk of audio, with the words that have times by then.
 
     One chunk is held back, so that the last line has audio and the last words.
@@ -163,11 +176,11 @@ async def _chunk_lines(answer: Answer, audio: AsyncGenerator[bytes], *, timestam
     sent = 0
     held: bytes | None = None
 
-    def line(data: bytes) -> bytes:
+    def line(data: bytes, *, last: bool = False) -> bytes:
         nonlocal sent
         new = answer.timed[sent:]
         sent += len(new)
-        return _chunk(answer, data, _words(new) if timestamps else None) + b"\n"
+        return _json(chunk(answer, data, new if timestamps else None, last=last)) + b"\n"
 
     async with contextlib.aclosing(audio):
         async for data in audio:
@@ -176,16 +189,33 @@ async def _chunk_lines(answer: Answer, audio: AsyncGenerator[bytes], *, timestam
             held = data
     if timestamps:
         await answer.timestamps()
-    yield line(held or b"")
+    yield line(held or b"", last=True)
 
 
-def _chunk(answer: Answer, audio: bytes, words: list[dict[str, Any]] | None) -> bytes:
-    """The JSON object of a chunk."""
-    content = {"audio": base64.b64encode(audio).decode(), "audio_format": answer.media_type, "timestamps": words}
+class ChunkContent(Protocol):
+    """Returns the JSON object of a chunk of audio with the sentences that have times since the chunk before.
+
+    sentences: None = the client wants no times. last: whether it is the last chunk.
+    """
+
+    def __call__(
+        self, answer: Answer, audio: bytes, sentences: Sequence[TimedSentence] | None, *, last: bool
+    ) -> dict[str, Any]: ...
+
+
+def _kokoro_chunk(
+    answer: Answer, audio: bytes, sentences: Sequence[TimedSentence] | None, *, last: bool
+) -> dict[str, Any]:
+    """Return the JSON object of Kokoro-FastAPI."""
+    words = None if sentences is None else _words(sentences)
+    return {"audio": base64.b64encode(audio).decode(), "audio_format": answer.media_type, "timestamps": words}
+
+
+def _json(content: dict[str, Any]) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode()
 
 
-def _words(sentences: list[TimedSentence] | tuple[TimedSentence, ...]) -> list[dict[str, Any]]:
+def _words(sentences: Sequence[TimedSentence]) -> list[dict[str, Any]]:
     """The words of sentences, with the names of Kokoro-FastAPI."""
     return [
         {"word": word.word, "start_time": round(word.start_s, 3), "end_time": round(word.end_s, 3)}

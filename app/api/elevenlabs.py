@@ -1,7 +1,7 @@
 """The WebSocket messages of ElevenLabs: `stream-input` with one context, and `multi-stream-input` with several.
 
-A context is one text that arrives in parts. The server sends its audio in base64. The alignment of characters and times
-is always null.
+A context is one text that arrives in parts. The server sends its audio in base64, and the times of the characters when
+they are known: after the audio of their sentence, in a message without audio.
 """
 
 from __future__ import annotations
@@ -9,27 +9,36 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from dataclasses import dataclass, field, replace
+import json
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from starlette.datastructures import MutableHeaders
 
 from app.api.errors import body_of
-from app.api.requests import SpeechBody
+from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec
 from app.api.sockets import POLICY_VIOLATION, Closed
 from app.audio import g711
 from app.errors import EmptyText, InvalidValue, SpeechError, Unauthorized, UnsupportedFormat
-from app.generator.live import Audio, ContextSpec, Done, Failed, LiveSession
+from app.generator.live import Audio, Done, Failed, LiveSession, Words
+from app.text.character_times import CharacterTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from fastapi.routing import APIRoute
+    from starlette.types import Message, Receive, Scope, Send
 
     from app.api.auth import Gate
+    from app.api.requests import SpeechBody
     from app.api.sockets import Socket
     from app.api.speaking import Speaking
     from app.generator.live import LiveContext
+    from app.generator.speech import Answer
     from app.keys import Pass
+    from app.text.character_times import TimedCharacter
+    from app.types import TimedSentence
 
 MAX_CONTEXTS = 5  # of one connection, as in the original
 DEFAULT_FORMAT = "mp3_44100_128"
@@ -38,6 +47,7 @@ NORMAL = 1000  # close code
 
 _CODECS = {"mp3": "mp3", "pcm": "pcm", "ulaw": "pcm", "alaw": "pcm", "opus": "opus"}
 _LAWS: dict[str, g711.Law] = {"ulaw": "ulaw", "alaw": "alaw"}
+_LAW_MEDIA_TYPES: dict[g711.Law, str] = {"ulaw": "audio/basic", "alaw": "audio/x-alaw-basic"}
 
 Object = dict[str, Any]
 
@@ -81,12 +91,109 @@ def speech_body(text: str, voice: str, output: OutputFormat, settings: Mapping[s
         "seed": settings.get("seed"),
         "normalize": False if settings.get("apply_text_normalization") == "off" else None,
     }
-    try:
-        return SpeechBody.model_validate(fields)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise InvalidValue(f"`{where}`: {problem['msg']}", param=where) from None
+    return checked_body(fields)
+
+
+# ---- the times of characters
+
+
+def socket_alignment(characters: Sequence[TimedCharacter], origin_s: float) -> Object:
+    """Return the `alignment` of a WebSocket message. origin_s: the time from which its times count."""
+    starts = [round(1000 * (start_s - origin_s)) for _, start_s, _ in characters]
+    ends = [round(1000 * (end_s - origin_s)) for _, _, end_s in characters]
+    return {
+        "chars": [char for char, _, _ in characters],
+        "charStartTimesMs": starts,
+        "charDurationsMs": [end - start for start, end in zip(starts, ends, strict=True)],
+    }
+
+
+class TimedChunks:
+    """Builds the JSON objects of the HTTP routes with timestamps. The times count from the start of the audio."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._times = CharacterTimes()
+
+    def __call__(
+        self, answer: Answer, audio: bytes, sentences: Sequence[TimedSentence] | None, *, last: bool
+    ) -> Object:
+        """See `ChunkContent`."""
+        characters = self._times.add(self._text, sentences or ())
+        if last:
+            characters += self._times.finish(self._text, answer.audio_s)
+        alignment = {
+            "characters": [char for char, _, _ in characters],
+            "character_start_times_seconds": [round(start_s, 3) for _, start_s, _ in characters],
+            "character_end_times_seconds": [round(end_s, 3) for _, _, end_s in characters],
+        }
+        found = alignment if characters else None
+        return {
+            "audio_base64": base64.b64encode(audio).decode(),
+            "alignment": found,
+            "normalized_alignment": found,
+        }
+
+
+# ---- HTTP
+
+
+def in_law(answer: Answer, law: g711.Law | None) -> Answer:
+    """Change an answer with PCM to telephone audio. law: None = leave it as it is."""
+    if law is None:
+        return answer
+
+    async def converted(stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+        async with contextlib.aclosing(stream):
+            async for data in stream:
+                yield g711.encode(data, law)
+
+    answer.stream = converted(answer.stream)
+    answer.media_type = _LAW_MEDIA_TYPES[law]
+    if answer.size_bytes is not None:
+        answer.size_bytes //= 2
+    return answer
+
+
+def route_with_details(base: type[APIRoute]) -> type[APIRoute]:
+    """Return a route class whose errors also have the field `detail`, as ElevenLabs' clients expect."""
+
+    class DetailedRoute(base):  # type: ignore[misc, valid-type]
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await super().handle(scope, receive, _with_detail(send))
+
+    return DetailedRoute
+
+
+def _with_detail(send: Send) -> Send:
+    start: Message | None = None
+    held = bytearray()
+
+    async def changed(message: Message) -> None:
+        nonlocal start
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            start = message
+            return
+        if start is None:
+            await send(message)
+            return
+        held.extend(message.get("body", b""))
+        if message.get("more_body", False):
+            return
+        body = bytes(held)
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            content = json.loads(body)
+            error = content["error"]
+            detail = {"status": error["code"] or error["type"], "message": error["message"]}
+            body = json.dumps({"detail": detail, **content}, separators=(",", ":")).encode()
+        MutableHeaders(raw=start["headers"])["content-length"] = str(len(body))
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
+    return changed
+
+
+# ---- WebSockets
 
 
 @dataclass(slots=True, eq=False)
@@ -179,7 +286,7 @@ class StreamInput:
                 return await self._refuse("max_active_conversations", message_text)
             context = await self._open(name, message, live)
         if context is not None:
-            if text and not text.isspace():
+            if text and (context.live.text or not text.isspace()):
                 await context.live.append(text)
             if message.get("flush") is True:
                 context.live.flush()
@@ -199,17 +306,12 @@ class StreamInput:
 
     async def _open(self, name: str, message: Object, live: LiveSession) -> _Context:
         """Open a context and begin to send its audio. Raises RequestError, RateLimited."""
-        body = speech_body("-", self.voice, self.output, {**self.settings, **message})
+        body = speech_body(NO_TEXT_YET, self.voice, self.output, {**self.settings, **message})
         key = self.socket.key
-        request = await self.speaking.prepare(body, "" if key is None else key.sha256)
-        request = replace(request, lines=(replace(request.lines[0], text=""),))
-
-        def begun(text: str) -> None:
-            self.speaking.log(replace(request, lines=(replace(request.lines[0], text=text),)))
-
-        admitted = self.gate.admit(key, "speak")
         convert = None if self.output.law is None else partial(g711.encode, law=self.output.law)
-        spec = ContextSpec(request, body.extras, body.seed == "random", convert, begun)
+        owner = "" if key is None else key.sha256
+        spec = await context_spec(self.speaking, body, owner, later=True, convert=convert, words=True)
+        admitted = self.gate.admit(key, "speak")
         context = self._contexts[name] = _Context(live.open(spec), admitted)
         context.task = asyncio.create_task(self._send(name, context), name="elevenlabs context")
         return context
@@ -218,6 +320,10 @@ class StreamInput:
         """Send the audio of a context, and its last message."""
         ids = {"contextId": name, "context_id": name} if self.several else {}
         nothing = {"normalizedAlignment": None, "alignment": None}
+        # With `sync_alignment`, times count from the start of the context. Otherwise they count from the end of the
+        # message before, and clients add them up.
+        sync = self.settings.get("sync_alignment", "").lower() == "true"
+        times = CharacterTimes()
         status = 200
         with contextlib.suppress(Closed):
             try:
@@ -226,6 +332,12 @@ class StreamInput:
                         if isinstance(event, Audio) and event.data:
                             audio = base64.b64encode(event.data).decode()
                             await self.socket.send({"audio": audio, "isFinal": None, **nothing, **ids})
+                        elif isinstance(event, Words):
+                            origin_s = 0.0 if sync else times.end_s
+                            if characters := times.add(context.live.text, event.sentences):
+                                found = socket_alignment(characters, origin_s)
+                                aligned = {"normalizedAlignment": found, "alignment": found}
+                                await self.socket.send({"audio": "", "isFinal": None, **aligned, **ids})
                         elif isinstance(event, Failed) and not isinstance(event.error, EmptyText):
                             status = 500
                             error = body_of(event.error)["error"]

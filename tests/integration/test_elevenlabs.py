@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -98,7 +99,8 @@ def test_sequence_of_elevenlabs_python(server: str) -> None:
         messages, code = until_closed(socket)
     assert code == 1000
     assert messages[-1]["isFinal"] is True
-    assert all(message["alignment"] is message["normalizedAlignment"] is None for message in messages)
+    assert all(message["alignment"] == message["normalizedAlignment"] for message in messages)
+    assert all(message["alignment"] is None for message in messages if message["audio"])
     assert all(message["isFinal"] is None for message in messages[:-1])
     assert audio_of(messages) == speech(server)
 
@@ -109,10 +111,9 @@ def test_sequence_of_elevenlabs_python(server: str) -> None:
         ("mp3_22050_32", "mp3", 22_050, None),
         ("mp3_44100_128", "mp3", 44_100, None),
         ("mp3_24000_48", "mp3", 24_000, None),
-        ("pcm_8000", "pcm", 8_000, None),
-        ("pcm_16000", "pcm", 16_000, None),
-        ("pcm_44100", "pcm", 44_100, None),
-        ("opus_48000_64", "opus", 48_000, None),
+        *((f"mp3_44100_{rate}", "mp3", 44_100, None) for rate in (32, 64, 96, 192)),
+        *((f"pcm_{rate}", "pcm", rate, None) for rate in (8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)),
+        *((f"opus_48000_{rate}", "opus", 48_000, None) for rate in (32, 64, 96, 128, 192)),
         ("ulaw_8000", "pcm", 8_000, "ulaw"),
         ("alaw_8000", "pcm", 8_000, "alaw"),
     ],
@@ -129,12 +130,17 @@ def test_output_formats(server: str, name: str, audio_format: str, rate_hz: int,
     else:
         found, wanted = decode(audio, audio_format), decode(expected, audio_format)
         assert found.seconds == pytest.approx(wanted.seconds, abs=0.01)
-    if law is None:
+    for path in ("alloy", "alloy/stream"):
         answer = httpx.post(
-            f"{server}/v1/text-to-speech/alloy", params={"output_format": name}, json={"text": "Hello there."}
+            f"{server}/v1/text-to-speech/{path}", params={"output_format": name}, json={"text": "Hello there."}
         )
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("audio/")
+        if audio_format == "pcm":
+            assert answer.content == (expected if law is None else g711.encode(expected, law))
+            assert int(answer.headers.get("content-length", len(answer.content))) == len(answer.content)
+        else:
+            assert decode(answer.content, audio_format).seconds == pytest.approx(wanted.seconds, abs=0.01)
 
 
 def test_sequence_of_pipecat(server: str) -> None:
@@ -277,8 +283,125 @@ def test_rest_routes(server: str) -> None:
     for wrong in ({"text": ""}, {"text": 5}, {}, {"text": "Hi.", "seed": "x"}):
         assert httpx.post(f"{server}/v1/text-to-speech/nova", json=wrong).status_code == 400
     assert httpx.post(f"{server}/v1/text-to-speech/nobody", json={"text": "Hi."}).status_code == 400
-    ulaw = httpx.post(f"{server}/v1/text-to-speech/nova", params={"output_format": "ulaw_8000"}, json=body)
-    assert ulaw.status_code == 400
+
+
+# ---- the times of characters
+
+
+def words_of(url: str, text: str = TEXT, **fields: Any) -> list[Object]:
+    body = {"input": text, "response_format": "pcm", "timestamps": True, **fields}
+    words: list[Object] = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=60).json()["words"]
+    return words
+
+
+def alignments(messages: list[Object]) -> list[Object]:
+    return [message["alignment"] for message in messages if message.get("alignment")]
+
+
+def times_of(alignment: Object, origin_ms: int = 0) -> list[tuple[str, int, int]]:
+    """Each character with its start and end."""
+    starts, durations = alignment["charStartTimesMs"], alignment["charDurationsMs"]
+    assert len(alignment["chars"]) == len(starts) == len(durations)
+    return [
+        (char, origin_ms + start, origin_ms + start + duration)
+        for char, start, duration in zip(alignment["chars"], starts, durations, strict=True)
+    ]
+
+
+def check_words(times: list[tuple[str, int, int]], expected: list[Object], text: str = TEXT) -> None:
+    """Check that the characters of each word have its time, and that times never go back."""
+    assert "".join(char for char, _, _ in times) == text
+    for word in expected:
+        first, last = times[word["start_char"]], times[word["end_char"] - 1]
+        assert first[1] == pytest.approx(1000 * word["start"], abs=2)
+        assert last[2] == pytest.approx(1000 * word["end"], abs=2)
+        steps = [end - start for _, start, end in times[word["start_char"] : word["end_char"]]]
+        assert max(steps) - min(steps) <= 1
+    assert all(a[2] <= b[1] + 1 and a[1] <= a[2] for a, b in pairwise(times))
+
+
+@pytest.mark.parametrize("path", ["stream-input", "multi-stream-input"])
+def test_times_of_characters_count_from_the_start_of_the_context_with_sync_alignment(server: str, path: str) -> None:
+    with streaming(server, path, sync_alignment="true") as socket:
+        send(socket, *({"text": char, "context_id": "a"} for char in TEXT))
+        send(socket, {"text": "", "context_id": "a", "close_context": True})
+        messages = until_final(socket)
+    found = alignments(messages)
+    assert len(found) > 1
+    check_words([each for alignment in found for each in times_of(alignment)], words_of(server))
+    assert [message["normalizedAlignment"] for message in messages if message.get("normalizedAlignment")] == found
+
+
+def test_times_of_characters_count_from_the_message_before_without_sync_alignment(server: str) -> None:
+    """pipecat adds the end of each message to its clock."""
+    with streaming(server) as socket:
+        send(socket, {"text": TEXT}, {"text": ""})
+        messages, _ = until_closed(socket)
+    found, clock_ms = [], 0
+    for alignment in alignments(messages):
+        times = times_of(alignment, clock_ms)
+        clock_ms = times[-1][2]
+        found += times
+    assert len(alignments(messages)) > 1
+    check_words(found, words_of(server))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Straße, naïve café!", "One.\nTwo; three\u2026 \U0001f600 four?", "  Spaces   here.  ", "Dr. Smith (see p. 5)."],
+)
+def test_every_character_has_a_time(server: str, text: str) -> None:
+    path = f"{server}/v1/text-to-speech/alloy/with-timestamps"
+    content = httpx.post(path, params={"output_format": "pcm_24000"}, json={"text": text}).json()
+    assert base64.b64decode(content["audio_base64"]) == speech(server, text)
+    alignment = content["alignment"]
+    assert "".join(alignment["characters"]) == text
+    starts, ends = alignment["character_start_times_seconds"], alignment["character_end_times_seconds"]
+    assert len(starts) == len(ends) == len(text)
+    assert starts == sorted(starts)
+    assert all(start <= end for start, end in zip(starts, ends, strict=True))
+    assert 0 < ends[-1] <= len(speech(server, text)) / 48_000 + 0.001
+    assert content["normalized_alignment"] == alignment
+
+
+@pytest.mark.parametrize("output", ["pcm_24000", "mp3_44100_128", "ulaw_8000"])
+def test_lines_with_timestamps_have_the_audio_and_all_characters(server: str, output: str) -> None:
+    path, query = f"{server}/v1/text-to-speech/alloy", {"output_format": output}
+    answer = httpx.post(f"{path}/stream/with-timestamps", params=query, json={"text": TEXT}, timeout=60)
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    audio = b"".join(base64.b64decode(line["audio_base64"]) for line in lines)
+    assert audio == httpx.post(path, params=query, json={"text": TEXT}).content
+    found = [line["alignment"] for line in lines if line["alignment"]]
+    names = ("characters", "character_start_times_seconds", "character_end_times_seconds")
+    chars, starts, ends = ([value for each in found for value in each[name]] for name in names)
+    times = [(c, round(1000 * a), round(1000 * b)) for c, a, b in zip(chars, starts, ends, strict=True)]
+    if output == "pcm_24000":
+        check_words(times, words_of(server))
+    assert "".join(chars) == TEXT
+    whole = httpx.post(f"{path}/with-timestamps", params=query, json={"text": TEXT}, timeout=60)
+    assert whole.headers["content-type"] == "application/json"
+    assert whole.json()["alignment"]["characters"] == list(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "query", "code"),
+    [
+        ("alloy", {"text": ""}, {}, "invalid_value"),
+        ("alloy", {"text": 5}, {}, "string_type"),
+        ("alloy/stream", {}, {}, "missing"),
+        ("nobody/with-timestamps", {"text": "Hi."}, {}, None),
+        ("alloy/stream/with-timestamps", {"text": "Hi.", "voice_settings": {"speed": 90}}, {}, "invalid_value"),
+        ("alloy", {"text": "Hi."}, {"output_format": "wma"}, "unsupported_format"),
+        ("alloy", [], {}, None),
+    ],
+)
+def test_errors_have_the_shape_of_elevenlabs(server: str, path: str, body: Any, query: Any, code: str | None) -> None:
+    answer = httpx.post(f"{server}/v1/text-to-speech/{path}", params=query, json=body)
+    content = answer.json()
+    assert answer.status_code == 400
+    assert content["detail"]["message"] == content["error"]["message"]
+    assert content["detail"]["status"] == (code or content["error"]["code"] or content["error"]["type"])
+    assert int(answer.headers["content-length"]) == len(answer.content)
 
 
 def test_lists_for_elevenlabs_clients(server: str) -> None:
@@ -317,5 +440,8 @@ def test_keys(tmp_path_factory: pytest.TempPathFactory) -> None:
             send(socket, {"text": "Hello there. "}, {"text": ""})
             assert until_closed(socket)[1] == 1000
         path = f"{url}/v1/text-to-speech/alloy"
-        assert httpx.post(path, json={"text": "Hi."}).status_code == 401
+        for refused in (path, f"{path}/with-timestamps"):
+            answer = httpx.post(refused, json={"text": "Hi."})
+            assert (answer.status_code, answer.json()["detail"]["status"]) == (401, "invalid_api_key")
+        assert httpx.get(f"{url}/v1/voices", headers={"xi-api-key": "wrong"}).json()["detail"]["message"]
         assert httpx.post(path, json={"text": "Hi."}, headers={"xi-api-key": key}).status_code == 200

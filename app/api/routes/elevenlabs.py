@@ -9,15 +9,29 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from app.api.auth import key_in
-from app.api.elevenlabs import DEFAULT_FORMAT, OutputFormat, StreamInput, check_connection, speech_body
+from app.api.captioned import captioned_speech_stream
+from app.api.elevenlabs import (
+    DEFAULT_FORMAT,
+    OutputFormat,
+    StreamInput,
+    TimedChunks,
+    check_connection,
+    in_law,
+    route_with_details,
+    speech_body,
+)
 from app.api.routes.voices import listed
 from app.api.sockets import accepted
-from app.errors import UnsupportedFormat
+from app.api.streaming import StreamingAnswer, speech_stream
 from app.voices.presets import standard_voices_of
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from app.api.auth import Gate
     from app.api.speaking import Speaking
+    from app.api.streaming import Stream
+    from app.generator.speech import Answer
     from app.keys import Key
     from app.voices.store import VoiceStore
 
@@ -37,7 +51,17 @@ class TextToSpeechBody(BaseModel):
 
 def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s: float) -> APIRouter:
     """The routes that speak."""
-    routes = APIRouter(route_class=gate.route("speak"), include_in_schema=False)
+    routes = APIRouter(route_class=route_with_details(gate.route("speak")), include_in_schema=False)
+
+    def answer_of(voice_id: str, body: TextToSpeechBody, output: OutputFormat, owner: str, *, times: bool) -> Any:
+        """Return a function that starts the speech."""
+        spoken = speech_body(body.text, voice_id, output, body.model_dump())
+        spoken.timestamps = times
+
+        async def prepare() -> Answer:
+            return in_law(await speaking.answer(spoken, owner), output.law)
+
+        return prepare
 
     @routes.post("/text-to-speech/{voice_id}")
     @routes.post("/text-to-speech/{voice_id}/stream")
@@ -46,11 +70,43 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s
     ) -> Response:
         """Turn a text into speech."""
         output = OutputFormat.of(output_format)
-        if output.law is not None:
-            raise UnsupportedFormat(
-                f"The format {output_format} is only available over a WebSocket. Use pcm_8000.", param="output_format"
+        prepare = answer_of(voice_id, body, output, caller.state.owner, times=False)
+        name = f"speech.{output.response_format if output.law is None else output.law}"
+
+        def open_stream() -> AbstractAsyncContextManager[Stream]:
+            return speech_stream(prepare, speaking.metrics, name, sse=False, progress=False)
+
+        return StreamingAnswer(open_stream, speaking.metrics, sse=False)
+
+    def timed(voice_id: str, body: TextToSpeechBody, caller: Request, output_format: str, *, lines: bool) -> Response:
+        output = OutputFormat.of(output_format)
+        prepare = answer_of(voice_id, body, output, caller.state.owner, times=True)
+
+        def open_stream() -> AbstractAsyncContextManager[Stream]:
+            return captioned_speech_stream(
+                prepare,
+                speaking.metrics,
+                output.response_format,
+                lines=lines,
+                timestamps=True,
+                chunk=TimedChunks(body.text),
             )
-        return speaking.respond(speech_body(body.text, voice_id, output, body.model_dump()), caller)
+
+        return StreamingAnswer(open_stream, speaking.metrics, sse=False)
+
+    @routes.post("/text-to-speech/{voice_id}/with-timestamps")
+    async def with_timestamps(
+        voice_id: str, body: TextToSpeechBody, caller: Request, output_format: str = DEFAULT_FORMAT
+    ) -> Response:
+        """Turn a text into speech with the times of its characters."""
+        return timed(voice_id, body, caller, output_format, lines=False)
+
+    @routes.post("/text-to-speech/{voice_id}/stream/with-timestamps")
+    async def stream_with_timestamps(
+        voice_id: str, body: TextToSpeechBody, caller: Request, output_format: str = DEFAULT_FORMAT
+    ) -> Response:
+        """Turn a text into lines of JSON with audio and the times of characters."""
+        return timed(voice_id, body, caller, output_format, lines=True)
 
     async def stream_input(connection: WebSocket, voice_id: str, *, several: bool) -> None:
         output = OutputFormat("mp3", 44_100)
@@ -83,7 +139,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s
 
 def voices_router(voices: VoiceStore, gate: Gate, path: str) -> APIRouter:
     """The list of voices in ElevenLabs' format."""
-    routes = APIRouter(route_class=gate.route(None), include_in_schema=False)
+    routes = APIRouter(route_class=route_with_details(gate.route(None)), include_in_schema=False)
 
     @routes.get(path)
     async def list_voices(caller: Request) -> dict[str, Any]:
