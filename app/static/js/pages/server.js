@@ -109,7 +109,7 @@ export async function mount(main) {
     return h("tr", {},
       h("th", { scope: "row" }, model.id),
       h("td", {}, h("span", { class: `badge ${LOOKS[model.status]}` }, t(`model.${model.status}`)), model.detail && h("p", {}, quoted(model.detail)),
-        several && h("div", { class: "row" }, button(t(model.loaded ? "model.unload" : "model.load"), () => switchModel(model.id, model.loaded ? "unload" : "load"), { look: "quiet" }))),
+        several && h("div", { class: "row" }, button(t(model.loaded ? "model.unload" : "model.load"), () => switchModel(model.id, model.loaded ? "unload" : "load")))),
       h("td", {}, model.bytes && h("p", {}, `${number(model.bytes / 1e9, 2)} GB`), runs ? [state.device, " ", state.dtype, state.rows && h("p", { class: "hint" }, `${t("server.rows")}: ${t("server.of", { count: state.rows.active, of: state.rows.limit })}`)] : !model.bytes && "–"),
       h("td", {}, model.parameters?.length ? h("span", { lang: "en" }, model.parameters.join(", ")) : "–"),
     );
