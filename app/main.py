@@ -20,6 +20,8 @@ from pydantic import ValidationError
 
 from app import __version__, logs, wiring
 from app.api import http_protocol, tls
+from app.engines import registry
+from app.engines.model_manager import served_engines
 from app.runtime import pauses
 from app.settings import Settings, unknown_variables
 
@@ -74,7 +76,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         print(error, file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     address = f"{settings.scheme}://{settings.host}:{settings.port}"
-    log.info("tts-server %s on %s, engine %s", __version__, address, settings.engine)
+    engines = ", ".join(served_engines(settings, registry.specs()))
+    log.info("tts-server %s on %s, engine %s", __version__, address, engines)
     return app
 
 

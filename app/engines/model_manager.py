@@ -58,7 +58,7 @@ class ModelManager:
         """
         self._settings = settings
         self._known = known
-        default, *others = _served(settings, known)
+        default, *others = served_engines(settings, known)
         share = 1.0 / max(1, sum(known[name].on_devices for name in (default, *others) if name in known))
         self._default = EngineManager(
             settings.model_copy(update={"engine": default}), known, on_guard, memory_share=share
@@ -373,7 +373,7 @@ def weight_bytes(spec: EngineSpec, settings: Settings) -> int:
     return found
 
 
-def _served(settings: Settings, known: dict[str, EngineSpec]) -> list[str]:
+def served_engines(settings: Settings, known: dict[str, EngineSpec]) -> list[str]:
     """Return the names of the engines that this process serves; the first one is the default.
 
     Raises ValueError if TTS_MODELS names an unknown model.

@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from app import logs
+from app.engines.model_manager import served_engines
 from app.engines.registry import EngineSpec, specs
 from app.runtime import pauses
 from app.wiring import create_app
@@ -143,24 +144,23 @@ def gpus_for(settings: Settings, in_cluster: float) -> int:
             "Under --ray, Ray chooses the GPUs of each replica: set TTS_DEVICE=cuda, and TTS_REPLICAS to the number "
             "of replicas. One model can't be split over several GPUs under --ray: start the server without --ray."
         )
-    if not _spec(settings).uses_gpu or set(named) <= {"cpu", "mps"}:
+    if not any(spec.uses_gpu for spec in _specs(settings)) or set(named) <= {"cpu", "mps"}:
         return 0
     return 1 if "cuda" in named or in_cluster >= 1 else 0
 
 
-def _spec(settings: Settings) -> EngineSpec:
-    """Return the spec of the engine that TTS_ENGINE names. Raises ValueError for an unknown engine."""
+def _specs(settings: Settings) -> list[EngineSpec]:
+    """Return the engines of TTS_ENGINE and TTS_MODELS, the default first. Raises ValueError for an unknown name."""
     known = specs()
-    if settings.engine not in known:
-        raise ValueError(
-            f"TTS_ENGINE={settings.engine!r} is not an engine. The engines are: {', '.join(sorted(known))}."
-        )
-    return known[settings.engine]
+    names = served_engines(settings, known)
+    if names[0] not in known:
+        raise ValueError(f"TTS_ENGINE={names[0]!r} is not an engine. The engines are: {', '.join(sorted(known))}.")
+    return [known[name] for name in names]
 
 
 def options_for(settings: Settings, gpus: int) -> dict[str, Any]:
     """Return the options of the Ray deployment. gpus: the number of GPUs of one replica."""
-    spec = _spec(settings)
+    spec = _specs(settings)[0]
     rows = settings.rows(spec.rows_gpu if gpus else spec.rows_cpu)
     least, most = settings.replica_range
     return {
