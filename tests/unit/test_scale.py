@@ -88,6 +88,7 @@ def test_invalid_replica_range_is_rejected(written: str):
         ({"TTS_DEVICE": "cuda"}, 0, 1),
         ({"TTS_DEVICE": "cpu"}, 4, 0),
         ({"TTS_ENGINE": "espeak"}, 4, 0),
+        ({"TTS_ENGINE": "espeak", "TTS_MODELS": "csm-1b"}, 4, 1),
         ({"TTS_DEVICES": "cpu,cpu"}, 4, 0),
     ],
 )
