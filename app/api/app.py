@@ -201,7 +201,7 @@ def create_api(
         max_input_chars=settings.max_input_chars,
         log_texts=settings.log_texts,
     )
-    v1_routers = _v1_routers(services, speaking, settings.reader_timeout_s)
+    v1_routers = _v1_routers(services, speaking, settings)
     for prefix in PREFIXES:
         for routes in v1_routers:
             app.include_router(routes, prefix=prefix, include_in_schema=prefix == PREFIXES[0])
@@ -238,8 +238,9 @@ def create_api(
     return app
 
 
-def _v1_routers(services: AppServices, speaking: Speaking, send_timeout_s: float) -> list[APIRouter]:
-    """Create the routers whose routes are under /v1. send_timeout_s: how long a WebSocket waits for a slow client."""
+def _v1_routers(services: AppServices, speaking: Speaking, settings: Settings) -> list[APIRouter]:
+    """Create the routers whose routes are under /v1."""
+    send_timeout_s = settings.reader_timeout_s
     gate, voices = services.gate, services.voices
     creation = VoiceCreation(voices, services.cloner, services.consents)
     routers = [
@@ -253,7 +254,7 @@ def _v1_routers(services: AppServices, speaking: Speaking, send_timeout_s: float
             max_input_chars=speaking.max_input_chars,
         ),
         conversation.router(speaking, gate),
-        realtime.router(speaking, voices, gate, send_timeout_s=send_timeout_s),
+        realtime.router(speaking, voices, gate, settings.data_dir, send_timeout_s=send_timeout_s),
         vllm.router(speaking, gate, send_timeout_s=send_timeout_s),
         elevenlabs.router(speaking, voices, gate, send_timeout_s=send_timeout_s),
         captions.router(speaking, voices, gate),

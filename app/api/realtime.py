@@ -14,26 +14,27 @@ import copy
 import json
 import time
 import uuid
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from pydantic import ValidationError
 
 from app.api.errors import body_of
-from app.api.requests import SpeechBody
+from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec
 from app.api.sockets import GOING_AWAY, POLICY_VIOLATION, Closed
 from app.audio import g711
 from app.errors import InvalidValue, NotFound, NotSupported, RequestError, SpeechError, Unauthorized, UnknownVoice
-from app.generator.live import Audio, Cancelled, ContextSpec, Done, Failed, LiveSession, SentenceStarted
+from app.generator.live import Audio, Cancelled, Done, Failed, LiveSession, SentenceStarted, Words
 from app.generator.resolving import find_model
+from app.text.captions import words_of
 from app.voices.presets import DEFAULT_VOICE, standard_voices_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from app.api.auth import Gate
+    from app.api.requests import SpeechBody
     from app.api.sockets import Socket
     from app.api.speaking import Speaking
     from app.generator.live import LiveContext
@@ -45,11 +46,22 @@ log: Any = structlog.get_logger(__name__)
 MAX_SESSION_S = 60 * 60.0
 IDLE_S = 15 * 60.0  # a connection without messages and without speech is closed after this time
 MAX_RESPONSES = 8  # of one connection at the same time
+TRUNCATE_WORDS_S = 1.0  # how long a truncation waits for the times of the words
 MAX_ITEMS = 500  # of a conversation; the oldest ones are removed
 MAX_METADATA = 16
 _TEXT_TYPES = ("input_text", "output_text", "text")
 # Fields of a session that OpenAI does not have. They have the meaning that they have in a speech request.
-_SPEECH_FIELDS = ("temperature", "top_k", "top_p", "cfg_scale", "language", "seed", "normalize", "enhance")
+_SPEECH_FIELDS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "cfg_scale",
+    "language",
+    "seed",
+    "normalize",
+    "enhance",
+    "timestamps",
+)
 _RATES_HZ = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
 _LAWS: dict[str, g711.Law] = {"audio/pcmu": "ulaw", "audio/pcma": "alaw"}
 _ONLY_SPEAKS = "This server only speaks: it turns text into audio."
@@ -219,6 +231,7 @@ class Response:
     status: str = "in_progress"
     details: Object | None = None
     usage: Object | None = None
+    timed: bool = False  # whether the transcript comes word by word with its times
     announced: int = 0  # characters of the text that were sent as a transcript
     task: asyncio.Task[None] | None = None
 
@@ -426,7 +439,7 @@ class RealtimeSession:
         """Return a speech request with these settings and a placeholder for the text. Raises InvalidValue."""
         fields = {
             "model": settings.model,
-            "input": "-",
+            "input": NO_TEXT_YET,
             "voice": output["voice"],
             "speed": output["speed"],
             "response_format": "pcm",
@@ -434,12 +447,7 @@ class RealtimeSession:
             "instructions": settings.instructions,
             **settings.speech,
         }
-        try:
-            return SpeechBody.model_validate(fields)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            raise InvalidValue(f"`{where}`: {problem['msg']}", param=f"session.{where}") from None
+        return checked_body(fields, "session.")
 
     # ---- responses
 
@@ -500,17 +508,14 @@ class RealtimeSession:
         body = self._body(self._settings, output)
         if text:
             body.input = text
-        request = await self._speaking.prepare(body, "" if self._socket.key is None else self._socket.key.sha256)
-        if not text:
-            request = replace(request, lines=(replace(request.lines[0], text=""),))
-        admitted = self._gate.admit(self._socket.key, "speak")
         law = _LAWS.get(output["format"]["type"])
         convert = None if law is None else partial(g711.encode, law=law)
-
-        def begun(text: str) -> None:
-            self._speaking.log(replace(request, lines=(replace(request.lines[0], text=text),)))
-
-        spec = ContextSpec(request, body.extras, body.seed == "random", convert, begun)
+        owner = "" if self._socket.key is None else self._socket.key.sha256
+        timed = body.timestamps is True
+        spec = await context_spec(
+            self._speaking, body, owner, later=not text, convert=convert, timestamps=True, words=timed
+        )
+        admitted = self._gate.admit(self._socket.key, "speak")
         item = {
             "id": new_id("item"),
             "object": "realtime.item",
@@ -527,6 +532,7 @@ class RealtimeSession:
             metadata,
             output,
             admitted,
+            timed=timed,
         )
         self._responses[response.id] = response
         return response
@@ -586,8 +592,12 @@ class RealtimeSession:
         context = response.context
         async with contextlib.aclosing(context.events()) as events:
             async for event in events:
-                if isinstance(event, SentenceStarted):
+                if isinstance(event, SentenceStarted) and not response.timed:
                     await self._send_transcript(response, place, event.end_char)
+                elif isinstance(event, Words):
+                    for word in (word for sentence in event.sentences for word in words_of(sentence)):
+                        span = {"start_ms": round(1000 * word.start_s), "end_ms": round(1000 * word.end_s)}
+                        await self._send_transcript(response, place, word.end_char, **span)
                 elif isinstance(event, Audio):
                     if event.data:
                         delta = base64.b64encode(event.data).decode()
@@ -608,17 +618,24 @@ class RealtimeSession:
                             self._speaking.metrics.key_tokens(name, counts.input_tokens, counts.output_tokens)
                 elif isinstance(event, Cancelled):
                     response.status = "cancelled"
-                    response.details = {"type": "cancelled", "reason": "client_cancelled"}
+                    response.details = {
+                        "type": "cancelled",
+                        "reason": "client_cancelled",
+                        # Not in OpenAI's API: what the audio that was sent contains.
+                        "sent_ms": event.sent_ms,
+                        "spoken_chars": event.spoken_chars,
+                        "spoken_words": event.spoken_words,
+                    }
                 elif isinstance(event, Failed):
                     response.status = "failed"
                     response.details = {"type": "failed", "error": body_of(event.error)["error"]}
 
-    async def _send_transcript(self, response: Response, place: Object, end: int) -> None:
+    async def _send_transcript(self, response: Response, place: Object, end: int, **times: int) -> None:
         """Send the part of the text up to `end` that was not sent yet."""
         delta = response.context.text[response.announced : end]
         if delta:
             response.announced = end
-            await self._send("response.output_audio_transcript.delta", delta=delta, **place)
+            await self._send("response.output_audio_transcript.delta", delta=delta, **times, **place)
 
     @staticmethod
     def _transcript(response: Response) -> str:
@@ -707,6 +724,7 @@ class RealtimeSession:
                 f"`audio_end_ms` is larger than the length of the audio, {spoken.audio_s * 1000:.0f} ms.",
                 param="audio_end_ms",
             )
+        await response.context.words_found(TRUNCATE_WORDS_S)
         text = response.context.text
         heard = text[: spoken.chars_at(end_ms / 1000, text)]
         item["content"] = [{"type": "output_audio", "transcript": heard}]

@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import threading
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from app.api import realtime
 from app.audio import g711
 from app.keys import KeyFile
 from tests.support.live import LONG, serving, wait_until
@@ -341,6 +343,48 @@ def test_truncated_item_keeps_the_words_that_were_heard(caller: Caller) -> None:
     assert caller.receive()["error"]["param"] == "audio_end_ms"
 
 
+def words_of(url: str, text: str) -> list[Object]:
+    body = {"input": text, "response_format": "pcm", "timestamps": True}
+    words: list[Object] = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=60).json()["words"]
+    return words
+
+
+def test_truncated_item_ends_at_the_word_that_was_heard(server: str, caller: Caller) -> None:
+    text = "One. Two is a long sentence of many words, which the listener does not hear to its end. Three."
+    words = words_of(server, text)
+    caller.send("response.create", response={"input": [message(text)]})
+    item = caller.until("response.done")[-1]["response"]["output"][0]
+    for heard, following in pairwise(words):
+        for seconds in (heard["end"] + 0.001, following["end"] - 0.05):
+            send = {"item_id": item["id"], "content_index": 0, "audio_end_ms": int(1000 * seconds)}
+            caller.send("conversation.item.truncate", **send)
+            assert caller.receive()["type"] == "conversation.item.truncated"
+            caller.send("conversation.item.retrieve", item_id=item["id"])
+            transcript = caller.receive()["item"]["content"][0]["transcript"]
+            assert transcript == text[: heard["end_char"]]
+
+
+@pytest.mark.parametrize("in_parts", [True, False])
+def test_transcript_comes_word_by_word_with_timestamps(server: str, caller: Caller, in_parts: bool) -> None:
+    caller.send("session.update", session={"type": "realtime", "timestamps": True})
+    assert caller.until("session.updated", "error")[-1]["session"]["timestamps"] is True
+    if in_parts:
+        for char in TEXT:
+            caller.send("input_text_buffer.append", text=char)
+        caller.send("input_text_buffer.commit")
+        events = caller.until("response.done")
+    else:
+        events = caller.speak()
+    assert transcript_of(events) == TEXT
+    deltas = [event for event in events if event["type"] == "response.output_audio_transcript.delta"]
+    expected = words_of(server, TEXT)
+    assert [delta["delta"].strip() for delta in deltas] == [word["word"] for word in expected]
+    for delta, word in zip(deltas, expected, strict=True):
+        assert (delta["start_ms"], delta["end_ms"]) == (round(1000 * word["start"]), round(1000 * word["end"]))
+    caller.send("session.update", session={"type": "realtime", "timestamps": "often"})
+    assert caller.until("error")[-1]["error"]["param"] == "session.timestamps"
+
+
 # ---- cancelling
 
 
@@ -352,7 +396,11 @@ def test_cancel_ends_the_audio_and_frees_the_row(server: str, caller: Caller) ->
     events = caller.until("response.done")
     done = events[-1]["response"]
     assert (done["status"], done["id"]) == ("cancelled", response_id)
-    assert done["status_details"] == {"type": "cancelled", "reason": "client_cancelled"}
+    details = done["status_details"]
+    assert (details["type"], details["reason"]) == ("cancelled", "client_cancelled")
+    assert details["sent_ms"] == pytest.approx(len(audio_of([*first, *events])) / 48, abs=2)
+    assert details["spoken_words"] == len(LONG[: details["spoken_chars"]].split()) > 0
+    assert LONG[details["spoken_chars"]].isspace()
     assert order(events)[-5:] == FRAME[-5:]
     assert is_free(server)
     transcript = events[-4]["transcript"] if "transcript" in events[-4] else events[-3]["part"]["transcript"]
@@ -667,6 +715,72 @@ def test_connections_are_counted(tmp_path: Path) -> None:
             caller.speak("A very private sentence.")
         counted = 'tts_requests_total{route="/v1/realtime",status="101"} 1.0'
         wait_until(lambda: counted in httpx.get(f"{url}/metrics").text)
+
+
+def test_session_ends_after_its_maximum_time(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(realtime, "MAX_SESSION_S", 0.3)
+    with calling(server) as caller:
+        caller.create(LONG)
+        events: list[Object] = []
+        with pytest.raises(ConnectionClosed) as closed:
+            _receive_all(caller, events)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1001
+    assert closed.value.rcvd.reason == "Your session hit the maximum duration of 60 minutes."
+    errors = [event["error"] for event in events if event["type"] == "error"]
+    assert [error["code"] for error in errors] == ["session_expired"]
+    wait_until(lambda: is_free(server))
+
+
+def _receive_all(caller: Caller, events: list[Object]) -> None:
+    while True:
+        events.append(caller.receive())
+
+
+def test_session_without_events_and_speech_is_closed(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(realtime, "IDLE_S", 0.3)
+    with calling(server) as caller, pytest.raises(ConnectionClosed) as closed:
+        caller.receive()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1001
+
+
+def test_text_that_still_arrives_keeps_the_session_open(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(realtime, "IDLE_S", 0.1)
+    with calling(server) as caller:
+        caller.send("input_text_buffer.append", text="Hello there. ")
+        caller.until("response.output_audio.delta")
+        with contextlib.suppress(TimeoutError):
+            while True:
+                assert json.loads(caller.socket.recv(timeout=1))["type"] == "response.output_audio.delta"
+        caller.send("input_text_buffer.commit")
+        assert caller.until("response.done")[-1]["response"]["status"] == "completed"
+
+
+@pytest.mark.parametrize("long", [True, False])
+def test_client_secret_is_valid_after_a_restart_and_in_other_processes(tmp_path: Path, long: bool) -> None:
+    """A secret with long settings is valid only in its process."""
+    session = {"type": "realtime", "audio": {"output": {"voice": "nova"}}}
+    if long:
+        rng = random.Random(0)
+        session |= {"instructions": "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=20_000))}
+    key = KeyFile(tmp_path).add("browser", ["speak"])
+    with serving(tmp_path) as url:
+        headers = {"Authorization": f"Bearer {key}"}
+        body = {"session": session, "expires_after": {"seconds": 60}}
+        secret = httpx.post(f"{url}/v1/realtime/client_secrets", json=body, headers=headers).json()["value"]
+        with calling(url, key=secret) as caller:
+            assert order(caller.speak("Hello.")) == FRAME
+    with serving(tmp_path) as url:
+        if long:
+            assert refused(url, key=secret).status_code == 401
+        else:
+            with calling(url, key=secret) as caller:
+                caller.send("session.update", session={"type": "realtime"})
+                assert caller.receive()["session"]["audio"]["output"]["voice"] == "nova"
+            for wrong in (secret[:-1], secret + "A", secret.replace(".", ""), "ek_", "ek_.", "ek_" + secret[5:]):
+                assert refused(url, key=wrong).status_code == 401
+    assert not [file for file in (tmp_path / "keys").iterdir() if file.stat().st_mode & 0o077]
 
 
 def test_g711_has_the_values_of_the_standard() -> None:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, WebSocket
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.auth import key_in
+from app.api.client_secrets import ClientSecrets
 from app.api.errors import problems
 from app.api.realtime import RealtimeSession, checked_session, new_id
 from app.api.sockets import accepted
-from app.errors import InvalidValue, Unauthorized
+from app.errors import InvalidValue
 from app.generator.resolving import find_model
-from app.lru import LRU
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from app.api.auth import Gate
+    from app.api.client_secrets import Secret
     from app.api.speaking import Speaking
     from app.keys import Key
     from app.voices.store import VoiceStore
 
 REALTIME_PATH = "/realtime"
-MAX_SECRETS = 10_000
 MIN_SECRET_S, MAX_SECRET_S, SECRET_S = 10, 7200, 600
-_PREFIX = "ek_"
 _SUBPROTOCOL, _KEY_SUBPROTOCOL = "realtime", "openai-insecure-api-key."
 _MAX_SETTINGS = 64 << 10  # characters
 
@@ -71,42 +68,10 @@ class ClientSecret(BaseModel):
     session: ClientSecretSession
 
 
-@dataclass(frozen=True, slots=True)
-class _Secret:
-    expires_at: float
-    key: Key | None  # the API key that has created it
-    session: dict[str, Any]
-
-
-class ClientSecrets:
-    """The client secrets of this process. They are not stored, so a restart ends them. Used from one event loop."""
-
-    def __init__(self) -> None:
-        self._secrets: LRU[str, _Secret] = LRU(MAX_SECRETS)
-
-    def create(self, key: Key | None, session: dict[str, Any], seconds: int) -> tuple[str, float]:
-        """Create a secret. Returns its text, and the time at which it expires."""
-        value = _PREFIX + secrets.token_urlsafe(32)
-        expires_at = time.time() + seconds
-        self._secrets.put(_digest(value), _Secret(expires_at, key, session))
-        return value, expires_at
-
-    def find(self, value: str) -> _Secret | None:
-        """The secret with this text; None if the text is no secret. Raises Unauthorized for an expired one."""
-        found = self._secrets.get(_digest(value)) if value.startswith(_PREFIX) else None
-        if found is not None and time.time() > found.expires_at:
-            raise Unauthorized("The client secret has expired. Create another one.")
-        return found
-
-
-def _digest(value: str) -> str:
-    return hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()
-
-
-def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s: float) -> APIRouter:
+def router(speaking: Speaking, voices: VoiceStore, gate: Gate, data_dir: Path, *, send_timeout_s: float) -> APIRouter:
     """The routes of the Realtime API."""
     routes = APIRouter(tags=["realtime"], route_class=gate.route("speak"))
-    known = ClientSecrets()
+    known = ClientSecrets(data_dir)
 
     @routes.post("/realtime/client_secrets", responses=problems(400, 404, 408, 413))
     async def create_client_secret(body: ClientSecretBody, caller: Request) -> ClientSecret:
@@ -126,7 +91,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s
     async def realtime(connection: WebSocket) -> None:
         """Speak texts over a WebSocket."""
         sent = _sent_key(connection)
-        secret: _Secret | None = None
+        secret: Secret | None = None
         model = connection.query_params.get("model") or ""
 
         def check() -> Key | None:

@@ -1,0 +1,134 @@
+"""Client secrets of the Realtime API: keys that a browser may know, because they are valid for a short time.
+
+A secret has its content in it: the digest of the API key that created it, the settings of its sessions, and the time at
+which it expires. A signature protects the content. All processes with the same data folder accept it, also after a
+restart. A secret with long settings would not fit into a header, so such a secret is known to one process only.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import os
+import secrets
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import Unauthorized
+from app.keys import FOLDER, Key
+from app.lru import LRU
+
+log = logging.getLogger(__name__)
+
+PREFIX = "ek_"
+FILE = "client_secrets.key"  # in the folder of the API keys
+MAX_CHARS = 4096  # of a secret with its content
+MAX_HELD = 10_000  # secrets with long settings
+MAX_CONTENT_BYTES = 1 << 20  # of the unpacked content
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """The content of a client secret."""
+
+    expires_at: float  # Unix time in seconds
+    key: Key | None  # the API key that created it; only its name and its digest count
+    session: dict[str, Any]
+
+
+class ClientSecrets:
+    """Creates and checks client secrets. Used from one event loop."""
+
+    def __init__(self, data_dir: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path = data_dir / FOLDER / FILE
+        self._clock = clock
+        self._signing_key = b""
+        self._held: LRU[str, Secret] = LRU(MAX_HELD)
+
+    def create(self, key: Key | None, session: dict[str, Any], seconds: int) -> tuple[str, float]:
+        """Create a secret. Returns its text, and the time at which it expires."""
+        expires_at = self._clock() + seconds
+        owner = None if key is None else [key.name, key.sha256]
+        content = json.dumps([expires_at, owner, session, secrets.token_hex(8)], separators=(",", ":"))
+        packed = zlib.compress(content.encode("utf-8", "surrogatepass"), 9)
+        value = f"{PREFIX}{_text(packed)}.{_text(self._signature(packed))}"
+        if len(value) > MAX_CHARS:
+            value = PREFIX + secrets.token_urlsafe(32)
+            self._held.put(_digest(value), Secret(expires_at, key, session))
+        return value, expires_at
+
+    def find(self, value: str) -> Secret | None:
+        """Return the content of a secret; None if the text is no secret. Raises Unauthorized for an expired one."""
+        if not value.startswith(PREFIX):
+            return None
+        found = self._held.get(_digest(value)) or self._read(value)
+        if found is not None and self._clock() > found.expires_at:
+            raise Unauthorized("The client secret has expired. Create another one.")
+        return found
+
+    def _read(self, value: str) -> Secret | None:
+        """Return the content of a secret with a valid signature."""
+        content, _, signature = value.removeprefix(PREFIX).partition(".")
+        if not signature or len(value) > MAX_CHARS:
+            return None
+        with contextlib.suppress(ValueError):
+            packed = _bytes(content)
+            if not hmac.compare_digest(self._signature(packed), _bytes(signature)):
+                return None
+            unpacked = zlib.decompressobj().decompress(packed, MAX_CONTENT_BYTES)
+            expires_at, owner, session, _ = json.loads(unpacked.decode("utf-8", "surrogatepass"))
+            key = None if owner is None else Key(owner[0], owner[1], ("speak",))
+            return Secret(expires_at, key, session)
+        return None
+
+    def _signature(self, content: bytes) -> bytes:
+        if not self._signing_key:
+            self._signing_key = _read_or_create(self._path)
+        return hmac.new(self._signing_key, content, hashlib.sha256).digest()
+
+
+def _read_or_create(path: Path) -> bytes:
+    """Return the key that signs secrets. If no file has it, create the file.
+
+    If the file can't be written, only this process knows the key.
+    """
+    key = secrets.token_bytes(_KEY_BYTES)
+    try:
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123
+                file.write(key)
+            try:
+                with contextlib.suppress(FileExistsError):  # another process has created it
+                    os.link(draft, path)
+            finally:
+                draft.unlink()
+        if len(found := path.read_bytes()) == _KEY_BYTES:
+            return found
+        log.warning("%s is damaged. Delete it. Until then, client secrets are valid in one process only", path)
+    except OSError as error:
+        log.warning("%s can't be used, so client secrets are valid in one process only: %s", path, error)
+    return key
+
+
+def _text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _bytes(text: str) -> bytes:
+    """Decode the result of `_text`. Raises ValueError."""
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+
+
+def _digest(value: str) -> str:
+    return hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()
