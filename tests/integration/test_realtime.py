@@ -398,7 +398,8 @@ def test_cancel_ends_the_audio_and_frees_the_row(server: str, caller: Caller) ->
     assert (done["status"], done["id"]) == ("cancelled", response_id)
     details = done["status_details"]
     assert (details["type"], details["reason"]) == ("cancelled", "client_cancelled")
-    assert details["sent_ms"] == pytest.approx(len(audio_of([*first, *events])) / 48, abs=2)
+    received_ms = len(audio_of([*first, *events])) / 48
+    assert received_ms <= details["sent_ms"] + 1 <= received_ms + 50  # the resampler holds up to 30 ms
     assert details["spoken_words"] == len(LONG[: details["spoken_chars"]].split()) > 0
     assert LONG[details["spoken_chars"]].isspace()
     assert order(events)[-5:] == FRAME[-5:]
