@@ -349,18 +349,27 @@ class AnswerTimes:
             bound = (words[0][1][0], words[-1][1][1]) if words else bounds[at]
             if found.words and not words and any(span is not None for span in times):
                 continue  # the audio ended before this line
-            self._join(_Open(line.turn, line.start_char, line.end_char, *bound, words))
+            may_go_on = self._may_go_on(line)
+            self._join(_Open(line.turn, line.start_char, line.end_char, *bound, words, may_go_on))
+
+    def _may_go_on(self, line: TimelineLine) -> bool:
+        """Return whether the next line may continue the last word of a line, such as a number that is cut."""
+        if not line.words or _SENTENCE_END.search(line.words[-1].word):
+            return False
+        last = line.words[-1]
+        written = self._texts.texts[line.turn][last.start_char : last.end_char]
+        return [*filter(str.isalnum, written)] != [*filter(str.isalnum, last.word)]
 
     def _join(self, new: _Open) -> None:
         """Add a sentence. It joins the sentence before if that one has ended inside a part of the caller's text."""
         before = self._open
         if before is not None:
-            if before.turn == new.turn and new.start_char < before.cut_part_end(self._texts):
+            if before.turn == new.turn and new.start_char < max(before.cut_part_end(self._texts), before.end_char):
                 before.add(new)
                 new = before
             else:
                 self._publish(before)
-        self._open = new if new.cut_part_end(self._texts) else None
+        self._open = new if new.may_go_on or new.cut_part_end(self._texts) else None
         if self._open is None:
             self._publish(new)
 
@@ -402,6 +411,7 @@ class _Open:
     start_s: float
     end_s: float
     words: list[tuple[int, Span]]  # number of the part of the caller's text, and its time
+    may_go_on: bool  # whether the next sentence may continue the last word
 
     def cut_part_end(self, texts: _Texts) -> int:
         """Return the end of the part of the caller's text inside which the sentence ends, before further letters of
@@ -418,6 +428,7 @@ class _Open:
         """Add the next sentence to this one."""
         self.end_char = max(self.end_char, new.end_char)
         self.end_s = new.end_s
+        self.may_go_on = new.may_go_on
         for part, span in new.words:
             if self.words and self.words[-1][0] == part:
                 self.words[-1] = (part, (self.words[-1][1][0], span[1]))

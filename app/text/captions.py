@@ -15,7 +15,8 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from app.text.caption_breaks import CLOSERS, JOINED, SENTENCE_ENDS, BreakRules, char_width, split_long
@@ -41,6 +42,7 @@ LINE_WIDTH = 42  # the most characters in one line
 LEAST_MS, MOST_MS = 833, 7_000  # the shortest and the longest time that a caption is shown
 GAP_MS = 80  # the shortest time between two captions
 CLOSED_GAP_MS = 200  # a shorter gap becomes GAP_MS
+_MOST_MARKS = 3  # a longer run of words without letters that are not spoken is not shown
 READING_SPEED = 20  # most people can read this many characters in one second
 
 # Costs of a division into captions. The division with the lowest total cost is used.
@@ -175,7 +177,7 @@ def _words(times: Timestamps, texts: Sequence[str], language: str, duration_ms: 
     clock_ms = number = block = 0
     last: _Heard | None = None
     for heard in _heard(times, texts, duration_ms):
-        ranges = _word_ranges(heard.text, heard.start)
+        ranges = _without_mark_runs(_word_ranges(heard.text, heard.start), heard)
         spoken = _times_of(heard.sentence, [(start, end) for start, end, _ in ranges])
         gap = " " if last is None else last.gap(heard)
         continues = gap == " " and last is not None and last.is_cut and last.sentence.turn == heard.sentence.turn
@@ -272,6 +274,22 @@ def _end(text: str, end: int, most: int) -> int:
 
 def _is_mark(char: str) -> bool:
     return not char.isspace() and not char.isalnum()
+
+
+def _without_mark_runs(ranges: list[tuple[int, int, str]], heard: _Heard) -> list[tuple[int, int, str]]:
+    """Return the words without long runs of marks that are not spoken, such as a row of dashes with spaces."""
+    text, offset = heard.text, heard.start
+    silent = [not any(map(str.isalnum, text[start - offset : end - offset])) for start, end, _ in ranges]
+    if sum(silent) <= _MOST_MARKS:
+        return ranges
+    spoken = {char for word in heard.sentence.words for char in range(word.start_char, word.end_char)}
+    silent = [quiet and spoken.isdisjoint(range(*each[:2])) for quiet, each in zip(silent, ranges, strict=True)]
+    kept: list[tuple[int, int, str]] = []
+    for quiet, group in groupby(zip(silent, ranges, strict=True), key=itemgetter(0)):
+        run = [each for _, each in group]
+        if not quiet or len(run) <= _MOST_MARKS:
+            kept += run
+    return kept or ranges
 
 
 _WORD = re.compile(rf"\S+(?:[{JOINED}]+\S+)*")  # a word may contain spaces at which no line breaks

@@ -499,3 +499,21 @@ def test_any_times_give_captions_that_do_not_overlap(spans, duration, size):
     check_rules(captions, times)
     heard = sum(len(each.words) for each in sentences if each.start_s < int(duration * 1000) / 1000)
     assert sum(len(each.words) for each in captions) == heard
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("- " * 60 + "end", "end"),
+        ("so " + "* " * 40 + "on", "so on"),
+        ("- one - two", "- one - two"),
+        ("a . . . b", "a . . . b"),
+        ("stop . . . . . . . .", "stop"),
+    ],
+)
+def test_row_of_marks_that_are_not_spoken_is_left_out(text: str, shown: str) -> None:
+    words = tuple(
+        TimedWord(match[0], at, at + 1.0, *match.span()) for at, match in enumerate(re.finditer(r"[a-z]+", text))
+    )
+    times = Timestamps((TimedSentence(text, 0.0, float(len(words)), 0, len(text), 0, words),), len(words) + 0.5)
+    assert " ".join(caption.text for caption in build_captions(times, texts=(text,))) == shown

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,23 @@ def test_word_that_is_cut_into_several_lines_has_one_time(tmp_path: Path) -> Non
     [(times, _, _)] = asyncio.run(times_of(tmp_path, ask(text)))
     check_order(times, (text,))
     assert [word.word for word in times.words] == text.split()
+
+
+NUMBERS = [
+    "75979489 48491320 467206872 201542992 254998153 541035796 188120915 952610039 1234567 89",
+    "Call 467206872201542992254998153541035796188120915952610039 and then 83.",
+    " ".join(f"${number}.{number % 90 + 10}" for number in range(1_000_001, 9_000_000, 777_777)),
+    " ".join(f"{day}/12/19{day + 60}" for day in range(10, 30)),
+    "ab" * 40 + "123456789" * 12 + " end",
+]
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_number_that_is_cut_into_several_lines_is_in_one_sentence(tmp_path: Path, text: str) -> None:
+    [(times, _, _)] = asyncio.run(times_of(tmp_path, ask(text)))
+    check_order(times, (text,))
+    assert [word.word for word in times.words] == text.split()
+    places = [(sentence.start_char, sentence.end_char) for sentence in times.sentences]
+    assert all(before[1] <= after[0] for before, after in pairwise(places))
+    for before, after in pairwise(times.words):
+        assert after.start_s - before.end_s < 0.5
