@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from app.generator.timeline import TimelineLine, TimelineUtterance
     from app.generator.word_timing import Found, Span, WordTimer
 
+_LONG_WORD_CHARS = 1_000
 LONG_TEXT_CHARS = 20_000  # the words of a longer text are found in a thread
 WAITING_BYTES = 8 << 20  # of samples that wait to be aligned: about three minutes
 NO_WORDS = "The text contains no words that are spoken."
@@ -49,14 +51,28 @@ class _Texts:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
-        self._tokens: dict[int, tuple[list[int], list[int]]] = {}
+        self._tokens: dict[int, tuple[array[int], array[int]]] = {}
+        self._letters: dict[tuple[int, int], int] = {}  # of long words
 
-    def tokens(self, turn: int) -> tuple[list[int], list[int]]:
-        """Return the starts and the ends of the parts of one text."""
+    def tokens(self, turn: int) -> tuple[array[int], array[int]]:
+        """Return the starts and the ends of the words of one text."""
         if turn not in self._tokens:
-            spans = word_spans(self.texts[turn])
-            self._tokens[turn] = ([start for start, _ in spans], [end for _, end in spans])
+            starts, ends = array("I"), array("I")
+            for start, end in word_spans(self.texts[turn]):
+                starts.append(start)
+                ends.append(end)
+            self._tokens[turn] = (starts, ends)
         return self._tokens[turn]
+
+    def letters(self, turn: int, part: int) -> int:
+        """Return the number of letters of a word."""
+        starts, ends = self.tokens(turn)
+        start, end = starts[part], ends[part]
+        if end - start < _LONG_WORD_CHARS:
+            return count_letters(self.texts[turn][start:end])
+        if (turn, part) not in self._letters:  # many utterances speak one word
+            self._letters[turn, part] = count_letters(self.texts[turn][start:end])
+        return self._letters[turn, part]
 
     async def prepare(self, turn: int) -> None:
         """Find the words of a long text in a thread, so that the event loop does not wait."""
@@ -94,11 +110,9 @@ def _caller_words(line: TimelineLine, times: Sequence[Span | None], texts: _Text
         else:
             groups.append(_Group(covered[0], covered[-1], *span))
     found = []
-    starts, ends = texts.tokens(line.turn)
-    text = texts.texts[line.turn]
     for group in groups:
         every = range(group.first, group.last + 1)
-        letters = [count_letters(text[starts[part] : ends[part]]) for part in every]
+        letters = [texts.letters(line.turn, part) for part in every]
         parts = [part for part, count in zip(every, letters, strict=True) if count] or list(every)
         weights = [count for count in letters if count] or [1] * len(parts)
         found += list(zip(parts, share_time(group.start_s, group.end_s, weights), strict=True))
@@ -357,6 +371,8 @@ class AnswerTimes:
         if not line.words or _SENTENCE_END.search(line.words[-1].word):
             return False
         last = line.words[-1]
+        if last.end_char - last.start_char > _LONG_WORD_CHARS:
+            return True
         written = self._texts.texts[line.turn][last.start_char : last.end_char]
         return [*filter(str.isalnum, written)] != [*filter(str.isalnum, last.word)]
 

@@ -152,7 +152,9 @@ class SpannedText:
 
     def words(self, places: Iterable[tuple[int, int]] | None = None) -> Iterator[SpokenWord]:
         """Yield the words with their spans. places: the words in this text; None = the parts between white space."""
-        for start, end in places or (match.span() for match in _TOKEN.finditer(self.text)):
+        if places is None:
+            places = (match.span() for match in _TOKEN.finditer(self.text))
+        for start, end in places:
             yield SpokenWord(self.text[start:end], self._starts[start], self._ends[end - 1])
 
 

@@ -7,6 +7,7 @@ character with the marks that belong to it is one word.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _TOKEN = re.compile(r"\S+")
 # Thai, Lao, Burmese, Khmer, Tai scripts, Japanese, Bopomofo, Chinese, Yi. Korean has spaces.
@@ -36,10 +37,10 @@ _WORD = re.compile(
 )
 
 
-def word_spans(text: str) -> list[tuple[int, int]]:
-    """Return the start and the end (exclusive) of each word of a text. The words contain all visible characters.
+def word_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the start and the end (exclusive) of each word of a text. The words contain all visible characters.
 
     Punctuation belongs to the word before it, and an opening bracket to the word after it.
     """
     unspaced = not text.isascii() and _HAS_UNSPACED.search(text)
-    return [match.span() for match in (_WORD if unspaced else _TOKEN).finditer(text)]
+    return (match.span() for match in (_WORD if unspaced else _TOKEN).finditer(text))
