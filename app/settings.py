@@ -271,6 +271,13 @@ class Settings(BaseSettings):
         "without a dot, names that end with `.local`, `.lan`, `.internal` or `.svc`, and `HOST` are always allowed. A "
         "server with API keys allows all names if this is empty.",
     )
+    studio_llm_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        alias="TTS_STUDIO_LLM_ORIGINS",
+        description="Comma-separated origins of servers with OpenAI's chat API that the studio's Live page may contact "
+        "from the browser, such as `http://localhost:11434`. Empty = none: the Content-Security-Policy of the pages "
+        "then allows this server only.",
+    )
     root_path: str = Field(
         "",
         alias="TTS_ROOT_PATH",
@@ -523,6 +530,7 @@ class Settings(BaseSettings):
         "trusted_proxies",
         "csm_speakers",
         "models",
+        "studio_llm_origins",
         mode="before",
     )
     @classmethod
@@ -539,6 +547,18 @@ class Settings(BaseSettings):
                     "example `https://studio.example` or `http://localhost:3000`"
                 )
         return value
+
+    @field_validator("studio_llm_origins", mode="after")
+    @classmethod
+    def _llm_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        origins = tuple(origin.lower() for origin in value)
+        for origin in origins:
+            if not re.fullmatch(r"https?://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?", origin):
+                raise ValueError(
+                    f"{origin!r} is not an origin. Write scheme, host and port without a path or a slash at the end, "
+                    "for example `http://localhost:11434`"
+                )
+        return origins
 
     @field_validator("allowed_hosts", mode="after")
     @classmethod

@@ -223,7 +223,7 @@ def create_api(
     app.include_router(kokoro_routes)
     for prefix in (*PREFIXES, "/v2"):
         app.include_router(elevenlabs.voices_router(services.voices, services.gate, f"{prefix}/voices"))
-    app.include_router(pages.router())
+    app.include_router(pages.router(settings.studio_llm_origins))
     app.mount("/static/swagger", pages.docs_files())
     app.mount("/static", pages.files())
     known_paths = {

@@ -30,7 +30,9 @@ pytestmark = pytest.mark.integration
 
 STATIC = ROOT / "app" / "static"
 LANGUAGES = {
-    path.stem: json.loads(path.read_text()) | json.loads((path.parent / "voices" / path.name).read_text())
+    path.stem: json.loads(path.read_text())
+    | json.loads((path.parent / "voices" / path.name).read_text())
+    | json.loads((path.parent / "live" / path.name).read_text())
     for path in sorted((STATIC / "i18n").glob("*.json"))
 }
 CODE = "".join(path.read_text() for path in [*(STATIC / "js").rglob("*.js"), *STATIC.glob("*.html")])

@@ -56,6 +56,7 @@ SETTINGS: dict[str, Any] = {
     "wyoming_zeroconf": "",
     "cors_origins": (),
     "allowed_hosts": (),
+    "studio_llm_origins": (),
     "root_path": "",
     "trusted_proxies": ("127.0.0.1", "::1"),
     "voice_lists": "open",

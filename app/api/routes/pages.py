@@ -20,7 +20,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from starlette.responses import Response
     from starlette.types import ASGIApp
@@ -30,15 +30,18 @@ PATHS = (
     "/",
     "/voice-cloning",
     "/dialogue",
+    "/live",
     "/server",
     "/pronunciation",
 )  # the pages of the studio; static/js/main.js has the same list
 DOCS = {"/docs": "docs.html", "/redoc": "redoc.html"}  # path -> HTML file
 
 
-def policy(nonce: str) -> str:
+def policy(nonce: str, llm_origins: Sequence[str] = ()) -> str:
     """Return the Content-Security-Policy of a page. The policy allows files of this server, styles with the nonce, and
     audio blobs.
+
+    llm_origins: the servers of language models that the page may contact.
     """
     return "; ".join(
         (
@@ -46,7 +49,7 @@ def policy(nonce: str) -> str:
             "base-uri 'none'",
             "frame-ancestors 'none'",
             "script-src 'self'",
-            "connect-src 'self'",
+            " ".join(("connect-src 'self'", *llm_origins)),
             "worker-src 'self'",
             "form-action 'self'",
             f"style-src 'self' 'nonce-{nonce}'",
@@ -56,26 +59,28 @@ def policy(nonce: str) -> str:
     )
 
 
-def router() -> APIRouter:
-    """Create the routes of the pages."""
+def router(llm_origins: Sequence[str] = ()) -> APIRouter:
+    """Create the routes of the pages. llm_origins: TTS_STUDIO_LLM_ORIGINS."""
     routes = APIRouter(include_in_schema=False)
     for path in PATHS:
-        routes.add_api_route(path, _page("shell.html", microphone="(self)"), methods=["GET"])
+        routes.add_api_route(path, _page("shell.html", microphone="(self)", llm_origins=llm_origins), methods=["GET"])
     for path, name in DOCS.items():
         routes.add_api_route(path, _page(name, microphone="()"), methods=["GET"])
     return routes
 
 
-def _page(name: str, *, microphone: str) -> Callable[[Request], Awaitable[HTMLResponse]]:
+def _page(
+    name: str, *, microphone: str, llm_origins: Sequence[str] = ()
+) -> Callable[[Request], Awaitable[HTMLResponse]]:
     """Create the handler of a page. name: the HTML file. microphone: the origins that may record sound."""
-    template = (FOLDER / name).read_text("utf-8")
+    template = (FOLDER / name).read_text("utf-8").replace("{llm}", escape(" ".join(llm_origins)))
 
     async def page(request: Request) -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
         root = str(request.scope.get("root_path", "")).rstrip("/")
         html = template.replace("{nonce}", nonce).replace("{root}", escape(root))
         headers = {
-            "Content-Security-Policy": policy(nonce),
+            "Content-Security-Policy": policy(nonce, llm_origins),
             "Cache-Control": "no-store",
             "Permissions-Policy": f"microphone={microphone}, camera=(), geolocation=()",
         }

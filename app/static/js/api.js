@@ -13,6 +13,7 @@ let key = (() => {
 })();
 
 export const hasKey = () => key !== "";
+export const apiKey = () => key;
 
 function keep(value, remembered) {
   key = value;
@@ -172,7 +173,7 @@ export async function speakStream(path, body, on, signal) {
   return usage;
 }
 
-function fromBase64(text) {
+export function fromBase64(text) {
   const binary = atob(text);
   const bytes = new Uint8Array(binary.length);
   for (let at = 0; at < binary.length; at++) bytes[at] = binary.charCodeAt(at);

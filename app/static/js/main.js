@@ -1,15 +1,16 @@
 // The shell: routes, the header, and the keys that work on every page.
 
-import { askKey, health } from "./api.js";
+import { health } from "./api.js";
 import * as dock from "./dock.js";
 import { player } from "./player.js";
 import { speech } from "./speech.js";
-import { LANGUAGES, ROOT, button, dialog, h, loadLanguage, store, t } from "./ui.js";
+import { ROOT, h, loadLanguage, store, t } from "./ui.js";
 
 const ROUTES = {
   "/": { title: "nav.speak", load: () => import("./pages/speak.js") },
   "/voice-cloning": { title: "nav.voices", load: () => import("./pages/voices.js") },
   "/dialogue": { title: "nav.dialogue", load: () => import("./pages/dialogue.js") },
+  "/live": { title: "nav.live", load: () => import("./pages/live.js") },
   "/server": { title: "nav.server", load: () => import("./pages/server.js") },
   "/pronunciation": { title: "lexicon.title", load: () => import("./pages/pronunciation.js") },
 };
@@ -104,28 +105,9 @@ async function setLanguage(language) {
   await show({ focus: false });
 }
 
-function menu() {
-  return dialog(t("menu.title"), (close) => {
-    const choice = (id, label, options, chosen, set) => [
-      h("label", { for: id }, label),
-      h("select", { id, onchange: (event) => set(event.target.value) }, options.map(([value, text]) => h("option", { value, selected: value === chosen }, text))),
-    ];
-    return h("div", { class: "stack" },
-      choice("menu-language", t("menu.language"), Object.entries(LANGUAGES), document.documentElement.lang, async (value) => { close(); await setLanguage(value); }),
-      choice("menu-theme", t("menu.theme"), ["auto", "light", "dark"].map((name) => [name, t(`theme.${name}`)]), store.get("theme", "auto"), setTheme),
-      h("label", { class: "check" }, h("input", { type: "checkbox", checked: store.get("shortcuts", true), onchange: (event) => store.set("shortcuts", event.target.checked) }), t("menu.shortcuts")),
-      h("div", { class: "row wrap" },
-        button(t("menu.key"), () => { close(); askKey(); }),
-        button(t("menu.keys"), () => { close(); keyList(); }),
-        h("a", { class: "button", href: `${ROOT}/docs` }, t("menu.docs")),
-      ),
-    );
-  }, { look: "side" });
-}
-
-const keyList = () => dialog(t("menu.keys"), () => h("dl", { class: "keys" },
-  [["Ctrl+Enter", "keys.speak"], ["Esc", "keys.stop"], ["Space", "keys.pause"], ["X", "keys.swap"], ["← →", "keys.seek"], ["/", "keys.text"], ["?", "keys.list"]].map(([key, what]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, t(what))]),
-));
+const loadMenu = () => import("./menu.js");
+const menu = async () => (await loadMenu()).menu(setLanguage, setTheme);
+const keyList = async () => (await loadMenu()).keyList();
 
 // ---- keys
 
