@@ -13,6 +13,7 @@ SpeechError
 │   ├── ForeignPage (a web page of another origin sent the request)
 │   ├── ForeignHost (a web page sent the request to a name that is not the server's)
 │   ├── PreconditionFailed (the object has changed since the caller read it)
+│   ├── BadAdapter (a LoRA adapter can't be used)
 │   ├── VoiceNotSupported (the engine can't clone voices)
 │   └── VoiceNeedsWords  (the words of the voice's recording are unknown)
 ├── Busy                         the queue is full; try again after `retry_after_s`
@@ -67,6 +68,12 @@ class UnknownVoice(RequestError):
 
 class UnknownModel(RequestError):
     code = "model_not_found"
+
+
+class BadAdapter(RequestError):
+    """A LoRA adapter can't be used. The message says why."""
+
+    code = "bad_adapter"
 
 
 class UnsupportedFormat(RequestError):

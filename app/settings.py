@@ -93,6 +93,24 @@ class Settings(BaseSettings):
         description="The tokenizer of CSM: a Hugging Face id or a local folder with tokenizer.json. Empty = the "
         "tokenizer beside the weights, or else the tokenizer of the base model.",
     )
+    adapters: Annotated[tuple[tuple[str, str], ...], NoDecode] = Field(
+        (),
+        alias="TTS_ADAPTERS",
+        description="LoRA adapters that CSM loads beside its weights, comma-separated `name=source`. A source is a "
+        "Hugging Face id (`org/name`, `org/name@revision`, `org/name/checkpoint-500`) or a local folder. Each adapter "
+        "is the model `csm-1b:name` and the voice `name`.",
+    )
+    adapter_slots: int = Field(
+        0,
+        alias="TTS_ADAPTER_SLOTS",
+        ge=0,
+        le=128,
+        description="With CUDA graphs, the number of adapters that fit at the same time. 0 = as many as there are at "
+        "the start. Their memory is reserved at the start.",
+    )
+    adapter_rank: int = Field(
+        32, alias="TTS_ADAPTER_RANK", ge=1, le=256, description="With CUDA graphs, the largest rank of an adapter."
+    )
     csm_speakers: Annotated[tuple[Annotated[int, Field(ge=0, le=999)], ...], NoDecode] = Field(
         (0, 1),
         alias="CSM_SPEAKERS",
@@ -317,6 +335,12 @@ class Settings(BaseSettings):
         description="The maximum body size, in bytes, of a request with recordings (conversations, cloning, consents, "
         "imports). A larger body is a 413.",
     )
+    max_adapter_bytes: int = Field(
+        512 << 20,
+        alias="TTS_MAX_ADAPTER_BYTES",
+        ge=1024,
+        description="The maximum size, in bytes, of the files of one LoRA adapter, uploaded or downloaded.",
+    )
     read_timeout_s: float = Field(
         30.0,
         alias="TTS_READ_TIMEOUT_S",
@@ -536,6 +560,19 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        for name, _, source in pairs:
+            if not name.strip() or not source.strip():
+                raise ValueError(
+                    f"{name.strip()!r} has no source. Write name=source, for example danish=me/csm-danish-lora"
+                )
+        return tuple((name.strip(), source.strip()) for name, _, source in pairs)
 
     @field_validator("cors_origins", mode="after")
     @classmethod

@@ -21,7 +21,7 @@ AudioFormat = str  # a key of app.audio.formats.AUDIO_FORMATS
 
 Codec = str  # name of an audio codec: "mimi", "dac" or the codec of a plug-in; it is part of file names
 NO_CODEC: Codec = "none"  # the codec of an engine that has no codec and cannot clone voices
-VoiceKind = Literal["preset", "cloned", "offline", "none"]
+VoiceKind = Literal["preset", "cloned", "offline", "adapter", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,8 @@ class Voice:
     # Whether the words of the recording are unknown, so that engines with `PromptLimits.needs_transcript` can't use
     # this voice.
     needs_words: bool = False
+    adapter: str = ""  # the key of the LoRA adapter with which the voice speaks; "" = none
+    reference_id: str = ""  # id of the voice whose recording this voice uses; "" = its own recording, if it has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +338,7 @@ class Utterance:
     language: str | None = None
     context: tuple[ContextTurn, ...] = ()  # earlier turns, oldest first
     optional_turns: int = 0  # number of first turns of `context` that the engine may leave out to save space
+    adapter: str = ""  # the key of the LoRA adapter that speaks (see app/engines/csm/adapters.py); "" = none
     scheduling: Scheduling = field(default_factory=Scheduling)
 
 

@@ -21,6 +21,7 @@ from app.audio.sandbox import Limits
 from app.audio.threads import ThreadLimit
 from app.audio.watermark import Watermark, WatermarkMissing
 from app.engines import registry
+from app.engines.adapters import AdapterRegistry
 from app.engines.model_manager import ModelManager
 from app.engines.pronouncing import pronounce, read_aloud
 from app.errors import WeightsUnavailable
@@ -78,6 +79,7 @@ class CoreServices:
     take_checker: TakeChecker
     lexicons: LexiconStore
     word_timer: WordTimer
+    adapters: AdapterRegistry
 
 
 def core_services(settings: Settings, normalizer: Normalizer | None = None) -> CoreServices:
@@ -89,6 +91,8 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     metrics = Metrics()
     manager = ModelManager(settings, registry.specs(), metrics.guard)
     voices = VoiceStore(settings.folder("cloned_voices"), settings.folder("voice_references"))
+    adapters = AdapterRegistry(settings, manager, voices.known)
+    voices.adapter_voices = adapters.voices
     cache = AnswerCache(settings.folder("audio_cache"), settings.cache_bytes)
     cache.scan()
     metrics.watch_load(manager.load)
@@ -130,6 +134,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
         checker=take_checker,
         lexicons=lexicons,
         word_timer=word_timer,
+        adapters=adapters,
     )
     detector = WatermarkDetector(uploads, SpeechFinder().contains_speech)
     return CoreServices(
@@ -144,6 +149,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
         take_checker,
         lexicons,
         word_timer,
+        adapters,
     )
 
 
@@ -235,6 +241,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
 
         async def report_ready() -> None:
             await services.manager.settled()
+            await services.adapters.load_at_start()
             await asyncio.wait([warming, importing])
             on_ready()
 
@@ -273,6 +280,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             services.take_checker,
             normalizer,
             services.lexicons,
+            services.adapters,
             None if settings.youtube == "off" else YouTube(),
         ),
         lifespan,

@@ -25,6 +25,7 @@ from app.api.middleware import (
 from app.api.paths import PathAliases, PathPrefix, paths_of, trusted_addresses
 from app.api.responses import REQUEST_ID_HEADER, Schema
 from app.api.routes import (
+    adapters,
     captions,
     conversation,
     custom_voices,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.audio.detection import WatermarkDetector
     from app.audio.watermark import Watermark
+    from app.engines.adapters import AdapterRegistry
     from app.engines.model_manager import ModelManager
     from app.generator.checking import TakeChecker
     from app.generator.lexicons import LexiconStore
@@ -94,6 +96,7 @@ class AppServices:
     checker: TakeChecker
     normalizer: Normalizer
     lexicons: LexiconStore
+    adapters: AdapterRegistry
     youtube: YouTube | None  # None = TTS_YOUTUBE is off: the routes for YouTube do not exist
 
 
@@ -261,6 +264,7 @@ def _v1_routers(services: AppServices, speaking: Speaking, settings: Settings) -
         voice_cloning.router(speaking, gate, creation, services.lexicons),
         custom_voices.router(creation, gate),
         lexicons.router(services.lexicons, voices, gate),
+        adapters.router(services.adapters, gate),
     ]
     if services.youtube is not None:
         routers.append(youtube.router(services.youtube, creation, services.metrics, gate))
@@ -269,7 +273,7 @@ def _v1_routers(services: AppServices, speaking: Speaking, settings: Settings) -
         speech.formats_router(gate),
         voices_routes.router(voices, gate),
         voice_cloning.lists_router(voices, gate),
-        models.router(services.manager, voices, gate, speaking.max_input_chars),
+        models.router(services.manager, voices, services.adapters, gate, speaking.max_input_chars),
         watermark.router(services.detector, gate),
     ]
 
@@ -277,10 +281,14 @@ def _v1_routers(services: AppServices, speaking: Speaking, settings: Settings) -
 def _add_middleware(app: FastAPI, services: AppServices, settings: Settings) -> None:
     """Add the middleware to the app. The middleware that is added last receives each request first."""
     uploads = Limit(settings.max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
+    adapter_files = Limit(settings.max_adapter_bytes, "TTS_MAX_ADAPTER_BYTES")
     app.add_middleware(
         BodyLimit,
         limit=Limit(settings.max_body_bytes, "TTS_MAX_BODY_BYTES"),
-        by_path={prefix + path: uploads for prefix in PREFIXES for path in _UPLOAD_PATHS},
+        by_path={
+            **{prefix + path: uploads for prefix in PREFIXES for path in _UPLOAD_PATHS},
+            **{prefix + adapters.ADAPTERS_PATH: adapter_files for prefix in PREFIXES},
+        },
         timeout_s=settings.read_timeout_s,
     )
     app.add_middleware(UnexpectedErrors)

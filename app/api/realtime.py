@@ -317,7 +317,7 @@ class RealtimeSession:
         changed = copy.copy(self._settings)
         changed.update(found)
         if "model" in found:
-            find_model(changed.model, self._speaking.manager)
+            find_model(changed.model, self._speaking.manager, self._speaking.generator.adapters)
         self._check_voice(changed.output["voice"])
         self._body(changed, changed.output)
         self._settings = changed

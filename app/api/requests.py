@@ -383,6 +383,12 @@ class SpokenBody(BaseModel):
         return self.stream_format == "sse"
 
     @property
+    def default_voice(self) -> str:
+        """The voice of a body without a voice: of the adapter in a model such as csm-1b:danish, or else alloy."""
+        adapter = (self.model or "").rpartition(":")[2] if ":" in (self.model or "") else ""
+        return adapter.strip() or DEFAULT_VOICE
+
+    @property
     def ignored(self) -> tuple[str, ...]:
         """The fields of this request that have no effect on this route with any engine."""
         return (*self._ignored, "progress") if self.progress and not self.sse else self._ignored
@@ -447,7 +453,7 @@ class SpeechBody(SpokenBody):
         _check_length(self.input, "input", max_input_chars)
         voice = _voice_id(self.voice)
         return self._request(
-            [Line(self.input, DEFAULT_VOICE if voice is None else voice, self.speaker_id)], default_model
+            [Line(self.input, self.default_voice if voice is None else voice, self.speaker_id)], default_model
         )
 
 
@@ -569,7 +575,7 @@ class ConversationBody(SpokenBody):
             _check_length(turn.text, f"context.{index}.text", max_input_chars)
         voice = _voice_id(self.voice)
         if voice is None:
-            voice = NO_VOICE.id if self.context else DEFAULT_VOICE
+            voice = NO_VOICE.id if self.context else self.default_voice
         request = self._request([Line(self.text, voice, self.speaker_id or 0)], default_model)
         return replace(request, default_speaker=0)
 
@@ -636,7 +642,7 @@ class DialogueBody(SpokenBody):
         if characters > max_input_chars:
             raise _too_long("The texts of `turns` have", characters, max_input_chars, "turns")
         body_voice = _voice_id(self.voice)
-        default = DEFAULT_VOICE if body_voice is None else body_voice
+        default = self.default_voice if body_voice is None else body_voice
         lines = []
         voices: dict[str, str] = {}  # the last voice of each speaker
         numbers: dict[tuple[str | None, str], int] = {}  # (speaker, voice) -> speaker number

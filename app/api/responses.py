@@ -16,6 +16,7 @@ from app.text.captions import MEDIA_TYPES
 from app.types import VoiceKind
 
 if TYPE_CHECKING:
+    from app.engines.adapters import Adapter
     from app.types import LexiconEntry, Voice
     from app.voices.consents import StoredConsent
     from app.voices.voice_file import StoredVoice
@@ -89,6 +90,9 @@ class Model(ResponseModel):
         Field(description="The sampling parameters that a request without these fields gets; null = not ready."),
     ]
     alias: Annotated[bool, Field(description="Whether the id is an OpenAI name of the running model.")]
+    adapter_of: Annotated[
+        str | None, Field(description="The model that this LoRA adapter changes; null = the entry is no adapter.")
+    ] = None
     description: str
     max_input_length: Annotated[int, Field(description="The maximum length of `input`, in characters.")]
 
@@ -116,7 +120,7 @@ class ListedVoice(ResponseModel):
     voice_id: Annotated[str, Field(description="The same as `id`, for clients that read this name.")]
     name: str
     object: Literal["audio.voice"]
-    type: Annotated[VoiceKind, WithJsonSchema({"enum": ["preset", "cloned", "offline"], "type": "string"})]
+    type: Annotated[VoiceKind, WithJsonSchema({"enum": ["preset", "cloned", "offline", "adapter"], "type": "string"})]
     language: str
     description: str
     status: Annotated[VoiceStatus, Field(description="`needs words` = a cloned voice without a transcript.")]
@@ -144,6 +148,49 @@ class VoiceList(ResponseModel):
     object: Literal["list"]
     voices: list[ListedVoice] | list[str]
     data: list[ListedVoice] | list[str]
+
+
+class ListedAdapter(ResponseModel):
+    """A LoRA adapter of the server."""
+
+    name: Annotated[str, Field(description="The name, which is also the id of a voice.")]
+    model: Annotated[str, Field(description="The id of the model with this adapter, for the field `model`.")]
+    base: Annotated[str | None, Field(description="The base model that the adapter names.")]
+    rank: Annotated[int | None, Field(description="The largest rank; null = the adapter is not loaded.")]
+    status: Literal["loading", "ready", "failed"]
+    bytes: Annotated[int, Field(description="The memory that the adapter takes, in bytes.")]
+    error: Annotated[str | None, Field(description="Why the adapter can't be used.")]
+    source: Annotated[
+        str | None, Field(description="The repository that the request named; null = uploaded, or from TTS_ADAPTERS.")
+    ]
+    speaker: Annotated[int, Field(description="The speaker number with which the voice of the adapter speaks.")]
+    voice: Annotated[str | None, Field(description="The recorded voice that the adapter speaks with.")]
+
+    @classmethod
+    def of(cls, adapter: Adapter, model_id: str) -> Self:
+        return cls(
+            name=adapter.name,
+            model=f"{model_id}:{adapter.name}",
+            base=adapter.base or None,
+            rank=adapter.rank,
+            status=adapter.status,
+            bytes=adapter.bytes,
+            error=adapter.error or None,
+            source=adapter.source if not adapter.configured and adapter.source else None,
+            speaker=adapter.speaker,
+            voice=adapter.voice or None,
+        )
+
+
+class AdapterList(ResponseModel):
+    object: Literal["list"]
+    data: list[ListedAdapter]
+
+
+class DeletedAdapter(ResponseModel):
+    name: str
+    object: Literal["audio.adapter.deleted"]
+    deleted: bool
 
 
 class CompatibleVoice(ResponseModel):

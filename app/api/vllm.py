@@ -186,7 +186,7 @@ class SpeechStream:
                 raise InvalidValue("session.config message too large")
             config = SessionConfig.of(message)
             if config.body.model:
-                find_model(config.body.model, self.speaking.manager)
+                find_model(config.body.model, self.speaking.manager, self.speaking.generator.adapters)
             self._config = config
         elif self._config is None:
             raise InvalidValue(f"Expected session.config, got: {shown}")

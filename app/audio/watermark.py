@@ -86,10 +86,13 @@ class Watermark:
             log.warning("Speech of cloned voices gets no watermark: %s", self.missing)
 
     def marks(self, voices: Iterable[Voice]) -> bool:
-        """Return whether an answer with these voices is marked. For the scope "cloned", one cloned voice is enough."""
+        """Return whether an answer with these voices is marked. For the scope "cloned", one cloned voice is enough.
+
+        The voice of an adapter that speaks with a recording counts as cloned.
+        """
         if self.scope == "off" or self.missing is not None:
             return False
-        return self.scope == "all" or any(voice.kind == "cloned" for voice in voices)
+        return self.scope == "all" or any(voice.kind == "cloned" or voice.reference_id for voice in voices)
 
 
 @dataclass(frozen=True, slots=True)

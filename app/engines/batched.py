@@ -21,6 +21,7 @@ from app.runtime.slots import Job
 from app.types import VoicePrompt
 
 if TYPE_CHECKING:
+    from app.engines.adapters import RowAdapters
     from app.runtime.runner import Runner
     from app.types import AudioChunk, Codes, EngineInfo, Load, Reference, Utterance
 
@@ -59,6 +60,11 @@ class BatchedEngine:
     @property
     def info(self) -> EngineInfo:
         return self._info
+
+    @property
+    def adapters(self) -> RowAdapters | None:
+        """The LoRA adapters of the runner; None = the runner can't use adapters."""
+        return getattr(self._runner, "adapters", None)
 
     @property
     def load(self) -> Load:

@@ -107,6 +107,12 @@ class ModelManager:
         spec = find_spec(name, (self.requested, *self._known.values()))
         return None if spec is None else spec.model_id
 
+    @property
+    def model_with_adapters(self) -> str | None:
+        """The id of the model that speaks with LoRA adapters; None if this process serves no such model."""
+        specs = (manager.requested for manager in self._managers.values())
+        return next((spec.model_id for spec in specs if spec.adapters), None)
+
     def of(self, model_id: str | None) -> EngineManager:
         """Return the manager of a model; the default manager for None and for models that are not served here."""
         return self._managers.get(model_id or "", self._default)

@@ -26,6 +26,9 @@ from app.lru import LRU
 from app.types import DeviceState, Load
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from app.engines.adapters import Prepared, RowAdapters
     from app.engines.protocol import Engine
     from app.engines.registry import BuildContext, EngineSpec
     from app.settings import Settings
@@ -105,6 +108,12 @@ class EnginePool:
     @property
     def info(self) -> EngineInfo:
         return self._info
+
+    @property
+    def adapters(self) -> RowAdapters | None:
+        """The LoRA adapters of all devices; None = the engines can't use adapters."""
+        found = [adapters for member in self._members if (adapters := getattr(member.engine, "adapters", None))]
+        return _AdaptersOfAll(found) if len(found) == len(self._members) else None
 
     @property
     def load(self) -> Load:
@@ -340,3 +349,47 @@ def build(spec: EngineSpec, settings: Settings, context: BuildContext) -> Engine
         share_threads(on_cpu)
     log.info("engine %s runs on %d devices: %s", spec.name, len(devices), ", ".join(map(str, devices)))
     return EnginePool(engines, max_queue=settings.max_queue)
+
+
+@dataclass(frozen=True, slots=True)
+class _PreparedForAll:
+    """An adapter that is prepared for each device of a pool."""
+
+    each: list[Prepared]
+
+    @property
+    def key(self) -> str:
+        return self.each[0].key
+
+    @property
+    def rank(self) -> int:
+        return self.each[0].rank
+
+    @property
+    def base(self) -> str:
+        return self.each[0].base
+
+
+class _AdaptersOfAll:
+    """The adapters of all devices of a pool. An adapter is on all devices or on none."""
+
+    def __init__(self, devices: Sequence[RowAdapters]) -> None:
+        self._devices = devices
+
+    def prepare(self, folder: Path) -> _PreparedForAll:
+        return _PreparedForAll([device.prepare(folder) for device in self._devices])
+
+    def add(self, adapter: _PreparedForAll) -> int:
+        size = 0
+        for number, (device, prepared) in enumerate(zip(self._devices, adapter.each, strict=True)):
+            try:
+                size += device.add(prepared)
+            except BaseException:
+                for earlier in self._devices[:number]:
+                    earlier.remove(adapter.key)
+                raise
+        return size
+
+    def remove(self, key: str) -> None:
+        for device in self._devices:
+            device.remove(key)

@@ -67,7 +67,8 @@ class PlannedUtterance:
     def fits(self, line: SpokenLine, info: EngineInfo, *, one_voice: bool) -> bool:
         """Whether the engine can add `line` to this utterance. one_voice: all lines must have the same voice."""
         lines = (*self.lines, line)
-        if one_voice and line.voice != self.lines[0].voice:
+        first = self.lines[0].voice
+        if line.voice.adapter != first.adapter or (one_voice and line.voice != first):
             return False
         # The engine needs the prompt of a voice once for each speaker that uses the voice.
         prompts = {

@@ -44,6 +44,8 @@ class Prompts:
         info = engine.info
         if not voice.recorded or not info.can_clone:
             return None
+        if voice.reference_id:
+            voice = self._voices.get(voice.reference_id)
         key = (voice.digest, info.prompts.codec, info.prompts.codec_fingerprint)
         prompt = self._cached.get(key)
         if prompt is None:

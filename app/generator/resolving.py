@@ -14,7 +14,7 @@ from app import __version__
 from app.audio import watermark
 from app.audio.encoders import check_rate
 from app.audio.verification import is_english_tag
-from app.errors import BadReference, UnknownModel, UnknownVoice, UnsupportedParameter
+from app.errors import BadReference, InvalidValue, UnknownModel, UnknownVoice, UnsupportedParameter
 from app.generator.job import LineText, SpeechJob, number_speakers
 from app.generator.planning import HELD_PASSAGE_CHARS, LONG_TEXT_CHARS, check_not_blank, parse_lines, spell_sounds
 from app.generator.preset_voices import seed_of
@@ -27,10 +27,11 @@ from app.text.script import SPEAKER_TAG, split_speakers
 from app.text.spans import SpannedText, join
 from app.types import Line
 from app.voices import enhancement
-from app.voices.presets import DEFAULT_VOICE, NO_VOICE, is_speaker, speaker_voice, standard_voices_of
+from app.voices.presets import DEFAULT_VOICE, NO_VOICE, speaker_voice, standard_voices_of
 
 if TYPE_CHECKING:
     from app.audio.watermark import Watermark
+    from app.engines.adapters import AdapterRegistry
     from app.engines.manager import ModelUse
     from app.engines.model_manager import ModelManager
     from app.generator.job import ParsedLine
@@ -75,12 +76,15 @@ class RequestResolver:
         enhance: bool,
         preset_voices: PresetVoiceMaker | None,
         lexicons: LexiconStore | None = None,
+        adapters: AdapterRegistry | None = None,
     ) -> None:
         """enhance: the default of the request field `enhance`. preset_voices: creates missing recordings of preset
         voices; None = they are not created.
 
         lexicons: the pronunciation dictionaries of the server; None = only the dictionaries of requests are used.
+        adapters: the LoRA adapters of the server; None = there are none.
         """
+        self._adapters = adapters
         self._manager = manager
         self._voices = voices
         self._watermark = watermark_scope
@@ -95,7 +99,7 @@ class RequestResolver:
 
         Raises UnknownModel, NotReady.
         """
-        return await self._manager.use(find_model(model, self._manager))
+        return await self._manager.use(find_model(model, self._manager, self._adapters))
 
     async def resolve(self, request: SpeechRequest, extras: frozenset[str], *, random_seed: bool) -> SpeechJob:
         """Check a request and look up everything that is needed to speak it. Raises RequestError, NotReady.
@@ -103,7 +107,7 @@ class RequestResolver:
         extras: the request fields that the caller has set and that OpenAI's API does not have. random_seed: True = draw
         a random seed for each call.
         """
-        model_id = find_model(request.model, self._manager)
+        model_id = find_model(request.model, self._manager, self._adapters)
         other_model = model_id not in (None, *self._manager.model_ids)
         caller_texts = tuple(line.text for line in request.lines)
         if self._voices.stale:
@@ -122,7 +126,7 @@ class RequestResolver:
             ignored = ("model", *ignored)
         request, replaced = self._with_known_speakers(request, use)
         ignored = (*ignored, *replaced)
-        voices = await self._ready_voices(request)
+        voices = await self._with_adapters(request, await self._ready_voices(request), use)
         for voice in voices:
             check_speakable(voice, info, is_fallback=use.is_fallback)
         check_rate(request.format, request.sample_rate_hz)
@@ -153,6 +157,8 @@ class RequestResolver:
         # The audio also depends on values that are not in the request. The values in samples_key change the generated
         # samples. The values in finish_key change only the processing of these samples.
         samples_key = (__version__, info.fingerprint, *(voice.digest for voice in voices))
+        if any(voice.adapter for voice in voices):
+            samples_key += ("adapters", *(voice.adapter for voice in voices))
         finish_key: tuple[str, ...] = (
             enhancement.VERSION if request.enhance else "",
             watermark.VERSION if marked else "",
@@ -190,7 +196,7 @@ class RequestResolver:
         request = self._with_standard_voices(replace(job.request, lines=(line,)))
         request, _, texts = self._split_by_speaker(request)
         request, _ = self._with_known_speakers(request, job.use)
-        voices = self._voices_of(request)
+        voices = await self._with_adapters(request, self._voices_of(request), job.use)
         texts, parsed = _parsed(texts, job.info.text.sounds, job.request.normalize)
         lines = tuple(
             replace(each, voice=voice.id, text=text.text)
@@ -308,6 +314,33 @@ class RequestResolver:
                 raise
         return tuple(voices)
 
+    async def _with_adapters(
+        self, request: SpeechRequest, voices: tuple[Voice, ...], use: ModelUse
+    ) -> tuple[Voice, ...]:
+        """Return the voices with the adapters that speak them: of the request's model, or of the voice itself.
+
+        Raises InvalidValue if a voice belongs to another adapter than the model; UnknownModel, NotSupported or NotReady
+        if the engine can't speak with an adapter.
+        """
+        _, named = split_adapter(request.model, self._adapters)
+        if self._adapters is None or not (named or any(voice.kind == "adapter" for voice in voices)):
+            return voices
+        found = []
+        for voice in voices:
+            own = voice.id if voice.kind == "adapter" else ""
+            if named and own and own.casefold() != named.casefold():
+                raise InvalidValue(
+                    f"The voice {own!r} belongs to the adapter {own!r}, and `model` names the adapter {named!r}. Send "
+                    "one of them.",
+                    param="voice",
+                )
+            if named or own:
+                adapter = await self._adapters.ready(named or own, use, param="model" if named else "voice")
+                found.append(replace(voice, adapter=adapter.key))
+            else:
+                found.append(voice)
+        return tuple(found)
+
     # ---- pronunciations
 
     async def _lexicons_of(
@@ -362,7 +395,7 @@ class RequestResolver:
 
         If the fallback engine runs, its default voice is used instead, and `voice` is returned as ignored.
         """
-        if use.info.capabilities.context or not any(map(is_speaker, self._voices_of(request))):
+        if use.info.capabilities.context or not any(speaker_voice(voice.id) for voice in self._voices_of(request)):
             return request, ()
         if not use.is_fallback:
             raise UnknownVoice(
@@ -373,20 +406,31 @@ class RequestResolver:
         return replace(request, lines=tuple(lines)), ("voice",)
 
 
-def find_model(name: str, manager: ModelManager) -> str | None:
+def split_adapter(name: str, adapters: AdapterRegistry | None) -> tuple[str, str]:
+    """Return the model and the adapter of a model id such as csm-1b:danish. The adapter is "" if the id names none."""
+    model, _, adapter = name.strip().rpartition(":")
+    if adapters is None or not model or adapters.find(adapter) is None:
+        return name, ""
+    return model, adapter
+
+
+def find_model(name: str, manager: ModelManager, adapters: AdapterRegistry | None = None) -> str | None:
     """Return the id of the model with this name; None if the name is an alias for the running model.
 
     If only one model is served here, the result can be the id of another model. In this case the served model speaks.
-    Raises UnknownModel.
+    The name of an adapter may follow the name of the model that it changes, as in csm-1b:danish. Raises UnknownModel.
     """
-    found = manager.find_model(name)
+    model, adapter = split_adapter(name, adapters)
+    found = manager.find_model(model)
     if manager.several and found is not None and found not in manager.model_ids:
         raise UnknownModel(
             f"The model `{found}` is not served here. The models of this server are "
             f"{', '.join(f'`{each}`' for each in manager.model_ids)}; see GET /v1/models.",
             param="model",
         )
-    if found is None and not _FOREIGN_MODEL.fullmatch(name.strip().casefold().rpartition("/")[2]):
+    foreign = found is None and not _FOREIGN_MODEL.fullmatch(model.strip().casefold().rpartition("/")[2])
+    has_adapters = adapters is not None and adapters.model_id == (found or manager.requested.model_id)
+    if foreign or (adapter and not has_adapters):
         raise UnknownModel(
             f"The model `{name[:80]}` does not exist or is not running here. This server runs "
             f"`{manager.model_ids[-1]}`; see GET /v1/models.",

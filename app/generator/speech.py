@@ -53,6 +53,7 @@ from app.voices.memory import RememberedTurn
 if TYPE_CHECKING:
     from app.audio.threads import ThreadLimit
     from app.audio.watermark import Watermark
+    from app.engines.adapters import AdapterRegistry
     from app.engines.model_manager import ModelManager
     from app.generator.cache import AnswerCache, CachedSound, Entry
     from app.generator.checking import Result, TakeChecker
@@ -159,21 +160,29 @@ class SpeechGenerator:
         checker: TakeChecker | None = None,
         lexicons: LexiconStore | None = None,
         word_timer: WordTimer | None = None,
+        adapters: AdapterRegistry | None = None,
     ) -> None:
         """Connect the services.
 
         watermark: decides which speech gets the watermark. uploads: limits the threads that decode uploads.
         enhance: the default of the request field. memory: remembers conversations; None = no memory.
         checker: checks the generated speech; None = no check. lexicons: the pronunciation dictionaries.
-        word_timer: finds the times of words; None = a timer without an aligner.
+        word_timer: finds the times of words; None = a timer without an aligner. adapters: the LoRA adapters.
         """
         self._manager = manager
         self._cache = cache
         self._metrics = metrics
         self._normalizer = normalizer
         self._resolver = RequestResolver(
-            manager, voices, watermark, enhance=enhance, preset_voices=preset_voices, lexicons=lexicons
+            manager,
+            voices,
+            watermark,
+            enhance=enhance,
+            preset_voices=preset_voices,
+            lexicons=lexicons,
+            adapters=adapters,
         )
+        self.adapters = adapters
         self._prompts = Prompts(voices)
         self._context = ConversationContext(memory, uploads)
         self._checker = checker
@@ -770,6 +779,7 @@ class SpeechGenerator:
             language=job.request.language,
             context=(*job.context, *spoken),
             optional_turns=job.remembered if job.request.context else job.remembered + len(spoken),
+            adapter=planned.lines[0].voice.adapter,
             scheduling=Scheduling(continuation=number > 0 or attempt > 0, index=number, playback=job.playback),
         )
         return SubmittedUtterance(job.engine.speak(utterance))

@@ -18,6 +18,7 @@ from app.nn.attention import CachedAttention, DecodeAttention, PrefillAttention
 from app.nn.kernels.choice import Kernels
 from app.nn.kernels.torch_kernels import gate
 from app.nn.linear import Int8Linear, Linear, as_linear
+from app.nn.low_rank import applies_norm
 from app.nn.rope import Rope, apply_rotary, rotary
 
 # The cross-attention of one layer: (layer, block, normed (M, D), cos, sin) -> (M, D).
@@ -129,7 +130,7 @@ class Block(nn.Module):
 
     def _norm_linear(self, x: Tensor, norm: Tensor, linear: nn.Module) -> Tensor:
         """Return linear(rms_norm(x)). An Int8Linear applies the norm itself, so `linear` gets x without the norm."""
-        if not isinstance(linear, Int8Linear):
+        if not applies_norm(linear):
             x = functional.rms_norm(x, (self.config.width,), norm, self.config.eps)
         return linear(x)  # type: ignore[no-any-return]
 

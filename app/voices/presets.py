@@ -82,8 +82,8 @@ def speaker_voice(voice: str) -> Voice | None:
 
 
 def is_speaker(voice: Voice) -> bool:
-    """Return whether a voice is a speaker of the model without a recording (see `speaker_voice`)."""
-    return voice.kind == "none" and voice.id != NO_VOICE.id
+    """Return whether a voice has a speaker number of the model: `speaker:N` (see `speaker_voice`), or an adapter."""
+    return voice.kind == "adapter" or (voice.kind == "none" and voice.id != NO_VOICE.id)
 
 
 def preset(name: str) -> Voice:

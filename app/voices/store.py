@@ -21,7 +21,7 @@ import secrets
 import threading
 import time
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,8 @@ class VoiceStore:
         self._doubtful: dict[str, str] = {}
         # Id of a voice -> the digest of its recording and words, and their quality report (as JSON).
         self._measured: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        # Returns the voices of LoRA adapters by name in lower case.
+        self.adapter_voices: Callable[[], Mapping[str, Voice]] = dict
         self._refreshed_s = time.monotonic()
         self._reader = FolderReader()
         self._cloned = None if cloned is None else FolderStore(cloned, MARKER, self._reader, missing=INCOMPLETE)
@@ -137,17 +139,13 @@ class VoiceStore:
                 self._index = self._build_index()
 
     def all(self) -> list[Voice]:
-        """Return the preset voices, then the cloned voices from oldest to newest."""
-        return list(self._index.by_id.values())
+        """Return the preset voices, then the cloned voices from oldest to newest, then the voices of adapters."""
+        return [*self._index.by_id.values(), *self.adapter_voices().values()]
 
     def get(self, voice: str) -> Voice:
         """Find a voice by its id, its name or an earlier id. The case of names does not matter. Raises UnknownVoice."""
         index = self._index
-        found = (
-            index.by_id.get(voice)
-            or index.by_id.get(index.by_name.get(name_key(voice), ""))
-            or index.by_id.get(index.by_alias.get(_alias_key(voice), ""))
-        )
+        found = self.known(voice) or self.adapter_voices().get(voice.casefold())
         if found is None and (speaker := speaker_voice(voice)) is not None:
             return speaker
         if found is None and voice.startswith(DRAFT_PREFIX):
@@ -162,10 +160,19 @@ class VoiceStore:
             raise UnknownVoice(f"There is no voice {voice[:80]!r}. Voices are: {listed}{more}.", param="voice")
         return found
 
+    def known(self, voice: str) -> Voice | None:
+        """Find a preset voice or a cloned voice by its id, its name or an earlier id; None = there is none."""
+        index = self._index
+        return (
+            index.by_id.get(voice)
+            or index.by_id.get(index.by_name.get(name_key(voice), ""))
+            or index.by_id.get(index.by_alias.get(_alias_key(voice), ""))
+        )
+
     def has(self, voice: str) -> bool:
         """Return whether a voice has this id or name."""
         index = self._index
-        return voice in index.by_id or name_key(voice) in index.by_name
+        return voice in index.by_id or name_key(voice) in index.by_name or voice.casefold() in self.adapter_voices()
 
     def stored(self) -> list[StoredVoice]:
         """Return the cloned voices, oldest first."""

@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,8 @@ class Adapter:
     folder: Path
     rank: int  # the rank `r` of adapter_config.json
     digest: str  # digest of the adapter's files
+    tensors: int  # the number of tensors in the file
+    base: str  # the base model that adapter_config.json names; "" = it names none
     _updates: dict[str, _Update] = field(repr=False)
     _merged: set[str] = field(default_factory=set, repr=False)
 
@@ -100,6 +102,31 @@ class Adapter:
                 remedy="Use the base model that adapter_config.json names.",
             )
         return Checkpoint(tensors, base.origin)
+
+    def low_rank(self, frozen: str, base: Checkpoint | None, remedy: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield (name of a tensor of the base, A (r, ...), scaled B (..., r)) in float32, for single rows of a batch.
+
+        frozen: tensors whose names begin with this text can't change. Their changes are skipped if B is zero, because
+        PEFT also adds A and B to layers that a training does not reach. base: the tensors of the base; PEFT may save
+        whole tensors that are equal to those of the base, and they are skipped. Raises WeightsUnavailable with
+        `remedy` if the adapter changes a tensor in another way than W + B A.
+        """
+        for name, update in self._updates.items():
+            what = _other_change(update)
+            if name.startswith(frozen):
+                if what == "" and update.b is not None and not _whole(update.b).any():
+                    continue
+                what = "the codec"
+            if not what and update.whole is not None and not _is_equal(update.whole, base, name):
+                what = "a whole tensor (modules_to_save or a bias)"
+            if what:
+                raise WeightsUnavailable(
+                    f"The adapter in {self.folder} changes {what} ({name}), which can't differ between the requests of "
+                    "one model.",
+                    remedy=remedy,
+                )
+            if update.a is not None and update.b is not None:
+                yield name, _whole(update.a), _whole(update.b) * update.scale
 
     def check_merged(self, model: str, except_for: str | None = None) -> None:
         """Raise WeightsUnavailable if the adapter changes tensors that no call of `merge` has found.
@@ -145,7 +172,8 @@ def open_adapter(folder: Path, rename: Callable[[str], str] = lambda name: name)
     with weights.open("rb") as file:
         while block := file.read(1 << 20):
             hashed.update(block)
-    return Adapter(folder, int(config.get("r") or 0), hashed.hexdigest()[:16], updates)
+    base = str(config.get("base_model_name_or_path") or "")
+    return Adapter(folder, int(config.get("r") or 0), hashed.hexdigest()[:16], len(stored), base, updates)
 
 
 def _refuse_other_methods(folder: Path, config: Mapping[str, Any]) -> None:
@@ -317,6 +345,25 @@ class _Merged:
             assert self.update.magnitude is not None  # noqa: S101 - the only caller has checked it
             self._factors = _whole(self.update.magnitude).flatten() / squares.sqrt().float()
         return self._factors
+
+
+def _other_change(update: _Update) -> str:
+    """Name a change other than W + B A or a whole tensor; "" = there is none."""
+    if update.magnitude is not None:
+        return "the length of weights (DoRA)"
+    if update.rows is not None:
+        return "single rows of an embedding (trainable_token_indices)"
+    if update.embedding:
+        return "an embedding"
+    return "a bias" if update.offset is not None else ""
+
+
+def _is_equal(whole: Stored, base: Checkpoint | None, name: str) -> bool:
+    """Whether a tensor of the adapter is equal to the tensor of the base, after rounding to the adapter's dtype."""
+    if base is None or name not in base or tuple(base.tensors[name].shape) != tuple(whole.shape):
+        return False
+    pairs = ((block, whole.rows(start, start + len(block))) for start, block in base.blocks(name))
+    return all(torch.equal(ours.to(theirs.dtype), theirs) for ours, theirs in pairs)
 
 
 def _whole(stored: Stored) -> Tensor:

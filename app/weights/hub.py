@@ -92,6 +92,14 @@ _KNOWN: Mapping[str, ModelFiles] = {
         mirrors=("unsloth/csm-1b", "eustlb/csm-1b"),
         adapters=True,
     ),
+    # A LoRA adapter of CSM, without its base.
+    "adapter": ModelFiles(
+        setting="TTS_ADAPTERS",
+        source="",
+        weights=(),
+        required=(ADAPTER_CONFIG, ADAPTER_WEIGHTS),
+        adapters=True,
+    ),
     # The tokenizer of CSM, for fine-tuned models without a tokenizer.
     "tokenizer": ModelFiles(
         setting="CSM_TOKENIZER",
@@ -490,6 +498,11 @@ def is_hub_id(name: str) -> bool:
     return bool(_HUB_ID.fullmatch(name)) and not name.startswith(".")
 
 
+def unquantised(name: str) -> str:
+    """Return the hub id of the 16-bit model for the hub id of its 4-bit copy. Other names are not changed."""
+    return _QUANTISED_BASE.sub("", name.rstrip("/"))
+
+
 def base_source(folder: Path, setting: str) -> str:
     """Return the hub id or folder of the base that adapter_config.json in `folder` names.
 
@@ -504,7 +517,7 @@ def base_source(folder: Path, setting: str) -> str:
     for local in (Path(name).expanduser(), folder / name):
         if local.is_dir():
             return str(local)
-    name = _QUANTISED_BASE.sub("", name.rstrip("/"))
+    name = unquantised(name)
     if not is_hub_id(name):
         raise WeightsUnavailable(
             f"The adapter in {folder} was trained on {name}, which is not a folder on this machine.", remedy=remedy

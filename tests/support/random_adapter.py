@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from safetensors.torch import save
 
 
 @torch.no_grad()
@@ -24,3 +26,30 @@ def save_and_merge(model: torch.nn.Module, folder: Path, *, seed: int = 0, scale
                 tensor.add_(scale * torch.randn(tensor.shape, generator=random))
         adapted.save_pretrained(str(folder))
         return adapted.merge_and_unload()  # type: ignore[operator]
+
+
+def adapter_files(seed: int, *, rank: int = 4, scale: float = 0.3, **config: Any) -> dict[str, bytes]:
+    """The two files of an adapter of the tiny CSM model of random_csm.py: attention and MLP of the first layers."""
+    random = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for stack, width, ffn in (("backbone_model", 64, 128), ("depth_decoder.model", 32, 64)):
+        for name, inputs, outputs in (
+            ("self_attn.q_proj", width, width),
+            ("self_attn.v_proj", width, width // 2),
+            ("mlp.up_proj", width, ffn),
+            ("mlp.down_proj", ffn, width),
+        ):
+            at = f"base_model.model.{stack}.layers.0.{name}"
+            tensors[f"{at}.lora_A.weight"] = scale * torch.randn(rank, inputs, generator=random)
+            tensors[f"{at}.lora_B.weight"] = scale * torch.randn(outputs, rank, generator=random)
+            if config.get("use_dora"):
+                tensors[f"{at}.lora_magnitude_vector"] = torch.ones(outputs)
+    values = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": "sesame/csm-1b", **config}
+    return {"adapter_config.json": json.dumps(values).encode(), "adapter_model.safetensors": save(tensors)}
+
+
+def write_adapter(folder: Path, seed: int, **options: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in adapter_files(seed, **options).items():
+        (folder / name).write_bytes(content)
+    return folder

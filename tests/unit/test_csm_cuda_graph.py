@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from app.engines.batched import BatchedEngine
+from app.engines.csm.adapters import places_of
 from app.engines.csm.config import parse_config
 from app.engines.csm.cuda_graph import BucketKey, CsmCudaGraph
 from app.engines.csm.limits import Guards, Limits
@@ -28,6 +29,7 @@ from app.engines.csm.rows import CsmRow
 from app.engines.csm.runner import CsmRunner
 from app.nn.kernels.choice import TORCH, compiled_kernels
 from app.nn.kv_cache import KVCache
+from app.nn.low_rank import LowRankAdapters
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder
 from app.runtime.cuda_graphs import WARM_UPS, GraphCapture
@@ -257,14 +259,17 @@ def test_frames_in_flight_of_a_released_row_are_dropped(runner: CsmRunner, eager
     assert np.array_equal(driver.frames(0), alone(eager, REQUESTS[1]))
 
 
-def on_meta(size: str, rows: int) -> CsmCudaGraph:
+def on_meta(size: str, rows: int, adapters: int = 0) -> CsmCudaGraph:
     raw = csm_config(size)
     model = CsmModel(parse_config(raw), device=META, dtype=torch.bfloat16)
     decoder = MimiDecoder(read_mimi_config(raw["codec_config"]), rows=rows, device=META)
     cache = model.kv_cache(rows, batched=True, scratch=1)
     assert isinstance(cache, KVCache)
     inputs = torch.zeros(rows, model.config.backbone.width, device=META, dtype=model.dtype)
-    return CsmCudaGraph(model, decoder, cache, model.depth_kv_cache(rows), inputs)
+    if adapters:
+        model.adapters = LowRankAdapters(places_of(model))
+        model.adapters.reserve(adapters + 1, 16, model.dtype)
+    return CsmCudaGraph(model, decoder, cache, model.depth_kv_cache(rows), inputs, adapters=adapters > 0)
 
 
 @pytest.mark.parametrize("fast_path", [False, True])
@@ -273,6 +278,18 @@ def test_frame_reads_nothing_back_to_the_host(fast_path: bool) -> None:
     with torch.inference_mode():
         for rows in (1, 4, 8):
             assert operations(lambda n=rows: frames.advance(n, BucketKey(512, fast_path=fast_path), TORCH)) > 1000  # type: ignore[misc]
+
+
+def test_frame_with_adapters_reads_nothing_back_to_the_host() -> None:
+    """A step of rows without adapters has the operations of a model without adapters."""
+    plain, frames = on_meta("tiny", 8), on_meta("tiny", 8, adapters=32)
+    with torch.inference_mode():
+        for rows in (1, 4, 8):
+            without = operations(lambda n=rows: plain.advance(n, BucketKey(512, True), TORCH))  # type: ignore[misc]
+            added = operations(lambda n=rows: frames.advance(n, BucketKey(512, True, adapted=True), TORCH)) - without  # type: ignore[misc]
+            assert added > 100
+            idle = operations(lambda n=rows: frames.advance(n, BucketKey(512, True), TORCH))  # type: ignore[misc]
+            assert idle - without <= 2  # selects the slots
 
 
 def test_check_detects_reads_by_the_host() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +133,8 @@ def force_eos(runner: CsmRunner, at: set[int]) -> None:
     frame = runner.model.frame
     draws = {"n": 0}
 
-    def forced(h: torch.Tensor, cache: object, pick: object) -> torch.Tensor:
-        codes = frame(h, cache, pick)  # type: ignore[arg-type]
+    def forced(h: torch.Tensor, cache: object, pick: object, adapters: Sequence[int]) -> torch.Tensor:
+        codes = frame(h, cache, pick, adapters)  # type: ignore[arg-type]
         if draws["n"] in at:
             codes[:] = runner.config.eos_code
         draws["n"] += 1

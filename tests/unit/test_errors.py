@@ -29,6 +29,7 @@ EXPECTED_STATUS = {
     "UnsupportedFormat": 400,
     "UnsupportedParameter": 400,
     "TooManySpeakers": 400,
+    "BadAdapter": 400,
     "BadReference": 400,
     "NotSupported": 400,
     "UnknownModel": 404,

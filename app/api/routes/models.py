@@ -12,10 +12,11 @@ from app.api.errors import problems
 from app.api.responses import OUTPUT_RATE_HZ, AudioModelList, Model, ModelList, ModelStatus, ModelVoice, NamedModel
 from app.api.routes.voices import listed
 from app.errors import UnknownModel
-from app.generator.resolving import MODEL_ALIASES, find_model
+from app.generator.resolving import MODEL_ALIASES, find_model, split_adapter
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
+    from app.engines.adapters import Adapter, AdapterRegistry
     from app.engines.model_manager import ModelManager
     from app.types import EngineInfo, Voice
     from app.voices.store import VoiceStore
@@ -25,16 +26,22 @@ if TYPE_CHECKING:
 CREATED = 1_742_000_000
 
 
-def router(manager: ModelManager, voices: VoiceStore, gate: Gate, max_input_chars: int) -> APIRouter:
+def router(
+    manager: ModelManager, voices: VoiceStore, adapters: AdapterRegistry, gate: Gate, max_input_chars: int
+) -> APIRouter:
     """Create the routes that list models."""
     routes = APIRouter(tags=["models"], route_class=gate.route(None))
     admin = APIRouter(tags=["models"], route_class=gate.route("admin"))
 
     def known() -> list[str]:
-        return [*manager.model_ids, *MODEL_ALIASES]
+        adapted = [f"{adapters.model_id}:{each.name}" for each in adapters.all()] if adapters.model_id else []
+        return [*manager.model_ids, *adapted, *MODEL_ALIASES]
 
     def model(model_id: str, shown: list[Voice]) -> Model:
-        return _model(model_id, manager, shown, max_input_chars)
+        base, name = split_adapter(model_id, adapters)
+        found = _model(base, manager, shown, max_input_chars)
+        adapter = adapters.find(name) if name else None
+        return found if adapter is None else _with_adapter(found, adapter, model_id)
 
     def served(model_id: str) -> str:
         found = find_model(model_id, manager) or manager.requested.model_id
@@ -57,12 +64,14 @@ def router(manager: ModelManager, voices: VoiceStore, gate: Gate, max_input_char
     async def retrieve_model(model_id: str, caller: Request) -> Model:
         """Get one model."""
         try:
-            found = find_model(model_id, manager)
+            found = find_model(model_id, manager, adapters)
         except UnknownModel as error:
             raise UnknownModel(
                 f"The model '{model_id[:80]}' does not exist. GET /v1/models lists the models.", param="model"
             ) from error
         usual = found if found in manager.model_ids else MODEL_ALIASES[0]
+        if name := split_adapter(model_id, adapters)[1]:
+            usual = f"{usual}:{name}"
         return model(usual, await listed(voices, gate, caller)).model_copy(update={"id": model_id})
 
     @routes.get("/audio/models")
@@ -142,6 +151,18 @@ def _model(model_id: str, manager: ModelManager, voices: list[Voice], max_input_
         description=_description(model_id, manager, alias=alias),
         max_input_length=max_input_chars,
     )
+
+
+def _with_adapter(base: Model, adapter: Adapter, model_id: str) -> Model:
+    """Return the entry of a model with a LoRA adapter. base: the entry of the model without the adapter."""
+    changes: dict[str, object] = {
+        "id": model_id,
+        "adapter_of": base.id,
+        "description": f"{base.description}, with the LoRA adapter {adapter.name}",
+    }
+    if base.status == "ready" and adapter.status != "ready":
+        changes |= {"status": adapter.status, "detail": adapter.error or "The adapter is being loaded."}
+    return base.model_copy(update=changes)
 
 
 def _description(model_id: str, manager: ModelManager, *, alias: bool) -> str:

@@ -80,7 +80,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, data_dir: Path, *
         if len(str(settings)) > _MAX_SETTINGS:
             raise InvalidValue("The settings of the session are too long.", param="session")
         if "model" in checked_session(settings):
-            find_model(settings["model"], speaking.manager)
+            find_model(settings["model"], speaking.manager, speaking.generator.adapters)
         admitted = getattr(caller.state, "admitted", None)
         seconds = (body.expires_after or ExpiresAfter()).seconds
         value, expires_at = known.create(None if admitted is None else admitted.key, settings, seconds)
@@ -100,7 +100,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, data_dir: Path, *
             key = gate.connect(sent) if secret is None else gate.present(secret.key)
             gate.check_scope(key, "speak")
             if model:
-                find_model(model, speaking.manager)
+                find_model(model, speaking.manager, speaking.generator.adapters)
             return key
 
         subprotocol = _SUBPROTOCOL if _SUBPROTOCOL in connection.scope["subprotocols"] else None

@@ -26,7 +26,7 @@ async def listed(voices: VoiceStore, gate: Gate, caller: Request) -> list[Voice]
     """Return the voices that a list for this caller contains."""
     await refresh(voices)
     cloned = gate.shows_cloned(caller)
-    return [voice for voice in voices.all() if cloned or voice.kind != "cloned"]
+    return [voice for voice in voices.all() if cloned or voice.kind not in {"cloned", "adapter"}]
 
 
 def router(voices: VoiceStore, gate: Gate) -> APIRouter:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FIRST_LENGTH = 256  # number of positions that attention reads in the smallest graph
 
 # Indices into the integers of a row (`StepGraph.integers`), and into the flags of a row.
-_POSITION, _DRAWS, _SEED, _FRAMES_LEFT, _MIN_FRAMES_LEFT, _TOP_K = range(6)
+_POSITION, _DRAWS, _SEED, _FRAMES_LEFT, _MIN_FRAMES_LEFT, _TOP_K, _ADAPTER = range(7)
 _ACTIVE, _AUDIBLE, _EARLY_EOS, _NON_FINITE = range(4)
 
 
@@ -62,6 +62,7 @@ class BucketKey:
 
     length: int  # number of positions that attention reads
     fast_path: bool  # all rows draw codes on the fast path of runtime/sampling.py; with Triton's kernels always True
+    adapted: bool = False  # the step computes the products of LoRA adapters
 
 
 class CsmCudaGraph:
@@ -76,18 +77,25 @@ class CsmCudaGraph:
         inputs: Tensor,
         *,
         kernels: Sequence[Kernels] = (TORCH,),
+        adapters: bool = False,
     ) -> None:
         """Create the state of the rows. inputs (rows, D): each row's next input, which a launch overwrites.
 
-        kernels: the candidate kernels; `capture` selects the fastest of them.
+        kernels: the candidate kernels; `capture` selects the fastest of them. adapters: also capture steps for rows
+        with LoRA adapters.
         """
         c, device, rows = model.config, model.device, len(inputs)
         self._next = inputs
         self._model, self._decoder, self._cache, self._depth_cache = model, decoder, cache, depth_cache
         self._lengths = doublings(min(FIRST_LENGTH, c.max_positions), c.max_positions)
-        keys = [BucketKey(length, fast) for length in reversed(self._lengths) for fast in (False, True)]
+        keys = [
+            BucketKey(length, fast, adapted)
+            for length in reversed(self._lengths)
+            for fast in (False, True)
+            for adapted in ((True, False) if adapters else (False,))
+        ]
         # The floats of a row are temperature and top_p.
-        self.steps = StepGraph[BucketKey](rows, keys, integers=6, floats=2, kernels=kernels, device=device)
+        self.steps = StepGraph[BucketKey](rows, keys, integers=7, floats=2, kernels=kernels, device=device)
         # Static tensors for a model on several devices. Each stage has the positions at which the stage writes keys, an
         # input and an output. The last input belongs to the final norm.
         stages = model.backbone.stages
@@ -107,7 +115,7 @@ class CsmCudaGraph:
         """
 
         def key_for(kernels: Kernels, key: BucketKey) -> BucketKey:
-            return BucketKey(key.length, key.fast_path or not kernels.sorts)
+            return BucketKey(key.length, key.fast_path or not kernels.sorts, key.adapted)
 
         body = self.sections() if self._inputs else self.advance
         self.steps.capture(capture, body, BucketKey(self._lengths[0], fast_path=True), key_for)
@@ -124,13 +132,15 @@ class CsmCudaGraph:
         seed: int,
         frames_left: int,
         min_frames_left: int,
+        adapter: int = 0,
     ) -> None:
         """Start a line in the row.
 
         position: the position of the row's next input. draws: see CsmRow. frames_left: the largest number of frames of
-        the line. min_frames_left: the number of frames in which EOS is suppressed.
+        the line. min_frames_left: the number of frames in which EOS is suppressed. adapter: the slot of the row's LoRA
+        adapter; 0 = none.
         """
-        integers = (position, draws, seed, frames_left, min_frames_left, max(0, params.top_k))
+        integers = (position, draws, seed, frames_left, min_frames_left, max(0, params.top_k), adapter)
         self.steps.set_row(row, integers, (max(0.0, params.temperature), params.top_p))
 
     def move_row(self, source: int, target: int) -> None:
@@ -143,14 +153,16 @@ class CsmCudaGraph:
         """Stop the row: later launches do not advance it."""
         self.steps.integers[row, _FRAMES_LEFT] = 0
 
-    def launch(self, rows: Sequence[int], longest: int, *, fast_path: bool) -> Callable[[], Frames]:
+    def launch(
+        self, rows: Sequence[int], longest: int, *, fast_path: bool, adapted: bool = False
+    ) -> Callable[[], Frames]:
         """Launch one frame of these rows. Returns a function that waits for and returns the results.
 
-        longest: a number above the positions of all these rows. The launch after the next launch overwrites the
-        results.
+        longest: a number above the positions of all these rows. adapted: whether a row has a LoRA adapter. The launch
+        after the next launch overwrites the results.
         """
         self.steps.select(rows)
-        self.steps.launch(rows, BucketKey(at_least(longest, self._lengths), fast_path))
+        self.steps.launch(rows, BucketKey(at_least(longest, self._lengths), fast_path, adapted))
         wait = self._on_host.copy()
 
         def frames() -> Frames:
@@ -163,6 +175,9 @@ class CsmCudaGraph:
     def advance(self, count: int, key: BucketKey, kernels: Kernels) -> None:
         """Compute one frame of the first `count` rows. `capture` captures this method."""
         assert isinstance(self._cache, KVCache)  # noqa: S101 - all layers are on one device
+        if self._model.adapters is not None:
+            slots = self.steps.integers[:count, _ADAPTER].contiguous()
+            self._model.adapters.selection.select_index(slots if key.adapted else None)
         at, attended = self._positions(count)
         attend = self._cache.static_decode_attention(at, key.length, kernels)
         h = self._model.backbone.decode_static(self._next[:count], attended, attend, kernels)

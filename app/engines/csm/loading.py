@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from app.audio.guard import Rule
+from app.engines.adapters import expected_count
 from app.engines.batched import BatchedEngine
+from app.engines.csm.adapters import places_of
 from app.engines.csm.checkpoint import CODEC, checkpoint_name, language_model, tied_tables
 from app.engines.csm.config import PUBLISHED, CsmConfig, read_config
 from app.engines.csm.files import TEXT, locate_csm
@@ -108,6 +110,7 @@ def load_model(
         size = min(config.audio_vocab, config.depth_vocab, other_codec.codebook_size)
         config = replace(config, codebook_size=size)
     model = CsmModel(config, device=device, dtype=dtype, stages=stages)
+    model.base, model.tied = weights, bool(tied_tables(weights))
     load_weights(model, model.load, weights, folder=folder, config=config, dtype=dtype, cache=cache, adapter=adapter)
     return model.eval(), codec
 
@@ -187,6 +190,9 @@ def load_runner(
     tokenizer_dir: Path | None = None,
     adapter_dir: Path | None = None,
     sampling: Sampling = NO_SAMPLING,
+    adapter_slots: int = 0,
+    adapter_rank: int = 0,
+    adapter_bases: frozenset[str] = frozenset(),
 ) -> CsmRunner:
     """Load CSM from `model_dir`, in either published layout. codec_dir: the folder of the codec; None = `model_dir`.
 
@@ -228,6 +234,9 @@ def load_runner(
             capture=capture,
             kernels=kernels,
             notes=notes,
+            adapter_slots=adapter_slots,
+            adapter_rank=adapter_rank,
+            adapter_bases=adapter_bases,
         )
 
     return with_or_without_graphs(build, capture, notes, devices=len(model.devices))
@@ -284,8 +293,14 @@ def _load(
     config = read_config(folder)
     shape = read_mimi_config_file(codec) if codec else config.codec or MimiConfig()
 
+    slots = (
+        (settings.adapter_slots or expected_count(settings)) if settings.cuda_graphs and device.type == "cuda" else 0
+    )
+    reserved = adapter_bytes(config, dtype, slots, settings.adapter_rank)
+
     def sizes(rows: int) -> Sizes:
-        return measure(config, shape, dtype=dtype, max_rows=rows, quantize=settings.quantize)
+        measured = measure(config, shape, dtype=dtype, max_rows=rows, quantize=settings.quantize)
+        return replace(measured, fixed_bytes=measured.fixed_bytes + reserved)
 
     rows, fraction = settings.rows(ROWS_CPU), settings.gpu_memory_fraction
     auto_rows = device.type == "cuda" and settings.max_rows == "auto"
@@ -293,7 +308,9 @@ def _load(
     prefix_bytes = PREFIX_BYTES
     if auto_rows:
         needed = bytes_by_rows(config, shape, dtype, settings.quantize)
-        memory = _plan_on(devices, split, fraction, lambda rows: int(needed(rows) * MARGIN) if split else needed(rows))
+        memory = _plan_on(
+            devices, split, fraction, lambda rows: reserved + (int(needed(rows) * MARGIN) if split else needed(rows))
+        )
         rows, planned = memory.rows, memory.facts
         prefix_bytes -= memory.saved_bytes
     stages: tuple[Stage, ...] = ()
@@ -335,7 +352,33 @@ def _load(
             tokenizer_dir=folders.tokenizer,
             adapter_dir=folders.model.adapter,
             sampling=sampling_of(folders.model),
+            adapter_slots=slots,
+            adapter_rank=settings.adapter_rank,
+            adapter_bases=bases_of(folders.model),
         )
+
+
+def bases_of(model: Located) -> frozenset[str]:
+    """Return the hub ids of the loaded weights in lower case, to compare them with the base of an adapter.
+
+    Copies of the published model are equal. The result is empty if the weights have no hub id of their own: they are in
+    a local folder, or an adapter is merged into them.
+    """
+    source = model.files[-1].source.partition("@")[0]
+    published = hub.files_for("csm")
+    copies = (published.source, *published.mirrors)
+    if model.adapter is not None or not hub.is_hub_id(source) or hub.Source.parse(model.files[-1]).folder is not None:
+        return frozenset()
+    return frozenset(name.casefold() for name in (copies if source in copies else (source,)))
+
+
+def adapter_bytes(config: CsmConfig, dtype: torch.dtype, slots: int, rank: int) -> int:
+    """Return the bytes of the static tensors of adapters. slots: the number of adapters; 0 = no tensors."""
+    if not slots:
+        return 0
+    model = CsmModel(config, device=torch.device("meta"), dtype=dtype)
+    numbers = sum(place.numbers(rank) for place in places_of(model).values())
+    return (slots + 1) * numbers * dtype.itemsize
 
 
 def bytes_by_rows(

@@ -27,6 +27,7 @@ from app.engines.csm.config import CsmConfig
 from app.nn.kernels.choice import Kernels
 from app.nn.kv_cache import DepthKVCache, KVCache, SplitKVCache
 from app.nn.linear import Linear, as_linear
+from app.nn.low_rank import AdaptedLinear, LowRankAdapters
 from app.nn.transformer import Block, Stack, StackConfig, Stage
 from app.weights.tensors import Checkpoint
 
@@ -84,6 +85,9 @@ class CsmModel(nn.Module):
         )
         self.offsets: Tensor
         self.register_buffer("offsets", torch.arange(c.codebooks, device=device) * c.audio_vocab, persistent=False)
+        self.tied = False  # whether backbone and depth decoder share one audio table; `load_model` sets this
+        self.base: Checkpoint | None = None  # the loaded tensors, on disk; `load_model` sets this
+        self.adapters: LowRankAdapters | None = None  # LoRA adapters of single rows; None = no adapter was ever added
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -118,28 +122,59 @@ class CsmModel(nn.Module):
     def embed_frames(self, codes: Tensor) -> Tensor:  # (T, K) int64 -> (T, D)
         return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
 
-    def read(self, x: Tensor, cache: KVCache | SplitKVCache, row: int, start: int) -> Tensor:
+    def read(self, x: Tensor, cache: KVCache | SplitKVCache, row: int, start: int, adapter: int = 0) -> Tensor:
         """Run the backbone on the inputs x (S, D) of one row, at positions start..start+S-1.
 
         Writes the keys and values of the inputs into the cache. Returns the outputs (S, D) after the final norm.
+        adapter: the slot of the row's adapter.
         """
+        self._select((adapter,))
         count = x.shape[0]
         return self.backbone(x, slice(start, start + count), cache.prefill_attention(row, start, count))  # type: ignore[no-any-return]
 
-    def advance(self, x: Tensor, cache: KVCache | SplitKVCache, rows: list[int], positions: list[int]) -> Tensor:
+    def advance(
+        self,
+        x: Tensor,
+        cache: KVCache | SplitKVCache,
+        rows: list[int],
+        positions: list[int],
+        adapters: Sequence[int] = (),
+    ) -> Tensor:
         """Run the backbone on one input of each of n rows: x (n, D). The rows may be at different positions.
 
-        Writes the keys and values into the cache. Returns the outputs (n, D) after the final norm.
+        Writes the keys and values into the cache. Returns the outputs (n, D) after the final norm. adapters: the slot
+        of each row's adapter; () = no adapters.
         """
+        self._select(adapters)
         at = torch.tensor(positions, device=self.device)
         return self.backbone(x, at, cache.decode_attention(rows, positions))  # type: ignore[no-any-return]
 
-    def frame(self, h: Tensor, cache: DepthKVCache, pick: Pick) -> Tensor:
-        """Compute one frame of codes (n, K) int64 from the backbone's outputs h (n, D). Overwrites the cache."""
+    def _select(self, adapters: Sequence[int]) -> None:
+        """Select the adapters of the next products. adapters: the slot of each row's adapter; () = no adapters."""
+        if self.adapters is not None:
+            self.adapters.selection.select(adapters)
+
+    def _depth_input(self, code: Tensor, codebook: int) -> Tensor:
+        """Return the depth decoder's input P E[code] (n, d) for the codes (n,) of a codebook.
+
+        `depth_table` has the products P E. An adapter that changes the projection P adds its own product with E.
+        """
+        x = functional.embedding(code + codebook * self.config.depth_vocab, self.depth_table).to(self.dtype)
+        if isinstance(self.projection, AdaptedLinear) and self.adapters is not None and self.adapters.selection.active:
+            table_row = code + codebook * self.config.audio_vocab
+            return self.projection.add(functional.embedding(table_row, self.audio_table).to(self.dtype), x)
+        return x
+
+    def frame(self, h: Tensor, cache: DepthKVCache, pick: Pick, adapters: Sequence[int] = ()) -> Tensor:
+        """Compute one frame of codes (n, K) int64 from the backbone's outputs h (n, D). Overwrites the cache.
+
+        adapters: the slot of each row's adapter; () = no adapters.
+        """
+        self._select(adapters)
         count, c = h.shape[0], self.config
         code = pick(0, self.head(h).float())
         codes = [code]
-        first = functional.embedding(code, self.depth_table).to(self.dtype)
+        first = self._depth_input(code, 0)
         x = torch.stack((self.projection(h), first), dim=1).view(2 * count, c.depth.width)  # order: row, position
         positions = torch.arange(2, device=self.device).repeat(count)
         y = self.depth(x, positions, cache.attention(count, 0, 2)).view(count, 2, c.depth.width)[:, 1]
@@ -147,7 +182,7 @@ class CsmModel(nn.Module):
             code = pick(i, self.heads[i - 1](y).float())
             codes.append(code)
             if i + 1 < c.codebooks:
-                x = functional.embedding(code + i * c.depth_vocab, self.depth_table).to(self.dtype)
+                x = self._depth_input(code, i)
                 y = self.depth(x, slice(i + 1, i + 2), cache.attention(count, i + 1, 1))
         return torch.stack(codes, dim=1)
 
@@ -163,7 +198,7 @@ class CsmModel(nn.Module):
             self.projection(h), slice(0, 1), cache.static_decode_attention(count, 0, kernels), kernels
         )
         for i in range(1, c.codebooks):
-            x = functional.embedding(code + (i - 1) * c.depth_vocab, self.depth_table).to(self.dtype)
+            x = self._depth_input(code, i - 1)
             y = self.depth.decode_static(x, slice(i, i + 1), cache.static_decode_attention(count, i, kernels), kernels)
             code = pick(i, self.heads[i - 1](y).float())
             codes.append(code)

@@ -56,7 +56,7 @@ class Prefill:
     def begin(self, row: int, state: CsmRow) -> None:
         """Set the row's unread input: the prompt and the first line. Copy cached voice prompts to the KV cache."""
         voices = state.voice_segments
-        cached = self.prefixes.get(self._key(voices)) if voices else None
+        cached = self.prefixes.get(self._key(state)) if voices else None
         segments = state.segments
         if cached is not None:
             self._cache.import_prefix(row, cached)
@@ -78,11 +78,11 @@ class Prefill:
         if state.position < length:
             count = min(count, length - state.position)
         if count:
-            self._model.read(unread[:count], self._cache, row, state.position)
+            self._model.read(unread[:count], self._cache, row, state.position, state.adapter)
             before, state.position = state.position, state.position + count
             unread = unread[count:]
             if before < length <= state.position:
-                self.prefixes.put(self._key(state.voice_segments), self._cache.export_prefix(row, length))
+                self.prefixes.put(self._key(state), self._cache.export_prefix(row, length))
         state.unread = unread
         if len(unread) > 1:
             return False
@@ -141,5 +141,7 @@ class Prefill:
         c = self._model.config
         return np.full((1, c.codebooks), c.eos_code, np.int64)
 
-    def _key(self, segments: Sequence[Segment]) -> bytes:
-        return hashlib.sha256(self._fingerprint.encode() + b"".join(s.digest for s in segments)).digest()
+    def _key(self, state: CsmRow) -> bytes:
+        """Return the key of the row's voice prompts in the prefix cache."""
+        parts = (self._fingerprint.encode(), state.adapter_key.encode(), *(s.digest for s in state.voice_segments))
+        return hashlib.sha256(b"".join(parts)).digest()

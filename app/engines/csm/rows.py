@@ -40,6 +40,8 @@ class CsmRow:
     undecoded: list[tuple[Tensor, LineGuard | None]] = field(default_factory=list)
     decoded: int = 0  # frames that the codec has decoded
     reference: ReferenceNoise | None = None
+    adapter_key: str = ""  # the LoRA adapter of the utterance; "" = none
+    adapter: int = 0  # the slot of the adapter; 0 = none
 
     @property
     def base(self) -> int:

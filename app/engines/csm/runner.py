@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from app.audio.guard import LineGuard, Rule, pace_of, speech_length
+from app.engines.csm.adapters import CsmAdapters
 from app.engines.csm.config import CsmConfig
 from app.engines.csm.cuda_graph import CsmCudaGraph, Frames
 from app.engines.csm.decoding import ChunkedDecoding
@@ -84,6 +85,9 @@ class CsmRunner:
         capture: GraphCapture | None = None,
         kernels: Sequence[Kernels] = (TORCH,),
         notes: Setup = (),
+        adapter_slots: int = 0,
+        adapter_rank: int = 0,
+        adapter_bases: frozenset[str] = frozenset(),
     ) -> None:
         """Create the rows. If `capture` is not None, capture CUDA graphs.
 
@@ -92,7 +96,9 @@ class CsmRunner:
         the number of positions that one call of `prefill` reads; None = the default of the device. context_lines: how
         many spoken lines the row keeps in the context; None = all lines that fit. examples: the folder of the
         recordings that were published with the model. capture: None = do not use CUDA graphs. kernels: the candidate
-        kernels of the CUDA graphs. notes: more values for /health.
+        kernels of the CUDA graphs. notes: more values for /health. adapter_slots, adapter_rank: the number of LoRA
+        adapters that CUDA graphs can use at the same time, and their largest rank; without `capture` they have no
+        effect. adapter_bases: see CsmAdapters.
         """
         self.max_rows = max_rows
         self.model = model
@@ -126,13 +132,25 @@ class CsmRunner:
         self._encoder_stream = side_stream(model.device, BACKGROUND)
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, CsmRow] = {}
+        # With several devices, a CUDA graph would need the slots of the rows on each device.
+        slots = adapter_slots if len(model.devices) == 1 else 0
+        self.adapters = CsmAdapters(model, rows_by_tensor=capture is not None, slots=slots, rank=adapter_rank)
+        self.adapters.bases = adapter_bases
         self._graph: CsmCudaGraph | None = None
         self._in_flight: InFlightStep[CsmRow, Frames] | None = None
         self._graph_samples: dict[int, Samples] = {}  # row -> the samples of the frame that the last step returned
         if capture is not None:
             if reference_noise:
                 raise ValueError("CUDA graphs can't use reference noise")
-            self._graph = CsmCudaGraph(model, decoder, self._cache, self._depth_cache, self._next, kernels=kernels)
+            self._graph = CsmCudaGraph(
+                model,
+                decoder,
+                self._cache,
+                self._depth_cache,
+                self._next,
+                kernels=kernels,
+                adapters=self.adapters.captured,
+            )
             self._graph.capture(capture)
             self.max_rows = self._graph.steps.rows
             self._warm_up()
@@ -181,9 +199,11 @@ class CsmRunner:
             seed=utterance.seed,
             max_frames=max(1, round(utterance.max_seconds * self.codec.frame_hz)),
             reference=reference_noise_of(utterance.seed, enabled=self._reference_noise),
+            adapter_key=utterance.adapter,
         )
         self._limits.fit_context(state, utterance.optional_turns)
         self._guard_line(state)
+        state.adapter = self.adapters.acquire(utterance.adapter)
         self._rows[row] = state
 
     @torch.inference_mode()
@@ -252,7 +272,8 @@ class CsmRunner:
         # 1.
         longest = min(max(state.position for state in rows.values()) + 2, self.config.max_positions)
         fast = fast_path([state.params for state in rows.values()], self.config.codebook_size)
-        return InFlightStep.of(rows, graph.launch(list(rows), longest, fast_path=fast))
+        adapted = any(state.adapter for state in rows.values())
+        return InFlightStep.of(rows, graph.launch(list(rows), longest, fast_path=fast, adapted=adapted))
 
     def _collect(self, step: InFlightStep[CsmRow, Frames]) -> list[RowResult]:
         """Wait for a launched step, commit its frames, and return the results of its rows."""
@@ -297,7 +318,8 @@ class CsmRunner:
         return self._chunks.drain(self._rows, row)
 
     def release(self, row: int) -> None:
-        self._rows.pop(row, None)
+        if (state := self._rows.pop(row, None)) is not None:
+            self.adapters.release(state.adapter_key)
         self._graph_samples.pop(row, None)
         if self._graph is not None:
             self._graph.stop(row)
@@ -370,6 +392,7 @@ class CsmRunner:
                 seed=to_int64(state.seed),
                 frames_left=self._limits.frames_left(state),
                 min_frames_left=self._limits.guards.min_frames if self._limits.guards is not None else 0,
+                adapter=state.adapter,
             )
         return True
 
@@ -397,7 +420,8 @@ class CsmRunner:
         c, device = self.config, self.model.device
         states = [self._rows[row] for row in rows]
         where = torch.tensor(rows, device=device)
-        h = self.model.advance(self._next[where], self._cache, rows, [state.position for state in states])
+        adapters = [state.adapter for state in states]
+        h = self.model.advance(self._next[where], self._cache, rows, [state.position for state in states], adapters)
         sampler = Sampler([state.params for state in states], device)
         noise = self._noise(states)
         early = [self._limits.is_early(state) for state in states]
@@ -416,7 +440,7 @@ class CsmRunner:
                 logits[:, c.eos_code].masked_fill_(suppressed, -torch.inf)
             return sampler.pick(logits, noise(codebook))
 
-        frames = self.model.frame(h, self._depth_cache, pick)
+        frames = self.model.frame(h, self._depth_cache, pick, adapters)
         self._next[where] = self.model.embed_frames(frames)
         for state in states:
             state.position += 1

@@ -94,6 +94,7 @@ def model_of(document: dict[str, Any], at: str) -> type[BaseModel]:
 
 # Every operation, so that one that appears or goes is noticed.
 OPERATIONS = {
+    "DELETE /v1/audio/adapters/{name}",
     "DELETE /v1/audio/conversations/{conversation_id}",
     "DELETE /v1/audio/lexicon/{word}",
     "DELETE /v1/audio/voice_consents/{consent_id}",
@@ -103,6 +104,7 @@ OPERATIONS = {
     "GET /health",
     "GET /metrics",
     "GET /ready",
+    "GET /v1/audio/adapters",
     "GET /v1/audio/lexicon",
     "GET /v1/audio/models",
     "GET /v1/audio/speech/response-formats",
@@ -120,6 +122,7 @@ OPERATIONS = {
     "GET /version",
     "PATCH /v1/voice-cloning/voices/{voice_id}",
     "POST /dev/captioned_speech",
+    "POST /v1/audio/adapters",
     "POST /v1/audio/captions",
     "POST /v1/audio/conversation",
     "POST /v1/audio/dialogue",
@@ -236,6 +239,7 @@ def test_schema_describes_keys_only_if_keys_are_set(document: dict[str, Any], tm
         "GET /v1/audio/voices",
         "GET /v1/voice-cloning/openai-compatible-voices",
         "GET /v1/models",
+        "GET /v1/audio/adapters",
         "GET /v1/audio/lexicon",
         "GET /v1/audio/models",
         "GET /v1/voice-cloning/voices",

@@ -1,0 +1,447 @@
+"""The LoRA adapters of this server: which exist, their files, and their state in the running engine.
+
+An adapter comes from the setting TTS_ADAPTERS, from a folder in `TTS_DATA_DIR/models/adapters`, or from a request. The
+folder of an adapter that a request has added contains `adapter.json` with its source, speaker and voice, and the files
+of an upload. So these adapters are loaded again at the next start. Files are read and converted in a thread, so the
+rows that speak do not wait. This module does not depend on HTTP or on a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, runtime_checkable
+
+from app.errors import (
+    BadAdapter,
+    InvalidValue,
+    NotFound,
+    NotReady,
+    NotStored,
+    NotSupported,
+    UnknownModel,
+    WeightsUnavailable,
+)
+from app.types import Voice
+from app.weights import hub
+from app.weights.download import Cancelled
+from app.weights.download import fetch as fetch_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.engines.manager import ModelUse
+    from app.engines.model_manager import ModelManager
+    from app.engines.protocol import Engine
+    from app.settings import Settings
+    from app.weights.download import Progress
+
+log = logging.getLogger(__name__)
+
+FOLDER, FACTS = "adapters", "adapter.json"
+MAX_ADAPTERS = 128
+MAX_CONFIG_BYTES = 1 << 20
+MAX_SPEAKER = 999
+RETRY_AFTER_S = 5
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+Status = Literal["loading", "ready", "failed"]
+
+
+class Prepared(Protocol):
+    """An adapter that is read, checked and converted for one model."""
+
+    @property
+    def key(self) -> str:
+        """Identifies the content of the adapter."""
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of the adapter."""
+
+    @property
+    def base(self) -> str:
+        """The base model that the adapter names; "" = it names none."""
+
+
+@runtime_checkable
+class RowAdapters(Protocol):
+    """The adapters of one running model. Thread-safe."""
+
+    def prepare(self, folder: Path) -> Any:
+        """Read and convert the adapter in a folder. Blocks. Returns a Prepared. Raises WeightsUnavailable."""
+
+    def add(self, adapter: Any) -> int:
+        """Load a prepared adapter. Returns its bytes in memory. Raises WeightsUnavailable."""
+
+    def remove(self, key: str) -> None:
+        """Remove an adapter. Rows that speak with it end normally."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The two files of an uploaded adapter."""
+
+    weights: BinaryIO
+    config: BinaryIO
+
+
+@dataclass(slots=True)
+class Adapter:
+    """One adapter of the server. voice: the id of the recorded voice that it speaks with; "" = no recording."""
+
+    name: str
+    source: str  # a hub id or a folder; "" = the files are in the folder of the adapter
+    speaker: int = 0
+    voice: str = ""
+    configured: bool = False  # it comes from TTS_ADAPTERS
+    status: Status = "loading"
+    key: str = ""  # see Prepared.key
+    base: str = ""
+    rank: int | None = None
+    bytes: int = 0  # bytes of its matrices in memory
+    error: str = ""
+
+    def as_voice(self, recording: Voice | None) -> Voice:
+        """Return the voice of this adapter. recording: the recorded voice `voice`; None = the adapter has none."""
+        facts = f"adapter {self.name} {self.speaker} {recording.digest if recording else ''}"
+        return Voice(
+            id=self.name,
+            name=self.name,
+            kind="adapter",
+            language=recording.language if recording else "en",
+            description=f"LoRA adapter, speaker {self.speaker}",
+            digest=hashlib.sha256(facts.encode()).hexdigest(),
+            speaker=self.speaker,
+            level_lufs=recording.level_lufs if recording else None,
+            recorded=recording is not None,
+            adapter=self.key,
+            reference_id=recording.id if recording else "",
+        )
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidValue unless `name` can be the name of an adapter."""
+    if not _NAME.fullmatch(name):
+        raise InvalidValue(
+            f"{name[:80]!r} can't be the name of an adapter. Use 1 to 64 letters, digits, '.', '_' or '-', and begin "
+            "with a letter or a digit.",
+            param="name",
+        )
+
+
+def folders_of(settings: Settings) -> list[Path]:
+    """Return the folders of the adapters in `TTS_DATA_DIR/models/adapters`, sorted by name."""
+    root = settings.data_dir / "models" / FOLDER
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name))
+    except OSError:
+        return []
+
+
+def expected_count(settings: Settings) -> int:
+    """Return the number of adapters that this server loads at the start."""
+    return len(settings.adapters) + len(folders_of(settings))
+
+
+class AdapterRegistry:
+    """All adapters of the server. Use it from one event loop.
+
+    The adapters are loaded after the start of the engine, and again when the engine was unloaded and loaded again.
+    `add` and `remove` change them while the server runs.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        manager: ModelManager,
+        find_voice: Callable[[str], Voice | None],
+    ) -> None:
+        """Read the names of all adapters. Raises ValueError if TTS_ADAPTERS is not valid.
+
+        find_voice: returns the voice with an id or a name; None = there is none.
+        """
+        self._settings = settings
+        self._manager = manager
+        self._loaded_into: weakref.ref[Engine] | None = None  # the engine with the loaded adapters
+        self._find_voice = find_voice
+        self._changing = asyncio.Lock()
+        self._adapters: dict[str, Adapter] = {}  # name in lower case -> adapter
+        for name, source in settings.adapters:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"TTS_ADAPTERS: {name!r} can't be the name of an adapter.")
+            if name.casefold() in self._adapters:
+                raise ValueError(f"TTS_ADAPTERS names two adapters {name!r}. Give each adapter another name.")
+            self._adapters[name.casefold()] = Adapter(name, source, settings.csm_speakers[0], configured=True)
+        for folder in folders_of(settings):
+            if folder.name.casefold() in self._adapters:
+                log.warning("The adapter folder %s is ignored: another adapter has this name", folder.name)
+                continue
+            self._adapters[folder.name.casefold()] = self._stored(folder)
+
+    # ---- lookup
+
+    def all(self) -> list[Adapter]:
+        """Return all adapters: those of TTS_ADAPTERS, then the others."""
+        return list(self._adapters.values())
+
+    def find(self, name: str) -> Adapter | None:
+        """Return the adapter with this name; None = there is none. The case of letters does not matter."""
+        return self._adapters.get(name.casefold())
+
+    @property
+    def model_id(self) -> str | None:
+        """The id of the model that speaks with the adapters; None if this server has no such model."""
+        return self._manager.model_with_adapters
+
+    async def ready(self, name: str, use: ModelUse, *, param: str) -> Adapter:
+        """Return an adapter with which the engine of `use` can speak now. param: the request field that names it.
+
+        If the engine was loaded again, waits until its adapters are loaded. Raises UnknownModel, NotReady,
+        NotSupported.
+        """
+        found = self.find(name)
+        if found is None:
+            raise UnknownModel(f"There is no adapter {name[:80]!r}. See GET /v1/models.", param=param)
+        row_adapters = getattr(use.engine, "adapters", None)
+        if not isinstance(row_adapters, RowAdapters):
+            message = f"The {use.info.id} engine can't speak with the adapter {found.name!r}."
+            if use.is_fallback or self.model_id is None:
+                raise NotReady(f"{message} GET /health says why the configured engine does not run.", param=param)
+            raise NotSupported(f"{message} Send `model: {self.model_id}:{found.name}`.", param=param)
+        if not self._is_loaded_into(use.engine):
+            await self._load_into(use.engine)
+        if found.status != "ready":
+            message = f"The adapter {found.name!r} is not ready. {found.error or 'It is being loaded.'}"
+            raise NotReady(message, retry_after_s=RETRY_AFTER_S, param=param)
+        return found
+
+    def voices(self) -> dict[str, Voice]:
+        """Return the voices of all adapters by name in lower case."""
+        return {key: self.voice_of(adapter) for key, adapter in self._adapters.items()}
+
+    def voice_of(self, adapter: Adapter) -> Voice:
+        """Return the voice of an adapter."""
+        recording = self._find_voice(adapter.voice) if adapter.voice else None
+        return adapter.as_voice(recording if recording is not None and recording.recorded else None)
+
+    # ---- changes
+
+    async def load_at_start(self) -> None:
+        """Load all adapters, if the engine that speaks with them runs already."""
+        engine = self._manager.of(self.model_id).current if self.model_id else None
+        if engine is not None:
+            await self._load_into(engine)
+
+    def _is_loaded_into(self, engine: Engine) -> bool:
+        return self._loaded_into is not None and self._loaded_into() is engine
+
+    async def _load_into(self, engine: Engine) -> None:
+        """Load all adapters into a new engine. An adapter that can't be loaded gets the status `failed`."""
+        row_adapters = getattr(engine, "adapters", None)
+        async with self._changing:
+            if self._is_loaded_into(engine) or not isinstance(row_adapters, RowAdapters):
+                return
+            for adapter in self._adapters.values():
+                adapter.status, adapter.error = "loading", ""
+            for adapter in self.all():
+                try:
+                    await self._load(adapter, self._root / adapter.name, row_adapters)
+                except BadAdapter as error:
+                    adapter.status, adapter.error = "failed", error.message
+                    log.warning("The adapter %s can't be used: %s", adapter.name, error.message)
+            self._loaded_into = weakref.ref(engine)
+
+    async def add(
+        self, name: str, *, source: str = "", upload: Upload | None = None, speaker: int | None = None, voice: str = ""
+    ) -> Adapter:
+        """Add an adapter and load it. Raises InvalidValue, BadAdapter, NotReady, NotSupported, NotStored.
+
+        If the adapter can't be loaded, nothing remains of it, and the running model is unchanged.
+        """
+        check_name(name)
+        async with self._changing:
+            self._check_new(name, voice)
+            if not source and upload is None:
+                raise InvalidValue(
+                    "Send `source` (a Hugging Face id), or the files `adapter` and `config`.", param="source"
+                )
+            if source:
+                check_source(source)
+        # While `use` exists, the model is not unloaded.
+        use = await self._manager.use(self.model_id)
+        row_adapters = getattr(use.engine, "adapters", None)
+        if not isinstance(row_adapters, RowAdapters):
+            raise NotSupported("The running engine can't use adapters. Set TTS_ENGINE=csm.")
+        await self._load_into(use.engine)
+        async with self._changing:
+            self._check_new(name, voice)
+            speaker = self._settings.csm_speakers[0] if speaker is None else speaker
+            adapter = Adapter(name, source, speaker, voice)
+            folder = self._root / f".new-{secrets.token_hex(8)}"
+            final = self._root / name
+            try:
+                await asyncio.to_thread(_write, folder, adapter, upload)
+                await self._load(adapter, folder, row_adapters)
+                try:
+                    await asyncio.to_thread(os.replace, folder, final)
+                except OSError:
+                    self._unload(adapter, row_adapters)
+                    raise
+            except OSError as error:
+                raise NotStored(
+                    f"The adapter could not be stored ({type(error).__name__}: {error.strerror})."
+                ) from error
+            finally:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            self._adapters[name.casefold()] = adapter
+            log.info("the adapter %s is ready: rank %d, %d bytes", name, adapter.rank or 0, adapter.bytes)
+            return adapter
+
+    async def remove(self, name: str) -> Adapter:
+        """Remove an adapter and its folder. Requests that speak with it end normally. Raises NotFound, NotSupported."""
+        async with self._changing:
+            found = self.find(name)
+            if found is None:
+                raise NotFound(
+                    f"There is no adapter {name[:80]!r}. GET /v1/audio/adapters lists the adapters.", param="name"
+                )
+            if found.configured:
+                raise NotSupported(
+                    f"The adapter {found.name!r} comes from TTS_ADAPTERS. Remove it there, and restart the server.",
+                    param="name",
+                )
+            del self._adapters[found.name.casefold()]
+            engine = None if self._loaded_into is None else self._loaded_into()
+            row_adapters = getattr(engine, "adapters", None)
+            if found.status == "ready" and isinstance(row_adapters, RowAdapters):
+                self._unload(found, row_adapters)
+            await asyncio.to_thread(shutil.rmtree, self._root / found.name, ignore_errors=True)
+            log.info("the adapter %s was removed", found.name)
+            return found
+
+    # ---- helpers
+
+    @property
+    def _root(self) -> Path:
+        root = self._settings.folder("models") / FOLDER
+        root.mkdir(exist_ok=True)
+        return root
+
+    def _stored(self, folder: Path) -> Adapter:
+        """Return the adapter in a folder of `models/adapters`, not loaded."""
+        adapter = Adapter(folder.name, "", self._settings.csm_speakers[0])
+        try:
+            facts = hub.read_json(folder / FACTS) if (folder / FACTS).exists() else {}
+            adapter.source = str(facts.get("source") or "")
+            adapter.voice = str(facts.get("voice") or "")
+            speaker = facts.get("speaker")
+            if isinstance(speaker, int) and 0 <= speaker <= MAX_SPEAKER:
+                adapter.speaker = speaker
+        except WeightsUnavailable as error:
+            adapter.status, adapter.error = "failed", f"{FACTS} can't be read."
+            log.warning("The adapter %s can't be used: %s", folder.name, error.reason)
+        return adapter
+
+    def _check_new(self, name: str, voice: str) -> None:
+        """Raise InvalidValue unless a new adapter can have this name and this voice."""
+        if self.find(name) is not None:
+            raise InvalidValue(
+                f"There is an adapter {name!r} already. Send another `name`, or remove the adapter first.", param="name"
+            )
+        if self._find_voice(name) is not None:
+            raise InvalidValue(f"There is a voice {name!r} already. Send another `name`.", param="name")
+        if len(self._adapters) >= MAX_ADAPTERS:
+            raise InvalidValue(f"This server has {MAX_ADAPTERS} adapters, and more are not possible.", param="name")
+        if voice:
+            found = self._find_voice(voice)
+            if found is None or not found.recorded:
+                raise InvalidValue(
+                    f"There is no voice {voice[:80]!r} with a recording. GET /v1/audio/voices lists the voices.",
+                    param="voice",
+                )
+
+    def _unload(self, adapter: Adapter, row_adapters: RowAdapters) -> None:
+        """Remove an adapter from the engine, unless another adapter has the same files."""
+        others = (each for each in self._adapters.values() if each is not adapter and each.status == "ready")
+        if all(each.key != adapter.key for each in others):
+            row_adapters.remove(adapter.key)
+
+    async def _load(self, adapter: Adapter, folder: Path, row_adapters: RowAdapters) -> None:
+        """Fetch, read and load an adapter. folder: its own folder. Raises BadAdapter."""
+        where = folder
+        try:
+            if adapter.source:
+                where = await asyncio.to_thread(self._fetch, adapter.source)
+            await asyncio.to_thread(_check_files, where, self._settings.max_adapter_bytes)
+            prepared = await asyncio.to_thread(row_adapters.prepare, where)
+            size = await asyncio.to_thread(row_adapters.add, prepared)
+        except WeightsUnavailable as error:
+            name = adapter.source or adapter.name
+            # The caller can't use a path of this machine, and must not learn it.
+            message = f"{error.reason.rstrip('.')}. {error.remedy}".replace(str(where), name).strip()
+            raise BadAdapter(message, param="source" if adapter.source else "adapter") from error
+        adapter.key, adapter.rank, adapter.base, adapter.bytes = prepared.key, prepared.rank, prepared.base, size
+        adapter.status, adapter.error = "ready", ""
+
+    def _fetch(self, source: str) -> Path:
+        def check_size(progress: Progress) -> None:
+            if progress.total_bytes > self._settings.max_adapter_bytes:
+                raise WeightsUnavailable(
+                    f"The files of {source} have {progress.total_bytes} bytes, and the limit is "
+                    f"{self._settings.max_adapter_bytes} (TTS_MAX_ADAPTER_BYTES).",
+                    remedy=f"Serve it merged: CSM_MODEL={source}.",
+                )
+
+        models = self._settings.folder("models")
+        try:
+            return fetch_files(
+                hub.files_for("adapter", source), models, token=self._settings.token, on_progress=check_size
+            )
+        except Cancelled as error:
+            raise WeightsUnavailable(str(error)) from error
+
+
+def check_source(source: str) -> None:
+    """Raise InvalidValue unless `source` is the id of a repository.
+
+    A request must not name a folder, because then every caller could find out which folders this machine has.
+    """
+    repo = "/".join(source.partition("@")[0].split("/")[:2])
+    if not hub.is_hub_id(repo) or ".." in source or Path(source).exists():
+        raise InvalidValue(
+            "`source` must be a Hugging Face id: org/name, org/name@revision or org/name/folder. Upload an adapter of "
+            "your own as the files `adapter` and `config`. The operator can name a folder in TTS_ADAPTERS.",
+            param="source",
+        )
+
+
+def _check_files(folder: Path, max_bytes: int) -> None:
+    """Raise WeightsUnavailable unless a folder has the files of an adapter within the limits. Opens no file."""
+    if not (folder / hub.ADAPTER_WEIGHTS).is_file() or not (folder / hub.ADAPTER_CONFIG).is_file():
+        hub.refuse_unreadable(hub.files_for("adapter", str(folder)), folder, adapter=True, weights=False)
+        raise WeightsUnavailable(f"{folder} contains no {hub.ADAPTER_CONFIG}.", remedy="Save the adapter again.")
+    for name, most in ((hub.ADAPTER_WEIGHTS, max_bytes), (hub.ADAPTER_CONFIG, MAX_CONFIG_BYTES)):
+        if (size := (folder / name).stat().st_size) > most:
+            raise WeightsUnavailable(f"{name} of {folder} has {size} bytes, and the limit is {most}.")
+
+
+def _write(folder: Path, adapter: Adapter, upload: Upload | None) -> None:
+    """Create the folder of an adapter, with the files of an upload."""
+    folder.mkdir(parents=True)
+    facts: Mapping[str, object] = {"source": adapter.source, "speaker": adapter.speaker, "voice": adapter.voice}
+    (folder / FACTS).write_text(json.dumps(facts, indent=2))
+    if upload is not None:
+        for file, name in ((upload.weights, hub.ADAPTER_WEIGHTS), (upload.config, hub.ADAPTER_CONFIG)):
+            with (folder / name).open("wb") as target:
+                shutil.copyfileobj(file, target, 1 << 20)
