@@ -81,8 +81,9 @@ MAX_SHARE = 0.1  # the largest share of a voice's takes that may have the same f
 PACE_BAND = (0.5, 2.0)  # pace divided by the voice's pace; for one person, 90 % of recordings are within 0.61 to 1.63
 MIN_PACE, MAX_PACE = 6.0, guard.FAST_CHARS_PER_S  # characters a second; people speak 6.7 to 23
 MIN_PACED_LENGTH = 25.0  # characters; the pace of shorter sentences is not checked, because it varies more
-MAX_SILENCE_S = 1.5  # inside a sentence; 1 of the 66 recordings has a longer silence
-MAX_LEVEL_ERROR_LU, MIN_LEVEL_S = 3.0, 1.5  # largest distance from the target; shorter takes are not checked
+MAX_SILENCE_S = 1.5  # limit of a silence inside a sentence; 1 of the 66 recordings has a longer silence
+# largest difference from the target level; the level of shorter takes is not checked
+MAX_LEVEL_ERROR_LU, MIN_LEVEL_S = 3.0, 1.5
 MAX_TRUE_PEAK_DBTP = -0.5  # the limiter keeps peaks below -1.0
 MAX_VOICE_DISTANCE = 2.5  # see `preset_voices.distance`; 1 % of 4 s parts of one person's speech are above
 WAVE_POINTS = 120
@@ -93,7 +94,8 @@ _REASONS = {
     "not_words": "More than a second of the audio is not a word of the text, but babble, noise or other speech.",
     "wrong_words": "The words of the text were not found.",
     "length": "The recording is far too short or too long for its text.",
-    "no_answer": "The words of the text were not found.",  # the search for the words gave no result
+    # the check that searches for the words of the text gave no result
+    "no_answer": "The words of the text were not found.",
 }
 # Fault -> description of the fault, and remedy.
 _FAULTS = {
@@ -206,7 +208,7 @@ class Report:
         return all(finding.severity != "problem" for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """The content of report.json."""
+        """Return the content of report.json."""
         return {"ok": self.ok, **asdict(self)}
 
 

@@ -100,7 +100,7 @@ def _without_color_message(_: object, __: str, event: dict[str, Any]) -> dict[st
 
 
 def _without_messages(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """In the log record of a request, replace the exception by a traceback without messages."""
+    """Replace the exception in the log record of a request by a traceback without messages."""
     info = event.get("exc_info")
     if not info or "request_id" not in event:
         return event

@@ -444,7 +444,7 @@ class EngineInfo:
     # How the engine runs, for /health and the metrics
     device: str = "cpu"  # several devices are separated by commas
     dtype: str = "float32"
-    setup: tuple[tuple[str, str | int | float | bool | None], ...] = ()  # further names and values that are shown
+    setup: tuple[tuple[str, str | int | float | bool | None], ...] = ()  # further names and values for /health
 
     @property
     def can_clone(self) -> bool:

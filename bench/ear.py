@@ -248,7 +248,7 @@ def faulty_twins(clip: Clip, samples: Samples, ends: Sequence[tuple[float, float
 
 
 def _early_end_found(clip: Clip, samples: Samples) -> bool:
-    """Whether the output guard or the check of the words finds that the clip ends too early."""
+    """Return whether the output guard or the check of the words finds that the clip ends too early."""
     rule, _ = misbehaving.until_rule(samples, clip.words, RATE_HZ, pace=clip.pace, seed=clip.seed)
     return rule == "too_short" or _check(samples, clip.words).status == "bad"
 

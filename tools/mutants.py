@@ -149,7 +149,7 @@ def copy_tree(into: Path) -> None:
 
 
 def survives(mutant: Mutant, tests: Sequence[str], tree: Path) -> bool:
-    """Whether all these tests pass with the mutant in the folder `tree`."""
+    """Return whether all these tests pass with the mutant in the folder `tree`."""
     source = (ROOT / mutant.path).read_text()
     changed = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
     (tree / mutant.path).write_text(changed or source)

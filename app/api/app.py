@@ -132,7 +132,7 @@ class Api(FastAPI):
                 operation["responses"].pop("422", None)  # this server answers an invalid body with 400, as OpenAI does
                 for status, response in operation["responses"].items():
                     if "example" in response.get("content", {}).get("application/json", {}):
-                        # FastAPI has removed the nulls in the example. Restore the nulls.
+                        # FastAPI removes null values from the example, so they are restored here.
                         response.update(errors.problem(int(status)))
         self._gate.describe(document)
         for operations in document["paths"].values():

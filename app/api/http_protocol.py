@@ -49,7 +49,7 @@ SOCKET_PATHS = (
     b"/multi-stream-input",
     b"/audio/speech/stream",
 )  # the ends of the paths of the WebSocket routes
-MAX_MESSAGE_BYTES = 16 << 20  # of a WebSocket; OpenAI allows 15 MiB of audio in one event
+MAX_MESSAGE_BYTES = 16 << 20  # limit of a WebSocket message; OpenAI allows 15 MiB of audio in one event
 _HEAD_TOO_LARGE = f"The headers of the request are larger than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
 # Headers that offer an upgrade. If the upgrade of a request is ignored, these headers are removed from the request.
 _UPGRADE_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})

@@ -770,7 +770,7 @@ _CAPTION_HEADERS = {
 
 
 def captions_response() -> Schema:
-    """The OpenAPI description of the 200 response with captions."""
+    """Return the OpenAPI description of the 200 response with captions."""
     string: Schema = {"type": "string"}
     number: Schema = {"type": "number", "minimum": 0}
     verbose = _object(
@@ -798,7 +798,7 @@ def captions_response() -> Schema:
 
 
 def captioned_speech_response() -> Schema:
-    """The OpenAPI description of the 200 response of `/dev/captioned_speech`."""
+    """Return the OpenAPI description of the 200 response of `/dev/captioned_speech`."""
     number: Schema = {"type": "number", "minimum": 0}
     word = _object(word={"type": "string"}, start_time=number, end_time=number)
     chunk = _object(

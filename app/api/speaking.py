@@ -80,7 +80,7 @@ class Speaking:
         return answer
 
     def respond(self, body: SpokenBody, caller: Request, *, voice: str | None = None) -> StreamingAnswer:
-        """The streaming response to a body: audio, or server-sent events if the body asks for them."""
+        """Return the streaming response to a body: audio, or server-sent events if the body requests them."""
         owner: str = caller.state.owner
 
         def open_stream() -> AbstractAsyncContextManager[Stream]:

@@ -44,7 +44,8 @@ STREAM_HEADERS: Headers = (
 )
 SSE_HEADERS: Headers = (("content-type", SSE_MEDIA_TYPE), *STREAM_HEADERS)
 SHUTDOWN_SEND_S = 0.1  # the longest time to send the last event when the server stops
-READ_S = 0.05  # between the error event and the end of the connection, because browsers then drop unread data
+# wait between the error event and the end of the connection, because browsers drop unread data when it ends
+READ_S = 0.05
 EVENT_SENTENCES = 100  # in one event with times: an answer from the cache has the times of all its sentences
 DELTA_BYTES = 4096  # audio bytes in one SSE event, as in OpenAI's API
 
@@ -60,7 +61,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class TimedAudio:
-    """How a response with the times of words describes its audio."""
+    """The properties of the audio in a response with the times of words."""
 
     audio_format: str
     sample_rate_hz: int
@@ -315,7 +316,7 @@ async def work_stream(work: Callable[[Report], Awaitable[BaseModel]], *, sse: bo
     work: is called with a function that takes progress events. The headers are sent after the first progress event. An
     invalid request fails before that event, so the response has an error status.
     """
-    steps: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None: the work has ended
+    steps: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None in this queue means that the work has ended
 
     async def run() -> dict[str, Any]:
         try:
@@ -371,7 +372,7 @@ def _unexpected_error() -> SpeechError:
 
 
 def event(content: dict[str, Any]) -> bytes:
-    """A server-sent event with this JSON data."""
+    """Return a server-sent event with this JSON data."""
     return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Law = Literal["ulaw", "alaw"]
 
-_BIAS, _CLIP = 33, 8_158  # of the mu-law
+_BIAS, _CLIP = 33, 8_158  # constants of the mu-law encoding
 
 
 def encode(data: bytes, law: Law) -> bytes:
@@ -22,7 +22,10 @@ def encode(data: bytes, law: Law) -> bytes:
 
 @lru_cache
 def _table(law: Law) -> NDArray[np.uint8]:
-    """The byte of each sample (65536,) uint8. The index is the sample as an unsigned number."""
+    """Return a table (65536,) uint8 with the byte of each 16-bit sample.
+
+    The index is the sample as an unsigned number.
+    """
     samples = np.arange(65_536, dtype=np.int32)
     samples[samples >= 32_768] -= 65_536
     return (_ulaw if law == "ulaw" else _alaw)(samples).astype(np.uint8)

@@ -48,8 +48,8 @@ MAX_PHONEMES_PER_S = 26.0  # human recordings: at most 18.5
 MAX_LENGTH_RATIO = 2.0  # a take may be longer or shorter than expected by this factor
 _DOUBTFUL_SCORE = -6.0  # a word below this score is doubtful; 5 % of human recordings have such a word
 
-# Common words of English, and of other languages in Latin letters. A word of English and of another language is in
-# neither list.
+# Common words of English, and of other languages in Latin letters. A word that is in English and also in another
+# language is in neither list.
 _ENGLISH_WORDS = frozenset(
     "the and of to is you that it was for are with his they be this have from had by but not what all were we when "
     "your can there which she he do how their if my our will would has who its about out up them then him her been "

@@ -70,7 +70,7 @@ _RANDOM_PARTS = {
     b"breath": b"breath 0 0 0 0 0 0 0 0",
     b"breathw": b"",
 }
-_folders: list[tempfile.TemporaryDirectory[str]] = []  # removed at the end of the process
+_folders: list[tempfile.TemporaryDirectory[str]] = []  # these temporary folders are removed when the process ends
 
 _library_lock = threading.Lock()  # eSpeak NG has global state, so a process runs one synthesis at a time
 
@@ -127,10 +127,10 @@ class _Event(ctypes.Structure):
     _fields_ = [
         ("kind", ctypes.c_int),
         ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),  # in characters, from 1
+        ("text_position", ctypes.c_int),  # counted in characters; the first character has the position 1
         ("length", ctypes.c_int),
         ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),  # counted from the start of the synthesis
+        ("sample", ctypes.c_int),  # index of a sample, counted from the start of the synthesis
         ("user_data", ctypes.c_void_p),
         ("id", ctypes.c_char * 8),
     ]
@@ -194,7 +194,10 @@ class Library:
         return {tag: identifier for _, tag, identifier in reversed(claims)}
 
     def _receive(self, wave: ctypes._Pointer[ctypes.c_short], count: int, events: ctypes._Pointer[_Event]) -> int:
-        """The library's callback: add `count` samples to `_parts`, and words to `_places`. Returns 0 to continue."""
+        """Add `count` samples to `_parts`, and words to `_places`. eSpeak NG calls this method during synthesis.
+
+        Returns 0 to continue.
+        """
         if wave and count > 0:
             self._parts.append(ctypes.string_at(wave, 2 * count))
         at = 0
@@ -207,7 +210,8 @@ class Library:
         return 0
 
     def ipa(self, word: str, voice: str) -> str:
-        """The pronunciation of a word in IPA, by the voice's rules. `voice` = identifier."""
+        """Return the pronunciation of a word in IPA, by the rules of a voice. voice: the identifier of an eSpeak NG
+        voice."""
         text = ctypes.create_string_buffer(_no_brackets(word).encode("utf-8", "ignore").replace(b"\0", b""))
         at = ctypes.c_void_p(ctypes.addressof(text))
         with _library_lock:
@@ -331,7 +335,7 @@ def _with_phonemes(line: SpokenLine) -> tuple[str, list[int]]:
     def add_plain(end: int) -> None:
         for at in range(done, end):
             at_brackets = line.text[at] == "[" == line.text[at + 1 : at + 2]
-            parts.append("[ " if at_brackets else line.text[at])  # see `_no_brackets`
+            parts.append("[ " if at_brackets else line.text[at])  # `_no_brackets` explains this space
             places.extend([at] * len(parts[-1]))
 
     for start, end, ipa in line.ipa:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from app.types import Samples
 
 ACCENTS = ("gmw/en-US", "gmw/en-GB-x-rp")  # identifiers of eSpeak NG voices
-_PITCH = 50  # of 99, the middle
+_PITCH = 50  # the middle of eSpeak NG's range of 0 to 99
 
 
 @functools.cache

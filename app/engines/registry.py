@@ -72,7 +72,7 @@ class EngineSpec:
     other_names: tuple[str, ...] = ()  # more names of the model, in lower case and without an organisation
     model_files: str = ""  # a function (Settings) -> list[ModelFiles] that does not import torch; empty = no files
     sizes: str = ""  # a function: torch.dtype -> (number of rows -> bytes of the published model); empty = no model
-    spare_bytes: int = 0  # how many bytes of the model's memory an engine with one row on a small GPU can do without
+    spare_bytes: int = 0  # bytes of optional memory that an engine with one row leaves out on a small GPU
     text: str = ""  # a TextPacking in a module that does not import torch; empty = the default TextPacking
     description: str = ""  # one sentence about the model, for the lists of models
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SAMPLE_BYTES = 2
 # FLAC takes 61 % of the bytes of raw samples, but 1 ms of CPU per second of audio to write and about as much to read.
-# Raw samples take none, and an answer that is still generated can be read from any position.
+# Raw samples need no decoding, and a reader can start at any position while the answer is still being generated.
 _SUFFIX = ".pcm"
 _TIMES_SUFFIX = ".times"
 _MAGIC = b"TTSB"
@@ -39,10 +39,11 @@ _TIMES_MAGIC = b"TTSW"
 _MAX_TIMES_BYTES = 4 << 20
 _FOOTER = struct.Struct("<4sI")  # magic, length of the trailer
 _MAX_TRAILER_BYTES = 1 << 20
-_EARLIER_FILE = re.compile(r"[0-9a-f]{64}")  # earlier versions stored encoded answers under such names
-_ABANDONED_S = 3600  # an older temporary file was left by a crash
+_EARLIER_FILE = re.compile(r"[0-9a-f]{64}")  # names of encoded answers that earlier versions stored
+_ABANDONED_S = 3600  # a temporary file older than this was left by a crash
 _BLOCK_BYTES = 256 << 10  # a file is checked in blocks of this size; the first block stays in memory
-MAX_ENTRY_BYTES = 256 << 20  # longer audio is not stored: its checksum would delay the first byte by more than 0.4 s
+# larger answers are not stored: the check of their checksum would delay the first byte by more than 0.4 s
+MAX_ENTRY_BYTES = 256 << 20
 
 Facts = Mapping[str, float | str]
 
@@ -56,10 +57,10 @@ class CachedSound:
     checksum: int  # of the samples
     facts: dict[str, float | str]  # the seed, the usage in tokens, and the result of the check if there was one
     _start: bytes  # the first bytes of the samples
-    _file: _OpenFile | None  # None = `_start` is everything
+    _file: _OpenFile | None  # None = `_start` contains all samples
 
     def in_memory(self, end: int) -> bool:
-        """Whether all samples before the sample `end` are in memory, so that reading them does not block."""
+        """Return whether all samples before the sample `end` are in memory, so that reading them does not block."""
         return self._file is None or SAMPLE_BYTES * end <= len(self._start)
 
     def read(self, start: int, count: int) -> bytes:
@@ -90,7 +91,10 @@ class AnswerCache:
         return self._sizes.total
 
     def __contains__(self, digest: str) -> bool:
-        """Whether an answer with this cache key was stored or found, and not evicted since. Does not read the disk."""
+        """Return whether an answer with this cache key was stored or found, and was not evicted after that.
+
+        Does not read the disk.
+        """
         return digest in self._sizes
 
     def scan(self) -> None:
@@ -171,7 +175,7 @@ class AnswerCache:
         self._sizes.put(digest, size)
 
     def path_of(self, digest: str) -> Path:
-        """The file of the answer with the cache key `digest`."""
+        """Return the path of the file of the answer with the cache key `digest`."""
         return self._folder / digest[:2] / (digest + _SUFFIX)
 
     def _times_path(self, digest: str) -> Path:
@@ -197,7 +201,7 @@ class Entry:
         self._path = path
         self._keep = keep
         self._file: _OpenFile | None = None  # opened by the first write, so a rejected request creates no file
-        self.checksum = _first_checksum(rate_hz)  # of the samples so far
+        self.checksum = _first_checksum(rate_hz)  # checksum of the samples that were written so far
         self.stored = False  # whether `commit` has stored the answer
         self.size = 0  # bytes that were written and can be read
 
@@ -291,7 +295,7 @@ class _OpenFile:
 
 
 def _first_checksum(rate_hz: int) -> int:
-    """The checksum of an answer without samples. It includes the sample rate."""
+    """Return the checksum of an answer without samples. It includes the sample rate."""
     return zlib.crc32(b"%d" % rate_hz)
 
 
@@ -358,7 +362,7 @@ def _read(path: Path, times_path: Path) -> tuple[CachedSound | None, int]:
 
 
 def _checked(file: _OpenFile, size: int) -> CachedSound | None:
-    """The audio in a file of `size` bytes; None if its length or checksum is wrong. Raises OSError."""
+    """Return the audio in a file of `size` bytes; None if its length or checksum is wrong. Raises OSError."""
     if size < _FOOTER.size:
         return None
     magic, trailer_length = _FOOTER.unpack(file.read(size - _FOOTER.size, _FOOTER.size))

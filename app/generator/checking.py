@@ -44,7 +44,7 @@ DEADLINE_S = 10.0  # time limit of one check, in addition to the length of the a
 # Extra time for the thread, so that the deadline of the aligner is reached first and ends its process.
 THREAD_SLACK_S = 0.5
 LATE_CHECKS_S = 3.0  # at its end, an answer waits this long for the checks of audio that was sent
-SOUND_S = 3.0  # the longest time that a non-verbal sound such as (laughs) takes
+SOUND_S = 3.0  # the longest duration of a non-verbal sound such as (laughs)
 UNCHECKED = Verdict("unchecked", "no_answer")
 
 
@@ -229,7 +229,7 @@ class AnswerChecks:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-_NOT_JUDGED = ("not_installed", "no_answer")  # reasons after which a later check may have another result
+_NOT_JUDGED = ("not_installed", "no_answer")  # for these reasons the check was not possible, but a later check may be
 
 
 def _result(take: Take, *, repeated: bool) -> Result:

@@ -10,7 +10,8 @@ from app.lru import LRU
 
 BUDGET_BYTES = 32 << 20
 MAX_ANSWER_BYTES = 2 << 20  # a longer answer is encoded while it is sent, and its length is remembered
-COLLECTED_BYTES = 16 << 20  # of all answers that are being encoded; further answers are not collected
+# limit for all answers that are being encoded; beyond it, encoded answers are not collected for reuse
+COLLECTED_BYTES = 16 << 20
 SIZES = 10_000  # how many sizes of encoded answers are remembered
 
 EncodedKey = tuple[str, int, str, int]  # cache key, checksum of the samples, format, sample rate in Hz

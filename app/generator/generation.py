@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from app.generator.job import SpeechJob
     from app.generator.sound import Listener, Recording
 
-READ_BACK_BYTES = 64 << 10  # of samples that a listener reads from a file in one step
+READ_BACK_BYTES = 64 << 10  # bytes of samples that a listener reads from a file in one step
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Generation:
         self.recording = recording
         self.usage: Usage | None = None  # set when the audio has ended
         self.verified: Result = "unchecked"  # set at the end
-        self.stored_checksum: int | None = None  # of the samples, if they are in the cache
+        self.stored_checksum: int | None = None  # checksum of the samples, if they are in the cache
         self._task: asyncio.Task[None] | None = None
         self._listeners = 0
         self._on_left: Callable[[], None] = _do_nothing
@@ -115,7 +115,7 @@ class Generation:
                 yield data
             elif recording.ended:
                 break
-        if self.usage is None:  # the audio has not ended by itself
+        if self.usage is None:  # the audio ended early: an error occurred or all listeners left
             await self.finished()
 
     async def _end(self) -> None:

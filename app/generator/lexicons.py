@@ -54,7 +54,8 @@ class LexiconStore:
         self._data_dir = data_dir
         self._voices = voices
         self._lock = threading.RLock()
-        self._loaded: dict[str | None, _Loaded] = {}  # by voice; None = the server
+        # dictionaries by voice id; the key None is the dictionary of the server
+        self._loaded: dict[str | None, _Loaded] = {}
         self._logged: dict[Path, object] = {}  # the last problem of each file
         self._look(None)
 

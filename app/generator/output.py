@@ -88,7 +88,7 @@ async def open_finisher(job: SpeechJob) -> Finisher:
     """Create the first half of the pipeline for a generation."""
     marker: Stage | None = None
     if job.marked:
-        perth = await in_thread(watermark.load)  # the first call reads a file
+        perth = await in_thread(watermark.load)  # in a thread, because the first call reads a file
         marker = watermark.StreamMarker(job.info.rate_hz, perth)
     return Finisher(job.info.rate_hz, job.request, marker)
 

@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 # gap of 0.3 to 0.45 s. The gap in conversations is about 0.2 s (Stivers et al., PNAS 2009). A longer gap sounds calmer.
 TURN_GAP_S = 0.25
 LEAST_NATURAL_CHARS = 80  # a lower limit would split most sentences, which sounds worse than fast speech
-MAX_PAUSES_S = 600  # the sum for one answer: pause tags could otherwise produce hours of silence
+MAX_PAUSES_S = 600  # limit for all pauses of one answer: otherwise pause tags could produce hours of silence
 # The most characters in an utterance of an answer that is held back for a check, unless one sentence is longer: about
 # 30 s of speech. The recogniser accepts 120 s, and a bad take of 30 s is repeated in less time.
 HELD_PASSAGE_CHARS = 450
-# The silence for a text in which nothing is spoken, such as "---" or "(laughs)". A voice agent that sends such a piece
-# in the middle of its answer goes on.
+# The silence for a text in which nothing is spoken, such as "---" or "(laughs)". So a voice agent that sends such a
+# text in the middle of its answer can continue.
 SILENT_TEXT_S = 0.25
 LONG_TEXT_CHARS = 20_000  # a longer text is planned in windows
 # If a text is longer than the first number, an utterance of an engine that speaks any number of sentences has at most
@@ -65,7 +65,7 @@ class PlannedUtterance:
         return " ".join(line.text for line in self.lines)
 
     def fits(self, line: SpokenLine, info: EngineInfo, *, one_voice: bool) -> bool:
-        """Whether the engine can add `line` to this utterance. one_voice: all lines must have the same voice."""
+        """Return whether the engine can add `line` to this utterance. one_voice: all lines must have the same voice."""
         lines = (*self.lines, line)
         first = self.lines[0].voice
         if line.voice.adapter != first.adapter or (one_voice and line.voice != first):
@@ -141,7 +141,8 @@ class Planner:
         most_chars = self._most_chars()
         async for part in self._lines():
             if isinstance(part, _PartEnd):
-                # The next part may arrive much later. An engine that continues after a sentence loses nothing.
+                # The next part may arrive much later. An engine that continues after each sentence loses no time by
+                # this.
                 waits = job.info.text.continues or (job.later is not None and not job.later.ready)
                 if utterance is not None and waits:
                     yield utterance
@@ -163,7 +164,7 @@ class Planner:
             yield utterance
 
     def _most_chars(self) -> int | None:
-        """The most characters in one utterance, if the engine itself has no limit; None = no limit."""
+        """Return the limit of characters for one utterance of an engine without its own limit; None = no limit."""
         job = self._job
         if not job.info.text.continues:
             return None
@@ -293,7 +294,8 @@ class Planner:
         """
         info, normalizer = self._job.info, self._normalizer if self._job.request.normalize else None
         prompt_s = 0.0 if prompt is None else prompt.codes.shape[1] * info.frame_s
-        shown = text.text if self._job.later is None else self._job.later.recent  # a short part shows no language
+        # a short part is not enough to guess the language
+        shown = text.text if self._job.later is None else self._job.later.recent
         language = self._job.language_of(shown, voice)
         lexicon = self._job.lexicons.get(voice.id)
         sentences = _sentences(text, normalizer, language, info.text, prompt_s, lexicon=lexicon, is_window=is_window)
@@ -306,7 +308,7 @@ class _Passage:
 
     sentences: list[SpannedText]
     language: str | None  # BCP 47 tag of the language that the words show; None = not clear
-    is_last: bool = False  # whether nothing of the text follows
+    is_last: bool = False  # whether this is the last part of the text
 
     @property
     def has_words(self) -> bool:
@@ -397,5 +399,5 @@ def _natural_chars(most: int, prompt_s: float, packing: TextPacking) -> int:
 
 
 def _size(text: str, packing: TextPacking) -> int:
-    """The length of a text in characters, or in UTF-8 bytes if the engine's limits count bytes."""
+    """Return the length of a text in characters, or in UTF-8 bytes if the engine's limits count bytes."""
     return len(text.encode("utf-8", "replace")) if packing.utf8_bytes else len(text)

@@ -19,8 +19,8 @@ from app.generator.cache import SAMPLE_BYTES
 if TYPE_CHECKING:
     from app.generator.cache import Entry
 
-WINDOW_BYTES = 128 << 10  # kept in memory, although the file has it too: about 3 s
-MAX_BEHIND_BYTES = 4 << 20  # of samples that only the memory has: about 90 s
+WINDOW_BYTES = 128 << 10  # the newest samples (about 3 s) that stay in memory, although the file also contains them
+MAX_BEHIND_BYTES = 4 << 20  # limit of samples (about 90 s) that are only in memory
 HELD_IN_MEMORY_BYTES = 4 << 20  # a longer answer that is held back is in a temporary file
 
 
@@ -44,12 +44,12 @@ class Recording:
         self._held = (
             tempfile.SpooledTemporaryFile(HELD_IN_MEMORY_BYTES) if hold else None  # noqa: SIM115 - `close` closes it
         )
-        self._reading = threading.Lock()  # of the temporary file, which has one position for all threads
+        self._reading = threading.Lock()  # for reads of the temporary file, which has one position for all threads
         self._window: deque[bytes] = deque()  # the last samples
         self._window_start = 0  # in bytes
         self._end = 0  # in bytes
         self._listeners: set[Listener] = set()
-        self._changed = asyncio.Event()  # is replaced at each change
+        self._changed = asyncio.Event()  # this event is set, and replaced by a new one, at each change
         self.ended = False
 
     @property

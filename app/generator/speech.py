@@ -70,12 +70,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How an answer used the cache: from it, spoken, the audio of an equal request that is being spoken, or not at all.
+# How an answer used the cache: found in the cache; generated; shared with a running equal request; or cache not used.
 CacheResult = Literal["hit", "miss", "shared", "off"]
 
 SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s at the edges of each utterance
-# If the next text is late, so much silence follows the last sentence. It pushes the end of the sentence through the
-# filters and the encoder: the watermark and MP3 together hold up to 0.3 s.
+# If the next text is late, this much silence follows the last sentence. The silence pushes the end of the sentence
+# through the filters and the encoder: the watermark and MP3 together delay up to 0.3 s of audio.
 WAITING_SILENCE_S = 0.35
 KEPT_UTTERANCES = 2  # an utterance of a text that arrives in parts continues the voice of this many utterances
 # How often an utterance is generated if it is silent, breaks a rule of the output guard, or fails the check.
@@ -85,7 +85,7 @@ MAX_SEED = 2**63 - 1
 SENT_BLOCK_BYTES = 1 << 16
 CACHED_BLOCK_S = 1.0  # audio from the cache is encoded in blocks of this length
 # An answer from the cache whose size is unknown is encoded completely before it is sent, if it is not longer than this,
-# so that it has a Content-Length. That takes up to 0.2 s of CPU. Later answers of this format know their size.
+# so that it has a Content-Length. This encoding takes up to 0.2 s of CPU. Later answers of this format know their size.
 MEASURED_S = 20.0
 MEASURED_ANSWERS = 8  # the number of answers that are encoded in this way at the same time
 LONG_TIMELINE_CHARS = 20_000  # a longer timeline is compressed in a thread
@@ -109,7 +109,7 @@ class Answer:
     broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke so far
     verified: Result = "unchecked"  # the result of the check, as it is known so far
     audio_s: float = 0.0  # seconds of audio in the bytes that the stream has yielded
-    times: AnswerTimes | None = None  # of the words; None = the request does not need them
+    times: AnswerTimes | None = None  # times of the words; None = the request does not need them
 
     @property
     def hit(self) -> bool:
@@ -267,7 +267,7 @@ class SpeechGenerator:
     # ---- answers
 
     async def _cached(self, job: SpeechJob, answer: Answer) -> CachedSound | None:
-        """The audio of a job from the cache; None if it is not there, or lacks something that the request needs.
+        """Return the audio of a job from the cache; None if it is missing, or lacks something that the request needs.
 
         A request can need a check of the speech, or the timeline of its own text.
         """
@@ -296,7 +296,7 @@ class SpeechGenerator:
         return True
 
     def _times_of(self, job: SpeechJob) -> AnswerTimes | None:
-        """The object that finds the times of the words of an answer; None if the request does not need them."""
+        """Return the object that finds the times of the words of an answer; None if the request does not need them."""
         request = job.request
         if not request.timestamps:
             return None
@@ -390,10 +390,11 @@ class SpeechGenerator:
                     yield data
 
     def _shared(self, job: SpeechJob, key: str | None) -> Generation | None:
-        """A running generation that this answer can follow. key: of the generation; None = it is never shared."""
+        """Return a running generation whose audio this answer can share. key: the key of the generation; None = it
+        is never shared."""
         generation = self._generations.find(key)
         if generation is not None and job.request.timestamps and generation.job.texts != job.texts:
-            return None  # equal speech, but its words are at other places of the caller's text
+            return None  # the speech is equal, but the positions of its words in the caller's text differ
         return generation
 
     async def _speak_or_follow(self, job: SpeechJob, answer: Answer, key: str | None) -> AsyncGenerator[bytes]:
@@ -403,7 +404,8 @@ class SpeechGenerator:
         """
         generation = self._shared(job, key)
         if generation is None and key is not None and job.cache_key in self._cache:
-            sound = await self._cached(job, answer)  # an equal request has ended since `answer` has looked
+            # an equal request has stored its answer after `answer` searched the cache
+            sound = await self._cached(job, answer)
             if sound is not None:
                 async with contextlib.aclosing(self._from_cache(job, answer, sound)) as stream:
                     async for data in stream:
@@ -477,7 +479,8 @@ class SpeechGenerator:
                 answer.times.close(generation.job.timeline)
 
     def _size_of(self, job: SpeechJob, sound: CachedSound) -> int | None:
-        """The size in bytes of an encoded answer from the cache; None if it is not known before it is encoded."""
+        """Return the size in bytes of an encoded answer from the cache; None if it is unknown before the answer is
+        encoded."""
         request = job.request
         total = resampled_length(sound.samples, sound.rate_hz, request.sample_rate_hz)
         size = encoded_bytes(request.format, request.sample_rate_hz, total)
@@ -558,7 +561,7 @@ class SpeechGenerator:
             lambda utterance, number: self._submit(job, utterance, number),
             waits=job.later is not None,
         )
-        silence_s = 0.0  # to send before the next utterance
+        silence_s = 0.0  # silence to send before the next utterance
         begun = False
         progress = job.progress
         try:
@@ -701,7 +704,7 @@ class SpeechGenerator:
                     async for chunk in chunks:
                         if chunk is not None:
                             take.add(chunk)
-            except Busy:  # the engine refuses this answer; the other takes would pass its queue
+            except Busy:  # the queue is full, so the engine refuses this answer; further takes would overtake the queue
                 raise
             except SpeechError as error:
                 errors.append(error)
@@ -775,7 +778,7 @@ class SpeechGenerator:
             lines=planned.lines,
             sampling=job.request.sampling,
             seed=(job.seed + number + attempt * RETRY_SEED_STEP) & MAX_SEED,
-            max_seconds=10.0 + len(planned.text),  # far more than any speech needs; the engines have lower limits
+            max_seconds=10.0 + len(planned.text),  # a limit that no real speech reaches; the engines have lower limits
             language=job.request.language,
             context=(*job.context, *spoken),
             optional_turns=job.remembered if job.request.context else job.remembered + len(spoken),
@@ -800,7 +803,7 @@ def _usage(job: SpeechJob, audio_s: float) -> Usage:
 
 
 async def _facts_of(job: SpeechJob, usage: Usage) -> dict[str, float | str]:
-    """The facts of an answer that the cache stores with its audio."""
+    """Return the facts of an answer that the cache stores with its audio."""
     facts: dict[str, float | str] = {
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
@@ -822,17 +825,20 @@ def _load_times(times: AnswerTimes, timeline: str, text: str | None, samples: in
 
 
 def _digest_of(texts: Sequence[str]) -> str:
-    """A digest of the caller's texts."""
+    """Return a digest of the caller's texts."""
     return hashlib.sha256(json.dumps([*texts]).encode()).hexdigest()
 
 
 def _encoded_key(job: SpeechJob, checksum: int) -> EncodedKey:
-    """The key of a job's encoded answer. checksum: of the samples."""
+    """Return the key of a job's encoded answer. checksum: the checksum of the samples."""
     return job.cache_key, checksum, job.request.format, job.request.sample_rate_hz
 
 
 def _is_compressed(job: SpeechJob) -> bool:
-    """Whether the answer is kept in memory. PCM and WAV are not: they save 0.4 ms of CPU per second of audio."""
+    """Return whether an encoded answer is kept in memory.
+
+    PCM and WAV are not kept: this would save only 0.4 ms of CPU per second of audio.
+    """
     return encoded_bytes(job.request.format, job.request.sample_rate_hz, 0) is None
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from app.generator.lookahead import SubmittedUtterance
     from app.types import AudioChunk, Codes, Samples, WordMark
 
-RELEASE_S = 2.0  # held audio is sent, checked or not, when the listener has less audio left
+RELEASE_S = 2.0  # held audio is sent, even if it is not checked, when the listener has less audio left than this
 
 
 class Take:
@@ -50,7 +50,7 @@ class Take:
         self._rules: list[str] = []
         self._marks: list[WordMark] = []
         self.sent = False  # whether audio has left the take
-        self.verdict: Verdict | None = None  # of the check; None = the take was not checked
+        self.verdict: Verdict | None = None  # result of the check; None = the take was not checked
         self.checking: asyncio.Task[None] | None = None  # the check that sets `verdict`
 
     @property

@@ -332,7 +332,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 instructions: AVX512-BF16, AMX or Arm BF16.
+    """Return whether this CPU has bfloat16 instructions: AVX512-BF16, AMX or Arm BF16.
 
     On a CPU without these instructions, bfloat16 is slower than float32.
     """

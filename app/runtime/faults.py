@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from app.types import Codes, Samples
 
-BROKEN = -1  # valid codes are not negative
+BROKEN = -1  # this code marks NaN or infinite values; valid codes are not negative
 # Parts of error messages of CUDA and its libraries, by kind of error.
 _OUT_OF_MEMORY = ("CUDA error: out of memory", "HIP error: out of memory", "_STATUS_ALLOC_FAILED")
 _WRONG_CALL = (
@@ -44,7 +44,7 @@ def broken_rows(codes: Codes) -> list[int]:
 
 
 def is_finite(samples: Samples) -> bool:
-    """Whether all samples (N,) are finite: no NaN and no infinity."""
+    """Return whether all samples (N,) are finite: no NaN and no infinity."""
     return bool(np.isfinite(samples).all())
 
 
@@ -61,12 +61,15 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_kind(error: BaseException, name: str) -> bool:
-    """Whether the error's class or one of its base classes has this name. The name avoids an import of torch."""
+    """Return whether the error's class or one of its base classes has this name.
+
+    The comparison of names avoids an import of torch.
+    """
     return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error, or one of its causes, means that the host or the device has too little memory.
+    """Return whether the error, or one of its causes, means that the host or the device has too little memory.
 
     PyTorch's allocator raises torch.OutOfMemoryError. A library or the CUDA driver may also allocate memory, for
     example for a CUDA graph. Then the error is a torch.AcceleratorError or a RuntimeError, and only the message shows
@@ -81,7 +84,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether the process can no longer use its GPU after this error or one of its causes.
+    """Return whether the process can no longer use its GPU after this error or one of its causes.
 
     After such an error, for example an illegal memory access, every later call of CUDA in this process fails too. Only
     a new process can use the GPU again. An error that CUDA raises for wrong arguments does not affect later calls.

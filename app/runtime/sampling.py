@@ -221,7 +221,7 @@ def _sorted_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
 
 
 def fast_path(params: Sequence[SamplingParams], size: int) -> bool:
-    """Whether `draw` may use its fast path for these rows. size: the number of codes V.
+    """Return whether `draw` may use its fast path for these rows. size: the number of codes V.
 
     Every row must have a top_k from 1 to TOP_K_FAST, or parameters that remove no code: top_p is 1, and top_k is 0 or
     at least `size`.

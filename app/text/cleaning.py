@@ -50,7 +50,7 @@ _REPLACEMENTS = {
     "\u2028": "\n",
     "\u2029": "\n\n",
     "\t": " ",
-    **dict.fromkeys("\u115f\u1160\u2800\u3164\uffa0", " "),  # letters without ink, which keep a place empty
+    **dict.fromkeys("\u115f\u1160\u2800\u3164\uffa0", " "),  # invisible letters, which only fill space
 }
 
 # Only these characters are normalised to NFKC: full-width letters, ligatures, mathematical alphabets, letters in
@@ -222,7 +222,7 @@ _PART_OF_FACE = re.compile(f"[{_PARTS_OF_FACES}]")
 _MARKS_OF_FACES = ("_", "^", "\\o/", "T.T", ";.;", ">.<", "o.o", "O.O", "o.O", "O.o")
 _ARMS = r"[づノヽヾﾉ╯╰୧୨۶ง٩σψლ︵彡シ┻━┳┬─︶☆♪_\\/|~ヘヽ]"
 _DRAWN_FACE = re.compile(rf"{_ARMS}{{0,4}}[(（ʕ]([^()（）ʕʔ\nA-Za-z0-9]{{2,14}})[)）ʔ](?:{_ARMS}| (?=[┻┳┬])){{0,6}}")
-_LEAST_PARTS = 2  # how many such characters make a face
+_LEAST_PARTS = 2  # the smallest number of such characters that counts as a face
 
 
 def drop_faces(text: SpannedText) -> SpannedText:
@@ -239,7 +239,7 @@ def _without_face(match: re.Match[str]) -> str:
     return " " if parts and parts + match[1].count("°") >= _LEAST_PARTS else match[0]
 
 
-# ---- signs that are read in English
+# ---- symbols whose English names are spoken
 
 _SIGN = re.compile("[★⭐🌟✭✮♠-♧❤↑↓▲△▼▽⬆⬇🔺🔻🔼🔽]")
 _STARS = re.compile("([★⭐🌟✭✮]{1,10})\ufe0f?([☆✩]{1,10})|[★⭐🌟✭✮]{2,10}")

@@ -20,7 +20,7 @@ from app.text.writing_systems import script_language
 
 _LONGEST = 4_000  # number of characters that are examined
 _LEAST_SCORE = 1.5  # lowest score for a guess; one word is not enough
-_OVER_ENGLISH = 2.0  # the evidence must be this many times as much as the evidence for English
+_OVER_ENGLISH = 2.0  # the score must be at least this many times the score of English
 _MOST_LETTERS = 2.0  # the highest score that letters outside ASCII can give
 
 _STOP_WORDS = {
@@ -144,7 +144,8 @@ _NOT_WORDS = re.compile(
     r"```[^`]{0,4000}```|`[^`\n]{1,300}`|<[^<>\n]{1,300}>|(?:https?://|www\.)[^\s<>\"'，。、）]{1,600}"
     r"|[\w.+-]{1,64}@[\w.-]{1,120}|\[[^\[\]\n]{1,40}\](?!\()|\b[A-Za-z][\w-]{0,40}(?:[./_\\][\w-]{1,40}){1,8}"
 )
-_WORD = re.compile(r"(?<![\w:])[^\W\d_]+(?:['’][^\W\d_]+)?(?![\w]|:\w)")  # not a part of a code such as "o1" or "de:ad"
+# words only, and not parts of codes such as "o1" or "de:ad"
+_WORD = re.compile(r"(?<![\w:])[^\W\d_]+(?:['’][^\W\d_]+)?(?![\w]|:\w)")
 
 
 def guess_language(text: str) -> str | None:

@@ -117,7 +117,8 @@ _CITATION = re.compile(
 )
 _MARKS_OF_CITATIONS = ("【", "[", "cite", "turn", "{{", "<", "^", *"¹²³⁴⁵⁶⁷⁸⁹")
 _MARKED_CITATION = re.compile("[ ]?\ue200(?P<parts>[^\ue200\ue201]*)\ue201|[ ]?\ue200[^\\s\ue200\ue201]*")
-_WITH_TITLE = {"url": 1, "link_title": 1, "entity": 2}  # kind of a marked citation -> the part that a reader sees
+# kind of a marked citation -> the index of the part that a reader sees
+_WITH_TITLE = {"url": 1, "link_title": 1, "entity": 2}
 
 
 def remove_machine_text(text: SpannedText) -> SpannedText:
@@ -324,7 +325,7 @@ def _details(text: str) -> Iterator[Edit]:
 
 LONG_ADDRESS = 100  # a longer web address is read only up to its host
 LONG_CODE = 40  # a longer run of characters without words is announced as a code and not read
-CODE_START = 6  # characters of a code that are spoken where no words for it are known
+CODE_START = 6  # number of characters of a code that are spoken if no words for the code are known
 
 _CODE_CHAR = r"[A-Za-z0-9+/=_%.~-]"
 _LONG_RUN = re.compile(

@@ -41,7 +41,7 @@ _OTHER_TAG = re.compile(
     r"|<![A-Za-z][^<>]*>|<\?[^<>]*\?>|<(?:Media omitted|attached: [^<>\n]*|This message was (?:edited|deleted))>"
 )
 # Readings above Chinese characters: as HTML, and in the notation of Japanese books. A reading in kana is spoken in
-# place of the characters. Another reading is left out.
+# place of the characters. A reading in other letters is left out.
 _RUBY = re.compile(
     r"(?<=>)([^<>]{1,60})(?:</rb>)?(?:<rp>[^<>]{0,4}</rp>)?<rt>([^<>]{0,80})</rt>(?:<rp>[^<>]{0,4}</rp>)?",
     re.IGNORECASE,
@@ -58,7 +58,7 @@ _BEFORE_POWER = re.compile(r"(?:(?<![A-Za-z])[A-Za-z]{1,2}|[0-9)])$")
 _SUPERSCRIPT = str.maketrans("0123456789+-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻")
 _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^\s<>|]+|[\w.+-]{1,64}@[\w.-]{1,120})>")
 _SLACK_LINK = re.compile(r"<(?:https?://|mailto:)[^\s<>|]+\|([^<>|\n]+)>")
-# Mentions, channels, roles and custom emoji of Discord and Slack: their numbers mean nothing to a listener.
+# Mentions, channels, roles and custom emoji of Discord and Slack. They contain ids, which are not read aloud.
 _MENTION = re.compile(
     r"<(?:[@#][!&]?[0-9]+|[@#][A-Z0-9]{5,20}(?:\|[^<>|\n]*)?|a?:\w{1,64}:[0-9]+|![a-z]{3,10}(?:\^[^<>\n]*)?|id:[a-z]+)>"
 )
@@ -344,7 +344,7 @@ def _in_table(lines: list[SpannedText], index: int, line: SpannedText) -> bool:
     dashes.
     """
     row = line.text.strip()
-    if row.startswith("|"):  # "|x| < 5" is no row
+    if row.startswith("|"):  # "|x| < 5" is not a row of a table
         near = (*lines[max(0, index - 1) : index], *lines[index + 1 : index + 2])
         return row.endswith("|") or row.count("|") > 2 or any(each.text.lstrip().startswith("|") for each in near)
     return "|" in line.text and any(

@@ -38,7 +38,7 @@ _PLAIN_PROSE = re.compile(r"[A-Za-z,;:!?'\" ]*(?:[.](?=[\s\"']|$)[A-Za-z,;:!?'\"
 _ABBREVIATION = re.compile(
     r"\b(?:[A-Za-z]{1,6}\.|[IVXL]{1,7}|Mr|Mrs|Ms|Dr|Prof|St|vs|Vs)(?=\W|$)|[:;=][)(DP]|[.,;:!?]{2}"
     r"|(?<!\S):[a-z]|assistantfinal|\S{41}|'{2}|[a-z]\.[A-Za-z]{2}"
-    # Small Roman numerals, years and centuries in Roman numerals, and a hardware address of letters.
+    # Small Roman numerals, years and centuries in Roman numerals, and a hardware address that consists of letters only.
     r"|\b(?:[Ss]cene|[Aa]ct|[Pp]art|[Cc]hapter|[Bb]ook|[Ss]ection|[Vv]olume) [ivxl]+\b|[IVX]th\b|\bM[MDCLXVI]{4}"
     r"|[a-fA-F]{2}(?::[a-fA-F]{2}){5}"
 )

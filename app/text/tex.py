@@ -301,7 +301,7 @@ class _Braces:
 class _Group:
     """An open brace, or the formula itself."""
 
-    after: str = ""  # the words that replace the closing brace
+    after: str = ""  # the spoken words that replace the closing brace
     verbatim: bool = False  # the content is text and not a formula
     lower: str = ""  # the words before a subscript of the last operator; "" = the last atom is no operator
     pending: str = ""  # the words between the last operator with its limits and its argument
@@ -325,8 +325,9 @@ class _Reader:
         self._english = english
         self._groups = [_Group()]
         self._single: list[_Group] = []  # groups of one token, which has no braces: x^2, \hat x
-        self._base = ""  # the last letter, which is needed to read f(x)
-        self._after_atom = self._open_bar = self._open_norm = False  # needed to read |x| and P(A|B)
+        self._base = ""  # the last letter before a bracket, which is needed to read f(x)
+        # state of the bars, which is needed to read |x| and P(A|B)
+        self._after_atom = self._open_bar = self._open_norm = False
 
     def token(self, token: re.Match[str], end: int) -> Generator[Edit, None, int]:
         """Yield the edits of one token, and return the place after it."""

@@ -423,7 +423,7 @@ def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None
 
 
 def _doubts(report: Mapping[str, Any]) -> str:
-    """The messages of a quality report (as JSON) that the operator must know; "" if there are none."""
+    """Return the messages of a quality report (as JSON) that the operator must know; "" if there are none."""
     return quality.joined(
         each["message"]
         for each in report.get("checks", ())

@@ -145,7 +145,7 @@ def clean_text(text: str, param: str, max_chars: int) -> str:
 
 
 def has_words(text: str) -> bool:
-    """Whether a text has a letter or a digit."""
+    """Return whether a text has a letter or a digit."""
     return any(letter.isalnum() for letter in text)
 
 

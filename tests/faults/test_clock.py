@@ -1,4 +1,5 @@
-"""The wall clock jumps, as after a suspend or a first NTP answer: requests work, and conversations expire correctly."""
+"""Jumps of the wall clock, as after a suspend or a first NTP answer: requests work, and conversations expire
+correctly."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ def test_server_works_while_the_clock_jumps(tmp_path: Path, clock: Clock) -> Non
                 refused = http.post("/v1/audio/speech", json=fresh)
                 assert refused.status_code == 429
                 assert 1 <= int(refused.headers["retry-after"]) <= 60
-            # Its reader has left; a busy machine takes a moment to see it.
+            # The slow reader has disconnected; a busy server needs a moment to notice this.
             deadline_s = time.monotonic() + 5
             while http.get("/health").json()["rows"]["active"] and time.monotonic() < deadline_s:
                 time.sleep(0.01)
@@ -75,11 +76,11 @@ def test_conversations_expire_correctly_when_the_clock_jumps(tmp_path: Path, clo
         return bool(memory.recall("key", "maker", {"alloy": 0}, 100))
 
     memory.remember("key", "maker", [turn])
-    clock.ahead_s = -60.0  # a little back, as NTP does
+    clock.ahead_s = -60.0  # the clock goes back by one minute, as after an NTP correction
     assert there()
     clock.ahead_s = 10 * DAY_S
     assert not there()
-    memory.remember("key", "maker", [turn])  # stored while the clock was wrong
+    memory.remember("key", "maker", [turn])  # this turn is stored while the clock is wrong
     assert there()
     clock.ahead_s = 0.0
     assert not there()

@@ -25,7 +25,7 @@ ROOM_BYTES = 4 << 20
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
+    """Create a file system of 4 MB, and return its folder."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
@@ -55,7 +55,7 @@ def voices(http: httpx.Client) -> list[str]:
     return [voice["name"] for voice in http.get("/v1/voice-cloning/voices").json()["voices"]]
 
 
-def test_held_answer_that_does_not_fit_names_the_disk(small_disk: Path, tmp_path: Path) -> None:
+def test_held_answer_larger_than_the_free_disk_space_names_the_disk(small_disk: Path, tmp_path: Path) -> None:
     body = {"input": "The library closes at eight this evening. " * 60, "response_format": "wav", "verify": True}
     with (
         Process(tmp_path / "data", TMPDIR=str(small_disk)) as process,
@@ -81,7 +81,7 @@ def test_server_speaks_with_a_full_disk(small_disk: Path, sample: bytes) -> None
                     while True:
                         file.write(bytes(size))
 
-        for index in range(3):  # answers are spoken whole and not kept
+        for index in range(3):  # the full answers are sent, but not stored in the cache
             for _ in range(2):
                 answer = speak(http, f"Answer number {index} is too much for the disk.")
                 assert answer.status_code == 200
@@ -104,7 +104,7 @@ def test_server_speaks_with_a_full_disk(small_disk: Path, sample: bytes) -> None
         assert http.get("/health").json()["status"] == "ok"
         assert not [path for path in small_disk.rglob("*") if path.name.startswith(".new-") or path.suffix == ".tmp"]
 
-        ballast.unlink()  # free space again
+        ballast.unlink()  # gives the disk free space again
         assert clone(http, sample, "Berta").status_code == 200
         assert speak(http, "There is room again.").headers["x-cache"] == "miss"
         assert speak(http, "There is room again.").headers["x-cache"] == "hit"
@@ -136,7 +136,10 @@ def test_unusable_data_folder_ends_the_process_with_an_error(tmp_path: Path) -> 
 
 
 def test_damaged_voices_and_cache_entries_are_skipped(tmp_path: Path, sample: bytes) -> None:
-    """One voice folder and one cache entry are damaged. The server starts and serves the undamaged ones."""
+    """One voice folder and one cache entry are damaged.
+
+    The server starts, and serves the undamaged voices and cache entries.
+    """
     with serving(tmp_path) as url, httpx.Client(base_url=url, timeout=60) as http:
         for name in ("Anna", "Berta", "Carla"):
             assert clone(http, sample, name).status_code == 200
@@ -150,7 +153,7 @@ def test_damaged_voices_and_cache_entries_are_skipped(tmp_path: Path, sample: by
         data[len(data) // 2] ^= 1
         kept.write_bytes(data)
     with serving(tmp_path) as url, httpx.Client(base_url=url, timeout=60) as http:
-        assert len(voices(http)) in (1, 2)  # a recording is only read when it is needed
+        assert len(voices(http)) in (1, 2)  # a recording is read only when a request needs it
         assert http.get("/health").json()["status"] == "ok"
         again = speak(http, "Kept once.")
         assert again.headers["x-cache"] == "miss"
@@ -159,7 +162,7 @@ def test_damaged_voices_and_cache_entries_are_skipped(tmp_path: Path, sample: by
         assert clone(http, sample, "Dora").status_code == 200
 
 
-def test_dictionary_that_does_not_fit_stays_as_it_was(small_disk: Path) -> None:
+def test_dictionary_is_unchanged_after_a_write_to_a_full_disk(small_disk: Path) -> None:
     small = {"entries": [{"word": "SQL", "say": "sequel"}]}
     large = {"entries": [{"word": f"word{number}" + "x" * 180, "say": "y" * 200} for number in range(1_000)]}
     with serving(small_disk) as url, httpx.Client(base_url=url, timeout=60) as http:

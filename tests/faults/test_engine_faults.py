@@ -49,7 +49,7 @@ def speak(http: httpx.Client, text: str, **more: object) -> httpx.Response:
 
 
 def broken_off(http: httpx.Client, text: str, **more: object) -> bytes:
-    """The bytes received before a response breaks off. Fails if the response ends cleanly."""
+    """Return the bytes received before a response breaks off. Fails if the response ends cleanly."""
     received = []
     body = {"input": text, "response_format": "wav", **more}
     with http.stream("POST", "/v1/audio/speech", json=body) as answer:
@@ -61,7 +61,7 @@ def broken_off(http: httpx.Client, text: str, **more: object) -> bytes:
 
 @pytest.mark.parametrize("audio_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
 def test_exception_during_a_stream_breaks_the_body_in_every_format(http: httpx.Client, audio_format: str) -> None:
-    for _ in range(2):  # the second shows that nothing was kept
+    for _ in range(2):  # the second request shows that no faulty audio was cached
         assert broken_off(http, "An exception comes.", response_format=audio_format)
     assert speak(http, "All is well.", response_format=audio_format).status_code == 200
 
@@ -77,7 +77,7 @@ def test_exception_during_a_stream_resets_the_connection_of_an_http_1_0_client(h
 
 
 @pytest.mark.parametrize("word", ["exception", "number", "noise"])
-def test_error_is_an_sse_event(http: httpx.Client, word: str) -> None:
+def test_failure_during_an_event_stream_is_sent_as_an_error_event(http: httpx.Client, word: str) -> None:
     data = broken_off(http, f"A wrong {word}.", stream_format="sse").decode()
     events = [json.loads(line.removeprefix("data: ")) for line in data.split("\n\n") if line]
     assert events[-1]["error"]["type"] == "server_error"

@@ -1,5 +1,7 @@
-"""What no client sends: headers, lengths, numbers, names and files made to hurt. Each is refused in words or cut off,
-and the server goes on."""
+"""Malicious requests: headers, lengths, numbers, names and files that no normal client sends.
+
+The server answers each with an error or closes the connection, and continues to serve.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ def raw(server: str, data: bytes, timeout_s: float = 10.0) -> bytes:
                 received += part
         except TimeoutError:
             raise
-        except OSError:  # it has hung up
+        except OSError:  # the server has closed the connection
             pass
         return received
 
@@ -84,14 +86,14 @@ def test_truncated_body_is_not_spoken(server: str) -> None:
 
 
 def test_bytes_after_the_body_are_not_a_second_request(server: str) -> None:
-    """Bytes behind a body are a 400 or close the connection. They do not change the request before them."""
+    """Bytes after a body get a 400 or close the connection. These bytes do not change the request before them."""
     answer = raw(server, POST + b"Content-Length: 19\r\n\r\n" + BODY + b"GARBAGE\r\n\r\nConnection: close")
     assert answer.count(b"HTTP/1.1 200") <= 1
     assert b"HTTP/1.1 5" not in answer
 
 
 @pytest.mark.parametrize("header", ["Content-Type", "Authorization", "X-Request-ID", "Host"])
-def test_duplicate_headers_are_not_a_500(server: str, header: str) -> None:
+def test_duplicate_headers_do_not_cause_status_500(server: str, header: str) -> None:
     line = header.encode() + b": application/json\r\n"
     assert int(raw(server, GET + line + line + b"Connection: close\r\n\r\n")[9:12]) < 500
 
@@ -184,7 +186,7 @@ def test_path_traversal_is_rejected(server: str, path: str) -> None:
 def test_hostile_file_and_voice_names_are_harmless(
     server: str, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A voice gets a name that is a name, or is refused; the file's own name means nothing."""
+    """A voice gets a harmless name, or the request is refused. The name of the uploaded file is ignored."""
     sample = samples.file(samples.speech(), "mp3")
     form = {"name": name, "transcript": samples.TEXT}
     disposition = name.encode("utf-8", "replace").decode("latin-1").replace('"', "'").replace("\0", "%00")
@@ -202,8 +204,8 @@ def test_hostile_file_and_voice_names_are_harmless(
 
 
 def test_urls_in_fields_are_not_fetched(server: str) -> None:
-    """Only a YouTube import takes an address, and reads no more of it than the video's id (tests/unit/test_youtube.py:
-    redirects, other names for this machine, names that come to lead to it)."""
+    """Only a YouTube import accepts a URL, and uses only the id of the video. tests/unit/test_youtube.py tests
+    redirects and host names that lead to this machine."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.3)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/x.wav"
@@ -223,7 +225,7 @@ def test_urls_in_fields_are_not_fetched(server: str) -> None:
 
 
 def bomb(container: str, codec: str, hours: float) -> bytes:
-    """Hours of silence in a few kilobytes."""
+    """Return hours of silence in a file of a few kilobytes."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=8_000 if codec == "flac" else 48_000, layout="mono")
@@ -240,7 +242,7 @@ def bomb(container: str, codec: str, hours: float) -> bytes:
 
 
 def lying_wav() -> bytes:
-    """A WAV header that claims 4 GB, 384 kHz and 8 channels."""
+    """Return a WAV header that claims 4 GB, 384 kHz and 8 channels."""
     head = struct.pack("<HHIIHH", 1, 8, 384_000, 384_000 * 16, 16, 16)
     return (
         b"RIFF\xff\xff\xff\xffWAVEfmt " + struct.pack("<I", len(head)) + head + b"data\xff\xff\xff\xff" + bytes(5_000)
@@ -250,7 +252,7 @@ def lying_wav() -> bytes:
 @pytest.mark.parametrize(
     "upload",
     [
-        # tests/unit/test_decode.py has hours of these.
+        # tests/unit/test_decode.py tests such files with hours of audio.
         pytest.param(lambda: bomb("flac", "flac", 0.25), id="a quarter of an hour of FLAC", marks=pytest.mark.slow),
         pytest.param(lambda: bomb("ogg", "libopus", 0.1), id="six minutes of Opus", marks=pytest.mark.slow),
         pytest.param(lying_wav, id="a WAV of 4 GB in 5 kB"),

@@ -25,7 +25,7 @@ STREAMS = 16
 
 @pytest.mark.slow
 def test_sigterm_breaks_only_streams_longer_than_the_grace(tmp_path: Path) -> None:
-    """Short responses finish within the grace. Long ones break off, and a broken response never ends cleanly."""
+    """Short responses finish within the grace. Longer responses break off, and a broken response never ends cleanly."""
     grace_s = 3
     with Process(tmp_path, TTS_SHUTDOWN_GRACE_S=str(grace_s), TTS_OUTBOX_S="0.5", TTS_MAX_ROWS="16") as process:
         process.wait()
@@ -49,7 +49,7 @@ def test_sigterm_breaks_only_streams_longer_than_the_grace(tmp_path: Path) -> No
                 try:
                     for piece in pieces:
                         received += piece
-                        time.sleep(0 if short else 0.005)  # none is done before the signal comes
+                        time.sleep(0 if short else 0.005)  # no request is complete before the signal
                 except httpx.RemoteProtocolError:
                     return False, received
             return True, received
@@ -62,7 +62,7 @@ def test_sigterm_breaks_only_streams_longer_than_the_grace(tmp_path: Path) -> No
             process.child.wait(60)
             gone_s = time.monotonic() - signalled_s
             results = list(outcomes)
-    assert gone_s < grace_s + 20  # and not when the long ones would be over, in minutes
+    assert gone_s < grace_s + 20  # the server does not wait for the long requests, which need minutes
     for index, (clean, received) in enumerate(results):
         if index % 4 == 0:
             assert clean
@@ -76,7 +76,7 @@ def _killed_again_and_again(tmp_path: Path, rounds: int) -> None:
     """Kill the server during each cloning. After each restart, all acknowledged voices have their recordings."""
     data = tmp_path / "data"
     sample = samples.file(samples.speech(), "mp3")
-    promised: dict[str, bytes] = {}  # id -> its recording
+    promised: dict[str, bytes] = {}  # voice id -> its recording
     for count in range(rounds):
         with Process(data, TTS_MAX_ROWS="4") as process, httpx.Client(base_url=process.url, timeout=60) as http:
             process.wait()

@@ -24,7 +24,7 @@ def test_stalled_reader_loses_its_row(tmp_path: Path) -> None:
         serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=1.5) as url,
         stuck_reader(url) as raw,
     ):
-        wait_until(lambda: rows(url)["active"] == 1, 5)  # a request has no row for a moment between two utterances
+        wait_until(lambda: rows(url)["active"] == 1, 5)  # between two utterances, a request has no row for a moment
         # This request waits for the stalled one and gets its row after the timeout, while that socket is still open.
         assert httpx.post(f"{url}/v1/audio/speech", json={"input": "My turn?"}, timeout=30).status_code == 200
         wait_until(lambda: rows(url)["active"] == 0)
@@ -32,7 +32,8 @@ def test_stalled_reader_loses_its_row(tmp_path: Path) -> None:
         received = b""
         while part := raw.recv(65_536):
             received += part
-        assert not received.endswith(b"0\r\n\r\n")  # cut, not ended
+        # the connection was cut: the last chunk of a complete response is missing
+        assert not received.endswith(b"0\r\n\r\n")
         assert "tts_cancelled_total 1.0" in httpx.get(f"{url}/metrics").text
 
 

@@ -44,14 +44,15 @@ def on_cpu(folder: Path) -> CsmRunner:
 
 @pytest.fixture(params=["eager", "graph", "triton"])
 def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Options of a runner: eager steps, or steps replayed from a CUDA graph with the kernels of torch or Triton."""
+    """Return the options of a runner: eager steps, or steps replayed from a CUDA graph with the kernels of torch or
+    Triton."""
     if request.param == "eager":
         return {"device": DEVICE}
     return {"device": DEVICE, "capture": GraphCapture(DEVICE), "kernels": (kernels(request.param),)}
 
 
 def speak(runner: CsmRunner, utterance: Utterance) -> tuple[np.ndarray, np.ndarray]:
-    """Speak one utterance: codes (T, K) and samples (N,)."""
+    """Speak one utterance; return its codes (T, K) and samples (N,)."""
     driver = Driver(runner)
     driver.start(0, utterance)
     driver.finish()
@@ -60,7 +61,8 @@ def speak(runner: CsmRunner, utterance: Utterance) -> tuple[np.ndarray, np.ndarr
 
 @pytest.mark.parametrize(
     ("sampling", "frames"),
-    [(GREEDY, 300), (Sampling(), 40), (Sampling(top_k=0, top_p=0.9), 40)],  # 300: beyond the shortest captured length
+    # a prompt of 300 tokens is longer than the shortest captured length
+    [(GREEDY, 300), (Sampling(), 40), (Sampling(top_k=0, top_p=0.9), 40)],
 )
 def test_codes_and_samples_equal_those_of_the_cpu(
     folder: Path, on_cpu: CsmRunner, mode: dict[str, Any], sampling: Sampling, frames: int
@@ -125,7 +127,7 @@ def test_moved_row_continues_with_the_same_codes(folder: Path, mode: dict[str, A
     assert np.array_equal(driver.frames(0), expected)
 
 
-def test_lines_and_cancelled_rows_with_steps_in_flight(folder: Path, on_cpu: CsmRunner) -> None:
+def test_lines_and_cancelled_rows_are_correct_with_steps_in_flight(folder: Path, on_cpu: CsmRunner) -> None:
     """A row is cancelled and reused while steps of other rows are in flight."""
     runner = make(folder, device=DEVICE, capture=GraphCapture(DEVICE))
     lines = Utterance(speech("One.").lines + speech("And two.").lines, GREEDY, 1, 40 * FRAME_S)
@@ -143,7 +145,7 @@ def test_lines_and_cancelled_rows_with_steps_in_flight(folder: Path, on_cpu: Csm
 
 
 class Small(GraphCapture):
-    """Runs out of memory in the first capture, after the body has run."""
+    """A capture that runs out of memory the first time, after the body has run."""
 
     failed = False
 

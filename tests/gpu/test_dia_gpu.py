@@ -40,7 +40,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(params=["eager", "graph", "in bursts", "triton"])
 def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Options of a runner: eager steps, or steps replayed from a CUDA graph, one or several at a time."""
+    """Return the options of a runner: eager steps, or steps replayed from a CUDA graph, one or several at a time."""
     if request.param == "eager":
         return {"device": DEVICE}
     graph = {"device": DEVICE, "capture": GraphCapture(DEVICE)}
@@ -50,7 +50,7 @@ def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def speak(runner: DiaRunner, utterance: Utterance, row: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Speak one utterance: codes (T, C) and samples (N,)."""
+    """Speak one utterance; return its codes (T, C) and samples (N,)."""
     driver = Driver(runner)
     driver.start(row, utterance)
     driver.finish()

@@ -1,4 +1,4 @@
-"""Every route over a real socket: lists, health, keys, limits, odd bodies, the same under /api/v1."""
+"""Every route over a real socket: lists, health, keys, limits and unusual bodies, also under /api/v1."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_invalid_query_error_names_the_parameter(http: httpx.Client) -> None:
     ("text", "seconds"),
     [("\u200b\ufeff", 0.25), ("[pause:1s]", 1.0), ("<break/> [pause]", 1.0), *((mark, 0.25) for mark in "—[(`.")],
 )
-def test_text_without_speech_is_silence(http: httpx.Client, text: str, seconds: float) -> None:
+def test_text_without_words_gives_silence(http: httpx.Client, text: str, seconds: float) -> None:
     answer = http.post("/v1/audio/speech", json={"input": text, "response_format": "pcm"})
     assert answer.status_code == 200
     assert len(answer.content) / 2 / 24_000 == pytest.approx(seconds, abs=0.001)
@@ -159,7 +159,7 @@ def test_blank_text_is_empty_input(http: httpx.Client, text: str) -> None:
         (b'{"input": "' + b"a" * 17_000_000 + b'"}', "application/json", 413, "request_too_large"),
     ],
 )
-def test_odd_bodies_are_rejected(
+def test_invalid_request_bodies_are_rejected(
     http: httpx.Client, content: bytes, content_type: str, status: int, code: str | None
 ) -> None:
     answer = http.post("/v1/audio/speech", content=content, headers={"Content-Type": content_type})
@@ -194,7 +194,7 @@ def test_every_json_content_type_is_accepted(http: httpx.Client, content_type: s
     "text",
     ["?!", "😀", "🎉🎉", "<b>Hi</b>", "a\x00b\x07", "你好", "\u202eabc", "&amp;", "%", "→"],
 )
-def test_odd_texts_are_spoken(http: httpx.Client, text: str) -> None:
+def test_unusual_texts_are_spoken(http: httpx.Client, text: str) -> None:
     answer = http.post("/v1/audio/speech", json={"input": text, "response_format": "wav"})
     assert answer.status_code == 200
     assert decode(answer.content, "wav").loudness_dbfs > -40
@@ -254,7 +254,7 @@ def test_requested_sample_rate_is_used(http: httpx.Client, audio_format: str, ra
     decoded = decode(http.post("/v1/audio/speech", json=body).content, audio_format, rate_hz)
     usual = decode(http.post("/v1/audio/speech", json={"input": text, "response_format": "pcm"}).content, "pcm")
     assert decoded.rate_hz == (48_000 if audio_format == "opus" else rate_hz)
-    # The coded formats pad: most of all AAC, whose frames of 1024 samples are long at 8 kHz.
+    # Compressed formats add padding. AAC adds most, since its frames of 1024 samples are long at 8 kHz.
     assert decoded.seconds == pytest.approx(usual.seconds, abs=0.3)
 
 
@@ -331,7 +331,8 @@ def test_a_page_of_another_origin_can_read_errors_and_limits(tmp_path: Any, monk
     monkeypatch.setattr("app.api.routes.voices.refresh", broken)
     with serving(tmp_path, TTS_CORS_ORIGINS="https://studio.example", TTS_API_KEYS="a-key-for-cross-origins") as url:
         for path, status in (("/v1/audio/voices", 500), ("/v1/nothing", 404), ("/debug", 401)):
-            answer = httpx.get(url + path, headers=origin, timeout=60)  # without logs.set_up tracebacks take seconds
+            # the call of logs.set_up is missing here, so tracebacks take seconds
+            answer = httpx.get(url + path, headers=origin, timeout=60)
             assert answer.status_code == status
             assert answer.headers["access-control-allow-origin"] == "https://studio.example"
             assert answer.headers["vary"] == "Origin"
@@ -365,7 +366,7 @@ def test_cross_origin_form_is_rejected(tmp_path: Any, http: httpx.Client) -> Non
         assert answer.status_code == 403
         assert problem(answer)["code"] == "cross_origin"
     for headers in ({}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}, {"Origin": "app://obsidian.md"}):
-        assert http.post(path, headers=headers, **form).status_code == 400  # it is no recording
+        assert http.post(path, headers=headers, **form).status_code == 400  # the upload is not a recording
     assert http.get("/health", headers=foreign).status_code == 200
     for allowed in ("*", "https://evil.example"):
         with serving(tmp_path / allowed[:1], TTS_CORS_ORIGINS=allowed) as url:

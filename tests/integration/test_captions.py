@@ -75,12 +75,12 @@ def test_captions_are_in_time_with_the_speech(http: httpx.Client) -> None:
     length = len(audio.samples) / audio.rate_hz
     assert all(start < end <= length + 0.001 for start, end, _ in events)
     assert events[-1][1] > length - 1.0
-    for start, _, _ in events:  # a caption starts with its first word, and not in the silence before it
+    for start, _, _ in events:  # a caption starts with its first word, not with the silence before the word
         near = audio.samples[max(0, round((start - 0.08) * audio.rate_hz)) : round((start + 0.25) * audio.rate_hz)]
         assert abs(near).max() > 0.05
 
 
-def test_captions_of_cached_speech_are_a_hit(http: httpx.Client) -> None:
+def test_captions_of_cached_speech_use_the_cache(http: httpx.Client) -> None:
     body = {"input": "A sentence that is spoken first, and captioned later.", "seed": 5}
     first = http.post("/v1/audio/speech", json=body)
     answer = captions(http, **body)
@@ -99,7 +99,7 @@ def test_srt_is_the_default(http: httpx.Client) -> None:
     ("kind", "mark"),
     [("vtt", r"<00:00:0\d\.\d{3}>costs"), ("lrc", r"^\[00:00\.\d\d\]<00:00\.\d\d>Tea <00:00\.\d\d>costs")],
 )
-def test_words_are_marked_on_request(http: httpx.Client, kind: str, mark: str) -> None:
+def test_captions_mark_words_if_requested(http: httpx.Client, kind: str, mark: str) -> None:
     assert re.search(mark, captions(http, input=TEXT, captions=kind, highlight="word").text)
     assert "<" not in captions(http, input=TEXT, captions=kind).text
     assert "<" not in captions(http, input=TEXT, captions=kind, highlight="none").text
@@ -207,7 +207,7 @@ def test_invalid_request_names_its_field(http: httpx.Client, body: dict[str, Any
         ({"captions": None, "highlight": None, "return_audio": None}, None),
     ],
 )
-def test_fields_without_effect_are_named(http: httpx.Client, body: dict[str, Any], ignored: str | None) -> None:
+def test_captions_name_fields_without_effect(http: httpx.Client, body: dict[str, Any], ignored: str | None) -> None:
     assert captions(http, input="Hello.", **body).headers.get("x-tts-ignored") == ignored
 
 
@@ -258,7 +258,7 @@ def test_kokoro_client_reads_one_object_without_a_stream(http: httpx.Client) -> 
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_kokoro_client_can_do_without_words(http: httpx.Client, stream: bool) -> None:
+def test_kokoro_client_can_request_no_word_times(http: httpx.Client, stream: bool) -> None:
     chunks = captioned(http, input="Hello there.", stream=stream, return_timestamps=False)
     assert {json.dumps(chunk["timestamps"]) for chunk in chunks} == {"null"}
 

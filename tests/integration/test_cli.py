@@ -1,4 +1,4 @@
-"""The commands of app.cli, each in a process of its own."""
+"""The commands of app.cli, each in a separate process."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_ctrl_c_leaves_no_partial_file(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("long.mp3*"))
 
 
-def test_ids_of_voices_are_listed_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
+def test_voice_ids_are_not_cut_in_a_narrow_terminal(tmp_path: Path) -> None:
     data = tmp_path / "data"
     store = VoiceStore(data / "cloned_voices", data / "voice_references")
     reference = Reference(np.zeros(24_000, np.float32), 24_000, "Hello.")
@@ -115,8 +115,8 @@ def test_ids_of_voices_are_listed_whole_in_a_narrow_terminal(tmp_path: Path) -> 
         assert added.id in cli(tmp_path, "voices", COLUMNS=columns).stdout.decode()
 
 
-def test_own_recording_that_is_no_good_reference_gets_a_warning(tmp_path: Path) -> None:
-    """`voices cast --file` stores each recording, and says what is wrong with it."""
+def test_unsuitable_recording_of_the_operator_gets_a_warning(tmp_path: Path) -> None:
+    """`voices cast --file` stores each recording, and prints what is wrong with it."""
     pytest.importorskip("pocketsphinx")
     said, words, other = (
         recordings.speech(recordings.WORDS[:2]),
@@ -148,7 +148,7 @@ def test_voices_and_models_are_listed(tmp_path: Path) -> None:
 
 
 def test_weights_in_the_hub_cache_are_used_offline_and_not_changed(tmp_path: Path, tiny_csm: Path) -> None:
-    """The library of the hub has filled the cache. It is read-only, and no command needs more than it."""
+    """huggingface_hub has filled the cache. The cache is read-only, and each command works with it alone."""
     files = {path.relative_to(tiny_csm).as_posix(): path.read_bytes() for path in tiny_csm.rglob("*") if path.is_file()}
     cache = tmp_path / "hub"
     with FakeHub({"sesame/csm-1b": files}) as fake:
@@ -183,7 +183,7 @@ def test_models_lists_a_codec_beside_the_weights_and_an_invalid_source(tmp_path:
     assert "/no/such/folder CSM_MODEL=/no/such/folder names a folder that does not exist" in listed
 
 
-def test_download_fetches_the_model_and_its_codec_once(tmp_path: Path) -> None:
+def test_download_fetches_the_model_and_its_codec_only_one_time(tmp_path: Path) -> None:
     files = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"x" * 50_000}
     codec = {"config.json": b"{}", "model.safetensors": b"y" * 20_000}
     with FakeHub({"sesame/csm-1b": files, "kyutai/mimi": codec}) as hub:
@@ -211,7 +211,7 @@ def test_serve_listens_on_the_port_of_the_option(tmp_path: Path) -> None:
 
 def test_pronunciations_are_added_listed_and_removed(tmp_path: Path) -> None:
     assert cli(tmp_path, "lexicon", "add", "SQL", "sequel").returncode == 0
-    assert cli(tmp_path, "lexicon", "add", "sql", "squeal").returncode == 0  # replaces the entry
+    assert cli(tmp_path, "lexicon", "add", "sql", "squeal").returncode == 0  # the second call replaces the entry
     assert cli(tmp_path, "lexicon", "add", "US", "you ess", "--case", "--ipa", "ju\u02d0\u025bs").returncode == 0
     assert cli(tmp_path, "lexicon", "add", "York", "yawk", "--voice", "Nova").returncode == 0
     listed = cli(tmp_path, "lexicon", "list").stdout.decode()

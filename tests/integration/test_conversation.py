@@ -40,7 +40,10 @@ def turn(speaker: int, text: str, seconds: float = 1.0, kind: Kind = WAV) -> dic
 
 @pytest.fixture
 def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    """A server whose engine supports context. `engine.spoken` and `engine.encoded` record what the engine gets."""
+    """Start a server whose engine supports context.
+
+    `engine.spoken` and `engine.encoded` record what the engine gets.
+    """
     spec = EngineSpec("listening", "listening-1", "tests.support.listening_engine:build")
     monkeypatch.setattr(wiring.registry, "specs", lambda: {"listening": spec})
     engine.spoken.clear()
@@ -82,7 +85,7 @@ def test_engine_gets_every_turn_in_order(listening: httpx.Client) -> None:
     (utterance,) = engine.spoken
     assert [(turn.speaker, turn.text) for turn in utterance.context] == [
         (1, "How was your day?"),
-        (0, "It was 5 km of fun."),  # not normalised, since it is not spoken
+        (0, "It was 5 km of fun."),  # the text of context is not normalised, since it is not spoken
         (1, "And then?"),
     ]
     assert [reference.rate_hz for reference in engine.encoded] == [engine.RATE_HZ] * 3
@@ -92,7 +95,7 @@ def test_engine_gets_every_turn_in_order(listening: httpx.Client) -> None:
         assert (context_turn.codes == engine.codes_of(reference.samples)).all()
         assert (
             150 < np.median(context_turn.codes[0]) < 300
-        )  # the codes are loudness in thousandths: 283 for a tone of amplitude 0.4
+        )  # this engine's codes are the loudness in thousandths: 283 for a tone of amplitude 0.4
     (line,) = utterance.lines
     assert (line.text, line.speaker, line.voice.id, line.prompt) == ("Then I came home.", 0, "none", None)
 
@@ -102,7 +105,7 @@ def test_speaker_and_voice_reach_the_engine(listening: httpx.Client) -> None:
     assert listening.post("/api" + PATH, json=body).status_code == 200
     lines = [line for utterance in engine.spoken for line in utterance.lines]
     assert {(line.speaker, line.voice.id) for line in lines} == {(7, "nova")}
-    assert all(len(utterance.context) == 1 for utterance in engine.spoken)  # every utterance has the context
+    assert all(len(utterance.context) == 1 for utterance in engine.spoken)  # each utterance has the context
 
 
 def test_request_without_context_is_plain_speech(listening: httpx.Client) -> None:
@@ -169,7 +172,7 @@ def test_every_form_of_base64_is_accepted(listening: httpx.Client) -> None:
     for audio in (f"data:audio/wav;base64,{plain}", lines, plain.replace("+", "-").replace("/", "_").rstrip("=")):
         body = {"text": "Hello.", "context": [{"speaker": 0, "text": "One.", "audio": audio}], "cache": False}
         assert listening.post(PATH, json=body).status_code == 200
-    assert len(engine.encoded) == 1  # the same samples each time
+    assert len(engine.encoded) == 1  # the engine gets the same samples each time
 
 
 # ---- invalid requests
@@ -183,7 +186,8 @@ def test_every_form_of_base64_is_accepted(listening: httpx.Client) -> None:
         ({"audio": b64(b"no sound at all")}, "context.1.audio"),
         ({"audio": b64(b"#EXTM3U\n#EXTINF:10,\nfile:///etc/hostname\n")}, "context.1.audio"),
         ({"audio": b64(made(WAV, 0.05))}, "context.1.audio"),
-        ({"audio": b64(made(WAV, 0.3))}, "context.1.audio"),  # long enough for the server, too short for this engine
+        # a length that the server accepts, but this engine refuses
+        ({"audio": b64(made(WAV, 0.3))}, "context.1.audio"),
         ({"audio": b64(made(OGG, 61.0))}, "context.1.audio"),
         ({"audio": 5}, "context.1.audio"),
         ({"audio": None}, "context.1.audio"),
@@ -202,7 +206,7 @@ def test_error_names_the_invalid_turn(listening: httpx.Client, changes: dict[str
     assert not engine.spoken
 
 
-def test_too_long_turn_is_an_error(listening: httpx.Client) -> None:
+def test_turn_that_is_too_long_is_an_error(listening: httpx.Client) -> None:
     def post(seconds: float) -> httpx.Response:
         return listening.post(PATH, json={"text": "Hello.", "context": [turn(0, "One.", seconds, OGG)]})
 
@@ -314,7 +318,7 @@ def test_fallback_engine_ignores_the_context_and_names_it(
         # The default voice speaks, as in a request without context.
         plain = http.post(PATH, json={"text": sentence, "response_format": "wav"})
         assert "x-tts-ignored" not in plain.headers
-        assert plain.headers["x-cache"] == "hit"  # the same request
+        assert plain.headers["x-cache"] == "hit"  # both requests have the same cache key
         assert plain.content[44:] == answer.content[44:]  # the header of an answer from the cache states its length
         body["context"] = [{**turn(0, "One."), "audio": "!"}]
         refusal(http.post(PATH, json=body), "context.0.audio")

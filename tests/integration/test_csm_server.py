@@ -1,4 +1,4 @@
-"""The whole server with CSM and a small random checkpoint. The speech is noise; everything around it is real."""
+"""The whole server with CSM and a small random checkpoint. The speech is noise; all other parts are real."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_unsupported_fields_are_refused_or_named(url: str) -> None:
     assert speak(url, input="x " * 600_000).status_code == 400
 
 
-def test_seed_decides_the_speech(url: str) -> None:
+def test_seed_determines_the_speech(url: str) -> None:
     first, again, other = (speak(url, seed=seed).content for seed in (1, 1, 2))
     assert first == again
     assert first != other
@@ -94,7 +94,7 @@ def test_seed_decides_the_speech(url: str) -> None:
 
 
 async def test_answer_does_not_depend_on_other_requests(url: str) -> None:
-    """Codes are the same alone and among seven other requests, so int16 samples differ by one bit at most."""
+    """A request gets the same codes alone and beside seven other requests. So its int16 samples differ by at most 1."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
 
         async def ask(index: int) -> np.ndarray:
@@ -148,12 +148,12 @@ def test_parallel_sentences_use_several_rows_and_keep_their_order(url: str) -> N
     gap = round(0.1 * 24_000)
     assert len(audio) == sum(map(len, alone)) + gap
     at = 0
-    for samples in alone:  # each sentence as in a request of its own, in the order of the text
+    for samples in alone:  # each sentence equals the answer to its own request, in the order of the text
         assert np.abs(audio[at : at + len(samples)] - samples).max() <= 1 / 32768
         at += len(samples) + gap
 
 
-def test_original_layout_needs_a_codec(tmp_path: Path) -> None:
+def test_original_weight_layout_needs_a_codec(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "original", "original")
     codec = next(path.parent for path in folder.rglob("config.json") if path.parent != folder)
     variables = {"TTS_ENGINE": "csm", "CSM_MODEL": str(folder), "TTS_DTYPE": "float32", "TTS_FALLBACK_ENGINE": ""}

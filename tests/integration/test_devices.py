@@ -1,4 +1,5 @@
-"""The whole server over two engines on `cpu,cpu`: one port, /health per device, and one of them dies."""
+"""The whole server with two engines on the devices `cpu,cpu`: one port, /health for each device, and a failing
+device."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture
 def built_engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The engines that servers build during a test. The test breaks them."""
+    """Return the engines that servers build during a test. The test breaks them."""
     kept: list[Any] = []
     build = pool.build
 

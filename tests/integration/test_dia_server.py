@@ -1,4 +1,4 @@
-"""The whole server with Dia and a small random checkpoint. The speech is noise; everything around it is real."""
+"""The whole server with Dia and a small random checkpoint. The speech is noise; all other parts are real."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_official_client_gets_every_format(url: str, audio_format: Any) -> N
     assert audio.loudness_dbfs > -50
 
 
-def test_guidance_and_seed_decide_the_speech(url: str) -> None:
+def test_guidance_and_seed_determine_the_speech(url: str) -> None:
     first, again = (speak(url, seed=1).content for _ in range(2))
     assert first == again
     others = [speak(url, seed=2), speak(url, seed=1, cfg_scale=1.0), speak(url, seed=1, top_k=3)]
@@ -112,8 +112,11 @@ def test_unsupported_fields_are_named(url: str) -> None:
     assert answer.headers["x-tts-ignored"] == "instructions"
 
 
-def test_converted_v01_is_never_served(tmp_path: Path) -> None:
-    """Weights in the transformers layout beside the config.json of v0.1 are refused. The original files are served."""
+def test_converted_weights_of_dia_v01_are_refused(tmp_path: Path) -> None:
+    """Weights in the transformers layout beside the config.json of v0.1 are refused.
+
+    The server loads the original files.
+    """
     folder = fabricate_dia(tmp_path / "converted")
     v01 = fabricate_dia(tmp_path / "v01", layout_name="nari", release="v0.1")
     (folder / "config.json").write_bytes((v01 / "config.json").read_bytes())
@@ -128,7 +131,7 @@ def test_converted_v01_is_never_served(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["[S1] Hello there. [S2] Hi (laughs)", "no tags at all <b>"])
 def test_command_line_writes_codes(tmp_path: Path, checkpoint: Path, text: str) -> None:
-    """The codes are transformers' greedy codes for the same bytes."""
+    """The codes equal transformers' greedy codes for the same bytes."""
     from tests.support import dia_oracle as oracle
 
     arguments = (

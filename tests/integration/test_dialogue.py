@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 PATH = "/v1/audio/dialogue"
-LOW, HIGH = "onyx", "nova"  # about 80 and 190 Hz
+LOW, HIGH = "onyx", "nova"  # pitches of about 80 Hz and 190 Hz
 
 
 def turns_of(sentences: list[str], voices: list[str]) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def test_every_format_gives_one_file(http: httpx.Client, recogniser: Recogniser,
     assert [recogniser.recognise(part) for part in turns_in(audio, 2)] == sentences
 
 
-def test_event_stream_and_cache(http: httpx.Client) -> None:
+def test_event_stream_and_cached_answer_have_the_same_audio(http: httpx.Client) -> None:
     body = {"turns": turns_of([SENTENCES[1], SENTENCES[2]], [HIGH, LOW]), "response_format": "mp3"}
     first, second = (http.post(PATH, json=body) for _ in range(2))
     assert (first.headers["x-cache"], second.headers["x-cache"]) == ("miss", "hit")

@@ -62,7 +62,7 @@ def until_final(socket: ClientConnection) -> list[Object]:
 
 
 def until_closed(socket: ClientConnection) -> tuple[list[Object], int]:
-    """All messages, and the close code."""
+    """Return all messages, and the close code."""
     messages: list[Object] = []
     with pytest.raises(ConnectionClosed) as closed:
         _read_all(socket, messages)
@@ -89,7 +89,10 @@ def is_free(url: str) -> bool:
 
 
 def test_sequence_of_elevenlabs_python(server: str) -> None:
-    """A first message with a space, text with try_trigger_generation, an empty text; the server closes with 1000."""
+    """The client sends a message with a space, texts with try_trigger_generation, and an empty text.
+
+    The server closes with 1000.
+    """
     with streaming(server, model_id="eleven_flash_v2_5") as socket:
         first = {"voice_settings": {"stability": 0.5}, "generation_config": {"chunk_length_schedule": [50]}}
         send(socket, {"text": " ", "try_trigger_generation": True, **first})
@@ -144,7 +147,7 @@ def test_output_formats(server: str, name: str, audio_format: str, rate_hz: int,
 
 
 def test_sequence_of_pipecat(server: str) -> None:
-    """Each message has a context id; a turn ends with flush and close_context; empty texts keep the socket open."""
+    """Each message has a context id. A turn ends with flush and close_context. Empty texts keep the socket open."""
     with streaming(server, "multi-stream-input", auto_mode="true") as socket:
         for context in ("one", "two"):
             send(socket, {"text": " ", "context_id": context, "voice_settings": {"stability": 0.5}})
@@ -160,7 +163,7 @@ def test_sequence_of_pipecat(server: str) -> None:
 
 
 def test_sequence_of_livekit(server: str) -> None:
-    """Each sentence is flushed; an empty text with flush and close_context end the context."""
+    """The client flushes each sentence. An empty text with flush, and close_context, end the context."""
     with streaming(server, "multi-stream-input", sync_alignment="true", inactivity_timeout="180") as socket:
         send(socket, {"text": " ", "context_id": "c"})
         for sentence in ("Hello there. ", "It costs $3.50 today. "):
@@ -170,7 +173,7 @@ def test_sequence_of_livekit(server: str) -> None:
     assert audio_of(messages) == speech(server, "Hello there. It costs $3.50 today.")
 
 
-def test_first_sentence_is_sent_before_the_text_goes_on(server: str) -> None:
+def test_first_sentence_is_sent_before_the_rest_of_the_text_arrives(server: str) -> None:
     with streaming(server) as socket:
         send(socket, {"text": "This is the first one. And"})
         assert receive(socket)["audio"]
@@ -178,7 +181,7 @@ def test_first_sentence_is_sent_before_the_text_goes_on(server: str) -> None:
         assert until_closed(socket)[1] == 1000
 
 
-def test_several_contexts_at_once_and_no_more_than_five(server: str) -> None:
+def test_five_contexts_run_at_the_same_time_and_a_sixth_is_refused(server: str) -> None:
     with streaming(server, "multi-stream-input") as socket:
         for number in range(5):
             send(socket, {"text": f"This is the number {number} of them.", "context_id": str(number), "flush": True})
@@ -246,7 +249,7 @@ def test_silent_client_is_disconnected(server: str) -> None:
         '{"text": "Hi.", "voice_settings": {"speed": 90}}',
     ],
 )
-def test_bad_messages_close_the_connection_with_an_error(server: str, bad: str) -> None:
+def test_invalid_messages_close_the_connection_with_an_error(server: str, bad: str) -> None:
     with streaming(server, "multi-stream-input") as socket:
         socket.send(bad)
         messages, code = until_closed(socket)

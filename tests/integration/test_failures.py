@@ -1,4 +1,4 @@
-"""Engine failures: a JSON error before the first audio, a broken response body after it."""
+"""Engine failures: before the first audio they cause a JSON error, after it a broken response body."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize("audio_format", ["mp3", "wav"])
 def test_failure_after_the_first_audio_breaks_the_body(url: str, audio_format: str, word: str) -> None:
     body = {"input": f"Please {word}.", "response_format": audio_format}
-    for _ in range(2):  # the second time shows that nothing was cached
+    for _ in range(2):  # the second request shows that no error was cached
         received: list[bytes] = []
         with httpx.stream("POST", f"{url}/v1/audio/speech", json=body) as answer:
             assert answer.status_code == 200

@@ -1,4 +1,4 @@
-"""The first-day check: good speech passes, random weights fail in words, and each planted fault is named."""
+"""The first-day check: good speech passes, random weights fail with an explanation, and each planted fault is named."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.integration
 def checked(
     folder: Path, *arguments: str, limit_s: float = 60, **variables: str
 ) -> tuple[subprocess.CompletedProcess[bytes], Any, str]:
-    """Run the command -> the finished process, report.json and report.html."""
+    """Run the command; return the finished process, report.json and report.html."""
     done = cli(folder, "check", "--out", "out", *arguments, limit_s=limit_s, **variables)
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     report = json.loads((folder / "out" / "report.json").read_text())
@@ -76,7 +76,7 @@ def test_all_offline_voices_pass_with_all_sentences(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["csm", "dia"])
-def test_random_weights_fail_in_words(tmp_path: Path, engine: str, request: pytest.FixtureRequest) -> None:
+def test_random_weights_fail_with_an_explanation(tmp_path: Path, engine: str, request: pytest.FixtureRequest) -> None:
     variables = {f"{engine.upper()}_MODEL": str(request.getfixturevalue(f"tiny_{engine}")), "TTS_CASTING": "off"}
     done, report, html = checked(
         tmp_path, "--engine", engine, "--voices", "alloy", "--sentences", "2", TTS_DTYPE="float32", **variables
@@ -96,7 +96,7 @@ def test_random_weights_fail_in_words(tmp_path: Path, engine: str, request: pyte
 def test_words_are_not_checked_without_the_extra(tmp_path: Path) -> None:
     hidden = tmp_path / "hidden"
     (hidden / "pocketsphinx").mkdir(parents=True)
-    (hidden / "pocketsphinx" / "__init__.py").touch()  # a package without the model
+    (hidden / "pocketsphinx" / "__init__.py").touch()  # a pocketsphinx package without its model
     path = f"{hidden}:{first_day.__file__.removesuffix('/app/first_day.py')}"
     done, report, _ = checked(tmp_path, "--engine", "espeak", "--voices", "alloy", "--sentences", "1", PYTHONPATH=path)
     assert done.returncode == 0
@@ -104,7 +104,7 @@ def test_words_are_not_checked_without_the_extra(tmp_path: Path) -> None:
     assert b"The words of 1 takes were not checked. The `words` extra is not installed." in done.stdout
 
 
-def test_damaged_voice_is_a_note(tmp_path: Path) -> None:
+def test_damaged_voice_gives_a_note_in_the_report(tmp_path: Path) -> None:
     (tmp_path / "data" / "cloned_voices" / "mine").mkdir(parents=True)
     (tmp_path / "data" / "cloned_voices" / "mine" / "voice.json").write_text("not JSON")
     done, report, _ = checked(tmp_path, "--engine", "espeak", "--voices", "alloy", "--sentences", "1")
@@ -121,7 +121,8 @@ def test_damaged_voice_is_a_note(tmp_path: Path) -> None:
         (("--engine", "nonsense"), "TTS_ENGINE"),
         (("--out", "file/report"), "written"),
         (("--engine", "csm"), "HF_HUB_OFFLINE"),
-        (("--engine", "csm", "--voices", "unknown-voice"), "alloy"),  # before the weights are loaded
+        # the name is checked before the weights are loaded
+        (("--engine", "csm", "--voices", "unknown-voice"), "alloy"),
         (("--engine", "csm", "--out", "file/report"), "written"),
     ],
 )
@@ -180,7 +181,10 @@ async def test_planted_fault_is_named(
     fault: str,
     severity: str,
 ) -> None:
-    """The fault is planted in the audio that the engine returns. A single bad take of many is a note."""
+    """The fault is planted in the audio that the engine returns.
+
+    If only one take of many is bad, the report contains a note.
+    """
     synthesize = Library.synthesize_words
     calls = itertools.count()
 
@@ -249,7 +253,7 @@ def test_each_fault_is_a_problem_if_all_takes_have_it(values: dict[str, Any], wo
     assert rare.ok
 
 
-def test_good_takes_give_no_finding() -> None:
+def test_good_takes_give_no_faults() -> None:
     take = take_of(1, longest_silence_s=1.0, loudness_lufs=-19.0, true_peak_dbtp=-1.1, voice_distance=2.0)
     assert report_of(take).findings == []
 
@@ -276,6 +280,7 @@ def test_silence_and_true_peak_are_measured() -> None:
     gap = np.concatenate((tone, np.zeros(12_000, np.float32), tone))
     assert first_day.longest_silence_s(gap, 24_000) == pytest.approx(0.5, abs=0.03)
     assert first_day.longest_silence_s(tone, 24_000) == 0.0
-    between = (0.9 * np.sin(2 * np.pi * 6_000 * t + np.pi / 4)).astype(np.float32)  # all samples miss the peaks
+    # no sample lies on a peak of the sine
+    between = (0.9 * np.sin(2 * np.pi * 6_000 * t + np.pi / 4)).astype(np.float32)
     assert 20 * np.log10(np.abs(between).max()) == pytest.approx(-3.9, abs=0.1)
     assert first_day.true_peak_dbtp(between, 24_000) == pytest.approx(-0.9, abs=0.2)

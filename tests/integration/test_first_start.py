@@ -1,4 +1,4 @@
-"""First start: weights are downloading, gated or unreachable, with and without a fallback engine."""
+"""First start while weights are downloading, or are gated or unreachable, with and without a fallback engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-NOWHERE = "http://127.0.0.1:9"  # nothing listens there
+NOWHERE = "http://127.0.0.1:9"  # no server listens on this port
 REPO = "sesame/csm-1b"
 MODEL = {
     "config.json": b"{}",
@@ -62,7 +62,7 @@ def test_missing_weights_start_the_offline_voice_and_degrade_health(tmp_path: Pa
     assert "CSM_MODEL" in console
 
 
-def test_missing_weights_without_a_fallback_engine_are_a_503_with_the_reason(tmp_path: Path) -> None:
+def test_missing_weights_without_a_fallback_engine_give_status_503_with_the_reason(tmp_path: Path) -> None:
     with Process(tmp_path, TTS_ENGINE="csm", TTS_FALLBACK_ENGINE="", HF_ENDPOINT=NOWHERE) as process:
         process.wait("/health", 503)
         health = httpx.get(f"{process.url}/health").json()

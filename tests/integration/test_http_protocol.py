@@ -67,7 +67,7 @@ H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A
 
 
 def post(url: str, head: bytes, body: bytes = SPEECH, *, path: str = "/v1/audio/speech", parts: int = 1) -> bytes:
-    """Send a POST with these lines in its head, in `parts` parts, and return all bytes of the answer."""
+    """Send a POST with these header lines, split into `parts` parts, and return all bytes of the answer."""
     start = f"POST {path} HTTP/1.1\r\n".encode() if not head.startswith(b"POST") else b""
     with connected(url) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -94,7 +94,7 @@ def length(body: bytes = SPEECH) -> bytes:
         b"Connection: keep-alive, UPGRADE\r\nUpgrade: TLS/1.3, h2c , websocket\r\n",
         b"Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",
         b"UPGRADE: foo/2\r\nCONNECTION: Upgrade\r\n",
-        b"Upgrade: h2c\r\n",  # without `Connection: Upgrade` it offers nothing
+        b"Upgrade: h2c\r\n",  # without the header `Upgrade`, the request offers no protocol
         b"HTTP2-Settings: AAMAAABk\r\n",
     ],
 )
@@ -233,11 +233,11 @@ def test_invalid_http_is_a_400_error(server: str, sent: bytes) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"zz\r\n",  # not a hexadecimal length
-        b'3\r\n{"i\r\nzz\r\n',  # in the second chunk
-        b'3\r\n{"input": "too long"}\r\n0\r\n\r\n',  # more bytes than the length says
+        b"zz\r\n",  # the chunk length is not a hexadecimal number
+        b'3\r\n{"i\r\nzz\r\n',  # the fault is in the second chunk
+        b'3\r\n{"input": "too long"}\r\n0\r\n\r\n',  # the body has more bytes than the chunk length says
         b"-1\r\n",
-        b"2\r\n{}0\r\n\r\n",  # no line break after the chunk
+        b"2\r\n{}0\r\n\r\n",  # the line break after the chunk is missing
         b"2\r\n{}\r\nffffffffffffffffff\r\n",
     ],
 )
@@ -254,8 +254,8 @@ def test_invalid_chunk_is_a_400_error(server: str, body: bytes) -> None:
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        (b"", b""),  # says nothing at all
-        (b"\r\n", b"\r\n"),  # lines before a request are allowed
+        (b"", b""),  # the client sends no bytes
+        (b"\r\n", b"\r\n"),  # empty lines before a request are allowed
         (b"GET /health HTTP/1.1\r\nHost: here\r\n", b"X: y\r\n"),
     ],
 )
@@ -277,7 +277,7 @@ def test_second_request_and_idle_connection_time_out(impatient: str) -> None:
     with connected(impatient) as raw:
         raw.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
         assert raw.recv(65_536).startswith(b"HTTP/1.1 200")
-        assert rest(raw) == b""  # TTS_KEEP_ALIVE_S
+        assert rest(raw) == b""  # the server closes the connection after TTS_KEEP_ALIVE_S
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 5000\r\n", b"Transfer-Encoding: chunked\r\n"])
@@ -304,7 +304,10 @@ def test_body_above_the_minimum_rate_is_accepted(impatient: str) -> None:
 
 
 def test_connection_closes_if_the_body_trickles_after_an_error(impatient: str) -> None:
-    """The 401 is sent before the body arrives. A slow rest of the body does not keep the connection open."""
+    """The 401 is sent before the body arrives.
+
+    If the rest of the body arrives slowly, the server still closes the connection.
+    """
     with connected(impatient) as raw:
         raw.sendall(HEAD + b"Content-Length: 50000\r\n\r\n")
         assert raw.recv(65_536).startswith(b"HTTP/1.1 401")
@@ -313,7 +316,7 @@ def test_connection_closes_if_the_body_trickles_after_an_error(impatient: str) -
 
 
 def test_request_timeouts_do_not_limit_the_response(impatient: str) -> None:
-    """Timeouts apply to request data only. The start of a next request does not end the current response."""
+    """Timeouts apply to request data only. The first bytes of the next request do not end the current response."""
     body = json.dumps({"input": LONG[:9000], "response_format": "pcm", "cache": False}).encode()
     with connected(impatient) as raw:
         raw.sendall(HEAD + b"Authorization: Bearer a-key-of-patience\r\nContent-Length: %d\r\n\r\n" % len(body) + body)

@@ -45,7 +45,7 @@ def counted(url: str, key: str) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    """A server with one key for each scope, and the keys by scope."""
+    """Start a server with one key for each scope; return its URL and the keys by scope."""
     folder = tmp_path_factory.mktemp("keyed")
     keys_by_scope = {scope: KeyFile(folder).add(f"only-{scope}", [scope]) for scope in SCOPES}
     with serving(folder) as url:
@@ -132,7 +132,7 @@ def test_schema_names_every_route_that_needs_a_key(keys: tuple[str, dict[str, st
     assert schema["components"]["securitySchemes"].keys() == {"bearer", "api-key"}
 
 
-def test_schema_without_keys_has_no_security(server: str) -> None:
+def test_schema_of_a_server_without_keys_has_no_security_requirements(server: str) -> None:
     schema = httpx.get(f"{server}/openapi.json").json()
     assert "securitySchemes" not in schema["components"]
     assert "security" not in schema["paths"]["/v1/audio/speech"]["post"]
@@ -190,7 +190,7 @@ def test_rate_limit_headers_count_down_to_the_limit(tmp_path: Path) -> None:
         assert 1 <= int(refused.headers["retry-after"]) <= 20
         assert refused.headers["x-ratelimit-remaining-requests"] == "0"
         assert refused.headers["x-ratelimit-reset-requests"]
-        assert http.get("/v1/models").status_code == 200  # lists cost nothing
+        assert http.get("/v1/models").status_code == 200  # a request for a list does not count against the limit
         other = http.post("/v1/audio/speech", json=SPEECH, headers=bearer(free))
         assert other.status_code == 200
         assert "x-ratelimit-limit-requests" not in other.headers
@@ -209,7 +209,7 @@ def test_running_streams_count_towards_the_concurrency_limit(tmp_path: Path) -> 
             assert refused.status_code == 429
             assert refused.headers["retry-after"] == "1"
             assert "2 requests running" in problem(refused)["message"]
-        # Both callers have left: their places are free again, as after an error and after a whole answer.
+        # Both callers have disconnected. This frees their places, as an error or a complete answer does.
         wait_until(lambda: http.post("/v1/audio/speech", json=SPEECH).status_code == 200)
         for _ in range(4):
             assert http.post("/v1/audio/speech", json={"input": ""}).status_code == 400
@@ -266,7 +266,7 @@ def test_key_changes_apply_while_the_server_runs(tmp_path: Path) -> None:
         assert speaks() == 200
         added = cli(tmp_path, "add", "alice", "--scope", "speak", "--per-minute", "90", "--concurrent", "4")
         assert added.returncode == 0
-        key = added.stdout.strip()  # alone, so that a script can take it
+        key = added.stdout.strip()  # the key is the only output, so a script can read it
         assert key.startswith("sk-")
         assert "requests for speech need a key" in added.stderr
         wait_until(lambda: speaks() == 401)
@@ -341,5 +341,6 @@ def test_voice_cloning_requires_the_clone_scope(keys: tuple[str, dict[str, str]]
     listed = httpx.get(f"{url}/v1/audio/voices", headers=bearer(keys_by_scope["speak"])).json()["voices"]
     assert voice in [each["id"] for each in listed]
     path = f"{url}/v1/voice-cloning/voices/{voice}/reference"
-    assert httpx.get(path, headers=bearer(keys_by_scope["speak"])).status_code == 403  # the person's own recording
+    # each person's own recording needs the scope `clone`
+    assert httpx.get(path, headers=bearer(keys_by_scope["speak"])).status_code == 403
     assert httpx.get(path, headers=bearer(keys_by_scope["clone"])).status_code == 200

@@ -1,4 +1,4 @@
-"""Pronunciation dictionaries over HTTP: what is spoken differs, who may change them, and a restart keeps them."""
+"""Pronunciation dictionaries over HTTP: their effect on speech, permissions to change them, and restarts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def speak(http: httpx.Client, text: str = TEXT, **fields: Any) -> httpx.Response
 
 
 def progress_texts(http: httpx.Client, path: str, body: dict[str, Any]) -> str:
-    """The texts of the `speech.progress` events: what the engine speaks."""
+    """Return the texts of the `speech.progress` events, which the engine speaks."""
     answer = http.post(path, json={**body, "stream_format": "sse", "progress": True, "cache": False})
     assert answer.status_code == 200, answer.text
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
@@ -79,7 +79,7 @@ def test_entries_are_stored_listed_and_deleted(http: httpx.Client, folder: Path)
     assert stored["entries"][0] == {"word": "SQL", "say": "sequel", "case_sensitive": False, "ipa": None}
     assert http.get("/api/v1/audio/lexicon").json() == stored
     assert (folder / "lexicon.tsv").read_text() == "SQL\tsequel\n24/7\taround the clock\n"
-    assert http.put(LEXICON, json=stored).json() == stored  # an answer of GET is a body of PUT
+    assert http.put(LEXICON, json=stored).json() == stored  # PUT accepts the body that GET returns
     deleted = http.delete(f"{LEXICON}/24%2F7")
     assert deleted.json()["entries"][0]["word"] == "24/7"
     assert http.delete(f"{LEXICON}/sql").json()["deleted"] is True
@@ -87,7 +87,7 @@ def test_entries_are_stored_listed_and_deleted(http: httpx.Client, folder: Path)
     assert http.get(LEXICON).json()["entries"] == []
 
 
-def test_new_entry_changes_the_speech_and_only_of_texts_with_its_word(http: httpx.Client) -> None:
+def test_new_entry_changes_only_the_speech_of_texts_with_its_word(http: httpx.Client) -> None:
     other_text = "Nothing of that kind is here."
     plain, other = speak(http), speak(http, other_text)
     assert speak(http).headers["x-cache"] == "hit"
@@ -103,7 +103,7 @@ def test_new_entry_changes_the_speech_and_only_of_texts_with_its_word(http: http
     assert speak(http).content == plain.content
 
 
-def test_request_wins_over_voice_and_voice_over_server(http: httpx.Client) -> None:
+def test_entries_of_a_request_replace_those_of_the_voice_and_the_server(http: httpx.Client) -> None:
     put(http, ("SQL", "server"))
     put(http, ("sql", "voice"), voice="nova")
     path = "/v1/audio/speech"
@@ -145,7 +145,7 @@ def test_entries_of_a_request_are_part_of_its_cache_key(http: httpx.Client) -> N
     assert speak(http, "An SQL query", lexicon=[{"word": "SQL", "say": "squeal"}]).headers["x-cache"] == "miss"
     unrelated = [{"word": "SQL", "say": "sequel"}, {"word": "York", "say": "yawk"}]
     assert speak(http, "An SQL query", lexicon=unrelated).headers["x-cache"] == "hit"
-    put(http, ("SQL", "sequel"))  # the same pronunciation from the server's dictionary
+    put(http, ("SQL", "sequel"))  # the server's dictionary gives the same pronunciation
     assert (speak(http, "An SQL query").headers["x-cache"], speak(http, "An SQL query").content) == (
         "hit",
         first.content,
@@ -166,7 +166,9 @@ def test_entries_of_a_request_are_part_of_its_cache_key(http: httpx.Client) -> N
         ([{"word": "a"}], "0.say"),
     ],
 )
-def test_wrong_entry_is_a_400_with_its_place(http: httpx.Client, entries: list[dict[str, Any]], place: str) -> None:
+def test_position_of_an_invalid_entry_is_in_the_error(
+    http: httpx.Client, entries: list[dict[str, Any]], place: str
+) -> None:
     assert refused(http.put(LEXICON, json={"entries": entries})) == (400, f"entries.{place}")
     answer = http.post("/v1/audio/speech", json={"input": TEXT, "lexicon": entries})
     assert refused(answer) == (400, f"lexicon.{place}")
@@ -193,7 +195,7 @@ def test_offline_voice_speaks_ipa(http: httpx.Client) -> None:
     assert progress_texts(http, "/v1/audio/speech", {"input": TEXT, "lexicon": [both]}) == "The squirrel server runs."
 
 
-def test_ipa_that_the_engine_can_not_speak(http: httpx.Client) -> None:
+def test_ipa_of_an_engine_without_ipa_is_replaced_or_refused(http: httpx.Client) -> None:
     unknown = {"word": "Brun", "ipa": "b\u0281\u0153\u0303"}
     body = {"input": "Brun is here.", "response_format": "pcm"}
     assert refused(http.post("/v1/audio/speech", json={**body, "lexicon": [unknown]})) == (400, "lexicon.0.ipa")
@@ -260,7 +262,7 @@ def test_dictionary_of_a_cloned_voice_is_exported_imported_and_deleted(http: htt
         assert http.get(LEXICON, params={"voice": each}).status_code == 404
 
 
-def test_parallel_puts_leave_one_whole_dictionary(http: httpx.Client) -> None:
+def test_parallel_puts_leave_one_complete_dictionary(http: httpx.Client) -> None:
     lists = [[(f"word{number}x{place}", f"say {number}") for place in range(300)] for number in "abcdefgh"]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda entries: put(http, *entries), lists))
@@ -328,7 +330,7 @@ def test_second_of_two_editors_gets_a_412_and_nothing_is_stored(http: httpx.Clie
         ('"x{bare}"', 412),
     ],
 )
-def test_if_match_is_a_list_of_tags(http: httpx.Client, header: str, status: int) -> None:
+def test_if_match_accepts_a_list_of_tags(http: httpx.Client, header: str, status: int) -> None:
     now = tag(http.get(LEXICON))
     sent = {"If-Match": header.format(now=now, bare=now.strip('"'))}
     body = {"entries": [{"word": "SQL", "say": "sequel"}]}
@@ -340,7 +342,7 @@ def test_if_match_is_a_list_of_tags(http: httpx.Client, header: str, status: int
     ("header", "status"),
     [("*", 304), ("{now}", 304), ("W/{now}", 304), ('"a", W/{now}', 304), ('"other"', 200), ("", 200), ("x", 200)],
 )
-def test_if_none_match_saves_the_body(http: httpx.Client, header: str, status: int) -> None:
+def test_response_to_a_matching_if_none_match_has_no_body(http: httpx.Client, header: str, status: int) -> None:
     put(http, ("SQL", "sequel"))
     now = tag(http.get(LEXICON))
     answer = http.get(LEXICON, headers={"If-None-Match": header.format(now=now)})
@@ -351,7 +353,7 @@ def test_if_none_match_saves_the_body(http: httpx.Client, header: str, status: i
     assert http.get(LEXICON, headers={"If-None-Match": now}).status_code == 200
 
 
-def test_other_errors_come_before_a_412(http: httpx.Client) -> None:
+def test_other_errors_have_priority_over_status_412(http: httpx.Client) -> None:
     old = {"If-Match": '"old"'}
     assert http.put(LEXICON, json={"entries": [{"word": ""}]}, headers=old).status_code == 400
     assert http.put(LEXICON, params={"voice": "nobody"}, json={"entries": []}, headers=old).status_code == 404

@@ -1,4 +1,4 @@
-"""One loudness for every voice, request and sentence, over HTTP."""
+"""Over HTTP, every voice, request and sentence has the same loudness."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_quiet_voice_is_raised_to_the_target_loudness(tmp_path: Path, monkeypatc
     assert loudness_lufs(evened, 24_000) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
-def test_enhancement_can_be_turned_off(client: openai.OpenAI, tmp_path: Path) -> None:
+def test_loudness_normalisation_can_be_turned_off(client: openai.OpenAI, tmp_path: Path) -> None:
     """Cache hits show which settings are equal: the audio of eSpeak NG differs slightly each time."""
     evened, plain = speak(client), speak(client, enhance=False)
     assert evened != plain

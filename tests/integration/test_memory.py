@@ -34,12 +34,12 @@ pytestmark = pytest.mark.integration
 SPEECH = "/v1/audio/speech"
 TURNS = 50
 BUDGET = 60
-FRAMES = 6  # of a line, since a model with random weights never predicts an end
+FRAMES = 6  # frames of each line, since a model with random weights never predicts an end
 
 
 @pytest.fixture
 def admitted(monkeypatch: pytest.MonkeyPatch) -> list[Utterance]:
-    """The utterances that reach the runner."""
+    """Record the utterances that reach the runner."""
     admitted: list[Utterance] = []
     admit = csm_runner.CsmRunner.admit
 
@@ -49,7 +49,8 @@ def admitted(monkeypatch: pytest.MonkeyPatch) -> list[Utterance]:
 
     monkeypatch.setattr(csm_runner.CsmRunner, "admit", record)
     monkeypatch.setattr(Guards, "limit", lambda *_: FRAMES)
-    monkeypatch.setattr(take.Take, "failures", ())  # the limit ends every line, and its turn counts all the same
+    # the frame limit ends each line, which the guard reports as a failure; without failures, the turn is stored
+    monkeypatch.setattr(take.Take, "failures", ())
     return admitted
 
 
@@ -106,7 +107,7 @@ def test_fifty_turns_keep_the_voice_prompt_and_the_token_budget(tiny: httpx.Clie
 
 
 def test_voice_does_not_drift_over_fifty_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an engine that produces speech: pitch and brightness stay the same from the first turn to the last."""
+    """With an engine that produces speech, pitch and brightness are the same in the first and the last turn."""
     spec = EngineSpec("reading", "reading-1", "tests.support.reading_engine:build")
     monkeypatch.setattr(wiring.registry, "specs", lambda: {"reading": spec})
     info = dataclasses.replace(

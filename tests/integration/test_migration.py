@@ -1,4 +1,4 @@
-"""An installation of sesame_csm_openai that this server takes over: its folders, and what its page and README call."""
+"""Migration of an installation of sesame_csm_openai: its folders, and the requests of its web page and README."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LONG = (*samples.WORDS, "Seventeen boats were tied up near the bridge.", "Her si
 
 
 class CapableEngine(ReadingEngine):
-    """Clones, and takes the request fields that the earlier server has."""
+    """An engine that clones voices and supports the request fields of the earlier server."""
 
     info = dataclasses.replace(
         ReadingEngine.info, capabilities=Capabilities(temperature=True, top_k=True, context=True)
@@ -51,7 +51,7 @@ STANDARD = ["alloy", "echo", "fable", "onyx", "nova", "shimmer"]
 
 
 def float_wav(sound: np.ndarray, rate_hz: int = 24_000) -> bytes:
-    """A WAV file of 32-bit floats at 24 kHz, as the earlier server writes its recordings."""
+    """Return a WAV file of 32-bit floats at 24 kHz, as the earlier server writes its recordings."""
     return samples.file(sound, "wav", rate_hz, codec="pcm_f32le")
 
 
@@ -114,7 +114,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def http(data: Path) -> Iterator[httpx.Client]:
-    """The server on the old folders, with an engine that clones and without a speech recogniser."""
+    """Start a server on the old folders, with an engine that clones and without a speech recogniser."""
     spec = EngineSpec("reading", "reading-1", "tests.integration.test_migration:build")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wiring.registry, "specs", lambda: {"reading": spec})
@@ -177,14 +177,15 @@ def test_old_ids_with_any_letters_stay_usable(http: httpx.Client) -> None:
         assert preview.status_code == (200 if voice["status"] == "ready" else 400)
 
 
-def test_a_second_start_finds_the_same_voices(http: httpx.Client, data: Path) -> None:
+def test_second_start_finds_the_same_voices(http: httpx.Client, data: Path) -> None:
     from app.voices.store import VoiceStore
 
     again = VoiceStore(data / "cloned_voices", data / "voice_references")
     assert {voice.id for voice in again.stored()} == {voice["id"] for voice in listed(http)["voices"]}
     for folder in FOLDERS:
         assert again.get(folder).id == again.find(folder).id
-        assert (data / "cloned_voices" / again.find(folder).id / "info.json").exists()  # the earlier files stay
+        # the files of the earlier server stay
+        assert (data / "cloned_voices" / again.find(folder).id / "info.json").exists()
 
 
 def test_refused_folders_have_a_reason_and_can_be_mended_or_deleted(http: httpx.Client, data: Path) -> None:
@@ -255,7 +256,7 @@ def test_openai_client_clones_without_a_transcript(http: httpx.Client) -> None:
     client.audio.voices.delete(made.id)
 
 
-def test_readme_commands(http: httpx.Client) -> None:
+def test_commands_of_the_earlier_readme_work(http: httpx.Client) -> None:
     voice = "1710805983_anna"
     generated = {"voice_id": voice, "text": "This is my cloned voice speaking.", "temperature": 0.7}
     for path, body, kind in (

@@ -1,4 +1,4 @@
-"""`POST /v1/audio/normalize` and `python -m app.cli normalize` show what would be spoken."""
+"""`POST /v1/audio/normalize` and `python -m app.cli normalize` show the text that would be spoken."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def normalized(http: httpx.Client, prefix: str = "/v1", **body: Any) -> dict[str
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "/api/v1"])
-def test_pieces_and_words_name_the_characters_of_the_input(http: httpx.Client, prefix: str) -> None:
+def test_sentences_and_words_have_positions_in_the_input(http: httpx.Client, prefix: str) -> None:
     text = "# Menu\n\nTea **costs** $12.50 today. We think that it is worth it!"
     found = normalized(http, prefix, input=text)
     assert found["pieces"] == [
@@ -54,11 +54,11 @@ def test_pieces_and_words_name_the_characters_of_the_input(http: httpx.Client, p
 
 
 @pytest.mark.parametrize("text", ["---", "<br>", "(laughs)", "[pause:1s]", "<think>Hm.</think>", "[S2]"])
-def test_silent_text_has_no_pieces(http: httpx.Client, text: str) -> None:
+def test_silent_text_has_no_sentences(http: httpx.Client, text: str) -> None:
     assert normalized(http, input=text) == {"pieces": [], "words": []}
 
 
-def test_engine_decides_about_sounds_and_length(http: httpx.Client) -> None:
+def test_result_depends_on_the_sounds_and_limits_of_the_engine(http: httpx.Client) -> None:
     text = "Well [laughs] okay."
     assert normalized(http, input=text, engine="espeak")["pieces"][0]["spoken"] == "Well okay."
     assert normalized(http, input=text, engine="dia")["pieces"][0]["spoken"] == "Well (laughs) okay."
@@ -68,7 +68,7 @@ def test_engine_decides_about_sounds_and_length(http: httpx.Client) -> None:
     assert len(normalized(http, input=long, engine="dia")["pieces"]) == 2
 
 
-def test_language_decides_about_numbers(http: httpx.Client) -> None:
+def test_language_determines_how_numbers_are_read(http: httpx.Client) -> None:
     assert normalized(http, input="**12** Bananen", language="de")["pieces"][0]["spoken"] == "12 Bananen"
     assert normalized(http, input="**12** bananas")["pieces"][0]["spoken"] == "Twelve bananas"
 
@@ -85,7 +85,7 @@ def test_language_decides_about_numbers(http: httpx.Client) -> None:
         ({"input": "Hi. " + "[pause:10s] a " * 100}, 400, "input", "string_too_long"),
     ],
 )
-def test_wrong_body_is_a_typed_error(
+def test_invalid_body_is_an_error_with_a_code(
     http: httpx.Client, body: dict[str, Any], status: int, param: str, code: str | None
 ) -> None:
     answer = http.post("/v1/audio/normalize", json=body)
@@ -134,7 +134,7 @@ def test_command_refuses_an_unknown_engine(tmp_path: Path) -> None:
     assert done.stdout == b""
 
 
-def test_lexicon_of_the_request_acts(http: httpx.Client) -> None:
+def test_lexicon_of_the_request_changes_the_result(http: httpx.Client) -> None:
     entry = {"word": "New York", "say": "Noo Yawk"}
     found = normalized(http, input="In new york.", lexicon=[entry])
     assert found["pieces"] == [{"text": "In new york.", "spoken": "In Noo Yawk.", "start_char": 0, "end_char": 12}]

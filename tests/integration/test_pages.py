@@ -132,19 +132,20 @@ def test_every_caption_in_the_code_exists() -> None:
 
 def test_no_file_refers_to_another_host() -> None:
     named = set(re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", CODE + CSS))
-    assert named <= {"http://www.w3.org", "//www.w3.org"}  # the SVG name space, which is not fetched
+    assert named <= {"http://www.w3.org", "//www.w3.org"}  # the SVG name space: an identifier that no browser downloads
 
 
 def test_no_text_is_inserted_as_html() -> None:
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", CODE)
 
 
-# What a page may name: it writes WAV and PCM itself, and the first snippet and the first visit use the API's default.
+# The formats that a page may name. It writes WAV and PCM itself. Its first example and first visit use the API's
+# default.
 PAGE_FORMATS = {"wav", "pcm", "mp3"}
 
 
 def copies(code: str) -> set[str]:
-    """Formats, non-verbal sounds, model aliases, the default voice and limits that a page's code names itself."""
+    """Return the formats, non-verbal sounds, model aliases, default voice and limits that a page's code contains."""
     quoted = set(re.findall(r"""["'`(]([\w -]+)["'`)]""", code))
     found = quoted & (AUDIO_FORMATS.keys() - PAGE_FORMATS | NON_VERBAL_SOUNDS | {DEFAULT_VOICE})
     found |= {alias for alias in MODEL_ALIASES if alias in code}
@@ -176,7 +177,7 @@ def test_check_finds_a_copy_of_an_api_list(code: str) -> None:
 
 
 def luminance(colour: str) -> float:
-    """WCAG 2.2, relative luminance."""
+    """Return the relative luminance of a colour, as WCAG 2.2 defines it."""
     digits = colour.lstrip("#")
     digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
     parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
@@ -191,7 +192,7 @@ def ratio(one: str, other: str) -> float:
 
 def test_colours_have_enough_contrast() -> None:
     blocks = re.findall(r":root[^{]*\{([^}]*--bg:[^}]*)\}", CSS)
-    assert len(blocks) == 3  # light, dark by choice, dark by the system
+    assert len(blocks) == 3  # three themes: light, dark by choice, dark by the system setting
     themes = [dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{3,6});", block)) for block in blocks]
     assert themes[1] == themes[2]
     for theme in themes:
@@ -232,13 +233,13 @@ def test_the_api_has_what_the_pages_need(server: str) -> None:
     assert {"en", "de"} <= {tag.split("-")[0] for tag in model["languages"]}
     alias = httpx.get(f"{server}/v1/models/tts-1").json()
     assert alias["alias"] is True
-    assert alias["languages"] is None  # a long list, which stands once in /v1/models
+    assert alias["languages"] is None  # a long list is only in /v1/models, not in each alias
 
 
 def test_health_reports_whether_a_key_is_needed(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_API_KEYS="one-key-to-enter-with") as url:
         assert httpx.get(f"{url}/health").json()["key_needed"] is True
-        assert httpx.get(url).status_code == 200  # the page is open, so that a person can enter a key
+        assert httpx.get(url).status_code == 200  # the page needs no key, so that a person can enter a key there
 
 
 def events(url: str, path: str, **body: object) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ PAGE = (ROOT / "docs/engines.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The page's module and its entry point in a folder on sys.path, as pip would install them."""
+    """Install the page's module and its entry point in a folder on sys.path, as pip does."""
     (module,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (entry,) = re.findall(r'^hum = "([\w:]+)"$', PAGE, re.MULTILINE)
     packages = tmp_path / "packages"
@@ -43,7 +43,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 def pitch_hz(samples: np.ndarray) -> float:
-    """The frequency of the strongest tone in samples (N,)."""
+    """Return the frequency of the strongest tone in samples (N,)."""
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
     return float(spectrum.argmax() * RATE_HZ / len(samples))
 

@@ -122,7 +122,8 @@ def test_requested_voice_is_created_first_and_its_request_waits(tmp_path: Path) 
         assert "verse" in ready
         assert len(ready) < 5
         assert len(set(recognisers()) - before) == 1
-    assert set(recognisers()) <= before  # it ends with its server, although recordings are still being checked
+    # the recogniser process ends with its server, although recordings are still being checked
+    assert set(recognisers()) <= before
 
 
 def test_voice_that_is_not_ready_in_time_is_spoken_with_its_seed_and_not_cached(
@@ -133,7 +134,7 @@ def test_voice_that_is_not_ready_in_time_is_spoken_with_its_seed_and_not_cached(
         answers = [say(url, "alloy") for _ in range(2)]
         for answer in answers:
             assert answer.status_code == 200
-            assert answer.headers["x-voice-state"] == "uncast"  # it did not wait for the recording
+            assert answer.headers["x-voice-state"] == "uncast"  # the answer did not wait for the recording
             assert answer.headers["x-cache"] == "off"
             assert answer.headers["x-tts-seed"] == str(seed_of("alloy"))
         engine.trouble.clear()
@@ -188,8 +189,8 @@ def test_preempted_candidate_is_repeated_with_its_seed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "reason"), [("other voice", "pitch"), ("other words", "recogniser")])
-def test_take_that_does_not_hold_as_a_prompt_is_not_used(tmp_path: Path, fault: str, reason: str) -> None:
-    """The next candidate is used instead."""
+def test_take_that_fails_as_a_voice_prompt_is_not_used(tmp_path: Path, fault: str, reason: str) -> None:
+    """If a take fails as a prompt, the next candidate is used."""
     if fault == "other words":
         pytest.importorskip("pocketsphinx")
     engine.trouble_with_prompt.append(fault)
@@ -203,8 +204,8 @@ def test_take_that_does_not_hold_as_a_prompt_is_not_used(tmp_path: Path, fault: 
     assert not np.array_equal(prompts[0].lines[0].prompt.codes, prompts[1].lines[0].prompt.codes)  # type: ignore[union-attr]
 
 
-def test_published_recordings_of_people_come_first_and_alloy_has_one(tmp_path: Path) -> None:
-    """They are known by their digests, under any name."""
+def test_published_recordings_of_people_are_used_first_and_alloy_has_one(tmp_path: Path) -> None:
+    """The server recognises these recordings by their digests, under any file name."""
     folder = tmp_path / "voice_references"
     folder.mkdir()
     for number, one in enumerate(human_speech.sesame_prompts()):
@@ -240,8 +241,9 @@ def wav_file(path: Path, samples: np.ndarray, rate_hz: int) -> None:
         file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
 
 
-def test_recordings_that_are_no_good_reference_are_named_in_health(tmp_path: Path) -> None:
-    """Files for preset voices, folders of preset voices and of cloned voices: music, 0.2 s, other words."""
+def test_unsuitable_recordings_are_named_in_health(tmp_path: Path) -> None:
+    """The faults are music, a length of 0.2 s, and a wrong transcript, in files and folders of preset and cloned
+    voices."""
     pytest.importorskip("pocketsphinx")
     said = recorded.speech(recorded.WORDS[:2])
     words = " ".join(recorded.WORDS[:2])

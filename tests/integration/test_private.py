@@ -18,7 +18,7 @@ from tests.support.live import ROOT, Process
 
 pytestmark = pytest.mark.integration
 
-TEXT = "Zanzibarcanary"  # one word, so that no normaliser takes it apart
+TEXT = "Zanzibarcanary"  # one word, so the normaliser does not split it
 FIXED_KEY = "Fixedkeycanary-0123456789"
 WRONG_KEY = "sk-Wrongkeycanary"
 PRIVATE = (TEXT.lower(), FIXED_KEY.lower(), WRONG_KEY.lower())
@@ -65,7 +65,7 @@ def build(settings, context):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[int]]:
-    """The log of a server at the most verbose level, its key, and the statuses of its responses."""
+    """Run a server with the most verbose log; return its log, its key, and the statuses of its responses."""
     folder = tmp_path_factory.mktemp("private")
     plugin = folder / "plugins"
     (plugin / "canary-1.0.dist-info").mkdir(parents=True)
@@ -83,7 +83,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[int]]:
         "PYTHONPATH": f"{ROOT}:{plugin}",
         "TTS_READ_TIMEOUT_S": "2",
         "TTS_MEMORY_KEEP": "true",
-        "TTS_ENGIN": "csm",  # an unknown name is a warning
+        "TTS_ENGIN": "csm",  # an unknown name causes a warning
     }
     statuses: list[int] = []
     with Process(folder, **variables) as process:
@@ -111,7 +111,7 @@ def ask(url: str, key: str, statuses: list[int]) -> None:
         schema = http.get("/openapi.json").json()
         for path, operations in schema["paths"].items():
             if path == "/v1/voice-cloning/clone-from-youtube":
-                continue  # no network here; its refusals are below
+                continue  # this route needs a network; a test below covers its errors
             for method in operations:
                 filled = path.replace("{", "").replace("}", "")
                 for at in (path, filled):
@@ -195,7 +195,7 @@ def ask(url: str, key: str, statuses: list[int]) -> None:
 
 
 def test_log_covers_many_requests_and_errors(ran: tuple[str, str, list[int]]) -> None:
-    """Without many requests and errors, the next test would prove nothing."""
+    """If the log had few requests and errors, the next test would prove nothing."""
     log, _, statuses = ran
     assert {0, 200, 400, 401, 404, 405, 408, 431, 500} <= set(statuses)
     assert len(statuses) > 200

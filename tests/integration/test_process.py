@@ -1,4 +1,4 @@
-"""The server as a process: how fast it starts, how it stops, how it refuses bad settings, how it reloads."""
+"""The server as a process: its start, its shutdown, errors for bad settings, and reloads."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_end_of_shutdown_grace_sends_errors_to_open_requests(tmp_path: Path) -> 
     assert "Traceback" not in process.console()
 
 
-def test_bad_input_is_not_logged_as_a_crash_and_texts_are_not_logged(tmp_path: Path) -> None:
+def test_invalid_input_is_not_logged_as_a_crash_and_texts_are_not_logged(tmp_path: Path) -> None:
     with Process(tmp_path, TTS_API_KEYS="a-very-secret-key") as process:
         process.wait()
         auth = {"Authorization": "Bearer a-very-secret-key"}
@@ -173,7 +173,7 @@ def test_sigkill_during_a_request_leaves_no_partial_cache_entry(tmp_path: Path) 
 
 
 def test_the_offline_voice_needs_no_torch(tmp_path: Path) -> None:
-    """The app can be created with the offline voice in a process where torch can't be imported."""
+    """An app with the offline voice can be created in a process that can't import torch."""
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"

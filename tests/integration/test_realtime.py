@@ -45,7 +45,7 @@ class Caller:
         return event
 
     def until(self, *kinds: str) -> list[Object]:
-        """All events up to the first one of these types."""
+        """Return all events up to the first one of these types."""
         events = [self.receive()]
         while events[-1]["type"] not in kinds:
             events.append(self.receive())
@@ -120,7 +120,7 @@ FRAME = [
 
 
 def order(events: list[Object]) -> list[str]:
-    """The types of the events, each once, in the order of their first event."""
+    """Return the types of the events without repetition, in the order of their first event."""
     return list(dict.fromkeys(event["type"] for event in events))
 
 
@@ -251,7 +251,8 @@ def test_sequence_of_open_webui(server: str, caller: Caller) -> None:
 
 
 def test_sequence_of_micdrop(server: str) -> None:
-    """It does not wait for session.created, has two sentences in flight, and compares the transcript with the text."""
+    """The client does not wait for session.created, sends the next sentence before the answer to the last one, and
+    compares the transcript with the text."""
     sentences = ["This is the first sentence.", "And this is the second one."]
     with calling(server) as caller:
         caller.send(
@@ -407,7 +408,7 @@ def test_cancel_ends_the_audio_and_frees_the_row(server: str, caller: Caller) ->
     transcript = events[-4]["transcript"] if "transcript" in events[-4] else events[-3]["part"]["transcript"]
     assert LONG.startswith(transcript)
     assert transcript != LONG
-    assert order(caller.speak("Hello.")) == FRAME  # nothing of the cancelled response follows
+    assert order(caller.speak("Hello.")) == FRAME  # the cancelled response sends no more events
 
 
 def test_disconnected_client_frees_its_rows(server: str) -> None:
@@ -418,7 +419,7 @@ def test_disconnected_client_frees_its_rows(server: str) -> None:
     wait_until(lambda: is_free(server))
 
 
-def test_client_that_reads_nothing_pauses_only_its_own_response(server: str) -> None:
+def test_client_that_reads_no_data_pauses_only_its_own_response(server: str) -> None:
     with calling(server, max_queue=1) as stuck, calling(server) as other:
         stuck.create(LONG)
         assert order(other.speak()) == FRAME
@@ -543,7 +544,7 @@ BAD = [
 ]
 
 
-def test_bad_messages_are_errors_and_the_session_goes_on(server: str, caller: Caller) -> None:
+def test_invalid_messages_are_errors_and_the_session_continues(server: str, caller: Caller) -> None:
     for bad in BAD:
         caller.socket.send(bad)
         answer = caller.receive()
@@ -697,7 +698,7 @@ def test_rate_limit_is_an_error_event(keyed: tuple[str, KeyFile, str]) -> None:
         ({}, 101),
     ],
 )
-def test_foreign_pages_cant_connect(server: str, headers: dict[str, str], status: int) -> None:
+def test_pages_of_other_origins_cannot_connect(server: str, headers: dict[str, str], status: int) -> None:
     if status == 101:
         with calling(server, headers=headers) as caller:
             assert order(caller.speak("Hello.")) == FRAME

@@ -105,7 +105,7 @@ def test_speed_keeps_words_and_pitch(client: openai.OpenAI, recogniser: Recognis
 
 
 def pitch_hz(samples: np.ndarray, rate_hz: int) -> float:
-    """Median fundamental of the voiced parts, by autocorrelation."""
+    """Return the median pitch of the voiced parts in Hz, by autocorrelation."""
     size = 2048
     found = []
     for start in range(0, len(samples) - size, size // 2):

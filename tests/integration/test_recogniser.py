@@ -1,4 +1,4 @@
-"""The speech recogniser of a fresh installation: downloaded when a recording first needs it, or absent."""
+"""The speech recogniser of a new installation: it is downloaded when a recording first needs it, or is missing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODEL = "openai/whisper-base.en"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of a random Whisper model of a few kilobytes."""
+    """Return the files of a random Whisper model of a few kilobytes."""
     folder = tmp_path_factory.mktemp("whisper")
     small_whisper(folder)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -63,7 +63,7 @@ def test_recogniser_is_downloaded_when_a_clone_first_needs_it(tmp_path: Path, hu
     with serving(tmp_path / "data", TTS_ASR_DOWNLOAD=True) as url:
         assert recogniser(url)["state"] == "not_downloaded"
         assert clone(url, transcript=samples.TEXT)["status"] == "ready"
-        assert not hub.downloads()  # a clone with its words needs no recogniser
+        assert not hub.downloads()  # a clone with a transcript needs no recogniser
         hub.bytes_per_s = 60_000
         answers: list[dict[str, Any]] = []
         request = threading.Thread(target=lambda: answers.append(clone(url)))
@@ -83,7 +83,7 @@ def test_recogniser_is_downloaded_when_a_clone_first_needs_it(tmp_path: Path, hu
 
 
 @pytest.mark.parametrize("fault", ["status", "offline", "empty"])
-def test_a_voice_without_recogniser_is_stored_and_named(
+def test_voice_without_a_recogniser_is_stored_and_listed_as_incomplete(
     tmp_path: Path, hub: FakeHub, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fault == "status":
@@ -101,7 +101,7 @@ def test_a_voice_without_recogniser_is_stored_and_named(
         assert state["reason"]
         requests = len(hub.requests)
         assert clone(url)["status"] == "needs words"
-        assert len(hub.requests) == requests  # no second attempt within a minute
+        assert len(hub.requests) == requests  # the server does not try again within a minute
 
 
 def test_missing_words_are_recognised_at_the_next_start(tmp_path: Path, hub: FakeHub) -> None:
@@ -117,7 +117,7 @@ def test_missing_words_are_recognised_at_the_next_start(tmp_path: Path, hub: Fak
         wait_until(found, 60)
 
 
-def test_recogniser_comes_before_the_video(tmp_path: Path, hub: FakeHub, site: Site) -> None:  # noqa: F811
+def test_recogniser_is_downloaded_before_the_video(tmp_path: Path, hub: FakeHub, site: Site) -> None:  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.support.tube.serving", lambda data: serving(data, TTS_ASR_DOWNLOAD=True))
         with tube.fetching(tmp_path / "data") as url:
@@ -131,4 +131,4 @@ def test_recogniser_comes_before_the_video(tmp_path: Path, hub: FakeHub, site: S
     assert stages.index("recogniser") < stages.index("looking")
     assert events[-1]["type"] == "done"
     assert events[-1]["voice"]["status"] == "ready"
-    assert events[-1]["voice"]["transcript"] != WORDS  # of a random model
+    assert events[-1]["voice"]["transcript"] != WORDS  # the random model transcribes other words

@@ -1,6 +1,7 @@
-"""Every field of a request for speech on every route that speaks: it acts, or X-TTS-Ignored names it, or it is a 400.
+"""Tests every field of a speech request on every route that speaks. The field has an effect, or X-TTS-Ignored names it,
+or the response is a 400.
 
-Fields and routes are read from the app. A new field or route without a row here fails.
+Fields and routes are read from the app. A new field or route without a row in the table fails this test.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SPEECH, STREAMING, STREAM = "/v1/audio/speech", "/v1/audio/speech/streaming", "/
 CONVERSATION, DIALOGUE = "/v1/audio/conversation", "/v1/audio/dialogue"
 GENERATE, PREVIEW = "/v1/voice-cloning/generate", "/v1/voice-cloning/voices/{voice_id}/preview"
 
-# The smallest body of each route that says TEXT.
+# For each route, the smallest request body that makes the server speak TEXT.
 BODIES: dict[str, dict[str, Any]] = {
     SPEECH: {"input": TEXT},
     STREAMING: {"input": TEXT},
@@ -62,7 +63,7 @@ class SpeechResult:
 
     @property
     def seconds(self) -> float:
-        """The duration of a PCM response at the default rate."""
+        """Return the duration of a PCM response at the default rate."""
         return len(self.response.content) / 2 / 24_000
 
     @property
@@ -107,16 +108,16 @@ class Server:
 
 @dataclass(frozen=True)
 class Row:
-    """What a field does with an engine that supports it, and with one that does not."""
+    """The expected effect of a field with an engine that supports it, and with an engine that does not."""
 
-    acts: Callable[[Server, str], None] | None  # asserts that the field acts on one of `routes`
+    acts: Callable[[Server, str], None] | None  # checks that the field changes the answers of these routes
     routes: frozenset[str] = ROUTES
     ignored: Any = None  # a value that every other route names in X-TTS-Ignored
     lacking: Literal["refused", "named"] | None = (
-        None  # by an engine without this parameter; None = every engine has it
+        None  # a value for an engine without this parameter is ignored; None = each engine has the parameter
     )
-    param: str | None = None  # what errors call it, where that is not its own name
-    value: Any = None  # one for the engine that lacks it
+    param: str | None = None  # the name in errors, if it is not the field's name
+    value: Any = None  # a value for the engine that lacks the parameter
 
 
 # ---- how each field acts
@@ -166,7 +167,7 @@ def progress(server: Server, route: str) -> None:
 
     assert "speech.progress" in kinds(progress=True)
     assert "speech.progress" not in kinds(progress=False)
-    assert server.speak(route, progress=True).ignored == ["progress"]  # there are no events without sse
+    assert server.speak(route, progress=True).ignored == ["progress"]  # without SSE, an answer has no events
     assert server.speak(route, progress=False).ignored == []
 
 
@@ -232,7 +233,7 @@ def conversation_id(server: Server, route: str) -> None:
 
 
 def cache(server: Server, route: str) -> None:
-    seed = 1_000 + sorted(ROUTES).index(route)  # no other test's answer
+    seed = 1_000 + sorted(ROUTES).index(route)  # no other test uses this seed, so the answer is not in the cache
     states = [
         server.speak(route, cache=option, seed=seed).response.headers["x-cache"] for option in (None, None, False, True)
     ]
@@ -264,7 +265,7 @@ def best_of(server: Server, route: str) -> None:
     single, several = server.speak(route, best_of=1), server.speak(route, best_of=3)
     assert len(several.utterances) == 3 * len(single.utterances)
     assert len({each.seed for each in several.utterances}) == 3
-    assert several.response.headers["x-tts-verified"] == "uncertain"  # the engine speaks noise
+    assert several.response.headers["x-tts-verified"] == "uncertain"  # the engine generates noise
     for value in (0, 5):
         assert server.ask(route, best_of=value).error == (400, "best_of")
 
@@ -294,7 +295,7 @@ def context_turns(**changes: Any) -> list[dict[str, Any]]:
 def context(server: Server, route: str) -> None:
     result = server.speak(route, context=context_turns())
     assert [(turn.speaker, turn.text) for turn in result.utterances[0].context] == [(1, "How are you?")]
-    assert result.voices == {"none"}  # the recordings show how the speaker sounds
+    assert result.voices == {"none"}  # the prompt's recordings determine the voice
 
 
 def context_speaker(server: Server, route: str) -> None:
@@ -332,7 +333,7 @@ def turns_voice(server: Server, route: str) -> None:
 
 
 def turns_speaker(server: Server, route: str) -> None:
-    """A speaker keeps its voice."""
+    """Check that a speaker keeps its voice."""
     dialogue_turns = [{"text": "One.", "speaker": "Ann", "voice": "echo"}, {"text": "Two.", "speaker": "Ann"}]
     assert server.speak(route, turns=dialogue_turns).voices == {"echo"}
 
@@ -345,7 +346,8 @@ ENTRY = {"word": "Apples", "say": "pears"}
 
 
 def lexicon(**changed: Any) -> Callable[[Server, str], None]:
-    """Check that an entry with these fields acts, and that the entry with the word `nothing` does not."""
+    """Check that an entry with these fields changes the speech, and that the same entry for the word `nothing` does
+    not."""
 
     def check(server: Server, route: str) -> None:
         assert "pears" in server.speak(route, lexicon=[ENTRY | changed]).spoken
@@ -360,13 +362,14 @@ def lexicon_case(server: Server, route: str) -> None:
 
 
 def lexicon_ipa(server: Server, route: str) -> None:
-    assert "pears" in server.speak(route, lexicon=[ENTRY | {"ipa": "p\u025b\u0279z"}]).spoken  # the engine has no IPA
+    # the engine accepts no IPA
+    assert "pears" in server.speak(route, lexicon=[ENTRY | {"ipa": "p\u025b\u0279z"}]).spoken
     only_ipa = [{"word": "nothing", "say": "x"}, {"word": "apples", "ipa": "p\u025b\u0279z"}]
     assert server.ask(route, lexicon=only_ipa).error == (400, "lexicon.1.ipa")
 
 
 @pytest.mark.parametrize("number", [0, 1, 7, 999])
-def test_voice_of_a_numbered_speaker_acts_on_every_route(able: Server, number: int) -> None:
+def test_voice_of_a_numbered_speaker_works_on_every_route(able: Server, number: int) -> None:
     voice = f"speaker:{number}"
     bodies = {
         SPEECH: {"voice": voice}, STREAMING: {"voice": {"id": voice}}, STREAM: {"voice": voice},
@@ -445,7 +448,7 @@ PAIRS = [pytest.param(name, route, id=f"{name}-{route}") for name in ROWS for ro
 
 @pytest.fixture(scope="module")
 def able(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose engine has every parameter."""
+    """Start a server whose engine has every parameter."""
     spec = EngineSpec("able", "able-1", "tests.support.listening_engine:build_able")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wiring.registry, "specs", lambda: {"able": spec, **{spec.name: spec for spec in BUILT_IN}})
@@ -459,7 +462,7 @@ def able(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def bare(server: str) -> Iterator[Server]:
-    """A server with the offline voice, which lacks most parameters."""
+    """Start a server with the offline voice, which lacks most parameters."""
     with httpx.Client(base_url=server, timeout=30) as http:
         yield Server(http)
 
@@ -473,7 +476,7 @@ def models(able: Server) -> dict[str, type[SpokenBody]]:
 
 
 def models_of(schema: dict[str, Any]) -> dict[str, type[SpokenBody]]:
-    """The body model of each route that takes one of SPEAKING_BODIES or returns audio, by path."""
+    """Return path -> body model of each route that accepts one of SPEAKING_BODIES or returns audio."""
     models = {body.__name__: body for body in SPEAKING_BODIES}
     found = {}
     for path, operations in schema["paths"].items():
@@ -487,7 +490,7 @@ def models_of(schema: dict[str, Any]) -> dict[str, type[SpokenBody]]:
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every JSON key of a model and its nested models, such as `turns[].voice.id`."""
+    """Return every JSON key of a model and its nested models, such as `turns[].voice.id`."""
     for name, info in model.model_fields.items():
         choices = getattr(info.validation_alias, "choices", [info.validation_alias or name])
         for key in choices:
@@ -526,7 +529,7 @@ def test_table_row_covers_every_route() -> None:
 
 
 @pytest.mark.parametrize(("name", "route"), PAIRS)
-def test_field_acts_or_is_in_the_ignored_header(able: Server, name: str, route: str) -> None:
+def test_field_has_an_effect_or_is_in_the_ignored_header(able: Server, name: str, route: str) -> None:
     row = ROWS[name]
     if route in row.routes:
         assert row.acts is not None
@@ -538,7 +541,7 @@ def test_field_acts_or_is_in_the_ignored_header(able: Server, name: str, route: 
     assert plain.ignored == []
     assert with_field.response.content == plain.response.content
     assert with_field.utterances == plain.utterances
-    assert able.speak(route, **{top: None}).ignored == []  # null is unset
+    assert able.speak(route, **{top: None}).ignored == []  # null means that the field is not set
 
 
 @pytest.mark.parametrize(("name", "route"), [pair for pair in PAIRS if ROWS[str(pair.values[0])].lacking is not None])
@@ -550,16 +553,16 @@ def test_unsupported_field_is_rejected_or_in_the_ignored_header(bare: Server, na
     plain, with_field = bare.speak(route, cache=True), bare.speak(route, cache=True, **{name: row.value})
     assert with_field.ignored == [name]
     assert with_field.response.headers["x-tts-seed"] == plain.response.headers["x-tts-seed"]
-    assert with_field.response.headers["x-cache"] == "hit"  # the same request
+    assert with_field.response.headers["x-cache"] == "hit"  # the field does not change the cache key
     assert with_field.response.content == plain.response.content
 
 
 @pytest.mark.parametrize("route", BODIES)
-def test_field_of_a_wrong_type_is_a_400(able: Server, models: dict[str, type[SpokenBody]], route: str) -> None:
+def test_field_of_a_wrong_type_gives_status_400(able: Server, models: dict[str, type[SpokenBody]], route: str) -> None:
     names = [name for name in fields_of(models[route]) if name.isidentifier()]
     assert len(names) > 20
     for name in names:
-        texts = ("input", "text") if name in ("input", "text") else ()  # two names of one field
+        texts = ("input", "text") if name in ("input", "text") else ()  # two names of the same field
         rest = {key: value for key, value in BODIES[route].items() if key not in texts}
         status, param = able.ask(route, body={**rest, name: {"no": "such"}}).error
         assert (status, param) in {(400, name), (400, ROWS[name].param)}, name

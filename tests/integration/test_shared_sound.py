@@ -1,4 +1,7 @@
-"""One generation for every format, rate and listener, through HTTP with the offline voice and real decoders."""
+"""All formats, sample rates and listeners share one generation.
+
+Tested over HTTP with the offline voice and real decoders.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ def speak(http: httpx.Client, text: str, **fields: Any) -> httpx.Response:
 
 
 def counted(http: httpx.Client, series: str) -> float:
-    """The value of a metric, such as `tts_cache_total{result="hit"}`; 0 if it was never counted."""
+    """Return the value of a metric, such as `tts_cache_total{result="hit"}`; 0 if it was never counted."""
     lines = [line for line in http.get("/metrics").text.splitlines() if line.startswith(series)]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
@@ -76,7 +79,7 @@ def test_every_format_comes_from_one_generation(http: httpx.Client, first: str) 
             assert audio.rate_hz == (48_000 if name in ("opus", "ogg") else rate_hz)
             lengths_s.append(audio.seconds)
     assert spoken_s(http) == before_s
-    assert max(lengths_s) - min(lengths_s) < 0.4  # mp3 at 8 kHz adds 0.3 s of silence
+    assert max(lengths_s) - min(lengths_s) < 0.4  # MP3 at 8 kHz adds up to 0.3 s of silence
 
 
 @pytest.mark.parametrize(
@@ -92,8 +95,8 @@ def test_every_format_comes_from_one_generation(http: httpx.Client, first: str) 
     ],
 )
 @pytest.mark.parametrize("name", list(AUDIO_FORMATS))
-def test_bytes_of_a_hit_are_those_of_the_miss(http: httpx.Client, name: str, changes: dict[str, Any]) -> None:
-    """Only the length in the header differs, because a stream does not know it."""
+def test_cached_answer_has_the_same_bytes(http: httpx.Client, name: str, changes: dict[str, Any]) -> None:
+    """Only the length in the header differs, because it is unknown when a stream begins."""
     text = f"Said in the format {name} with {' and '.join(changes) or 'nothing'} chosen. It has two sentences."
     first = speak(http, text, response_format=name, **changes)
     second = speak(http, text, response_format=name, **changes)
@@ -106,7 +109,7 @@ def test_bytes_of_a_hit_are_those_of_the_miss(http: httpx.Client, name: str, cha
     assert bodies[0] == bodies[1]
 
 
-def test_stream_has_openai_headers_and_a_hit_has_exact_ones(http: httpx.Client) -> None:
+def test_stream_has_openai_headers_and_cached_answer_has_exact_headers(http: httpx.Client) -> None:
     text = "The header of this file states how long it is."
     streamed = speak(http, text, response_format="wav").content
     assert (streamed[4:8], streamed[40:44]) == (b"\xff" * 4, b"\xff" * 4)
@@ -137,7 +140,7 @@ def test_held_answer_has_exact_headers_and_its_length(http: httpx.Client, name: 
             assert container.streams.audio[0].duration
 
 
-def test_long_hit_is_streamed_and_knows_its_length_the_second_time(http: httpx.Client) -> None:
+def test_long_cached_answer_is_streamed_and_has_a_length_the_second_time(http: httpx.Client) -> None:
     text = "The ferry crosses the bay twice a day in summer. " * 20
     made = speak(http, text, response_format="opus")
     assert made.headers["x-cache"] == "miss"
@@ -149,7 +152,7 @@ def test_long_hit_is_streamed_and_knows_its_length_the_second_time(http: httpx.C
     assert int(again.headers["content-length"]) == len(again.content)
 
 
-def test_events_of_a_hit_are_those_of_the_miss(http: httpx.Client) -> None:
+def test_cached_answer_has_the_same_events_as_the_generated_one(http: httpx.Client) -> None:
     def events(state: str) -> tuple[bytes, dict[str, Any]]:
         answer = speak(http, "Sent as events.", stream_format="sse")
         assert answer.headers["x-cache"] == state
@@ -171,7 +174,7 @@ async def listen(url: str, text: str, **fields: Any) -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("seconds", [1, 60])
-async def test_24_equal_requests_make_one_generation(url: str, http: httpx.Client, seconds: int) -> None:
+async def test_24_equal_requests_share_one_generation(url: str, http: httpx.Client, seconds: int) -> None:
     text = "Twenty-four people ask for the same words. " * max(1, seconds // 3)
     before, before_s = counted(http, 'tts_cache_total{result="miss"'), spoken_s(http)
     names = [name for name in AUDIO_FORMATS for _ in range(4)]
@@ -181,11 +184,11 @@ async def test_24_equal_requests_make_one_generation(url: str, http: httpx.Clien
     assert set(states) <= {"miss", "shared", "hit"}
     assert counted(http, 'tts_cache_total{result="miss"') - before == 1
     lengths_s = [decode(body, name).seconds for name, (_, body) in zip(names, answers, strict=True)]
-    assert max(lengths_s) - min(lengths_s) < 0.3  # mp3 adds silence
+    assert max(lengths_s) - min(lengths_s) < 0.3  # MP3 adds silence
     assert spoken_s(http) - before_s == pytest.approx(lengths_s[0], abs=0.1)
 
 
-async def test_leader_that_disconnects_does_not_end_its_followers(url: str, http: httpx.Client) -> None:
+async def test_first_listener_that_disconnects_does_not_end_the_other_answers(url: str, http: httpx.Client) -> None:
     text = "The first listener leaves, and the others hear it to the end. " * 60
     body = {"input": text, "response_format": "pcm"}
     before = counted(http, SHARED)
@@ -204,7 +207,7 @@ async def test_leader_that_disconnects_does_not_end_its_followers(url: str, http
     assert whole == ("hit", answers[0][1])
 
 
-async def test_slow_listener_does_not_hold_the_others(url: str) -> None:
+async def test_slow_listener_does_not_delay_other_listeners(url: str) -> None:
     text = "One of them reads nothing, and the other one hears everything. " * 60
     async with (
         httpx.AsyncClient(base_url=url, timeout=60) as http,
@@ -218,7 +221,7 @@ async def test_slow_listener_does_not_hold_the_others(url: str) -> None:
     assert begun + b"".join(rest) == whole
 
 
-async def test_generation_ends_when_all_listeners_have_left(url: str, http: httpx.Client) -> None:
+async def test_generation_ends_when_all_listeners_have_disconnected(url: str, http: httpx.Client) -> None:
     text = "Everybody leaves before the end of this one. " * 200
     before_s = spoken_s(http)
     async with contextlib.AsyncExitStack() as stack:
@@ -244,7 +247,7 @@ async def test_random_seed_and_cache_false_are_never_shared(url: str, http: http
     assert counted(http, 'tts_cache_total{result="off"') - before == 6
 
 
-async def test_error_of_the_generation_reaches_every_listener_as_its_status(tmp_path: Path) -> None:
+async def test_every_listener_gets_the_status_of_a_generation_error(tmp_path: Path) -> None:
     with (
         serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url,
         stuck_reader(url),

@@ -1,4 +1,4 @@
-"""Streaming on a real socket: headers follow the first audio, and the response owns its stream."""
+"""Streaming over a real socket: headers are sent when the first audio exists, and the response closes its stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rows(url: str) -> dict[str, int]:
     return httpx.get(f"{url}/health").json()["rows"]  # type: ignore[no-any-return]
 
 
-def test_full_queue_is_a_429(tmp_path: Path) -> None:
+def test_full_queue_gives_status_429(tmp_path: Path) -> None:
     with (
         serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
@@ -70,7 +70,7 @@ def test_slow_reader_pauses_only_its_own_row(tmp_path: Path) -> None:
             speech_body = {"input": f"Number {index} passes by.", "cache": False}
             answer = httpx.post(
                 f"{url}/v1/audio/speech", json=speech_body, timeout=60
-            )  # times out if the slow reader blocks it
+            )  # this read times out if the slow reader blocks the other request
             assert answer.status_code == 200
         assert rows(url)["active"] >= 1  # the slow reader still has its row
         # The reader continues: the rest of the audio arrives without a gap.

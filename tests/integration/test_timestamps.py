@@ -75,7 +75,7 @@ def test_events_have_all_times_before_the_end(http: httpx.Client) -> None:
     assert b"".join(base64.b64decode(event["audio"]) for event in found if "audio" in event) == plain
 
 
-def test_usual_requests_have_no_times(http: httpx.Client) -> None:
+def test_ordinary_requests_have_no_times(http: httpx.Client) -> None:
     assert http.post(SPEECH, json={"input": TEXT, "timestamps": False}).headers["content-type"] == "audio/mpeg"
     text = http.post(SPEECH, json={"input": TEXT, "stream_format": "sse"}).text
     assert "speech.audio.words" not in text
@@ -84,7 +84,7 @@ def test_usual_requests_have_no_times(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("rate", [16_000, 24_000, 48_000])
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
-def test_times_count_in_the_decoded_file(http: httpx.Client, audio_format: str, rate: int) -> None:
+def test_times_are_positions_in_the_decoded_file(http: httpx.Client, audio_format: str, rate: int) -> None:
     text = "[pause 1s] Take it."
     answer = timed(http, input=text, response_format=audio_format, sample_rate=rate)
     samples, decoded_rate = decoded(base64.b64decode(answer["audio"]), audio_format, rate)
@@ -98,7 +98,7 @@ def test_times_count_in_the_decoded_file(http: httpx.Client, audio_format: str, 
 
 
 def decoded(data: bytes, audio_format: str, rate: int) -> tuple[np.ndarray, int]:
-    """(N,) float32 and the sample rate, as FFmpeg decodes the file."""
+    """Decode the file with FFmpeg; return samples (N,) float32 and the sample rate."""
     if audio_format == "pcm":
         return np.frombuffer(data, np.int16).astype(np.float32) / 32_768, rate
     with av.open(io.BytesIO(data)) as container:
@@ -107,7 +107,7 @@ def decoded(data: bytes, audio_format: str, rate: int) -> tuple[np.ndarray, int]
     return np.concatenate(parts).astype(np.float32), frames[0].sample_rate
 
 
-def test_dialogue_names_the_turns(http: httpx.Client) -> None:
+def test_times_of_a_dialogue_name_the_turns(http: httpx.Client) -> None:
     turns = [{"text": "Hi! How are you?"}, {"text": "Good, thanks.", "voice": "fable"}]
     answer = timed(http, "/v1/audio/dialogue", turns=turns)
     assert [sentence["turn"] for sentence in answer["sentences"]] == [0, 0, 1]

@@ -48,12 +48,12 @@ RESULTS = ("ok", "retried", "uncertain", "unchecked")
 
 
 def take(text: str = TEXT, voice: str = "gmw/en-US+f2") -> Samples:
-    """A clean take."""
+    """Return a clean take."""
     return np.asarray(soxr.resample(said(text, voice), SAID_HZ, RATE_HZ), np.float32)
 
 
 def with_babble(samples: Samples) -> Samples:
-    """The take with three seconds of another text behind it. The output guard does not find that."""
+    """Return the take with three seconds of another text after it. The output guard does not detect this fault."""
     babble = take("Completely different sentences are spoken here for more than three long seconds.")
     return np.concatenate((samples, babble[: 3 * RATE_HZ]))
 
@@ -78,7 +78,7 @@ class Speech:
         return len(self.response.content) / 2 / RATE_HZ
 
     def is_of(self, samples: Samples) -> bool:
-        """Whether the answer is this recording, apart from its trimmed and faded edges."""
+        """Return whether the answer is this recording, apart from its trimmed and faded edges."""
         heard = pcm.from_bytes(self.response.content)
         if abs(len(heard) - len(samples)) > 0.6 * RATE_HZ:
             return False
@@ -125,14 +125,14 @@ def misbehaving(folder: Path, **variables: Any) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the misbehaving model and TTS_VERIFY=auto."""
+    """Start a server with the misbehaving model and TTS_VERIFY=auto."""
     with misbehaving(tmp_path_factory.mktemp("auto")) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the misbehaving model and TTS_VERIFY=all."""
+    """Start a server with the misbehaving model and TTS_VERIFY=all."""
     with misbehaving(tmp_path_factory.mktemp("all"), TTS_VERIFY="all") as server:
         yield server
 
@@ -211,14 +211,14 @@ def test_two_faulty_takes_are_uncertain_and_not_cached(faulty: Server, caplog: p
     faulty.script(**{TEXT: [BABBLE, WRONG, BABBLE, WRONG]})
     first = faulty.speak(verify=True, cache=True)
     assert first.verified == "uncertain"
-    assert first.is_of(BABBLE)  # all words are there, so it is the better one
+    assert first.is_of(BABBLE)  # the first take has all words, so it is the better one
     assert "the answer is not cached" in caplog.text
     second = faulty.speak(verify=True, cache=True)
     assert second.response.headers["x-cache"] == "miss"
-    assert len(set(faulty.runner.seeds)) == 4  # the failed seeds are not used again
+    assert len(set(faulty.runner.seeds)) == 4  # no retry uses a failed seed again
 
 
-def test_bad_take_is_used_if_the_second_one_fails_with_an_error(faulty: Server) -> None:
+def test_faulty_take_is_used_if_the_second_take_fails_with_an_error(faulty: Server) -> None:
     broken = CLEAN.copy()
     broken[len(broken) // 2] = np.nan
     faulty.script(**{TEXT: [BABBLE, broken]})
@@ -250,7 +250,7 @@ def test_unchecked_answer_in_the_cache_does_not_answer_a_request_for_a_check(fau
     assert faulty.speak(**fields).is_of(CLEAN)
 
 
-def test_result_of_an_answer_is_that_of_its_worst_utterance(faulty: Server) -> None:
+def test_answer_has_the_result_of_its_worst_utterance(faulty: Server) -> None:
     faulty.script(**{TEXT: [CLEAN], OTHER: [with_babble(WRONG), WRONG]})
     assert faulty.speak(f"{TEXT} {OTHER}", verify=True).verified == "retried"
     faulty.script(**{TEXT: [CLEAN], OTHER: [BABBLE]})
@@ -275,7 +275,7 @@ def test_answer_cut_by_its_length_limit_is_checked_before_the_cut(faulty: Server
 
 
 @pytest.mark.parametrize("fields", [{"language": "de"}, {}], ids=["named", "recognised"])
-def test_german_is_unchecked(faulty: Server, fields: dict[str, Any]) -> None:
+def test_german_speech_is_unchecked(faulty: Server, fields: dict[str, Any]) -> None:
     spoken = take(GERMAN, "gmw/de")
     faulty.script(**{GERMAN: [spoken]})
     speech = faulty.speak(GERMAN, verify=True, **fields)
@@ -300,7 +300,7 @@ def test_recogniser_that_hangs_leaves_speech_unchecked(faulty: Server, monkeypat
     faulty.script(**{TEXT: [CLEAN]})
     assert faulty.speak(verify=True).verified == "ok"
     monkeypatch.setattr(checking, "DEADLINE_S", 0.5)
-    stopped = recognisers()  # also those of other servers of this process
+    stopped = recognisers()  # also stop the processes of other servers in this process
     try:
         for process in stopped:
             os.kill(process, signal.SIGSTOP)
@@ -308,7 +308,8 @@ def test_recogniser_that_hangs_leaves_speech_unchecked(faulty: Server, monkeypat
         assert (speech.verified, speech.is_of(CLEAN)) == ("unchecked", True)
         monkeypatch.undo()
         assert faulty.speak(verify=True).verified == "ok"
-        assert faulty.speak(verify=True, cache=True, seed=7).verified == "ok"  # not the unchecked answer of the cache
+        # the answer is not the unchecked one in the cache
+        assert faulty.speak(verify=True, cache=True, seed=7).verified == "ok"
         left = set(recognisers())
         assert len(set(stopped) - left) == 1
     finally:
@@ -316,7 +317,7 @@ def test_recogniser_that_hangs_leaves_speech_unchecked(faulty: Server, monkeypat
             os.kill(process, signal.SIGCONT)
 
 
-def test_recogniser_that_dies_again_and_again_leaves_speech_unchecked(faulty: Server) -> None:
+def test_recogniser_that_dies_repeatedly_leaves_speech_unchecked(faulty: Server) -> None:
     faulty.script(**{TEXT: [CLEAN]})
     stopped = threading.Event()
 
@@ -349,7 +350,7 @@ def test_request_after_a_killed_recogniser_is_checked(faulty: Server) -> None:
 
 
 def test_first_audio_of_a_streamed_answer_is_not_delayed(faulty: Server) -> None:
-    """The model stops in the middle of the utterance. The first audio has arrived by then."""
+    """The model stops in the middle of the utterance. The first audio has arrived before that."""
     for fields in ({}, {"verify": False}):
         faulty.script(**{TEXT: [BABBLE]})
         faulty.runner.gate = gate = model.Gate(RATE_HZ)
@@ -369,7 +370,7 @@ def test_first_audio_of_a_streamed_answer_is_not_delayed(faulty: Server) -> None
 
 
 @pytest.mark.parametrize("fields", [{"verify": True}, {"best_of": 2}], ids=["verify", "best_of"])
-def test_verify_holds_a_streamed_answer_back(faulty: Server, fields: dict[str, Any]) -> None:
+def test_verify_delays_a_streamed_answer_until_it_is_checked(faulty: Server, fields: dict[str, Any]) -> None:
     faulty.script(**{TEXT: [CLEAN], OTHER: [WRONG]})
     faulty.runner.gate = gate = model.Gate(RATE_HZ)
     body = {"input": f"{TEXT} {OTHER}", "stream_format": "sse", "response_format": "pcm", "cache": False, **fields}
@@ -408,7 +409,8 @@ def test_all_checks_audio_that_was_sent_and_reports_it_in_the_events(
     done = events(answer.response)[-1]
     assert (done["type"], done["verified"]) == ("speech.audio.done", result)
     sound = b"".join(base64.b64decode(event["audio"]) for event in events(answer.response) if "audio" in event)
-    assert len(sound) / 2 / RATE_HZ == pytest.approx(len(takes[0]) / RATE_HZ, abs=0.5)  # sent as it is, never twice
+    # the take is sent unchanged and only one time
+    assert len(sound) / 2 / RATE_HZ == pytest.approx(len(takes[0]) / RATE_HZ, abs=0.5)
     assert len(strict.runner.seeds) == 1
     assert strict.count(result) == before + 1
     again = strict.speak(**fields)
@@ -423,7 +425,7 @@ def test_auto_checks_an_utterance_that_is_ahead_of_the_listener(faulty: Server) 
     before = {result: faulty.count(result) for result in RESULTS}
     answer = faulty.speak(" ".join(texts), stream_format="sse")
     assert answer.verified == "unchecked"
-    assert events(answer.response)[-1]["verified"] == "unchecked"  # the first utterance was being heard
+    assert events(answer.response)[-1]["verified"] == "unchecked"  # the first utterance was already being played
     assert faulty.runner.taken[texts[2]] == 2
     counted = {result: faulty.count(result) - before[result] for result in RESULTS}
     assert counted["retried"] == 1
@@ -446,7 +448,7 @@ def test_broken_guard_rule_is_named_to_the_client(faulty: Server) -> None:
 # ---- best_of
 
 
-def test_best_of_keeps_the_clean_take_among_faulty_twins(faulty: Server) -> None:
+def test_best_of_keeps_the_clean_take_among_faulty_takes(faulty: Server) -> None:
     endless = np.concatenate((CLEAN, np.zeros(20 * RATE_HZ, np.float32)))
     for place in range(4):
         takes = [BABBLE, endless, half(CLEAN)]
@@ -457,7 +459,8 @@ def test_best_of_keeps_the_clean_take_among_faulty_twins(faulty: Server) -> None
         assert speech.is_of(CLEAN_TWIN)
         assert len(set(faulty.runner.seeds)) == 4
         assert "x-tts-guard" not in speech.response.headers
-        assert 2 <= faulty.runner.most_rows <= 3  # at the same time, and one row is free for others
+        # two or three takes run at the same time, and one row stays free for other requests
+        assert 2 <= faulty.runner.most_rows <= 3
 
 
 def test_best_of_faulty_takes_is_uncertain(faulty: Server) -> None:
@@ -469,7 +472,7 @@ def test_best_of_faulty_takes_is_uncertain(faulty: Server) -> None:
     assert faulty.speak(best_of=2, cache=True).response.headers["x-cache"] == "miss"
 
 
-def test_best_of_has_its_own_place_in_the_cache(faulty: Server) -> None:
+def test_best_of_has_a_separate_cache_entry(faulty: Server) -> None:
     faulty.script(**{TEXT: [CLEAN]})
     fields = {"cache": True, "seed": 8}
     states = [faulty.speak(**fields, **more) for more in ({}, {"best_of": 2}, {"best_of": 1}, {"best_of": 2})]
@@ -487,7 +490,7 @@ def test_unchecked_best_of_keeps_the_first_take_that_broke_no_rule(faulty: Serve
     assert len(faulty.runner.seeds) == 3
 
 
-def test_best_of_survives_a_take_that_fails(faulty: Server) -> None:
+def test_best_of_continues_if_one_take_fails(faulty: Server) -> None:
     broken = CLEAN.copy()
     broken[len(broken) // 2] = np.nan
     faulty.script(**{TEXT: [broken, CLEAN_TWIN]})
@@ -496,7 +499,7 @@ def test_best_of_survives_a_take_that_fails(faulty: Server) -> None:
     assert speech.is_of(CLEAN_TWIN)
 
 
-def test_best_of_does_not_pass_a_full_queue(tmp_path: Path) -> None:
+def test_best_of_is_refused_if_the_queue_is_full(tmp_path: Path) -> None:
     with misbehaving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0) as server, ThreadPoolExecutor(1) as other:
         server.script(**{TEXT: [CLEAN]})
         server.runner.gate = gate = model.Gate(RATE_HZ)
@@ -513,7 +516,7 @@ def test_best_of_does_not_pass_a_full_queue(tmp_path: Path) -> None:
         assert len(server.runner.seeds) == 1
 
 
-def test_client_that_leaves_frees_all_rows_of_best_of(faulty: Server) -> None:
+def test_disconnected_client_frees_all_rows_of_best_of(faulty: Server) -> None:
     faulty.script(**{TEXT: [CLEAN]})
     faulty.runner.gate = gate = model.Gate(RATE_HZ)
     body = {"input": TEXT, "cache": False, "best_of": 4}
@@ -542,7 +545,7 @@ def test_offline_voice_is_checked_when_asked(server: str) -> None:
         assert http.post("/v1/audio/speech", json=long).headers["x-tts-verified"] == "ok"
 
 
-def test_people_are_ok_and_their_faulty_twins_are_replaced(faulty: Server) -> None:
+def test_recordings_of_people_are_ok_and_faulty_versions_are_replaced(faulty: Server) -> None:
     by_speaker = {each.speaker: each for each in recordings() if each.words.isascii() and len(each.words) < 120}
     clips = [each for each in by_speaker.values() if each.words.replace(" ", "").replace("'", "").isalpha()][:6]
     found = []

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-FRAME_SAMPLES = 1920  # of Mimi, at 24 kHz
+FRAME_SAMPLES = 1920  # samples of one frame of Mimi at 24 kHz
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def clone(http: httpx.Client, audio: bytes, name: str = "Anna", **fields: Any) -
 
 
 def everything(folder: Path) -> list[str]:
-    """All stored files except logs and locks."""
+    """Return all stored files except logs and locks."""
     paths = (path.relative_to(folder) for path in folder.rglob("*"))
     return sorted(str(path) for path in paths if path.parts[0] != "logs" and path.name != ".lock")
 
@@ -238,7 +238,7 @@ def levels(quality: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_checked_recording_becomes_a_voice(http: httpx.Client, sample: bytes, folder: Path) -> None:
-    drafts = set(folder.glob("cloned_voices/.drafts/draft_*"))  # of other tests
+    drafts = set(folder.glob("cloned_voices/.drafts/draft_*"))  # drafts of other tests
     answer = http.post("/voice-cloning/check", data={"transcript": samples.TEXT}, files={"audio_file": sample})
     body = answer.json()
     assert answer.status_code == 200
@@ -329,7 +329,7 @@ def test_consents_are_listed_in_pages(url: str) -> None:
         assert first.has_more
         assert [consent.id for consent in client.audio.voice_consents.list(limit=2)] == consent_ids[
             ::-1
-        ]  # over all pages
+        ]  # the voices of all pages
         for consent_id in consent_ids:
             client.audio.voice_consents.delete(consent_id)
         assert list(client.audio.voice_consents.list()) == []
@@ -400,7 +400,7 @@ def test_hostile_zips_are_rejected_and_leave_no_files(http: httpx.Client, sample
     assert everything(folder) == before
     assert sorted(folder.parent.iterdir()) == outside
     fine = http.post("/voice-cloning/import", files={"file": zipped({**members, "../evil": b"x"})})
-    assert fine.status_code == 200  # what it does not know it does not look at
+    assert fine.status_code == 200  # the server ignores unknown files of the archive
     assert not list(folder.parent.rglob("evil"))
 
 
@@ -471,7 +471,7 @@ def test_bad_fields_are_rejected_and_leave_no_files(
 ) -> None:
     before = everything(folder)
     answer = clone(http, sample, **fields)
-    if param is None:  # an uploaded recording takes precedence
+    if param is None:  # an uploaded recording takes precedence over `draft_id`
         assert answer.status_code == 200
         return
     assert answer.status_code == 400
@@ -484,7 +484,7 @@ def test_recordings_without_usable_words_are_stored_for_later(http: httpx.Client
     for fields in (
         {"transcript": ""},
         {"transcript": "   "},
-        {"transcript": samples.TEXT.replace("e", "o"), "language": "de"},  # the word aligner knows English only
+        {"transcript": samples.TEXT.replace("e", "o"), "language": "de"},  # the word aligner supports English only
         {"transcript": "Other words that are not in this recording at all. " * 8},
     ):
         answer = clone(http, long, **fields)
@@ -504,8 +504,8 @@ MARKS = ("...", "!!!", "—", "。", "?! …", "-", "“”", "🙂")  # texts w
 
 
 @pytest.mark.parametrize("first", ["", samples.TEXT])
-def test_new_words_of_a_voice_are_checked_as_those_of_an_upload(http: httpx.Client, sample: bytes, first: str) -> None:
-    """PATCH, and `clone` with a draft: the report names a transcript that does not fit the recording."""
+def test_new_transcript_of_a_voice_is_checked_like_an_upload(http: httpx.Client, sample: bytes, first: str) -> None:
+    """After PATCH, and after `clone` with a draft, the report names a transcript that does not fit the recording."""
     pytest.importorskip("pocketsphinx")
     others = " ".join(samples.WORDS[3:6])
     half = " ".join(samples.TEXT.split()[: len(samples.TEXT.split()) // 2])
@@ -540,7 +540,7 @@ def test_transcripts_without_words_are_rejected(http: httpx.Client, sample: byte
         assert "no words" in error["message"]
 
 
-def test_error_for_a_name_in_place_of_an_id_has_the_id(http: httpx.Client, sample: bytes) -> None:
+def test_error_for_a_voice_name_instead_of_an_id_contains_the_id(http: httpx.Client, sample: bytes) -> None:
     voice = clone(http, sample).json()["voice"]
     for name in ("Anna", "anna", " ANNA "):
         for method in ("GET", "PATCH", "DELETE"):
@@ -680,7 +680,7 @@ def test_poor_recordings_are_accepted_with_a_warning(http: httpx.Client) -> None
 
 
 class DecodedAudio:
-    """What reached the runner."""
+    """Records the recordings and utterances that reach the runner."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.utterances: list[Utterance] = []
@@ -697,7 +697,7 @@ class DecodedAudio:
         def counting(runner: CsmRunner, reference: Reference) -> np.ndarray:
             with self.lock:
                 self.encoded.append(reference)
-            time.sleep(0.3)  # so that others ask meanwhile
+            time.sleep(0.3)  # so that other requests arrive during the encoding
             return encode(runner, reference)
 
         monkeypatch.setattr(CsmRunner, "admit", listening)
@@ -740,7 +740,7 @@ def test_recording_sent_by_curl_reaches_csm_unchanged(
             ("/voice-cloning/generate", {"voice_id": voice["id"], "text": "Hello there."}),
             (f"/voice-cloning/voices/{voice['id']}/preview", {}),
         ]
-        with ThreadPoolExecutor(3) as pool:  # the first three at once
+        with ThreadPoolExecutor(3) as pool:  # the first three requests run at the same time
             answers = list(pool.map(lambda ask: http.post(ask[0], json={**ask[1], **short}), asks[:3]))
         answers += [http.post(path, json={**body, **short}) for path, body in asks[3:]]
         for answer in answers:
@@ -775,7 +775,7 @@ def test_recording_sent_by_curl_reaches_csm_unchanged(
         ]
         assert other.prompt is None
 
-        # The window is the recording: nothing of it is lost, cut off, or another stretch.
+        # The whole recording is the window: no part of it is lost or replaced.
         source = samples.speech()
         heard_at = np.correlate(source[::20], window[: -round(0.4 * rate_hz)][::20], "valid")
         start = 20 * int(np.argmax(np.abs(heard_at)))
@@ -784,7 +784,7 @@ def test_recording_sent_by_curl_reaches_csm_unchanged(
         assert not window[-round(0.39 * rate_hz) :].any()
         assert len(pcm.to_bytes(window)) == len(stored) - 44
 
-    # Codes are kept with the voice: a restart encodes nothing, and says the same.
+    # The codes are stored with the voice: after a restart, the server encodes nothing and returns the same audio.
     model_input.encoded.clear()
     with on_csm(tmp_path / "data", checkpoint) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
         again = http.post("/audio/speech", json={"input": "Hello there.", "voice": "ANNA", **short})
@@ -793,7 +793,7 @@ def test_recording_sent_by_curl_reaches_csm_unchanged(
         files = sorted(path.name for path in (tmp_path / "data" / "cloned_voices" / voice["id"]).iterdir())
         assert [name.split("-")[0] for name in files] == ["codes", "reference.wav", "voice.json"]
 
-        # Other words are another voice to the cache and to the model.
+        # With another transcript, the cache and the model treat the voice as a different one.
         http.patch(f"/voice-cloning/voices/{voice['id']}", json={"transcript": "Other words."})
         other_words = http.post("/audio/speech", json={"input": "Hello there.", "voice": "Anna", **short})
         assert other_words.content != again.content

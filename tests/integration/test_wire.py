@@ -1,4 +1,4 @@
-"""Paths, names and bodies as clients of other servers send them, and what web pages of other origins may do."""
+"""Paths, names and bodies as clients of other servers send them, and requests from web pages of other origins."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def test_model_of_an_azure_path_is_used(http: httpx.Client) -> None:
 def test_uploads_have_the_same_limit_under_other_spellings(http: httpx.Client) -> None:
     form: dict[str, Any] = {"data": {"name": "Ada"}, "files": {"audio_file": b"x" * 2_000_000}}
     for path in ("/v1/voice-cloning/clone", "/v1//voice-cloning/clone/", "/voice-cloning/clone"):
-        assert http.post(path, **form).status_code == 400  # not 413: it is no recording
+        # the status is not 413: the limit holds, but the file is no recording
+        assert http.post(path, **form).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_kokoro_voice_is_a_standard_voice(http: httpx.Client, kokoro: str, ours:
 
 
 @pytest.mark.parametrize("voice", ["xf_nova", "af_", "af_nova+", "af_nova+nobody", "a_nova", "heart"])
-def test_other_names_are_no_kokoro_voices(http: httpx.Client, voice: str) -> None:
+def test_other_names_are_not_kokoro_voices(http: httpx.Client, voice: str) -> None:
     answer = http.post("/v1/audio/speech", json=SPEECH | {"voice": voice})
     assert error(answer)["code"] == "voice_not_found"
 
@@ -253,7 +254,7 @@ def test_unreadable_bodies_have_a_code(
         assert (answer.status_code, error(answer)["code"]) == (status, code)
 
 
-def test_compressed_form_is_read(http: httpx.Client) -> None:
+def test_compressed_upload_form_is_read(http: httpx.Client) -> None:
     request = http.build_request(
         "POST", "/v1/voice-cloning/clone", data={"name": "A"}, files={"audio_file": b"no sound"}
     )
@@ -316,7 +317,7 @@ CLONE = "/v1/voice-cloning/clone"
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_page_of_another_origin_can_change_nothing(http: httpx.Client, headers: dict[str, str]) -> None:
+def test_page_of_another_origin_cannot_change_anything(http: httpx.Client, headers: dict[str, str]) -> None:
     for method, path in (("POST", CLONE), ("POST", "/v1/audio/speech"), ("DELETE", "/v1/voice-cloning/voices/x")):
         answer = http.request(method, path, headers=headers, **(FORM if path == CLONE else {}))
         assert answer.status_code == 403
@@ -343,7 +344,7 @@ def test_page_of_another_origin_can_change_nothing(http: httpx.Client, headers: 
     ],
 )
 def test_page_of_the_server_and_programs_can_change_things(http: httpx.Client, headers: dict[str, str]) -> None:
-    assert http.post(CLONE, headers=headers, **FORM).status_code == 400  # it is no recording
+    assert http.post(CLONE, headers=headers, **FORM).status_code == 400  # the upload is not a recording
 
 
 BROWSER = {"Sec-Fetch-Site": "same-origin"}
@@ -366,7 +367,7 @@ def test_foreign_host_is_refused_for_web_pages(http: httpx.Client, host: str) ->
 @pytest.mark.parametrize("path", ["/v1/audio/voices", "/v1/voice-cloning/voices", "/debug", "/", "/openapi.json"])
 @pytest.mark.parametrize("languages", ["de,en-US;q=0.7,en;q=0.3", "en", "*", ""])
 def test_foreign_host_is_refused_for_reading_pages(http: httpx.Client, path: str, languages: str) -> None:
-    """A page at an http address reads from its own host without Origin and Sec-Fetch-Site."""
+    """When a page with an http URL reads from its own host, browsers send neither Origin nor Sec-Fetch-Site."""
     answer = http.get(path, headers={"Host": "evil.example:8000", "Accept-Language": languages})
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_not_allowed")
     assert http.get(path, headers={"Host": "tts.lan", "Accept-Language": languages}).status_code == 200
@@ -380,7 +381,7 @@ def test_foreign_host_is_refused_for_reading_pages(http: httpx.Client, path: str
     ],
     ids=["node", "apple"],
 )
-def test_program_with_a_language_may_read_under_a_public_name(http: httpx.Client, own: dict[str, str]) -> None:
+def test_program_with_a_language_may_read_with_a_public_host(http: httpx.Client, own: dict[str, str]) -> None:
     assert http.get("/v1/audio/voices", headers={"Host": "tts.example.com", **own}).status_code == 200
 
 
@@ -515,7 +516,8 @@ def test_all_links_contain_the_prefix(server: str, rooted: str, *, configured: b
         assert http.get("/v1/models").status_code == http.get("/health").status_code == 200
         assert "Did you mean /v1/audio/speech?" in error(http.get("/v1/audio/speach"))["message"]
         form: dict[str, Any] = {"data": {"name": "Ada"}, "files": {"audio_file": b"x" * 2_000_000}}
-        assert http.post("/v1/voice-cloning/clone", **form).status_code == 400  # the limit of uploads holds
+        # the upload is below the limit, but is not a recording
+        assert http.post("/v1/voice-cloning/clone", **form).status_code == 400
     assert "servers" not in httpx.get(f"{server}/openapi.json").json()
 
 

@@ -1,4 +1,4 @@
-"""Cloning from an address, over HTTP: the real yt-dlp, and this machine in place of YouTube by the test's rules."""
+"""Cloning from a URL over HTTP, with the real yt-dlp. The tests allow URLs of this machine instead of YouTube."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def body(site: Site, **fields: Any) -> dict[str, Any]:
 
 
 def downloads(pid: int | None = None) -> list[str]:
-    """The temporary files of running downloads of a process; None = this process."""
+    """Return the temporary files of running downloads of a process; None = this process."""
     pattern = Path(tempfile.gettempdir()) / f"tts-youtube-{pid or os.getpid()}-*" / "sound.*"
     return glob.glob(str(pattern))  # noqa: PTH207 - Path.glob raises when a folder is removed meanwhile
 
@@ -98,7 +98,8 @@ def test_failed_imports_are_errors(cloning: str, site: Site) -> None:
             answer = httpx.post(cloning + PATH, json=body(site, **wrong), timeout=60, **how)
             assert answer.status_code == 400, wrong
     answer = httpx.post(cloning + PATH, json=body(site, voice_name="x" * 10_000), timeout=60, **stream)
-    assert answer.status_code == 400  # before anything is fetched, so no event comes before it
+    # the server refuses the URL before the download, so no event is sent before the error
+    assert answer.status_code == 400
 
 
 def test_disconnect_removes_the_download(cloning: str, site: Site) -> None:
@@ -120,7 +121,7 @@ def test_server_shutdown_during_a_download_ends_the_answer_with_an_error_and_lea
     request = body(site, youtube_url=f"{site.url}/slow.mp3")
 
     def receive(url: str) -> tuple[int, str, bool]:
-        """Status, text of the body, and whether the body has an end."""
+        """Return the status, the text of the body, and whether the body ended correctly."""
         text = ""
         with httpx.stream("POST", url + PATH, json=request, params={"stream": stream}, timeout=60) as answer:
             try:

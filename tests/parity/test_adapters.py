@@ -81,7 +81,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 def merged_codes(base: Path, adapter: Path, ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
-    """The greedy codes of the base with the adapter, and the codec with the adapter."""
+    """Return the greedy codes of the base model with the adapter, and the codec with the adapter."""
     found = open_adapter(adapter, checkpoint_name)
     model, own = load_model(base, device=CPU, dtype=torch.float32, adapter=found)
     codec = load_codec(model.config, own, None, device=CPU, max_rows=1, adapter=found)
@@ -99,7 +99,7 @@ def test_csm_with_an_adapter_equals_the_reference(name: str, tmp_path: Path) -> 
     expected = csm_oracle.generate(merged, as_inputs(ids), FRAMES)
     codes, (encoder, decoder) = merged_codes(base, tmp_path / "adapter", ids)
     assert torch.equal(codes, expected)
-    if name != "DoRA of convolutions":  # it changes the codec only
+    if name != "DoRA of convolutions":  # this adapter changes only the codec
         assert not torch.equal(before, expected)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():

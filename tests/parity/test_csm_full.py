@@ -36,7 +36,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def expected(folders: dict[str, Path]) -> dict[int | None, torch.Tensor]:
-    """Greedy (None) and seeded codes of transformers. Its model is freed before the others are loaded."""
+    """Return the greedy (None) and seeded codes of transformers.
+
+    The model of transformers is freed before the other models are loaded.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = csm_oracle.CsmForConditionalGeneration.from_pretrained(folders["transformers"], dtype=torch.float32)
@@ -68,7 +71,10 @@ def test_bfloat16_and_int8_mostly_choose_the_same_codes(
     quantize: str,
     share: float,
 ) -> None:
-    """Counts how often the best code is the same after the reference's codes. Random weights have many near ties."""
+    """The test counts how often the best code is the same after the reference's codes.
+
+    Random weights have many near ties.
+    """
     model, _ = load_model(folders["original"], device=CPU, dtype=dtype)
     adapt(model, quantize)  # type: ignore[arg-type]
     cache, depth = model.kv_cache(1), model.depth_kv_cache(1)

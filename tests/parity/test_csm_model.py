@@ -1,4 +1,4 @@
-"""CSM's model gives the codes of transformers' CsmForConditionalGeneration in float32, at many shapes."""
+"""CSM's model gives the codes of transformers' CsmForConditionalGeneration in float32, with many shapes."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_speech_ends_where_the_reference_ends(tmp_path: Path) -> None:
     shape = {"num_codebooks": 2, "depth": {"num_codebooks": 2}, "codec": {"num_quantizers": 2}}
     reference = csm_oracle.csm(csm_oracle.csm_config(**shape), seed=8)
     ids = torch.arange(5, 25)
-    reference.config.codebook_eos_token_id = 66  # beyond the codec, so never drawn
+    reference.config.codebook_eos_token_id = 66  # this code is not in the codec, so it is never drawn
     endless = csm_oracle.generate(reference, as_inputs(ids), 30, seed=2)
     tried: set[int] = set()
     lengths = []
@@ -153,7 +153,7 @@ def test_speech_ends_where_the_reference_ends(tmp_path: Path) -> None:
         if frame[0] in tried:
             continue
         tried.add(frame[0])
-        reference.config.codebook_eos_token_id = frame[0]  # with two codebooks, the first one decides the end
+        reference.config.codebook_eos_token_id = frame[0]  # with two codebooks, the first code decides the end
         model = load(csm_oracle.save(reference, tmp_path / str(frame[0])))
         expected = csm_oracle.generate(reference, as_inputs(ids), 30, seed=2)
         lengths.append(len(expected))

@@ -31,7 +31,7 @@ pytestmark = [
 
 
 def shape(**changes: Any) -> dict[str, Any]:
-    """Changes to the config of the tiny checkpoint. depth: changes to its depth decoder."""
+    """Return changes to the config of the tiny checkpoint. depth: changes to its depth decoder."""
     depth = changes.pop("depth", {})
     backbone = {"backbone_hidden_size": changes["hidden_size"]} if "hidden_size" in changes else {}
     return changes | {"depth_decoder_config": csm_config("tiny")["depth_decoder_config"] | backbone | depth}
@@ -53,7 +53,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", list(SHAPES))
 @pytest.mark.parametrize("seed", [None, pytest.param(7, marks=pytest.mark.slow)])
-def test_codes_are_equal_to_torchtunes(name: str, seed: int | None, tmp_path: Path) -> None:
+def test_codes_are_equal_to_those_of_torchtune(name: str, seed: int | None, tmp_path: Path) -> None:
     checkpoint = fabricate_csm(tmp_path / "csm", layout_name="original", seed=len(name), changes=SHAPES[name])
     ids = torch.randint(4, 300, (23,), generator=torch.Generator().manual_seed(len(name)))
     np.save(tmp_path / "ids.npy", ids.numpy())

@@ -58,7 +58,7 @@ def processor(folder: Path) -> Any:
 
 
 def speak(runner: CsmRunner, utterance: Utterance, row: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Speak one utterance: codes (T, K) and samples (N,)."""
+    """Speak one utterance; return its codes (T, K) and samples (N,)."""
     runner.admit(row, utterance)
     while not runner.prefill(row):
         pass
@@ -87,7 +87,7 @@ def recording(seed: int, samples: int) -> np.ndarray:
 
 
 def inputs(processor: Any, turns: list[tuple[int, str, np.ndarray | None]]) -> dict[str, torch.Tensor]:
-    """The model inputs of CsmProcessor: chat template, audio tokens, padding."""
+    """Return the model inputs of CsmProcessor: chat template, audio tokens, padding."""
     conversation = []
     for speaker, text, audio in turns:
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
@@ -101,7 +101,7 @@ def inputs(processor: Any, turns: list[tuple[int, str, np.ndarray | None]]) -> d
 
 @pytest.mark.parametrize("seed", [3, 2**40])
 def test_seeded_codes_are_equal_beside_another_row(folder: Path, reference: Any, processor: Any, seed: int) -> None:
-    """With reference noise, a row draws as after `torch.manual_seed(seed)`, also with another row in the batch."""
+    """With the reference's random numbers, a row draws as after `torch.manual_seed(seed)`, also beside another row."""
     runner = load_runner(folder, None, device=CPU, dtype=torch.float32, max_rows=2, guards=None, reference_noise=True)
     expected = csm_oracle.generate(reference, inputs(processor, [(0, "Any seed.", None)]), FRAMES, seed=seed)
     spoken = Utterance((SpokenLine("Any seed.", 0, VOICE),), Sampling(), seed, seconds(runner, FRAMES))
@@ -129,7 +129,10 @@ def test_samples_are_equal(runner: CsmRunner, reference: Any, processor: Any) ->
 
 
 def test_codes_are_equal_after_a_voice_prompt_and_turns(runner: CsmRunner, reference: Any, processor: Any) -> None:
-    """A voice prompt and two turns with audio, encoded and with EOS frames as by CsmProcessor."""
+    """The request has a voice prompt and two turns with audio.
+
+    CsmProcessor encodes them and adds EOS frames in the same way.
+    """
     frame = runner.codec.frame_samples
     turns = [
         (0, "This is my voice.", recording(1, 10 * frame)),
@@ -147,7 +150,7 @@ def test_codes_are_equal_after_a_voice_prompt_and_turns(runner: CsmRunner, refer
         context=tuple(ContextTurn(s, text, c) for (s, text, _), c in zip(turns[1:], codes[1:], strict=True)),
     )
     assert np.array_equal(speak(runner, spoken)[0], expected.numpy())
-    assert np.array_equal(speak(runner, spoken)[0], expected.numpy())  # now with the prefix cache
+    assert np.array_equal(speak(runner, spoken)[0], expected.numpy())  # the second call uses the prefix cache
 
 
 def test_control_tokens_in_a_text_are_read_as_text(runner: CsmRunner, processor: Any) -> None:

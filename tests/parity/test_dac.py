@@ -22,11 +22,11 @@ pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
 FRAMES = 60
-EXACT = 1e-6  # of full scale; an LSB of 16 bits is 3e-5
+EXACT = 1e-6  # relative to full scale; the smallest step of 16-bit audio is 3e-5
 
 
 def drawn(seed: int) -> dict[str, Any]:
-    """A small codec with a random shape."""
+    """Return a small codec with a random shape."""
     random = torch.Generator().manual_seed(seed)
 
     def one_of(*values: Any) -> Any:
@@ -78,7 +78,7 @@ def some_codes(config: DacConfig, rows: int, frames: int = FRAMES) -> torch.Tens
 def whole(reference: Any, codes: torch.Tensor) -> torch.Tensor:  # (n, K, T) -> (n, N)
     sound: torch.Tensor = reference.decode(audio_codes=codes).audio_values
     if codes.shape[2] > 20:
-        assert 0.02 < float(sound.std()) < 0.5  # loud enough to say something, far from clipping
+        assert 0.02 < float(sound.std()) < 0.5  # loud enough for a useful comparison, and far from clipping
     return sound
 
 
@@ -118,7 +118,8 @@ def test_streams_shorter_than_the_lookahead_are_complete(pair: tuple[Any, DacCon
 
 
 def test_streamed_chunk_lengths_match_the_lookahead(tmp_path: Path) -> None:
-    """Published ratios: no samples for 9 frames, 10 * 512 - 4757 after 10, then 512 samples for each frame."""
+    """With the published ratios, 9 frames give no samples, 10 frames give 10 * 512 - 4757, and each later frame gives
+    512."""
     config = read_dac_config(fabricate_dac(tmp_path))
     dac_decoder = decoder(config, load_codec(tmp_path, config), 1)
     assert (dac_decoder.lookahead_samples, dac_decoder.lookahead_frames) == (4757, 10)
@@ -134,7 +135,7 @@ def test_rows_stream_independently(pair: tuple[Any, DacConfig, Checkpoint]) -> N
     codes = some_codes(config, 3)
     expected = whole(reference, codes)
     dac_decoder = decoder(config, weights, 4)
-    dac_decoder.decode([0, 1, 2, 3], some_codes(config, 4)[:, :, :9])  # earlier state of the rows
+    dac_decoder.decode([0, 1, 2, 3], some_codes(config, 4)[:, :, :9])  # gives the rows an earlier state
     for row in places:
         dac_decoder.reset(row)
     random = torch.Generator().manual_seed(1)
@@ -155,7 +156,7 @@ def test_rows_stream_independently(pair: tuple[Any, DacConfig, Checkpoint]) -> N
             done[i] += size
             if done[i] == FRAMES:
                 parts[i].append(dac_decoder.flush(places[i]))
-        if rounds == 4:  # one of them begins anew while the others go on
+        if rounds == 4:  # one row restarts while the other rows continue
             dac_decoder.reset(places[1])
             done[1], parts[1] = 0, []
     for i in range(3):
@@ -195,14 +196,13 @@ def test_half_precision_is_close(pair: tuple[Any, DacConfig, Checkpoint]) -> Non
     expected = whole(reference, codes)[0]
     dac_decoder = decoder(config, weights, 1, dtype=torch.bfloat16)
     error = streamed(dac_decoder, 0, codes[0], [8] * 7 + [4]) - expected
-    assert 1e-6 < float(error.std() / expected.std()) < 0.03  # above 30 dB, and really another precision
+    assert 1e-6 < float(error.std() / expected.std()) < 0.03  # the error is below -30 dB, but not zero
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("extra", [0, 1, 17])
 def test_encoded_codes_are_equal(pair: tuple[Any, DacConfig, Checkpoint], extra: int) -> None:
-    """Longer than one window of ours; what does not fill a frame is filled with zeros, as transformers' processor
-    does."""
+    """The audio is longer than one encoder window. Zeros fill the last frame, as in transformers' processor."""
     reference, config, weights = pair
     hop = config.frame_samples
     samples = torch.randn(hop * 280 + extra, generator=torch.Generator().manual_seed(5)) * 0.3
@@ -294,8 +294,11 @@ def test_invalid_config_is_rejected(tmp_path: Path, changes: dict[str, Any], exp
 @pytest.mark.timeout(600)
 @torch.no_grad()
 def test_full_size_codec_equals_transformers(tmp_path: Path) -> None:
-    """The published shape: 77 M weights. The reference decodes in float64: in float32 its own rounding is as large as
-    ours (measured 1.0e-6 and 0.6 to 0.8e-6)."""
+    """The codec has the published shape with 77 million weights.
+
+    The reference decodes in float64. In float32 its rounding error (1.0e-6) would be as large as the error of our codec
+    (0.6 to 0.8e-6).
+    """
     reference, config, weights = opened(fabricate_dac(tmp_path, size="full"))
     assert config == DacConfig()
     assert sum(parameter.numel() for parameter in reference.parameters()) == 76_620_777

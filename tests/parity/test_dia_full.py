@@ -39,7 +39,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def expected(folders: dict[str, Path]) -> dict[int | None, np.ndarray]:
-    """Greedy (None) and seeded codes (T, C) of transformers. Its model is freed before the others are loaded."""
+    """Return the greedy (None) and seeded codes (T, C) of transformers.
+
+    The model of transformers is freed before the other models are loaded.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = oracle.DiaForConditionalGeneration.from_pretrained(folders["transformers"], dtype=torch.float32)

@@ -38,7 +38,7 @@ def load(folder: Path) -> DiaModel:
 def generate(
     model: DiaModel, text: str, frames: int, how: Guided = GREEDY, *, prompt: Any = None, seed: int | None = None
 ) -> torch.Tensor:
-    """Frames (T, C) of one text."""
+    """Generate the frames (T, C) of one text."""
     c = model.config
     cache, delays = model.cache(1), DelayPattern(c, 1, CPU)
     for _ in model.encode_text(torch.tensor(text_ids(text, c.max_text)), cache, 0):
@@ -86,7 +86,7 @@ def test_greedy_codes_are_equal(model: DiaModel, reference: Any, text: str) -> N
     [expected] = oracle.generate(reference, [as_bytes(text)], FRAMES)
     assert len(expected) == FRAMES
     assert torch.equal(generate(model, text, FRAMES), expected)
-    assert len(expected.unique()) > 60  # a model that does not repeat one code
+    assert len(expected.unique()) > 60  # the model does not repeat one code
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.5, 8.0])
@@ -114,7 +114,7 @@ def test_codes_are_equal_after_a_recording(model: DiaModel, reference: Any, leng
 
 
 def test_speech_ends_as_in_transformers(tmp_path: Path) -> None:
-    """EOS is as likely as a code that the model draws now and then."""
+    """EOS is as likely as a code that the model draws sometimes."""
     plain = oracle.model(seed=3)
     codes = oracle.generate(plain, [as_bytes(TEXT)], 120)[0][:, 0]
     values, counts = codes[30:].unique(return_counts=True)
@@ -140,7 +140,10 @@ def test_shards_give_the_same_model(reference: Any, model: DiaModel, tmp_path: P
 
 
 def test_old_and_new_config_keys_give_the_same_config(folder: Path, tmp_path: Path) -> None:
-    """transformers 4 and nari write rope_theta, and ids at the top level. Newer files have both inside the parts."""
+    """transformers 4 and nari write rope_theta, and write token ids at the top level.
+
+    Newer files have both in the sections of the encoder and the decoder.
+    """
     raw = json.loads((folder / "config.json").read_text())
     assert "rope_parameters" in raw["decoder_config"]
     old = dict(raw, eos_token_id=1024, pad_token_id=1025, bos_token_id=1026, norm_eps=1e-5)
@@ -176,7 +179,7 @@ class ReferenceV01:
         self.head = reference.logits_dense
 
     def _rotate(self, x: torch.Tensor) -> torch.Tensor:
-        """nari-labs/dia at 2811af1, layers.py: RotaryEmbedding over (T, heads, d)."""
+        """Apply RoPE to (T, heads, d) as RotaryEmbedding does in layers.py of nari-labs/dia at 2811af1."""
         half = x.shape[-1] // 2
         timescale = 10_000 ** (2.0 * torch.arange(half) / x.shape[-1])
         angles = torch.arange(len(x))[:, None, None] / timescale
@@ -186,7 +189,7 @@ class ReferenceV01:
         )
 
     def logits(self, text: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Logits (C, V) after ids (T, C)."""
+        """Return the logits (C, V) after ids (T, C)."""
         decoder = self.model.decoder
         encoded = self.model.encoder(text[None]).last_hidden_state
         x = decoder.embeddings(ids[None])
@@ -235,7 +238,7 @@ class ReferenceV01:
 
     @staticmethod
     def _draw(logits: torch.Tensor, params: SamplingParams, *, sample: bool) -> torch.Tensor:
-        """_sample_next_token of the same commit."""
+        """Draw codes as _sample_next_token of the same commit does."""
         if not sample:
             return logits.argmax(-1)
         logits = logits / params.temperature
@@ -269,7 +272,7 @@ def test_v01_codes_are_equal(v01: DiaModel, reference: Any, model: DiaModel, len
     assert not torch.equal(generate(model, TEXT, 20, how, prompt=prompt, seed=seed), expected)
 
 
-def test_v01_ends_as_the_reference(reference: Any, tmp_path: Path) -> None:
+def test_v01_speech_ends_where_the_reference_ends(reference: Any, tmp_path: Path) -> None:
     plain = ReferenceV01(oracle.model(seed=3))
     how, prompt = GREEDY, torch.zeros(0, 9, dtype=torch.long)
     codes = plain.generate(as_bytes(TEXT), 40, how, prompt, None)[:, 0]

@@ -68,7 +68,7 @@ def processor(folder: Path) -> Any:
 
 
 def speak(runner: DiaRunner, *utterances: Utterance) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Speak utterances in one batch, starting one after the other: codes (T, C) and samples (N,) of each."""
+    """Speak utterances in one batch, starting one after the other; return codes (T, C) and samples (N,) of each."""
     codes: list[list[np.ndarray]] = [[] for _ in utterances]
     samples: list[list[np.ndarray]] = [[] for _ in utterances]
     waiting, live, iteration = list(range(len(utterances))), [], 0
@@ -109,7 +109,7 @@ def recording(seed: int, samples: int) -> np.ndarray:
 def expected_of(
     reference: Any, processor: Any, text: str, frames: int, audio: np.ndarray | None = None, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (T, C) and samples of transformers, with DiaProcessor before and after generate."""
+    """Return codes (T, C) and samples of transformers, with DiaProcessor before and after generate."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DiaProcessor's tokenizer warns about its own defaults
         recordings = None if audio is None else [audio]
@@ -140,7 +140,7 @@ def test_codes_and_samples_are_equal_after_a_recording(
 ) -> None:
     audio = recording(frames, frames * 512)
     expected, expected_samples = expected_of(reference, processor, TEXT, FRAMES, audio)
-    if frames * 512 / 44_100 < 0.5:  # shorter than `encode` allows
+    if frames * 512 / 44_100 < 0.5:  # the recording is shorter than `encode` allows
         codes = runner._encoder(torch.from_numpy(audio)).numpy().astype(np.int16)
     else:
         codes = runner.encode(Reference(audio, 44_100, ""))
@@ -153,7 +153,7 @@ def test_codes_and_samples_are_equal_after_a_recording(
 
 @pytest.mark.parametrize("seed", [3, 2**40])
 def test_seeded_codes_are_equal_beside_another_row(folder: Path, reference: Any, seed: int) -> None:
-    """With reference noise, a row draws as after `torch.manual_seed(seed)`, also with another row in the batch."""
+    """With the reference's random numbers, a row draws as after `torch.manual_seed(seed)`, also beside another row."""
     runner = make(folder, reference_noise=True)
     [expected] = oracle.generate(
         reference, [TEXT.replace("[S1]", "\1").replace("[S2]", "\2").encode()], FRAMES, seed=seed
@@ -179,7 +179,7 @@ def test_codes_are_equal_in_a_batch_of_different_lengths(runner: DiaRunner, refe
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["transformers", "nari"])
 def test_speech_ends_as_in_transformers(tmp_path: Path, layout: str) -> None:
-    """Each row of a batch ends where transformers ends it, in both layouts."""
+    """Each row of a batch ends at the same step as in transformers, in both layouts."""
     folder = fabricate_dia(tmp_path / "a", seed=2, eos=True)
     reference = load(folder)
     texts = [b"\x01 One.", b"\x01 Two is longer. \x02 Is it?", b"\x01 Three."]

@@ -24,7 +24,7 @@ SHAPE = DiaShape()
 
 
 def drawn(seed: int) -> dict[str, Any]:
-    """A small model with a random shape. Widths that could be confused differ."""
+    """Draw a small model with a random shape, in which widths that could be confused differ."""
     random = torch.Generator().manual_seed(seed)
 
     def one_of(*values: int) -> int:
@@ -161,18 +161,20 @@ def test_command_writes_the_same_checkpoint(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:`max_length` is ignored")
 def test_transformers_generates_speech_that_ends(tmp_path: Path) -> None:
-    """Text and a prompt in, sound out: the processor finds tokenizer, feature extractor and codec. With `eos` each
-    generation ends by itself, later than at once and far before the limit."""
+    """transformers turns a text and a prompt into audio, so its processor finds tokenizer, feature extractor and codec.
+
+    With `eos`, each generation ends by itself: after more than one frame and far before the limit.
+    """
     folder = fabricate_dia(tmp_path, eos=True)
     model, processor = csm_oracle.dia(folder), csm_oracle.dia_processor(folder)
     prompt = torch.randn(44_100, generator=torch.Generator().manual_seed(0)).numpy() * 0.2
     inputs = processor(text=["[S1] A voice. [S1] The quick fox."], audio=prompt, return_tensors="pt", padding=True)
     begun = processor.get_audio_prompt_len(inputs["decoder_attention_mask"])
-    assert begun == 1 + 87  # BOS, then the frames of a second
+    assert begun == 1 + 87  # BOS, then 87 frames, which are one second
     generated = model.generate(**inputs, do_sample=False, guidance_scale=3.0, max_new_tokens=800)
     ends = (generated[0, begun:, 0] == 1024).nonzero()[:, 0]
     assert 20 < int(ends[0]) < 700
-    assert len(set(generated[0, begun : begun + int(ends[0]), 1].tolist())) > 10  # not one token on and on
+    assert len(set(generated[0, begun : begun + int(ends[0]), 1].tolist())) > 10  # the model does not repeat one token
     sound = processor.batch_decode(generated, audio_prompt_len=begun)[0]
     assert 0.02 < float(sound.std()) < 0.5
 
@@ -180,7 +182,7 @@ def test_transformers_generates_speech_that_ends(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_full_size_has_the_published_number_of_weights(tmp_path: Path) -> None:
-    """The published number of weights in the published files. bfloat16 halves the disk space."""
+    """The files and the number of weights are as published. The test uses bfloat16 to halve the disk space."""
     folder = fabricate_dia(tmp_path, size="full", dtype=torch.bfloat16)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     shapes = dia_shapes(DiaShape(12, 1024, 16, 128, 4096, 18, 2048, 16, 4, 128, 8192, 16, 128))

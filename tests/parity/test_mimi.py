@@ -17,7 +17,7 @@ from tests.support import csm_oracle
 pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
-FRAMES = 160  # 320 latents: the window of 250 has moved on
+FRAMES = 160  # 160 frames give 320 latents, so the attention window of 250 has moved
 SHAPES: dict[str, dict[str, Any]] = {
     "base": {},
     "two residual layers, shortcuts, few groups, shared keys, short window": {
@@ -66,7 +66,7 @@ def some_codes(config: MimiConfig, rows: int) -> torch.Tensor:
 
 
 def worst(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest error as a share of the signal's rms."""
+    """Return the largest error as a share of the signal's RMS."""
     return float((ours - theirs).abs().max() / theirs.std())
 
 
@@ -98,7 +98,7 @@ def test_rows_stream_independently(pair: tuple[Any, MimiConfig, Checkpoint]) -> 
     expected = reference.decode(codes).audio_values[:, 0]
     stream = decoder(config, weights, 4)
     places = [3, 0, 2]
-    stream.decode([0, 1, 2, 3], some_codes(config, 4)[:, :, :9])  # earlier state of the rows
+    stream.decode([0, 1, 2, 3], some_codes(config, 4)[:, :, :9])  # gives the rows an earlier state
     for row in places:
         stream.reset(row)
     random = torch.Generator().manual_seed(1)
@@ -116,7 +116,7 @@ def test_rows_stream_independently(pair: tuple[Any, MimiConfig, Checkpoint]) -> 
             parts[i].append(sound)
             done[i] += size
         if again and done[1] > 20:
-            again = False  # one of them begins anew while the others go on
+            again = False  # one row restarts while the other rows continue
             stream.reset(places[1])
             done[1], parts[1] = 0, []
     assert worst(torch.stack([torch.cat(part) for part in parts]), expected) < 3e-5
@@ -132,11 +132,12 @@ def test_encoded_codes_are_equal(pair: tuple[Any, MimiConfig, Checkpoint], extra
     expected = reference.encode(samples[None, None]).audio_codes[0]
     found = encoder(samples)
     assert found.shape == expected.shape
-    assert float((found == expected).float().mean()) > 0.999  # a tie within float error may fall either way
+    # if two codes are equally near, a float error decides between them
+    assert float((found == expected).float().mean()) > 0.999
 
 
 def test_moshi_file_gives_the_same_codec(pair: tuple[Any, MimiConfig, Checkpoint], tmp_path: Path) -> None:
-    """moshi's file has other tensor names, joined q, k and v, and interleaved pairs."""
+    """moshi's file has other tensor names, joins q, k and v, and interleaves the pairs of RoPE."""
     _, config, weights = pair
     if config.conv_shortcut or config.kv_heads != config.heads or config.quantizer_dim == config.width:
         pytest.skip("moshi has no such codec")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class BrokenEngine:
-    """Speaks 80 ms frames of noise. Words in the text select the failure: an engine error or a crash."""
+    """Generates noise in frames of 80 ms. Words in the text select the failure: an engine error or a crash."""
 
     info = EngineInfo(id="broken", name="Broken", fingerprint="1", rate_hz=24_000, frame_s=0.08)
     load = Load(0, 1, 0, 0)

@@ -52,7 +52,7 @@ def run_command(
 
 @cache
 def _server() -> subprocess.Popen[bytes]:
-    """The process that forks. It ends with this one, because its standard input closes."""
+    """Start the process that forks. It ends with the test process, because its standard input closes."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.commands"],
         cwd=_ROOT,
@@ -95,7 +95,7 @@ def _wait(child: int, limit_s: float) -> int | None:
 
 
 def _run(order: dict[str, Any]) -> None:
-    """Become the command. Does not return."""
+    """Run the command in this process. Does not return."""
     streams = Path(order["streams"])
     modes = {"in": os.O_RDONLY, "out": os.O_WRONLY | os.O_CREAT, "err": os.O_WRONLY | os.O_CREAT}
     for number, (name, mode) in enumerate(modes.items()):

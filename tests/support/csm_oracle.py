@@ -153,7 +153,7 @@ def generate(
     seed: int | None = None,
     **params: Any,
 ) -> torch.Tensor:
-    """Codes (T, K) of transformers' generate at batch size 1. seed: None = greedy."""
+    """Return the codes (T, K) of transformers' generate at batch size 1. seed: None = greedy."""
     masked = list(range(model.config.codec_config.codebook_size, model.config.vocab_size))
     sampling: dict[str, Any] = {"do_sample": False, "depth_decoder_do_sample": False}
     if seed is not None:

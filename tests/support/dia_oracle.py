@@ -40,7 +40,7 @@ def config(**changes: Any) -> DiaConfig:
 
 @torch.no_grad()
 def model(seed: int = 0, *, ending: int | None = None, **changes: Any) -> DiaForConditionalGeneration:
-    """A model whose logits have peaks and whose attention is not saturated at a scale of 1.
+    """Return a model whose logits have peaks and whose attention is not saturated at a scale of 1.
 
     ending: a code of channel 0. Its logit is slightly below that of EOS, so a model that often draws it ends by itself.
     """
@@ -91,7 +91,7 @@ def as_nari(folder: Path, out: Path, *, file: str = "dia-v1.pth") -> Path:
 
 
 def v01_config(config_0626: DiaConfig) -> dict[str, Any]:
-    """config.json of v0.1 with the same sizes."""
+    """Return config.json of v0.1 with the same sizes."""
     e, d = config_0626.encoder_config, config_0626.decoder_config
     return {
         "version": "0.1",
@@ -118,14 +118,14 @@ def v01_config(config_0626: DiaConfig) -> dict[str, Any]:
 
 
 def as_v01(folder: Path, out: Path, *, file: str = "dia-v0_1.pth") -> Path:
-    """The same tensors as v0.1 publishes them: nari's layout and the config.json of v0.1."""
+    """Write the same tensors as v0.1 publishes them: nari's layout and the config.json of v0.1."""
     as_nari(folder, out, file=file)
     (out / "config.json").write_text(json.dumps(v01_config(DiaConfig.from_pretrained(folder))))
     return out
 
 
 def inputs(texts: list[bytes], prompts: list[torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """The model inputs of DiaProcessor for texts and audio prompts (P, C), with padding and delay pattern."""
+    """Return the model inputs of DiaProcessor for texts and audio prompts (P, C), with padding and delay pattern."""
     longest = max(map(len, texts))
     ids = torch.zeros(len(texts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -159,7 +159,7 @@ def generate(
     seed: int | None = None,
     **params: Any,
 ) -> list[torch.Tensor]:
-    """The frames (T, C) of each text from transformers' generate, up to `frames` each. seed: None = greedy."""
+    """Return the frames (T, C) of each text from transformers' generate, up to `frames` each. seed: None = greedy."""
     options: dict[str, Any] = {"guidance_scale": 3.0, "top_k": 45, "do_sample": seed is not None}
     if seed is not None:
         options |= {"temperature": 1.8, "top_p": 0.9}

@@ -1,4 +1,7 @@
-"""Runners and requests for tests of Dia with random weights. Needs only torch, numpy and the readers of checkpoints."""
+"""Runners and requests for tests of Dia with random weights.
+
+The module needs only torch, numpy and the readers of checkpoints.
+"""
 
 from __future__ import annotations
 

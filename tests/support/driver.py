@@ -16,8 +16,8 @@ class Driver:
         self.runner = runner
         self.prefilling: list[int] = []  # rows
         self.speaking: list[int] = []  # rows
-        self.codes: dict[int, list[np.ndarray]] = {}  # frames (K,) of each row
-        self.chunks: dict[int, list[np.ndarray]] = {}  # samples (N,) of each row
+        self.codes: dict[int, list[np.ndarray]] = {}  # row -> its frames (K,)
+        self.chunks: dict[int, list[np.ndarray]] = {}  # row -> its samples (N,)
         self.non_finite: list[int] = []  # rows that have ended with NaN or infinite values
         self.prefill_calls = 0
 
@@ -73,9 +73,9 @@ class Driver:
             self.iterate()
 
     def frames(self, row: int) -> np.ndarray:
-        """All codes of the row: (T, K)."""
+        """Return all codes of the row: (T, K)."""
         return np.stack(self.codes[row]) if self.codes[row] else np.zeros((0, 9), np.int16)
 
     def samples(self, row: int) -> np.ndarray:
-        """All samples of the row: (N,)."""
+        """Return all samples of the row: (N,)."""
         return np.concatenate(self.chunks[row])

@@ -87,7 +87,7 @@ def decode(data: bytes, audio_format: str, rate_hz: int = PCM_RATE_HZ) -> Decode
 
 
 def loudness_lufs(samples: NDArray[np.float32], rate_hz: int) -> float:
-    """Integrated loudness by FFmpeg's ebur128. Audio shorter than 400 ms is padded with silence."""
+    """Return the integrated loudness by FFmpeg's ebur128. Audio shorter than 400 ms is padded with silence."""
     tenth = rate_hz // 10
     samples = np.pad(samples, (0, max(0, 5 * tenth - len(samples)) + tenth)).astype(np.float32)
     graph = av.filter.Graph()
@@ -108,7 +108,7 @@ def loudness_lufs(samples: NDArray[np.float32], rate_hz: int) -> float:
 
 
 def true_peak_dbtp(samples: NDArray[np.float32], rate_hz: int) -> float:
-    """The true peak: the largest sample after eightfold oversampling."""
+    """Return the true peak in dBTP: the largest sample after eightfold oversampling."""
     return float(20 * np.log10(np.abs(soxr.resample(samples, rate_hz, 8 * rate_hz, quality="VHQ")).max()))
 
 

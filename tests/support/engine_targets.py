@@ -1,4 +1,7 @@
-"""Builders for `test_engine_manager.py`, found by `module:function` as real engines are. Each behaves as named."""
+"""Builders of engines for `test_engine_manager.py`, which finds them by `module:function`, like real engines.
+
+Each name tells how its engine behaves.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def stand_in(settings: Settings, _: BuildContext) -> BatchedEngine:
 
 
 def slow(settings: Settings, context: BuildContext) -> BatchedEngine:
-    """An engine whose download lasts until `go_on` is set or the start is cancelled."""
+    """Return an engine whose download lasts until `go_on` is set or the start is cancelled."""
     context.on_progress(Progress("org/model", "model.safetensors", 1_500_000_000, 6_000_000_000, 1e6, None))
     while not go_on.wait(0.01):
         if context.cancelled():

@@ -48,9 +48,9 @@ class FakeHub:
         self.hang = False  # accept connections, but send no response
         self.stall_after_bytes: int | None = None  # stop sending each file after this number of bytes
         self.cut_after_bytes: list[int] = []  # byte counts after which the next downloads of large files break off
-        self.bytes_per_s: float | None = None  # of large files
+        self.bytes_per_s: float | None = None  # download speed of large files; None = unlimited
         self.ignore_range = False
-        self.corrupt = 0  # number of downloads of large files with a flipped bit
+        self.corrupt = 0  # number of the next downloads of large files that contain a flipped bit
         self.names_only = False  # file lists have no sizes, as on some mirrors
         self.login_page = False  # every response is an HTML page with status 200
         self._over = threading.Event()
@@ -75,12 +75,12 @@ class FakeHub:
         return f"http://localhost:{self._server.server_port}"
 
     def commit(self, repo: str) -> str:
-        """The commit id of a repo. It changes with the content, as in git."""
+        """Return the commit id of a repo. It changes with the content, as in git."""
         content = sorted((name, hashlib.sha256(data).hexdigest()) for name, data in self.repos[repo].items())
         return hashlib.sha1(json.dumps([repo, content]).encode()).hexdigest()
 
     def downloads(self, name: str = "") -> list[RecordedRequest]:
-        """The requests that fetched bytes of a file whose path ends with `name`."""
+        """Return the requests that fetched bytes of a file whose path ends with `name`."""
         return [a for a in self.requests if a.method == "GET" and "/resolve/" in a.path and a.path.endswith(name)]
 
     def sleep(self, seconds: float) -> None:
@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _describe(self, path: str, token: str) -> None:
-        """/api/models/<org>/<name>[/revision/<revision>] and /tree/<revision>."""
+        """Answer /api/models/<org>/<name>[/revision/<revision>] and /tree/<revision>."""
         hub = self.hub
         org, name, *rest = path.split("/")
         repo = f"{org}/{name}"
@@ -190,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(answer).encode())
 
     def _resolve(self, path: str, start: int, token: str) -> None:
-        """/<org>/<name>/resolve/<revision>/<file>."""
+        """Answer /<org>/<name>/resolve/<revision>/<file>."""
         hub = self.hub
         repo, _, rest = path.partition("/resolve/")
         revision, _, file = rest.partition("/")

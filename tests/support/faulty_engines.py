@@ -1,4 +1,4 @@
-"""An engine on the real batch loop. Words in a text make its model fail; other texts give a hum."""
+"""An engine on the real batch loop. Certain words in a text make the model fail; other texts give a hum."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Death(BaseException):
 
 
 class FailingRunner:
-    """Fails at words in a text: "memory" (in admit), "exception" and "death" (in a step), "number" (NaN codes), "noise"
-    (NaN samples), "pause" (each frame is slower)."""
+    """Fails if the text contains one of these words: "memory" (in admit), "exception" and "death" (in a step), "number"
+    (NaN codes), "noise" (NaN samples), "pause" (each frame is slower)."""
 
     rate_hz = RATE_HZ
 

@@ -1,4 +1,4 @@
-"""CSM's model in a plain loop for one utterance, without rows and scheduling, to compare with other implementations."""
+"""Runs CSM's model in a plain loop for one utterance, without rows and scheduling, for comparisons with other code."""
 
 from __future__ import annotations
 

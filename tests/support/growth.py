@@ -1,7 +1,8 @@
-"""How the cost of a computation grows with the size of its input. No test judges how fast the machine is.
+"""Measures how the cost of a computation grows with the size of its input. The result does not depend on the speed of
+the machine.
 
 `order` is the exponent of the growth: 1 for linear, 2 for quadratic. It compares CPU times of one thread, so other
-threads and processes do not count, and it takes the least of several runs, because interruptions only add time.
+threads and processes do not count. It uses the shortest of several runs, because interruptions only add time.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LINEAR = 1.6  # the largest exponent that passes as linear, with room for noise; a quadratic growth shows 2.0
-ROUNDS = 6  # a growth above the limit is measured again, so that one noisy moment decides nothing
-LEAST_S = 20e-6  # shorter times count as this: the clock of a virtual machine can skip a few microseconds
+ROUNDS = 6  # a growth above the limit is measured up to this number of times, so that one slow moment does not decide
+LEAST_S = 20e-6  # shorter times are replaced by this time: the clock of a virtual machine can skip a few microseconds
 
 
 def cpu_s(work: Callable[[], object], runs: int = 1) -> float:
-    """The smallest CPU time of this thread in several runs, at least LEAST_S."""
+    """Return the smallest CPU time of this thread in several runs, at least LEAST_S."""
     least = math.inf
     for _ in range(runs):
         began_s = time.thread_time()
@@ -30,7 +31,7 @@ def cpu_s(work: Callable[[], object], runs: int = 1) -> float:
 
 
 def calls(work: Callable[[], object]) -> int:
-    """The number of Python and C function calls of this thread: a cost that does not depend on the machine."""
+    """Return the number of Python and C function calls of this thread: a cost that does not depend on the machine."""
     count = 0
 
     def called(_: object, event: str, __: object) -> None:
@@ -47,13 +48,14 @@ def calls(work: Callable[[], object]) -> int:
 
 
 def order(small: Callable[[], object], large: Callable[[], object], ratio: float, limit: float) -> float:
-    """The exponent of the growth from `small` to `large`, whose input is `ratio` times as long.
+    """Return the exponent of the growth from `small` to `large`, whose input is `ratio` times as long.
 
-    Above `limit` it measures again, at most ROUNDS times in all, and keeps the least time of each size.
+    If the exponent is above `limit`, the function measures again, up to ROUNDS times in total, and keeps the shortest
+    time of each size.
     """
     small_s = large_s = found = math.inf
     for _ in range(ROUNDS):
-        # Twice, because the first run of all also fills caches.
+        # Each text is measured two times, because the first run also fills caches.
         small_s, large_s = min(small_s, cpu_s(small, 2)), min(large_s, cpu_s(large))
         found = math.log(large_s / small_s) / math.log(ratio)
         if found <= limit:

@@ -1,9 +1,9 @@
-"""Recordings of people with their words, for tests. They are not part of the project.
+"""Recordings of people with their transcripts, for tests. The recordings are not part of the project.
 
 TTS_TEST_SPEECH names a folder with a `manifest.jsonl`. The default is `../shared/data/speech` beside the checkout. One
 line of the manifest describes one recording: file, words, speaker, language, kind ("speech" or "negative": a sound
 without words), rate, and for many `align`: [word, start s, end s]. `../sesame_prompts` beside that folder holds the six
-recordings that CSM-1B ships with, each with its words in a text file of the same name.
+recordings of the CSM-1B release, each with a transcript in a text file of the same name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "speech"
 MAX_SECONDS = 120.0
-RATE_HZ, LEVEL_LUFS = 24_000, -20.0  # of the audio that models are given, and of preset voices
+RATE_HZ, LEVEL_LUFS = 24_000, -20.0  # sample rate and loudness of the audio for models, and of preset voices
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +40,20 @@ class Recording:
     speaker: str
     language: str
     kind: str  # "speech" or "negative"
-    rate_hz: int  # of the file
-    align: tuple[tuple[str, float, float], ...]  # word, start s, end s; empty if not known
+    rate_hz: int  # sample rate of the file
+    align: tuple[tuple[str, float, float], ...]  # (word, start in s, end in s) of each word; empty if not known
 
     @property
     def name(self) -> str:
         return self.path.stem
 
     def samples(self, rate_hz: int | None = None) -> Samples:
-        """(N,) mono at rate_hz; None = the file's own rate."""
+        """Return the samples (N,), mono, at rate_hz; None = the file's own rate."""
         return _decoded(self.path, rate_hz or self.rate_hz)
 
     def spoken(self, tempo: float = 1.0) -> Samples:
-        """(N,) mono at RATE_HZ and LEVEL_LUFS, as a model speaks. tempo: above 1 is faster, at the same pitch."""
+        """Return the samples (N,), mono, at RATE_HZ and LEVEL_LUFS, like the output of a model. tempo: above 1 is
+        faster, at the same pitch."""
         samples = self.samples(RATE_HZ)
         gain = pcm.amplitude(LEVEL_LUFS - integrated_lufs(samples, RATE_HZ))
         samples = pcm.clip(samples * np.float32(gain))
@@ -70,7 +71,10 @@ def folder() -> Path:
 
 
 def recordings(kind: str = "speech", language: str | None = "en") -> list[Recording]:
-    """The recordings of one kind and language; None = of all languages. Skips the test where the folder is missing."""
+    """Return the recordings of one kind and language; None = of all languages.
+
+    Skips the test if the folder is missing.
+    """
     manifest = folder() / "manifest.jsonl"
     if not manifest.is_file():
         pytest.skip(f"no human speech in {folder()}: set TTS_TEST_SPEECH to a folder with a manifest.jsonl")
@@ -95,7 +99,7 @@ def _recording(entry: dict[str, object]) -> Recording:
 
 
 def sesame_prompts() -> list[Recording]:
-    """The six recordings that CSM-1B ships with. Skips the test where their folder is missing."""
+    """Return the six recordings of the CSM-1B release. Skips the test if their folder is missing."""
     prompts = folder().parent / "sesame_prompts"
     files = sorted(prompts.glob("*.wav"))
     if not files:

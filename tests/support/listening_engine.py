@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from app.settings import Settings
     from app.types import Reference, Utterance
 
-RATE_HZ = 16_000  # not a default rate of the server
+RATE_HZ = 16_000  # differs from the default sample rates of the server
 FRAME_SAMPLES = 1280
 MAX_CONTEXT_S = 130.0
 
@@ -62,7 +62,7 @@ class ListeningEngine:
 
 
 def codes_of(samples: np.ndarray) -> np.ndarray:
-    """(N,) -> (2, T) int16."""
+    """Return the codes (2, T) int16 of samples (N,)."""
     frames = samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
     loudness = np.rint(1000 * np.sqrt(np.mean(np.square(frames), axis=1)))
     return np.stack([loudness, np.arange(len(frames))]).astype(np.int16)
@@ -79,7 +79,10 @@ def unavailable(_: Settings, __: BuildContext) -> ListeningEngine:
 
 
 class AbleEngine(ListeningEngine):
-    """Takes every engine parameter, and several sentences and speakers at once. Each seed sounds different."""
+    """An engine with every engine parameter, which accepts several sentences and speakers in one utterance.
+
+    Each seed gives different audio.
+    """
 
     info = dataclasses.replace(
         ListeningEngine.info,

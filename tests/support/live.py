@@ -33,7 +33,8 @@ LONG = " ".join(f"{sentence.capitalize()}." for sentence in SENTENCES) * 15  # a
 
 
 def settings(data_dir: Path, **variables: Any) -> Settings:
-    """Settings of a test server: offline voice, no preset voice creation, no environment and no `.env` file."""
+    """Return the settings of a test server: offline voice, no preset voice creation, no environment and no `.env`
+    file."""
     values = {"TTS_ENGINE": "espeak", "HOST": "127.0.0.1", "PORT": 0, "TTS_DATA_DIR": data_dir, "TTS_CASTING": "off"}
     values |= {"TTS_ASR_DOWNLOAD": False}
     values |= variables
@@ -42,7 +43,7 @@ def settings(data_dir: Path, **variables: Any) -> Settings:
 
 @contextmanager
 def serving(data_dir: Path, *, wait: bool = True, **variables: Any) -> Iterator[str]:
-    """The base URL of a server running in a thread of this process until the end of the block."""
+    """Run a server in a thread of this process until the end of the block; yield its base URL."""
     chosen = settings(data_dir, **variables)
     config = uvicorn.Config(
         create_app(chosen), host="127.0.0.1", port=0, timeout_graceful_shutdown=2, **connections(chosen)
@@ -67,7 +68,7 @@ def serving(data_dir: Path, *, wait: bool = True, **variables: Any) -> Iterator[
 
 @contextmanager
 def stuck_reader(url: str, text: str = LONG, key: str = "any") -> Iterator[socket.socket]:
-    """A caller that requests long speech, reads only its beginning, and has small socket buffers."""
+    """Open a connection that requests long speech, reads only its beginning, and has small socket buffers."""
     where = urlsplit(url)
     body = json.dumps({"input": text, "response_format": "pcm", "cache": False}).encode()
     with socket.socket() as raw:
@@ -111,7 +112,7 @@ def trust(*certs: Path) -> ssl.SSLContext:
 
 
 def wait_until(ready: Any, timeout_s: float = 60.0) -> None:
-    """Wait until ready() is true. The limit is for a machine that is busy with other work."""
+    """Wait until ready() is true. The limit is long, because the machine may be busy with other work."""
     deadline_s = time.monotonic() + timeout_s
     while not ready():
         if time.monotonic() > deadline_s:
@@ -125,7 +126,8 @@ def free_port() -> int:
 
 
 def environment(data_dir: Path, **variables: str) -> dict[str, str]:
-    """The environment of this process without variables of the server and without a hub cache, plus `variables`."""
+    """Return the environment of this process without variables of the server and without a hub cache, plus
+    `variables`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TTS_", "HF_"))}
     return {
         **clean,
@@ -184,7 +186,7 @@ class Process:
 
 
 def recognisers() -> list[int]:
-    """The process ids of the running recognisers of this process."""
+    """Return the process ids of the running recognisers of this process."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

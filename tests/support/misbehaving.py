@@ -1,4 +1,5 @@
-"""A speech model that misbehaves: human recordings with planted faults, played frame by frame through the guard.
+"""A fake speech model with faults: it plays human recordings with planted faults, frame by frame, through the output
+guard.
 
 The faults are those that users report of CSM and Dia: a tail that never ends, an early end, a late beginning, a slow or
 fast reading, a repeated second, a repeated word, babble, a music bed, NaN.
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
     from app.types import Codes, Samples, Utterance
 
 FRAME_S = 0.08
-RATE_HZ = 24_000  # of the engine that `build` returns
+RATE_HZ = 24_000  # sample rate of the engine that `build` returns
 TAIL_S = 20.0
 
 Fault = Callable[["Samples", int, np.random.Generator], "Samples"]
 
 
 def _quietest(samples: Samples, rate_hz: int, seconds: float) -> Samples:
-    """The quietest stretch of this length: the room without the voice, as far as the speaker pauses."""
+    """Return the quietest section of this length, which is mostly the noise of the room without the voice."""
     size = round(seconds * rate_hz)
     power = np.convolve(np.square(samples, dtype=np.float64), np.ones(size) / size, "valid")
     start = int(power.argmin())
@@ -41,40 +42,40 @@ def _quietest(samples: Samples, rate_hz: int, seconds: float) -> Samples:
 
 
 def _looped(part: Samples, seconds: float, rate_hz: int) -> Samples:
-    """The part forwards and backwards, again and again, so that it has no edges."""
+    """Repeat the part forwards and backwards up to this length, so that its borders are not audible."""
     count = round(seconds * rate_hz)
     return np.tile(np.concatenate((part, part[::-1])), count // (2 * len(part)) + 1)[:count]
 
 
 def noise_tail(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
-    """White noise at the level of the recording's own noise floor follows for TAIL_S."""
+    """Append TAIL_S of white noise at the level of the recording's noise floor."""
     floor = float(np.percentile(levels_dbfs(samples, rate_hz), 5))
     return np.concatenate((samples, random.normal(0, 10 ** (floor / 20), round(TAIL_S * rate_hz)).astype(np.float32)))
 
 
 def room_tail(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
-    """The room of the recording follows for TAIL_S: its quietest 0.2 s, looped."""
+    """Append TAIL_S of the noise of the recording's room: its quietest 0.2 s, repeated."""
     return np.concatenate((samples, _looped(_quietest(samples, rate_hz, 0.2), TAIL_S, rate_hz)))
 
 
 def silent_tail(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
-    """Digital silence follows for TAIL_S."""
+    """Append TAIL_S of digital silence."""
     return np.concatenate((samples, np.zeros(round(TAIL_S * rate_hz), np.float32)))
 
 
 def repeated_second(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
-    """The last second follows again and again for TAIL_S, each time with a little other noise."""
+    """Append repetitions of the last second for TAIL_S, each with slightly different noise."""
     tail = np.tile(samples[-rate_hz:], round(TAIL_S))
     return np.concatenate((samples, tail + random.normal(0, 1e-3, len(tail)).astype(np.float32)))
 
 
 def early_end(share: float) -> Fault:
-    """Only this share of the recording."""
+    """Keep only this share of the recording."""
     return lambda samples, rate_hz, random: samples[: round(share * len(samples))]
 
 
 def late_beginning(seconds: float, *, breath: bool = False) -> Fault:
-    """The recording's room, or a soft breath, before the first word."""
+    """Insert noise of the recording's room, or a soft breath, before the first word."""
 
     def fault(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
         lead = _looped(_quietest(samples, rate_hz, 0.2), seconds, rate_hz)
@@ -87,7 +88,7 @@ def late_beginning(seconds: float, *, breath: bool = False) -> Fault:
 
 
 def babble(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
-    """Pieces of the recording follow in random order for twice its length and TAIL_S, so that it says nothing."""
+    """Append parts of the recording in random order, for twice its length plus TAIL_S, as speech without meaning."""
     size = round(0.25 * rate_hz)
     starts = random.integers(0, max(1, len(samples) - size), round((TAIL_S + 2 * len(samples) / rate_hz) / 0.25))
     fade = np.hanning(size).astype(np.float32) ** 0.3
@@ -97,13 +98,13 @@ def babble(samples: Samples, rate_hz: int, random: np.random.Generator) -> Sampl
 
 
 def repeated_word(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
-    """0.4 s from the middle sound three times."""
+    """Play 0.4 s from the middle three times."""
     middle, size = len(samples) // 2, round(0.4 * rate_hz)
     return np.concatenate((samples[: middle + size], *[samples[middle : middle + size]] * 2, samples[middle + size :]))
 
 
 def music_bed(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
-    """A chord at -32 dBFS under the recording and for TAIL_S after it."""
+    """Add a chord at -32 dBFS to the recording and to TAIL_S after it."""
     seconds = np.arange(len(samples) + round(TAIL_S * rate_hz)) / rate_hz
     chord = 0.018 * np.sum([np.sin(2 * np.pi * hertz * seconds) for hertz in (220.0, 277.2, 329.6)], axis=0)
     bed: Samples = chord.astype(np.float32)
@@ -112,7 +113,7 @@ def music_bed(samples: Samples, rate_hz: int, random: np.random.Generator) -> Sa
 
 
 def not_a_number(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
-    """NaN in the middle."""
+    """Put NaN into the middle."""
     broken = samples.copy()
     broken[len(broken) // 2] = np.nan
     return broken
@@ -121,7 +122,8 @@ def not_a_number(samples: Samples, rate_hz: int, random: np.random.Generator) ->
 def until_rule(
     samples: Samples, words: str, rate_hz: int, *, pace: float | None = None, seed: int = 0
 ) -> tuple[str | None, float]:
-    """Feed a line to its guard as a runner does -> the rule that ended it, or that it broke at its end; seconds."""
+    """Feed a line to its guard as a runner does; return the rule that ended the line or failed at its end, and the
+    seconds."""
     random = np.random.default_rng(seed)
     guard = LineGuard(speech_length(words), FRAME_S, rate_hz, pace=pace)
     size = round(FRAME_S * rate_hz)
@@ -133,13 +135,13 @@ def until_rule(
 
 
 def last_sound_s(samples: Samples, rate_hz: int) -> float:
-    """When the speech of a recording ends."""
+    """Return the time in seconds at which the speech of a recording ends."""
     levels = levels_dbfs(samples, rate_hz)
     return (int(np.flatnonzero(levels >= silence_threshold(levels))[-1]) + 1) * 0.02
 
 
 def pace_of_samples(samples: Samples, words: str, rate_hz: int) -> float | None:
-    """The pace of a recording, as an engine knows it of a voice."""
+    """Return the speaking pace of a recording, as an engine measures it for a voice."""
     return pace_of(words, len(samples) / rate_hz)
 
 
@@ -153,18 +155,21 @@ class Gate:
 
 
 class HumanRunner:
-    """A Runner that plays recordings: each line's text is looked up in `recordings`, take by take.
+    """A Runner that plays recordings: it looks up the text of each line in `recordings`, and plays the next take.
 
     The guard watches each line as it does in the models' runners: it ends a line that fails, and the next line follows.
     """
 
     def __init__(self, recordings: dict[str, Sequence[Samples]], rate_hz: int, max_rows: int = 2) -> None:
-        """recordings: text of a line -> its takes, the first for the first utterance that has it, and so on."""
+        """recordings: text of a line -> its takes.
+
+        The first utterance with this text gets the first take, and so on.
+        """
         self.max_rows = max_rows
         self.rate_hz = rate_hz
         self.taken: dict[str, int] = {}
         self.seeds: list[int] = []
-        self.most_rows = 0  # that have generated speech at the same time
+        self.most_rows = 0  # the highest number of rows that generated speech at the same time
         self.gate: Gate | None = None
         self._recordings = recordings
         self._size = round(FRAME_S * rate_hz)
@@ -226,7 +231,7 @@ class HumanRunner:
 
 
 script: dict[str, Sequence[Samples]] = {}  # the recordings of the engine that `build` returns
-runners: list[HumanRunner] = []  # of the engines that `build` has returned
+runners: list[HumanRunner] = []  # the runners of the engines that `build` has returned
 INFO = EngineInfo(
     id="misbehaving",
     name="Misbehaving",
@@ -239,7 +244,7 @@ INFO = EngineInfo(
 
 
 def build(settings: Settings, _: BuildContext) -> BatchedEngine:
-    """An engine for a server that speaks `script`."""
+    """Return an engine for a server that speaks `script`."""
     runner = HumanRunner(script, RATE_HZ, settings.rows(4))
     runners.append(runner)
     return BatchedEngine(INFO, runner, max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s)

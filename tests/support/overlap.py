@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_STAY_S = 0.05  # long enough for the other threads to arrive
+_STAY_S = 0.05  # each thread stays inside for this time, so that the other threads can arrive
 
 
 class Overlap:
-    """Wraps a function. calls: how often it was called; most: the largest number of threads inside at once."""
+    """Wraps a function. calls: the number of its calls; most: the largest number of threads inside it at the same
+    time."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -36,7 +37,7 @@ class Overlap:
 
 
 def in_threads(work: Callable[[], Any], count: int = 4) -> list[Any]:
-    """Run `work` in `count` threads that start together -> the results. Raises the first error."""
+    """Run `work` in `count` threads that start together, and return the results. Raises the first error."""
     start = threading.Barrier(count)
     results: list[Any] = []
     errors: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""CSM checkpoints with random weights, in the layouts of the published ones: for tests and measurements.
+"""Writes CSM checkpoints with random weights, in the layouts of the published ones, for tests and measurements.
 
 A tensor depends on its name and the seed only, so all layouts of one size hold the same model. Values are scaled by
 fan-in, so that logits have peaks and audio stays in range at any width. The `original` layout puts its codec into
@@ -47,7 +47,7 @@ _CHAT_TEMPLATE = (
 
 
 def csm_config(size: str) -> dict[str, Any]:
-    """config.json of a CSM model, in the spelling of the published one. Raises KeyError for an unknown size.
+    """Return the config.json of a CSM model, with the keys of the published one. Raises KeyError for an unknown size.
 
     A tiny model has 8 codebooks: a step runs the depth decoder once for each codebook, so 32 cost four times as much.
     """
@@ -125,7 +125,7 @@ class _Numbers(Draw):
     """Random numbers for CSM's tensors by name."""
 
     def make(self, name: str, shape: Shape) -> torch.Tensor:
-        """One tensor in float32, scaled for its part in the model."""
+        """Return one tensor in float32, scaled for its part in the model."""
         numbers = self.normal(name, shape)
         last = name.rsplit(".", 1)[-1]
         if name.endswith("initialized"):
@@ -142,12 +142,12 @@ class _Numbers(Draw):
             return numbers.mul_(0.02)
         if name in (checkpoint.HEAD, checkpoint.HEADS):
             fan_in = shape[1]
-            return numbers.mul_(3 / math.sqrt(fan_in))  # logits with peaks
+            return numbers.mul_(3 / math.sqrt(fan_in))  # this scale gives logits with peaks
         return numbers.mul_(1 / math.sqrt(math.prod(shape[1:])))
 
 
 def _original_names(config: CsmConfig) -> dict[str, str]:
-    """The original layout: its name of a tensor -> ours."""
+    """Return name of a tensor in the original layout -> our name."""
     names = {
         "text_embeddings.weight": checkpoint.TEXT_TABLE,
         "audio_embeddings.weight": checkpoint.AUDIO_TABLE,
@@ -204,7 +204,8 @@ def fabricate_csm(
 
     def make_codec(name: str, shape: Shape) -> torch.Tensor:
         tensor = numbers.make(checkpoint.CODEC + name, shape)
-        return tensor.mul_(0.1) if name == last_conv else tensor  # speech has some tenths of full scale
+        # the audio of speech has an amplitude of some tenths of full scale
+        return tensor.mul_(0.1) if name == last_conv else tensor
 
     def make(name: str, shape: Shape) -> torch.Tensor:
         if name.startswith(checkpoint.CODEC):
@@ -226,7 +227,7 @@ def fabricate_csm(
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 stack = config.backbone if name.startswith("backbone") else config.depth
                 halves = tensor.view(-1, 2, stack.head_dim // 2, shape[1])
-                tensor = halves.transpose(1, 2).reshape(shape)  # half-split to interleaved pairs
+                tensor = halves.transpose(1, 2).reshape(shape)  # converts RoPE's half-split layout to interleaved pairs
             return tensor
 
         write_file(
@@ -254,7 +255,10 @@ def fabricate_csm(
 
 
 def write_tokenizer(out: Path, raw: dict[str, Any]) -> None:
-    """A byte-level BPE tokenizer of a few merges, split like Llama 3's, its special tokens at the config's ids."""
+    """Write a byte-level BPE tokenizer with a few merges, which splits texts like Llama 3's tokenizer.
+
+    Special tokens have the ids of the config.
+    """
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(pattern=Regex(_LLAMA3_SPLIT), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

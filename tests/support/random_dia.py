@@ -1,9 +1,9 @@
-"""Dia checkpoints with random numbers, and the DAC codec below them.
+"""Writes Dia checkpoints with random weights, and their DAC codec.
 
 transformers names every matrix as a linear layer, (outputs, inputs). nari's own files keep a matrix in the shape of
 the JAX layer that it was trained in, (inputs..., outputs...), and split what transformers joins. There are two models
-of one shape: `0626` of June 2025, in both layouts, and `v0.1` of April, in nari's only: transformers' class is not that
-model (no RoPE in cross-attention) and would speak wrongly.
+of one shape: `0626` of June 2025 in both layouts, and `v0.1` of April only in nari's. The class of transformers has no
+RoPE in cross-attention, so it would compute v0.1 wrongly.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _V01_EOS_FACTOR = 0.8  # v0.1 multiplies the logit of EOS by this
 
 @dataclass(frozen=True, slots=True)
 class DiaShape:
-    """The widths and depths of a Dia model. The defaults are a tiny one."""
+    """The widths and depths of a Dia model. The defaults describe a tiny model."""
 
     encoder_layers: int = 3
     encoder_width: int = 64
@@ -73,7 +73,7 @@ CODECS: dict[str, dict[str, Any]] = {"tiny": {"encoder_hidden_size": 8, "decoder
 
 
 def dac_config(size: str = "full", **changes: Any) -> dict[str, Any]:
-    """config.json of a DAC codec as published for 44.1 kHz, narrow for "tiny"; changes by its own names."""
+    """Return the config.json of the published DAC codec for 44.1 kHz, narrow for "tiny". changes: keys to replace."""
     raw: dict[str, Any] = {
         "architectures": ["DacModel"], "model_type": "dac", "encoder_hidden_size": 64, "decoder_hidden_size": 1536,
         "downsampling_ratios": [2, 4, 8, 8], "n_codebooks": 9, "codebook_size": 1024, "codebook_dim": 8,
@@ -88,8 +88,8 @@ def dac_config(size: str = "full", **changes: Any) -> dict[str, Any]:
 
 
 def dia_config(shape: DiaShape, spelling: Literal["published", "new"] = "published") -> dict[str, Any]:
-    """config.json of the 0626 release. "published": rope_theta and ids at the top, as in June 2025; "new": as
-    transformers 5 writes it."""
+    """Return the config.json of the 0626 release. "published": rope_theta and ids at the top, as in June 2025; "new":
+    as transformers 5 writes it."""
     s = shape
     ids = {"bos_token_id": s.bos, "eos_token_id": s.eos, "pad_token_id": s.pad}
     rope: dict[str, Any] = {"rope_theta": 10_000.0, "rope_scaling": None}
@@ -124,7 +124,7 @@ def dia_config(shape: DiaShape, spelling: Literal["published", "new"] = "publish
 
 
 def dia_config_v01(shape: DiaShape) -> dict[str, Any]:
-    """config.json of release v0.1."""
+    """Return the config.json of release v0.1."""
     s = shape
     mlp = {"mlp_activations": ["silu", "linear"], "use_pre_norm": False}
     return {
@@ -154,7 +154,11 @@ def dia_config_v01(shape: DiaShape) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """One tensor, by name and shape in either layout. The embedding tables are one here and one per channel there."""
+    """One tensor, by name and shape in either layout.
+
+    `shape` is for the layout of transformers, which has one embedding table for all channels. `their_shape` is for
+    nari's layout, which has one table for each channel.
+    """
 
     name: str
     shape: Shape
@@ -163,7 +167,10 @@ class _Matrix:
 
 
 def _matrices(s: DiaShape) -> list[_Matrix]:
-    """Every tensor of the model. A pair of shapes is one matrix, transposed; norms and embeddings are as they are."""
+    """Return every tensor of the model.
+
+    If the two shapes of a matrix differ, it is transposed in nari's layout. Norms and embeddings are not transposed.
+    """
     every: list[_Matrix] = []
 
     def same(name: str, *shape: int) -> None:
@@ -173,7 +180,7 @@ def _matrices(s: DiaShape) -> list[_Matrix]:
         every.append(_Matrix(name, (math.prod(outputs), math.prod(inputs)), theirs, (*inputs, *outputs)))
 
     def attention(at: str, widths: tuple[int, int], heads: int, kv_heads: int, size: int) -> None:
-        width, kv_width = widths  # of queries, of keys and values
+        width, kv_width = widths  # widths of queries, and of keys and values
         for part, inputs, count in (("q", width, heads), ("k", kv_width, kv_heads), ("v", kv_width, kv_heads)):
             turned(f"model.{at}.{part}_proj.weight", f"{at}.{part}_proj.weight", (inputs,), (count, size))
         turned(f"model.{at}.o_proj.weight", f"{at}.o_proj.weight", (heads, size), (width,))
@@ -206,12 +213,12 @@ def _matrices(s: DiaShape) -> list[_Matrix]:
 
 
 def dia_shapes(shape: DiaShape) -> dict[str, Shape]:
-    """Every tensor in transformers' names."""
+    """Return the shape of every tensor, by the names of transformers."""
     return {matrix.name: matrix.shape for matrix in _matrices(shape)}
 
 
 def nari_state(shape: DiaShape, read: Any) -> dict[str, torch.Tensor]:
-    """The tensors in nari's names and shapes; read(name) gives one in transformers'."""
+    """Return the tensors with nari's names and shapes. read(name) returns a tensor by its name in transformers."""
     state: dict[str, torch.Tensor] = {}
     for matrix in _matrices(shape):
         tensor = read(matrix.name)
@@ -234,7 +241,7 @@ class _Numbers(Draw):
         )
 
     def dia(self, name: str, shape: Shape) -> torch.Tensor:
-        """A tensor of the model in transformers' layout, float32."""
+        """Return a tensor of the model in transformers' layout, float32."""
         s, numbers = self._dia, self.normal(name, shape)
         if "norm" in name:
             return numbers.mul_(0.1).add_(1)
@@ -245,14 +252,17 @@ class _Numbers(Draw):
             size = s.cross_head_dim if ".cross_attention." in name else size
             return numbers.mul_(math.sqrt(_SCORE_SPREAD / math.sqrt(size)) / math.sqrt(shape[1]))
         numbers.mul_((_LOGIT_SPREAD if name == HEAD else 1) / math.sqrt(shape[1]))
-        if name == HEAD and self.eos_like is not None:  # its first rows are channel 0's tokens
+        if name == HEAD and self.eos_like is not None:  # the first rows of the head are the tokens of channel 0
             token, gain = self.eos_like
             numbers[s.eos] = numbers[token] * gain
         return numbers
 
     def dac(self, name: str, shape: Shape) -> torch.Tensor:
-        """A tensor of the codec in transformers' layout, float32. Residual units add little, so that rounding is not
-        blown up on its way, and the last convolution makes speech of some tenths of full scale."""
+        """Return a tensor of the codec in transformers' layout, float32.
+
+        Residual units add little, so that rounding errors do not grow. The last convolution gives amplitudes of some
+        tenths of full scale.
+        """
         numbers = self.normal(f"dac.{name}", shape)
         if name.endswith("alpha"):
             return numbers.mul_(0.25).exp_()
@@ -299,7 +309,10 @@ def _extractor(config: DacConfig) -> dict[str, Any]:
 
 
 def _released(config: DacConfig, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """descript's file: its names, and each convolution as length g times direction v, v of any length."""
+    """Return the tensors of descript's file, with its names.
+
+    Each convolution is stored as a length g and a direction v of any length.
+    """
     theirs = {ours: name for name, ours in dac_layout.release_modules(config).items()}
     state: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -340,7 +353,7 @@ def fabricate_dia(
     shape: changes to the DiaShape of `size`; codec: changes to the codec's config.json. sharded None = as the published
     one of that size. safetensors: nari's names in a .safetensors, as conversions of the first release are. eos: row EOS
     of channel 0 is that of a frequent token, a little longer, so that generations end by themselves, most within some
-    hundred frames; needs transformers, and a minute more for the full size. Raises ValueError where no such release
+    hundred frames; needs transformers, and a minute more for the full size. Raises ValueError if no such release
     exists.
     """
     if release not in ("0626", "v0.1") or layout_name not in ("transformers", "nari"):
@@ -380,10 +393,9 @@ def fabricate_dia(
 
 
 def _frequent_token(s: DiaShape, numbers: _Numbers, steps: int) -> int:
-    """The token that channel 0 takes most often in a greedy generation, of those that do not come at its beginning.
+    """Return the token that channel 0 chooses most often in a greedy generation, without the tokens at its beginning.
 
-    The model is transformers' also for v0.1: what is frequent comes from the mean of the last hidden state, which both
-    models share roughly."""
+    The model of transformers is used also for v0.1, since the most frequent token is about the same in both models."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers import DiaConfig, DiaForConditionalGeneration
@@ -410,7 +422,10 @@ def _frequent_token(s: DiaShape, numbers: _Numbers, steps: int) -> int:
 
 
 def _write_processor(out: Path, s: DiaShape, codec: DacConfig) -> None:
-    """What transformers' DiaProcessor and generate look for. The processor names its codec by an absolute path."""
+    """Write the files that transformers' DiaProcessor and generate need.
+
+    The processor's config contains the absolute path of its codec.
+    """
     ids = {"bos_token_id": s.bos, "eos_token_id": s.eos, "pad_token_id": s.pad}
     write_json(
         out / "generation_config.json",

@@ -1,4 +1,4 @@
-"""An engine that clones voices and speaks text with eSpeak NG. Each seed has another voice.
+"""An engine that clones voices and speaks text with eSpeak NG. Each seed gives another voice.
 
 Preset voice creation needs speech, which CSM and Dia with random weights do not produce.
 """
@@ -45,7 +45,7 @@ class ReadingEngine:
 
     def __init__(self) -> None:
         self._library = Library()
-        self._pitches: dict[str, list[float]] = {}  # of the timbres, by transcript
+        self._pitches: dict[str, list[float]] = {}  # transcript -> pitches of its voices
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
         spoken.append(utterance)
@@ -78,7 +78,7 @@ class ReadingEngine:
             await asyncio.sleep(0)
 
     async def encode_reference(self, reference: Reference) -> VoicePrompt:
-        """The code is the number of the timbre whose pitch is nearest."""
+        """Return a code: the number of the timbre whose pitch is nearest."""
         from app.voices.voice_features import measure
 
         pitch = measure(reference.samples, reference.rate_hz).pitch_hz

@@ -1,5 +1,7 @@
-"""Whether work could be recorded as a CUDA graph, shown without a GPU: it is run on tensors of the "meta" device, which
-have shapes and no contents, and every operation is looked at."""
+"""Checks without a GPU whether work could be captured as a CUDA graph.
+
+The work runs on tensors of the "meta" device, which have shapes but no values, and each operation is checked.
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def said(sentence: str, voice: str = "gmw/en-US+f2", pitch: int = 50) -> Sound:
 
 
 def speech(sentences: Sequence[str] = WORDS[:3], gap_s: float = 0.5, voice: str = "gmw/en-US+f2") -> Sound:
-    """Speech at RATE_HZ with 0.25 s of silence before it and a gap after each sentence."""
+    """Return speech at RATE_HZ with 0.25 s of silence before it and a gap after each sentence."""
     parts = [silence(0.25)]
     for sentence in sentences:
         parts += [said(sentence, voice), silence(gap_s)]
@@ -58,7 +58,7 @@ def noise(count: int, level: float, seed: int = 0) -> Sound:
 
 
 def music(count: int) -> Sound:
-    """A chord with changing volume and RMS 1."""
+    """Return a chord with changing volume and RMS 1."""
     t = np.arange(count) / RATE_HZ
     tones = (220, 277.2, 329.6, 440, 659.3, 880)
     chord = sum(np.sin(2 * np.pi * tone * t) * (0.5 + 0.5 * np.sin(2 * np.pi * 0.7 * t + tone)) for tone in tones)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from app.types import Codes, Samples
 
 RATE_HZ = 100
-FRAME_SAMPLES = 4  # row, utterance, frame, 0
+FRAME_SAMPLES = 4  # the samples of a frame are: row, utterance, frame, 0
 FRAME_S = FRAME_SAMPLES / RATE_HZ
 VOICE = Voice("alloy", "Alloy", "preset")
 
@@ -29,9 +29,9 @@ VOICE = Voice("alloy", "Alloy", "preset")
 class Part:
     """The script of one utterance: its frames, the chunks of its prompt, and where it fails.
 
-    fails: "admit", "prefill", "move", "step", "decode" or "release", or it computes no number: "nan codes",
-    "nan sound".
-    at: in which piece or frame, counted from 0. together: so many frames become sound in one go.
+    fails: the failing method: "admit", "prefill", "move", "step", "decode" or "release". Or the result contains NaN:
+    "nan codes" or "nan sound". at: index of the failing prompt chunk or frame. together: this number of frames is
+    decoded together.
     """
 
     frames: int
@@ -57,7 +57,7 @@ class ScriptedRunner:
         self.before_step: Callable[[], None] = lambda: None
         self._parts: dict[int, Part] = {}
         self._numbers: dict[int, int] = {}  # row -> utterance
-        self._read: Counter[int] = Counter()  # row -> prompt chunks read
+        self._read: Counter[int] = Counter()  # row -> number of prompt chunks read
         self._step_counts: Counter[int] = Counter()  # row -> frames
         self._ended: set[int] = set()
         self._held: dict[int, list[Samples]] = {}  # row -> frames that are not decoded yet
@@ -70,12 +70,12 @@ class ScriptedRunner:
         return Utterance((line,), Sampling(), seed=number, max_seconds=60.0, scheduling=scheduling)
 
     def expected(self, utterance: Utterance) -> list[tuple[int, int]]:
-        """(utterance, frame) of each frame."""
+        """Return (utterance, frame) of each frame."""
         return [(utterance.seed, frame) for frame in range(self._parts[utterance.seed].frames)]
 
     @property
     def rows(self) -> dict[int, int]:
-        """row -> number of the utterance that has it."""
+        """Return row -> number of the utterance in this row."""
         return dict(self._numbers)
 
     def named(self, call: str) -> list[object]:
@@ -190,5 +190,5 @@ def info(name: str = "scripted", **changes: object) -> EngineInfo:
 
 
 def frames_in(samples: Samples) -> list[tuple[int, int]]:
-    """(utterance, frame) of each frame in samples (N,)."""
+    """Return (utterance, frame) of each frame in samples (N,)."""
     return [(int(frame[1]), int(frame[2])) for frame in samples.reshape(-1, FRAME_SAMPLES)]

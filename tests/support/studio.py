@@ -60,7 +60,7 @@ def wait_audible(page: Page) -> None:
 
 
 def wait_worth_keeping(page: Page) -> None:
-    """Wait until so much audio has arrived that Stop keeps it as a take."""
+    """Wait until enough audio has arrived that Stop keeps it as a take."""
     until(page, "async () => (await import('/static/js/player.js')).player.track?.seconds > 0.6")
 
 

@@ -2,8 +2,8 @@
 
     python tests/support/torchtune_csm.py TORCHTUNE_FOLDER CHECKPOINT IDS.npy SEED|greedy FRAMES OUT.npy
 
-Runs in its own process, because torchtune 0.6.1 needs an old torchao. It has no KV cache: every step reads the whole
-sequence again, so keys, values and positions are torchtune's plain causal ones. Does not import `app`.
+Runs in its own process, because torchtune 0.6.1 needs an old torchao. It has no KV cache: every step computes the whole
+sequence again with torchtune's plain causal attention. Does not import `app`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class _Absent(types.ModuleType):
-    """Replaces modules that torchtune imports only for training. Every attribute exists, and none works."""
+    """Replaces modules that torchtune imports only for training. Each attribute exists, but can't be used."""
 
     __path__: ClassVar[list[str]] = []
 
@@ -69,7 +69,7 @@ def main(*arguments: str) -> None:
 
     def draw(logits: torch.Tensor) -> torch.Tensor:
         logits = logits.clone()
-        logits[codes:] = -torch.inf  # codes without audio
+        logits[codes:] = -torch.inf  # codes that have no audio are never drawn
         if seed == "greedy":
             return logits.argmax()
         scores = logits / 0.9

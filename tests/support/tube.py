@@ -1,5 +1,7 @@
-"""Cloning from an address in servers of tests: the real yt-dlp, and this machine in place of YouTube by the test's
-rules."""
+"""Cloning from a URL in test servers, with the real yt-dlp.
+
+The rules of the tests allow this machine instead of YouTube.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def showing(sound: bytes | None = None) -> Iterator[Site]:
-    """A fake video site whose `/sound.mp3` is this audio or, by default, a file of tones."""
+    """Run a fake video site whose `/sound.mp3` is this audio or, by default, a file of tones."""
     site = Site()
     if sound is not None:
         site.sound = sound
@@ -35,13 +37,16 @@ def showing(sound: bytes | None = None) -> Iterator[Site]:
 
 
 def importer() -> YouTube:
-    """An importer that accepts URLs of this machine."""
+    """Return an importer that accepts URLs of this machine."""
     return YouTube(rules=TEST_RULES, limits=FetchLimits(wall_s=20.0))
 
 
 @contextmanager
 def fetching(data_dir: Path) -> Iterator[str]:
-    """The base URL of a server that accepts URLs of this machine. Servers that start later do not."""
+    """Run a server that accepts URLs of this machine; yield its base URL.
+
+    Servers that start later do not accept such URLs.
+    """
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(wiring, "YouTube", importer)
@@ -49,6 +54,6 @@ def fetching(data_dir: Path) -> Iterator[str]:
         yield url
 
 
-if __name__ == "__main__":  # the server in a process of its own, for tests that end it by a signal
+if __name__ == "__main__":  # runs the server in a separate process, for tests that end it with a signal
     wiring.YouTube = importer  # type: ignore[misc, assignment]
     main()

@@ -1,4 +1,4 @@
-"""Creates, changes and deletes voices until it is killed. Prints each action before and after it."""
+"""Creates, changes and deletes voices until it is killed. It prints a line before and after each action."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ async def test_answers_are_admitted_in_order() -> None:
         await answers.end(number)
         assert answers.working[-1] == LEAST_ANSWERS + number
         assert len(answers.working) == LEAST_ANSWERS
-    await answers.begin(100)  # no answer waits, but all places are taken
+    await answers.begin(100)  # no answer waits in the queue, but all places are in use
     assert 100 not in answers.working
 
 
@@ -82,7 +82,7 @@ async def test_answers_are_admitted_in_order() -> None:
         (load(4, active=1, max_queue=5), 8),
         (load(4, active=4, queued=3, max_queue=5), 2),
         (load(4, active=4, queued=9, max_queue=5), 0),
-        (load(4, active=6, max_queue=2), 2),  # rows of background work
+        (load(4, active=6, max_queue=2), 2),  # the active rows include rows of background work
     ],
 )
 async def test_further_answers_are_refused(at: Load, accepted: int) -> None:
@@ -104,7 +104,7 @@ async def test_cancelled_answer_frees_its_place(when: str) -> None:
     answers = Answers()
     await answers.begin(*range(LEAST_ANSWERS + 2))
     leaver = 0 if when == "working" else LEAST_ANSWERS
-    if when == "just admitted":  # both happen before the waiting task runs again
+    if when == "just admitted":  # in both cases, the waiting task has not run again yet
         await answers.end()
         answers._ends[0].set()
         await asyncio.sleep(0)
@@ -119,7 +119,7 @@ async def test_cancelled_answer_frees_its_place(when: str) -> None:
     assert (answers.working, answers.admission.waiting) == ([], 0)
 
 
-async def test_cancelled_and_freed_at_the_same_moment() -> None:
+async def test_cancelled_answer_is_correct_if_a_place_is_freed_at_the_same_moment() -> None:
     answers = Answers()
     await answers.begin(*range(LEAST_ANSWERS + 2))
     answers.tasks[LEAST_ANSWERS].cancel()

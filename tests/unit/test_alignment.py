@@ -87,14 +87,14 @@ def test_missing_end_is_cut_off():
     assert half.missing
 
 
-def test_other_speech_behind_the_text_is_other():
+def test_other_speech_after_the_text_is_not_counted_as_words():
     found = aligned(np.concatenate((said(SENTENCE), said(OTHER))))
     start_s = len(said(SENTENCE)) / RATE_HZ
     assert found.other_s > 1.0
     assert all(start > start_s - 0.5 for start, _ in found.other)
 
 
-def test_noise_behind_the_last_word_does_not_lengthen_it():
+def test_noise_after_the_last_word_does_not_lengthen_the_word():
     speech = said("She opened the doors and went into the house with the dogs.")
     level = float(np.sqrt(np.mean(np.square(speech))))
     found = aligned(
@@ -120,7 +120,7 @@ def test_score_prefers_the_right_text():
     ],
     ids=["no words", "no letters", "too short", "too long", "empty"],
 )
-def test_nothing_to_align_is_none(samples, words):
+def test_empty_input_gives_no_alignment(samples, words):
     assert align(samples, RATE_HZ, words) is None
 
 
@@ -141,7 +141,7 @@ def test_word_without_letters_takes_no_time():
 
 
 def test_words_of_people_are_found_where_they_are():
-    """Against word times of another aligner, which are good to some 50 ms."""
+    """The expected times come from another aligner, with errors of about 50 ms."""
     differences: list[float] = []
     for recording in [each for each in recordings() if each.align and len(each.align) < 30][:EASY_RECORDINGS]:
         found = align(recording.samples(), recording.rate_hz, [word for word, _, _ in recording.align])
@@ -198,7 +198,7 @@ def test_process_is_started_again_after_it_died(aligner):
     ],
     ids=["hangs", "crashes", "answers garbage", "answers with fields missing"],
 )
-def test_process_that_fails_gives_none(program):
+def test_failed_process_gives_no_alignment(program):
     broken = Aligner(command=(sys.executable, "-c", program))
     assert broken.align(said(SENTENCE), RATE_HZ, WORDS, deadline_s=2.0) is None
     assert broken._process is None
@@ -225,7 +225,7 @@ def test_close_ends_a_process_that_hangs():
         process.kill()
 
 
-def test_callers_pronunciations_join(aligner):
+def test_pronunciations_of_the_caller_are_added(aligner):
     asked: list[str] = []
 
     def pronounce(word: str) -> list[str]:
@@ -253,7 +253,7 @@ def test_espeak_pronounces_words_for_the_aligner(pronouncer):
     assert pronouncer.pronunciations("kubernetes", [library.ipa("kubernetes", "gmw/en-US")])
 
 
-def test_dictionary_then_ipa_then_letters(pronouncer):
+def test_pronunciation_comes_from_dictionary_then_ipa_then_letters(pronouncer):
     assert pronouncer.pronunciations("Hello,")[0] == ("HH", "AH", "L", "OW")
     assert pronouncer.pronunciations("zorblatt", ["zˈɔːblæt"])[0] == tuple("Z AO B L AE T".split())
     assert pronouncer.pronunciations("zorblatt")[0] == tuple("Z AO R B L AE T".split())
@@ -282,11 +282,11 @@ def test_every_pronunciation_uses_phonemes_of_the_model(pronouncer):
         ("V EH R IY", "V EH R IY"),
     ],
 )
-def test_british_variants(us, uk):
+def test_british_variants_are_derived_from_us_pronunciations(us, uk):
     assert british(tuple(us.split())) == tuple(uk.split())
 
 
-def test_letters_and_ipa():
+def test_letters_and_ipa_are_converted_to_phonemes():
     assert from_letters("btw") == tuple("B IY T IY D AH B AH L Y UW".split())
     assert from_letters("shape") == tuple("SH AE P".split())
     assert from_ipa("həlˈəʊ") == tuple("HH AH L OW".split())
@@ -294,7 +294,7 @@ def test_letters_and_ipa():
 
 
 def test_process_gets_no_secrets(monkeypatch):
-    """It reads speech that a model has generated, and needs neither tokens nor keys."""
+    """The process of the aligner gets no environment variables with tokens or keys, since it does not need them."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("TTS_API_KEYS", "secret-key-of-a-server")
     program = f"{ANSWERS} import json, os; s.sendall(json.dumps(dict(os.environ)).encode() + b'\\n'); s.recv(1)"

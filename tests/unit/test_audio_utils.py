@@ -62,7 +62,8 @@ def test_silence_has_the_requested_length():
 
 
 def test_levels_are_measured_in_dbfs():
-    assert pcm.rms_dbfs(tone(1000, 24_000)) == pytest.approx(-9.03, abs=0.01)  # 0.5 is -6.02, a sine 3.01 below it
+    # amplitude 0.5 is -6.02 dB, and the RMS of a sine is 3.01 dB lower
+    assert pcm.rms_dbfs(tone(1000, 24_000)) == pytest.approx(-9.03, abs=0.01)
     for empty in (pcm.silence(0, 24_000), pcm.silence(1, 24_000)):
         assert pcm.rms_dbfs(empty) == -math.inf
     assert pcm.amplitude(-20.0) == pytest.approx(0.1)

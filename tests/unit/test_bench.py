@@ -22,7 +22,10 @@ pytestmark = pytest.mark.unit
 
 
 def pcm_answer(*pieces: tuple[float, float], silent_s: float = 0.0) -> Heard:
-    """Return a PCM answer from pieces (arrival time, seconds of audio). Its first silent_s seconds are silent."""
+    """Return a PCM answer from pieces (arrival time, seconds of audio).
+
+    The first silent_s seconds of the answer are silent.
+    """
     seconds = sum(each for _, each in pieces)
     samples = np.full(round(seconds * RATE_HZ), 3000, "<i2")
     samples[: round(silent_s * RATE_HZ)] = 60  # -55 dBFS
@@ -42,10 +45,11 @@ def test_silence_does_not_count_as_audible():
 
 def test_playback_resumes_after_an_underrun():
     found = listen(pcm_answer((0.0, 0.5), (0.4, 0.5), (1.5, 0.5), (2.0, 0.5)), due_s=0.0)
-    assert found.underruns == 1  # half a second at 1.0; what came at 2.0 was in time again
+    assert found.underruns == 1  # the player waits from 1.0 s to 1.5 s; the audio that arrives at 2.0 s is in time
     assert found.gap_s == pytest.approx(0.5)
     assert not found.at_real_time
-    assert listen(pcm_answer((0.0, 0.5), (0.51, 0.5)), due_s=0.0).at_real_time  # a player's buffer bridges that
+    # the buffer of a player covers a delay of 10 ms
+    assert listen(pcm_answer((0.0, 0.5), (0.51, 0.5)), due_s=0.0).at_real_time
 
 
 def test_summary_counts_refused_and_failed_requests():
@@ -79,12 +83,13 @@ class Waiting(Asker):
 async def test_open_loop_does_not_wait_for_answers():
     asker = Waiting()
     running = asyncio.create_task(open_loop(asker, 400.0, 0.25, random.Random(1)))
-    await asyncio.wait_for(asker.many.wait(), 10)  # though not one has been answered
+    await asyncio.wait_for(asker.many.wait(), 10)  # all requests start although no request has an answer yet
     asker.gate.set()
     assert len(await running) == len(asker.due_s)
     gaps = np.diff(asker.due_s)
     assert gaps.min() >= 0
-    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.5)  # as exponential ones
+    # times between requests are exponentially distributed, so both values are equal
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.5)
 
 
 async def test_client_records_arriving_bytes(server):

@@ -1,4 +1,5 @@
-"""bench.ear: all parts on a small folder, and the same folder with shifted words, on which the checks must fail."""
+"""Runs all parts of bench.ear on a small folder, and on the same folder with shifted transcripts, where the checks must
+fail."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sentences by each of two offline voices, and a tone."""
+    """Create a folder with two sentences by each of two offline voices, and a tone."""
     pytest.importorskip("pocketsphinx")
     place = tmp_path_factory.mktemp("speech")
     tone = 0.2 * np.sin(2 * np.pi * 440 * np.arange(5 * samples.RATE_HZ) / samples.RATE_HZ)
@@ -29,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, words in enumerate(samples.WORDS[:4]):
         speaker = ("gmw/en-US+f2", "gmw/en-US+m3")[number % 2]
         sound = samples.said(words, speaker)
-        noise = samples.noise(len(sound), 0.001)  # the guard expects a room, not digital silence
+        noise = samples.noise(len(sound), 0.001)  # the guard expects the noise of a room, not digital silence
         entries.append((f"{number}.wav", words, speaker, "speech", sound + noise))
     lines = []
     for file, words, speaker, kind, sound in entries:
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def figures(folder: Path, *options: str) -> dict[str, object]:
-    """The JSON object in the last line of the command."""
+    """Return the JSON object in the last line of the command."""
     command = [sys.executable, "-m", "bench.ear", "--speech", str(folder), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=True)
     found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
@@ -69,6 +70,6 @@ def test_shifted_words_make_the_checks_fail(folder: Path) -> None:
     assert found["casting_accepted"] == 0.0
 
 
-def test_part_that_does_not_exist_is_refused(folder: Path) -> None:
+def test_unknown_part_is_refused(folder: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         figures(folder, "--only", "guard,nothing")

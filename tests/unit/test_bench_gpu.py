@@ -34,7 +34,7 @@ def test_last_line_of_a_part_is_its_result() -> None:
     assert isinstance(found["said"], str)
 
 
-def test_json_fits_into_the_room_that_the_table_leaves() -> None:
+def test_json_and_table_fit_into_the_output_limit() -> None:
     result = {
         "bench": "gpu",
         "parts": {f"part {n}": {"said": {"values": "x" * 200 * n}, "took_s": 1.5} for n in range(9)},
@@ -42,7 +42,7 @@ def test_json_fits_into_the_room_that_the_table_leaves() -> None:
     text = gpu.shortened(result, 3000)
     assert len(text) <= 3000
     parts = json.loads(text)["parts"]
-    assert parts["part 8"] == {"took_s": 1.5, "cut": True}  # the largest part loses its details first
+    assert parts["part 8"] == {"took_s": 1.5, "cut": True}  # the details of the largest part are removed first
     assert parts["part 1"]["said"] == {"values": "x" * 200}
     assert len(result["parts"]["part 8"]["said"]["values"]) == 1600
     assert json.loads(gpu.shortened(result, 10**6)) == result

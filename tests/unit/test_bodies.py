@@ -185,7 +185,7 @@ def test_lenient_json_is_read(body: str, content: str) -> None:
         ('{"seed": ' + "9" * 5000 + "}", "digits", "column 10"),
     ],
 )
-def test_what_is_no_json_is_explained(body: str, words: str, place: str) -> None:
+def test_error_explains_why_a_body_is_not_json(body: str, words: str, place: str) -> None:
     error = refused(body.encode())
     assert error.code == "invalid_json"
     assert words in error.message
@@ -272,7 +272,7 @@ def test_damaged_compression_is_refused(data: bytes) -> None:
         gzip.compress(b"a" * 10_001, mtime=0),
     ],
 )
-def test_bomb_is_refused(data: bytes) -> None:
+def test_decompression_bomb_is_refused(data: bytes) -> None:
     with pytest.raises(BodyRejected) as error:
         decompressed("gzip", data)
     assert error.value.status_code == 413

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 
 RATE_HZ = 24_000
 FACTS = {"input_tokens": 3, "output_tokens": 40}
-OVERHEAD_BYTES = 300  # more than a trailer, less than the entries below
+OVERHEAD_BYTES = 300  # for the metadata of an entry: larger than a trailer, smaller than the audio of the entries below
 
 
 def digest(name: str) -> str:
@@ -77,7 +77,8 @@ async def test_least_recently_used_answer_is_evicted_first(tmp_path):
     cache = make(tmp_path, 3 * 10_000 + 4 * OVERHEAD_BYTES)
     for name in ("a", "b", "c"):
         put(cache, name, name.encode() * 10_000)
-    assert await get(cache, "a") == b"a" * 10_000  # used: now b is the oldest, though a was written first
+    # a was just used, so b is the oldest entry, although a was written first
+    assert await get(cache, "a") == b"a" * 10_000
     put(cache, "d", b"d" * 10_000)
     assert await get(cache, "b") is None
     assert [len(await get(cache, name) or b"") for name in "acd"] == [10_000] * 3
@@ -94,10 +95,10 @@ async def test_budget_is_never_exceeded(tmp_path):
     assert len(files(tmp_path)) > 1
 
 
-async def test_too_large_answer_is_not_stored(tmp_path, monkeypatch):
+async def test_answer_that_is_too_large_is_not_stored(tmp_path, monkeypatch):
     cache = make(tmp_path, 20_000)
     put(cache, "a", b"a" * 9_000)
-    put(cache, "b", b"b" * 10_002)  # more than half of the budget
+    put(cache, "b", b"b" * 10_002)  # the entry is larger than half of the budget
     assert await get(cache, "b") is None
     assert await get(cache, "a") is not None
     assert files(tmp_path) == [digest("a") + ".pcm"]
@@ -140,7 +141,7 @@ async def test_smaller_budget_is_enforced_at_the_start(tmp_path):
 
 async def test_crash_while_writing_leaves_no_answer(tmp_path):
     entry = make(tmp_path).begin(digest("a"), RATE_HZ)
-    entry.write(b"half of it")  # the process ends here
+    entry.write(b"half of it")  # the process ends here, before it calls commit
     cache = make(tmp_path)
     assert await get(cache, "a") is None
     assert cache.size_bytes == 0
@@ -171,7 +172,7 @@ async def test_any_flipped_bit_is_detected(tmp_path):
     put(cache, "a", b"some audio")
     path = path_of(tmp_path, "a")
     good = path.read_bytes()
-    facts = good.index(b'"facts"')  # no checksum covers the facts: a wrong token count is harmless
+    facts = good.index(b'"facts"')  # the facts have no checksum, since a wrong token count is harmless
     footer = len(good) - 8
     for position in [*range(facts), *range(footer, len(good))]:
         bad = bytearray(good)
@@ -184,14 +185,14 @@ async def test_any_flipped_bit_is_detected(tmp_path):
         path.write_bytes(good)
 
 
-@pytest.mark.parametrize("free_bytes", [0, 1500, 3000, 3050])  # fails in write, or in commit
+@pytest.mark.parametrize("free_bytes", [0, 1500, 3000, 3050])  # the disk is full in `write`, or in `commit`
 async def test_full_disk_loses_only_the_new_entry(tmp_path, monkeypatch, free_bytes):
     cache = make(tmp_path)
     put(cache, "b", b"before")
     plain, free = os.write, [free_bytes]
 
     def full(descriptor, data):
-        """Write what fits: a disk that is nearly full takes only a part of the bytes."""
+        """Simulate a disk that is nearly full: write only the bytes that fit."""
         part = bytes(data)[: free[0]]
         if not part:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -309,7 +310,7 @@ async def test_unrelated_files_in_the_folder_are_ignored(tmp_path):
     assert (tmp_path / "README").exists()
 
 
-async def test_many_concurrent_reads(tmp_path):
+async def test_many_concurrent_reads_return_the_stored_bytes(tmp_path):
     cache = make(tmp_path)
     for number in range(20):
         put(cache, f"{number:02}", b"%02d" % number)
@@ -327,7 +328,7 @@ async def test_long_audio_is_read_in_parts(tmp_path):
     assert found.in_memory(1000)
     assert not found.in_memory(found.samples)
     assert b"".join(found.read(start, 30_000) for start in range(0, found.samples, 30_000)) == data
-    path_of(tmp_path, "a").unlink()  # evicted while it is sent
+    path_of(tmp_path, "a").unlink()  # the file is evicted while it is sent
     assert found.read(500_000, 10) == data[1_000_000:1_000_020]
 
 
@@ -339,7 +340,7 @@ async def test_files_of_earlier_versions_are_removed_at_the_start(tmp_path):
     assert files(tmp_path) == [digest("a") + ".pcm"]
 
 
-async def test_half_a_sample_is_damage(tmp_path):
+async def test_file_with_half_a_sample_is_damaged(tmp_path):
     cache = make(tmp_path)
     put(cache, "a", b"odd")
     assert await get(cache, "a") is None

@@ -1,6 +1,6 @@
-"""Captions: the rules of their times and lines, and files that other programs read.
+"""Captions: the rules for their times and lines, and files that other programs can read.
 
-The outside parser is FFmpeg's (PyAV), for SRT, WebVTT and LRC.
+FFmpeg (through PyAV) parses SRT, WebVTT and LRC.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FOX = (
 
 
 def spoken(*texts: str, rate: float = 15.0, words: bool = True, pause_s: float = 0.3) -> Timestamps:
-    """Times for texts: each character takes 1 / rate seconds. Each text is a turn."""
+    """Return word times for texts: each character takes 1 / rate seconds. Each text is a turn."""
     sentences: list[TimedSentence] = []
     clock = 0.0
     for turn, text in enumerate(texts):
@@ -52,7 +52,7 @@ def spoken(*texts: str, rate: float = 15.0, words: bool = True, pause_s: float =
 
 
 def parsed(text: str, kind: str) -> list[tuple[float, float, str]]:
-    """The events of a caption file, as FFmpeg reads them: start and end in seconds, text."""
+    """Return the captions of a file as FFmpeg reads them: start and end in seconds, text."""
     events = []
     with av.open(io.BytesIO(text.encode()), format={"vtt": "webvtt"}.get(kind, kind)) as container:
         stream: Any = container.streams[0]
@@ -203,7 +203,7 @@ def test_a_sentence_that_fits_is_one_caption():
     ],
 )
 def test_no_line_ends_between_an_article_and_its_noun(language, text, bad_ends):
-    for lead in range(0, 40, 3):  # other lengths, so that the lines break in other places
+    for lead in range(0, 40, 3):  # texts of different lengths, so that the line breaks are at different words
         longer = "So " * (lead // 3) + text
         captions = build_captions(spoken(longer), texts=[longer], language=language)
         for line in lines_of(captions):
@@ -235,7 +235,7 @@ def test_a_short_audio_has_a_caption_up_to_its_end():
     assert (caption.start_ms, caption.end_ms) == (0, 400)
 
 
-def test_a_last_short_sentence_starts_earlier_rather_than_after_the_end():
+def test_last_short_caption_starts_earlier_so_that_it_ends_with_the_audio():
     first = TimedSentence("It is late now.", 0.0, 1.0, 0, 15)
     last = TimedSentence("Yes.", 2.0, 2.3, 16, 20)
     captions = build_captions(Timestamps((first, last), 2.3))
@@ -374,7 +374,7 @@ def test_lrc_has_one_line_for_each_caption():
     )
 
 
-def test_long_audio_has_hours():
+def test_times_of_long_audio_have_hours():
     sentence = TimedSentence("Late.", 36_061.5, 36_063.0, 0, 5)
     times = Timestamps((sentence,), 36_100.0)
     assert "10:01:01,500 --> " in caption_file(times, "srt")
@@ -443,7 +443,7 @@ def test_short_turns_share_a_caption_with_one_line_for_each_speaker():
     assert [segment["speaker"] for segment in segments] == ["Ann", "Ann", "Bob", "Ann / Bob"]
 
 
-def test_a_name_takes_room_in_the_line():
+def test_speaker_name_counts_as_part_of_the_line():
     text = "A sentence that has nearly forty letters."
     captions = build_captions(spoken(text), texts=[text], speakers=["Margaret"], names_in_text=True)
     assert all(len("Margaret: ") + len(line) <= 42 for line in lines_of(captions)[:1])

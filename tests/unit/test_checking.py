@@ -1,4 +1,4 @@
-"""The checks of one answer: what counts if a check takes too long."""
+"""The checks of one answer: which result counts if a check takes too long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 
 
 async def test_check_that_ends_too_late_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `unchecked`: its own result comes after the answer has ended."""
+    """It counts as `unchecked`, because its result arrives after the end of the answer."""
     monkeypatch.setattr(checking, "LATE_CHECKS_S", 0.01)
     counted: list[str] = []
     job: Any = SimpleNamespace(request=SimpleNamespace(best_of=1), info=SimpleNamespace(id="csm"), seed=1)

@@ -26,7 +26,7 @@ F32 = torch.float32
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The transformers layout in one file."""
+    """Write the transformers layout in one file."""
     return fabricate_csm(tmp_path_factory.mktemp("published"))
 
 
@@ -70,7 +70,8 @@ def test_both_layouts_give_the_same_model(published: Path, original: Path) -> No
 
 
 def test_folder_with_both_layouts_is_read(published: Path, original: Path, tmp_path: Path) -> None:
-    """As in sesame/csm-1b: model.safetensors has the original layout; config.json names the transformers shards."""
+    """As in sesame/csm-1b, model.safetensors has the original layout, and config.json belongs to the transformers
+    shards."""
     folder = fabricate_csm(tmp_path, sharded=True)
     assert len(list(folder.glob("transformers-*.safetensors"))) == 2
     (folder / "model.safetensors").write_bytes((original / "model.safetensors").read_bytes())
@@ -93,7 +94,7 @@ def test_file_name_does_not_matter(original: Path, tmp_path: Path) -> None:
 
 
 def test_pytorch_file_is_read(original: Path, tmp_path: Path) -> None:
-    """As ckpt.pt of the first release."""
+    """The file is like ckpt.pt of the first release."""
     folder = copy(original, tmp_path)
     torch.save(load_file(folder / "model.safetensors"), folder / "ckpt.pt")
     (folder / "model.safetensors").unlink()
@@ -183,7 +184,7 @@ def test_bfloat16_weights_are_rounded_once(published: Path) -> None:
     exact, half = parameters(published), parameters(published, torch.bfloat16)
     for name, tensor in half.items():
         assert tensor.dtype == torch.bfloat16
-        assert torch.equal(tensor, exact[name].to(torch.bfloat16)), name  # also the table that load computes
+        assert torch.equal(tensor, exact[name].to(torch.bfloat16)), name  # includes the table that `load` computes
 
 
 def test_old_and_new_rope_keys_give_the_same_config() -> None:
@@ -195,8 +196,11 @@ def test_old_and_new_rope_keys_give_the_same_config() -> None:
     assert parse_config(old).backbone.rope == Rope(500_000.0, "llama3", 32.0, 0.125, 0.5, 1024)
 
 
-def test_config_of_the_first_release() -> None:
-    """It names sizes. Its RoPE numbers (8192, 1, 4) mean the same as the later ones (1024, 1/8, 1/2)."""
+def test_config_of_the_first_release_is_read() -> None:
+    """This config contains names of sizes.
+
+    Its RoPE numbers (8192, 1, 4) mean the same as the later numbers (1024, 1/8, 1/2).
+    """
     first = parse_config(
         {
             "backbone_flavor": "llama-1B",
@@ -218,7 +222,10 @@ def test_config_of_the_first_release() -> None:
 
 
 def test_half_split_rope_equals_interleaved_rope() -> None:
-    """The original layout pairs elements (2i, 2i + 1), the model pairs (i, i + d/2). Attention scores must be equal."""
+    """RoPE of the original layout pairs elements (2i, 2i + 1); our model pairs (i, i + d/2).
+
+    Attention scores must be equal.
+    """
     heads, size, width = 3, 8, 20
     frequencies = Rope(100.0).frequencies(size)
     q, k = torch.randn(2, heads * size, width, generator=torch.Generator().manual_seed(0))

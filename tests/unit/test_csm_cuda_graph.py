@@ -49,7 +49,10 @@ CPU = torch.device("cpu")
 
 
 class RunningCapture(GraphCapture):
-    """Runs the body during the capture, as often as on a CUDA device. The runner must undo its effects."""
+    """Runs the body during the capture, as often as on a CUDA device.
+
+    The runner must undo the effects of these runs.
+    """
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         for _ in range(WARM_UPS):
@@ -94,7 +97,7 @@ def test_graph_gives_the_codes_and_samples_of_eager_steps(runner: CsmRunner, eag
 
 
 def test_other_rows_do_not_change_the_result(runner: CsmRunner, eager: CsmRunner) -> None:
-    """Requests start at different times in any row, pause, and one is cancelled, so launches of every size occur."""
+    """Requests start at different times in any row and pause, and one is cancelled. So launches of every size occur."""
     expected = [alone(eager, request) for request in REQUESTS]
     driver = Driver(runner)
     rows = [5, 2, 7, 0, 3, 1, 6]
@@ -120,7 +123,7 @@ def test_other_rows_do_not_change_the_result(runner: CsmRunner, eager: CsmRunner
 def test_moved_rows_continue_with_the_same_codes_and_samples(
     tiny_csm: Path, runner: CsmRunner, eager: CsmRunner, capture: bool
 ) -> None:
-    """Rows move down between any two steps: with a step in flight, while paused, and between two lines."""
+    """Rows move to lower rows between any two steps: with a step in flight, while paused, and between two lines."""
     some = runner if capture else make(tiny_csm)
     voiced = speech("With a voice.", 8, 10, prompt=prompt(eager))
     several = Utterance(lines("First line.", "Second.", "And the third."), Sampling(), 1, 40 * FRAME_S)
@@ -149,8 +152,8 @@ def test_moved_rows_continue_with_the_same_codes_and_samples(
         assert np.abs(found[0][request][1] - samples).max() < 1e-5
 
 
-async def test_survivor_of_a_full_batch_gets_the_smallest_graph(tiny_csm: Path) -> None:
-    """Through the engine: eight answers, seven are cancelled, and the last one leaves row 7."""
+async def test_last_answer_of_a_full_batch_gets_the_smallest_graph(tiny_csm: Path) -> None:
+    """The engine gets eight requests, and seven are cancelled. The remaining answer moves from row 7 to a lower row."""
     some = captured(tiny_csm)
     expected = alone(make(tiny_csm), speech("Long.", 3, 120))
     launched: list[int] = []
@@ -186,8 +189,8 @@ def test_next_line_follows_in_the_same_row(tiny_csm: Path) -> None:
         found.append(alone(some, request))
     ours, theirs = found
     assert len(ours) == 24
-    # The graph has launched one more frame when the host reads the end, so the counts of draws differ after the first
-    # forced end.
+    # When the host reads a forced end, the graph has already launched one more frame and drawn numbers for it. So the
+    # codes are equal only up to the first forced end.
     assert np.array_equal(ours[:6], theirs[:6])
     assert len(theirs) == 24
 
@@ -201,7 +204,10 @@ def test_frame_limit_ends_lines_as_in_eager_steps(tiny_csm: Path) -> None:
 
 
 def test_guards_end_stuck_lines_and_suppress_early_ends(tiny_csm: Path) -> None:
-    """EOS is suppressed in the first frames. A line that repeats a frame ends, and its frames in flight are dropped."""
+    """EOS is suppressed in the first frames.
+
+    If a line repeats a frame, the line ends, and its frames in flight are dropped.
+    """
     guards = Guards(min_frames=4, frames_per_token=1, slack_frames=5)
     counted: list[str] = []
     some = captured(tiny_csm, guards=guards, on_guard=counted.append)
@@ -228,7 +234,7 @@ def test_guards_end_stuck_lines_and_suppress_early_ends(tiny_csm: Path) -> None:
 
 @pytest.mark.parametrize("capture", [False, True])
 def test_nan_ends_only_its_own_row(tiny_csm: Path, capture: bool) -> None:
-    """NaN in a row ends that row. Other rows, and the next utterance in the row, do not change."""
+    """NaN in a row ends that row. Other rows and the next utterance in the row are not affected."""
     some = captured(tiny_csm) if capture else make(tiny_csm)
     expected = alone(some, REQUESTS[0])
     driver = Driver(some)
@@ -248,7 +254,7 @@ def test_nan_ends_only_its_own_row(tiny_csm: Path, capture: bool) -> None:
 
 
 def test_frames_in_flight_of_a_released_row_are_dropped(runner: CsmRunner, eager: CsmRunner) -> None:
-    """The next utterance in the row does not receive them."""
+    """The next utterance in the row does not receive these frames."""
     driver = Driver(runner)
     driver.start(0, speech("This is cancelled.", 1, 30))
     for _ in range(3):
@@ -328,7 +334,7 @@ def test_prefill_does_not_wait_for_queued_steps(monkeypatch: pytest.MonkeyPatch)
         prefill.begin_next_line(state, [torch.ones(config.codebooks, dtype=torch.int64)])
         while not prefill.read_chunk(1, state):
             pass
-    assert mode.uploads == 7 + 3  # two segments of three parts and a line; then a frame, its end and a line
+    assert mode.uploads == 7 + 3  # 7: two segments with three uploads each, and a line; 3: a frame, its end, and a line
     with pytest.raises(AssertionError, match="waits for the device"), OnlyPinnedUploads():
         torch.tensor([1], device=META)
     with pytest.raises(AssertionError, match="waits for the device"), OnlyPinnedUploads():
@@ -336,14 +342,14 @@ def test_prefill_does_not_wait_for_queued_steps(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_short_memory_reduces_the_rows(tiny_csm: Path) -> None:
-    """As on an 8 GB card: sizes that do not fit are not captured, and the runner has fewer rows."""
+    """As on an 8 GB card, sizes that do not fit are not captured, and the runner has fewer rows."""
 
     class Small(GraphCapture):
         calls = 0
 
         def capture(self, body: Callable[[], None]) -> Callable[[], None]:
             self.calls += 1
-            if self.calls in (1, 4):  # eight rows do not fit; four rows fit for two keys only
+            if self.calls in (1, 4):  # the graphs of eight rows do not fit; of four rows, only two keys fit
                 raise torch.OutOfMemoryError
             return super().capture(body)
 
@@ -370,7 +376,7 @@ def test_setup_describes_the_capture(runner: CsmRunner, eager: CsmRunner) -> Non
 
 
 def test_fastest_kernels_are_used(tiny_csm: Path) -> None:
-    """Kernels are timed on the device, the fastest are used, and codes stay the same."""
+    """Kernels are measured on the device. The fastest kernels are used, and codes stay the same."""
 
     def slow(*rest: Any) -> Any:
         time.sleep(0.002)
@@ -417,11 +423,13 @@ def test_kernels_are_chosen_for_several_numbers_of_rows(tiny_csm: Path) -> None:
 def test_uncommon_sampling_parameters_do_not_change_the_attention_length(
     tiny_csm: Path, eager: CsmRunner, kernels: Literal["torch", "triton"]
 ) -> None:
-    """A request with top_p stays on the fast path. One with a large top_k needs another graph of the same length, and
-    with Triton's kernels not even that."""
+    """A request with top_p stays on the fast path.
+
+    A request with a large top_k needs another graph of the same length, except with Triton's kernels.
+    """
 
     def one_form(*rest: Any, fast_path: bool) -> torch.Tensor:
-        return TORCH.sample(*rest)  # as Triton's kernel, which draws with any parameters in the same way
+        return TORCH.sample(*rest)  # draws with any parameters in the same way, as the Triton kernel does
 
     chosen = TORCH if kernels == "torch" else dataclasses.replace(TORCH, name="triton", sample=one_form)
     some = make(tiny_csm, capture=GraphCapture(CPU), kernels=(chosen,), max_rows=4)
@@ -439,7 +447,7 @@ def test_uncommon_sampling_parameters_do_not_change_the_attention_length(
     for other, fast in (
         (speech("Likely ones.", 5, 14, sampling=Sampling(top_p=0.6)), True),
         (speech("Likely ones.", 5, 14, sampling=Sampling(top_k=64, top_p=0.2)), True),
-        (speech("Many.", 5, 14, sampling=Sampling(top_k=66)), True),  # there are 64 codes
+        (speech("Many.", 5, 14, sampling=Sampling(top_k=66)), True),  # the model has only 64 codes
         (speech("Many.", 5, 14, sampling=Sampling(top_k=70, top_p=0.9)), False),
         (speech("Any likely one.", 5, 14, sampling=Sampling(top_k=0, top_p=0.9)), False),
     ):

@@ -1,4 +1,4 @@
-"""CSM behind the engine protocol: the loop's thread, audio queues, cancellation, lines that follow in the same row."""
+"""CSM as an engine: the thread of the loop, audio queues, cancellation, and several lines in the same row."""
 
 from __future__ import annotations
 
@@ -60,7 +60,10 @@ async def test_concurrent_requests_give_the_same_result_as_single_ones(runner: C
 
 
 async def test_next_line_is_read_while_another_row_speaks(runner: CsmRunner) -> None:
-    """Random weights never end a line; the frame limit does. The next line is read between frames of the other row."""
+    """With random weights, only the frame limit ends a line.
+
+    The prompt of the next line is read between frames of the other row.
+    """
     async with engine(runner) as speaker:
         lines = utterance("a", "A rather longer second line, so that it is read in many chunks.", frames=100)
         (codes, _), (other, _) = await asyncio.gather(

@@ -85,13 +85,15 @@ def memory(*free: int) -> list[DeviceMemory]:
             [40, 20, 10, 10],
             [55, 55],
             (1, 3),
-        ),  # in order: small layers do not go back to fill the first device
+        ),  # layers are placed in order: a later small layer does not fill the rest of the first device
         ("auto", 40, [10] * 8, [132, PLENTY], (8, 0)),  # 10 % more than 120
         ("auto", 40, [10] * 8, [131, PLENTY], (2, 6)),
         ("auto", 40, [10] * 8, [132], (8,)),
     ],
 )
-def test_plan_of_layers(how: Any, home: int, layers: list[int], free: list[int], counts: tuple[int, ...]) -> None:
+def test_layers_are_planned_by_free_memory(
+    how: Any, home: int, layers: list[int], free: list[int], counts: tuple[int, ...]
+) -> None:
     assert plan(how, Sizes(home, tuple(layers)), memory(*free)) == counts
 
 
@@ -114,7 +116,8 @@ def test_balanced_plan_is_the_most_equal_one(home: int, layers: list[int], count
         ("balanced", [PLENTY, 50], ["cuda:1 would need", "sequential"]),
         ("auto", [60, 50], ["cuda:0", "cuda:1"]),
         ("auto", [131], ["cuda:0"]),
-        ("sequential", [40, 80], ["cuda:0 would need"]),  # less than the part that stays on the first device
+        # the memory is smaller than the part of the model that must be on the first device
+        ("sequential", [40, 80], ["cuda:0 would need"]),
         ("sequential", [60, 60], ["cuda:1 would need"]),
     ],
 )
@@ -173,11 +176,11 @@ def test_error_names_the_missing_device(monkeypatch: pytest.MonkeyPatch, name: s
     assert caught.value.remedy
 
 
-def test_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_of_a_device_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 << 26 < free_bytes(CPU) < 1 << 46
     monkeypatch.setattr(devices.Path, "read_text", lambda *_: "MemTotal: 9 kB\nMemAvailable:       7 kB\n")
     assert free_bytes(CPU) == 7 << 10
-    monkeypatch.setattr(devices.Path, "read_text", lambda *_: "")  # a system without this information
+    monkeypatch.setattr(devices.Path, "read_text", lambda *_: "")  # the system does not report this information
     assert free_bytes(CPU) > 1 << 26
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 9) if device == CUDA else None)
     assert free_bytes(CUDA) == 5
@@ -214,7 +217,7 @@ def test_split_model_gives_the_same_codes(folder: Path, whole: CsmRunner, counts
         assert len(split._prefill.prefixes) == 1
         assert np.array_equal(
             alone(split, request, row=2), expected
-        )  # the voice comes from the prefix cache, each part on its device
+        )  # each part of the prefix cache is on its own device; the voice comes from this cache
 
 
 def test_split_model_gives_the_same_codes_with_other_rows(folder: Path, whole: CsmRunner) -> None:
@@ -294,7 +297,7 @@ class RunningSplit(SplitCapture):
 def test_captured_split_model_gives_the_same_codes_and_samples(
     folder: Path, whole: CsmRunner, counts: tuple[int, ...]
 ) -> None:
-    """Also while rows pause, move and end at different times."""
+    """The codes and samples are equal also while rows pause, move and end at different times."""
     split = make(folder, *counts, max_rows=4, capture=RunningSplit())
     # 1, 2, 4 rows; four lengths; with and without the fast path; one graph a stage, and one for the rest of the frame
     assert dict(split.setup)["graphs"] == 3 * 4 * 2 * (len(counts) + 1)
@@ -338,11 +341,15 @@ def test_captured_sections_of_a_split_model_read_nothing_back(fast_path: bool) -
         for body, device in sections:
             for rows in (1, 4):
                 count = operations(lambda b=body, n=rows: b(n, BucketKey(512, fast_path), TORCH))  # type: ignore[misc]
-                assert count > 100 if device else count <= 4 * 2  # copies, and the views of their tensors
+                # on the CPU, the section only makes copies and views of their tensors
+                assert count > 100 if device else count <= 4 * 2
 
 
 def test_captured_section_stays_on_its_device() -> None:
-    """The tensors of the second stage are on the meta device, and all others on the CPU. Only the copy reads both."""
+    """The tensors of the second stage are on the meta device, all other tensors on the CPU.
+
+    Only the copy reads both devices.
+    """
     sections = split_graph(Stage(CPU, 2), Stage(META, 3)).sections()
     assert [device for _, device in sections] == [CPU, None, META, None, CPU]
     with torch.inference_mode():
@@ -355,7 +362,8 @@ def test_short_memory_reduces_the_rows_of_a_split_model(folder: Path, whole: Csm
     class Small(SplitCapture):
         def __init__(self) -> None:
             super().__init__((CPU, CPU))
-            self._captures = {CPU: Failing(2, 6)}  # in the first step, after its first section, and in the next size
+            # captures 2 and 6 fail: after the first section of the first size, and in the next size
+            self._captures = {CPU: Failing(2, 6)}
 
     capture = Small()
     split = make(folder, 2, 3, max_rows=4, capture=capture)
@@ -382,7 +390,7 @@ def test_split_model_without_captured_graphs_runs_and_says_why(
     request = speech("All the same.", seed=7, frames=6)
     assert np.array_equal(alone(split, request), alone(whole, request))
     with pytest.raises(RuntimeError, match="peer"):
-        make(folder, capture=Refusing((CPU, CPU)))  # a model on one device
+        make(folder, capture=Refusing((CPU, CPU)))  # a model on a single device
 
 
 def test_stages_that_do_not_match_the_model_are_refused() -> None:
@@ -399,7 +407,8 @@ def test_measured_sizes_equal_the_real_ones(folder: Path, dtype: torch.dtype) ->
     runner = make(folder, dtype=dtype)
     config = read_config(folder)
     sizes = measure(config, runner.codec, dtype=dtype, max_rows=3)
-    model, _ = csm_loading.load_model(folder, device=CPU, dtype=dtype)  # before it is packed for the CPU
+    # the model is checked before it is packed for the CPU
+    model, _ = csm_loading.load_model(folder, device=CPU, dtype=dtype)
     of_model = (*model.parameters(), *model.buffers(), runner._cache.k, runner._cache.v)
     of_codec = [t for part in (runner._encoder, runner._decoder) for t in (*part.parameters(), *part.buffers())]
     needed = sum(tensor.nbytes for tensor in (*of_model, *of_codec)) + runner._decoder.state_bytes
@@ -442,7 +451,7 @@ def runner_for(settings: Settings) -> CsmRunner:
     [
         ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": "balanced"}, "cpu,cpu"),
         ({"TTS_DEVICES": "cpu, cpu ,cpu", "CSM_DEVICE_MAP": " Balanced "}, "cpu,cpu,cpu"),
-        ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": "auto"}, "cpu"),  # it fits on the first device
+        ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": "auto"}, "cpu"),  # the model fits on the first device
         ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": "sequential"}, "cpu"),
         ({"TTS_DEVICES": "cpu,cpu"}, "cpu"),
         ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": ""}, "cpu"),
@@ -473,9 +482,10 @@ def test_auto_splits_a_model_that_does_not_fit(folder: Path, tmp_path: Path, mon
     config = read_config(folder)
     assert config.codec is not None
     total = measure(config, config.codec, dtype=torch.float32, max_rows=2).total_bytes
-    number = itertools.count()  # gives the CPU two names, as if it were two devices
+    number = itertools.count()  # gives each CPU device another number, so that one CPU counts as two devices
     monkeypatch.setattr(csm_loading, "DeviceMemory", lambda name, free: DeviceMemory(f"{name} {next(number)}", free))
-    monkeypatch.setattr(csm_loading, "usable_bytes", lambda *_: total)  # less than the margin of 10 %
+    # the free memory is less than the need with its margin of 10 %
+    monkeypatch.setattr(csm_loading, "usable_bytes", lambda *_: total)
     assert engine_of(runner_for(settings), settings).info.device == "cpu,cpu"
     monkeypatch.setattr(csm_loading, "usable_bytes", lambda *_: total // 3)
     with pytest.raises(EngineUnavailable, match="does not fit"):
@@ -499,8 +509,8 @@ def simulate_cards(monkeypatch: pytest.MonkeyPatch, folder: Path, free_gib: tupl
 @pytest.mark.parametrize(
     ("how", "free", "expected"),
     [
-        ("auto", (8, 4), (16, ())),  # as on one card
-        ("auto", (3.8, 3.8), (1, (1, 15))),  # neither card has memory for all layers
+        ("auto", (8, 4), (16, ())),  # the model is not split: it fits on one card
+        ("auto", (3.8, 3.8), (1, (1, 15))),  # no single card has memory for all layers
         (
             "balanced",
             (8, 4.3),
@@ -512,7 +522,7 @@ def simulate_cards(monkeypatch: pytest.MonkeyPatch, folder: Path, free_gib: tupl
 def test_rows_are_counted_for_a_model_on_two_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, free: tuple[float, float], expected: Any
 ) -> None:
-    """Full size, on simulated cards: nothing is loaded, only the plan is checked."""
+    """The model has its full size on simulated cards: nothing is loaded, and only the plan is checked."""
     loaded = simulate_cards(monkeypatch, tmp_path, free)
     monkeypatch.setattr(csm_loading, "choose_devices", lambda _: (CUDA, torch.device("cuda", 1)))
     settings = settings_for(
@@ -534,7 +544,7 @@ def test_device_map_alone_uses_all_gpus(
     gpus: int,
     layers: tuple[int, ...],
 ) -> None:
-    """Without TTS_DEVICES and TTS_DEVICE. With one GPU the model is not split, and the log says why."""
+    """TTS_DEVICES and TTS_DEVICE are not set. With one GPU the model is not split, and the log gives the reason."""
     caplog.set_level(logging.INFO)
     loaded = simulate_cards(monkeypatch, tmp_path, (8, 4.3))
     found = tuple(torch.device("cuda", index) for index in range(gpus))

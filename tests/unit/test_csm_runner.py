@@ -35,7 +35,7 @@ def test_codes_do_not_depend_on_the_row(runner: CsmRunner) -> None:
 
 
 def test_codes_do_not_depend_on_other_rows(runner: CsmRunner) -> None:
-    """Eight requests with different sampling start at different times in any row, pause, and one is cancelled."""
+    """Eight requests with different sampling start at different times in any row and pause, and one is cancelled."""
     voice = prompt(runner)
     requests = [
         speech("One.", 1, 14),
@@ -55,7 +55,7 @@ def test_codes_do_not_depend_on_other_rows(runner: CsmRunner) -> None:
         driver.start(row, request)
         driver.iterate(frozenset(random.choice(8, 2).tolist()))
         if iteration == 4:
-            driver.stop(5)  # cancelled; another request takes the row
+            driver.stop(5)  # the request is cancelled; another request takes the row
             driver.start(5, requests[0])
     driver.finish()
     for row, codes in zip(rows, expected, strict=True):
@@ -91,7 +91,7 @@ def test_samples_come_in_growing_groups(runner: CsmRunner) -> None:
 
 def test_all_frames_of_an_ended_line_are_decoded(tiny_csm: Path) -> None:
     runner = make(tiny_csm)
-    force_eos(runner, {12})  # drawn while the twelfth frame waits for its group to fill
+    force_eos(runner, {12})  # the end is drawn while the twelfth frame waits for its group of frames to fill
     driver = Driver(runner)
     driver.start(0, Utterance(lines("First line.", "Second line."), Sampling(), 1, 20 * FRAME_S))
     while len(driver.codes[0]) < 12:
@@ -114,7 +114,7 @@ def test_voice_from_the_prefix_cache_gives_the_same_codes(tiny_csm: Path) -> Non
     model_read = runner.model.read
     runner.model.read = lambda x, *rest: (read.append(len(x)), model_read(x, *rest))[1]  # type: ignore[method-assign]
     assert np.array_equal(alone(runner, request, row=3), first)
-    assert sum(read) < 60  # the turn and the text, not the voice
+    assert sum(read) < 60  # the row reads the turn and the text; the voice comes from the prefix cache
     uncached = make(tiny_csm, prefix_bytes=0)
     assert np.array_equal(alone(uncached, request), first)
     other = dataclasses.replace(request, lines=(dataclasses.replace(request.lines[0], prompt=prompt(runner, seed=2)),))
@@ -129,7 +129,7 @@ def test_codes_do_not_depend_on_prefill_chunks(tiny_csm: Path, runner: CsmRunner
 
 
 def force_eos(runner: CsmRunner, at: set[int]) -> None:
-    """Make the model draw EOS at these frames, counted over all rows, and not elsewhere."""
+    """Make the model draw EOS only at these frames, counted over all rows."""
     frame = runner.model.frame
     draws = {"n": 0}
 
@@ -151,7 +151,7 @@ def lines(
 
 
 def test_next_line_equals_the_first_as_context(tiny_csm: Path) -> None:
-    """The second line of an utterance gives the codes of a request with the first line as context."""
+    """The second line of an utterance has the same codes as a request with the first line as context."""
     runner = make(tiny_csm)
     force_eos(runner, {10})
     voice = prompt(runner)
@@ -166,9 +166,9 @@ def test_next_line_equals_the_first_as_context(tiny_csm: Path) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
 def test_line_is_spoken_after_the_voice_and_the_last_lines(tiny_csm: Path, count: int) -> None:
-    """The last of five lines gives the codes of a request with the voice and the last `count` lines as context."""
+    """The last of five lines has the same codes as a request with the voice and the last `count` lines as context."""
     runner = make(tiny_csm, context_lines=count)
-    force_eos(runner, set(range(6, 100, 7)))  # six frames a line, and the EOS frame
+    force_eos(runner, set(range(6, 100, 7)))  # six frames for each line, and then an EOS frame
     voice = prompt(runner)
     greedy = Sampling(temperature=0.0)
     texts = [f"This is line {i}." for i in range(5)]
@@ -193,7 +193,7 @@ def test_lines_alternate_between_speakers(tiny_csm: Path) -> None:
 
 def test_prefill_of_one_row_does_not_stop_the_others(tiny_csm: Path) -> None:
     runner = make(tiny_csm, chunk=4)
-    force_eos(runner, {3})  # one forced EOS in the step of both rows
+    force_eos(runner, {3})  # one forced EOS in the step in which both rows run
     driver = Driver(runner)
     driver.start(0, Utterance(lines("a", "b" * 40), Sampling(), 1, 12 * FRAME_S))
     while driver.prefilling:
@@ -205,7 +205,7 @@ def test_prefill_of_one_row_does_not_stop_the_others(tiny_csm: Path) -> None:
 
 
 def test_full_context_is_reset_to_the_prompt(tmp_path: Path) -> None:
-    """Each line fits into the context, all lines together do not."""
+    """Each line fits into the context, but all lines together do not."""
     short = fabricate_csm(tmp_path, changes={"max_position_embeddings": 160})
     runner = make(short, guards=Guards(min_frames=0, frames_per_token=1, slack_frames=20))
     many = Utterance(lines(*[f"Line {i}." for i in range(6)], voice=prompt(runner)), Sampling(), 1, 10_000.0)

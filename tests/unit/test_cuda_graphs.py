@@ -72,12 +72,13 @@ def test_smallest_graph_that_fits_the_rows_is_used() -> None:
     ("failing", "rows", "graphs"),
     [
         ((), 8, 8),
-        ((1,), 4, 6),  # the largest of eight rows
-        ((2,), 4, 6),  # its other key: the first graph of eight rows is freed
-        ((1, 3), 2, 4),  # four rows as well, after one key
-        ((4,), 4, 6),  # four rows, after eight were captured: only the graphs of eight rows are freed
+        ((1,), 4, 6),  # graph 1 fails: the largest graph of eight rows
+        ((2,), 4, 6),  # graph 2 fails: eight rows with the other key; graph 1 is freed
+        ((1, 3), 2, 4),  # graph 1 (eight rows) and graph 3 (four rows with the second key) fail
+        # graph 4 (four rows) fails after eight rows were captured: only the graphs of eight rows are freed
+        ((4,), 4, 6),
         ((4, 5), 2, 4),
-        ((8,), 4, 6),  # the last graph of one row
+        ((8,), 4, 6),  # graph 8 fails: the last graph of one row
     ],
 )
 def test_sizes_without_memory_are_not_captured(failing: tuple[int, ...], rows: int, graphs: int) -> None:
@@ -151,7 +152,7 @@ def test_fastest_candidate_is_selected() -> None:
     assert best == 0.0
     assert durations["slow"] >= 0.02
     assert durations["slower"] >= 0.04
-    assert fastest({"only": 1.0}, body, CPU) == (1.0, {})  # a single candidate is not timed
+    assert fastest({"only": 1.0}, body, CPU) == (1.0, {})  # a single candidate is not measured
 
 
 def test_error_keeps_no_tensors_alive() -> None:

@@ -51,7 +51,7 @@ def in_tf32(decoder: DacDecoder) -> DacDecoder:
 
 @pytest.fixture(scope="module", params=[96, 384])
 def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DacDecoder:
-    """A decoder with random weights. param: its width; the published one has 1536."""
+    """Return a decoder with random weights. param: its width; the published one has 1536."""
     folder = fabricate_dac(tmp_path_factory.mktemp("dac"), changes={"decoder_hidden_size": request.param})
     config = read_dac_config(folder)
     found = DacDecoder(config, rows=1, device=CPU)
@@ -76,7 +76,7 @@ def test_error_of_each_format_and_the_bound(decoder: DacDecoder) -> None:
     assert BOUND_DB < error["bfloat16"] < -25
 
 
-def test_first_format_below_the_bound_is_used(decoder: DacDecoder) -> None:
+def test_first_format_with_an_error_below_the_bound_is_used(decoder: DacDecoder) -> None:
     chosen, errors = fastest_decoder(decoder)
     assert chosen.dtype == torch.float16
     assert set(errors) == {torch.float16}
@@ -97,7 +97,7 @@ def test_decoder_that_overflows_stays_in_float32(decoder: DacDecoder) -> None:
 
 @pytest.mark.parametrize("chunks", [[24], [8, 8, 8], [1] * 24, [3, 13, 8]])
 def test_float16_decoder_streams_like_float32(decoder: DacDecoder, chunks: list[int]) -> None:
-    """Its states between chunks add no error."""
+    """The states between chunks add no error."""
     codes = torch.randint(1024, (1, 9, 24), generator=torch.Generator().manual_seed(6))
     narrow = decoder.converted(torch.float16)
     parts = [narrow.decode([0], part)[0] for part in torch.split(codes, chunks, dim=2)]
@@ -110,14 +110,15 @@ def test_float16_decoder_streams_like_float32(decoder: DacDecoder, chunks: list[
     [
         (lambda x: x, -301, -299),
         (lambda x: x * (1 + 1e-3), -61, -59),
-        (lambda x: x + 1e-3 * torch.sin(torch.arange(len(x)) * 2.5), 5.9, 6.1),  # at -54 dB in an empty band
+        # noise at -54 dB in a frequency band without other signal
+        (lambda x: x + 1e-3 * torch.sin(torch.arange(len(x)) * 2.5), 5.9, 6.1),
         (lambda x: -x, 5.9, 6.1),
         (torch.zeros_like, -0.1, 0.1),
         (lambda x: torch.where(torch.arange(len(x)) == 99, math.nan, x), math.inf, math.inf),
         (lambda x: torch.where(torch.arange(len(x)) == 99, math.inf, x), math.inf, math.inf),
     ],
 )
-def test_spectral_error_is_that_of_the_worst_band(change, low, high) -> None:
+def test_spectral_error_is_the_error_of_the_worst_band(change, low, high) -> None:
     time = torch.arange(RATE_HZ // 2, dtype=torch.float64) / RATE_HZ
     tone = 0.5 * torch.sin(2 * math.pi * 440 * time)
     assert low <= spectral_error_db(change(tone), tone) <= high

@@ -38,7 +38,7 @@ from tests.support.growth import cpu_s, order
 pytestmark = pytest.mark.unit
 
 RATE_HZ = 24_000
-LOW_HZ, HIGH_HZ = 440.0, 1320.0  # the tone of the first half of every file, and of the second
+LOW_HZ, HIGH_HZ = 440.0, 1320.0  # tones in the first half and in the second half of each file
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ KINDS = (
 
 
 def tones(rate_hz: int, seconds: float) -> np.ndarray:
-    """(N,) float32: half at LOW_HZ, half at HIGH_HZ, peak 0.4."""
+    """Return (N,) float32: half at LOW_HZ, half at HIGH_HZ, peak 0.4."""
     at = np.arange(round(rate_hz * seconds)) / rate_hz
     hz = np.where(at < seconds / 2, LOW_HZ, HIGH_HZ)
     return (0.4 * np.sin(2 * np.pi * hz * at)).astype(np.float32)
@@ -305,7 +305,7 @@ def test_damaged_packet_is_skipped() -> None:
 
 
 def test_damage_in_the_first_tenth_of_a_second_is_reported_as_damage() -> None:
-    """The first packet decodes and holds 0.096 s. The error must say "damaged" and not "too short"."""
+    """The first packet can be decoded and contains 0.096 s. The error must say "damaged" and not "too short"."""
     data = bytearray(made(Kind("matroska", "flac", 48_000), 0.4))
     with av.open(io.BytesIO(bytes(data))) as container:
         packets = [bytes(packet) for packet in container.demux(container.streams.audio[0]) if packet.size]
@@ -361,7 +361,7 @@ def test_sdp_file_opens_no_socket() -> None:
         port = free.getsockname()[1]
     started_s = time.monotonic()
     refused(SDP % port)
-    assert time.monotonic() - started_s < 3  # without the guard it listens for 6 s
+    assert time.monotonic() - started_s < 3  # without the time limit, FFmpeg would listen for 6 s
 
 
 def test_playlist_files_cannot_read_local_files(secret: Path) -> None:
@@ -388,7 +388,7 @@ def minutes_s() -> float:
 @contextlib.contextmanager
 def grown_mb() -> Iterator[Callable[[], float]]:
     """Yield a function that returns how much the block raised the peak memory."""
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the memory use
     before_mb = _peak_mb()
     yield lambda: _peak_mb() - before_mb
 
@@ -434,7 +434,7 @@ def test_decompression_bomb_stops_at_max_seconds(kind: Kind, hours: float) -> No
     assert grown() < 60
     shorter = bomb(kind, hours / 10)
     small, large = (functools.partial(decode, each, RATE_HZ, max_seconds=60.0) for each in (shorter, data))
-    assert order(small, large, 10, 0.5) <= 0.5  # ten times as long a file costs about the same
+    assert order(small, large, 10, 0.5) <= 0.5  # a file ten times as long costs about the same time
     assert decoded.truncated
     assert decoded.seconds == 60.0
 
@@ -494,7 +494,7 @@ def test_allocation_limit_holds_for_a_thread_that_enters_while_another_leaves(
     def slow_limit(size_bytes: int) -> None:
         if size_bytes > MAX_ALLOCATION_BYTES and not leaving.is_set():
             leaving.set()
-            entered.wait(0.3)  # times out when the lock keeps the other thread outside
+            entered.wait(0.3)  # the wait times out if the lock keeps the other thread outside
         set_limit(size_bytes)
 
     def enter() -> None:

@@ -1,4 +1,5 @@
-"""Faults of uploaded recordings: cancelling channels, silent tracks, floats above full scale, lost indexes."""
+"""Faults of uploaded recordings: channels that cancel each other, silent tracks, floats above full scale, lost
+indexes."""
 
 from __future__ import annotations
 
@@ -27,14 +28,14 @@ def tone(hertz: float = LEFT_HZ, seconds: float = 1.0, level: float = 0.3) -> np
 
 
 def share(sound: np.ndarray, hertz: float) -> float:
-    """Share of the energy within 20 Hz of a frequency."""
+    """Return the share of the energy within 20 Hz of a frequency."""
     spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)))) ** 2
     near = np.abs(np.fft.rfftfreq(len(sound), 1 / RATE_HZ) - hertz) < 20
     return float(spectrum[near].sum() / max(1e-12, spectrum.sum()))
 
 
 def tracks(sounds: list[np.ndarray], container: str = "mp4", default: int | None = None) -> bytes:
-    """A file with one track for each mono sound."""
+    """Return a file with one track for each mono sound."""
     file = io.BytesIO()
     codec = "aac" if container == "mp4" else "pcm_s16le"
     with av.open(file, "w", format=container) as out:
@@ -95,7 +96,7 @@ def test_sandbox_uses_the_louder_channel_too():
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
-def test_silent_first_track_is_passed_over(container):
+def test_silent_first_track_is_skipped(container):
     silent = np.zeros(RATE_HZ, np.float32)
     for sounds in ([silent, tone()], [silent, silent, tone()]):
         decoded = decode(tracks(sounds, container), RATE_HZ, max_seconds=5)
@@ -137,7 +138,7 @@ def test_float_samples_within_full_scale_are_unchanged():
     assert (decoded.samples == speech).all()
 
 
-def test_one_absurd_sample_does_not_silence_the_rest():
+def test_one_extremely_large_sample_does_not_silence_the_rest():
     sound = tone()
     sound[1_000], sound[2_000] = 1e30, np.inf
     decoded = decode(samples.file(sound, codec="pcm_f32le"), RATE_HZ, max_seconds=5)

@@ -1,4 +1,4 @@
-"""Default values, written out or taken from the published definition: no test compares a table with itself."""
+"""Default values. The expected values are written in the tests or come from the published definition."""
 
 from __future__ import annotations
 

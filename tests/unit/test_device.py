@@ -146,7 +146,7 @@ def test_rocm_and_mps_run_with_a_warning_or_are_refused_with_the_cause(
 def test_health_says_why_the_model_runs_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda_message: str, cuda: str | None, word: str
 ) -> None:
-    """A wheel without CUDA, or an old driver, on a machine with an NVIDIA driver."""
+    """The machine has an NVIDIA driver, but the torch package has no CUDA, or the driver is too old."""
     no_cuda(monkeypatch, tmp_path, cuda_message, cuda=cuda, driver=VERSION)
     reason = dict(device.device_notes(choose_device("auto")))["device_reason"]
     assert word in reason
@@ -179,7 +179,7 @@ def test_split_model_with_a_part_on_the_cpu_is_not_captured() -> None:
 
 
 def test_number_of_rows_depends_on_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cards of 8 GB and 141 GB, and an error if not even one row fits."""
+    """The test covers cards of 8 GB and 141 GB, and the error if not even one row fits."""
     gpu = torch.device("cuda", 0)
     weights, row = 4_200_000_000, 70_000_000
     two = [gpu, torch.device("cuda", 1)]

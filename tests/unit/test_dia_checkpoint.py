@@ -1,4 +1,4 @@
-"""Files that are no Dia checkpoint, or would load as the wrong release, are refused with a clear error."""
+"""Files that are not a Dia checkpoint, or would load as the wrong release, are refused with a clear error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def nari(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mixed(out: Path, weights: Path, config: dict[str, Any], file: str = "") -> Path:
-    """Put the weights of one folder beside another config.json, if `file` is set under another name."""
+    """Copy the weights of one folder beside another config.json. file: a new name for the weights."""
     [path] = [*weights.glob("*.safetensors"), *weights.glob("*.pth")]
     (out / (file or path.name)).write_bytes(path.read_bytes())
     (out / "config.json").write_text(json.dumps(config))
@@ -60,7 +60,7 @@ def test_config_distinguishes_the_releases(v01: Path, v0626: Path, nari: Path) -
 
 
 def test_parameter_count_equals_the_published_one() -> None:
-    """Computed from the config of both releases."""
+    """The test computes the number from the config of both releases."""
     from app.engines.dia.checkpoint import expected_shapes, nari_shapes
 
     for raw in (dia_config(SHAPES["full"]), dia_config(SHAPES["full"], "new"), dia_config_v01(SHAPES["full"])):
@@ -71,7 +71,7 @@ def test_parameter_count_equals_the_published_one() -> None:
 
 @pytest.mark.parametrize("file", ["model.safetensors", "anything.safetensors"])
 def test_v01_in_transformers_layout_is_refused(tmp_path: Path, v0626: Path, file: str) -> None:
-    """Tensors in the transformers layout beside the config.json of v0.1."""
+    """The folder has tensors in the transformers layout beside the config.json of v0.1."""
     with pytest.raises(WeightsUnavailable, match=r"RoPE in cross-attention") as caught:
         open_all(mixed(tmp_path, v0626, dia_config_v01(TINY), file))
     assert "nari-labs/Dia-1.6B-0626" in caught.value.remedy
@@ -143,7 +143,8 @@ def test_wrong_tensors_are_named(
 
 def test_wrong_tensors_in_naris_layout_are_named(tmp_path: Path, nari: Path) -> None:
     state = torch.load(nari / "dia-v1.pth")
-    state["decoder.layers.0.self_attention.q_proj.weight"] = torch.zeros(96, 128)  # the shape of a plain linear
+    # this is the shape of an ordinary linear layer
+    state["decoder.layers.0.self_attention.q_proj.weight"] = torch.zeros(96, 128)
     del state["decoder.embeddings.8.weight"]
     torch.save(state, tmp_path / "dia-v1.pth")
     (tmp_path / "config.json").write_bytes((nari / "config.json").read_bytes())

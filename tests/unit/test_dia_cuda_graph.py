@@ -79,7 +79,7 @@ def test_other_rows_do_not_change_the_result(runner: DiaRunner, eager: DiaRunner
         driver.start(row, request)
         for _ in range(int(random.integers(1, 9))):
             driver.iterate(frozenset(random.choice(4, 1).tolist()))
-    driver.stop(2)  # cancelled; another request takes the row
+    driver.stop(2)  # the request is cancelled; another request takes the row
     driver.start(2, ALL_REQUESTS[5])
     driver.finish()
     for row, codes in zip(rows, (expected[5], *expected[1:4]), strict=True):
@@ -90,7 +90,8 @@ def test_other_rows_do_not_change_the_result(runner: DiaRunner, eager: DiaRunner
 def test_moved_rows_continue_with_the_same_codes_and_samples(
     tiny_dia: Path, runner: DiaRunner, eager: DiaRunner, capture: bool
 ) -> None:
-    """Rows move down between any two steps: with bursts in flight, half read, and while paused."""
+    """Rows move to lower rows between any two steps: with steps in flight, with results that are partly read, and while
+    paused."""
     some = runner if capture else make(tiny_dia)
     chosen = [ALL_REQUESTS[0], ALL_REQUESTS[3], speech("With a voice.", 9, 40, prompt=prompt())]
     driver = Driver(some)

@@ -49,7 +49,7 @@ def test_codes_do_not_depend_on_the_row(runner: DiaRunner) -> None:
 
 
 def test_codes_do_not_depend_on_other_rows(runner: DiaRunner) -> None:
-    """Requests with different sampling start at different times in any row, pause, and one is cancelled."""
+    """Requests with different sampling start at different times in any row and pause, and one is cancelled."""
     lone = Driver(runner)
     codes, samples = [], []
     for request in REQUESTS:
@@ -65,7 +65,7 @@ def test_codes_do_not_depend_on_other_rows(runner: DiaRunner) -> None:
         for _ in range(4):
             driver.iterate(frozenset(random.choice(6, 2).tolist()))
         if iteration == 4:
-            driver.stop(5)  # cancelled; another request takes the row
+            driver.stop(5)  # the request is cancelled; another request takes the row
             driver.start(5, REQUESTS[0])
     driver.finish()
     for row, expected, expected_samples in zip(rows, codes, samples, strict=True):
@@ -132,7 +132,7 @@ def test_exact_reads_the_bytes_unchanged(tiny_dia: Path) -> None:
 
 
 def force_eos(runner: DiaRunner, at: set[int]) -> None:
-    """Make EOS the best candidate of channel 0 at these steps. For one row only."""
+    """Make EOS the best candidate of channel 0 at these steps. This works for one row only."""
     advance, steps = runner.model.advance, {"n": 0}
 
     def forced(*inputs: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -268,7 +268,7 @@ def test_bfloat16_and_int8_codes_do_not_depend_on_other_rows(tiny_dia: Path, qua
 
 
 def test_batched_rows_give_the_same_greedy_codes(tiny_dia: Path, runner: DiaRunner) -> None:
-    """With the masked products of a GPU, run on a CPU."""
+    """The test runs the masked products of a GPU on a CPU."""
     other = make(tiny_dia)
     other._one_by_one = False
     other._cache.audio._batched = True

@@ -48,7 +48,7 @@ def test_tags_in_a_single_line_are_kept_in_order(text: str, expected: str) -> No
 
 
 def test_transcripts_come_first() -> None:
-    """With the tags of their speakers, in order of appearance. So a speaker with a transcript is [S1]."""
+    """Transcripts have the tags of their speakers, in order of appearance. So a speaker with a transcript is [S1]."""
     both = format_script([("a", "New."), ("b", "Newer.")], {"b": "I am b.", "a": "I am a.", "c": "Not in these lines."})
     assert both.text == "[S1] I am a. [S2] I am b. [S1] New. [S2] Newer. [S1]"
     assert both.spoken_text == "[S1] New. [S2] Newer. [S1]"

@@ -43,7 +43,7 @@ def test_only_the_size_of_a_long_answer_is_remembered(parts):
     put(answers, "a", *(bytes(size) for size in parts))
     assert answers.find(key("a")) is None
     assert answers.size_of(key("a")) == sum(parts)
-    assert answers.reserve(COLLECTED_BYTES)  # nothing is counted any more
+    assert answers.reserve(COLLECTED_BYTES)  # no bytes are reserved any more, so all are free
 
 
 def test_answers_stay_within_the_budget_and_the_least_recently_used_are_evicted():
@@ -66,7 +66,7 @@ def test_answers_that_are_being_encoded_have_a_common_limit(monkeypatch):
     second.add(bytes(40))
     third.add(b"1")
     assert (first.body, second.body, third.body) == (bytes(60), bytes(40), None)
-    first.close()  # its listener has left
+    first.close()  # the listener of the answer has disconnected
     first.close()
     fourth = answers.collect(keep=True)
     fourth.add(bytes(60))

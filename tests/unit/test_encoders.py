@@ -1,4 +1,4 @@
-"""Every format against real decoders: FFmpeg through PyAV, and the standard library's `wave`."""
+"""Tests every format with real decoders: FFmpeg through PyAV, and the standard library's `wave`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ CODED = ("mp3", "opus", "aac", "flac")
 
 
 def speechlike(seconds: float, rate_hz: int = RATE_HZ) -> np.ndarray:
-    """A gliding harmonic voice in syllables of 4 Hz over a little noise; peaks near 0.6."""
+    """Return a signal like speech: harmonics with a gliding pitch, four syllables per second and a little noise; peaks
+    near 0.6."""
     t = np.arange(round(seconds * rate_hz)) / rate_hz
     phase = 2 * np.pi * (150 * t + 8 * np.sin(2 * np.pi * 0.7 * t))
     voice = sum(np.sin(k * phase) / k for k in range(1, 11) if 180 * k < rate_hz / 2)
@@ -65,7 +66,7 @@ def decode(data: bytes, audio_format: str, rate_hz: int = RATE_HZ) -> tuple[np.n
 
 
 def likeness(reference: np.ndarray, decoded: np.ndarray) -> tuple[float, int]:
-    """The best normalised cross-correlation and the delay (samples) where decoded follows reference."""
+    """Return the best normalised cross-correlation, and the delay in samples of `decoded` behind `reference`."""
     size = 1 << (len(reference) + len(decoded)).bit_length()
     product = np.fft.rfft(decoded, size) * np.conj(np.fft.rfft(reference, size))
     delay = int(np.argmax(np.fft.irfft(product, size)[: size // 2]))
@@ -105,7 +106,7 @@ def test_encoded_audio_decodes_to_the_input(audio_format, rate_hz):
     if audio_format in OPUS:
         assert abs(extra_s) <= 0.001
         decoded = soxr.resample(decoded, 48_000, rate_hz)
-    else:  # priming and the last frame's padding: LAME up to 3 frames of 576 or 1152, AAC 2 of 1024
+    else:  # encoder delay and padding: up to 3 frames of 576 or 1152 samples in MP3, 2 frames of 1024 in AAC
         assert 0 <= extra_s <= 3 * 1152 / rate_hz
     alike, delay = likeness(sound, decoded)
     assert alike > 0.98
@@ -158,7 +159,7 @@ def test_every_standard_rate_is_accepted():
 
 def test_mp3_is_bare_cbr_frames():
     data = encode("mp3", SPEECH)
-    assert data[:2] == b"\xff\xf3"  # MPEG-2 layer III, no CRC: what api.openai.com sends
+    assert data[:2] == b"\xff\xf3"  # an MPEG-2 layer III frame without CRC, as api.openai.com sends
     for tag in (b"ID3", b"TAG", b"Xing", b"Info"):
         assert tag not in data
     assert len(data) % 384 == 0  # 128 kbit/s at 24 kHz: 576 samples = 24 ms = 384 bytes, no padding
@@ -203,7 +204,7 @@ def test_opus_is_one_logical_stream_of_small_pages():
     assert max(np.diff(audio)) == 960  # 20 ms at 48 kHz
     head = data[28 : 28 + 19]
     assert struct.unpack("<8sBBHIhB", head) == (b"OpusHead", 1, 1, 312, 24_000, 0, 0)
-    assert audio[-1] == len(SPEECH) * 2 + 312  # the exact end, padding excluded
+    assert audio[-1] == len(SPEECH) * 2 + 312  # the granule position is the exact end of the audio, without padding
 
 
 def test_aac_has_adts_framing():
@@ -225,26 +226,27 @@ def test_flac_header_marks_the_length_as_unknown():
     data = encode("flac", SPEECH)
     assert data[:8] == b"fLaC\x00\x00\x00\x22"
     info = data[8 : 8 + 34]
-    assert info[4:7] == bytes(3)  # smallest frame: unknown; the largest, info[7:10], is FFmpeg's upper bound
+    # the smallest frame size is 0 = unknown; the largest one, info[7:10], is FFmpeg's upper bound
+    assert info[4:7] == bytes(3)
     rate_channels_bits_total = int.from_bytes(info[10:18], "big")
     assert rate_channels_bits_total >> 44 == RATE_HZ
     assert (rate_channels_bits_total >> 41) & 7 == 0  # one channel
     assert (rate_channels_bits_total >> 36) & 31 == 15  # 16 bits
-    assert rate_channels_bits_total & ((1 << 36) - 1) == 0  # total samples: unknown
-    assert data.index(b"\xff\xf8") < 100  # the first frame follows at once, no padding block
+    assert rate_channels_bits_total & ((1 << 36) - 1) == 0  # the field for the total number of samples is 0 = unknown
+    assert data.index(b"\xff\xf8") < 100  # the first frame follows without a padding block
 
 
 def test_wav_header_is_exact():
     header = wav_header(RATE_HZ)
     assert header == bytes.fromhex(
-        "52494646 ffffffff 57415645"  # RIFF, size, WAVE
+        "52494646 ffffffff 57415645"  # the chunk names RIFF and WAVE with the size between them
         "666d7420 10000000 0100 0100 c05d0000 80bb0000 0200 1000"  # fmt: PCM, mono, 24000, 48000 bytes/s, 2, 16
         "64617461 ffffffff"  # data, size
     )
     assert len(header) == 44
     data = encode("wav", SPEECH)
     assert data[:44] == header
-    assert data[44:] == pcm.to_bytes(SPEECH)  # nothing behind the samples
+    assert data[44:] == pcm.to_bytes(SPEECH)  # the file ends after the samples
     with wave.open(io.BytesIO(data)) as reader:
         assert (reader.getnchannels(), reader.getsampwidth(), reader.getframerate()) == (1, 2, RATE_HZ)
         assert reader.readframes(len(SPEECH) + 100) == pcm.to_bytes(SPEECH)
@@ -260,8 +262,10 @@ def test_pcm_has_no_header():
 @pytest.mark.parametrize(
     ("audio_format", "first_bytes_ms", "sound_after_80_ms", "sound_after_160_ms"),
     [
-        *(("wav", 1, 80, 160), ("pcm", 1, 80, 160), ("flac", 1, 72, 144)),  # flac: header at once, 24 ms blocks
-        *(("opus", 1, 53, 133), ("mp3", 48, 48, 120), ("aac", 80, 42, 85)),  # opus: header at once, 20 ms pages
+        # FLAC sends its header first, and then blocks of 24 ms
+        *(("wav", 1, 80, 160), ("pcm", 1, 80, 160), ("flac", 1, 72, 144)),
+        # Opus sends its header first, and then pages of 20 ms
+        *(("opus", 1, 53, 133), ("mp3", 48, 48, 120), ("aac", 80, 42, 85)),
     ],
 )
 def test_first_bytes_have_low_latency(audio_format, first_bytes_ms, sound_after_80_ms, sound_after_160_ms):
@@ -277,7 +281,7 @@ def test_first_bytes_have_low_latency(audio_format, first_bytes_ms, sound_after_
     data = b""
     for start, expected_ms in ((0, sound_after_80_ms), (1920, sound_after_160_ms)):
         data += encoder.encode(SPEECH[start : start + 1920])
-        if audio_format == "aac":  # FFmpeg's prober does not believe in a single ADTS frame; its decoder does
+        if audio_format == "aac":  # FFmpeg does not detect AAC from a single ADTS frame, but can decode it
             decoder = av.CodecContext.create("aac", "r")
             packets = [*decoder.parse(data), *decoder.parse(None)]
             decoded_hz, frames = RATE_HZ, [frame for packet in packets for frame in decoder.decode(packet)]
@@ -372,7 +376,10 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 @pytest.mark.parametrize("ending", ["flush", "close", "dropped"])
 def test_memory_does_not_grow(ending):
-    """150 encoders per format. The garbage collector is off, so that objects are freed in a fixed order."""
+    """The test creates 150 encoders for each format.
+
+    The garbage collector is off, so that objects are freed in a fixed order.
+    """
 
     def use(audio_format: str) -> None:
         encoder = open_encoder(audio_format, RATE_HZ)
@@ -394,4 +401,4 @@ def test_memory_does_not_grow(ending):
         grown = resident_bytes() - before
     finally:
         gc.enable()
-    assert grown < 8_000_000  # leaking them all would be over 1 GB, most of it FLAC's
+    assert grown < 8_000_000  # if each encoder leaked, the process would grow by over 1 GB, mainly by FLAC

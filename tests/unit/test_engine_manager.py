@@ -57,7 +57,7 @@ async def test_requested_engine_runs():
         assert host.load().max_rows == 3
         assert host.load().max_queue == 5
         engine = host.engine()
-    assert not engine.healthy  # the manager stops its engine
+    assert not engine.healthy  # the manager has stopped the engine
     assert host.status().state == "unhealthy"
     with pytest.raises(NotReady):
         host.engine()
@@ -136,7 +136,7 @@ async def test_failed_engine_without_fallback_is_unhealthy(engine):
         with pytest.raises(NotReady) as error:
             host.engine()
         assert status.reason in error.value.message
-        assert error.value.retry_after_s > 5  # an early retry cannot succeed
+        assert error.value.retry_after_s > 5  # a shorter time is useless, since an earlier retry fails
 
 
 async def test_failed_download_reports_no_progress():

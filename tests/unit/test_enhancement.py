@@ -38,7 +38,8 @@ def spoken(library: Library, voice: str, text: str) -> np.ndarray:
 
 
 def speechlike(seconds: float, seed: int, rate_hz: int = RATE_HZ) -> np.ndarray:
-    """Harmonics under two formants, in syllables of differing loudness, with pauses; at about -20 dBFS."""
+    """Return a signal like speech at about -20 dBFS: harmonics with two formants, syllables of different loudness, and
+    pauses."""
     dice = np.random.default_rng(seed)
     count = round(seconds * rate_hz)
     pitch_hz = dice.uniform(90, 220) * (1 + 0.05 * np.sin(2 * np.pi * 0.7 * np.arange(count) / rate_hz))
@@ -103,7 +104,8 @@ def test_two_seconds_at_a_known_level_reach_the_target_loudness(lufs, seed):
 
 @pytest.mark.parametrize("text", ["Yes.", "Okay!", "No, thank you."])
 def test_very_short_speech_comes_closer_to_the_target_loudness(library, text):
-    """The meter's 400 ms are longer than the word; the silence in them counts, up to 3 LU."""
+    """The meter's window of 400 ms is longer than the word, so its silence lowers the measured loudness by up to 3
+    LU."""
     for voice in ("onyx", "nova", "ash"):
         for lufs in (-30.0, -20.0, -10.0):
             source = at_level(spoken(library, voice, text), lufs)
@@ -146,7 +148,8 @@ def test_next_voice_starts_from_its_expected_level():
 
 @pytest.mark.parametrize("lufs", [-30.0, -20.0, -10.0])
 def test_frequency_response_is_flat_from_60_hz(lufs):
-    """The transfer function (cross-spectrum over power spectrum), in third octaves, of noise in syllables."""
+    """The test measures the transfer function (cross-spectrum over power spectrum) in third octaves, for noise in
+    syllables."""
     dice = np.random.default_rng(8)
     count = 60 * RATE_HZ
     syllables = 0.05 + np.abs(np.sin(2 * np.pi * 1.7 * np.arange(count) / RATE_HZ))
@@ -177,7 +180,7 @@ def test_true_peaks_stay_below_the_ceiling():
         spiky[dice.integers(0, len(spiky), 200)] = 1.4
         between = 0.9 * np.sin(
             2 * np.pi * rate_hz / 4 * np.arange(rate_hz) / rate_hz + np.pi / 4
-        )  # peaks between samples
+        )  # a signal with its peaks between the samples
         for source in (spiky, between.astype(np.float32) * np.float32(1.5)):
             stage = Loudness(rate_hz)
             stage.expect(-20.0)
@@ -186,7 +189,7 @@ def test_true_peaks_stay_below_the_ceiling():
 
 
 def test_gain_changes_smoothly_without_limiting():
-    source = at_level(speechlike(6.0, 16), -32.0)  # after the gain its peaks stay below the limiter
+    source = at_level(speechlike(6.0, 16), -32.0)  # after the gain, the peaks stay below the limiter's threshold
     result = evened(source)
     loud = np.abs(source) > 0.003
     gain_db = 20 * np.log10(result[loud] / source[loud])
@@ -198,7 +201,7 @@ def test_gain_changes_smoothly_without_limiting():
 
 def test_chunk_size_does_not_change_the_output():
     source = at_level(speechlike(3.0, 12), -14.0)
-    source[20_000] = 1.3  # for the limiter
+    source[20_000] = 1.3  # a peak that the limiter must reduce
     whole = evened(source, chunk=len(source))
     assert len(whole) == len(source)
     for chunk in (119, 480, 1920, 30_720):
@@ -236,7 +239,7 @@ def test_huge_and_infinite_samples_are_limited():
 
 
 def test_k_weighting_matches_bs_1770():
-    """Against the coefficients that BS.1770-4 prints for 48 kHz."""
+    """The test uses the coefficients that BS.1770-4 prints for 48 kHz."""
     frequencies_hz = np.geomspace(20, 12_000, 200)
     z = np.exp(-2j * np.pi * frequencies_hz / 48_000)
     shelf = (1.53512485958697 - 2.69169618940638 * z + 1.19839281085285 * z**2) / (
@@ -248,7 +251,7 @@ def test_k_weighting_matches_bs_1770():
 
 
 def people() -> list[np.ndarray]:
-    """Recordings of people at RATE_HZ, without the silence at their ends."""
+    """Return recordings of people at RATE_HZ, without the silence at their ends."""
     found = []
     for one in human_speech.recordings("speech"):
         source = one.samples(RATE_HZ)
@@ -259,7 +262,7 @@ def people() -> list[np.ndarray]:
 
 @pytest.mark.parametrize("off_db", [0.0, -3.0])
 def test_people_reach_the_target_loudness(off_db):
-    """off_db: by how much the level differs from the expected one."""
+    """off_db: the difference between the level and the expected level."""
     errors = []
     for source in people():
         result = evened(at_level(source, TARGET_LUFS + off_db))
@@ -274,7 +277,7 @@ def test_true_peaks_of_people_stay_below_the_ceiling():
 
 
 def test_loudness_of_the_output_corrects_a_wrong_estimate():
-    """A voice of few loud syllables with long soft sounds between them, which looks softer than it is."""
+    """The voice has few loud syllables and long soft sounds between them, so its estimated loudness is too low."""
     dice = np.random.default_rng(3)
     count = 12 * RATE_HZ
     t = np.arange(count) / RATE_HZ
@@ -286,7 +289,7 @@ def test_loudness_of_the_output_corrects_a_wrong_estimate():
 @pytest.mark.parametrize("floor_db", [-26.0, -30.0, -35.0])
 @pytest.mark.parametrize("seed", [21, 22])
 def test_noise_in_pauses_is_not_raised(floor_db, seed):
-    """floor_db: level of the room noise below the speech. Lead-in and pauses have 1 s."""
+    """floor_db: level of the room noise below the speech. The lead-in and the pauses are 1 s long."""
     dice = np.random.default_rng(seed)
     pause = np.zeros(RATE_HZ, np.float32)
     source = at_level(np.concatenate([pause, speechlike(3.0, seed), pause, speechlike(3.0, seed + 50), pause]), -20.0)

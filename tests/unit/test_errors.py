@@ -16,7 +16,7 @@ def subclasses(kind: type) -> list[type]:
     return [kind, *(deeper for child in kind.__subclasses__() for deeper in subclasses(child))]
 
 
-# Only the app's own: a test may define others.
+# Only the errors of the app, since a test may define other subclasses.
 KINDS = [kind for kind in subclasses(errors.SpeechError) if kind.__module__ == "app.errors"]
 EXPECTED_STATUS = {
     "VoiceNeedsWords": 400,
@@ -89,8 +89,8 @@ def test_each_error_has_its_status_and_four_keys(kind):
 def test_each_error_has_a_unique_code(kind):
     assert kind.code
     same = (
-        {errors.VoiceNotReady, errors.VoiceNotSupported},  # one cause with two statuses
-        {errors.Busy, errors.RateLimited},  # OpenAI has one code
+        {errors.VoiceNotReady, errors.VoiceNotSupported},  # one cause with two different statuses
+        {errors.Busy, errors.RateLimited},  # OpenAI uses one code for both errors
     )
     others = [other for other in KINDS if other is not kind and not any({kind, other} <= pair for pair in same)]
     assert kind.code not in {other.code for other in others}
@@ -155,4 +155,5 @@ def test_module_docstring_names_every_error():
     for kind in KINDS:
         assert kind.__name__ in drawn
     for kind in subclasses(errors.EngineUnavailable):
-        assert not issubclass(kind, errors.SpeechError)  # it reports why no engine runs and is never a response
+        # this error reports why no engine runs, and is never a response
+        assert not issubclass(kind, errors.SpeechError)

@@ -58,7 +58,7 @@ async def spoken(
 
 
 def pitch_hz(samples: np.ndarray, rate_hz: int) -> float:
-    """The median over voiced windows of 40 ms of the best autocorrelation between 50 and 400 Hz."""
+    """Return the median pitch of voiced windows of 40 ms, by the best autocorrelation between 50 and 400 Hz."""
     window = round(0.04 * rate_hz)
     shortest, longest = rate_hz // 400, rate_hz // 50
     found = []
@@ -74,7 +74,7 @@ def pitch_hz(samples: np.ndarray, rate_hz: int) -> float:
     return float(np.median(found))
 
 
-async def test_sentence_produces_audible_speech(engine):
+async def test_sentence_gives_audible_speech(engine):
     samples = await spoken(engine, SENTENCE)
     assert 2 < len(samples) / engine.info.rate_hz < 6
     assert samples.dtype == np.float32
@@ -82,14 +82,14 @@ async def test_sentence_produces_audible_speech(engine):
     assert -26 < level_dbfs < -14
 
 
-# Some sounds outside English, such as the German r between vowels, depend on a counter of the library. The same text is
-# then not the same to the sample, only within a hundredth of its length.
+# Some sounds outside English, such as the German r between vowels, depend on a counter of the library. So two answers
+# for the same text may differ in samples, but their lengths differ by less than 1 %.
 SAME = pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.parametrize("voice", TIMBRES)
 async def test_equal_requests_give_equal_audio(engine, voice):
-    """eSpeak NG keeps a random state from call to call. Voices without random parts do not depend on it."""
+    """eSpeak NG keeps a random state from call to call. Voices without random parts do not depend on this state."""
     first = await spoken(engine, SENTENCE, voice=voice)
     for other in ("Something else comes between.", "Ssh! Half of us felt this breath, s s s s."):
         await spoken(engine, other, voice=voice)
@@ -219,7 +219,7 @@ async def test_error_for_an_unknown_language_lists_the_supported_ones(engine, li
     assert error.value.param == "language"
     assert "en-us, " in error.value.message
     assert repr(tag) in error.value.message
-    with pytest.raises(UnsupportedParameter):  # and so through the engine, as a fault of the request
+    with pytest.raises(UnsupportedParameter):  # the engine reports the same fault as an error of the request
         await spoken(engine, SENTENCE, language=tag)
     assert len(await spoken(engine, SENTENCE, language="de"))
 
@@ -331,7 +331,8 @@ LONG_PATH = """
 
 
 def started_from(data: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Use the library in a new process: its data path is global, and a path that is too long overflows its buffer."""
+    """Use the library in a new process, because its data path is global and a path that is too long overflows its
+    buffer."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(LONG_PATH), str(data)],
         cwd=ROOT,
@@ -345,7 +346,7 @@ def started_from(data: Path, **environment: str) -> subprocess.CompletedProcess[
 
 @pytest.mark.parametrize("folder", ["d" * 60, "日本語のとても長いフォルダの名前"])
 def test_data_under_a_long_path_is_read(folder):
-    """Paths of more than 160 bytes. The second one has few characters but many bytes."""
+    """The paths have more than 160 bytes. The second path has few characters but many bytes."""
     with tempfile.TemporaryDirectory(prefix="e") as short:
         data = Path(short) / folder / folder / folder / "espeak-ng-data"
         assert len(str(data).encode()) > 160
@@ -383,7 +384,7 @@ def without_stress(ipa: str) -> str:
     return re.sub("[\u02c8\u02cc]", "", ipa)
 
 
-# The American voice names some sounds in another way than the input.
+# eSpeak's American voice writes some sounds with other IPA symbols than the input.
 AMERICAN = {"g": "ɡ", "r": "ɹ", "ɫ": "l", "ʧ": "tʃ", "ʤ": "dʒ", "e": "ɛ", "a": "æ"} | {
     "ɑ": "ɑː", "ɒ": "ɑː", "u": "uː", "ɜ": "ɜː", "ɝ": "ɜː",
     "əʊ": "oʊ", "ɪə": "iə", "eə": "ɛɹ", "ɛə": "ɛɹ",
@@ -438,10 +439,10 @@ def test_ipa_changes_only_its_word(library: Library) -> None:
         len(runner._synthesize(respelled, None)[0]), rel=0.03
     )
     german = len(runner._synthesize(plain, "de")[0]), len(runner._synthesize(with_ipa, "de")[0])
-    assert german[1] == pytest.approx(german[0], rel=0.01)  # the phoneme names are those of English
+    assert german[1] == pytest.approx(german[0], rel=0.01)  # phoneme names have the meaning of English in each voice
 
 
-def test_brackets_in_a_text_are_no_phoneme_names(library: Library) -> None:
+def test_brackets_in_a_text_are_not_read_as_phoneme_names(library: Library) -> None:
     voice = Voice("alloy", "Alloy", "preset")
     line = SpokenLine("x [[h@l'oU]]", 0, voice, ipa=((0, 1, "\u02c8\u025bks"),))
     runner = EspeakRunner(library, 1)

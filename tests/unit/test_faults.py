@@ -1,4 +1,4 @@
-"""NaN fails only its own row, and out-of-memory has its own error."""
+"""NaN in a row fails only this row, and a lack of GPU memory has a separate error."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_other_errors_do_not_count_as_a_lost_device(error: Exception) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("call", ["admit", "prefill", "step", "decode"])
 @pytest.mark.parametrize("error", DEVICE_LOST, ids=repr)
-async def test_lost_device_makes_the_engine_unhealthy_at_once(call: str, error: Exception) -> None:
+async def test_lost_device_makes_the_engine_unhealthy_immediately(call: str, error: Exception) -> None:
     async with running(rows=2, queue=5) as (engine, runner):
         parts = [Part(frames=9), Part(frames=9, fails=call, at=0, error=error), Part(frames=9)]
         jobs = [asyncio.create_task(spoken(engine, runner.utterance(part))) for part in parts]
@@ -113,6 +113,6 @@ def test_callers_get_typed_errors_without_internal_details() -> None:
     assert "inside" not in faults.to_speech_error(ZeroDivisionError("inside")).message
 
 
-def test_rows_without_codes_are_not_broken() -> None:
+def test_rows_without_codes_do_not_fail() -> None:
     assert faults.broken_rows(np.zeros((3, 0), np.int16)) == []
     assert faults.broken_rows(np.zeros((0, 4), np.int16)) == []

@@ -24,7 +24,7 @@ def run(copies: int = 2, streams: float = 20.0, *, rows: int = 32, queue: int = 
 def test_step_times_are_interpolated_between_measurements():
     assert TIMES.step_s(1) == 0.020
     assert TIMES.step_s(20) == pytest.approx(0.026)
-    assert TIMES.real_time_rows() == 32  # the largest measured number
+    assert TIMES.real_time_rows() == 32  # 32 is the largest measured number of rows
     assert Times(((1, 0.05), (2, 0.09)), 0.0).real_time_rows() == 1
     assert Times(((1, 0.2),), 0.0).real_time_rows() == 0
     assert read_points(["8:22", "1:20"]) == ((1, 0.020), (8, 0.022))
@@ -40,7 +40,8 @@ def test_idle_copy_sends_first_audio_after_a_prompt_and_a_step():
 
 def test_all_requests_are_spoken_at_moderate_load():
     result = run(streams=20.0)
-    assert result.spoken == pytest.approx(100 * 20 / 12, rel=0.2)  # arrivals a second, times seconds
+    # arrivals per second, times the seconds of each utterance
+    assert result.spoken == pytest.approx(100 * 20 / 12, rel=0.2)
     assert result.dry == result.refused == 0
     assert 0 < result.busy < 1
 
@@ -66,11 +67,11 @@ def test_dead_copy_breaks_only_its_own_streams_and_restarts():
     assert whole.cut == 0
     assert 0 < hurt.cut <= 32
     assert hurt.spoken > 0.9 * whole.spoken
-    assert hurt.gave_up == 0  # its queued requests went to other copies
+    assert hurt.gave_up == 0  # the queued requests of the copy went to other copies
 
 
 def test_paused_rows_take_no_time():
-    """A listener uses audio at real time, so a fast copy is mostly idle."""
+    """A listener plays audio in real time, so a fast copy of the server is mostly idle."""
     result = run(copies=1, streams=1.0, answer_s=60.0, for_s=2000.0, warm_s=200.0)
     assert 0.1 < result.busy < 1.2 * 0.020 / FRAME_S
 

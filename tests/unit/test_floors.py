@@ -19,22 +19,24 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    ("app", "types", "errors", "settings", "metrics", "logs", "keys", "lru"),  # "app" is app/__init__.py: the version
+    # the name "app" is the file app/__init__.py, with the version
+    ("app", "types", "errors", "settings", "metrics", "logs", "keys", "lru"),
     ("text", "audio", "voices", "nn", "weights", "runtime"),
     ("engines",),
     ("generator",),
     ("api",),
     ("main", "cli", "wiring", "first_day", "first_day_page", "healthcheck"),
-    ("scale",),  # beside the house: wraps wiring, nothing imports it
+    ("scale",),  # above the floors: it wraps `wiring`, and no other module imports it
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# Neighbours on one floor that may know each other, one way. Floor 0's types and errors are everybody's.
+# Pairs of packages on one floor of which the first may import the second. Each module may import types and errors of
+# floor 0.
 NEIGHBOURS = {
     ("voices", "audio"),
-    ("nn", "runtime"),  # kernels draw by the law of runtime/sampling.py; the runtime knows no model
-    ("nn", "weights"),  # a codec reads its own checkpoint
+    ("nn", "runtime"),  # kernels draw random numbers as runtime/sampling.py defines; the runtime imports no model
+    ("nn", "weights"),  # a codec reads its checkpoint with the functions of `weights`
     ("main", "wiring"),
-    ("main", "scale"),  # `--ray`; lazily, and the one exception to "nothing imports it"
+    ("main", "scale"),  # for `--ray`; imported only when needed, and the only module that imports `scale`
     ("cli", "wiring"),
     ("cli", "first_day"),
     ("cli", "first_day_page"),
@@ -57,8 +59,8 @@ PLAIN_RUNTIME = (
 
 @dataclass(frozen=True)
 class Import:
-    file: str  # relative to the root
-    module: str  # of the importer, dotted
+    file: str  # path of the file, relative to the root
+    module: str  # dotted name of the module that imports
     target: str  # dotted
     line: int
 
@@ -71,7 +73,8 @@ class Import:
 
 
 def room_of(module: str) -> str:
-    """app.api.app -> api; app.generator.speech -> generator; app -> app."""
+    """Return the package of a module: Return the package of a module: app.api.app -> api; app.generator.speech ->
+    generator; app -> app."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "app"
 
@@ -90,7 +93,8 @@ def imports_of(path: Path, root: Path = ROOT) -> Iterator[Import]:
 
 
 def _target(module: str, name: str, root: Path) -> str:
-    """`from app import errors` is app.errors; `from app import __version__` is app."""
+    """Return the imported module: Return the imported module: `from app import errors` is app.errors; `from app
+    import __version__` is app."""
     inside = root / module.replace(".", "/") / name
     return f"{module}.{name}" if inside.with_suffix(".py").is_file() or inside.is_dir() else module
 

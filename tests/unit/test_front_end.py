@@ -1,4 +1,4 @@
-"""Spans from the caller's characters to the spoken words survive every stage of the text front end."""
+"""Each spoken word keeps its span of the caller's characters through every stage of the text front end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def words(text: str, packing: TextPacking = PACKINGS[0], language: str = "en") -
 
 
 def check_spans(text: str) -> None:
-    """Each spoken word has a span within the text, in order; a sentence goes from its first word to its last."""
+    """Check the spans: each word has a span in the text, in order; a sentence goes from its first to its last word."""
     for packing in PACKINGS:
         for language in ("en", "de"):
             pieces = sentences(text, packing, language)
@@ -55,14 +55,14 @@ def check_spans(text: str) -> None:
 
 
 @pytest.mark.parametrize("written", [written for _, written, _ in JUDGED], ids=lambda text: ascii(text[:40]))
-def test_every_judged_text_has_spans(written: str) -> None:
+def test_every_text_of_the_table_has_spans(written: str) -> None:
     check_spans(written)
     for word in words(written):
         assert word.start_char < word.end_char, word
 
 
 @pytest.mark.parametrize("text", [*REASONING, *TOKENS, *CALLS], ids=lambda text: ascii(text[:40]))
-def test_words_after_machine_text_slice_back_to_themselves(text: str) -> None:
+def test_words_after_machine_text_have_exact_spans(text: str) -> None:
     assert [text[word.start_char : word.end_char] for word in words(text)][:1] == ["Hello"] or "▁" in text
 
 
@@ -78,7 +78,7 @@ PROSE = (
     st.sampled_from([" ", "  ", "\n", "\n\n", " [pause:0.2s] ", " [S2] ", " [S1]"]),
     st.sampled_from(["", "**", "<b>", "_"]),
 )
-def test_words_of_plain_prose_slice_back_to_themselves(parts: list[str], gap: str, mark: str) -> None:
+def test_words_of_plain_prose_have_exact_spans(parts: list[str], gap: str, mark: str) -> None:
     """A word may get a full stop at the end of a paragraph, or a comma at the end of a line of a poem."""
     text = "".join(f"{mark if index % 3 == 0 else ''}{part}{gap if index % 5 == 4 else ' '}" for index, part in
                    enumerate(parts))  # fmt: skip
@@ -149,7 +149,7 @@ def nfd(text: str) -> str:
     ],
     ids=ascii,
 )
-def test_marks_stay_with_their_letter_and_decoration_goes(text: str, spoken: str) -> None:
+def test_accents_stay_with_their_letter_and_decoration_is_removed(text: str, spoken: str) -> None:
     assert NORMALIZER.normalize(text) == spoken
     assert unicodedata.normalize("NFC", NORMALIZER.normalize(text, english=False)).startswith(spoken[:1])
 
@@ -215,7 +215,7 @@ def test_dialects_of_markdown_are_understood(text: str, spoken: str) -> None:
     ids=ascii,
 )  # fmt: skip
 @pytest.mark.parametrize("language", ["en", "de", "ja"])
-def test_layout_is_silent(text: str, language: str) -> None:
+def test_layout_characters_are_not_spoken(text: str, language: str) -> None:
     assert sentences(text, language=language) == []
 
 
@@ -227,7 +227,7 @@ def test_layout_is_silent(text: str, language: str) -> None:
         ("🏳️‍🌈", "rainbow flag"), ("🏴‍☠️", "pirate flag"), ("%", "percent"), ("&", "and"), ("@", "at"),
     ],
 )  # fmt: skip
-def test_signs_that_people_type_are_named(text: str, spoken: str) -> None:
+def test_symbols_that_people_type_are_spoken_by_name(text: str, spoken: str) -> None:
     assert [sentence.text for sentence in sentences(text)] == [spoken]
     assert has_words(spoken)
 
@@ -236,7 +236,7 @@ def test_signs_that_people_type_are_named(text: str, spoken: str) -> None:
 
 
 def field_readings() -> dict[str, dict[str, str]]:
-    """Return the judged readings of each kind of text: kind -> {text: what is spoken}."""
+    """Return the expected readings of each kind of text: kind -> {text: spoken text}."""
     found: dict[str, dict[str, str]] = {}
     kind, written = "", ""
     for line in Path(__file__).with_name("field_readings.txt").read_text(encoding="utf-8").split("\n"):
@@ -251,7 +251,7 @@ def field_readings() -> dict[str, dict[str, str]]:
 
 
 def reading(text: str) -> str:
-    """Return what is spoken for a text without a stated language, with " | " between sentences."""
+    """Return the spoken text for a text without a stated language, with " | " between sentences."""
     found = read_text(text, NORMALIZER, PACKINGS[0], lambda part: spoken_language(None, part, "en"))
     return " | ".join(sentence.text for sentence in found)
 
@@ -260,20 +260,20 @@ FIELD = field_readings()
 
 
 @pytest.mark.parametrize("kind", FIELD)
-def test_texts_of_each_kind_are_read_as_judged(kind: str) -> None:
+def test_texts_of_each_kind_are_read_as_expected(kind: str) -> None:
     assert {text: reading(text) for text in FIELD[kind]} == FIELD[kind]
     for text in FIELD[kind]:
         check_spans(text)
 
 
-def test_readings_in_the_documentation_are_true() -> None:
+def test_readings_in_the_documentation_are_correct() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| ([^|\n]+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(rows) > 40
     documented = {written.replace("⏎", "\n"): spoken.strip() for written, spoken in rows}
     assert {text: reading(text).replace(" | ", " / ") or "(silence)" for text in documented} == documented
 
 
-def test_readings_of_a_harsh_reader() -> None:
+def test_difficult_texts_are_read_as_expected() -> None:
     readings = {
         "It costs $1e6, or $1.5e6.": "It costs one million dollars, or one million five hundred thousand dollars.",
         "That is $1.5k/mo.": "That is one point five thousand dollars per month.",
@@ -312,7 +312,7 @@ def plain_words(text: str) -> set[str]:
     ["🇫🇷 ", "🎉 ", "<b>🎉</b>\n\n", "https://a.b/c ", "```python\nx = 1\n```\n\n", "--- ", "**🎉** "],
     ids=ascii,
 )
-def test_part_without_words_is_not_named_in_a_long_text(piece: str) -> None:
+def test_part_without_words_is_not_spoken_by_name_in_a_long_text(piece: str) -> None:
     """The words that a long text gives do not depend on where its windows end."""
     layout = piece * (24_000 // len(piece))
     alone = plain_words(f"{piece}harbour.") | plain_words(PROSE)
@@ -324,7 +324,7 @@ def test_part_without_words_is_not_named_in_a_long_text(piece: str) -> None:
     ("piece", "spoken"),
     [("🇫🇷", "flag of France"), ("🎉 ", "party popper"), ("\n\n🎉", "party popper"), ("?!", "question")],
 )
-def test_long_text_without_words_is_named_once(piece: str, spoken: str) -> None:
+def test_long_text_without_words_is_spoken_by_name_once(piece: str, spoken: str) -> None:
     short, long = (sentences(piece * (size // len(piece))) for size in (2_000, 60_000))
     assert spoken in short[0].text
     assert [sentence.text for sentence in long] == [sentence.text for sentence in short]
@@ -351,7 +351,7 @@ def test_long_text_without_words_is_named_once(piece: str, spoken: str) -> None:
     ],
     ids=lambda text: ascii(text[:12]),
 )
-def test_huge_and_unclosed_input_ends(text: str) -> None:
+def test_huge_and_unclosed_input_is_processed_in_limited_time(text: str) -> None:
     NORMALIZER.normalize(text)
     NORMALIZER.normalize(text, english=False)
 
@@ -364,7 +364,7 @@ def test_huge_and_unclosed_input_ends(text: str) -> None:
     ids=ascii,
 )  # fmt: skip
 def test_time_of_all_stages_grows_linearly(piece: str) -> None:
-    """Both texts are planned as one. Longer texts are cut into windows first: see test_windows.py."""
+    """Both texts are planned as one. Longer texts are cut into windows first, see test_windows.py."""
     NORMALIZER.warm()
     small, large = (piece * (size // len(piece)) + "x" for size in (4_900, 19_600))
     assert len(large) <= LONG_TEXT_CHARS

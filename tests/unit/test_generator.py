@@ -79,12 +79,12 @@ class Part:
     """How the scripted engine speaks one utterance."""
 
     frames: int = FRAMES
-    level: float | None = None  # default: 0.1 for the first utterance, 0.2 for the second ...
-    error: Exception | None = None  # raised before chunk `at`
+    level: float | None = None  # None = 0.1 for the first utterance, 0.2 for the second, and so on
+    error: Exception | None = None  # raised before the chunk with the index `at`
     at: int = 0
-    gate: asyncio.Event | None = None  # the engine waits for it before chunk 1
+    gate: asyncio.Event | None = None  # the engine waits for this event before chunk 1
     chunk: int = CHUNK
-    rules: tuple[str, ...] = ()  # of the output guard, reported with the last chunk
+    rules: tuple[str, ...] = ()  # rules of the output guard, reported with the last chunk
 
 
 class ScriptedEngine:
@@ -145,7 +145,7 @@ class ScriptedEngine:
 
 @dataclasses.dataclass(frozen=True)
 class ReadySpec(EngineSpec):
-    """The spec of an existing engine. None = its weights are missing."""
+    """The spec of an existing engine. build: None = the weights of the engine are missing."""
 
     engine: ScriptedEngine | None = None
 
@@ -167,7 +167,7 @@ class Setup:
         return [path for path in self.folder.rglob("*") if path.is_file()]
 
     async def pcm(self, text: str, **changes: Any) -> np.ndarray:
-        """(N,) float32 of the whole answer."""
+        """Return (N,) float32 of the whole answer."""
         return pcm.from_bytes(await read(await self.generator.answer(speech_request(text, **changes))))
 
     def counted(self, name: str) -> float:
@@ -197,7 +197,8 @@ async def set_up(folder: Path, known: dict[str, EngineSpec], engine: str, fallba
 
 @pytest.fixture
 def over(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextManager[Setup]]:
-    """over(engine): a generator with this engine. fallback=True: as the fallback of an engine without weights."""
+    """Return a function: over(engine) opens a generator with this engine. fallback=True: the engine is the fallback
+    of an engine without weights."""
 
     def make(engine: ScriptedEngine, *, fallback: bool = False) -> contextlib.AbstractAsyncContextManager[Setup]:
         known: dict[str, EngineSpec] = {
@@ -225,7 +226,7 @@ async def read(answer: Answer) -> bytes:
 
 
 def without_length(data: bytes, audio_format: str) -> bytes:
-    """A file without the fields that state its length: an answer from the cache knows its length."""
+    """Return a file without the fields that state its length, since only an answer from the cache knows its length."""
     known = bytearray(data)
     for start, end in {"wav": [(4, 8), (40, 44)], "flac": [(21, 26)]}.get(audio_format, []):
         known[start:end] = bytes(end - start)
@@ -260,7 +261,7 @@ def assert_is(samples: np.ndarray, *expected: tuple[float, int]) -> None:
 # ---- order and timing of utterances
 
 
-async def test_sentences_are_spoken_in_order_with_a_gap_between(over):
+async def test_sentences_are_spoken_in_order_with_a_gap_between_them(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         samples = await setup.pcm(THREE)
@@ -288,7 +289,8 @@ async def test_next_utterance_is_submitted_while_one_speaks(over):
         reading = asyncio.create_task(read(answer))
         for _ in range(50):
             await asyncio.sleep(0)
-        assert engine.events == ["begin 0", "begin 1"]  # not the third: only one is submitted ahead
+        # only one utterance is submitted ahead, so the third one is not submitted
+        assert engine.events == ["begin 0", "begin 1"]
         gate.set()
         await reading
         assert engine.events == ["begin 0", "begin 1", "end 0", "begin 2", "end 1", "end 2"]
@@ -355,7 +357,7 @@ async def test_parallel_is_part_of_the_cache_key_and_off_by_default(over):
         assert (await setup.generator.answer(speech_request(THREE, parallel=True))).hit
 
 
-async def test_parallel_is_named_as_ignored_if_the_engine_does_not_support_it(over):
+async def test_parallel_is_listed_as_ignored_if_the_engine_does_not_support_it(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         first = await setup.generator.answer(speech_request(THREE, parallel=True))
@@ -403,7 +405,7 @@ async def test_leading_pauses_of_several_lines_add_up(over):
 
 @pytest.mark.parametrize("audio_format", ["pcm", "wav", "mp3"])
 async def test_leading_pause_is_sent_after_the_engine_has_accepted_the_request(over, audio_format):
-    """A full queue is then an error, not an answer that begins with silence and breaks off."""
+    """So a full queue causes an error response, and not an answer that begins with silence and breaks off."""
     engine = ScriptedEngine(Part(error=Busy("full")))
     async with over(engine) as setup:
         answer = await setup.generator.answer(speech_request("[pause:2s] " + THREE, format=audio_format))
@@ -512,7 +514,7 @@ async def test_fallback_engine_ignores_unsupported_fields_and_names_them(over):
 # ---- takes that broke a rule of the output guard
 
 RANDOM_DRAWS = Capabilities(temperature=True)
-LONG = Part(frames=100)  # 8 s: the listener has enough while the next utterance is judged
+LONG = Part(frames=100)  # 8 s of speech: the listener has enough audio while the next utterance is checked
 
 
 async def test_unsent_take_that_failed_is_spoken_again_with_another_seed(over):
@@ -537,7 +539,7 @@ async def test_take_that_is_too_short_twice_is_an_error(over):
 
 
 async def test_sent_take_is_not_spoken_again_and_its_answer_is_not_cached(over):
-    """The first utterance is sent as it comes, so its failure is known too late."""
+    """The first utterance is sent while it is generated, so its failure is known too late."""
     engine = ScriptedEngine(Part(rules=("repeat",)), Part(level=0.4), capabilities=RANDOM_DRAWS)
     async with over(engine) as setup:
         answer = await setup.generator.answer(speech_request("One is the first."))
@@ -564,7 +566,7 @@ async def test_seed_that_the_caller_chose_is_kept_after_a_failure(over):
         assert seeds == [3, 3]
 
 
-async def test_held_take_is_sent_when_the_listener_runs_low(over, monkeypatch):
+async def test_held_take_is_sent_when_the_listener_has_little_audio_left(over, monkeypatch):
     monkeypatch.setattr(take, "RELEASE_S", 7.9)
     gate = asyncio.Event()
     engine = ScriptedEngine(LONG, Part(gate=gate), capabilities=RANDOM_DRAWS)
@@ -574,7 +576,7 @@ async def test_held_take_is_sent_when_the_listener_runs_low(over, monkeypatch):
         async with contextlib.aclosing(answer.stream) as stream:
             async for data in stream:
                 count += len(data) // 2
-                if count > 100 * CHUNK + GAP:  # audio of the second utterance, which has not ended
+                if count > 100 * CHUNK + GAP:  # the audio belongs to the second utterance, which has not ended
                     gate.set()
         assert engine.events[-1] == "end 1"
         assert count == 100 * CHUNK + GAP + SPOKEN
@@ -586,7 +588,7 @@ async def test_held_take_is_sent_when_the_listener_runs_low(over, monkeypatch):
 @pytest.mark.parametrize("audio_format", ["pcm", "wav", "mp3", "opus", "aac", "flac"])
 @pytest.mark.parametrize("text", ["One is the first.", THREE])
 async def test_repeated_request_gets_the_same_bytes_without_the_engine(over, audio_format, text):
-    engine = ScriptedEngine(Part(frames=1))  # so short that some formats send all bytes at the end
+    engine = ScriptedEngine(Part(frames=1))  # the speech is so short that some formats send all bytes at the end
     async with over(engine) as setup:
         first = await setup.generator.answer(speech_request(text, format=audio_format))
         data = await read(first)
@@ -604,7 +606,7 @@ async def test_repeated_request_gets_the_same_bytes_without_the_engine(over, aud
 
 @pytest.fixture
 def encoders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The format of each encoder that the generator has opened."""
+    """Record the format of each encoder that the generator opens."""
     opened: list[str] = []
 
     class Counted(AnswerEncoder):
@@ -627,7 +629,7 @@ async def test_second_equal_request_is_not_encoded(over, encoders, audio_format,
         assert encoders == [audio_format]
         assert {answer.cache for answer in hits} == {"hit"}
         assert {answer.size_bytes for answer in hits} == {len(made)}
-    async with over(ScriptedEngine()) as setup:  # this generator has only the files of the first
+    async with over(ScriptedEngine()) as setup:  # the second generator shares only the cache files of the first one
         encoded = await setup.generator.answer(request)
         assert {await read(encoded), *bodies} == {bodies[0]}
         assert encoded.cache == "hit"
@@ -659,7 +661,7 @@ async def test_answer_without_the_cache_is_encoded_each_time(over, encoders, ran
 
 
 async def test_incomplete_answer_is_not_kept_in_memory(over, encoders, monkeypatch):
-    monkeypatch.setattr(speech, "MEASURED_S", 0.0)  # the hit is sent while it is encoded
+    monkeypatch.setattr(speech, "MEASURED_S", 0.0)  # the cached answer is sent while it is encoded
     request = speech_request(THREE, format="mp3")
     async with over(ScriptedEngine()) as setup:
         await setup.pcm(THREE)
@@ -854,7 +856,7 @@ async def test_text_of_unpronounceable_characters_is_rejected(over, text):
     ("text", "spoken"),
     [
         ("?!", "question mark, exclamation mark"),
-        ("[pause:0.5s] ?", "question mark"),  # not "left square bracket, p, a, u ..."
+        ("[pause:0.5s] ?", "question mark"),  # the tag itself is not spoken as "left square bracket, p, a, u ..."
         ("... <break time='1s'/> !", "exclamation mark"),
         ("\u20ac", "euros"),
         ("\u2192", "to"),
@@ -871,7 +873,7 @@ async def test_punctuation_alone_is_spoken_by_name(over, text, spoken):
         assert engine.texts[-1] == spoken
 
 
-async def test_silent_punctuation_between_sentences_is_no_error(over):
+async def test_silent_punctuation_between_sentences_is_not_an_error(over):
     engine = ScriptedEngine(Part(), Part(level=0.0), Part())
     async with over(engine) as setup:
         samples = await setup.pcm("One is the first.\n\n* * *\n\nTwo is the second.", normalize=False)
@@ -910,7 +912,7 @@ async def test_answer_without_a_healthy_engine_is_an_error(over):
 
 @pytest.mark.parametrize("at", [0, 3])
 async def test_error_in_a_later_utterance_breaks_the_stream(over, at):
-    """After audio was sent, the error can only break the stream: an answer with a hole would be wrong."""
+    """After audio was sent, an error can only break the stream: an answer with a missing sentence would be wrong."""
     engine = ScriptedEngine(Part(), Part(error=EngineError("broken"), at=at), Part())
     async with over(engine) as setup:
         answer = await setup.generator.answer(speech_request(THREE))
@@ -978,7 +980,7 @@ async def test_encoder_is_not_closed_while_a_thread_uses_it(over, monkeypatch):
             self._encoder.close()
 
     monkeypatch.setattr(output, "open_encoder", Slow)
-    engine = ScriptedEngine(Part(chunk=RATE_HZ))  # one second in one chunk: encoded in a thread
+    engine = ScriptedEngine(Part(chunk=RATE_HZ))  # one second of audio in one chunk is encoded in a thread
     async with over(engine) as setup:
         reading = asyncio.create_task(read(await setup.generator.answer(speech_request(THREE, format="mp3"))))
         await asyncio.wait_for(inside.wait(), 5)
@@ -1031,7 +1033,7 @@ async def test_every_listener_gets_its_own_format_from_the_first_sample_on(over)
         (first,) = await answers_of(setup, {})
         leading = asyncio.create_task(read(first))
         await until(lambda: "begin 1" in engine.events)
-        followers = await answers_of(setup, *changes)  # join in the middle
+        followers = await answers_of(setup, *changes)  # these requests join a running answer
         following = [asyncio.create_task(read(answer)) for answer in followers]
         for _ in range(20):
             await asyncio.sleep(0)
@@ -1048,8 +1050,8 @@ async def test_every_listener_gets_its_own_format_from_the_first_sample_on(over)
 
 
 @pytest.mark.parametrize("leaver", [0, 1, 2])
-async def test_generation_goes_on_until_its_last_listener_leaves(over, leaver):
-    """It does not matter whether the answer that started the generation leaves."""
+async def test_generation_continues_until_its_last_listener_disconnects(over, leaver):
+    """The generation also continues if the answer that started it is cancelled."""
     gate = asyncio.Event()
     engine = ScriptedEngine(Part(gate=gate))
     async with over(engine) as setup:
@@ -1066,7 +1068,7 @@ async def test_generation_goes_on_until_its_last_listener_leaves(over, leaver):
         await nothing_left(engine)
 
 
-async def test_generation_ends_when_all_listeners_have_left(over):
+async def test_generation_ends_when_all_listeners_have_disconnected(over):
     engine = ScriptedEngine(Part(gate=asyncio.Event()))
     async with over(engine) as setup:
         answers = await answers_of(setup, *[{}] * 3)
@@ -1083,20 +1085,20 @@ async def test_generation_ends_when_all_listeners_have_left(over):
         assert later.cache == "miss"
 
 
-async def test_listener_that_reads_nothing_does_not_hold_the_others(over):
-    engine = ScriptedEngine(Part(frames=200))  # 16 s, more than is kept in memory
+async def test_listener_that_reads_no_data_does_not_delay_other_listeners(over):
+    engine = ScriptedEngine(Part(frames=200))  # 16 s of audio, which is more than the memory limit
     async with over(engine) as setup:
         slow, fast = await answers_of(setup, {}, {})
         beginning = await anext(slow.stream)
         whole = await asyncio.wait_for(read(fast), 20)
         assert len(whole) > 2 * 200 * CHUNK
-        rest = await read(slow)  # from the file
+        rest = await read(slow)  # the rest is read from the file
         assert beginning + rest == whole
         await nothing_left(engine)
 
 
-async def test_slow_listener_gets_everything_although_nothing_can_be_stored(over, monkeypatch):
-    """The disk is full: the samples stay in memory, and the generation waits when they are too many."""
+async def test_slow_listener_gets_all_audio_although_the_disk_is_full(over, monkeypatch):
+    """If the disk is full, the samples stay in memory, and the generation waits when there are too many."""
     monkeypatch.setattr(sound, "MAX_BEHIND_BYTES", 100_000)
     engine = ScriptedEngine(Part(frames=200))
     async with over(engine) as setup:
@@ -1237,7 +1239,7 @@ async def test_flood_of_answers_is_generated_in_order_and_counted_as_queued(over
         for _ in range(50):
             await asyncio.sleep(0)
         assert engine.texts == ["Text a.", "Text b."]
-        assert len(encoders) <= 2  # an answer that waits has no encoder
+        assert len(encoders) <= 2  # a waiting answer has no encoder yet
         load = setup.manager.load()
         assert load is not None
         assert (load.active_rows, load.queued) == (2, 4)
@@ -1251,7 +1253,7 @@ async def test_flood_of_answers_is_generated_in_order_and_counted_as_queued(over
 
 
 @pytest.mark.usefixtures("few_places")
-async def test_equal_and_cached_answers_need_no_place(over):
+async def test_equal_and_cached_answers_need_no_place_in_the_queue(over):
     gate = asyncio.Event()
     engine = ScriptedEngine(Part(), Part(gate=gate), Part(gate=gate))
     async with over(engine) as setup:
@@ -1271,7 +1273,7 @@ async def test_equal_and_cached_answers_need_no_place(over):
 
 
 @pytest.mark.usefixtures("few_places")
-async def test_listener_that_leaves_while_it_waits_for_a_place(over):
+async def test_listener_that_disconnects_while_waiting_frees_its_place(over):
     gate = asyncio.Event()
     engine = ScriptedEngine(*[Part(gate=gate)] * 3)
     async with over(engine) as setup:
@@ -1411,7 +1413,7 @@ async def test_independent_sentences_are_submitted_to_free_rows(over):
         await nothing_left(engine)
 
 
-async def test_only_one_utterance_is_ahead_while_other_requests_wait_for_rows(over, monkeypatch):
+async def test_only_one_utterance_is_submitted_ahead_while_other_requests_wait_for_rows(over, monkeypatch):
     engine = ScriptedEngine(Part(gate=asyncio.Event()), text=TextPacking(independent=True))
     monkeypatch.setattr(ScriptedEngine, "load", property(lambda self: Load(self.open, 4, 3, 64)))
     async with over(engine) as setup:
@@ -1451,7 +1453,7 @@ async def test_voices_whose_prompts_do_not_fit_together_get_separate_utterances(
         async def of(voice: Voice, _: Any) -> VoicePrompt:
             return prompts[voice.id]
 
-        setup.generator._prompts.of = of  # as from a voice store with recordings
+        setup.generator._prompts.of = of  # the prompts have recordings, as in a voice store
         await read(await setup.generator.answer(speech_request(lines=TALK)))
         assert [[line.voice.id for line in utterance.lines] for utterance in engine.utterances] == [
             ["nova", "echo", "nova"],
@@ -1514,12 +1516,13 @@ async def test_answers_ahead_of_their_listeners_wait_briefly_for_first_audio(mon
     await a_little()
     assert waiting.done()
     order.begin()
-    hurried = asyncio.create_task(order.on_loop(pacing.ON_LOOP_AHEAD_S))  # its listener has too little audio left
+    # the listener of the answer has too little audio left
+    hurried = asyncio.create_task(order.on_loop(pacing.ON_LOOP_AHEAD_S))
     await a_little()
     assert hurried.done()
-    await asyncio.wait_for(order.on_loop(10.0), 5)  # the first audio does not come: the wait has a limit
+    await asyncio.wait_for(order.on_loop(10.0), 5)  # the wait for the first audio has a limit
     monkeypatch.setattr(pacing, "MAX_YIELD_S", 60.0)
-    order.begin()  # not waited for after MAX_PENDING_S
+    order.begin()  # an answer is not waited for after MAX_PENDING_S
     await asyncio.wait_for(order.on_loop(10.0), 5)
 
 
@@ -1534,7 +1537,7 @@ async def test_underruns_count_only_after_the_first_audio():
         held_back.encoded(0.0)  # the tempo filter has returned nothing yet
     assert held_back.underruns == 0
     async for _ in playing.timed(audio()):
-        playing.encoded(0.001)  # too little audio, and no more of it
+        playing.encoded(0.001)  # each chunk adds too little audio
     assert playing.underruns == 2
 
 

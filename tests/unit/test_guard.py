@@ -1,4 +1,4 @@
-"""The output guard's rules, by themselves and in the Runner of a small random model that is made to lose its way."""
+"""The rules of the output guard, alone and in the Runner of a small random model with planted faults."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def noise(seconds: float, dbfs: float) -> np.ndarray:
 
 
 def syllables(seconds: float, *, floor_dbfs: float = -70.0) -> np.ndarray:
-    """Noise bursts of changing colour, four a second, with short gaps at the noise floor: it has speech's rhythm."""
+    """Return noise in the rhythm of speech: four bursts per second with changing spectra, and short gaps at the noise
+    floor."""
     parts = []
     for _ in range(round(seconds * 4)):
         burst = np.convolve(noise(0.18, -18.0), RANDOM.normal(0, 1, 12) / 3, "same").astype(np.float32)
@@ -58,7 +59,10 @@ def syllables(seconds: float, *, floor_dbfs: float = -70.0) -> np.ndarray:
 
 
 def until_rule(guard: LineGuard, audio: np.ndarray, *, same_from_s: float = np.inf) -> tuple[Rule | None, float]:
-    """Feed frames until a rule ends the line -> (rule, seconds). At the end of the audio the line ends by itself."""
+    """Feed frames until a rule ends the line; return (rule, seconds).
+
+    At the end of the audio the line ends by itself.
+    """
     codes = RANDOM.integers(0, 2048, 32)
     for index in range(len(audio) // FRAME):
         if index * FRAME_S < same_from_s:
@@ -70,7 +74,7 @@ def until_rule(guard: LineGuard, audio: np.ndarray, *, same_from_s: float = np.i
 
 
 def guard_of(spoken_s: float, *, pace: float | None = PACE) -> LineGuard:
-    """The guard of a line whose text takes spoken_s at the pace PACE."""
+    """Return the guard of a line whose text takes spoken_s at the pace PACE."""
     return LineGuard(spoken_s * PACE, FRAME_S, RATE_HZ, pace=pace)
 
 
@@ -92,7 +96,7 @@ def test_speech_with_pauses_passes(pace: float | None, tempo: float, floor_dbfs:
 
 @pytest.mark.parametrize("floor_dbfs", [-120.0, -60.0, -45.0, -38.0])
 def test_pause_after_the_text_ends_the_line(floor_dbfs: float) -> None:
-    """The tail is as loud as the line's own noise floor, which may be far above any fixed limit."""
+    """The tail is as loud as the noise floor of the line, which may be far above any fixed limit."""
     line = np.concatenate([syllables(6, floor_dbfs=floor_dbfs), noise(30, floor_dbfs)])
     rule, seconds = until_rule(guard_of(6.0), line)
     assert rule == "silence"
@@ -107,31 +111,32 @@ def test_pause_within_the_text_may_last_longer() -> None:
 
 def test_clicks_and_peaks_do_not_hide_a_silent_tail() -> None:
     tail = noise(30, -60.0)
-    tail[:: RATE_HZ // 2] = 0.5  # a click every half second
+    tail[:: RATE_HZ // 2] = 0.5  # one click each 0.5 s
     rule, seconds = until_rule(guard_of(6.0), np.concatenate([syllables(6, floor_dbfs=-60.0), tail]))
     assert (rule, seconds < 12) == ("silence", True)
 
 
-def test_silence_before_the_first_word_is_no_tail() -> None:
+def test_silence_before_the_first_word_is_not_a_silent_tail() -> None:
     late = np.concatenate([noise(2.5, -60.0), syllables(0.5)])
     assert until_rule(LineGuard(3, FRAME_S, RATE_HZ, pace=PACE), late)[0] is None
 
 
-def test_line_that_does_not_begin_is_ended() -> None:
+def test_line_without_speech_is_ended() -> None:
     rule, seconds = until_rule(guard_of(6.0), noise(30, -60.0))
     assert rule == "lead_in"
     assert seconds == pytest.approx(LEAD_IN_S, abs=0.2)
 
 
-def test_stuck_codes_end_the_line() -> None:
+def test_repeated_codes_end_the_line() -> None:
     rule, seconds = until_rule(guard_of(60.0), syllables(10), same_from_s=2.0)
     assert rule == "repeat"
     assert seconds == pytest.approx(2.0 + REPEATED_S, abs=0.2)
 
 
-def test_last_second_that_sounds_again_ends_the_line() -> None:
+def test_repeated_last_second_ends_the_line() -> None:
     line = syllables(6)
-    again = np.tile(line[-RATE_HZ:], 10) + noise(10, -50.0)  # not the same codes, and not the same samples
+    # the noise makes the codes and the samples of each repetition differ
+    again = np.tile(line[-RATE_HZ:], 10) + noise(10, -50.0)
     rule, seconds = until_rule(guard_of(6.0), np.concatenate([line, again]))
     assert rule == "repeat"
     assert seconds < 6 + 3.5
@@ -144,7 +149,7 @@ def test_babble_after_the_text_ends_the_line() -> None:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.2, 0.3])
-def test_line_that_is_too_short_for_its_text(share: float) -> None:
+def test_line_that_is_too_short_for_its_text_is_reported(share: float) -> None:
     assert until_rule(guard_of(8.0), syllables(8 * share))[0] == "too_short"
 
 
@@ -178,15 +183,15 @@ def test_wide_characters_take_longer_to_speak() -> None:
     assert speech_length("你好, you") == 11
 
 
-def test_pace_of_a_recording() -> None:
+def test_pace_of_a_recording_is_computed() -> None:
     assert pace_of("x" * 140, 10.0) == 14.0
-    assert pace_of("x" * 140, 2.0) is None  # nobody speaks that fast: the transcript is wrong
+    assert pace_of("x" * 140, 2.0) is None  # no person speaks so fast, so the transcript must be wrong
     assert pace_of("x" * 20, 10.0) is None
     assert pace_of("hi", 1.0) is None
 
 
 def speak(runner: CsmRunner, *texts: str, most: int = 400, temperature: float = 0.9) -> list[np.ndarray]:
-    """The frames (K,) of one utterance, step by step, as the loop would."""
+    """Yield the frames (K,) of one utterance step by step, as the loop does."""
     voice = Voice("v", "v", "preset")
     lines = tuple(SpokenLine(text, 0, voice) for text in texts)
     runner.admit(0, Utterance(lines, Sampling(temperature=temperature), 1, most * FRAME_S))
@@ -233,7 +238,7 @@ def test_end_of_speech_in_the_first_frames_is_suppressed_and_counted(tiny_csm: P
     def ends_at_once(h: torch.Tensor, cache: object, pick: object) -> torch.Tensor:
         def eager(codebook: int, logits: torch.Tensor) -> torch.Tensor:
             logits = logits.clone()
-            logits[:, runner.config.eos_code] = 1e4  # the model says: over
+            logits[:, runner.config.eos_code] = 1e4  # the model predicts EOS
             return pick(codebook, logits)  # type: ignore[no-any-return, operator]
 
         return inner(h, cache, eager)  # type: ignore[arg-type]
@@ -245,7 +250,7 @@ def test_end_of_speech_in_the_first_frames_is_suppressed_and_counted(tiny_csm: P
     assert all(frame[0] != runner.config.eos_code for frame in frames)
 
 
-def test_stuck_model_goes_on_with_the_next_line(tiny_csm: Path) -> None:
+def test_model_that_repeats_codes_continues_with_the_next_line(tiny_csm: Path) -> None:
     rules: list[Rule] = []
     runner = make(tiny_csm, rules)
     runner.model.frame = lambda h, *_: torch.full((len(h), runner.config.codebooks), 5)  # type: ignore[method-assign]
@@ -255,7 +260,7 @@ def test_stuck_model_goes_on_with_the_next_line(tiny_csm: Path) -> None:
 
 
 def test_line_that_broke_a_rule_is_not_in_the_context_of_the_next_line(tiny_csm: Path) -> None:
-    """Greedy tokens of a line after a failed line equal those of the line alone."""
+    """The greedy codes of a line after a failed line equal the codes of the same line alone."""
     alone = speak(make(tiny_csm, []), "And a second one.", most=60, temperature=0.0)
     rules: list[Rule] = []
     runner = make(tiny_csm, rules)
@@ -276,7 +281,7 @@ def test_line_that_broke_a_rule_is_not_in_the_context_of_the_next_line(tiny_csm:
     np.testing.assert_array_equal(frames[failed : failed + compared], alone[:compared])
 
 
-def test_without_guards_nothing_interferes(tiny_csm: Path) -> None:
+def test_line_is_not_ended_without_guards(tiny_csm: Path) -> None:
     rules: list[Rule] = []
     runner = load_runner(
         tiny_csm, None, device=torch.device("cpu"), dtype=torch.float32, max_rows=1, guards=None, on_guard=rules.append

@@ -32,7 +32,7 @@ SHAPES = {"csm": (2048, 32, 8, 64, 8192), "depth": (1024, 8, 2, 128, 8192), "dia
 
 
 def layer(shape: str, *, mlp: float = 1.0, values: float = 1.0, norms: float = 1.0) -> Stack:
-    """A float16 layer with random weights of ordinary size, multiplied by these factors."""
+    """Return a float16 layer with random weights of ordinary size, multiplied by these factors."""
     width, heads, kv_heads, head_dim, ffn = SHAPES[shape]
     config = StackConfig(1, width, heads, kv_heads, head_dim, ffn, 1e-5, Rope(10_000.0))
     stack = Stack(config, max_positions=8, device=CPU, dtype=torch.float16)
@@ -61,10 +61,10 @@ def outputs(stack: Stack, scale: float) -> Tensor:
         ({}, 1000.0, True),  # some models have outliers of this size
         ({"mlp": 30.0}, 1.0, True),
         ({"values": 100.0}, 1.0, True),
-        ({"mlp": 300.0}, 1.0, False),  # the product of gate and up overflows
+        ({"mlp": 300.0}, 1.0, False),  # the product of the projections gate and up overflows
         ({"norms": 400.0}, 1.0, False),
         ({"values": 30_000.0}, 1.0, False),
-        ({}, 8000.0, False),  # a residual without headroom
+        ({}, 8000.0, False),  # a residual that is already near the limit of float16
         ({}, 60_000.0, False),
     ],
 )
@@ -91,7 +91,7 @@ def test_only_float16_is_checked() -> None:
 
 
 def enlarged(load: Callable[..., Any], factor: float) -> Callable[..., Any]:
-    """`load_model` with larger weights in one MLP."""
+    """Return `load_model` with larger weights in one MLP."""
 
     def load_model(*rest: Any, **options: Any) -> Any:
         found = load(*rest, **options)
@@ -127,7 +127,7 @@ def test_model_that_overflows_runs_in_float32_and_says_why(  # noqa: PLR0917 - f
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As on a GPU of compute capability 7.5, for which `auto` is float16."""
+    """The test simulates a GPU of compute capability 7.5, for which `auto` is float16."""
     caplog.set_level(logging.WARNING)
     loading = csm_loading if engine == "csm" else dia_loading
     choose = loading.choose_dtype

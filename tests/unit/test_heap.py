@@ -11,7 +11,7 @@ from app.runtime import heap, memory
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]  # a large process keeps its memory elsewhere
 
-BLOCK_BYTES = 64 << 10  # glibc takes larger blocks from the system one by one, and returns them at once
+BLOCK_BYTES = 64 << 10  # glibc gets larger blocks from the system one by one, and returns them immediately
 BLOCKS = 2_000
 
 
@@ -29,9 +29,9 @@ async def test_free_memory_is_returned_when_the_server_is_idle(monkeypatch: pyte
     monkeypatch.setattr(heap, "INTERVAL_S", 0.01)
     idle = False
     trimming = asyncio.create_task(heap.trim_when_idle(lambda: idle))
-    await asyncio.sleep(0)  # it reads the memory before the peak
+    await asyncio.sleep(0)  # the task reads the memory use before the peak
     blocks = [bytearray(BLOCK_BYTES) for _ in range(BLOCKS)]
-    kept = blocks[::50]  # small islands keep the heap from shrinking by itself
+    kept = blocks[::50]  # a few remaining blocks prevent that the heap shrinks by itself
     del blocks
     peak_bytes = memory.resident_bytes()
     assert not await asyncio.wait_for(_trimmed_while_busy(peak_bytes), 30)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.unit
 TOKEN = "hf_veryverysecret"
 HURRIED = Patience(answer_s=1.5, stall_s=0.6, retries=2, backoff_s=0.05)
 MB = 1_000_000
-PROMPT_S = 30  # far below what it would wait without its limits: minutes, or an hour
+PROMPT_S = 30  # much less than the time without the tested limits, which is minutes or an hour
 
 
 def header(*names: str) -> bytes:
@@ -55,7 +55,7 @@ SMALL = {
     "tokenizer_config.json": b"{}",
     "prompts/conversational_a.wav": b"RIFF" * 100,
 }
-CSM = {  # as published at c92a71e1, smaller
+CSM = {  # the files as published at revision c92a71e1, but smaller
     **SMALL,
     **SHARDS,
     "transformers.safetensors.index.json": INDEX,
@@ -83,7 +83,7 @@ def refusal(files: ModelFiles, folder: Path, **options: object) -> tuple[str, st
     """Return (reason, remedy) of a download that must fail."""
     with pytest.raises(WeightsUnavailable) as caught:
         fetch(files, folder, **({"patience": HURRIED} | options))  # type: ignore[arg-type]
-    assert caught.value.__cause__ is not caught.value  # some traceback printers would never end
+    assert caught.value.__cause__ is not caught.value  # some traceback printers never end if an error is its own cause
     assert TOKEN not in repr(caught.value) + str(caught.value) + caught.value.remedy
     return caught.value.reason, caught.value.remedy
 
@@ -235,7 +235,7 @@ def test_download_is_complete_shared_and_never_repeated(
     )
     assert Path(again).parent == folder
     assert len(server.downloads()) == before
-    # And we need no network any more.
+    # This server needs no network any more.
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     requests_before = len(server.requests)
     assert fetch(files_for("csm"), tmp_path) == folder
@@ -260,7 +260,7 @@ def test_incomplete_snapshot_is_not_used(server: FakeHub, tmp_path: Path) -> Non
         (folder / name).unlink()
         assert find(files_for("csm"), tmp_path) is None, name
         (folder / name).symlink_to(link)
-    (folder / "config.json").resolve().unlink()  # a link to nothing
+    (folder / "config.json").resolve().unlink()  # leaves a link whose target is missing
     assert find(files_for("csm"), tmp_path) is None
     before = len(server.downloads())
     assert fetch(files_for("csm"), tmp_path, patience=HURRIED) == folder
@@ -325,7 +325,7 @@ def test_killed_download_is_resumed(server: FakeHub, tmp_path: Path) -> None:
     assert child.stdout is not None
     with child, child.stdout as lines:
         for line in lines:
-            if int(line) > 2.7 * MB:  # in the middle of the larger shard
+            if int(line) > 2.7 * MB:  # the position is inside the larger shard
                 child.send_signal(signal.SIGKILL)
                 break
     assert find(files_for("csm"), tmp_path) is None
@@ -338,9 +338,9 @@ def test_killed_download_is_resumed(server: FakeHub, tmp_path: Path) -> None:
     fetch(files_for("csm"), tmp_path, on_progress=reports.append, patience=HURRIED)
     (request,) = server.downloads()[before:]
     assert request.start == present
-    assert reports[0].done_bytes == TOTAL - 3 * MB + present  # counted as done
+    assert reports[0].done_bytes == TOTAL - 3 * MB + present  # bytes that were already there count as done
     assert reports[-1].done_bytes == TOTAL
-    assert all(p.rate_bytes_s < 3 * MB for p in reports)  # and not in the rate
+    assert all(p.rate_bytes_s < 3 * MB for p in reports)  # bytes that were already there do not count in the rate
     assert not list((tmp_path / "hub").rglob("*.incomplete"))
 
 
@@ -379,7 +379,7 @@ def test_progress_is_reported_at_a_limited_rate(server: FakeHub, tmp_path: Path)
     fetch(files_for("csm"), tmp_path, on_progress=lambda p: reports.append((time.monotonic(), p)), patience=HURRIED)
     times = [at for at, _ in reports]
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    assert sorted(gaps)[-2] < 0.5  # a busy machine may be late once
+    assert sorted(gaps)[-2] < 0.5  # a busy machine may cause one late report
     assert len(reports) <= 5 * (times[-1] - times[0]) + 2
     done = [p.done_bytes for _, p in reports]
     assert done == sorted(done)
@@ -507,7 +507,7 @@ def test_token_appears_in_no_repr_and_no_log(server: FakeHub, tmp_path: Path, ca
 
 @pytest.fixture
 def black_hole() -> Iterator[str]:
-    """An address whose connections are never accepted: a full backlog drops further SYNs (Linux)."""
+    """Yield the URL of a port that never accepts connections: its full backlog drops further SYNs (Linux)."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -631,7 +631,7 @@ def test_unwritable_folder_is_reported(server: FakeHub, tmp_path: Path) -> None:
     reason, remedy = refusal(files_for("csm"), tmp_path / "file" / "models")
     assert "cannot write to" in reason
     assert "permission to write" in remedy
-    if os.geteuid() != 0:  # root may write everywhere
+    if os.geteuid() != 0:  # the user root may write in each folder
         (tmp_path / "locked").mkdir(mode=0o555)
         assert "cannot write to" in refusal(files_for("csm"), tmp_path / "locked")[0]
 

@@ -1,6 +1,6 @@
-"""The cache and the login of the Hugging Face hub's own library: read as the library reads them, never written.
+"""Cache and login of the library huggingface_hub: the server reads them as the library does, and never writes them.
 
-The oracle is the library itself: it fills the caches from a fake hub, and says where it looks.
+The library itself is the reference: it fills the caches from a fake hub, and reports the paths that it uses.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the library."""
+    """Set up an empty cache of the library."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "library"))
     return tmp_path / "library"
 
@@ -72,7 +72,7 @@ def fill(server: FakeHub, cache: Path, *names: str, revision: str | None = None)
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int, str]]:
-    """Mode, time and content of everything in a folder, to show that nothing was written."""
+    """Return mode, time and content of all files in a folder, to show that nothing was written."""
     return {
         path.relative_to(folder).as_posix(): (
             path.lstat().st_mode,
@@ -106,7 +106,7 @@ print(json.dumps(answers))
 """
 
 
-def test_cache_and_token_are_those_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_and_token_of_the_library_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = {
         "home": tmp_path / ".cache" / "huggingface",
         "xdg": tmp_path / "xdg" / "huggingface",
@@ -160,7 +160,7 @@ def test_empty_variables_are_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("symlinks", [True, False])
-def test_complete_snapshot_is_used_where_it_lies(
+def test_complete_snapshot_is_used_in_place(
     server: FakeHub, cache: Path, models: Path, monkeypatch: pytest.MonkeyPatch, symlinks: bool
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", not symlinks)
@@ -177,7 +177,7 @@ def test_complete_snapshot_is_used_where_it_lies(
     assert not models.exists()
 
 
-def test_reference_decides_and_revision_can_be_pinned(server: FakeHub, cache: Path, models: Path) -> None:
+def test_reference_selects_the_snapshot_and_revision_can_be_pinned(server: FakeHub, cache: Path, models: Path) -> None:
     old = fill(server, cache)
     server.repos[REPO]["config.json"] = b'{"model_type": "csm", "new": true}'
     new = fill(server, cache)
@@ -201,7 +201,7 @@ def test_own_folder_comes_before_the_cache(server: FakeHub, cache: Path, models:
     assert find(files_for("csm"), models) == own
 
 
-def test_codec_of_the_original_layout_is_asked_for(cache: Path, tmp_path: Path) -> None:
+def test_codec_of_the_original_layout_is_requested(cache: Path, tmp_path: Path) -> None:
     folder = cache / "models--sesame--csm-1b" / "snapshots" / ("a" * 40)
     folder.mkdir(parents=True)
     (cache / "models--sesame--csm-1b" / "refs").mkdir()
@@ -215,7 +215,7 @@ def test_codec_of_the_original_layout_is_asked_for(cache: Path, tmp_path: Path) 
 def test_shards_of_an_interrupted_download_do_not_hide_the_need_for_a_codec(
     server: FakeHub, cache: Path, tmp_path: Path
 ) -> None:
-    """`hf download` fetches all layouts. It was interrupted after the layout without a codec was complete."""
+    """`hf download` fetches all layouts. The download was interrupted after the layout without a codec was complete."""
     server.repos[REPO]["model.safetensors"] = header("backbone.layers.0.attn.q_proj.weight")
     folder = fill(server, cache, "config.json", "tokenizer.json", "*.index.json", "model.safetensors", LARGE)
     assert find(files_for("csm"), tmp_path) == folder
@@ -305,7 +305,7 @@ def test_weights_of_an_older_commit_are_not_downloaded_again(server: FakeHub, ca
     assert (folder / "tokenizer.json").read_bytes() == CSM["tokenizer.json"]
 
 
-def test_cleared_cache_means_a_download(server: FakeHub, cache: Path, models: Path) -> None:
+def test_cleared_cache_causes_a_download(server: FakeHub, cache: Path, models: Path) -> None:
     (fill(server, cache) / "config.json").unlink()
     folder, _ = fetched(server, models)
     (cache / "models--sesame--csm-1b" / "blobs" / etag(LARGE, CSM[LARGE])).unlink()
@@ -328,7 +328,7 @@ def test_files_are_copied_to_a_disk_without_symlinks(
     assert not any(path.is_symlink() for path in folder.rglob("*"))
 
 
-def test_cache_that_gives_errors_is_passed_over(
+def test_unreadable_cache_is_skipped(
     server: FakeHub, cache: Path, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(server, cache)
@@ -342,7 +342,7 @@ def test_cache_that_gives_errors_is_passed_over(
 
 
 @pytest.mark.parametrize("reference", [b"\xff\xfe\x00", b"", b"../../..", b"no-such-commit\n"])
-def test_reference_without_a_commit_means_a_download(
+def test_reference_without_a_commit_causes_a_download(
     server: FakeHub, cache: Path, models: Path, reference: bytes
 ) -> None:
     fill(server, cache)
@@ -381,7 +381,7 @@ def test_partial_snapshot_offline_says_what_is_missing_and_what_to_do(
 # ---- the login
 
 
-def test_stored_token_goes_to_the_hub_alone(
+def test_stored_token_is_sent_only_to_the_hub(
     server: FakeHub, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
@@ -412,7 +412,7 @@ def test_refused_stored_token_is_named(
     assert TOKEN not in str(caught.value)
 
 
-def test_given_token_comes_first_and_the_stored_one_can_be_turned_off(
+def test_token_of_the_settings_has_priority_and_the_stored_token_can_be_disabled(
     server: FakeHub, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_stored")
@@ -428,7 +428,7 @@ def test_given_token_comes_first_and_the_stored_one_can_be_turned_off(
 
 
 def found_by_another_user(folder: Path) -> str:
-    """Look for the model in `folder` in a child process whose user is not root -> what it finds, or the error."""
+    """Look for the model in `folder` in a child process of a user other than root; return the result or the error."""
     answer, told = os.pipe()
     process = os.fork()
     if process == 0:
@@ -455,7 +455,10 @@ def found_by_another_user(folder: Path) -> str:
 
 @pytest.fixture
 def weights() -> Iterator[Path]:
-    """A local folder that another user can read. That user can't reach the temporary folders of pytest."""
+    """Yield a local folder with weights that another user can read.
+
+    This user can't reach the temporary folders of pytest.
+    """
     with tempfile.TemporaryDirectory() as base:
         Path(base).chmod(0o755)
         folder = Path(base) / "outer" / "weights"
@@ -468,7 +471,7 @@ def weights() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("locked", ["model.safetensors", ".", ".."])
-def test_folder_that_another_user_owns_is_named_with_the_remedy(weights: Path, locked: str) -> None:
+def test_error_for_a_folder_of_another_user_names_the_remedy(weights: Path, locked: str) -> None:
     assert found_by_another_user(weights) == "weights True"
     (weights / locked).chmod(0)
     try:
@@ -481,6 +484,6 @@ def test_folder_that_another_user_owns_is_named_with_the_remedy(weights: Path, l
     assert "permission" in told
 
 
-def test_unreadable_file_that_is_not_needed_is_passed_over(weights: Path) -> None:
+def test_unreadable_file_that_is_not_needed_is_ignored(weights: Path) -> None:
     (weights / "adapter.safetensors").chmod(0)
     assert found_by_another_user(weights) == "weights True"

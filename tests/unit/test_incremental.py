@@ -1,4 +1,4 @@
-"""A text that arrives in parts is cut into sentences, at the same places however it is divided."""
+"""A text that arrives in parts is cut into sentences. The cuts do not depend on the division into parts."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_text_is_cut_at_its_sentences(marked: str) -> None:
 
 
 @pytest.mark.parametrize("marked", MARKED)
-def test_every_division_into_two_parts_gives_the_same_pieces(marked: str) -> None:
+def test_every_division_into_two_parts_gives_the_same_sentences(marked: str) -> None:
     text = marked.replace("|", "")
     whole = pieces([text])
     assert all(pieces([text[:at], text[at:]]) == whole for at in range(1, len(text)))
@@ -101,7 +101,7 @@ _PARTS = st.sampled_from(
 
 @given(st.lists(_PARTS, max_size=30), st.integers(0, 2**32))
 @settings(max_examples=300, deadline=None)
-def test_any_division_gives_the_same_pieces_and_loses_nothing(parts: list[str], seed: int) -> None:
+def test_any_division_gives_the_same_sentences_and_loses_no_text(parts: list[str], seed: int) -> None:
     text = "".join(parts)
     whole = pieces([text])
     draw, divided, at = random.Random(seed), [], 0
@@ -142,7 +142,7 @@ def test_pending_text_can_be_taken_when_no_more_arrives() -> None:
 
 
 @pytest.mark.parametrize("text", ["See [the docs", "Use `pip", 'He said "Stop. ', "```\nx = 1. ", "<think>Hm. "])
-def test_nothing_is_taken_inside_an_open_mark(text: str) -> None:
+def test_no_text_is_returned_inside_an_open_tag(text: str) -> None:
     splitter = IncrementalSplitter(eager=False)
     splitter.append(text)
     assert not splitter.ends_with_sentence

@@ -1,4 +1,4 @@
-"""The torch kernels against the code they replace: the model's attention, norms and gates, and the sampler."""
+"""Compares the torch kernels with the code that they replace: the model's attention, norms, gates and sampler."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_decode_attention_copies_no_cache() -> None:
             torch.zeros(4, 16, 64), cache[0, 1, :4], cache[1, 1, :4], torch.zeros(4).long(), 512, 1
         )
     largest = max(event.cpu_memory_usage for event in profile.events())
-    assert largest < 4 * 4 * 512 * 64 * 4  # a copy of the keys that are read
+    assert largest < 4 * 4 * 512 * 64 * 4  # the limit is the size of a copy of the keys that are read
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -156,7 +156,7 @@ def draws(draw: st.DrawFn, rows: int = 4, codes: int = 24) -> tuple[list[Samplin
     size = draw(st.integers(2, codes))
     values = draw(st.lists(st.lists(LOGITS, min_size=size, max_size=size), min_size=len(params), max_size=len(params)))
     logits = torch.tensor(values, dtype=torch.float32)
-    logits[:, 0] = logits[:, 0].clamp(min=-3.0)  # two codes at least may be drawn
+    logits[:, 0] = logits[:, 0].clamp(min=-3.0)  # at least two codes may be drawn
     logits[:, 1] = logits[:, 1].clamp(min=-3.0)
     banned = draw(st.lists(st.integers(-1, size - 1), min_size=len(params), max_size=len(params)))
     return params, logits, banned, draw(st.integers(0, 2**50))
@@ -183,7 +183,7 @@ def test_sample_equals_the_sampler(case: tuple[list[SamplingParams], Tensor, lis
             allowed[0, banned[row]] = -math.inf
         assert allowed[0, result[row]] > -math.inf
         if edge_is_tied(allowed[0], knob):
-            continue  # the sampler drops some of the equal ones, by the order of its sort
+            continue  # of several codes with the same score, the sampler drops some, depending on its sort
         picked = Sampler([knob], CPU).pick(allowed, noise[row : row + 1])
         assert int(picked[0]) == int(result[row])
 
@@ -245,7 +245,7 @@ def test_kernels_do_not_read_tensor_values() -> None:
     assert TORCH.add_rms_norm(whole, whole, whole[0], 1e-5)[0].shape == (3, 24)
     assert TORCH.gate(whole, "silu").shape == (3, 12)
     assert TORCH.sample(logits, *params, 0, 9, banned).shape == (3, 9)
-    with pytest.raises(RuntimeError, match="meta"):  # so the device would tell
+    with pytest.raises(RuntimeError, match="meta"):  # a read of the values from the device fails
         whole[0, 0].item()
 
 
@@ -274,12 +274,12 @@ def test_triton_is_refused_without_cuda_or_triton(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(EngineUnavailable, match="CUDA device, but the model runs on cpu") as refused:
         candidates("triton", CPU, dtype)
     assert "TTS_KERNELS=torch" in refused.value.remedy
-    monkeypatch.setitem(sys.modules, "triton", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "triton", None)  # behaves as if Triton were not installed
     monkeypatch.delitem(sys.modules, "app.nn.kernels.triton_launch", raising=False)
     with pytest.raises(EngineUnavailable, match="Triton can't be imported") as missing:
         candidates("triton", gpu, dtype)
     assert "Install" in missing.value.remedy
-    assert candidates("auto", gpu, dtype).kernels == (TORCH,)  # and it speaks all the same
+    assert candidates("auto", gpu, dtype).kernels == (TORCH,)  # the server still speaks, with the torch kernels
 
 
 def broken(fault: Exception) -> Callable[..., Tensor]:
@@ -337,7 +337,7 @@ def test_reason_says_which_triton_kernel_is_not_used_and_why(
             assert (getattr(found.kernels[1], name) is getattr(TORCH, name)) == (name in used or name not in changes)
 
 
-def test_lost_gpu_is_not_taken_for_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_gpu_is_not_reported_as_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = RuntimeError("CUDA error: an illegal memory access was encountered")
     monkeypatch.setattr(choice, "fused_kernels", lambda: dataclasses.replace(TORCH, gate=broken(lost)))
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
@@ -376,8 +376,8 @@ def test_shifted_kernel_output_is_detected() -> None:
 
 
 def sample_each_removal(sample: Callable[..., Tensor], place: Place) -> list[int]:
-    """Return what `sample` draws where a code is removed by each of `removals` and by `banned`, for the one codebook
-    and for the whole frame."""
+    """Return the codes that `sample` draws if each of `removals` and `banned` removes a code, for the one codebook and
+    for the whole frame."""
     drawn = []
     named = torch.tensor([place.seed]), torch.tensor([place.frame])
     none = torch.full((1, place.codebooks), -1)
@@ -398,7 +398,7 @@ def test_sample_draws_no_removed_code_with_noise_of_full_bits(place: Place) -> N
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_scores_are_summed_in_float32(dtype: torch.dtype) -> None:
-    """With Dia's scale of 1, scores rounded to bfloat16 before the softmax had eight times the error."""
+    """With Dia's scale of 1, rounding the scores to bfloat16 before the softmax would cause eight times the error."""
     q, k, v = (
         random(2, 4, 4, 64, dtype=dtype) * 3,
         random(2, 4, 500, 64, dtype=dtype),

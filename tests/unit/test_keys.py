@@ -224,7 +224,7 @@ def test_server_that_had_keys_keeps_requiring_keys(file, clock):
     assert ring.needed
     with pytest.raises(Unauthorized):
         ring.find(one)
-    assert not KeyRing((), file).needed  # only a new start does
+    assert not KeyRing((), file).needed  # only a restart makes a key unnecessary
 
 
 def test_broken_file_keeps_the_old_keys_and_is_logged_once(file, clock, caplog):
@@ -299,7 +299,7 @@ def test_concurrent_requests_are_limited(file, clock):
         ring.admit(key, "speak")
     assert (caught.value.reason, caught.value.limit, caught.value.retry_after_s) == ("concurrency", None, 1)
     one.close()
-    one.close()  # closing twice counts once
+    one.close()  # a second `close` of the same request has no effect
     three = ring.admit(key, "speak")
     assert three.remaining == 97  # refused requests do not count
     with pytest.raises(RateLimited):

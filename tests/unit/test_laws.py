@@ -37,7 +37,7 @@ EXCEPTIONS = {
 
 
 def texts_in_python(source: str) -> Iterator[tuple[int, str]]:
-    """Line and text of every identifier and string constant, without docstrings."""
+    """Yield the line and text of every identifier and string constant, without docstrings."""
     tree = ast.parse(source)
     docstrings = {
         id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -54,7 +54,7 @@ def texts_in_python(source: str) -> Iterator[tuple[int, str]]:
 
 
 def texts_in_javascript(source: str) -> Iterator[tuple[int, str]]:
-    """Number and text of every line, without comments."""
+    """Yield the number and text of every line, without comments."""
     source = re.sub(r"/\*.*?\*/", lambda comment: "\n" * comment[0].count("\n"), source, flags=re.DOTALL)
     for number, line in enumerate(source.splitlines(), 1):
         yield number, CAMEL_CASE.sub("_", re.sub(r"(?:^|\s)//.*", "", line))

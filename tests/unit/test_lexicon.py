@@ -510,7 +510,7 @@ def test_too_many_entries_are_an_error(store: LexiconStore) -> None:
     assert caught.value.param == "entries"
 
 
-def test_looking_at_files_is_limited(store: LexiconStore) -> None:
+def test_checks_of_files_have_a_limited_rate(store: LexiconStore) -> None:
     assert store.needs_check(["alloy"])
     store.lists("alloy")
     assert not store.needs_check(["alloy"])

@@ -81,7 +81,10 @@ LONG_SENTENCES = (
 
 
 class CodedEngine:
-    """An engine that continues a voice from the codes of earlier turns, as CSM does. It speaks 5 frames a sentence."""
+    """An engine that continues a voice from the codes of earlier turns, as CSM does.
+
+    It speaks 5 frames for each sentence.
+    """
 
     def __init__(self) -> None:
         self._info = info(
@@ -103,7 +106,7 @@ class CodedEngine:
 
     @property
     def spoken(self) -> str:
-        """All texts, in order."""
+        """Return all texts, in order."""
         return " ".join(line.text for utterance in self.utterances for line in utterance.lines)
 
     @property
@@ -158,7 +161,7 @@ class Server:
         return self.session.open(ContextSpec(request, words=words))
 
     async def speech(self, text: str, **fields: Any) -> bytes:
-        """The answer to the whole text, as POST /v1/audio/speech gives it."""
+        """Return the answer to the whole text, as POST /v1/audio/speech gives it."""
         request = SpeechRequest("tts-1", (Line(text, "alloy"),), format="pcm", **fields)
         answer = await self.generator.answer(dataclasses.replace(request, use_cache=False))
         return b"".join([data async for data in answer.stream])
@@ -260,7 +263,10 @@ async def test_first_sentence_is_spoken_before_the_text_goes_on(tmp_path: Path) 
     "text", ["Yes.", "No!", "Wirklich?", "いいえ。", "one two three four", "well, so", 'He said "no."']
 )
 async def test_text_without_an_end_is_spoken_after_a_while(tmp_path: Path, text: str) -> None:
-    """The end of such a text never arrives. Words are spoken up to the last word that is certainly complete."""
+    """The end of such a text never arrives.
+
+    The server speaks its words up to the last one that is certainly complete.
+    """
     async with serve(tmp_path) as server:
         context = server.open()
         await context.append(text)

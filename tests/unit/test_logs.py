@@ -1,4 +1,4 @@
-"""Logs: each line of the file is one JSON object with the fields of the request, for any library."""
+"""Logs: each line of the file is one JSON object with the fields of the request, also for log lines of libraries."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_messages_below_the_level_are_not_written(tmp_path):
     assert [line["event"] for line in lines(tmp_path)] == ["yes", "yes"]
 
 
-def test_chatty_libraries_are_logged_from_warning(tmp_path):
+def test_verbose_libraries_are_logged_only_from_level_warning(tmp_path):
     logs.set_up("DEBUG", tmp_path, colors=False)
     logging.getLogger("httpx").info("GET https://example/?token=secret")
     logging.getLogger("httpx").warning("slow")
@@ -152,7 +152,7 @@ def test_escape_codes_are_not_logged(tmp_path):
     assert "color_message" not in line
 
 
-PRIVATE = " ".join(["my", "dear", "diary"])  # not as a source line shows it
+PRIVATE = " ".join(["my", "dear", "diary"])  # built from parts, so that a traceback's source line does not contain it
 
 
 def failing(text: str) -> None:

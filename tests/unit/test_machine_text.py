@@ -1,4 +1,4 @@
-"""Text that programs write for programs is not spoken, in any language, in linear time."""
+"""Machine-readable text, such as tool calls, is not spoken. This works in any language and in linear time."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_citations_are_removed(text: str) -> None:
         ('{"name": "Paris", "country": "France"}', '{"name": "Paris", "country": "France"}'),
     ],
 )
-def test_titles_in_citations_stay_and_a_bare_call_goes(text: str, kept: str) -> None:
+def test_titles_in_citations_stay_and_a_tool_call_is_removed(text: str, kept: str) -> None:
     assert removed(text) == kept
 
 
@@ -131,7 +131,7 @@ def test_titles_in_citations_stay_and_a_bare_call_goes(text: str, kept: str) -> 
         "It's your turn. Turn 0 is first.",
     ],
 )
-def test_text_for_people_stays(text: str) -> None:
+def test_ordinary_text_is_not_removed(text: str) -> None:
     assert remove_machine_text(SpannedText(text)).text == text
 
 
@@ -140,7 +140,7 @@ def test_mention_of_a_tag_hides_no_text() -> None:
 
 
 @pytest.mark.parametrize("english", [True, False])
-def test_machine_text_goes_in_every_language(english: bool) -> None:
+def test_machine_text_is_removed_in_every_language(english: bool) -> None:
     for text in (*REASONING, *TOKENS, *CALLS):
         assert NORMALIZER.normalize(text, english=english) == "Hello there!"
 
@@ -181,7 +181,7 @@ def test_long_codes_and_addresses_are_announced(text: str, spoken: str) -> None:
         "-" * 80,
     ],
 )
-def test_long_words_and_paths_are_no_codes(text: str) -> None:
+def test_long_words_and_paths_are_not_read_as_codes(text: str) -> None:
     assert announce_codes(SpannedText(text), "a long code").text == text
 
 
@@ -200,7 +200,7 @@ def test_stretched_word_is_shortened() -> None:
     ],
     ids=lambda value: ascii(value[:12]),
 )
-def test_code_in_a_language_without_words_for_it_is_not_silent(text: str, spoken: str) -> None:
+def test_code_is_spoken_in_a_language_without_an_announcement(text: str, spoken: str) -> None:
     assert Normalizer().spoken(SpannedText(text), english=False, language="hu").text.lstrip("\\") == spoken
 
 

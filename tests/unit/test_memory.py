@@ -39,7 +39,7 @@ def test_newest_turns_that_fit_are_recalled() -> None:
     assert texts(store, room=60) == ["Turn 3.", "Turn 4."]
     assert texts(store, room=0) == []
     store.remember(KEY, "csm", [turn(9, frames=99)])
-    assert texts(store) == []  # longer than all that may be kept: nothing of it, and nothing before it
+    assert texts(store) == []  # the turn is longer than the limit, so neither it nor any earlier turn is returned
 
 
 def test_codes_are_recalled_unchanged() -> None:
@@ -118,7 +118,7 @@ def test_damaged_files_are_ignored_and_old_files_are_removed(tmp_path: Path) -> 
     left = tmp_path / "x.1.new"
     left.write_bytes(b"")
     memory(tmp_path)
-    assert left.exists()  # another replica may be writing it
+    assert left.exists()  # another replica may still write this file
     os.utime(left, (0, 0))
     old = tmp_path / "old.npz"
     old.write_bytes(b"")

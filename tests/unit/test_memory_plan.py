@@ -73,7 +73,8 @@ def tensors_of(*parts: Any) -> Iterable[Tensor]:
 
 
 def csm_tensors(dtype: torch.dtype) -> list[Tensor]:
-    """All tensors of the full-size CSM with ROWS rows: weights, codec, caches and the state of the CUDA graphs."""
+    """Return all tensors of the full-size CSM with ROWS rows: weights, codec, caches and the state of the CUDA
+    graphs."""
     raw = csm_config("full")
     model = CsmModel(parse_csm(raw), device=META, dtype=dtype)
     codec = read_mimi_config(raw["codec_config"])
@@ -87,7 +88,7 @@ def csm_tensors(dtype: torch.dtype) -> list[Tensor]:
 
 
 def dia_tensors(dtype: torch.dtype) -> list[Tensor]:
-    """All tensors of the full-size Dia with ROWS rows."""
+    """Return all tensors of the full-size Dia with ROWS rows."""
     config, codec = parse_dia(dia_config(SHAPES["full"])), parse_dac_config(dac_config("full"))
     model = DiaModel(config, device=META, dtype=dtype)
     decoder = DacDecoder(codec, rows=ROWS, codebooks=9, device=META)
@@ -99,7 +100,7 @@ def dia_tensors(dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_planned_bytes_are_those_of_the_real_tensors(dtype: torch.dtype) -> None:
+def test_planned_bytes_equal_the_bytes_of_the_real_tensors(dtype: torch.dtype) -> None:
     """Less than 2 % of the bytes of a row are not in the plan: counters, depth cache and buffers for results."""
     for needed, tensors, extra in (
         (csm_loading.published_bytes(dtype), csm_tensors(dtype), PREFIX_BYTES),
@@ -111,7 +112,7 @@ def test_planned_bytes_are_those_of_the_real_tensors(dtype: torch.dtype) -> None
         assert 0 <= real - planned < 0.02 * ROWS * row
 
 
-def test_published_shapes_are_those_of_the_published_configurations() -> None:
+def test_published_shapes_equal_the_published_configurations() -> None:
     published = parse_csm(csm_config("full"))
     assert (CSM.codebooks, CSM.audio_vocab, CSM.text_vocab) == (published.codebooks, published.audio_vocab, 128_256)
     for ours, theirs in ((CSM.backbone, published.backbone), (CSM.depth, published.depth)):
@@ -140,7 +141,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("size", TABLE)
-def test_rows_of_each_card(size: int) -> None:
+def test_number_of_rows_is_planned_for_each_card(size: int) -> None:
     free = size * GIB - CONTEXT_BYTES
     for needed, rows in zip((csm_loading.published_bytes, dia_loading.published_bytes), TABLE[size], strict=True):
         bytes_of = needed(torch.bfloat16)
@@ -159,7 +160,7 @@ def test_rows_of_each_card(size: int) -> None:
 
 
 def test_small_card_has_a_smaller_prefix_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CSM on a card of 6 GB: the bytes that one row needs are taken from the cache of voices."""
+    """On a card of 6 GB, CSM reduces its cache of voices by the bytes that one row needs."""
     free = 6 * GIB - CONTEXT_BYTES
     spec = specs()["csm"]
     assert spec.spare_bytes == csm_loading.SPARE_BYTES < PREFIX_BYTES
@@ -223,7 +224,7 @@ def test_command_prints_the_plan_as_json(memory: str, engine: str, dtype: str, r
         (("--dtype", "int4"), "Unknown dtype"),
     ],
 )
-def test_command_refuses_what_it_cannot_plan(arguments: tuple[str, ...], words: str) -> None:
+def test_command_refuses_unknown_values(arguments: tuple[str, ...], words: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 1
     assert words in " ".join(result.output.split())

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 
 def scraped(metrics: Metrics) -> dict[str, float]:
-    """'name{label=value}' -> number."""
+    """Return 'name{label=value}' -> number."""
     found = {}
     for family in text_string_to_metric_families(metrics.text().decode()):
         for sample in family.samples:

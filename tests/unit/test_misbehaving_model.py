@@ -1,4 +1,4 @@
-"""Every fault of a speech model against every rule of the guard, on human recordings; and the answers that follow."""
+"""Tests each fault of a speech model with each rule of the guard, on human recordings, and the resulting answers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.unit
 
 @dataclass(frozen=True)
 class Row:
-    """What is expected of a fault: a share of the clips, at least, has one of these outcomes."""
+    """The expected result of a fault: at least this share of the clips has one of these outcomes."""
 
     name: str
     fault: model.Fault | None
-    outcomes: tuple[str, ...]  # rules, or "whole"
+    outcomes: tuple[str, ...]  # names of guard rules, or "whole"
     share: float
     late_s: float | None = None  # the median time after the true end
     tempo: float = 1.0
@@ -57,7 +57,8 @@ TABLE = (
 
 @pytest.fixture(scope="module")
 def people() -> list[tuple[Recording, float | None]]:
-    """A third of the clips, each with the pace that another clip of its speaker tells, if there is one."""
+    """Return a third of the clips, each with the pace of another clip of its speaker; without such a clip, the pace is
+    None."""
     clips = recordings(language=None)
     found = []
     for clip in clips[::3]:
@@ -79,7 +80,7 @@ def outcome(row: Row, clip: Recording, pace: float | None) -> tuple[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-def test_guard_meets_each_fault_as_expected(row: Row, people: list[tuple[Recording, float | None]]) -> None:
+def test_guard_reports_each_fault_as_expected(row: Row, people: list[tuple[Recording, float | None]]) -> None:
     found = [outcome(row, clip, pace) for clip, pace in people]
     known = [late_s for (_, late_s), (_, pace) in zip(found, people, strict=True) if pace is not None]
     print(f"{row.name:26} {dict(Counter(name for name, _ in found))}  {np.median(known):.1f} s after the end")
@@ -89,7 +90,8 @@ def test_guard_meets_each_fault_as_expected(row: Row, people: list[tuple[Recordi
 
 
 async def spoken(recordings: dict[str, list[Samples]], *texts: str) -> tuple[Samples, list[str]]:
-    """One utterance with these lines, through the batch loop -> samples (N,), and the rules that its lines broke."""
+    """Speak one utterance with these lines through the batch loop; return samples (N,) and the rules that its lines
+    broke."""
     runner = model.HumanRunner(recordings, RATE_HZ)
     about = info(rate_hz=RATE_HZ, frame_s=model.FRAME_S)
     lines = tuple(SpokenLine(text, 0, VOICE) for text in texts)
@@ -98,7 +100,7 @@ async def spoken(recordings: dict[str, list[Samples]], *texts: str) -> tuple[Sam
     return np.concatenate([chunk.samples for chunk in chunks]), [rule for chunk in chunks for rule in chunk.rules]
 
 
-async def test_line_after_a_failed_line_is_whole() -> None:
+async def test_line_after_a_failed_line_is_complete() -> None:
     first, second = recordings(language=None)[:2]
     endless = model.noise_tail(first.spoken(), RATE_HZ, np.random.default_rng(0))
     samples, rules = await spoken({first.words: [endless], second.words: [second.spoken()]}, first.words, second.words)
@@ -116,7 +118,7 @@ async def test_short_line_is_reported_with_its_audio() -> None:
     assert len(samples) > 0
 
 
-async def test_audio_that_is_no_number_fails_its_utterance_only() -> None:
+async def test_nan_samples_fail_only_their_utterance() -> None:
     clip = recordings(language=None)[0]
     broken = model.not_a_number(clip.spoken(), RATE_HZ, np.random.default_rng(0))
     with pytest.raises(EngineError):

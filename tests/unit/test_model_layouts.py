@@ -1,4 +1,4 @@
-"""Every way in which people publish CSM and Dia either loads right, or is refused with a reason and a remedy.
+"""Every published layout of CSM and Dia is either loaded correctly, or refused with a reason and a remedy.
 
 The weights are random, in the file names and with the tensor names of real repositories.
 """
@@ -44,25 +44,25 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As sesame/csm-1b: two shards, an index, a tokenizer."""
+    """Write a model like sesame/csm-1b: two shards, an index, a tokenizer."""
     return fabricate_csm(tmp_path_factory.mktemp("published"), sharded=True)
 
 
 @pytest.fixture(scope="module")
 def one_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As unsloth/csm-1b: the same model in one file."""
+    """Write the same model in one file, like unsloth/csm-1b."""
     return fabricate_csm(tmp_path_factory.mktemp("one_file"))
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model in the original layout, with the codec in `mimi`."""
+    """Write the same model in the original layout, with the codec in `mimi`."""
     return fabricate_csm(tmp_path_factory.mktemp("original"), layout_name="original")
 
 
 @pytest.fixture(scope="module")
 def lora(one_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A random adapter of this model, and the model into which PEFT has merged it."""
+    """Write a random adapter of this model, and the model with this adapter merged by PEFT."""
     folder = tmp_path_factory.mktemp("lora")
     base = csm_oracle.CsmForConditionalGeneration.from_pretrained(one_file, dtype=torch.float32)
     merged = save_and_merge(base, folder / "adapter", **LORA)
@@ -128,13 +128,14 @@ def digest(module: torch.nn.Module) -> str:
 
 
 def load(tmp_path: Path, model: object, **values: Any) -> tuple[Any, ...]:
-    """What a start with these settings gives: digests of the model and the codec, and the token ids of a text."""
+    """Load the model with these settings; return the digests of the model and the codec, and the token ids of a
+    text."""
     runner = load_csm(settings_of(tmp_path, CSM_MODEL=model, **values), CONTEXT, guards=None)
     return digest(runner.model), digest(runner._decoder), runner._text(1, "Hello there.")
 
 
 def refusal(tmp_path: Path, model: object, **values: Any) -> str:
-    """The words with which a start with these settings is refused."""
+    """Return the error message of a start with these settings."""
     with pytest.raises(WeightsUnavailable) as caught:
         load_csm(settings_of(tmp_path, CSM_MODEL=model, **values), CONTEXT, guards=None)
     assert caught.value.remedy
@@ -236,14 +237,14 @@ def test_row_4_adapter_alone(
 
 
 def merged_digest(lora: tuple[Path, Path], one_file: Path, tmp_path: Path) -> str:
-    """The digest of the model with the adapter. `test_adapters.py` compares its codes with the merged model."""
+    """Return the digest of the model with the adapter. `test_adapters.py` compares its codes with the merged model."""
     return str(load(tmp_path / "expected", lora[0], CSM_BASE=one_file)[0])
 
 
 def test_row_4_adapter_of_a_repository(
     lora: tuple[Path, Path], one_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line: CSM_MODEL=me/voice. Only the adapter and its base are downloaded."""
+    """One line: CSM_MODEL=me/voice names the adapter. Only the adapter and its base model are downloaded."""
     files = {path.name: path.read_bytes() for path in lora[0].iterdir() if path.is_file()}
     config = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": "unsloth/csm-1b"}
     files["adapter_config.json"] = json.dumps(config).encode()
@@ -255,7 +256,7 @@ def test_row_4_adapter_of_a_repository(
         assert not hub.downloads("training_args.bin")
         requests = len(hub.requests)
         assert load(tmp_path, "me/voice") == found
-        assert len(hub.requests) == requests  # a second start needs no network
+        assert len(hub.requests) == requests  # a second start sends no requests to the hub
     assert found[0] == merged_digest(lora, one_file, tmp_path)
 
 
@@ -312,7 +313,7 @@ IN_MEMORY = (
 
 
 def renamed_codec(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The names of the codec's modules in transformers 5."""
+    """Rename the tensors of the codec to the module names of transformers 5."""
     found = {}
     for name, tensor in tensors.items():
         new = name
@@ -361,7 +362,7 @@ def test_row_9_extra_buffers_are_only_logged(
 @pytest.mark.parametrize(
     "name",
     [
-        "backbone_model.layers.2.mlp.up_proj.weight",  # config.json has two layers
+        "backbone_model.layers.2.mlp.up_proj.weight",  # config.json declares two layers
         "backbone_model.layers.0.self_attn.q_norm.weight",
         "depth_decoder.model.layers.0.self_attn.q_proj.bias",
     ],
@@ -373,7 +374,10 @@ def test_extra_weights_of_a_layer_are_refused(name: str, one_file: Path, tmp_pat
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
 def test_prefixes_of_wrappers_are_removed(prefix: str, one_file: Path, base: tuple[Any, ...], tmp_path: Path) -> None:
-    """As torch.compile and DistributedDataParallel save a model. The codec comes from CSM_CODEC or has the prefix."""
+    """torch.compile and DistributedDataParallel save a model with such prefixes.
+
+    The codec comes from CSM_CODEC or also has the prefix.
+    """
     folder = change_tensors(
         copy(one_file, tmp_path / "model"), lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}
     )
@@ -436,7 +440,7 @@ UNREADABLE: dict[str, tuple[dict[str, bytes], str]] = {
 
 @pytest.mark.parametrize("where", ["local", "hub"])
 @pytest.mark.parametrize("name", list(UNREADABLE))
-def test_row_11_other_formats_are_refused_in_words(
+def test_row_11_other_formats_are_refused_with_an_explanation(
     name: str, where: str, one_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, words = UNREADABLE[name]
@@ -463,13 +467,13 @@ def test_row_11_other_formats_are_refused_in_words(
         ("backbone_model.layers.0.mlp.up_proj.lora_A.default.weight", "not merged"),
     ],
 )
-def test_row_11_quantised_tensors_are_refused_in_words(tensor: str, words: str, one_file: Path, tmp_path: Path) -> None:
+def test_row_11_quantised_tensors_are_refused(tensor: str, words: str, one_file: Path, tmp_path: Path) -> None:
     folder = change_tensors(copy(one_file, tmp_path / "model"), lambda tensors: tensors | {tensor: torch.ones(3)})
     assert words in refusal(tmp_path, folder)
 
 
 class Evil:
-    """A pickle that would write a file."""
+    """A pickle that writes a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -519,7 +523,7 @@ def cut_header(folder: Path) -> None:
 
 
 def lie(folder: Path) -> None:
-    """A header that announces a tensor of many gigabytes."""
+    """Write a file whose header announces a tensor of many gigabytes."""
     head = json.dumps({"a": {"dtype": "F32", "shape": [1 << 20, 1 << 20], "data_offsets": [0, 4]}}).encode()
     (folder / "adapter_model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0" * 4)
 
@@ -568,7 +572,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", list(SPOILT))
-def test_adapter_that_does_not_fit_is_refused_in_words(
+def test_adapter_that_does_not_fit_is_refused_with_an_explanation(
     name: str, lora: tuple[Path, Path], one_file: Path, tmp_path: Path
 ) -> None:
     change, words = SPOILT[name]
@@ -580,9 +584,7 @@ def test_adapter_that_does_not_fit_is_refused_in_words(
     ("where", "words"),
     [("/content/csm", "CSM_BASE"), (None, "does not name its base"), ("./runs/base", "CSM_BASE"), ("csm", "CSM_BASE")],
 )
-def test_base_that_is_not_here_is_reported(
-    where: str | None, words: str, lora: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_missing_base_model_is_reported(where: str | None, words: str, lora: tuple[Path, Path], tmp_path: Path) -> None:
     folder = copy(lora[0], tmp_path / "adapter")
     change_json(folder / "adapter_config.json", base_model_name_or_path=where)
     assert words in refusal(tmp_path, folder)
@@ -610,7 +612,7 @@ def test_load_cache_has_an_entry_for_base_and_adapter(
     merged, second = loaded(), entries()
     assert merged != plain
     assert first.isdisjoint(second)
-    assert loaded() == merged  # from the cache
+    assert loaded() == merged  # the weights come from the load cache
     change_json(both / "adapter_config.json", lora_alpha=9)  # the same weights, merged with another scale
     assert loaded() != merged
     assert second.isdisjoint(entries())
@@ -656,7 +658,7 @@ def test_defaults_beside_an_adapter_are_used_first(lora: tuple[Path, Path], one_
 
 @pytest.fixture(scope="module")
 def dia(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Dia in both layouts, and an adapter."""
+    """Write Dia in both layouts, and an adapter."""
     folder = tmp_path_factory.mktemp("dia")
     reference = dia_oracle.model(seed=1)
     dia_oracle.save(reference, folder / "transformers")
@@ -688,7 +690,7 @@ def test_row_12_dia_in_both_layouts_with_an_adapter(dia: tuple[Path, Path, Path]
 
 
 @pytest.mark.parametrize("name", ["GGUF", "pytorch_model.bin", "ONNX", "adapter as a pickle"])
-def test_row_12_other_formats_of_dia_are_refused_in_words(
+def test_row_12_other_formats_of_dia_are_refused_with_an_explanation(
     name: str, dia: tuple[Path, Path, Path], dac: Path, tmp_path: Path
 ) -> None:
     files, words = UNREADABLE[name]

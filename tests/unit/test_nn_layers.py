@@ -1,4 +1,4 @@
-"""Decode attention over rows at unequal positions, and packed and int8 linears."""
+"""Decode attention of rows at different positions, and linear layers with packed and int8 weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def test_batched_and_row_by_row_decode_attention_agree() -> None:
     assert torch.allclose(*outputs, atol=1e-6)
     assert torch.equal(caches[0].k, caches[1].k)
     assert torch.equal(caches[0].v[1, 4, :, 29], v[0])
-    assert torch.allclose(outputs[0][1], v[1].repeat_interleave(3, 0).flatten())  # it attends only to itself
+    # this token attends only to itself
+    assert torch.allclose(outputs[0][1], v[1].repeat_interleave(3, 0).flatten())
 
 
 def dense(dtype: torch.dtype, *, bias: bool) -> Linear:
@@ -56,7 +57,7 @@ def test_packed_linear_equals_the_plain_linear(bias: bool) -> None:
 
 
 def test_packed_rows_are_the_same_in_batches_of_any_size() -> None:
-    """At a real width, where oneDNN has another kernel for a single row."""
+    """The test uses the width of a real model, for which oneDNN has another kernel for a single row."""
     plain = Linear(2048, 2048, bias=False, device=CPU, dtype=torch.bfloat16)
     plain.weight.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
     if not PackedLinear.supports(plain):
@@ -73,7 +74,7 @@ def test_int8_linear_approximates_the_plain_linear(bias: bool, dtype: torch.dtyp
     plain = dense(dtype, bias=bias)
     small = Int8Linear(plain)
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
-    x *= torch.tensor([1, 100, 0.01, 1, 1, 0, 3])[:, None]  # rows of very unequal size
+    x *= torch.tensor([1, 100, 0.01, 1, 1, 0, 3])[:, None]  # rows of very different sizes
     y, exact = small(x), plain(x)
     assert y.dtype == torch.float32
     assert torch.equal(torch.cat([small(x[i : i + 1]) for i in range(7)]), y)  # no row depends on another row
@@ -87,7 +88,7 @@ def test_int8_linear_with_a_fused_norm_is_accurate(bias: bool) -> None:
     norm = torch.randn(64, generator=torch.Generator().manual_seed(3)) + 1
     small = Int8Linear(plain, norm, 1e-5)
     x = torch.randn(6, 64, generator=torch.Generator().manual_seed(2))
-    x *= torch.tensor([1, 100, 0.01, 1e-4, 0, 3])[:, None]  # the fourth is small beside eps
+    x *= torch.tensor([1, 100, 0.01, 1e-4, 0, 3])[:, None]  # the fourth row is small compared with eps
     y, normed = small(x), torch.nn.functional.rms_norm(x, (64,), norm, 1e-5)
     assert torch.equal(torch.cat([small(part) for part in x.split(1)]), y)
     for expected, tolerance in ((plain(normed), 0.03), (Int8Linear(plain)(normed), 0.005)):

@@ -1,4 +1,4 @@
-"""Non-verbal sounds in all spellings become the tag of the engine, or go; words of a sentence stay."""
+"""Non-verbal sounds in all spellings become the engine's tag or are removed; other words stay."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_each_spelling_is_performed_or_removed(sound: str, spelling: str) -> Non
         assert performed(text, frozenset()) == " ".join(f"{before} {after}".split()), text
 
 
-def test_two_sounds_in_one_tag() -> None:
+def test_two_sounds_in_one_tag_are_performed() -> None:
     assert performed("*laughs and claps* Yes.") == "(laughs) (claps) Yes."
     assert performed("(sighs, then coughs) No.") == "(sighs) (coughs) No."
 
@@ -82,7 +82,7 @@ def test_only_supported_sounds_are_performed() -> None:
     assert performed("[laughs] [coughs] Hi.", frozenset({"laughs"})) == "(laughs) Hi."
 
 
-def test_sound_has_the_place_of_its_tag() -> None:
+def test_sound_has_the_position_of_its_tag() -> None:
     text = perform_sounds(SpannedText("Well *sighs deeply* okay."), NON_VERBAL_SOUNDS)
     assert [(word.word, word.start_char, word.end_char) for word in text.words()] == [
         ("Well", 0, 4),

@@ -1,4 +1,4 @@
-"""The simulated listener: waits that empty its buffer are underruns, waits that do not are none."""
+"""The simulated listener: only a wait that empties its buffer is an underrun."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Time:
 
 
 async def play(monkeypatch: pytest.MonkeyPatch, *waits_s: float, pauses_s: float = 0.0) -> ListenerClock:
-    """One second of audio after each wait for the engine; the reader itself pauses before it asks for more."""
+    """Play one second of audio after each wait for the engine. pauses_s: the reader waits for this time before each
+    read."""
     clock, time = ListenerClock(), Time()
     monkeypatch.setattr(pacing, "time", time)
 
@@ -46,7 +47,7 @@ async def play(monkeypatch: pytest.MonkeyPatch, *waits_s: float, pauses_s: float
     return clock
 
 
-async def test_wait_for_the_first_audio_is_no_underrun(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wait_for_the_first_audio_is_not_an_underrun(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = await play(monkeypatch, 5.0)
     assert (clock.underruns, clock.waited_s) == (0, 5.0)
 
@@ -56,10 +57,10 @@ async def test_wait_longer_than_the_buffer_is_an_underrun(monkeypatch: pytest.Mo
     assert clock.underruns == 1
 
 
-async def test_wait_shorter_than_the_buffer_is_no_underrun(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wait_shorter_than_the_buffer_is_not_an_underrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (await play(monkeypatch, 0.1, 0.9, 0.9, 0.9)).underruns == 0
 
 
-async def test_slow_reader_is_no_underrun_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The buffer is empty because the reader pauses; the engine answers at once."""
+async def test_slow_reader_does_not_count_as_an_underrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The buffer is empty because the reader pauses. The engine returns audio immediately."""
     assert (await play(monkeypatch, 0.1, 0.0, 0.0, pauses_s=3.0)).underruns == 0

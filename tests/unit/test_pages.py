@@ -44,7 +44,7 @@ def test_memory_after_untouched_pages_is_on_huge_pages() -> None:
     memory = mmap.mmap(-1, 16 * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     behind = 8 * PAGE_BYTES
-    for at in range(behind, len(memory), mmap.PAGESIZE):  # the pages before stay untouched
+    for at in range(behind, len(memory), mmap.PAGESIZE):  # the earlier pages are not changed
         memory[at] = at // mmap.PAGESIZE % 251
     use_huge_pages()
     assert large_bytes(address + behind) >= 7 * PAGE_BYTES

@@ -38,7 +38,7 @@ def test_loaded_objects_are_excluded_from_garbage_collection() -> None:
     loop: list[object] = []
     loop.append(loop)
     del loop
-    assert gc.collect() > 0  # later objects are still collected
+    assert gc.collect() > 0  # objects that were made later are still collected
 
 
 @pytest.mark.usefixtures("_as_it_was")
@@ -47,7 +47,7 @@ def test_thread_switch_interval_is_short() -> None:
     assert sys.getswitchinterval() < 0.001
 
 
-async def test_server_calls_on_ready_once(tmp_path: Path) -> None:
+async def test_server_calls_on_ready_one_time(tmp_path: Path) -> None:
     settled = asyncio.Event()
     times = 0
 

@@ -1,4 +1,5 @@
-"""The pitch finder: tones, glides and octave traps; on recordings of people, Praat's medians."""
+"""The pitch finder: tones, glides and signals that suggest the wrong octave, and Praat's medians for recordings of
+people."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ PRAAT_HZ = {
 
 
 def harmonics(pitch_hz: float | np.ndarray, numbers: range, seconds: float = 1.0) -> np.ndarray:
-    """A sum of harmonics, each half as loud as its number demands of the first one."""
+    """Return a sum of these harmonics; harmonic n has the amplitude 1 / n."""
     count = round(seconds * RATE_HZ)
     phase = 2 * np.pi * np.cumsum(np.broadcast_to(pitch_hz, count)) / RATE_HZ
     return sum(np.sin(number * phase) / number for number in numbers).astype(np.float32) * np.float32(0.2)
@@ -56,7 +57,10 @@ def test_pitch_is_found_without_its_fundamental(pitch_hz):
 
 
 def test_period_whose_halves_nearly_agree_is_not_halved_or_doubled():
-    """Pulses of 100 Hz with every second one 20 % weaker: 100 Hz, not 50 Hz. The reverse trap: a strong second one."""
+    """Pulses of 100 Hz, in which each second pulse is 20 % weaker, have a pitch of 100 Hz and not of 50 Hz.
+
+    With a strong second harmonic, the pitch is also 100 Hz, and not 200 Hz.
+    """
     pulses = np.zeros(RATE_HZ, np.float32)
     pulses[::160] = 1.0
     pulses[160::320] *= 0.8
@@ -66,7 +70,7 @@ def test_period_whose_halves_nearly_agree_is_not_halved_or_doubled():
     assert np.median(pitch.voiced(strong_second, RATE_HZ)) == pytest.approx(100, rel=0.01)
 
 
-def test_glide_is_followed():
+def test_gliding_pitch_is_measured():
     course = np.geomspace(100, 300, 2 * RATE_HZ)
     found = pitch.track(harmonics(course, range(1, 8), 2.0), RATE_HZ)
     expected = course[((np.arange(200) + 0.5) * RATE_HZ / 100).astype(int)]
@@ -96,14 +100,14 @@ def test_audio_of_a_few_frames_gives_that_many_frames(count):
     assert len(pitch.track(samples.noise(count, 0.1), RATE_HZ)) == count // 160
 
 
-def test_block_borders_do_not_show(monkeypatch):
+def test_block_borders_do_not_change_the_pitch(monkeypatch):
     tone = harmonics(np.geomspace(90, 200, 3 * RATE_HZ), range(1, 8), 3.0)
     whole = pitch.track(tone, RATE_HZ)
     monkeypatch.setattr(pitch, "_BLOCK_FRAMES", 17)
     np.testing.assert_allclose(pitch.track(tone, RATE_HZ), whole, rtol=1e-6)
 
 
-def test_people_have_the_median_pitch_that_praat_finds():
+def test_median_pitch_of_people_equals_that_of_praat():
     found = {one.name: one for one in human_speech.recordings("speech", "en")}
     missing = set(PRAAT_HZ) - set(found)
     if missing == set(PRAAT_HZ):

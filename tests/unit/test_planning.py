@@ -46,6 +46,6 @@ def test_recording_and_passage_take_at_most_20_s(prompt_s: float, most: int) -> 
     assert not fits(DIA, most + 1, prompt_s)
 
 
-def test_engine_without_this_limit_takes_full_passages() -> None:
+def test_engine_without_a_duration_limit_gets_full_passages() -> None:
     other = dataclasses.replace(DIA, text=dataclasses.replace(DIA.text, natural_s=0.0))
     assert fits(other, 238, 18.0)

@@ -101,7 +101,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 def kill(engine: BatchedEngine) -> None:
-    """End the engine's thread. Its loop restarts once after a failure, so every iteration fails."""
+    """End the engine's thread. The loop of the engine restarts once after a failure, so every iteration fails."""
 
     def plan() -> None:
         raise SystemExit
@@ -113,7 +113,7 @@ def kill(engine: BatchedEngine) -> None:
 
 
 def fail(engine: BatchedEngine, error: Exception) -> None:
-    """Every step of this engine's model raises, as after an illegal access on a GPU."""
+    """Make every step of this engine's model raise, as after an illegal memory access on a GPU."""
 
     def step(_: object) -> None:
         raise error
@@ -143,13 +143,13 @@ async def test_least_busy_device_is_used(engine: EnginePool) -> None:
     await until(lambda: rows(engine) == [0, 0])
 
 
-async def test_voice_returns_to_the_device_that_knows_its_prompt(engine: EnginePool) -> None:
-    async with held(engine, 1):  # so that this voice comes to the second device
+async def test_voice_returns_to_the_device_that_has_its_prompt(engine: EnginePool) -> None:
+    async with held(engine, 1):  # so that the prompt of this voice is on the second device
         await whole(engine, say(prompt=prompt("a")))
     await until(lambda: rows(engine) == [0, 0])
     async with held(engine, 1, prompt=prompt("a")):
         assert rows(engine) == [0, 1]
-        async with held(engine, 1, prompt=prompt("a")):  # but not if that device is busy
+        async with held(engine, 1, prompt=prompt("a")):  # a busy device is not chosen for its prompt
             assert rows(engine) == [1, 1]
 
 
@@ -195,7 +195,7 @@ async def test_row_offered_to_a_cancelled_waiter_goes_to_the_next(engine: Engine
         await until(lambda: engine.load.queued == 1)
         stayer = asyncio.create_task(whole(engine, say(seed=2)))
         await until(lambda: engine.load.queued == 2)
-        await streams[0].aclose()  # offers the row to the cancelled task, which has not run yet
+        await streams[0].aclose()  # the row is offered to the cancelled task, which has not run yet
         leaver.cancel()
         assert len(await asyncio.wait_for(stayer, 20))
 
@@ -205,7 +205,7 @@ async def test_concurrent_requests_are_all_spoken(engine: EnginePool) -> None:
     alone = [await whole(engines(engine)[0], say(seed=seed)) for seed in range(5)]
     many = await asyncio.gather(*(whole(engine, say(seed=seed % 5)) for seed in range(12)))
     for index, sound in enumerate(many):
-        assert np.allclose(sound, alone[index % 5], atol=1e-4)  # the codec shares a batch
+        assert np.allclose(sound, alone[index % 5], atol=1e-4)  # other answers share the codec's batch
     assert rows(engine) == [0, 0]
 
 
@@ -216,7 +216,7 @@ async def test_dead_device_is_removed_and_the_other_continues(
     async with held(engine, 2) as streams:
         assert rows(engine) == [1, 1]
         kill(first)
-        with pytest.raises(EngineError):  # its audio has started, so no other device repeats it
+        with pytest.raises(EngineError):  # the audio of the answer has started, so no other device repeats it
             async for _ in streams[0]:
                 pass
         gone, left = (each.failure for each in engine.devices)
@@ -226,7 +226,7 @@ async def test_dead_device_is_removed_and_the_other_continues(
         assert engine.load.max_rows == 2
         assert len(await whole(engine, say()))
         received_s = 0.0
-        async for chunk in streams[1]:  # the answer of the other device is complete
+        async for chunk in streams[1]:  # the answer on the other device is complete
             received_s += chunk.seconds
             if received_s > 3:
                 break
@@ -278,11 +278,11 @@ async def test_device_that_fails_repeatedly_is_removed(engine: EnginePool) -> No
         assert not engine.devices[0].failure
         assert len(await whole(engine, say(seed=attempt)))
     assert "consecutive texts" in engine.devices[0].failure
-    assert first.healthy  # its thread still runs but gets no requests
+    assert first.healthy  # the engine's thread still runs, but gets no requests
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_lost_device_is_removed_at_once_and_its_request_moves(engine: EnginePool) -> None:
+async def test_lost_device_is_removed_immediately_and_its_request_moves(engine: EnginePool) -> None:
     first, _ = engines(engine)
     fail(first, RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert len(await whole(engine, say()))
@@ -291,7 +291,7 @@ async def test_lost_device_is_removed_at_once_and_its_request_moves(engine: Engi
     assert not engine.devices[1].failure
 
 
-async def test_text_that_fails_on_every_device_removes_none(engine: EnginePool) -> None:
+async def test_text_that_fails_on_every_device_removes_no_device(engine: EnginePool) -> None:
     for each in engines(engine):
         fail(each, RuntimeError("this text"))
     for _ in range(pool.MAX_FAILURES + 1):
@@ -313,7 +313,7 @@ async def test_hung_device_is_abandoned(engine: EnginePool, monkeypatch: pytest.
     first, second = engines(engine)
     expected = await whole(second, say())
     monkeypatch.setattr(pool, "HEALTH_CHECK_S", 0.05)
-    monkeypatch.setattr(loop, "HUNG_S", 3.0)  # an idle engine turns once a second
+    monkeypatch.setattr(loop, "HUNG_S", 3.0)  # an idle engine's loop runs once a second
     stuck = threading.Event()
     step = first._runner.step
     first._runner.step = lambda rows: (stuck.wait(30), step(rows))[1]  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Pause tags become silences of the right length, words stay, and no text is an error."""
+"""Pause tags become silences of the right length, words stay, and no text causes an error."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_pause_tag_sets_the_length_of_the_silence(tag: str, seconds: float) -> N
     ["[pause:abc]", "[pause:-1s]", "[pause:1h]", "[pause:1s2]", "[pause:0s]", "[pause: for effect]", "</break>",
      '<break strength="none"/>', '<break time="soon"/>', "[pause:1e9s]"],
 )  # fmt: skip
-def test_malformed_or_empty_pause_is_dropped_not_read_aloud(tag: str) -> None:
+def test_malformed_or_empty_pause_tag_is_removed_and_not_read_aloud(tag: str) -> None:
     assert parse(f"before {tag} after") == [Words("before after")]
 
 
@@ -92,7 +92,7 @@ def test_words_and_pauses_keep_their_order(text: str, parts: list[Words | Pause]
     assert parse(text) == parts
 
 
-def test_consecutive_pauses_are_bounded_in_sum() -> None:
+def test_total_of_consecutive_pauses_is_limited() -> None:
     assert parse("[pause:10s]" * 1000) == [Pause(MAX_SILENCE_S)]
 
 

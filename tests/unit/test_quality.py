@@ -30,13 +30,13 @@ def tone(hertz: float, count: int) -> np.ndarray:
 
 
 def hum(mains_hz: int, count: int) -> np.ndarray:
-    """Mains hum with its harmonics, RMS 1."""
+    """Return mains hum (50 Hz) with its harmonics, RMS 1."""
     wave = sum(tone(mains_hz * number, count) / number**0.5 for number in range(1, 20))
     return wave / np.float32(samples.rms(wave))
 
 
 def checks(sound: np.ndarray) -> dict[str, quality.Check]:
-    """The checks of a recording, as cloning makes them."""
+    """Return the quality checks of a recording, as cloning makes them."""
     sound = without_rumble(sound, RATE_HZ)
     spans = FINDER.find(sound, RATE_HZ)
     report = quality.measure(sound, RATE_HZ, spans, clipped=0.0, bandwidth_hz=RATE_HZ / 2)
@@ -110,7 +110,7 @@ def test_noise_behind_the_voice_is_not_music(level):
 
 
 @pytest.mark.parametrize("sentence", samples.WORDS[:3])
-def test_speech_that_begins_with_the_first_sample_is_found_from_there(sentence):
+def test_speech_that_begins_with_the_first_sample_is_found_from_its_start(sentence):
     sound = samples.said(sentence)
     first = int(np.flatnonzero(np.abs(sound) > 0.02)[0])
     spans = FINDER.find(sound[first:], RATE_HZ)
@@ -119,7 +119,7 @@ def test_speech_that_begins_with_the_first_sample_is_found_from_there(sentence):
 
 
 def test_fast_speech_is_cut_in_a_short_pause_and_not_in_a_word():
-    """Sentences of 3 s with pauses of 0.16 s, too short for the speech finder: 40 s without a pause for it."""
+    """The pauses of 0.16 s between the sentences are too short for the speech finder, so it finds no pause in 40 s."""
     parts, pauses, at = [], [], 0
     for number in range(14):
         sound = samples.said(samples.WORDS[number % len(samples.WORDS)])
@@ -142,7 +142,7 @@ def test_window_is_not_longer_than_the_limit_that_was_given():
 
 
 def test_recording_with_high_peaks_gets_the_common_loudness():
-    """Clicks of 20 dB above the speech: without a limiter they would hold the loudness back."""
+    """The clicks are 20 dB above the speech. Without a limiter, they would prevent a higher gain."""
     sound = 0.05 * noisy()
     sound[5_000::9_000] = 0.9 * np.abs(sound).max() * 10
     made = cleaned(sound, Span(0.0, len(sound) / RATE_HZ), denoise=False)
@@ -154,7 +154,7 @@ def test_recording_with_high_peaks_gets_the_common_loudness():
 
 
 def buzz(pitch_hz: float, seconds: float = 8.0) -> np.ndarray:
-    """A buzz in the rhythm of syllables, with a falling pitch."""
+    """Return a buzz in the rhythm of syllables, with a falling pitch."""
     count = round(seconds * CASTING_RATE_HZ)
     t = np.arange(count) / CASTING_RATE_HZ
     phase = 2 * np.pi * np.cumsum(pitch_hz * (1 - 0.02 * t)) / CASTING_RATE_HZ
@@ -182,7 +182,7 @@ def no_speech() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", no_speech())
-def test_sound_that_is_no_speech_does_not_become_a_preset_voice(kind):
+def test_recording_without_speech_does_not_become_a_preset_voice(kind):
     assert isinstance(evaluate(no_speech()[kind], CASTING_RATE_HZ, SENTENCE, PROFILES["sage"], kind), str)
 
 
@@ -215,7 +215,7 @@ def test_take_without_its_words_or_with_other_words_is_refused(words, reason):
         assert isinstance(found, Candidate), found
 
 
-def test_pitch_is_not_asked_if_the_words_were_found():
+def test_pitch_is_not_required_if_the_words_were_found():
     """A whisper has no pitch."""
     sound = whispered(samples.said(SENTENCE))
     profile = PROFILES["alloy"]
@@ -224,7 +224,7 @@ def test_pitch_is_not_asked_if_the_words_were_found():
     assert "pitch" in evaluate(sound, RATE_HZ, SENTENCE, profile, "")
 
 
-def test_recogniser_tells_a_sentence_from_other_words_and_from_reversed_speech():
+def test_recogniser_distinguishes_a_sentence_from_other_words_and_reversed_speech():
     pytest.importorskip("pocketsphinx")
     timbre = TIMBRES["nova"]
     sound = samples.said(SENTENCE, f"{timbre.accent}+{timbre.variant}", timbre.pitch)
@@ -237,7 +237,7 @@ def test_recogniser_tells_a_sentence_from_other_words_and_from_reversed_speech()
 
 
 @pytest.mark.parametrize("fault", ["other words", "half of the words", "more words"])
-def test_transcript_that_is_not_what_is_said_gives_a_warning(fault):
+def test_wrong_transcript_gives_a_warning(fault):
     pytest.importorskip("pocketsphinx")
     said = " ".join(samples.WORDS[:2])
     words = {"other words": " ".join(samples.WORDS[2:4]), "half of the words": samples.WORDS[0]}
@@ -250,7 +250,7 @@ def test_transcript_that_is_not_what_is_said_gives_a_warning(fault):
 
 
 def whispered(sound: np.ndarray) -> np.ndarray:
-    """Noise with the spectrum of the speech, in windows of 20 ms that overlap by half."""
+    """Return noise with the spectrum of the speech, in windows of 20 ms that overlap by half."""
     size = round(0.02 * RATE_HZ) // 2 * 2
     window = np.hanning(size).astype(np.float32)
     noise = samples.noise(len(sound), 1.0)
@@ -275,7 +275,7 @@ def test_each_recording_of_csm_can_become_a_preset_voice():
 
 
 @pytest.mark.slow
-def test_people_are_accepted_as_preset_voices_and_other_sounds_are_not():
+def test_speech_of_people_is_accepted_as_preset_voice_and_other_sounds_are_not():
     people: dict[str, list[bool]] = {}
     for language in ("en", "de", "fr", "it", "pt"):
         for one in human_speech.recordings("speech", language):
@@ -284,13 +284,14 @@ def test_people_are_accepted_as_preset_voices_and_other_sounds_are_not():
     accepted = np.mean([np.mean(results) for results in people.values()])
     assert accepted >= 0.95, people
     for one in human_speech.recordings("negative"):
-        if "reversed" not in one.name and "babble" not in one.name:  # these need a speech recogniser
+        # reversed speech and babble are found only by a speech recogniser
+        if "reversed" not in one.name and "babble" not in one.name:
             words = "x" * round(14 * len(one.samples()) / one.rate_hz)
             assert isinstance(evaluate(one.samples(), one.rate_hz, words, PROFILES["alloy"], ""), str), one.name
 
 
 @pytest.mark.slow
-def test_honest_recordings_are_not_refused_and_seldom_warned_about():
+def test_good_recordings_are_not_refused_and_seldom_get_a_warning():
     cloner = Cloner(NoTranscriber())
     recordings = human_speech.recordings("speech")
     warned = {"music": [], "speakers": []}
@@ -326,7 +327,8 @@ def test_windows_of_people_have_at_most_12_s_and_do_not_begin_or_end_in_a_word()
         levels = levels_dbfs(whole, RATE_HZ)
         for border_s in (place.start_s, place.end_s):
             inside = [word for word, start_s, end_s in words if start_s + 0.08 < border_s < end_s - 0.08]
-            # The aligner adds pauses to words: a word is cut only where it is loud.
+            # The aligner counts pauses as parts of words. So a border inside a word cuts the word only if the audio is
+            # loud there.
             quiet = levels[min(len(levels) - 1, round(border_s * 50))] < np.percentile(levels, 80) - 20
             assert quiet or not inside, (speaker, border_s, inside)
 
@@ -354,7 +356,7 @@ def test_messages_name_one_cause_once():
     assert quality.joined(["A. B.", "B.", "C.", "C."]) == "A. B. C."
 
 
-def test_good_level_in_a_message_is_the_level_of_the_check():
+def test_required_level_in_a_message_equals_the_level_of_the_check():
     speech = samples.speech()
     found = [checks(noisy(level * samples.rms(speech)))["snr_db"] for level in (0.02, 0.08, 0.15, 0.3)]
     limits = [float(check.message.split(". ")[1].split(" dB")[0]) for check in found if check.level == "warning"]

@@ -1,4 +1,4 @@
-"""The time of every regular expression in app/ grows linearly with the text, even if the text attacks the expression.
+"""The time of every regular expression in app/ grows linearly with the text, also for texts made to slow it down.
 
 An attack is built from the pattern: the text before a repetition once, then the repeated text many times, then an
 ending that cannot match. Each pattern runs with the methods that the app calls on it.
@@ -32,13 +32,13 @@ from tests.support.live import ROOT
 
 pytestmark = pytest.mark.unit
 
-LONGEST = 20_000  # TTS_MAX_INPUT_CHARS
+LONGEST = 20_000  # the default of TTS_MAX_INPUT_CHARS
 SIZE = 2_000  # the growth is measured from this length to four times this length
-CUBIC_ORDER = 2.5  # between medium texts, so that a cubic pattern is found before it takes minutes
-SHORT_ORDER = 3.5  # between short texts, where only an exponential pattern grows faster
+CUBIC_ORDER = 2.5  # limit of the growth between medium texts, so that a cubic pattern is found before it takes minutes
+SHORT_ORDER = 3.5  # limit of the growth between short texts, which only an exponential pattern exceeds
 METHODS = {
     "findall": re.Pattern.findall,
-    "finditer": re.Pattern.findall,  # to the end
+    "finditer": re.Pattern.findall,  # the iterator is read to its end
     "fullmatch": re.Pattern.fullmatch,
     "match": re.Pattern.match,
     "search": re.Pattern.search,
@@ -46,7 +46,7 @@ METHODS = {
     "sub": lambda pattern, text: pattern.sub("", text),
 }
 ENDINGS = ("", "\0", " x")
-MANY = 12  # a repetition of fewer is too short to attack
+MANY = 12  # fewer repetitions are too short for an attack
 
 # By the start of the pattern: the longest text that the app passes to it.
 BOUNDED = {
@@ -64,14 +64,14 @@ BOUNDED = {
 
 
 def modules() -> dict[str, ModuleType]:
-    """All modules by name, except those that need Ray or Triton; these have no pattern."""
+    """Return all modules by name, except modules that need Ray or Triton; these contain no pattern."""
     skipped = ("app.scale.ray", "app.nn.kernels.triton_launch", "app.nn.kernels.triton_kernels")
     names = (info.name for info in pkgutil.walk_packages(app.__path__, "app."))
     return {name: importlib.import_module(name) for name in names if name not in skipped}
 
 
 def patterns() -> dict[str, re.Pattern[str]]:
-    """All patterns in module variables and in calls, by their place in the code."""
+    """Return all patterns in module variables and in calls, by their place in the code."""
     found: dict[str, re.Pattern[str]] = {}
     for module in modules().values():
         for name, value in vars(module).items():
@@ -80,14 +80,15 @@ def patterns() -> dict[str, re.Pattern[str]]:
     for where, call in _calls():
         if (pattern := _written(call)) is not None:
             found[where] = pattern
-    once = {pattern.pattern: where for where, pattern in reversed(found.items())}  # modules import each other's
+    # a module may import patterns of another module
+    once = {pattern.pattern: where for where, pattern in reversed(found.items())}
     return {where: found[where] for where in reversed(once.values())}
 
 
 def methods() -> dict[str, set[str]]:
-    """The methods that the app calls on each pattern, by the text of the pattern.
+    """Return the methods that the app calls on each pattern, by the text of the pattern.
 
-    A pattern in a table that a loop goes through has no call. Such tables are for `sub`.
+    A pattern that a loop takes from a table has no direct call; the loops call `sub`.
     """
     found: dict[str, set[str]] = defaultdict(set)
     known = {Path(module.__file__ or ""): module for module in modules().values()}
@@ -109,7 +110,7 @@ def methods() -> dict[str, set[str]]:
 
 
 def _calls() -> Iterator[tuple[str, ast.Call]]:
-    """(file:line, call) of each call of a method or of a module's function."""
+    """Yield (file:line, call) for each call of a method or of a module's function."""
     for path in sorted((ROOT / "app").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -117,7 +118,7 @@ def _calls() -> Iterator[tuple[str, ast.Call]]:
 
 
 def _written(call: ast.Call) -> re.Pattern[str] | None:
-    """The pattern in `re.method("pattern", ...)`."""
+    """Return the pattern in `re.method("pattern", ...)`."""
     function = call.func
     assert isinstance(function, ast.Attribute)
     if not isinstance(function.value, ast.Name) or function.value.id != "re" or function.attr == "escape":
@@ -127,13 +128,13 @@ def _written(call: ast.Call) -> re.Pattern[str] | None:
 
 
 def _receiver(call: ast.Call, module: ModuleType) -> Any:
-    """The value before the dot, if it is a name of the module or of an imported module."""
+    """Return the value before the dot, if it is a name of the module or of an imported module."""
     assert isinstance(call.func, ast.Attribute)
     return _value(call.func.value, module)
 
 
 def _value(node: ast.expr, module: ModuleType) -> Any:
-    """The value of a name of the module, of a name of an imported module, or of an item of such a name."""
+    """Return the value of a name of the module, of a name of an imported module, or of an item of such a name."""
     if isinstance(node, ast.Subscript):
         node = node.value
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -159,7 +160,7 @@ def _inside(value: Any, depth: int) -> Iterator[re.Pattern[str]]:
 
 
 def _any_of(node: Any) -> str:
-    """A character that the set matches."""
+    """Return a character that the set matches."""
     negated, members = False, []
     for kind, value in node:
         if kind is constants.NEGATE:
@@ -181,7 +182,7 @@ def _category(kind: Any) -> str:
 
 
 def _text(nodes: Iterable[tuple[Any, Any]]) -> str:
-    """One text that these nodes match."""
+    """Return one text that these nodes match."""
     out = ""
     for kind, value in nodes:
         if kind is constants.LITERAL:
@@ -204,7 +205,7 @@ def _text(nodes: Iterable[tuple[Any, Any]]) -> str:
 
 
 def _pumps(nodes: Iterable[tuple[Any, Any]], before: str) -> Iterator[tuple[str, str]]:
-    """(text before, repeated text) of every repetition of MANY or more."""
+    """Yield (text before, repeated text) for each repetition that may occur MANY times or more."""
     for kind, value in nodes:
         if kind in (constants.MAX_REPEAT, constants.MIN_REPEAT, constants.POSSESSIVE_REPEAT):
             if value[1] >= MANY:
@@ -256,7 +257,7 @@ def too_slow(run: Callable[[str], object], attacked: Iterable[tuple[str, str]], 
 
 @functools.cache
 def quadratic_s() -> float:
-    """CPU time of a quadratic pattern for SIZE characters. No pattern may take longer, whatever its growth."""
+    """Return the CPU time of a quadratic pattern for SIZE characters. No other pattern may take longer."""
     text = " " * SIZE
     return cpu_s(lambda: re.sub(r"\s+$x", "", text), 10)
 
@@ -316,7 +317,7 @@ def test_check_finds_a_pattern_that_is_slow_from_every_position(slow: str, metho
 
 @pytest.mark.parametrize("slow", [r"\s+$x", r"a+b", r"[a-z]+://", r" *\n"])
 def test_check_depends_on_the_method(slow: str) -> None:
-    """From one position these patterns are linear."""
+    """From a single start position, these patterns are linear."""
     pattern = re.compile(slow)
     assert not too_slow(pattern.fullmatch, attacks(pattern))
 
@@ -327,7 +328,7 @@ def test_check_finds_exponential_growth_within_a_bound() -> None:
 
 
 def test_check_finds_a_large_constant_factor() -> None:
-    """Linear, but with thousands of steps for each character."""
+    """The pattern is linear, but takes thousands of steps for each character."""
     pattern = re.compile(r"(?=(?:a?b?){0,500}c)")
     assert "longer than a quadratic pattern" in too_slow(functools.partial(METHODS["sub"], pattern), [("", "a")])
 
@@ -363,7 +364,7 @@ def test_time_of_the_longest_texts_grows_linearly(pump: str, ending: str) -> Non
 
 
 def read(text: str) -> str:
-    """The words of a text after all steps of the text package."""
+    """Return the words of a text after all steps of the text package."""
     words = Normalizer().normalize(text)
     split(SpannedText(words), 300)
     script.parse(SpannedText(text))

@@ -127,12 +127,12 @@ async def test_lowest_free_row_is_assigned_in_arrival_order():
     assert [row for row, _ in desk.scheduler.plan().admit] == [0, 1, 2]
     desk = Desk.of(3, 3)
     jobs = [desk.submit(Part(frames=frames)) for frames in (9, 1, 9, 9, 9)]
-    desk.turn(5)  # row 1 has spoken its one frame
+    desk.turn(5)  # row 1 has generated its only frame
     assert desk.runner.rows == {0: 0, 1: 3, 2: 2}
     desk.scheduler.cancel(jobs[2])
     desk.scheduler.cancel(jobs[0])
     desk.turn()
-    assert desk.runner.rows == {0: 4, 1: 3}  # the lowest of two free rows
+    assert desk.runner.rows == {0: 4, 1: 3}  # the request takes the lower of two free rows
 
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -142,8 +142,8 @@ def moves(desk: Desk) -> list[object]:
     return desk.runner.named("move_row")
 
 
-async def test_survivor_in_a_high_row_moves_to_the_lowest_free_row():
-    """60 short answers end, and the one in row 60 stays: its later steps have the bucket of one row."""
+async def test_last_answer_in_a_high_row_moves_to_the_lowest_free_row():
+    """60 short answers end, and the answer in row 60 continues. Its later steps use the CUDA graph for one row."""
     desk = Desk.of(64, 64, SIZES)
     short = [desk.submit(Part(frames=1)) for _ in range(60)]
     long = desk.submit(Part(frames=400))
@@ -165,7 +165,7 @@ async def test_survivor_in_a_high_row_moves_to_the_lowest_free_row():
         ((0, 2), [(2, 1)]),
         ((1, 5), [(5, 0)]),
         ((3, 4, 5), [(5, 0), (4, 1)]),
-        ((0, 1, 3), []),  # the bucket of three rows is that of four
+        ((0, 1, 3), []),  # three and four rows use the same bucket, so no row moves
         ((2, 3, 4, 6), [(6, 0), (4, 1)]),
         ((0, 1, 2, 3, 7), []),
         ((0,), []),
@@ -205,13 +205,13 @@ async def test_paused_row_is_moved_and_a_row_in_prefill_is_not():
     assert await collect_frames(reading) == desk.runner.expected(reading.utterance)
 
 
-async def test_no_row_is_moved_while_a_job_waits_or_shortly_after_a_row_became_free():
+async def test_no_row_is_moved_while_a_job_waits_or_soon_after_a_row_became_free():
     desk = Desk.of(2, 9, SIZES[:2])
     long = desk.submit(Part(frames=300))
     longer = desk.submit(Part(frames=300))
     desk.turn(3)
     desk.scheduler.cancel(long)
-    for _ in range(6):  # each new answer takes the free row before the survivor would be moved
+    for _ in range(6):  # each new answer takes the free row before the last row is moved
         desk.turn(COMPACT_AFTER)
         short = desk.submit(Part(frames=2))
         desk.turn(4)
@@ -252,19 +252,19 @@ async def test_continuations_go_first_in_arrival_order():
     assert [number for number, _ in desk.runner.said] == [0, 2, 3, 1]
 
 
-async def test_busy_exactly_when_rows_and_queue_are_full():
+async def test_job_is_refused_only_if_rows_and_queue_are_full():
     desk = Desk.of(2, 3)
     jobs = [desk.submit(Part(frames=3)) for _ in range(5)]
     with pytest.raises(Busy) as error:
         desk.submit(Part(frames=3))
     assert error.value.retry_after_s >= 1
-    desk.submit(Part(frames=3), follows=True)  # never refused, however full
+    desk.submit(Part(frames=3), follows=True)  # a follow-up is accepted even if the queue is full
     desk.turn()
     with pytest.raises(Busy):
         desk.submit(Part(frames=3))
     assert desk.scheduler.load() == Load(active_rows=2, max_rows=2, queued=4, max_queue=3)
     desk.scheduler.cancel(jobs[4])
-    with pytest.raises(Busy):  # the follower still fills the third place
+    with pytest.raises(Busy):  # the follow-up still occupies the third place
         desk.submit(Part(frames=3))
     desk.scheduler.cancel(jobs[3])
     desk.submit(Part(frames=3))
@@ -311,7 +311,7 @@ async def test_background_work_is_preempted_by_foreground_work():
     desk = Desk.of(1, 0)
     behind = desk.submit(Part(frames=6), background=True)
     desk.turn(3)
-    desk.submit(Part(frames=2))  # not refused, though the only row is taken
+    desk.submit(Part(frames=2))  # the job is accepted although the only row is in use
     again = desk.submit(Part(frames=2), background=True)
     desk.finish()
     assert desk.runner.said == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
@@ -328,7 +328,7 @@ async def test_background_work_runs_while_a_slow_reader_is_full():
     assert [number for number, _ in desk.runner.said] == [0, 0, 1, 1]
 
 
-async def test_row_far_ahead_of_its_listener_yields_to_first_audio():
+async def test_row_with_much_unplayed_audio_yields_to_first_audio():
     desk, clock, answer = stage(rows=2)
     far = answer()
     far.submit(frames=500)
@@ -339,32 +339,33 @@ async def test_row_far_ahead_of_its_listener_yields_to_first_audio():
     desk.turn(4)  # all four iterations prefill the new request
     assert len(desk.runner.named("step")) == steps
     desk.turn()
-    assert desk.runner.named("step")[-1] == (1,)  # its first frame is computed alone
+    assert desk.runner.named("step")[-1] == (1,)  # the first frame of the new request is computed alone
     desk.turn()
-    assert desk.runner.named("step")[-1] == (0, 1)  # the new request has no playback, so it has no priority now
-    clock.now_s += 7.5  # the listener has 2.5 s left, and the rest of what is made
+    # the audio of the new request is not being played, so it has no priority now
+    assert desk.runner.named("step")[-1] == (0, 1)
+    clock.now_s += 7.5  # the listener has 2.5 s of audio left, plus the generated audio that is not sent yet
     desk.submit(Part(frames=3))
     desk.turn()
     assert desk.runner.named("step")[-1] == (0, 1)
 
 
-async def test_row_far_ahead_yields_to_rows_with_little_audio_left():
+async def test_row_with_much_unplayed_audio_yields_to_rows_with_little_audio_left():
     desk, clock, answer = stage(rows=3)
     answers = [answer() for _ in range(3)]
     for each in answers:
         each.submit(frames=1000)
-    desk.turn(4)  # a prompt each, and a first frame
+    desk.turn(4)  # prefills the prompts and computes the first frames
     for each, seconds in zip(answers, (10.0, 2.0, 0.5), strict=True):
         each.hand(seconds)
     desk.turn()
     assert desk.runner.named("step")[-1] == (1, 2)
     answers[2].hand(1.0)
     desk.turn()
-    assert desk.runner.named("step")[-1] == (0, 1, 2)  # all rows have enough audio
+    assert desk.runner.named("step")[-1] == (0, 1, 2)  # all rows have enough audio, so all rows run
     clock.now_s += 1.5
     desk.turn()
     assert desk.runner.named("step")[-1] == (1, 2)
-    clock.now_s += 6.0  # the first has less than 3 s itself
+    clock.now_s += 6.0  # the first row itself has less than 3 s of audio now
     desk.turn()
     assert desk.runner.named("step")[-1] == (0, 1, 2)
 
@@ -381,7 +382,7 @@ async def test_rows_do_not_yield_to_queued_requests():
     assert desk.runner.said == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
 
 
-async def test_playing_utterance_goes_before_later_ones_of_its_answer():
+async def test_playing_utterance_has_priority_over_later_ones_of_its_answer():
     desk, clock, answer = stage(rows=3)
     talk = answer()
     talk.submit(frames=900)
@@ -392,14 +393,14 @@ async def test_playing_utterance_goes_before_later_ones_of_its_answer():
     desk.turn(3)
     assert set(desk.runner.named("step")) == {(0,)}
     assert desk.runner.named("prefill") == [0]
-    talk.hand(1.5)  # enough for a while
+    talk.hand(1.5)  # the listener has enough audio for now
     desk.turn(3)
     assert desk.runner.named("prefill") == [0, 1, 2]
     assert desk.runner.named("step")[-1] == (0, 1, 2)
     clock.now_s += 1.5
     desk.turn()
     assert desk.runner.named("step")[-1] == (0,)
-    talk.hand(0.0, present=1)  # the first has been handed on: the second is waited for now
+    talk.hand(0.0, present=1)  # the first audio has been sent, so the listener waits for the second
     desk.turn()
     assert desk.runner.named("step")[-1] == (0, 1)
 
@@ -411,7 +412,7 @@ async def test_answer_after_an_underrun_runs_its_utterances_in_parallel():
     desk.turn(2)
     talk.hand(0.1)
     talk.submit(frames=900, number=1)
-    clock.now_s += 1.0  # its audio ended 0.9 s ago
+    clock.now_s += 1.0  # the audio of the answer ended 0.9 s ago
     talk.hand(0.1)
     assert talk.playback.underrun
     desk.turn(2)
@@ -430,7 +431,7 @@ async def test_new_requests_are_prefilled_before_later_utterances():
     desk.submit(Part(frames=9))
     desk.turn(2)
     assert desk.runner.rows == {0: 0, 1: 1, 2: 2, 3: 3}
-    assert desk.runner.named("prefill") == [0, 3]  # a first sound is waited for
+    assert desk.runner.named("prefill") == [0, 3]  # the request that waits for its first audio is prefilled first
     desk.turn(2)
     assert desk.runner.named("prefill") == [0, 3, 2, 1]
 
@@ -438,7 +439,7 @@ async def test_new_requests_are_prefilled_before_later_utterances():
 def test_playback_restarts_after_an_underrun():
     playback = Playback(tempo=2.0)
     assert playback.buffered_s(5.0) == 0
-    playback.add(0.0, 5.0)  # no sound yet: nothing plays
+    playback.add(0.0, 5.0)  # no audio has arrived yet, so the playback has not started
     playback.add(1.0, 10.0)
     assert playback.buffered_s(10.25) == 0.5
     assert playback.buffered_s(11.0) == -1.0
@@ -453,7 +454,8 @@ async def test_cancelled_job_leaves_the_queue_immediately():
     desk.submit(Part(frames=3))
     waiting = desk.submit(Part(frames=3))
     desk.scheduler.cancel(waiting)
-    assert desk.scheduler.load().queued == 1  # the one that no plan has put into the free row yet
+    # the cancelled job still counts, since no plan has moved it to the free row yet
+    assert desk.scheduler.load().queued == 1
     desk.submit(Part(frames=3))
     desk.finish()
     assert [number for number, _ in desk.runner.said].count(1) == 0
@@ -468,7 +470,7 @@ async def test_cancelled_job_leaves_its_row_at_the_next_iteration():
     assert desk.runner.rows == {}
     assert desk.scheduler.load().active_rows == 0
     assert desk.runner.named("release") == [0]
-    desk.scheduler.cancel(job)  # cancelling what is over does nothing
+    desk.scheduler.cancel(job)  # cancelling a finished job has no effect
     assert not desk.turn()
 
 
@@ -500,7 +502,7 @@ async def test_close_raises_the_provided_error():
         desk.submit(Part(frames=3))
 
 
-async def test_wait_returns_immediately_after_an_event_since_the_plan():
+async def test_wait_returns_immediately_if_an_event_occurred_after_the_plan():
     """The lock is free between plan() and wait(). An event in that time must end the wait."""
     desk = Desk.of(1, 1)
     job = desk.submit(Part(frames=3), audio_queue_s=FRAME_S)
@@ -551,13 +553,14 @@ async def test_audio_is_joined_in_order_up_to_a_second():
         audio_queue.put(samples(20, number), np.full((2, 1), number, np.int16))
     audio_queue.finish()
     chunks = [await audio_queue.get() for _ in range(5)]
-    assert [len(chunk.samples) for chunk in chunks if chunk] == [20, 100, 100, 80]  # the first waits for no second
+    # the first chunk is returned without waiting for the next frame
+    assert [len(chunk.samples) for chunk in chunks if chunk] == [20, 100, 100, 80]
     assert [chunk.start for chunk in chunks if chunk] == [0, 20, 120, 220]
     widths = [chunk.codes.shape for chunk in chunks if chunk and chunk.codes is not None]
     assert widths == [(2, 1), (2, 5), (2, 5), (2, 4)]
     assert np.concatenate([chunk.samples for chunk in chunks if chunk]).tolist() == [n // 20 for n in range(300)]
     assert chunks[4] is None
-    assert await audio_queue.get() is None  # and stays so
+    assert await audio_queue.get() is None  # each later call returns None too
 
 
 async def test_chunk_longer_than_a_second_is_returned_whole():
@@ -582,7 +585,7 @@ async def test_full_queue_reports_when_it_has_space_again():
         audio_queue.put(samples(60))
     assert not audio_queue.full  # 1.8 s
     audio_queue.put(samples(60))
-    audio_queue.put(samples(60))  # put never refuses
+    audio_queue.put(samples(60))  # `put` accepts each frame, also if the queue is full
     assert audio_queue.full
     await audio_queue.get()
     assert audio_queue.full  # 3.0 - 0.6
@@ -590,10 +593,10 @@ async def test_full_queue_reports_when_it_has_space_again():
     await audio_queue.get()
     assert room == [False]
     await audio_queue.get()
-    assert room == [False]  # it was not full before
+    assert room == [False]  # the queue was not full before this read, so it does not call on_space
 
 
-async def test_error_follows_the_audio_and_the_first_end_counts():
+async def test_error_is_raised_after_the_audio_and_only_the_first_end_counts():
     audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     audio_queue.put(samples(5))
     audio_queue.finish(EngineError("first"))
@@ -645,7 +648,7 @@ def test_audio_for_a_closed_event_loop_is_dropped():
     audio_queue.finish()
 
 
-async def test_on_space_is_called_without_the_lock():
+async def test_on_space_callback_is_called_without_the_lock():
     """The scheduler's `close` calls `finish` under its own lock and `on_space` takes that lock. If `get` held the
     lock of the queue meanwhile, a reader and a closing engine would deadlock."""
     finished = []
@@ -671,7 +674,7 @@ async def test_every_job_gets_exactly_its_own_audio():
         desk.submit(Part(frames=frames, pieces=pieces)) for frames, pieces in ((5, 1), (0, 2), (9, 3), (1, 1), (7, 2))
     ]
     desk.turn(4)
-    jobs += [desk.submit(Part(frames=3)) for _ in range(6)]  # they join while others speak
+    jobs += [desk.submit(Part(frames=3)) for _ in range(6)]  # these jobs join while other jobs run
     desk.finish()
     for job in jobs:
         assert await collect_frames(job) == desk.runner.expected(job.utterance)
@@ -690,8 +693,8 @@ async def test_reader_with_enough_buffered_audio_gets_larger_chunks():
         return chunk.done()
 
     audio_queue.put(frame)
-    assert (await audio_queue.get()) is not None  # the first at once
-    left_s = 0.2  # too little to wait
+    assert (await audio_queue.get()) is not None  # the first frame is returned without a wait
+    left_s = 0.2  # the listener has too little audio left for a wait
     audio_queue.put(frame)
     assert (await audio_queue.get()) is not None
     left_s = 100.0
@@ -705,7 +708,7 @@ async def test_reader_with_enough_buffered_audio_gets_larger_chunks():
     audio_queue.put(frame)
     chunk = asyncio.create_task(audio_queue.get())
     assert not await soon(chunk)
-    audio_queue.finish()  # nothing more is waited for
+    audio_queue.finish()  # after `finish`, the queue waits for no more frames
     assert len((await chunk).samples) == FRAME_SAMPLES
     assert await audio_queue.get() is None
 
@@ -715,12 +718,12 @@ async def test_reader_gets_available_audio_before_an_underrun():
     frame = np.ones(FRAME_SAMPLES, np.float32)
     audio_queue.put(frame)
     await audio_queue.get()
-    audio_queue.put(frame[:1])  # and no more: the engine has stalled
+    audio_queue.put(frame[:1])  # no further frame arrives, because the engine has stalled
     chunk = await asyncio.wait_for(audio_queue.get(), 5)
     assert chunk is not None
     assert len(chunk.samples) == 1
     chunk_task = asyncio.create_task(audio_queue.get())
-    await asyncio.sleep(0.02)  # past the wait: the next sound, however little, is taken at once
+    await asyncio.sleep(0.02)  # the wait is over: the next frame is returned immediately, however short it is
     audio_queue.put(frame[:1])
     chunk = await asyncio.wait_for(chunk_task, 5)
     assert chunk is not None
@@ -734,7 +737,7 @@ async def test_full_audio_queue_pauses_only_its_own_row():
     desk.finish()
     assert await collect_frames(quick) == desk.runner.expected(quick.utterance)
     assert len(_spoken_by(desk, slow)) == 10
-    assert not desk.turn()  # and it is not stepped for nothing
+    assert not desk.turn()  # the loop runs no step while the audio queue of the slow reader is full
     assert desk.scheduler.load().active_rows == 1
     frames: list[tuple[int, int]] = []
     while (chunk := await slow.audio_queue.get()) is not None:
@@ -831,14 +834,14 @@ async def test_long_prompt_does_not_stop_speaking_rows():
     desk.turn(20)
     assert len(_spoken_by(desk, speaking)) >= 20
     turns = " ".join(name for name, _ in desk.runner.calls if name in ("prefill", "step"))
-    assert "prefill prefill" not in turns  # never more than one piece between two steps
-    assert desk.runner.named("prefill") == [1] * 10 + [2] * 10  # the first to come reads first
+    assert "prefill prefill" not in turns  # at most one chunk of a prompt is read between two steps
+    assert desk.runner.named("prefill") == [1] * 10 + [2] * 10  # the request that came first is read first
 
 
 async def test_job_may_be_cancelled_during_its_iteration():
     desk = Desk.of(2, 0)
     other = desk.submit(Part(frames=9))
-    for frames in (1, 9):  # it ends in that very turn, or goes on
+    for frames in (1, 9):  # the job ends in this iteration (1 frame) or continues (9 frames)
         job = desk.submit(Part(frames=frames))
         desk.turn(2)
         desk.runner.before_step = lambda job=job: desk.scheduler.cancel(job)
@@ -881,7 +884,7 @@ OPERATIONS = st.lists(
     outbox_frames=st.integers(1, 5),
     compacting=st.booleans(),
 )
-def test_any_sequence_of_operations_keeps_jobs_separate(operations, rows, queue, outbox_frames, compacting):
+def test_jobs_stay_separate_in_any_sequence_of_operations(operations, rows, queue, outbox_frames, compacting):
     asyncio.run(_whatever_happens(operations, rows, queue, outbox_frames, compacting))
 
 
@@ -1034,7 +1037,7 @@ async def test_full_engine_refuses_before_the_first_audio():
             await anext(refused)
         follower = asyncio.create_task(spoken(engine, runner.utterance(Part(frames=1), follows=True)))
         await asyncio.sleep(0.05)
-        assert engine.load.queued == 1  # a follower takes nobody's place in the queue
+        assert engine.load.queued == 1  # a follow-up occupies no place in the queue
         await sounding.aclose()
         assert await follower == [(3, 0)]
         assert await waiting == [(1, 0)]
@@ -1072,7 +1075,7 @@ async def test_failed_loop_restarts_once():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_loop_that_cannot_be_cleaned_up_is_unhealthy():
+async def test_engine_is_unhealthy_if_its_loop_cannot_be_cleaned_up():
     async with running(rows=1, queue=5) as (engine, runner):
         jobs = [
             asyncio.create_task(spoken(engine, runner.utterance(part)))
@@ -1118,7 +1121,7 @@ async def test_stop_ends_the_thread_and_all_streams():
 
 
 async def test_readers_and_a_closing_engine_do_not_deadlock():
-    """Many full audio queues are read while the engine stops (see `test_on_space_is_called_without_the_lock`)."""
+    """Full audio queues are read while the engine stops (see `test_on_space_callback_is_called_without_the_lock`)."""
     for _ in range(10):
         async with running(rows=8, queue=8, audio_queue_s=FRAME_S) as (engine, runner):
             jobs = [asyncio.create_task(spoken(engine, runner.utterance(Part(frames=10**6)))) for _ in range(8)]
@@ -1142,7 +1145,7 @@ async def test_frames_without_codes_have_none():
 
 
 async def test_codes_wait_for_their_audio() -> None:
-    """A codec with lookahead gives codes before samples. They are returned with the next samples."""
+    """A codec with lookahead gives codes before samples. The codes are returned with the next samples."""
     audio_queue = AudioQueue(1000, 1.0, on_space=lambda: None)
     nothing, sound = np.zeros(0, np.float32), np.ones(10, np.float32)
     for number in range(3):

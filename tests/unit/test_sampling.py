@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Place:
-    """A value of the noise of one frame, of `codebooks` codebooks with `codes` codes each."""
+    """The place of one value in the noise of a frame with `codebooks` codebooks of `codes` codes each."""
 
     codebooks: int
     codes: int
@@ -66,7 +66,7 @@ def test_noise_depends_on_seed_frame_codebook_and_code() -> None:
     whole = noise([1, 2, 1, -5, 2**62], [0, 0, 1, 3, 9])
     assert torch.equal(noise([-5], [3])[0], whole[3])
     flat = torch.cat([row.flatten() for row in whole])
-    assert len(flat.unique()) > 0.999 * len(flat)  # 24 bits: a few meet by chance
+    assert len(flat.unique()) > 0.999 * len(flat)  # the values have 24 bits, so a few are equal by chance
     for other in whole[1:]:
         assert abs(float(torch.corrcoef(torch.stack((whole[0].flatten(), other.flatten())))[0, 1])) < 0.08
     neighbours = noise(list(range(200)), [0] * 200, 1, 50)[:, 0]
@@ -223,7 +223,8 @@ def test_noise_of_full_bits_is_small_and_above_zero(place: Place) -> None:
 def plain_noise(
     seeds: Sequence[int], frames: Sequence[int], codebooks: int, codes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The noise in NumPy's unsigned integers with no limit on the uniform, and where its 24 bits are all ones."""
+    """Compute the noise with NumPy's unsigned integers, without a limit on the uniform number; also return where its 24
+    bits are all ones."""
     golden = np.uint64(0x9E3779B97F4A7C15)
 
     def mix(x: np.ndarray) -> np.ndarray:
@@ -261,7 +262,7 @@ DRAWS = ["pick", "draw", "draw few"]
 
 
 def drawn_by(how: str, logits: torch.Tensor, params: SamplingParams, noise: torch.Tensor) -> list[int]:
-    """The codes of one frame: logits, noise (C, V)."""
+    """Draw the codes of one frame from logits and noise (C, V)."""
     if how == "pick":
         return Sampler([params] * len(logits), CPU).pick(logits, noise).tolist()
     parameters = torch.tensor([params.temperature]), torch.tensor([params.top_k]), torch.tensor([params.top_p])
@@ -269,7 +270,8 @@ def drawn_by(how: str, logits: torch.Tensor, params: SamplingParams, noise: torc
 
 
 def removals(place: Place) -> list[tuple[torch.Tensor, SamplingParams]]:
-    """Logits of a frame and knobs that remove the code of this place: by top-k, by a mask, by top-p."""
+    """Return logits of a frame and sampling parameters that remove the code of this place: by top-k, by a mask, by
+    top-p."""
     logits = torch.randn(place.codebooks, place.codes, generator=torch.Generator().manual_seed(place.frame))
     low, masked = logits.clone(), logits.clone()
     low[place.codebook, place.code] = -9.0
@@ -295,7 +297,7 @@ def test_kept_code_with_noise_of_full_bits_is_drawn(place: Place, how: str) -> N
 
 @pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_removed_code_loses_even_with_zero_noise(how: str, zero: float) -> None:
+def test_removed_code_is_not_drawn_even_with_zero_noise(how: str, zero: float) -> None:
     """PyTorch's own exponential noise may be 0."""
     logits = torch.tensor([[0.0, 3.0, 2.0, -math.inf]])
     noise = torch.tensor([[zero, 1.0, 1.0, zero]])
@@ -305,7 +307,7 @@ def test_removed_code_loses_even_with_zero_noise(how: str, zero: float) -> None:
 
 @pytest.mark.slow
 def test_no_draw_of_many_frames_is_outside_top_k() -> None:
-    """2,560 frames of CSM: 10 of their draws have noise of full bits at a removed code."""
+    """In 2,560 frames of CSM, ten draws have noise with 24 ones at a removed code."""
     count, at_once = 2560, 16
     logits = torch.randn(32, 2048, generator=torch.Generator().manual_seed(0)).mul(2).expand(at_once, -1, -1)
     kept = logits >= logits.topk(50, dim=-1).values[..., -1:]

@@ -118,7 +118,7 @@ def test_decoder_over_the_cpu_limit_is_stopped() -> None:
     with pytest.raises(BadReference, match="limits of memory and time"):
         decode_in_sandbox(
             hour, 384_000, max_seconds=1800, limits=limits, time_limit_s=300
-        )  # no other limit comes first
+        )  # no other limit is reached first
     wait_until(lambda: not children(helper()))
 
 
@@ -170,7 +170,7 @@ def test_concurrent_decodings_leak_no_files_or_threads(short: bytes) -> None:
 
 
 def test_helper_ends_with_the_server() -> None:
-    """Also if the server is killed."""
+    """The helper process also ends if the server is killed."""
     script = (
         "import os, time\nfrom app.audio import sandbox\nfrom tests.support import samples\n"
         "sandbox.decode_in_sandbox(samples.file(samples.noise(44_100, 0.1)), 24_000, max_seconds=60)\n"

@@ -134,7 +134,7 @@ async def test_stopped_engine_fails_the_health_check(tmp_path: Path):
     [({"TTS_REPLICAS": "no"}, "TTS_REPLICAS"), ({"PORT": "0"}, "--ray needs Ray")],
 )
 def test_invalid_configuration_ends_the_start_with_a_message(tmp_path: Path, variables: dict[str, str], words: str):
-    if find_spec("ray") is not None:  # with Ray installed, the next check fails
+    if find_spec("ray") is not None:  # if Ray is installed, the next check can't raise
         words = {"--ray needs Ray": "PORT"}.get(words, words)
     done = subprocess.run(
         [sys.executable, "-m", "app.main", "--ray"],

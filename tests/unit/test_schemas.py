@@ -77,7 +77,7 @@ def test_unknown_fields_are_named_in_a_form_for_headers(fields, ignored):
 @pytest.mark.parametrize(
     "voice", [{"name": "nova"}, {"id": "nova", "name": "Nova"}, {"voice_id": "x"}, {"id": 5}, {}, ["alloy"], 5, True]
 )
-def test_wrong_voice_is_one_sentence(voice):
+def test_error_for_an_invalid_voice_is_one_sentence(voice):
     with pytest.raises(ValidationError) as error:
         body(voice=voice)
     (problem,) = error.value.errors()
@@ -133,7 +133,7 @@ def test_unknown_fields_of_turns_are_named():
         ({"parallel": "on"}, {"parallel": True}),
         ({"verify": "true"}, {"verify": True}),
         ({"speed": 2}, {"speed": 2.0}),
-        ({"seed": 7.0}, {"seed": 7}),  # to JSON Schema, too, a number without a fraction is an integer
+        ({"seed": 7.0}, {"seed": 7}),  # JSON Schema also treats a number without a fraction as an integer
         ({"top_k": 5.0}, {"sampling": Sampling(top_k=5)}),
         ({"sample_rate": 16_000.0}, {"sample_rate_hz": 16_000}),
         ({"speed": 0.25}, {"speed": 0.25}),
@@ -235,11 +235,11 @@ def test_types_are_strict(name, value):
     assert error.value.errors()[0]["loc"][0] == name
 
 
-def test_wrong_values_cover_every_field():
+def test_table_of_invalid_values_covers_every_field():
     assert {name for name, _ in WRONG} == SpeechBody.model_fields.keys()
 
 
-def test_extras_are_the_fields_that_were_set():
+def test_extras_are_the_engine_fields_of_the_request():
     set_all = {
         "temperature": 0.0,
         "top_k": 5,
@@ -390,7 +390,7 @@ def test_missing_voices_and_speakers_get_defaults():
         Line("One.", "echo", 0),
         Line("Two.", "echo", 1),
     )
-    # A speaker keeps its voice. With another voice it is another speaker for the engine.
+    # A speaker keeps its voice. If a line gives a speaker another voice, the engine gets a new speaker number.
     assert spoken(
         {"text": "One.", "speaker": "a", "voice": "nova"},
         {"text": "Two.", "speaker": "b"},
@@ -472,7 +472,7 @@ CHANGES: dict[str, list[Any]] = {
 }
 
 
-def test_digest_changes_cover_every_field():
+def test_table_of_digest_changes_covers_every_field():
     # The resolver adds the entries of `lexicon` that can act on the text, and reads `default_speaker`.
     assert CHANGES.keys() | {"model", "use_cache", "verify", "lexicon", "default_speaker", "timestamps"} == {
         field.name for field in dataclasses.fields(SpeechRequest)

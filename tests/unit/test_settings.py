@@ -166,7 +166,7 @@ def test_public_values_are_plain_json(tmp_path):
 
 
 @pytest.mark.parametrize("blank", ["", "   "])
-def test_blank_token_is_none(monkeypatch, blank):
+def test_blank_token_counts_as_missing(monkeypatch, blank):
     monkeypatch.setenv("HF_TOKEN", blank)
     assert Settings().hf_token is None
 
@@ -232,18 +232,18 @@ def test_folder_is_created_on_first_use(tmp_path):
 
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("empty", ["", "  "])
-def test_an_empty_variable_has_its_default(monkeypatch, name, empty):
+def test_empty_variable_has_its_default_value(monkeypatch, name, empty):
     alias = FIELDS[name].alias
     monkeypatch.setenv(alias, empty)
     settings = Settings()
     if alias == "TTS_FALLBACK_ENGINE":
-        assert settings.fallback_engine == ""  # documented: no fallback engine
+        assert settings.fallback_engine == ""  # the default has no fallback engine, as documented
         return
     monkeypatch.delenv(alias)
     assert getattr(settings, name) == getattr(Settings(), name)
 
 
-def test_an_empty_variable_in_the_file_has_its_default(tmp_path):
+def test_empty_variable_in_the_file_has_its_default_value(tmp_path):
     (tmp_path / ".env").write_text("TTS_MAX_QUEUE=\nTTS_DTYPE=\nTTS_CACHE_BYTES=\nTTS_ENHANCE=\n")
     assert Settings() == Settings(_env_file=None)
 
@@ -272,7 +272,7 @@ def test_known_variables_are_not_reported(tmp_path):
     assert unknown_variables([str(field.alias) for field in FIELDS.values()], tmp_path / "none") == {}
 
 
-def test_folders_of_people_are_closed_to_other_users(tmp_path):
+def test_private_folders_are_closed_to_other_users(tmp_path):
     old_mask = os.umask(0o022)
     try:
         settings = Settings(TTS_DATA_DIR=tmp_path / "new" / "data")
@@ -285,7 +285,7 @@ def test_folders_of_people_are_closed_to_other_users(tmp_path):
         (tmp_path / "audio_cache").chmod(0o2775)
         shared.close_to_others()
         assert (tmp_path / "cloned_voices").stat().st_mode & 0o777 == 0o750
-        assert (tmp_path / "audio_cache").stat().st_mode & 0o7777 == 0o2770  # shared by its group
+        assert (tmp_path / "audio_cache").stat().st_mode & 0o7777 == 0o2770  # the folder is shared by its group
     finally:
         os.umask(old_mask)
 

@@ -39,7 +39,8 @@ def through(stage: Stage, samples: np.ndarray, chunk: int | None = None) -> np.n
 def test_edges_are_trimmed_to_lead_and_tail(chunk):
     before, spoken, after = hush(0.7), sound(0.5), hush(0.9)
     out = through(EdgeTrimmer(RATE_HZ), np.concatenate((before, spoken, after)), chunk)
-    expected = np.concatenate((before[-1200:], spoken, after[:3600]))  # 50 ms and 150 ms
+    # keeps 50 ms before the speech and 150 ms after it
+    expected = np.concatenate((before[-1200:], spoken, after[:3600]))
     np.testing.assert_array_equal(out, expected)
 
 
@@ -61,7 +62,7 @@ def test_lead_and_tail_of_zero_remove_all_edge_silence():
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.004, 0.03, 3.0])
-def test_silence_only_is_shortened_to_the_lead(seconds):
+def test_pure_silence_is_shortened_to_the_lead(seconds):
     out = through(EdgeTrimmer(RATE_HZ), np.zeros(round(seconds * RATE_HZ), np.float32), 1000)
     assert len(out) == min(round(seconds * RATE_HZ), 1200)
     assert not out.any()
@@ -83,8 +84,8 @@ def test_soft_voice_stays_whole():
 
 @pytest.mark.parametrize("chunk", [97, 1920, None])
 @pytest.mark.parametrize("floor", [0.0025, 0.0075])  # -57 and -47 dBFS
-def test_noise_of_the_room_is_silence(floor, chunk):
-    """Two seconds of speech between noise that is louder than a fixed limit would allow."""
+def test_noise_of_the_room_counts_as_silence(floor, chunk):
+    """Two seconds of speech are between noise that is above any fixed limit for silence."""
     speech = np.concatenate([np.concatenate((sound(0.2), sound(0.1, floor))) for _ in range(7)])
     samples = np.concatenate((sound(1.0, floor), speech, sound(1.5, floor)))
     out = through(EdgeTrimmer(RATE_HZ), samples, chunk)
@@ -98,7 +99,7 @@ def test_audio_is_delayed_by_one_window_at_most():
     assert len(trimmer.push(sound(0.08))) == 1920
     assert len(trimmer.push(sound(0.005))) == 0
     assert len(trimmer.push(sound(0.005))) == 240
-    assert len(trimmer.push(hush(1.0))) == 3600  # the kept tail goes out at once
+    assert len(trimmer.push(hush(1.0))) == 3600  # the trimmer returns the kept tail immediately
 
 
 # --- Fader ---
@@ -114,7 +115,7 @@ def test_fades_change_only_the_edges():
     assert out[-1] < 0.001
     assert (np.diff(out[:rise]) > 0).all()
     assert (np.diff(out[-fall:]) < 0).all()
-    assert np.max(np.abs(np.diff(out))) < 0.02  # no step anywhere
+    assert np.max(np.abs(np.diff(out))) < 0.02  # the result has no audible step
 
 
 def test_first_chunk_is_delayed_by_the_fade_out_only():

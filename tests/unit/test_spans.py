@@ -1,4 +1,4 @@
-"""A text keeps, through every change, the way from each spoken word back to the caller's characters."""
+"""After each change of a text, each spoken word still leads back to the caller's characters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 
 
 def aligned(text: SpannedText, source: str) -> list[tuple[str, str]]:
-    """(word, the caller's characters) of each word."""
+    """Return (word, the caller's characters) of each word."""
     return [(each.word, source[each.start_char : each.end_char]) for each in text.words()]
 
 
@@ -62,7 +62,7 @@ def test_inserted_text_has_an_empty_span_between_its_neighbours() -> None:
     assert [text.span_of(index, index + 1) for index in range(3)] == [(0, 1), (1, 1), (1, 2)]
 
 
-def test_parts_are_joined_with_what_lies_between_them() -> None:
+def test_parts_are_joined_with_the_text_between_them() -> None:
     source = "one \n\n two"
     parts = [part.strip() for part in SpannedText(source).split("\n\n")]
     joined = join(parts, " ")
@@ -82,7 +82,7 @@ STEPS = st.lists(
 
 @settings(max_examples=500, deadline=None)
 @given(st.text("ab \n", max_size=30), STEPS)
-def test_text_is_as_the_pattern_says_and_spans_stay_in_order(source: str, steps: list[tuple[str, str]]) -> None:
+def test_replaced_text_follows_the_pattern_and_spans_stay_in_order(source: str, steps: list[tuple[str, str]]) -> None:
     text, expected = SpannedText(source), source
     for pattern, replacement in steps:
         text, expected = text.sub(re.compile(pattern), replacement), re.sub(pattern, replacement, expected)

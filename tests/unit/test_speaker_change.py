@@ -1,4 +1,4 @@
-"""A second speaker of the same pitch is found by the timbre, on recordings of people."""
+"""The timbre reveals a second speaker with the same pitch, on recordings of people."""
 
 from itertools import combinations
 
@@ -24,14 +24,14 @@ def _change(samples: np.ndarray) -> float:
 
 
 def _tone(samples: np.ndarray) -> float:
-    """The median pitch in semitones."""
+    """Return the median pitch in semitones."""
     pitches = pitch.track(samples, RATE_HZ)
     return float(12 * np.log2(np.median(pitches[pitches > 0])))
 
 
 @pytest.fixture(scope="module")
 def pairs() -> list[np.ndarray]:
-    """Recordings in which a second person with a similar pitch speaks after the first, in the same studio."""
+    """Return recordings in which a second person with a similar pitch speaks after the first, in the same studio."""
     people = {one.speaker: one for one in recordings() if len(one.samples(RATE_HZ)) >= 3 * RATE_HZ}
     known = [(one.name.split("-")[0], _level(one.samples(RATE_HZ))) for one in people.values()]
     tones = [_tone(samples) for _, samples in known]
@@ -62,10 +62,10 @@ def test_report_warns_of_a_change_of_timbre(pairs: list[np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01, 0.5])
-def test_too_little_speech_has_no_change(seconds: float) -> None:
+def test_too_little_speech_gives_no_change_of_speaker(seconds: float) -> None:
     noise = np.random.default_rng(0).standard_normal(round(seconds * RATE_HZ)).astype(np.float32) * 0.1
     assert _change(noise) == 0.0
 
 
-def test_silence_has_no_change() -> None:
+def test_silence_gives_no_change_of_speaker() -> None:
     assert _change(np.zeros(5 * RATE_HZ, np.float32)) == 0.0

@@ -34,7 +34,7 @@ def stretch(sound: np.ndarray, speed: float, rate_hz: int = RATE_HZ, chunk: int 
 
 
 def pitch_hz(sound: np.ndarray, rate_hz: int = RATE_HZ) -> float:
-    """The fundamental, from the autocorrelation's peak between 80 and 300 Hz, refined by a parabola."""
+    """Return the fundamental frequency: the autocorrelation's peak between 80 and 300 Hz, refined by a parabola."""
     size = 1 << (2 * len(sound)).bit_length()
     curve = np.fft.irfft(np.abs(np.fft.rfft(sound, size)) ** 2)
     low, high = rate_hz // 300, rate_hz // 80
@@ -79,7 +79,8 @@ def test_events_move_to_time_divided_by_speed(speed):
     first, last = audible_s(3000), audible_s(2500)
     assert first[0] < 0.010
     assert first[-1] == pytest.approx(0.06 / speed, abs=0.030)
-    assert last[0] == pytest.approx(1.94 / speed, abs=0.015 + 0.015 / speed)  # a window repeats what begins in it
+    # a window repeats the audio that begins in it
+    assert last[0] == pytest.approx(1.94 / speed, abs=0.015 + 0.015 / speed)
     assert last[-1] == pytest.approx(2.0 / speed, abs=0.030)
 
 

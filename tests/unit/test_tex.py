@@ -88,11 +88,11 @@ def test_formula_is_read(text: str, spoken: str) -> None:
         "$5/month, $50/year",
     ],
 )
-def test_money_names_and_code_are_no_formulas(text: str) -> None:
+def test_money_names_and_code_are_not_read_as_formulas(text: str) -> None:
     assert replace_tex(SpannedText(text), english=True).text == text
 
 
-def test_escaped_dollar_is_money() -> None:
+def test_escaped_dollar_is_read_as_money() -> None:
     assert NORMALIZER.normalize(r"It costs \$5, or $x = 5$.") == "It costs five dollars, or x equals five."
 
 
@@ -106,11 +106,11 @@ def test_escaped_dollar_is_money() -> None:
         (r"\(x \in \mathbb{R}\)", "x ∈ R"),
     ],
 )
-def test_other_languages_get_symbols(text: str, symbols: str) -> None:
+def test_formulas_in_other_languages_become_symbols(text: str, symbols: str) -> None:
     assert " ".join(replace_tex(SpannedText(text), english=False).text.split()) == symbols
 
 
-def test_words_of_a_formula_keep_their_places() -> None:
+def test_words_of_a_formula_keep_their_positions() -> None:
     source = r"Let $A = \pi r^2$ be."
     words = [
         (word.word, source[word.start_char : word.end_char]) for word in NORMALIZER.spoken(SpannedText(source)).words()

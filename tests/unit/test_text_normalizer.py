@@ -31,7 +31,7 @@ def unescaped(line: str) -> str:
 
 
 def judged_pairs() -> list[tuple[str, str, str]]:
-    """(group, written, spoken) for every pair of lines in the table."""
+    """Return (group, written, spoken) for every pair of lines in the table."""
     rows, group, written = [], "", ""
     for line in TABLE.read_text(encoding="utf-8").split("\n"):
         if line.startswith("== "):
@@ -50,11 +50,11 @@ JUDGED = judged_pairs()
     ("written", "spoken"),
     [pytest.param(written, spoken, id=f"{group}: {written[:60]}") for group, written, spoken in JUDGED],
 )
-def test_judged_text_is_read_as_expected(written: str, spoken: str) -> None:
+def test_each_text_of_the_table_is_read_as_expected(written: str, spoken: str) -> None:
     assert NORMALIZER.normalize(written) == spoken
 
 
-def test_table_is_large_and_every_digit_becomes_a_word() -> None:
+def test_table_of_texts_is_large_and_every_digit_becomes_a_word() -> None:
     assert len(JUDGED) >= 180
     unread = [spoken for _, _, spoken in JUDGED if re.search(r"[0-9]", spoken) and "[S" not in spoken]
     assert unread == []
@@ -105,13 +105,13 @@ TORN = st.lists(
 @example("![](image.png)")
 @example("[1]")
 @example("ㅤ")
-@example("\U0001f08d")  # "domino tile vertical 06 00"
+@example("\U0001f08d")  # spoken as "domino tile vertical 06 00"
 def test_any_text_gives_the_same_words_each_time_and_is_never_empty(text: str) -> None:
     spoken = NORMALIZER.normalize(text)
     assert spoken == NORMALIZER.normalize(text)
     spoken.encode("utf-8")
-    # Tags and citations have no words; a mark of a citation or of a tag is one of these characters. Four letters of
-    # Hangul have no ink.
+    # Tags and citations are not spoken; each of them contains one of these characters. Four letters of Hangul are
+    # invisible.
     has_ink = any(char.isalnum() and char not in "\u115f\u1160\u3164\uffa0" for char in text)
     if has_ink and not re.search(r"[<>▁]|cite", text):
         assert spoken.strip()
@@ -178,7 +178,7 @@ def test_grammar_names_rare_units() -> None:
 
 
 @pytest.mark.parametrize("symbol", ["[x", "\\", '"', "}"])
-def test_symbol_that_breaks_the_grammar_is_no_unit(symbol: str) -> None:
+def test_symbol_that_the_grammar_cannot_parse_is_not_a_unit(symbol: str) -> None:
     assert Grammar().name_unit(symbol, True) is None
 
 
@@ -221,21 +221,21 @@ def test_number_of_ten_thousand_digits_is_shortened() -> None:
 
 
 def test_typical_sentence_takes_few_steps() -> None:
-    """Counted in calls of functions, Python's and C's, which are the same on every machine."""
+    """The test counts calls of Python and C functions, which are the same on every machine."""
     sentence = "Revenue rose 12.5% to $1.2 billion on March 3, 2024, above the 5-6% that Dr. Smith's analysts expected."
     NORMALIZER.normalize(sentence)
     assert calls(lambda: NORMALIZER.normalize(sentence)) < 1_000
 
 
-def test_rules_that_are_left_out_would_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A paragraph without the characters that a rule needs is the same with and without the rule."""
+def test_skipped_rules_would_not_change_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a paragraph lacks the characters that a rule needs, the result is the same with and without the rule."""
     texts = [written for _, written, _ in JUDGED]
     selected = [NORMALIZER.normalize(text) for text in texts]
     monkeypatch.setattr(rules, "_present", lambda text: frozenset(rules._NEEDED))
     assert [NORMALIZER.normalize(text) for text in texts] == selected
 
 
-def test_most_rules_are_left_out_of_prose() -> None:
+def test_most_rules_are_skipped_for_prose() -> None:
     selected, _ = rules._select(rules._present("We met, he said. Dr. Lee smiled."))
     assert len(selected) < len(rules._RULES) / 5
 
@@ -266,11 +266,11 @@ def test_roman_numerals_convert_both_ways(value: int) -> None:
 
 
 @pytest.mark.parametrize("letters", ["", "IIII", "VX", "IC", "ABC", "LXXXX", "i"])
-def test_other_letters_are_no_roman_numeral(letters: str) -> None:
+def test_other_letters_are_not_a_roman_numeral(letters: str) -> None:
     assert number_words.roman(letters) is None
 
 
-def test_surrogate_halves_of_one_character_are_joined() -> None:
+def test_surrogate_pair_becomes_one_character() -> None:
     assert cleaning.clean(SpannedText("a\ud83d\ude00b\ud800c")).text == "a😀bc"
 
 
@@ -278,12 +278,12 @@ def test_numbers_in_the_names_of_emoji_become_words() -> None:
     assert NORMALIZER.normalize("\U0001f08d") == "domino tile vertical zero six zero zero"
 
 
-def test_capital_o_before_two_spaces_is_no_bullet() -> None:
+def test_capital_o_before_two_spaces_is_not_a_bullet() -> None:
     assert NORMALIZER.normalize("O  Romeo, Romeo") == "O Romeo, Romeo"
     assert NORMALIZER.normalize("o  one\no  two") == "one. two."
 
 
-def test_comment_at_the_very_beginning_is_removed():
+def test_comment_at_the_start_of_a_text_is_removed():
     def cut(text: str) -> str:
         return markup.strip_tags(SpannedText(text)).text
 
@@ -323,6 +323,6 @@ def test_fractions_have_their_names(denominator, one, many):
         ("<break/>", 0.5),
     ],
 )
-def test_break_of_an_unknown_strength_is_no_pause(tag, seconds):
+def test_break_tag_with_an_unknown_strength_gives_no_pause(tag, seconds):
     pauses = [part.seconds for part in script.parse(SpannedText(f"One {tag} two")) if isinstance(part, script.Pause)]
     assert pauses == ([] if seconds is None else [seconds])

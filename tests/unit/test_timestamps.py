@@ -26,7 +26,7 @@ pytestmark = pytest.mark.unit
 VOICE = Voice("alloy", "Alloy", "preset")
 
 
-def test_timeline_is_the_same_after_it_was_stored() -> None:
+def test_stored_timeline_is_read_back_unchanged() -> None:
     words = (SpokenWord("twelve", 3, 9), SpokenWord("dollars,", 3, 9), SpokenWord("é😀", 12, 14))
     line = SpokenLine("twelve dollars, é😀", 0, VOICE, None, words, 3, 14, 1, ipa=((0, 6, "twɛlv"),))
     timeline = Timeline()
@@ -53,7 +53,7 @@ async def server(folder: Path) -> AsyncIterator[SpeechGenerator]:
 
 
 async def times_of(folder: Path, *requests: SpeechRequest) -> list[tuple[Timestamps, int, str]]:
-    """Speak requests one after another -> the times, the number of bytes, and the use of the cache of each one."""
+    """Speak requests one after another; return the times, the number of bytes, and the use of the cache of each one."""
     found = []
     async with server(folder) as generator:
         for request in requests:
@@ -69,7 +69,7 @@ def ask(*texts: str, **changes: Any) -> SpeechRequest:
 
 
 def check_order(times: Timestamps, texts: tuple[str, ...]) -> None:
-    """Check what is true for all times: order, limits, and characters of the caller."""
+    """Check the order and limits of all times, and their characters in the caller's text."""
     last_s = 0.0
     for sentence in times.sentences:
         assert sentence.text == texts[sentence.turn][sentence.start_char : sentence.end_char]
@@ -117,7 +117,7 @@ def test_cached_answer_has_the_same_times(tmp_path: Path) -> None:
 
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The texts whose words were searched in audio."""
+    """Record the texts whose words are searched in audio."""
     texts: list[str] = []
     find = WordTimer.find
 
@@ -228,7 +228,7 @@ def test_times_that_were_not_found_are_not_stored() -> None:
     assert unpack('{"version":2,"utterances":[]}') == []
 
 
-def test_equal_speech_of_another_text_has_the_places_of_its_own_text(tmp_path: Path) -> None:
+def test_equal_speech_of_another_text_has_positions_in_its_own_text(tmp_path: Path) -> None:
     texts = ("Hello (laughs) world.", "Hello [laughs]   world.")
     found = asyncio.run(times_of(tmp_path, *map(ask, texts)))
     for (times, _, _), text in zip(found, texts, strict=True):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 APP = Path(__file__).parents[2] / "app"
 TRANSFERS = ("cpu", "item", "numpy", "tolist")
 
-# File -> function -> how many calls. Elsewhere in files that import torch, none is allowed.
+# File -> function -> number of allowed calls. All other calls in files that import torch are forbidden.
 ALLOWED = {
     # Runners, the files they are split into, and the codecs' reference recordings.
     "engines/csm/cuda_graph.py": {"*": 1},
@@ -34,7 +34,7 @@ ALLOWED = {
 
 
 def transfers(source: str) -> Counter[str]:
-    """How often each top-level function or method calls one of TRANSFERS, if the source imports torch."""
+    """Count the calls of TRANSFERS in each top-level function or method, if the source imports torch."""
     tree = ast.parse(source)
     found: Counter[str] = Counter()
 
@@ -62,7 +62,7 @@ def imports_torch(tree: ast.Module) -> bool:
 
 
 def refused(found: Counter[str], allowed: dict[str, int]) -> dict[str, int]:
-    """The functions with more transfers than the table allows."""
+    """Return the functions with more transfers than the table allows."""
     if "*" in allowed:
         found = Counter({"*": found.total()})
     return {name: count for name, count in found.items() if count > allowed.get(name, 0)}

@@ -1,4 +1,4 @@
-"""The gross check of a take: planted faults in eSpeak's speech always, in recordings of people where they are there."""
+"""The check of a take: planted faults in eSpeak's speech, and in recordings of people if these exist."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_an_end_inside_the_last_word_is_cut_off(text, voice):
     whole = align(speech, RATE_HZ, text.split())
     assert whole is not None
     end = round((whole.words[-1].start_s + 0.06) * RATE_HZ)
-    if len(text.split()[-1]) > 3:  # of "it." 60 ms are more than half
+    if len(text.split()[-1]) > 3:  # 60 ms are more than half of a short word such as "it."
         assert check(speech[:end], text).reason == "cut_off"
 
 
 @pytest.mark.parametrize(("text", "voice"), TAKES)
-def test_babble_and_noise_behind_the_text_are_not_words(text, voice):
+def test_babble_and_noise_after_the_text_are_not_words(text, voice):
     speech = said(text, voice)
     loud = noise(3 * RATE_HZ, rms(speech))
     for tail in (BABBLE[: 3 * RATE_HZ], BABBLE[: 3 * RATE_HZ : -1][: 3 * RATE_HZ], loud):
@@ -90,8 +90,8 @@ def test_a_sound_without_words_is_bad(sound):
     assert check(sound.astype(np.float32), TEXTS[2]).status == "bad"
 
 
-def test_a_long_pause_is_no_fault_of_the_words():
-    """The guard is responsible for silence."""
+def test_long_pause_does_not_fail_the_check_of_the_words():
+    """The check accepts a long pause, because the output guard is responsible for silence."""
     samples = np.concatenate((said(TEXTS[0]), silence(3.0), said(TEXTS[1])))
     assert check(samples, f"{TEXTS[0]} {TEXTS[1]}").status == "ok"
 
@@ -102,7 +102,7 @@ def test_audio_without_words_can_be_allowed():
     assert check(samples, TEXTS[0], allowed_s=2.5).status == "ok"
 
 
-def test_far_from_the_expected_length_is_bad():
+def test_take_far_from_the_expected_length_is_bad():
     speech = said(TEXTS[0])
     seconds = len(speech) / RATE_HZ
     assert check(speech, TEXTS[0], expected_s=seconds / 1.5).status == "ok"
@@ -111,13 +111,13 @@ def test_far_from_the_expected_length_is_bad():
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_whole_take_is_chosen_among_faulty_twins(text):
+def test_complete_take_is_chosen_among_faulty_takes(text):
     speech = said(text)
     takes = [
         speech[: len(speech) // 2],
         np.concatenate((speech, BABBLE[: 3 * RATE_HZ])),
         speech,
-        said(" ".join([*text.split()[:3], *text.split()[4:]])),  # without the fourth word
+        said(" ".join([*text.split()[:3], *text.split()[4:]])),  # the fourth word is missing
     ]
     assert best_take([check(take, text) for take in takes]) == 2
 
@@ -167,7 +167,7 @@ def test_an_aligner_that_hangs_is_unchecked():
     assert found == Verdict("unchecked", "no_answer")
 
 
-def test_a_check_through_the_process():
+def test_check_works_through_the_helper_process():
     aligner = Aligner()
     try:
         verifier = Verifier(aligner)
@@ -182,7 +182,7 @@ def test_a_check_through_the_process():
 
 
 def human_takes():
-    """Short recordings of different speakers."""
+    """Return short recordings of different speakers."""
     by_speaker = {each.speaker: each for each in recordings() if 1.5 < len(each.samples()) / each.rate_hz < 8}
     return list(by_speaker.values())[:HUMAN_CLIPS]
 
@@ -192,7 +192,7 @@ def judged(recording, samples, words):
     return judge(found, samples, recording.rate_hz)
 
 
-def test_recordings_of_people_are_ok_and_their_faulty_twins_bad():
+def test_recordings_of_people_are_ok_and_faulty_versions_are_bad():
     takes = human_takes()
     assert len({take.speaker for take in takes}) >= 3
     false, missed, wrong_missed = [], [], []
@@ -210,8 +210,8 @@ def test_recordings_of_people_are_ok_and_their_faulty_twins_bad():
     assert not wrong_missed
 
 
-def test_limits_keep_their_distance_from_people():
-    """Each limit lies outside of what people's recordings have."""
+def test_recordings_of_people_are_far_from_the_limits():
+    """No recording of a person comes near a limit."""
     for take in human_takes():
         found = align(take.samples(), take.rate_hz, take.words.split())
         assert found is not None

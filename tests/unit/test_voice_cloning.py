@@ -40,7 +40,7 @@ pytestmark = pytest.mark.unit
 
 
 class Recogniser:
-    """Returns a fixed text; the real recogniser needs weights."""
+    """A recogniser that returns a fixed text; the real recogniser needs weights."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -122,14 +122,14 @@ def test_speech_spans_match_the_sentences(finder, how):
 
 
 def test_without_torch_speech_is_found_by_energy(monkeypatch):
-    sound = samples.speech()  # before the change: the offline voice calls find_spec too
+    sound = samples.speech()  # torch is hidden after this line, since the offline voice calls find_spec too
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(vad.importlib.util, "find_spec", lambda name: None)
     assert SpeechFinder().find(sound, samples.RATE_HZ)
 
 
 def test_speech_finder_keeps_the_number_of_torch_threads():
-    """In a new process, because only the first import of silero_vad changes the number."""
+    """The test runs in a new process, because only the first import of silero_vad changes the number of threads."""
     code = """
 import numpy as np, torch
 from app.voices.vad import SpeechFinder
@@ -184,7 +184,7 @@ def test_long_speech_is_cut_between_long_pauses():
 
 
 def test_pause_longer_than_a_second_counts_as_one_second():
-    """The first window is best by its length; the others have pauses of 20 s on one side."""
+    """The first window has the best length. Each other window has a pause of 20 s on one side."""
     spans = [Span(0, 10), Span(11.5, 18), Span(38, 47)]
     assert window.best_window(spans, flat(spans, 48), 1000) == Span(0, 10)
 
@@ -276,7 +276,7 @@ def test_snr_is_measured(snr):
     level = samples.rms(source) * 10 ** (-snr / 20)
     result = make(source + samples.noise(len(source), level))
     (check,) = [check for check in result.report.checks if check.id == "snr_db"]
-    assert check.value == pytest.approx(snr + 1, abs=1.5)  # the source's pauses lower its own level by 0.8 dB
+    assert check.value == pytest.approx(snr + 1, abs=1.5)  # the pauses in the source lower its level by 0.8 dB
     assert check.level == ("good" if snr >= 18 else "warning")
 
 
@@ -304,7 +304,7 @@ def test_two_speakers_are_detected():
     assert apart("gmw/en-US+f2", "gmw/en-US+announcer", "gmw/en-US+f2").level == "warning"
 
 
-def test_report_level_is_that_of_its_worst_check():
+def test_report_has_the_level_of_its_worst_check():
     good = quality.Check("a", "good", 1.0, "Fine.")
     bad = quality.Check("b", "bad", 2.0, "Too soft.")
     assert quality.Report((good,)).level == "good"
@@ -348,7 +348,7 @@ def test_transcript_of_a_long_recording_is_cut_with_it():
     assert recogniser.durations_s == [pytest.approx(result.reference.seconds - 0.4, abs=0.01)]
     for recogniser in (Recogniser("Quite other words than these were heard by it."), None):
         aligned = make(sound, " ".join(samples.WORDS * 2), recogniser).reference
-        assert aligned.transcript == f"{samples.WORDS[0]} {samples.WORDS[1]}"  # the word aligner finds what is said
+        assert aligned.transcript == f"{samples.WORDS[0]} {samples.WORDS[1]}"  # the word aligner finds the spoken words
         assert aligned.seconds == result.reference.seconds
 
 
@@ -370,7 +370,7 @@ def test_best_section_of_a_long_recording_is_used_with_and_without_a_recogniser(
     with_words = make(sound, " ".join(sentences))
     assert 6 <= with_words.window.seconds <= 13
     found = with_words.reference.transcript
-    assert found in " ".join(sentences)  # whole sentences, in their order
+    assert found in " ".join(sentences)  # the transcript has whole sentences in their order
     assert found.endswith(".")
     assert found[0].isupper()
     recognised = make(sound, "", Recogniser("What was recognised."))
@@ -404,7 +404,7 @@ def test_missing_transcript_is_recognised_or_requested():
 
 
 def whisper_in(folder: Path) -> WhisperTranscriber:
-    """A recogniser with the weights in this folder."""
+    """Return a recogniser with the weights in this folder."""
     return WhisperTranscriber("openai/whisper-base.en", lambda: folder)
 
 
@@ -414,15 +414,15 @@ def test_missing_recogniser_gives_a_reason(tmp_path):
     assert "TTS_ASR_DOWNLOAD" in absent.missing()
     assert absent.state().state == "unavailable"
     assert WhisperTranscriber("openai/whisper-base.en", lambda: None, lambda *_: tmp_path).missing() == ""
-    assert "TTS_ASR_MODEL" in whisper_in(tmp_path).missing()  # an empty folder is no model
+    assert "TTS_ASR_MODEL" in whisper_in(tmp_path).missing()  # an empty folder contains no model
     (tmp_path / "preprocessor_config.json").touch()
     assert whisper_in(tmp_path).missing() == ""
-    # Weights that can't be read are no reason for a 500.
+    # Unreadable weights do not cause a response with status 500.
     assert make(samples.speech(), "", whisper_in(tmp_path)).reference.transcript == ""
 
 
 def cached_recogniser(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> WhisperTranscriber:
-    """The recogniser of a server with this cache of the hub's library."""
+    """Return the recogniser of a server that uses this cache of huggingface_hub."""
     monkeypatch.setenv("HF_HUB_CACHE", str(folder / "hub"))
     settings = Settings(_env_file=None, TTS_DATA_DIR=str(folder), TTS_ASR_MODEL=model, TTS_ASR_DOWNLOAD=False)
     return create_transcriber(settings)
@@ -435,8 +435,8 @@ def test_recogniser_in_the_hub_cache_needs_all_its_files(tmp_path, monkeypatch):
     recogniser = cached_recogniser("openai/whisper-base.en", tmp_path, monkeypatch)
     for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
         assert "TTS_ASR_MODEL" in recogniser.missing()
-        (snapshot / name).write_bytes((2).to_bytes(8, "little") + b"{}")  # safetensors without tensors
-    assert "TTS_ASR_MODEL" in recogniser.missing()  # no refs/main: nothing says which snapshot is complete
+        (snapshot / name).write_bytes((2).to_bytes(8, "little") + b"{}")  # a safetensors file without tensors
+    assert "TTS_ASR_MODEL" in recogniser.missing()  # without the file refs/main, the complete snapshot is unknown
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("abc")
     assert recogniser.missing() == ""
@@ -481,7 +481,7 @@ def small_whisper(folder: Path) -> None:
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
         **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens")),
     )
-    torch.manual_seed(3)  # gives a text with letters
+    torch.manual_seed(3)  # this seed gives a transcript with letters
     transformers.WhisperForConditionalGeneration(config).save_pretrained(folder)
     transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
 
@@ -490,7 +490,7 @@ def small_whisper(folder: Path) -> None:
     ("recognised", "words"),
     [("Hello\x11there.\n", "Hello there."), ("...", ""), (" . ", ""), ("\x11\x11", ""), ("“”", ""), ("♪", "")],
 )
-def test_recogniser_output_without_words_is_no_transcript(recognised, words):
+def test_recogniser_output_without_words_gives_no_transcript(recognised, words):
     assert make(samples.speech(), "", Recogniser(recognised)).reference.transcript == words
 
 
@@ -522,7 +522,7 @@ def test_recogniser_output_becomes_the_transcript(tmp_path):
 
 @pytest.mark.slow
 def test_recogniser_transcribes_one_recording_at_a_time(tmp_path, monkeypatch):
-    """Each call loads the weights, so that two at the same time would need twice the memory."""
+    """Each call loads the weights, so two calls at the same time would need twice the memory."""
     import transformers
 
     small_whisper(tmp_path)
@@ -600,7 +600,7 @@ def test_stored_voice_without_a_report_gets_a_measured_report(tmp_path, kind):
     assert not store.doubtful
 
 
-def test_changed_words_replace_the_doubt_about_a_stored_voice(tmp_path):
+def test_changed_transcript_removes_the_warning_about_a_stored_voice(tmp_path):
     store, cloner = VoiceStore(tmp_path / "cloned_voices", tmp_path / "references"), Cloner(NoTranscriber())
     stored = store.add("Ann", Reference(samples.speech(), samples.RATE_HZ, 15 * samples.TEXT[:100]))
     check_stored(store, cloner, ended=threading.Event())

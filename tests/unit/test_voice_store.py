@@ -90,7 +90,7 @@ def test_names_are_unique_regardless_of_case(tmp_path):
     long = "x" * MAX_NAME_CHARS
     assert store.add(long, sound()).voice.name == long
     assert len(store.add(long, sound()).voice.name) == MAX_NAME_CHARS
-    # A name that is another voice's id can't stand in for it.
+    # A voice whose name is the id of another voice does not replace that voice.
     assert store.add(names and store.stored()[0].id, sound()).voice.name.endswith(" (2)")
 
 
@@ -161,7 +161,7 @@ def test_changes_reach_other_stores_and_unknown_ids_are_errors(tmp_path):
     with pytest.raises(UnknownVoice):
         there.get("Anna")
     with pytest.raises(UnknownVoice):
-        there.reference(added.voice)  # its digest is outdated
+        there.reference(added.voice)  # the digest of this voice is outdated
     here.delete(added.id)
     there.refresh()
     for gone in (lambda: there.find(added.id), lambda: here.delete(added.id), lambda: here.change(added.id, name="C")):
@@ -407,7 +407,7 @@ def test_unusual_folder_names_of_earlier_versions_get_new_ids(tmp_path):
     assert store.get("old anna").id == voice.id
 
 
-def test_earlier_voice_without_transcript_waits_for_it(tmp_path):
+def test_earlier_voice_without_a_transcript_needs_one_before_use(tmp_path):
     folder = legacy(tmp_path / "cloned_voices" / "anna", transcript=None)
     store = opened(tmp_path)
     assert "transcript" in store.problems["cloned_voices/anna"]
@@ -460,7 +460,7 @@ def churn(folder: Path, min_events: int, kills: int, *, seed: int) -> None:
             time.sleep(min(0.002, max(0.0, left_s)))
         child.send_signal(signal.SIGKILL)
         doubtful = None
-        output, _, _ = child.stdout.read().decode().rpartition("\n")  # the last line may be half a line
+        output, _, _ = child.stdout.read().decode().rpartition("\n")  # the last line may be incomplete
         for line in output.splitlines():
             act, voice_id, *words = line.split(" ", 2)
             if act == "made":
@@ -499,17 +499,17 @@ def churn(folder: Path, min_events: int, kills: int, *, seed: int) -> None:
             alive[voice_id] = there[voice_id].transcript
 
 
-def test_kill_9_leaves_only_complete_voices(tmp_path):
+def test_sigkill_leaves_only_complete_voices(tmp_path):
     churn(tmp_path, 200, 6, seed=1)
 
 
 @pytest.mark.slow
-def test_repeated_kill_9_leaves_only_complete_voices(tmp_path):
+def test_repeated_sigkill_leaves_only_complete_voices(tmp_path):
     churn(tmp_path, 1_000, 40, seed=2)
 
 
 def test_wav_files_have_the_exact_size_and_must_be_mono(tmp_path):
-    """The check of a folder relies on the length of the WAV header."""
+    """The check of a folder relies on the length in the WAV header."""
     assert len(wav(np.zeros(10, np.float32), 8_000)) == 44 + 20
     stereo = io.BytesIO()
     with wave.open(stereo, "wb") as file:
@@ -527,7 +527,7 @@ def test_new_recording_is_stored_although_another_process_removed_the_old_file(t
     unlink = Path.unlink
 
     def removed_twice(path: Path, missing_ok: bool = False) -> None:
-        unlink(path, missing_ok=True)  # by another server on the same folder, a moment earlier
+        unlink(path, missing_ok=True)  # another server on the same folder has deleted the file a moment earlier
         unlink(path, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", removed_twice)
@@ -541,13 +541,13 @@ def test_new_recording_is_stored_although_another_process_removed_the_old_file(t
 @pytest.mark.parametrize(
     ("name", "cleaned"),
     [
-        ("An\u200dna", "Anna"),  # zero-width joiner
-        ("\u202eannA", "annA"),  # right-to-left override
+        ("An\u200dna", "Anna"),  # the name has a zero-width joiner
+        ("\u202eannA", "annA"),  # the name has a right-to-left override
         ("An\u200bna\ufeff", "Anna"),
         ("\u2066Anna\u2069", "Anna"),
         ("An\u00adna", "Anna"),  # soft hyphen
         ("\u061cAnna\u200f", "Anna"),
-        ("An\u2060na\u3164", "Anna"),  # word joiner, Hangul filler
+        ("An\u2060na\u3164", "Anna"),  # the name has a word joiner and a Hangul filler
         ("\u2800Anna\u180e", "Anna"),
         ("Re\u0301ne\u034fe", "Rénee"),
         ("سارا", "سارا"),

@@ -1,4 +1,4 @@
-"""The watermark is detected after audio processing, absent in unmarked audio, and equal to Perth's own."""
+"""The watermark is detected after audio processing, absent in unmarked audio, and equal to the watermark of Perth."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def snr_db(expected: np.ndarray, got: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("voice", TIMBRES)
-def test_mark_is_detected_in_every_voice_only_when_present(library, perth, voice):
+def test_watermark_is_detected_in_every_marked_voice_and_in_no_other(library, perth, voice):
     samples = spoken(library, voice)
     assert score(samples, RATE_HZ, perth) < 0.1
     assert score(marked(samples, perth), RATE_HZ, perth) > 0.9

@@ -1,4 +1,4 @@
-"""Detection asks for speech: tones, hum and music are never marked, and marked speech of any kind is found."""
+"""Detection requires speech: tones, hum and music never count as marked, and marked speech of any kind is detected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def marked(sound: np.ndarray, rate_hz: int = RATE_HZ) -> np.ndarray:
 
 
 def tones() -> dict[str, np.ndarray]:
-    """Sounds without speech. The network alone takes some of them for marked."""
+    """Return sounds without speech. The network alone would report some of them as marked."""
     t = np.arange(6 * RATE_HZ) / RATE_HZ
     found = {f"tone {hertz} Hz": np.sin(2 * np.pi * hertz * t) for hertz in (100, 220, 440, 800, 1_000, 1_500)}
     found |= {f"hum {hertz} Hz": sum(np.sin(2 * np.pi * hertz * n * t) / n for n in range(1, 20)) for hertz in (50, 60)}
@@ -51,8 +51,8 @@ def test_sound_without_speech_is_not_marked(name):
 
 
 @pytest.mark.slow
-def test_network_alone_takes_one_of_the_tones_for_marked():
-    """Without this the tests above would say nothing."""
+def test_network_alone_detects_a_watermark_in_a_tone():
+    """Without this result, the tests above would prove nothing."""
     scores = [
         watermark.detect(soxr.resample(sound, RATE_HZ, watermark.DETECT_RATE_HZ).astype(np.float32))
         for sound in tones().values()
@@ -73,7 +73,7 @@ def test_marked_speech_late_in_a_recording_is_detected():
 
 
 @pytest.mark.slow
-def test_people_are_detected_exactly_if_they_are_marked():
+def test_speech_of_people_is_detected_only_if_it_is_marked():
     for one in human_speech.recordings("speech")[::3]:
         sound = one.samples(RATE_HZ)
         assert detect(sound).watermarked is False, one.name

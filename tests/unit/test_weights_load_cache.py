@@ -66,7 +66,7 @@ def same(one: CsmModel, other: CsmModel) -> bool:
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Gets an entry for each model that is loaded from its source."""
+    """Return a list that gets an entry for each model that is loaded from its source."""
     counts: list[str] = []
     real = CsmModel.load
 
@@ -85,7 +85,7 @@ def test_second_start_reads_the_same_weights(tmp_path: Path, kept: LoadCache, lo
     second = load(source, kept)
     assert loads == ["source"]
     assert same(first, second)
-    read = load_file(only(kept))  # an ordinary safetensors file
+    read = load_file(only(kept))  # the cache is an ordinary safetensors file
     assert read.keys() == dict(first.named_parameters()).keys()
     assert all(torch.equal(read[name], tensor) for name, tensor in first.named_parameters())
 
@@ -99,7 +99,7 @@ def test_weights_of_a_pytorch_file_are_kept(tmp_path: Path, kept: LoadCache, loa
 
 
 def test_weights_are_kept_only_if_it_saves_time(source: Path, tmp_path: Path, kept: LoadCache) -> None:
-    load(source, LoadCache(kept.folder, "small"))  # far below MIN_BYTES
+    load(source, LoadCache(kept.folder, "small"))  # the weights are much smaller than MIN_BYTES
     load(source, kept, torch.float32)
     load(fabricate_csm(tmp_path / "half", dtype=BF16), kept)
     load(source, None)
@@ -123,7 +123,7 @@ def test_changed_source_is_loaded_again(
         monkeypatch.setattr(load_cache, "_LAYOUT", 99)
     model = load(source, kept)
     assert loads == ["source", "source"]
-    assert only(kept) != before  # and the file of the old source is removed
+    assert only(kept) != before  # the cached file of the old source is removed
     assert same(model, load(source, None))
 
 
@@ -202,7 +202,7 @@ def refuse(number: int) -> object:
 @pytest.mark.parametrize(
     ("where", "number"), [("open", errno.ENOSPC), ("replace", errno.EROFS), ("mkdir", errno.EACCES)]
 )
-def test_failing_disk_only_costs_time(  # noqa: PLR0917 - fixtures
+def test_disk_failure_only_costs_time(  # noqa: PLR0917 - fixtures
     source: Path,
     kept: LoadCache,
     loads: list[str],
@@ -226,7 +226,7 @@ def test_failing_disk_only_costs_time(  # noqa: PLR0917 - fixtures
         monkeypatch.setattr(Path, where, refuse(number))
     assert same(load(source, kept), load(source, None))
     assert os.strerror(number) in caplog.text
-    assert files(kept) == []  # no partial file either
+    assert files(kept) == []  # no partial file is left
     assert len(loads) == 2
 
 
@@ -243,7 +243,7 @@ def test_full_disk_is_checked_before_writing(
 def test_file_may_be_removed_while_it_is_read(
     source: Path, kept: LoadCache, loads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by another server that starts with newer weights."""
+    """The test removes it as another server with newer weights does."""
     intact = load(source, kept)
     monkeypatch.setattr(load_cache, "_fill", refuse(errno.ENOENT))
     assert same(load(source, kept), intact)

@@ -1,4 +1,4 @@
-"""Long texts are cut into windows at safe places, in linear time, and their spans stay those of the caller's text."""
+"""Long texts are cut into windows at safe places, in linear time, and spans still refer to the caller's text."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_reasoning_without_an_end_is_one_window() -> None:
 
 @pytest.mark.parametrize("fence", ["```python", "~~~", "````", "```mermaid"])
 def test_code_may_be_cut_and_stays_code(fence: str) -> None:
-    """Blank lines in code are no paragraphs: the next window begins with the fence of the code."""
+    """Blank lines in code do not separate paragraphs. The next window begins with the fence of the code block."""
     mark = re.match(r"[`~]+", fence)
     assert mark
     code = "value = compute(1)\n\n" * 2_000

@@ -1,4 +1,4 @@
-"""The ways to find words in audio: alignment, windows of long audio, time warping, and what happens without them."""
+"""The methods that find words in audio: alignment, windows of long audio, time warping, and the result without them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def find(timer: WordTimer, spoken: TimelineUtterance, samples: np.ndarray, rate_
 
 
 def starts(places: Sequence[tuple[int, int | None]], rate_hz: int) -> dict[int, float]:
-    """Seconds by the index of the character."""
+    """Return the start in seconds by the index of the character."""
     return {char: sample / rate_hz for sample, char in places if char is not None}
 
 
@@ -111,14 +111,14 @@ def test_several_sentences_of_one_utterance_are_divided(library: Library, aligne
     assert found.words[1][0][0] == pytest.approx(begin, abs=0.1)
 
 
-def test_sounds_and_marks_have_no_time(library: Library, aligner: Aligner) -> None:
+def test_non_verbal_sounds_and_punctuation_have_no_time(library: Library, aligner: Aligner) -> None:
     samples, _ = library.synthesize_words("Well, this is funny.", "gmw/en-US+f2", 50)
     text = "Well, (laughs) this \u2014 is funny."
     found = find(WordTimer(aligner, read_aloud), utterance([text]), samples, library.rate_hz)
     assert [span is None for span in found.words[0]] == [False, True, False, True, False, False]
 
 
-def test_without_aligner_and_voice_there_is_a_reason(library: Library) -> None:
+def test_missing_aligner_and_voice_give_a_reason(library: Library) -> None:
     samples, _ = library.synthesize_words(TEXTS["en"], "gmw/en-US+f2", 50)
     found = find(WordTimer(), utterance([TEXTS["en"]]), samples, library.rate_hz)
     assert found.words == []
@@ -134,7 +134,7 @@ def test_aligner_that_gives_no_answer_is_a_reason(library: Library) -> None:
     assert found.reason
 
 
-def test_language_that_nobody_reads_is_a_reason(library: Library, aligner: Aligner) -> None:
+def test_language_without_a_voice_gives_a_reason(library: Library, aligner: Aligner) -> None:
     samples, _ = library.synthesize_words(TEXTS["de"], "gmw/de", 50)
     spoken = utterance(["xq zz vv"], "tlh")
     found = find(WordTimer(aligner, lambda text, language: None), spoken, samples, library.rate_hz)
@@ -148,7 +148,7 @@ def test_silence_does_not_fail(aligner: Aligner, seconds: float) -> None:
     find(WordTimer(aligner, read_aloud), utterance([TEXTS["de"]], "de"), samples, 24_000)
 
 
-def test_moments_of_a_recording_are_found_in_itself(library: Library) -> None:
+def test_times_of_a_recording_are_found_in_the_same_recording(library: Library) -> None:
     samples, _ = library.synthesize_words(TEXTS["en"], "gmw/en-US", 50)
     times = [0.0, 0.5, 1.0, 1.5, 2.0]
     found = warp(samples, library.rate_hz, samples, library.rate_hz, times)

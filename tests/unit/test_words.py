@@ -1,4 +1,4 @@
-"""The names of the first edition are gone, and sentences do without the idioms that a stranger reads twice."""
+"""The old names of the first version are gone, and sentences contain no unclear idioms."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def identifiers(tree: ast.AST) -> Iterator[str]:
 
 
 def prose(source: str) -> Iterator[tuple[int, str]]:
-    """Comments and strings with the line on which they begin; a wrapped sentence is one text."""
+    """Yield comments and strings with the line on which they begin; a wrapped sentence is one text."""
     comment, begin, last = "", 0, -1
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -60,18 +60,18 @@ def prose(source: str) -> Iterator[tuple[int, str]]:
                 yield begin, comment
                 comment, begin = "", token.start[0]
             comment, last = f"{comment} {token.string.lstrip('# ')}", token.start[0]
-        elif token.type == tokenize.STRING and " " in token.string:  # a single word is a value, of JSON for instance
+        elif token.type == tokenize.STRING and " " in token.string:  # a single word is a value, for example of JSON
             yield token.start[0], " ".join(token.string.split())
     yield begin, comment
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_identifier_of_the_first_edition_is_left(path: Path) -> None:
+def test_no_identifier_of_the_first_version_is_left(path: Path) -> None:
     found = set(identifiers(ast.parse(path.read_text()))) & OLD_NAMES
     assert not found
 
 
-def test_no_module_of_the_first_edition_is_left() -> None:
+def test_no_module_of_the_first_version_is_left() -> None:
     assert not {path.stem for path in (ROOT / "app").rglob("*.py")} & OLD_MODULES
 
 
@@ -80,7 +80,7 @@ def test_no_module_of_the_first_edition_is_left() -> None:
     [path for path in SOURCES if path.is_relative_to(ROOT / "app")],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_sentences_are_plain(path: Path) -> None:
+def test_sentences_contain_no_unclear_idioms(path: Path) -> None:
     found = [f"{line}: {match[0]}" for line, text in prose(path.read_text()) for match in IDIOMS.finditer(text)]
     assert not found
 

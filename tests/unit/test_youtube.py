@@ -79,11 +79,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
     def setup(self) -> None:
-        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)  # what is sent is about what is read
+        # a small send buffer, so that the sent bytes are about the received bytes
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
         super().setup()
 
     def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):  # yt-dlp hangs up when it has enough
+        with contextlib.suppress(ConnectionError):  # yt-dlp closes the connection when it has enough bytes
             super().handle()
 
     def do_HEAD(self) -> None:
@@ -184,7 +185,7 @@ async def test_requested_section_is_fetched(site):
 
 
 async def test_only_the_needed_bytes_are_fetched(site, monkeypatch):
-    monkeypatch.setattr(site, "sound", 30 * site.sound)  # ten minutes, 4.8 MB
+    monkeypatch.setattr(site, "sound", 30 * site.sound)  # ten minutes of audio, 4.8 MB
     before = site.sent
     got = await tube(chunk_bytes=1 << 18).fetch(f"{site.url}/page-600", 10.0, 5.0)
     assert got.seconds == pytest.approx(5.0, abs=0.01)
@@ -235,7 +236,7 @@ async def test_limits_and_failures_have_error_codes(site, path, limits, code):
     ],
 )
 async def test_redirect_to_a_private_address_is_blocked(site, where):
-    """The rules of this test allow only 127.0.0.1, no other address and no other name for it."""
+    """The rules of this test allow only 127.0.0.1, and no other address or host name."""
     target = where.format(port=site.server_address[1])
     with pytest.raises(Unfetchable) as caught:
         await tube(wall_s=30.0).fetch(f"{site.url}/to?{target}", 0.0, 5.0)
@@ -255,7 +256,7 @@ async def test_default_rules_block_this_machine(site):
 
 async def test_cancelling_ends_the_process_and_removes_files(site, places):
     started = asyncio.Event()
-    before = set(children_of(os.getpid()))  # the decoders' helper stays
+    before = set(children_of(os.getpid()))  # the helper process of the decoders continues to run
     fetching = asyncio.create_task(tube().fetch(f"{site.url}/slow.mp3", 0.0, 5.0, lambda _: started.set()))
     await started.wait()
     (folder,) = places.glob("tts-youtube-*")
@@ -401,7 +402,7 @@ async def test_invalid_sections_are_refused(start_s, duration_s):
         await tube().fetch("https://youtu.be/dQw4w9WgXcQ", start_s, duration_s)
 
 
-# Messages of yt-dlp 2026.10.
+# Error messages of yt-dlp 2026.10.
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -501,7 +502,8 @@ def test_guard_allows_only_public_addresses(child):
     [
         ({"container": "webm_dash", "duration": 1000}, 10_000_000, int(35 * 10_000 * 1.15) + (1 << 18)),
         ({"ext": "mp3", "duration": 1000}, 10_000_000, int(35 * 10_000 * 1.15) + (1 << 18)),
-        ({"container": "mp4", "ext": "mp4", "duration": 1000}, 10_000_000, None),  # its index may be at the end
+        # the index of an MP4 file may be at its end
+        ({"container": "mp4", "ext": "mp4", "duration": 1000}, 10_000_000, None),
         ({"container": "webm_dash", "duration": None}, 10_000_000, None),
         ({"container": "webm_dash", "duration": 1000}, None, None),
         ({"container": "webm_dash", "duration": 31}, 10_000_000, None),
@@ -518,7 +520,8 @@ def test_yt_dlp_knows_all_options_of_the_child(child):
     documented = YoutubeDL.__doc__ or ""
     with YoutubeDL(child.Fetch(order).options()) as instance:
         assert list(instance._ies) == ["Youtube"]
-    known = set(re.findall(r"\w+", documented)) | {"file_access_retries", "fragment_retries"}  # of its downloaders
+    # options of yt-dlp's downloaders
+    known = set(re.findall(r"\w+", documented)) | {"file_access_retries", "fragment_retries"}
     assert set(child.Fetch(order).options()) <= known
 
 
@@ -570,7 +573,7 @@ def test_only_these_containers_are_fetched_in_part(child):
 
 
 def test_every_folder_of_a_dead_process_is_removed_in_any_order(tmp_path, monkeypatch):
-    """The folder of this process stays, and the search continues after it."""
+    """The folder of the running process stays, and the search continues after it."""
     own = tmp_path / f"{youtube._FOLDER_PREFIX}{os.getpid()}-a"
     dead = [tmp_path / f"{youtube._FOLDER_PREFIX}999999{number}-b" for number in range(3)]
     foreign = tmp_path / f"{youtube._FOLDER_PREFIX}x-c"

@@ -30,7 +30,7 @@ _PROBLEMS = problems(400, 404, 408, 413, 429, 500, 503, 507)
 
 
 def router(speaking: Speaking, voices: VoiceStore, gate: Gate) -> APIRouter:
-    """The route for captions."""
+    """Create the route for captions."""
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
     @routes.post(
@@ -69,7 +69,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate) -> APIRouter:
 
 
 def kokoro_router(speaking: Speaking, gate: Gate) -> APIRouter:
-    """The route of Kokoro-FastAPI for speech with the times of words."""
+    """Create the route of Kokoro-FastAPI for speech with the times of words."""
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
     @routes.post(
@@ -100,7 +100,7 @@ def kokoro_router(speaking: Speaking, gate: Gate) -> APIRouter:
 
 
 def _voice_of(voices: VoiceStore, voice_id: str) -> Voice | None:
-    """The voice with this id; None for the speaker of recordings that came with the request."""
+    """Return the voice with this id; None for the speaker of recordings in the request."""
     try:
         return voices.get(voice_id)
     except UnknownVoice:
@@ -113,7 +113,7 @@ def _name_of(voices: VoiceStore, voice_id: str) -> str:
 
 
 def _language_of(request: SpeechRequest, voices: VoiceStore) -> str:
-    """The language of the first text."""
+    """Return the language of the first text."""
     line = request.lines[0]
     voice = _voice_of(voices, line.voice)
     return spoken_language(request.language, line.text, "en" if voice is None else voice.language)

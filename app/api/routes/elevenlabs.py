@@ -50,7 +50,7 @@ class TextToSpeechBody(BaseModel):
 
 
 def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s: float) -> APIRouter:
-    """The routes that speak."""
+    """Create the routes that speak."""
     routes = APIRouter(route_class=route_with_details(gate.route("speak")), include_in_schema=False)
 
     def answer_of(voice_id: str, body: TextToSpeechBody, output: OutputFormat, owner: str, *, times: bool) -> Any:
@@ -138,7 +138,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s
 
 
 def voices_router(voices: VoiceStore, gate: Gate, path: str) -> APIRouter:
-    """The list of voices in ElevenLabs' format."""
+    """Create the route that lists voices in ElevenLabs' format."""
     routes = APIRouter(route_class=route_with_details(gate.route(None)), include_in_schema=False)
 
     @routes.get(path)

@@ -36,13 +36,18 @@ LEXICON_PATH = "/audio/lexicon"
 
 VoiceQuery = Annotated[
     str | None,
-    Query(description="The id or the name of a voice: use the dictionary of this voice. Default: the server's."),
+    Query(description="The id or the name of a voice, to use its dictionary. Default: the dictionary of the server."),
 ]
 IfMatch = Annotated[
     str | None,
-    Header(description="The ETag of the dictionary that you have changed. If it has another one now, this is a 412."),
+    Header(
+        description="The ETag of the dictionary that you have changed. If it is no longer valid, the response is a 412."
+    ),
 ]
-IfNoneMatch = Annotated[str | None, Header(description="The ETag of the dictionary that you have: no change = 304.")]
+IfNoneMatch = Annotated[
+    str | None,
+    Header(description="The ETag of the dictionary that you have. If it is still valid, the response is a 304."),
+]
 _ETAG: Schema = {"headers": {"ETag": text_header("The state of the dictionary, for `If-Match` and `If-None-Match`.")}}
 
 
@@ -55,7 +60,7 @@ class LexiconBody(ChangeBody):
 
 
 def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
-    """The routes of the pronunciation dictionaries."""
+    """Create the routes of the pronunciation dictionaries."""
     readable = APIRouter(tags=["lexicon"], route_class=gate.route("speak"))
     routes = APIRouter(tags=["lexicon"], route_class=gate.route("clone"))
 
@@ -102,7 +107,10 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
     async def replace(
         body: LexiconBody, answer: Response, voice: VoiceQuery = None, if_match: IfMatch = None
     ) -> Pronunciations:
-        """Replace all entries of the server's dictionary, or of one voice's. An entry of a voice wins."""
+        """Replace all entries of the server's dictionary, or of one voice's.
+
+        For this voice, an entry of its dictionary replaces the server's entry for the same word.
+        """
         name = await voice_id(voice)
 
         def store() -> tuple[Pronunciations, str]:
@@ -123,7 +131,7 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
     ) -> DeletedPronunciations:
         """Remove the entries with this word from the server's dictionary, or from one voice's.
 
-        `If-Match` and `ETag` are those of the dictionary.
+        The headers `If-Match` and `ETag` contain the ETag of the whole dictionary.
         """
         if not word.strip():
             raise InvalidValue("The URL contains no word. DELETE /v1/audio/lexicon/SQL removes `SQL`.", param="word")

@@ -51,7 +51,7 @@ class ClientSecretBody(BaseModel):
 
 
 class ClientSecretSession(BaseModel):
-    """The session that a client secret opens. Its further fields are those of the request."""
+    """The session that a client secret opens. Its other fields are the fields of the request."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -69,7 +69,7 @@ class ClientSecret(BaseModel):
 
 
 def router(speaking: Speaking, voices: VoiceStore, gate: Gate, data_dir: Path, *, send_timeout_s: float) -> APIRouter:
-    """The routes of the Realtime API."""
+    """Create the routes of the Realtime API."""
     routes = APIRouter(tags=["realtime"], route_class=gate.route("speak"))
     known = ClientSecrets(data_dir)
 
@@ -121,7 +121,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, data_dir: Path, *
 
 
 def _sent_key(connection: WebSocket) -> str:
-    """The key of a WebSocket: in a header, or from a browser in the name of a subprotocol."""
+    """Return the key of a WebSocket: from a header, or, for browsers, from the name of a subprotocol."""
     offered: list[str] = connection.scope["subprotocols"]
     found = [name.removeprefix(_KEY_SUBPROTOCOL) for name in offered if name.startswith(_KEY_SUBPROTOCOL)]
     return key_in(connection.headers) or (found[0] if found else "")

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def answers() -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI `responses` of all speech routes."""
+    """Return the OpenAPI `responses` of all speech routes."""
     return {200: speech_response(), **problems(400, 404, 408, 413, 429, 500, 503, 507)}
 
 
 def router(speaking: Speaking, gate: Gate) -> APIRouter:
-    """The routes that turn a text into speech."""
+    """Create the routes that turn a text into speech."""
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
     async def speech(body: SpeechBody, caller: Request) -> Response:
@@ -50,7 +50,7 @@ def router(speaking: Speaking, gate: Gate) -> APIRouter:
 
 
 def formats_router(gate: Gate) -> APIRouter:
-    """The routes that list the audio formats. They need no key."""
+    """Create the routes that list the audio formats. These routes need no key."""
     routes = APIRouter(tags=["speech"], route_class=gate.route(None))
 
     @routes.get("/audio/speech/response-formats")

@@ -145,7 +145,7 @@ def weights_of(candidates: list[Checkpoint], config: DiaConfig, source: str = ""
 
 
 def _derivable(name: str) -> bool:
-    """Whether the model computes this tensor itself. In a checkpoint, `check` ignores such a tensor."""
+    """Return whether the model computes this tensor itself. In a checkpoint, `check` ignores such a tensor."""
     return name.endswith(("rotary_emb.inv_freq", "embeddings.offsets", "timescale"))
 
 
@@ -182,7 +182,7 @@ def _refuse_wrong_config(checkpoint: Checkpoint, config: DiaConfig, source: str)
 
 
 def _names_v01(origin: str) -> bool:
-    """Whether an entry of config.json ("key value") names v0.1."""
+    """Return whether an entry of config.json ("key value") names v0.1."""
     key, _, value = origin.partition(" ")
     if key == "version":
         return value.startswith("0.")

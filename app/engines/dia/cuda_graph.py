@@ -223,5 +223,5 @@ class DiaCudaGraph:
 
 
 def uses_fast_path(params: Sequence[SamplingParams]) -> bool:
-    """Whether rows with these sampling parameters can use the graphs for the fast path."""
+    """Return whether rows with these sampling parameters can use the graphs for the fast path."""
     return all(k.top_k <= TOP_K_FAST for k in params)

@@ -39,7 +39,7 @@ def reference_noise_of(seed: int, *, enabled: bool) -> ReferenceNoise | None:
 
 
 def must_step_one_by_one(device: torch.device, dtype: torch.dtype, *, quantized: bool) -> bool:
-    """Whether each row must be computed alone, so that its codes do not depend on other rows in the batch.
+    """Return whether each row must be computed alone, so that its codes do not depend on other rows in the batch.
 
     In float32 on a CPU, a product of eight rows and a product of one row give results that differ in the last bits.
     Sometimes this changes a code. Users choose float32 for exact results. For 4 rows, batched products would be only

@@ -177,7 +177,7 @@ def _equal(operation: str, found: Tensor, expected: Tensor, dtype: torch.dtype) 
 
 
 def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Kernels], Tensor]]:
-    """For each operation, return a function that runs the operation with random inputs and returns the results."""
+    """Return a function for each operation; it runs the operation with random inputs and returns the results."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int, kind: torch.dtype = dtype) -> Tensor:

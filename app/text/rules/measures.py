@@ -289,7 +289,8 @@ def _reads_as_word(match: Match, unit: str, gap: str) -> bool:
         return bool(gap) and re.match(r"[;,)]| (?:wide|tall|long|deep|thick|high|by)\b", rest) is None
     if gap == " " and unit in {"us", "cal", "mo"}:
         return True
-    if not gap and unit == "s" and "/" in match[2]:  # a plural, not seconds: "cut into 1/3s"
+    # the "s" is a plural ending and does not mean seconds: "cut into 1/3s"
+    if not gap and unit == "s" and "/" in match[2]:
         return True
     if gap == " " and unit in {"m", "g", "s", "h", "l", "L", "V", "W", "J", "C", "F"}:
         return rest.startswith("'") or re.match(r"\.[A-Za-z]", rest) is not None
@@ -298,7 +299,8 @@ def _reads_as_word(match: Match, unit: str, gap: str) -> bool:
 
 def verbalize_bit_scale(match: Match) -> str:
     before = re.search(r"([A-Za-z]+) $", match.string[max(0, match.start() - 20) : match.start()])
-    if before and before[1].lower() in tables.LETTERED:  # a letter, not billions: "apartment 4B"
+    # the "B" is a letter and does not mean billions: "apartment 4B"
+    if before and before[1].lower() in tables.LETTERED:
         return match[0]
     first = f"{number_words.number(match[1])} to " if match[2] else ""
     plus = " plus" if match[0].endswith("+") else ""

@@ -298,7 +298,7 @@ _KINDS: tuple[tuple[re.Pattern[str], _Reader], ...] = (
     (re.compile(r"([0-9]{1,40}):([A-Za-z][A-Za-z0-9.:-]{1,80})"), _after_colon),
     (re.compile(r"[A-Za-z0-9.:+-]{1,130}"), _compound),
 )
-# A mark that is still between the words of a number and another word.
+# A character that is left between the words of a number and another word.
 _NUMBER_WORD = "|".join(number_words.WORDS)
 GLUED_MARK = re.compile(
     rf"\b({_NUMBER_WORD}|Celsius|Fahrenheit)(?:\.(?=[a-z]|[A-Z](?![a-z]))|:(?=[A-Za-z]))"

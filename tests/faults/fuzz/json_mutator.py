@@ -1,4 +1,4 @@
-"""Mutates a JSON text so that it stays valid JSON. Mutations of libFuzzer seldom pass the parser."""
+"""Mutates a JSON text so that it stays valid JSON. Few mutations of libFuzzer itself are valid JSON."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import atheris
 
 from tests.faults.fuzz import json_mutator
 
-# What the app's own code decides is what is followed; libraries are only called.
+# The fuzzer measures the coverage of the app's own code, and not of libraries.
 with atheris.instrument_imports(include=["app"]):
     from tests.faults.fuzz.targets import TARGETS, warm
 
@@ -22,12 +22,12 @@ with atheris.instrument_imports(include=["app"]):
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-UNIT_CPU_S = 2.0  # of one input, which is a few hundred characters or a small file
-HUNG_S = 120  # by the clock: other processes may take the machine
+UNIT_CPU_S = 2.0  # the CPU time that one input may take; an input is a few hundred characters or a small file
+HUNG_S = 120  # wall-clock seconds that one input may take; other processes may slow the machine
 
 
 def bounded(check: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """Wrap a target: an input that takes too much CPU time is a finding too."""
+    """Wrap a target, so that an input that takes too much CPU time also counts as an error."""
 
     def checked(data: bytes) -> None:
         began_s = time.process_time()
@@ -46,7 +46,7 @@ def main() -> None:
 
     more = {"custom_mutator": mutated} if sys.argv[1] == "schemas" else {}
     warm()
-    itself = os.environ.get("FUZZ_ITSELF", sys.argv[0])  # what libFuzzer starts again when it merges
+    itself = os.environ.get("FUZZ_ITSELF", sys.argv[0])  # the program that libFuzzer starts again for a merge
     atheris.Setup([itself, *sys.argv[2:], f"-timeout={HUNG_S}"], check, **more)
     atheris.Fuzz()
 

@@ -1,8 +1,10 @@
-"""`python -m tests.faults.fuzz.run`: every target, or those named, under atheris for a while; fails where one fails.
+"""`python -m tests.faults.fuzz.run [TARGET ...]` runs fuzz targets under atheris for a limited time. It fails if a
+target fails. Default: all targets.
 
-Starts from the corpus beside this file and keeps what it finds in `.fuzz/work`, so that the next run goes on there.
-Needs atheris only in the Python that runs it (`make fuzz` makes one). The last line of its output is one JSON: per
-target executions, CPU seconds, and new corpus entries. All runs are counted in `.fuzz/work/runs.jsonl`.
+It starts from the corpus beside this file and stores new inputs in `.fuzz/work`. The next run continues from there.
+Only the Python that runs it needs atheris (`make fuzz` creates such an environment). The last line of its output is one
+JSON object with the executions, CPU seconds and new corpus entries of each target. All runs are counted in
+`.fuzz/work/runs.jsonl`.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ def run(target: str, seconds: float) -> dict[str, float | int]:
 
 
 def keep(target: str, most_bytes: int) -> None:
-    """Write the corpus again: the fewest and smallest inputs that reach the same code."""
+    """Reduce the corpus to the fewest and smallest inputs that reach the same code."""
     merged, seeds = WORK / f"{target}.merged", CORPUS / target
     merged.mkdir(parents=True, exist_ok=True)
     for old in merged.iterdir():
@@ -85,7 +87,8 @@ def keep(target: str, most_bytes: int) -> None:
     command = [itself, *arguments(target), "-merge=1", merged, seeds, WORK / target]
     environment = {**_environment(), "FUZZ_ITSELF": str(itself)}
     subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
-    for old in seeds.glob("[0-9a-f]" * 40):  # what has another name was put there by hand
+    # libFuzzer's names have 40 hexadecimal digits; files with other names were added by hand and stay
+    for old in seeds.glob("[0-9a-f]" * 40):
         old.unlink()
     size = 0
     by_hand = {path.read_bytes() for path in seeds.iterdir()}

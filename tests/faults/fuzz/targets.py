@@ -1,7 +1,8 @@
-"""What must hold for any bytes whatever. Each target takes bytes and raises AssertionError, or whatever went wrong.
+"""Properties that must hold for all input bytes. Each target takes bytes. If a property does not hold, it raises
+AssertionError or the exception of the code.
 
-Plain Python, so that the corpus and past findings run in `make test` too; atheris drives the same functions (`run.py`).
-Texts come as UTF-8; bytes that are none become lone surrogates, which JSON can bring as well.
+The targets are plain Python, so `make test` runs them with the corpus. `run.py` runs the same functions with atheris.
+Texts are decoded from UTF-8. Invalid bytes become lone surrogates, which JSON can also contain.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 MAX_INPUT_CHARS = 4096
 RATE_HZ = 24_000
 MAX_SECONDS = 2.0
-# One character can be a symbol's name ("less than or equal to"), a trillion's worth of words comes from 15 digits.
+# One character can become the name of a symbol ("less than or equal to"), and 15 digits can become many words.
 SPOKEN_PER_CHAR, SPOKEN_SPARE = 40, 300
 
 _BODIES: tuple[type[BaseModel], ...] = (SpeechBody, GenerateBody, PreviewBody, ConversationBody, DialogueBody)
@@ -57,11 +58,11 @@ def _normalizer() -> Normalizer:
 
 
 def warm() -> None:
-    """Load lazy resources, so that their load time counts for no input."""
+    """Load lazy resources, so that their load time is not part of the time of an input."""
     _normalizer().warm()
 
 
-NO_INK = "\u115f\u1160\u3164\uffa0"  # letters of Hangul that keep a place empty
+NO_INK = "\u115f\u1160\u3164\uffa0"  # letters of Hangul that are invisible
 
 
 def text_of(data: bytes) -> str:
@@ -73,15 +74,18 @@ def bare(text: str) -> str:
 
 
 def normaliser(data: bytes) -> None:
-    """The first byte chooses English or not. Words come out of words, bounded, encodable, the same twice."""
+    """Check the text normaliser. The first byte chooses whether the text is English.
+
+    A text with words gives words. The result has a limited length, can be encoded, and is equal in a second call.
+    """
     english, text = data[:1] != b"\0", text_of(data[1:])
     spoken = _normalizer().normalize(text, english=english)
     spoken.encode("utf-8")
     assert spoken == _normalizer().normalize(text, english=english)
     assert len(spoken) <= SPOKEN_PER_CHAR * len(text) + SPOKEN_SPARE, (len(text), len(spoken))
     assert not any(unicodedata.category(char) in ("Cc", "Cs", "Co") for char in spoken if char != "\n"), ascii(spoken)
-    # A modifier letter by itself, such as an apostrophe of some alphabets, is a mark; the studio names it. A text that
-    # has a mark of tags, links or citations can be without words. "&#x40;" is the sign that it stands for.
+    # A single modifier letter, such as an apostrophe of some alphabets, counts as punctuation. A text with characters
+    # of tags, links or citations may lose all its words. An HTML entity such as "&#x40;" counts as its character.
     if any(
         char.isalnum() and unicodedata.category(char) != "Lm" and char not in NO_INK for char in html.unescape(text)
     ) and not _MARKUP.search(text):
@@ -91,13 +95,16 @@ def normaliser(data: bytes) -> None:
 
 
 def front_end(data: bytes) -> None:
-    """The first byte chooses engine and language. Spans are in order within the text, and cover every spoken word."""
+    """Check the stages of the text front end. The first byte chooses engine and language.
+
+    Check that spans are in order within the text, and cover every spoken word.
+    """
     head, text = data[:1] or b"\0", text_of(data[1:])
     packing = TextPacking(max_chars=1 + head[0], sounds=NON_VERBAL_SOUNDS if head[0] % 2 else frozenset())
     language = _LANGUAGES[head[0] % len(_LANGUAGES)]
     try:
         sentences = read_text(text, _normalizer(), packing, lambda _: language)
-    except TextTooLong:  # pauses of more than ten minutes
+    except TextTooLong:  # the pauses are longer than ten minutes
         return
     last = (0, 0)
     for sentence in sentences:
@@ -110,7 +117,7 @@ def front_end(data: bytes) -> None:
 
 
 def formulas(data: bytes) -> None:
-    """A formula of any characters is read to its end, and leaves no marks of TeX."""
+    """Check that a formula of any characters is read to its end, and that the result has no TeX characters."""
     content = re.sub(r"[$`]", "", text_of(data))
     for english in (True, False):
         spoken = replace_tex(SpannedText(f"$x {content} x^2$"), english=english).text
@@ -120,7 +127,10 @@ def formulas(data: bytes) -> None:
 
 
 def splitter(data: bytes) -> None:
-    """The first two bytes are limit and language. No text is lost, added or moved; no chunk exceeds the limit."""
+    """Check the splitter of sentences. The first byte is the limit, the second one the language.
+
+    No text is lost, added or moved, and no chunk exceeds the limit.
+    """
     head, text = data[:2].ljust(2, b"\1"), text_of(data[2:])
     max_chars = 1 + head[0]
     pieces = [each.text for each in split(SpannedText(text), max_chars, _LANGUAGES[head[1] % len(_LANGUAGES)])]
@@ -132,7 +142,8 @@ def splitter(data: bytes) -> None:
 
 
 def parser(data: bytes) -> None:
-    """Speaker tags, pauses, Dia's scripts and markup keep every word in order, and pauses are bounded."""
+    """Check that speaker tags, pauses, Dia's scripts and markup keep every word in order, and that pauses are
+    limited."""
     text = text_of(data)
     lines = [(speaker, words.text) for speaker, words in script.split_speakers(SpannedText(text))]
     assert " ".join(words for _, words in lines).split() == script.SPEAKER_TAG.sub(" ", text).split()
@@ -154,7 +165,7 @@ def parser(data: bytes) -> None:
     try:
         formatted = dia_script.format_script(lines[:8], {0: text[:40]})
     except TooManySpeakers:
-        # A single line can contain tags again, if tags were nested.
+        # If speaker tags were nested, a single line can still contain tags.
         nested = [speaker for speaker, _ in script.split_speakers(SpannedText(lines[0][1]))] if len(lines) == 1 else []
         assert max(len({speaker for speaker, _ in lines[:8]}), len({*nested})) > dia_script.MAX_SPEAKERS
     else:
@@ -167,7 +178,7 @@ def parser(data: bytes) -> None:
     cleaned = clean.text
     plain = "\n\n".join(each.text for each in markup.plain_paragraphs(markup.strip_tags(clean)))
     assert len(plain) <= 12 * len(cleaned) + 100
-    # Without marks of any markup every word stays; a line that begins with "o" and a gap is an item of a list.
+    # In a text without markup characters every letter stays. A line that begins with "o" and a gap is a list item.
     if not re.search(r"[<>&\[\]`\\$*_~|#=+:!%{}]|^\s*o\s\s", cleaned, re.MULTILINE):
         assert letters(plain) == letters(cleaned), (ascii(plain), ascii(cleaned))
 
@@ -177,7 +188,7 @@ def letters(text: str) -> str:
 
 
 def upload(data: bytes) -> None:
-    """Any file gives audio within the limits, or BadReference."""
+    """Check that any file gives audio within the limits, or BadReference."""
     refused: BadReference | None = None
     try:
         decoded = decode(data, RATE_HZ, max_seconds=MAX_SECONDS)
@@ -197,11 +208,14 @@ def upload(data: bytes) -> None:
 
 
 def schemas(data: bytes) -> None:
-    """The first byte selects the body model, the rest is JSON. The result is a request or a typed error."""
+    """Check the validation of request bodies.
+
+    The first byte selects the body model; the rest is JSON. Check that the result is a request or a typed error.
+    """
     kind = _BODIES[data[0] % len(_BODIES)] if data else SpeechBody
     try:
         content = json.loads(data[1:])
-    except (ValueError, RecursionError):  # the framework's own 400
+    except (ValueError, RecursionError):  # the framework's own response with status 400
         return
     try:
         body = kind.model_validate(content)
@@ -227,12 +241,16 @@ def schemas(data: bytes) -> None:
 
 
 def lexicon(data: bytes) -> None:
-    """Bytes up to the first NUL are a dictionary file, the others a text. Every file is read, and no mark is left."""
+    """Check the pronunciation dictionary. The bytes up to the first NUL are a dictionary file; the rest is a text.
+
+    Every file is read, and the result contains no private-use character.
+    """
     file, _, written = data.partition(b"\0")
     content = parse_lexicon(file)
     assert parse_lexicon(format_lexicon(content.entries)) == LexiconFile(content.entries)
     text = text_of(written)
-    own = " ".join([text, *(entry.say or "" for entry in content.entries)])  # what may contain a made-up word itself
+    # the text and the entries may contain the made-up word "zqj" themselves
+    own = " ".join([text, *(entry.say or "" for entry in content.entries)])
     for symbols in (frozenset[str](), SYMBOLS):
         found = Lexicon([WordList(content.entries)], ipa=symbols)
         replaced, ipa = take_ipa(found.replaced(SpannedText(text)))
@@ -241,7 +259,8 @@ def lexicon(data: bytes) -> None:
         assert not any("\U000f0000" <= char <= "\U000ffffd" for char in spoken.text)
         assert "zqj" in letters(own).lower() or "zqj" not in (replaced.text + spoken.text).lower()
         if not found.candidates(text):
-            assert replaced.text == re.sub("[\U000f0000-\U000ffffd]", "", text)  # characters that stand for IPA
+            # private-use characters are removed, since they stand for IPA
+            assert replaced.text == re.sub("[\U000f0000-\U000ffffd]", "", text)
             assert spoken.text == _normalizer().normalize(text)
 
 

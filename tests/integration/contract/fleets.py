@@ -21,7 +21,7 @@ import pytest
 
 from tests.support.live import ROOT, Process, free_port, wait_until
 
-ROWS, QUEUE = 4, 2  # of each copy
+ROWS, QUEUE = 4, 2  # rows and queue places of each copy of the server
 COPIES = 2
 PLUGIN = Path(__file__).parent / "plugin"
 SENTENCE = "The weather was fine, so they walked along the river and talked about what they would do in the spring. "
@@ -52,7 +52,7 @@ class Fleet:
         return [pid for pid in _processes(self.data) if _command(pid).startswith("ray::ServeReplica")]
 
     def members(self) -> list[str]:
-        """The URLs of the single servers. A balancer would always send /health to the idle one."""
+        """Return the URLs of the single servers. A load balancer would always send /health to the idle server."""
         if self.mode != "ray":
             return [server.url for server in self.servers]
         config = "".join(path.read_text() for path in (self.data / "ha").glob("*/haproxy.cfg"))
@@ -63,11 +63,11 @@ class Fleet:
             return [http.get(f"{url}/health").json() for url in self.members()]
 
     def active(self) -> int:
-        """Rows in use in the busiest copy."""
+        """Return the number of rows in use in the busiest copy."""
         return max(health["rows"]["active"] for health in self.healths())  # type: ignore[index]
 
     def quiet(self) -> bool:
-        """Whether no request is active. A response has no row for a moment between two utterances."""
+        """Return whether no request is active. A response has no row for a moment between two utterances."""
         for _ in range(4):
             if self.active():
                 return False
@@ -121,7 +121,7 @@ def haproxy() -> str:
 
 
 def configuration(port: int, urls: list[str]) -> str:
-    """deploy/k8s/haproxy.cfg with servers by address instead of by Docker's DNS."""
+    """Return deploy/k8s/haproxy.cfg with addresses of servers instead of names of Docker's DNS."""
     text = (ROOT / "deploy/k8s/haproxy.cfg").read_text()
     servers = "\n".join(f"    server tts{i} {url.removeprefix('http://')}" for i, url in enumerate(urls))
     text, found = re.subn(r"(?m)^    server-template .*$", servers, text)
@@ -161,7 +161,8 @@ def on_ray(data: Path, **more: str) -> Iterator[Fleet]:
         process.wait(timeout_s=120)
         ray_fleet = Fleet("ray", process.url, COPIES, process, [], data)
         wait_until(lambda: len(ray_fleet.pids()) == COPIES, 60)
-        wait_until(lambda: len(ray_fleet.members()) == COPIES, 60)  # until then Ray's own proxy stands in
+        # Ray's own proxy answers until all copies are members
+        wait_until(lambda: len(ray_fleet.members()) == COPIES, 60)
         try:
             yield ray_fleet
         finally:
@@ -169,13 +170,13 @@ def on_ray(data: Path, **more: str) -> Iterator[Fleet]:
                 process.child.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.child.wait(90)
-            for pid in _processes(data):  # what Ray left behind, if anything
+            for pid in _processes(data):  # processes that Ray did not end
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
 
 def _processes(data: Path) -> list[int]:
-    """Processes that use this data folder, except the driver."""
+    """Return the ids of the processes that use this data folder, except the driver."""
     mark = f"TTS_DATA_DIR={data}\0".encode()
     found = []
     for entry in Path("/proc").iterdir():

@@ -1,7 +1,7 @@
-"""The offline voice at the pace of a model: SPEED times as fast as speech, all rows together.
+"""The offline voice with the speed of a model: all rows together generate SPEED seconds of speech per second.
 
-eSpeak NG alone is done with a minute of speech before anybody else has come, so rows and queues would never be full.
-An engine from outside, entered as plug-ins are: servers of these tests find it in `plugin/`.
+eSpeak NG itself generates a minute of speech so fast that rows and queues would never be full.
+It is installed like a plug-in: the servers of these tests find its entry point in `plugin/`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
-ONE_UTTERANCE = SENTENCE.replace(". ", "; ") * 3  # one sentence: no second row while it is spoken, 17 s in 2 s
+# one sentence, so a request uses one row: 17 s of speech, generated in 2 s
+ONE_UTTERANCE = SENTENCE.replace(". ", "; ") * 3
 LONG = SENTENCE * 100
 
 
@@ -94,7 +95,7 @@ def test_same_text_has_the_same_seed_on_every_copy(served: Fleet) -> None:
 
 def test_first_audio_is_sent_while_the_rest_is_generated(served: Fleet) -> None:
     with httpx.stream("POST", served.speech, json={"input": LONG, "cache": False}, timeout=60) as answer:
-        pieces = answer.iter_raw()  # keep a reference: garbage collection would close the stream
+        pieces = answer.iter_raw()  # keep a reference: without it, garbage collection closes the stream
         assert next(pieces)
         wait_until(lambda: served.active() >= 1)
     wait_until(served.quiet)
@@ -114,7 +115,7 @@ def test_disconnect_before_the_first_audio_frees_the_row(served: Fleet) -> None:
 
 def test_disconnect_during_the_stream_frees_the_row(served: Fleet) -> None:
     with httpx.stream("POST", served.speech, json={"input": LONG, "cache": False}, timeout=60) as answer:
-        pieces = answer.iter_raw()  # keep a reference: garbage collection would close the stream
+        pieces = answer.iter_raw()  # keep a reference: without it, garbage collection closes the stream
         received = 0
         while received <= 20_000:
             received += len(next(pieces))
@@ -138,7 +139,7 @@ def test_a_dialogue_is_one_file(served: Fleet) -> None:
 
 
 def test_excess_requests_are_429_with_retry_after(served: Fleet, client: openai.OpenAI) -> None:
-    """Requests that fit into rows and queues succeed. The others get a 429 that OpenAI's client understands."""
+    """Requests that fit into rows and queues succeed. All other requests get a 429 that OpenAI's client understands."""
     callers = Callers(served, served.capacity + 4, ONE_UTTERANCE)
     wait_until(lambda: sum(result.status == 429 for result in callers.results) >= 2)
     rate_limit_errors: list[openai.RateLimitError] = []
@@ -156,7 +157,7 @@ def test_excess_requests_are_429_with_retry_after(served: Fleet, client: openai.
     statuses = sorted(each.status for each in results)
     assert set(statuses) == {200, 429}
     spoken = statuses.count(200) + (not rate_limit_errors)
-    # A balancer counts active requests, not rejected ones: one or two may reach the fuller copy.
+    # A load balancer does not count rejected requests, so one or two requests may reach the fuller copy.
     assert served.capacity - (0 if served.copies == 1 else 2) <= spoken <= served.capacity
     assert all(int(each.retry_after or 0) >= 1 for each in results if each.status == 429)
     assert not [each.error for each in results if each.error]

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 MODES = [pytest.param("replicas", marks=pytest.mark.fleet), pytest.param("ray", marks=pytest.mark.ray)]
-ABOUT_BYTES = 240_000  # of SENTENCE as 24 kHz pcm: 5 s
-PIECES = 12  # a minute of speech: 8 s at the pace of these servers
+ABOUT_BYTES = 240_000  # about the size of SENTENCE as 24 kHz PCM: 5 s
+PIECES = 12  # number of sentences in a request: one minute of speech, which these servers generate in 8 s
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def roomy(mode: str, data: Path) -> Iterator[Fleet]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_sixteen_streams_are_complete_and_a_killed_copy_breaks_only_its_own(mode: str, tmp_path: Path) -> None:
+def test_sixteen_streams_are_complete_and_a_killed_copy_breaks_only_its_own_streams(mode: str, tmp_path: Path) -> None:
     with roomy(mode, tmp_path) as served:
         results = Callers(served, 16, SENTENCE * PIECES).join()
         assert {each.status for each in results} == {200}
@@ -43,7 +43,7 @@ def test_sixteen_streams_are_complete_and_a_killed_copy_breaks_only_its_own(mode
         callers = Callers(served, 16, SENTENCE * PIECES)
         callers.wait_begun()
         spread = [health["rows"]["active"] for health in served.healths()]  # type: ignore[index]
-        assert min(spread) >= 4  # the streams are spread over the copies
+        assert min(spread) >= 4  # the streams are distributed over the copies
         os.kill(served.pids()[0], signal.SIGKILL)
         begun_s = time.monotonic()
         after = []
@@ -55,20 +55,24 @@ def test_sixteen_streams_are_complete_and_a_killed_copy_breaks_only_its_own(mode
         lost = [each for each in results if each.error]
         kept = [each for each in results if not each.error]
         assert len(lost) == pytest.approx(8, abs=1)
-        assert {each.error for each in lost} == {"RemoteProtocolError"}  # visibly cut, never a short whole
+        # each lost answer ends with an error; none looks like a complete short answer
+        assert {each.error for each in lost} == {"RemoteProtocolError"}
         assert min(each.size for each in kept) >= whole * 0.98
         print(f"{mode}: {len(lost)} cut, {len(kept)} whole; 20 requests after the kill in {took_s:.2f} s: {after}")
         # If a request reaches the dead copy first, the balancer sends it to the other copy.
         assert after.count(200) >= 19
         assert set(after[2:]) == {200}
-        if mode == "ray":  # and the dead one is replaced
+        if mode == "ray":  # Ray also replaces the dead copy
             wait_until(lambda: len(served.pids()) == 2, 60)
             print(f"ray: replaced {time.monotonic() - begun_s:.1f} s after the kill, at most")
 
 
 @pytest.mark.parametrize("mode", ["embedded", MODES[1]])
 def test_shutdown_lets_open_streams_finish(mode: str, tmp_path: Path) -> None:
-    """Streams shorter than the grace (30 s here) are complete. Later requests never get half a file."""
+    """Streams shorter than the grace (30 s here) are complete.
+
+    Requests after the shutdown began never get an incomplete file.
+    """
     with roomy(mode, tmp_path) as served:
         callers = Callers(served, 8, SENTENCE * PIECES)
         callers.wait_begun()
@@ -82,7 +86,7 @@ def test_shutdown_lets_open_streams_finish(mode: str, tmp_path: Path) -> None:
 
 @pytest.mark.fleet
 def test_rolling_restart_breaks_no_stream_and_answers_new_requests(tmp_path: Path) -> None:
-    """A rolling restart under load: every stream is complete, every new request succeeds."""
+    """During a rolling restart under load, every stream is complete and every new request succeeds."""
     with roomy("replicas", tmp_path) as served, contextlib.ExitStack() as stack:
         for index, server in enumerate(list(served.servers)):
             callers = Callers(served, 6, SENTENCE * PIECES)
@@ -111,7 +115,7 @@ def _variables() -> dict[str, str]:
 
 
 def _up(served: Fleet) -> bool:
-    """Wait until both copies got requests: then the balancer knows the new one."""
+    """Wait until both copies got requests, which shows that the load balancer uses the new copy."""
     before = {url: _count(url) for url in served.members()}
     for _ in range(4):
         httpx.post(served.speech, json={"input": "Who is it?", "cache": False}, timeout=20)

@@ -1,4 +1,4 @@
-"""Copies with a shared voice folder: all of them can use a voice that one has cloned."""
+"""Copies with a shared voice folder: each copy can use a voice that another copy has cloned."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ WORDS = "The weather was fine, so they walked along the river."
 @pytest.mark.parametrize(
     "mode", [pytest.param("replicas", marks=pytest.mark.fleet), pytest.param("ray", marks=pytest.mark.ray)]
 )
-def test_voice_cloned_on_one_copy_can_be_used_on_all(mode: str, server: str, tmp_path: Path) -> None:
+def test_voice_cloned_on_one_server_copy_can_be_used_on_all_copies(mode: str, server: str, tmp_path: Path) -> None:
     recording = httpx.post(
         f"{server}/v1/audio/speech", json={"input": WORDS * 2, "response_format": "wav"}, timeout=30
     ).content
     model = tmp_path / "model"
     command = [sys.executable, "-m", "bench.fabricate", "csm", "--size", "tiny", str(model)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
-    for copy in ("0", "1"):  # Ray's replicas have one folder anyway
+    for copy in ("0", "1"):  # the replicas of Ray share one folder without this link
         (tmp_path / copy).mkdir()
         (tmp_path / copy / "cloned_voices").symlink_to(tmp_path / "mounted")
     (tmp_path / "mounted").mkdir()
@@ -48,7 +48,7 @@ def test_voice_cloned_on_one_copy_can_be_used_on_all(mode: str, server: str, tmp
         body = {"input": "Hello.", "voice": "Anna", "max_audio_length_ms": 400, "response_format": "pcm"}
         for url in others:
             while True:
-                asked_s = time.monotonic() - made_s  # how long it then speaks is another matter
+                asked_s = time.monotonic() - made_s  # the limit WITHIN_S does not include the duration of the speech
                 answer = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=60)
                 if answer.status_code == 200 or asked_s > WITHIN_S:
                     break

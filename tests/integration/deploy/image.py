@@ -1,8 +1,8 @@
-"""A Dockerfile carried out without Docker: each stage is an overlay over this machine's own root, its RUN steps are run
-in there with chroot, COPY takes what .dockerignore lets through.
+"""Builds a Dockerfile without Docker. Each stage is an overlay over the root folder of this machine. RUN steps run in
+the overlay with chroot, and COPY copies the files that .dockerignore does not exclude.
 
-It shows that the steps work, what lies where and who owns it. It does not show the base image: Debian and Python here
-stand in for it. Needs root, overlayfs and loop devices (Linux).
+This shows that the steps work, which files result, and which user owns them. It does not test the base image: Debian
+and Python of this machine replace it. Needs root, overlayfs and loop devices (Linux).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Stage:
 
 
 def read(dockerfile: Path) -> tuple[dict[str, str], list[Stage]]:
-    """The global ARGs and the stages, in order."""
+    """Return the global ARGs and the stages, in order."""
     text = re.sub(r"(?m)^\s*#.*\n", "", dockerfile.read_text(encoding="utf-8"))
     text = re.sub(r"\\\n\s*", " ", text)
     arguments: dict[str, str] = {}
@@ -62,7 +62,7 @@ def read(dockerfile: Path) -> tuple[dict[str, str], list[Stage]]:
 
 
 def context(root: Path) -> list[str]:
-    """The build context: all files below root that .dockerignore does not exclude. Later lines win."""
+    """Return the build context: all files below root that .dockerignore does not exclude. Later lines win."""
     rules = []
     for raw in (root / ".dockerignore").read_text(encoding="utf-8").splitlines():
         line = raw.strip()
@@ -84,7 +84,7 @@ def context(root: Path) -> list[str]:
 
 
 def _pattern(glob: str) -> re.Pattern[str]:
-    """Go's filepath.Match, and ** for any number of folders."""
+    """Return a regular expression for a pattern of Go's filepath.Match, in which ** is any number of folders."""
     parts = []
     for token in re.findall(r"\*\*/?|\*|\?|\[[^\]]*\]|[^*?\[]+", glob):
         if token.startswith("**"):
@@ -95,16 +95,17 @@ def _pattern(glob: str) -> re.Pattern[str]:
 
 
 class Image:
-    """One target of a Dockerfile, carried out. `run` executes in what came out, as the image's user.
+    """The result of building one target of a Dockerfile. `run` executes a command in this result, as the image's user.
 
-    python: the prefix of an interpreter of the version that the base image would bring; it becomes /usr/local.
+    python: the installation folder of a Python with the version of the base image; it becomes /usr/local.
     """
 
     def __init__(self, source: Path, work: Path, target: str, python: Path) -> None:
         self._source = source
         self._work = work
         self._mounts: list[Path] = []
-        # A disk of its own: an overlay's layers may not lie inside one another, and "/" is the lowest here.
+        # The layers use a separate disk image: layers of an overlay can't be inside each other, and "/" is the lowest
+        # layer.
         disk = work.with_suffix(".disk")
         with disk.open("wb") as file:
             file.truncate(DISK_BYTES)
@@ -128,7 +129,7 @@ class Image:
         self.environment: dict[str, str] = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"}
         self.user = "0:0"
         self.workdir = "/"
-        self.words: dict[str, str] = {}  # ENTRYPOINT, CMD, HEALTHCHECK, EXPOSE as written
+        self.words: dict[str, str] = {}  # the arguments of ENTRYPOINT, CMD, HEALTHCHECK and EXPOSE, as written
         self._state: dict[str, tuple[dict[str, str], str, str, dict[str, str]]] = {}
         self._build(target)
         self.root = self._mount(target, self._built[target])
@@ -261,7 +262,8 @@ class Image:
             (layer / "tmp").mkdir(mode=0o1777)
             (layer / "tmp").chmod(0o1777)
             (layer / "usr/sbin").mkdir()
-            (layer / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")  # nothing starts in here
+            # packages start no services in this root folder
+            (layer / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
         return layer
 
     def _mount(self, name: str, layers: tuple[Path, ...]) -> Path:
@@ -287,7 +289,7 @@ class Image:
 
 
 def words(written: str) -> list[str]:
-    """An exec form (a JSON list) as arguments."""
+    """Return the arguments of an instruction in exec form (a JSON list)."""
     found: list[str] = json.loads(written[written.index("[") :])
     return found
 

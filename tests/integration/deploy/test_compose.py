@@ -79,6 +79,6 @@ def test_the_environment_of_the_shell_chooses_the_engine(tmp_path: Path, files: 
     assert {server["environment"]["TTS_ENGINE"] for server in servers(content)} == {engine}
 
 
-def test_graphs_without_a_password_are_refused_in_words(tmp_path: Path) -> None:
+def test_grafana_without_a_password_is_refused_with_an_explanation(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="GRAFANA_PASSWORD"):
         resolved(tmp_path, ("compose.yaml", WITH_GRAPHS), "")

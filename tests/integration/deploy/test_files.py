@@ -87,7 +87,8 @@ def test_kubernetes_pod_has_the_grace_folders_and_user_of_the_image() -> None:
     mounts = {mount["mountPath"]: mount["name"] for mount in server["volumeMounts"]}
     assert set(mounts) == {*(f"/app/{folder}" for folder in FOLDERS), "/tmp"}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    for folder in ("models", "cloned_voices", "voice_references", "conversations"):  # they survive the pod
+    # these folders stay when Kubernetes replaces the pod
+    for folder in ("models", "cloned_voices", "voice_references", "conversations"):
         claim = volumes[mounts[f"/app/{folder}"]]["persistentVolumeClaim"]["claimName"]
         claims = list(yaml.safe_load_all((ROOT / "deploy/k8s/voices.yaml").read_text()))
         assert claim in {each["metadata"]["name"] for each in claims}
@@ -121,7 +122,7 @@ def test_dockerfile_has_all_targets_and_runs_the_server() -> None:
     assert arguments["PYTHON_VERSION"] == "3.12"
     names = [stage.name for stage in stages]
     assert {"cpu", "cuda", "with-weights"} <= set(names)
-    assert stages[-1].base == "cuda"  # the default target
+    assert stages[-1].base == "cuda"  # the last stage is the default target of a build
     [server] = [stage for stage in stages if stage.name == "server"]
     steps = {step.word: step.rest for step in server.steps}
     assert words(steps["ENTRYPOINT"])[0].endswith("tini")
@@ -131,7 +132,8 @@ def test_dockerfile_has_all_targets_and_runs_the_server() -> None:
 
 
 def test_cuda_image_has_what_triton_needs() -> None:
-    """A C compiler, and a cache in a volume: otherwise each new container compiles the kernels again."""
+    """The image has a C compiler, and a volume for Triton's cache: otherwise each new container compiles the kernels
+    again."""
     _, stages = read(ROOT / "Dockerfile")
     [cuda] = [stage for stage in stages if stage.name == "cuda"]
     installed = " ".join(step.rest for step in cuda.steps if step.word == "RUN")
@@ -163,7 +165,7 @@ def test_no_image_layer_contains_a_token() -> None:
 
 
 def decoys(root: Path) -> None:
-    """Create files that do not belong into a build."""
+    """Create files that must not be part of a build."""
     for name in (
         ".env",
         ".env.local",
@@ -261,7 +263,7 @@ def test_docker_client_sends_the_same_build_context(tmp_path: Path) -> None:
         )
         server.shutdown()
     assert sent, done.stderr
-    assert set(sent) - {"Dockerfile", ".dockerignore"} == SENT  # the client always sends these two for the engine
+    assert set(sent) - {"Dockerfile", ".dockerignore"} == SENT  # Docker's client always sends these two files
 
 
 # ---- graphs

@@ -54,7 +54,7 @@ def test_image_has_the_server_but_no_development_tools(image: Image) -> None:
     assert not list((image.root / "app").rglob("__pycache__"))
     installed = image.run("python", "-c", "import torch, fastapi, espeakng_loader, transformers, yt_dlp, deno")
     assert installed.returncode == 0, installed.stderr
-    assert image.run("python", "-c", "import pytest").returncode != 0  # development tools stay outside
+    assert image.run("python", "-c", "import pytest").returncode != 0  # development tools are not in the image
 
 
 def test_container_becomes_healthy_and_stops(image: Image, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_container_becomes_healthy_and_stops(image: Image, tmp_path: Path) -> No
             check = words(image.words["HEALTHCHECK"])
             assert image.run(*check, PORT=port).returncode == 0
             assert image.run(*check, PORT=str(free_port())).returncode != 0
-            server.send_signal(signal.SIGTERM)  # to tini, which hands it on
+            server.send_signal(signal.SIGTERM)  # the signal goes to tini, which forwards it to the server
             assert server.wait(20) in (0, 143)
         finally:
             if server.poll() is None:

@@ -1,6 +1,7 @@
 """Triton's kernels, compiled for GPUs that are not here: what their compiler refuses the interpreter lets pass.
 
-`make kernels`. The launches are the real ones, with tensors of the models' shapes; they end at the finished program.
+`make kernels`. The tests use the real launches, with tensors of the models' shapes, and stop when the program is
+compiled.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-# Compute capability -> bytes of shared memory that one program may have.
+# Compute capability -> bytes of shared memory that one Triton program may use.
 SHARED = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-# Bytes of registers that attention may spill. On 7.5 it spills 176 to 1864 bytes. The start times the kernels and uses
-# torch's where these are faster.
+# Bytes of registers that attention may spill. On compute capability 7.5, attention spills 176 to 1864 bytes. At its
+# start the server measures the kernels, and uses torch's kernels if these are faster.
 SPILLS = {75: 2048}
 # Before compute capability 8.0, there are no instructions for bfloat16: the server chooses float16 there.
 BUILDS = [
@@ -55,7 +56,7 @@ class Machine:
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> int:
-        return self.arch  # so that one GPU's programs are not kept for another
+        return self.arch  # the key of the compile cache, so that programs for different GPUs are stored separately
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -83,7 +84,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Machine
 
 
 def resources(program: Any, folder: Path) -> dict[str, int]:
-    """The resources of a compiled program: REG (registers per thread), LOCAL and STACK (bytes of spills)."""
+    """Return the resources of a compiled program: REG (registers per thread), LOCAL and STACK (bytes of spills)."""
     binary = folder / "program.cubin"
     binary.write_bytes(program.asm["cubin"])
     resource_dump = subprocess.run(

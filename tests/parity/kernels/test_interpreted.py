@@ -1,4 +1,4 @@
-"""Triton's kernels against the same kernels in torch, under Triton's interpreter: `make kernels`, or
+"""Compares Triton's kernels with the same kernels in torch, in Triton's interpreter: `make kernels`, or
 
 TRITON_INTERPRET=1 python -m pytest tests/parity/kernels/test_interpreted.py
 """
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 SHORT = settings(
     deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck)
 )
-ROUNDING = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}  # of sums of values of about 1
+ROUNDING = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}  # tolerances for sums of values of about 1
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
 
@@ -45,7 +45,7 @@ def test_kernels_equal_torch_for_the_shapes_of_the_models(case: Case) -> None:
 
 @st.composite
 def attentions(draw: st.DrawFn) -> tuple[Tensor, ...]:
-    """heads (B, H + 2 G, d), k, v, positions; the cache holds nothing that could be read beyond a row's position."""
+    """Draw heads (B, H + 2 G, d), k, v and positions. The cache has NaN beyond each row's position."""
     groups, share, size = draw(
         st.sampled_from([(8, 4, 64), (2, 4, 128), (4, 4, 128), (1, 1, 16), (2, 3, 32), (2, 17, 16)])
     )
@@ -61,7 +61,7 @@ def attentions(draw: st.DrawFn) -> tuple[Tensor, ...]:
 
 
 def blinded(cache: Tensor, positions: Tensor) -> Tensor:
-    """A copy with the same strides and NaN behind the position of each row."""
+    """Return a copy with the same strides and NaN after the position of each row."""
     behind = torch.arange(cache.shape[2]) > positions[:, None]
     result = torch.empty_strided(cache.shape, cache.stride(), dtype=cache.dtype)
     return result.copy_(cache.masked_fill(behind[:, None, :, None], math.nan))
@@ -88,7 +88,8 @@ def test_step_attention_equals_torch(case: tuple[Tensor, ...]) -> None:
     expected = torch_kernels.step_attention(
         heads, angles.cos(), angles.sin(), expected_k, expected_v, positions, int(length), 0.2
     )
-    made_k, made_v = (blinded(part, positions - 1) for part in (k, v))  # its own place is yet to be written
+    # the kernel must write the new position before it reads it
+    made_k, made_v = (blinded(part, positions - 1) for part in (k, v))
     result = triton_launch.step_attention(
         heads, angles.cos(), angles.sin(), made_k, made_v, positions, int(length), 0.2
     )
@@ -110,7 +111,7 @@ def test_attention_is_exact_for_large_score_differences() -> None:
 
 
 def test_attention_reads_only_the_given_length() -> None:
-    """Inactive rows have a position behind the given length. They are computed too."""
+    """Inactive rows have a position after the given length. The kernel computes these rows too."""
     random = torch.Generator().manual_seed(0)
     cache, q = torch.randn(2, 2, 4, 700, 64, generator=random), torch.randn(2, 8, 64, generator=random)
     for length in (70, 300):
@@ -172,12 +173,12 @@ def test_gate_equals_torch(
     both = (4 * torch.randn(tokens, 2 * width, generator=torch.Generator().manual_seed(seed))).to(dtype)
     expected, result = torch_kernels.gate(both, activation), triton_launch.gate(both, activation)
     torch.testing.assert_close(result, expected)
-    # As many roundings, in the same places; gelu's error function is torch's own approximation.
+    # Both kernels round at the same steps. The error function of gelu is an approximation in torch.
     assert dtype == torch.float32 or differing(result, expected) < (0.01 if activation == "silu" else 0.1)
 
 
 def chances(logits: Tensor, knob: SamplingParams, noise: Tensor, top_p: float) -> Tensor:
-    """(V,) float64: the probability weight of each code, 0 for removed codes."""
+    """Return (V,) float64: the probability weight of each code, 0 for removed codes."""
     scores = logits / knob.temperature
     if 0 < knob.top_k < len(scores):
         scores = scores.masked_fill(scores < scores.topk(knob.top_k).values[-1], -math.inf)
@@ -189,7 +190,7 @@ def chances(logits: Tensor, knob: SamplingParams, noise: Tensor, top_p: float) -
 
 
 def could_be(code: int, logits: Tensor, knob: SamplingParams, noise: Tensor) -> bool:
-    """Whether exact arithmetic could draw the code, within the rounding of probabilities and limits."""
+    """Return whether exact arithmetic could draw the code, within the rounding of probabilities and limits."""
     if knob.temperature <= 0:
         return code == int(logits.argmax())
     nearby = (knob.top_p,) if knob.top_p >= 1 else (knob.top_p, knob.top_p - 1e-6, knob.top_p + 1e-6)
@@ -211,13 +212,13 @@ def test_sampled_codes_equal_torch(case: tuple[list[SamplingParams], Tensor, lis
         if banned[row] >= 0:
             allowed[banned[row]] = -math.inf
         assert could_be(int(result[row]), allowed, knob, noise[row])
-        if int(result[row]) != int(expected[row]):  # then both are within a rounding
+        if int(result[row]) != int(expected[row]):  # if the codes differ, their scores differ only by a rounding
             assert could_be(int(expected[row]), allowed, knob, noise[row])
 
 
 @pytest.mark.parametrize(("size", "top_k", "top_p"), [(40, 7, 1.0), (2051, 50, 1.0), (40, 0, 0.8), (300, 45, 0.95)])
 def test_top_k_and_top_p_have_the_same_limits_as_in_torch(size: int, top_k: int, top_p: float) -> None:
-    """Compares the draws that would change if the limit moved by one code."""
+    """Compare the draws that would change if the limit moved by one code."""
     rows = 4000
     logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(size))
     where, none = torch.arange(rows), torch.full((rows,), -1)
@@ -252,7 +253,7 @@ def test_noise_equals_that_of_the_torch_kernel(seeds: list[int], frame: int) -> 
     assert torch.equal(triton_launch.sample(*request, 3, 9, none), torch_kernels.sample(*request, 3, 9, none))
 
 
-@pytest.mark.parametrize("place", FULL_BITS[::3])  # two of CSM, one of Dia
+@pytest.mark.parametrize("place", FULL_BITS[::3])  # two cases of CSM, one case of Dia
 def test_noise_at_its_limits_never_draws_a_removed_code(place: Place) -> None:
     """With the largest noise, a removed code is never drawn, and a kept code is drawn."""
     result = sample_each_removal(triton_launch.sample, place)

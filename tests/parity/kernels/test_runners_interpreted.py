@@ -23,7 +23,8 @@ from tests.unit import test_csm_runner, test_dia_runner
 
 mend_interpreter()
 
-pytestmark = [pytest.mark.unit, pytest.mark.timeout(500)]  # every program is played through, number by number
+# the interpreter runs each program number by number, which is slow
+pytestmark = [pytest.mark.unit, pytest.mark.timeout(500)]
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ def test_fused_kernels_pass_the_start_check(dtype: torch.dtype) -> None:
 
 
 def test_csm_codes_are_equal_with_fused_kernels(tmp_path: Path) -> None:
-    depth = csm_config("tiny")["depth_decoder_config"]  # the smallest head that the kernels support
+    depth = csm_config("tiny")["depth_decoder_config"]  # the kernels support no smaller attention head
     changes = {"head_dim": 16, "depth_decoder_config": depth | {"head_dim": 16}}
     folder = fabricate_csm(tmp_path, changes=changes)
     request = test_csm_runner.speech("Two frames.", 2, 2, sampling=Sampling(top_k=20, top_p=0.9))
