@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from app.text.character_times import TimedCharacter
     from app.types import TimedSentence
 
+_SENTENCE_ENDS = tuple(".!?\u2026\u3002\uff01\uff1f")
+_OPENING, _CLOSING = "\"'\u201c\u2018([\u00bf\u00a1", "\"'\u201d\u2019)] \n"
 MAX_CONTEXTS = 5  # of one connection, as in the original
 DEFAULT_FORMAT = "mp3_44100_128"
 INACTIVITY_S, MAX_INACTIVITY_S = 20, 180
@@ -200,6 +202,8 @@ def _with_detail(send: Send) -> Send:
 class _Context:
     live: LiveContext
     admitted: Pass | None
+    begun: bool = False  # whether it has text that is not white space
+    ends_sentence: bool = False  # whether its text so far ends with a sentence, and without a space
     task: asyncio.Task[None] | None = None
 
 
@@ -286,8 +290,8 @@ class StreamInput:
                 return await self._refuse("max_active_conversations", message_text)
             context = await self._open(name, message, live)
         if context is not None:
-            if text and (context.live.text or not text.isspace()):
-                await context.live.append(text)
+            if text and (context.begun or not text.isspace()):
+                await self._append(context, text)
             if message.get("flush") is True:
                 context.live.flush()
             if message.get("close_context") is True or (text == "" and not self.several and not message.get("flush")):
@@ -303,6 +307,21 @@ class StreamInput:
             await self.socket.close(NORMAL)
             return False
         return True
+
+    async def _append(self, context: _Context, text: str) -> None:
+        """Add text to a context. Raises TextTooLong.
+
+        With `auto_mode`, a message has whole sentences, often without a space after them.
+        """
+        auto = self.settings.get("auto_mode", "").lower() == "true"
+        if auto and context.ends_sentence and (text[0].isalnum() or text[0] in _OPENING):
+            text = f" {text}"
+        bare = text.rstrip(_CLOSING)
+        context.begun = True
+        context.ends_sentence = bare[-1:] in _SENTENCE_ENDS and not text[-1].isspace()
+        await context.live.append(text)
+        if auto and bare[-1:] in _SENTENCE_ENDS and len(bare.split()) > 1:
+            context.live.flush()
 
     async def _open(self, name: str, message: Object, live: LiveSession) -> _Context:
         """Open a context and begin to send its audio. Raises RequestError, RateLimited."""
@@ -335,6 +354,7 @@ class StreamInput:
                         elif isinstance(event, Words):
                             origin_s = 0.0 if sync else times.end_s
                             if characters := times.add(context.live.text, event.sentences):
+                                characters += times.add_spaces(context.live.text)  # they end the last word in pipecat
                                 found = socket_alignment(characters, origin_s)
                                 aligned = {"normalizedAlignment": found, "alignment": found}
                                 await self.socket.send({"audio": "", "isFinal": None, **aligned, **ids})

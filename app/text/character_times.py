@@ -35,6 +35,13 @@ class CharacterTimes:
                 self.chars, self.end_s = word.end_char, max(word.end_s, start_s)
         return found
 
+    def add_spaces(self, text: str) -> list[TimedCharacter]:
+        """Return the white space after the last word. It takes no time."""
+        rest = text[self.chars :]
+        spaces = rest[: len(rest) - len(rest.lstrip())]
+        self.chars += len(spaces)
+        return [(char, self.end_s, self.end_s) for char in spaces]
+
     def finish(self, text: str, end_s: float) -> list[TimedCharacter]:
         """Return the characters after the last word. end_s: the end of the audio."""
         found = list(_shared(text[self.chars :], self.end_s, max(end_s, self.end_s)))

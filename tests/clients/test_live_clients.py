@@ -51,6 +51,13 @@ def rows(url: str, tls_pair: TlsPair) -> int:
     return int(httpx.get(f"{url}/health", verify=trust(tls_pair.cert)).json()["rows"]["active"])
 
 
+def words_of(url: str) -> list[dict[str, float]]:
+    """The words of the whole text with their times."""
+    body = {"input": WRITTEN, "response_format": "pcm", "timestamps": True}
+    words: list[dict[str, float]] = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=60).json()["words"]
+    return words
+
+
 # ---- elevenlabs-python
 
 
@@ -114,6 +121,17 @@ def test_pipecat_speaks_the_answer_of_a_language_model(
     assert recognise_result(result, recogniser, "pcm", several=True) == SPOKEN
 
 
+def test_pipecat_gets_the_words_and_their_times(pipecat: Client, server: str) -> None:
+    """The conversation in pipecat has only the words that were heard, so it needs the time of each one."""
+    result = pipecat.ask("live", server, answers=[TOKENS], settings={"voice": "alloy"}, pause_s=4)
+    assert result["errors"] == []
+    assert [word for word, _ in result["words"]] == WRITTEN.split()
+    times_s = [(pts - result["words"][0][1]) / 1e9 for _, pts in result["words"]]
+    starts = [word["start"] for word in words_of(server)]
+    # The last word has no space after it, so pipecat gives it the time of the word before.
+    assert times_s[:-1] == pytest.approx([start - starts[0] for start in starts[:-1]], abs=0.02)
+
+
 def test_pipecat_speaks_several_answers_over_one_connection(
     pipecat: Client, server: str, recogniser: Recogniser
 ) -> None:
@@ -150,6 +168,16 @@ def test_livekit_speaks_text_in_parts(livekit: Client, secure: str, recogniser: 
     assert result["rate_hz"] == int(encoding.split("_")[1])
     assert result["warned"] == []
     assert recognise_result(result, recogniser, "wav", several=True) == SPOKEN
+
+
+def test_livekit_gets_the_words_and_their_times(livekit: Client, server: str) -> None:
+    options = {"voice_id": "alloy", "encoding": "pcm_24000"}
+    result = livekit.ask("live", server, answers=[TOKENS], options=options)
+    assert "error" not in result, result["error"]
+    timed = [(word.strip(), start, end) for word, start, end in result["words"] if word.strip()]
+    assert " ".join(word for word, _, _ in timed) == WRITTEN
+    expected = words_of(server)
+    assert [start for _, start, _ in timed] == pytest.approx([word["start"] for word in expected], abs=0.1)
 
 
 def test_livekit_speaks_several_answers_over_one_connection(

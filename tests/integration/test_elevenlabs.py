@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from app.audio import g711
+from app.generator import later_text
 from app.keys import KeyFile
 from tests.support.ears import decode
 from tests.support.live import LONG, serving, wait_until
@@ -159,6 +160,33 @@ def test_sequence_of_pipecat(server: str) -> None:
             assert all(message["contextId"] == message["context_id"] == context for message in messages)
             assert audio_of(messages) == speech(server, "Hello there. It costs $3.50 today.")
         send(socket, {"close_socket": True})
+        assert until_closed(socket)[1] == 1000
+
+
+def test_sentences_without_spaces_between_them(server: str) -> None:
+    """With auto_mode, pipecat sends each sentence in a message, without a space at its end."""
+    sentences = [
+        "Please call me back.",
+        "I would like tea.",
+        "It costs 5.",
+        "3 of them are here!",
+        '"Is it so?"',
+        "Yes.",
+    ]
+    with streaming(server, auto_mode="true", sync_alignment="true") as socket:
+        send(socket, {"text": " "}, *({"text": sentence} for sentence in sentences), {"text": ""})
+        messages, _ = until_closed(socket)
+    assert "".join("".join(each["chars"]) for each in alignments(messages)).split() == " ".join(sentences).split()
+    parts = [speech(server, sentence) for sentence in sentences]
+    assert len(audio_of(messages)) == pytest.approx(sum(map(len, parts)), rel=0.2)
+
+
+def test_sentence_of_auto_mode_is_spoken_immediately(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(later_text, "SENTENCE_WAIT_S", 1000)
+    with streaming(server, auto_mode="true") as socket:
+        send(socket, {"text": "This is a whole sentence."})
+        assert receive(socket)["audio"]
+        send(socket, {"text": ""})
         assert until_closed(socket)[1] == 1000
 
 

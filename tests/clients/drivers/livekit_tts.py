@@ -57,7 +57,8 @@ async def live(job: Job) -> Result:
                     async for event in stream:
                         data += bytes(event.frame.data)
                         rates.add(event.frame.sample_rate)
-                        words += [str(word) for word in event.frame.userdata.get("lk.timed_transcripts", [])]
+                        timed = event.frame.userdata.get("lk.timed_transcripts", [])
+                        words += [[str(word), word.start_time, word.end_time] for word in timed]
                         if job.get("interrupt"):
                             break
                     write.cancel()

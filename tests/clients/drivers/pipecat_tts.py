@@ -16,6 +16,7 @@ from pipecat.frames.frames import (
     TTSSpeakFrame,
     TTSStartedFrame,
     TTSStoppedFrame,
+    TTSTextFrame,
 )
 from pipecat.pipeline.worker import PipelineParams
 from pipecat.services.elevenlabs.tts import ElevenLabsTTSService
@@ -65,6 +66,7 @@ async def run(service: OpenAITTSService | ElevenLabsTTSService, frames: list[Any
         channels=sorted({frame.num_channels for frame in audio}),
         started=sum(isinstance(frame, TTSStartedFrame) for frame in down),
         stopped=sum(isinstance(frame, TTSStoppedFrame) for frame in down),
+        words=[[frame.text, frame.pts] for frame in down if isinstance(frame, TTSTextFrame)],
         errors=[frame.error for frame in [*down, *up] if isinstance(frame, ErrorFrame)],
         version=pipecat.version(),
     )
