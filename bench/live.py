@@ -13,6 +13,9 @@ real time, so that a turn begins while other sessions speak.
 Two references alternate with the bursts and use the same sentence: `engine_ms`, the first chunk of the engine in the
 client's process without a server (only the offline voice), and `speech_ms`, the first bytes of POST /v1/audio/speech.
 
+`first_cpu_ms` is the CPU time of the server between the deciding token and the first audio, and `speech_first_cpu_ms`
+that of the reference. Unlike the other times, they hardly depend on other programs of the machine.
+
 Each second turn of the protocol `realtime` is cancelled. `cancel_ms` is the time from the cancellation to the last byte
 of audio, and `cancelled_ms` to the event that confirms it. A gap is a time of more than 20 ms without audio for a
 listener who plays from the first audio on.
@@ -88,6 +91,8 @@ class Turn:
 
     sentence_s: float = 0.0  # when the token with the end of the first piece was sent
     decided_s: float = 0.0  # when the deciding token was sent
+    decided_cpu_s: float = 0.0  # CPU seconds of the server at that time
+    first_cpu_s: float = 0.0  # and at the first audio
     arrivals: list[tuple[float, float]] = field(default_factory=list)  # (time, seconds of audio so far)
     cancel_s: float = 0.0
     ended_s: float = 0.0
@@ -111,19 +116,20 @@ class Turn:
 class Session:
     """One connection that speaks one text after another."""
 
-    def __init__(self, protocol: Protocol) -> None:
+    def __init__(self, server: Server, protocol: Protocol) -> None:
+        self._server = server
         self._protocol = protocol
         self._socket: WebSocket | None = None
         self._turn = Turn()
         self._number = 0
         self._ready = asyncio.Event()
 
-    async def connect(self, url: str) -> None:
+    async def connect(self) -> None:
         path = "/realtime?model=gpt-realtime"
         if self._protocol == "elevenlabs":
             path = "/text-to-speech/alloy/multi-stream-input?output_format=pcm_24000&inactivity_timeout=180"
             self._ready.set()
-        self._socket = await WebSocket.connect(url + path, self._receive)
+        self._socket = await WebSocket.connect(self._server.url + path, self._receive)
         await self._ready.wait()
 
     def close(self) -> None:
@@ -140,6 +146,7 @@ class Session:
         audio = message.get("delta") if kind == "response.output_audio.delta" else message.get("audio")
         if audio:
             before_s = turn.arrivals[-1][1] if turn.arrivals else 0.0
+            turn.first_cpu_s = turn.first_cpu_s or self._server.cpu_s
             turn.arrivals.append((now_s, before_s + len(base64.b64decode(audio)) / (2 * RATE_HZ)))
             turn.audible.set()
         if "error" in message:
@@ -173,7 +180,8 @@ class Session:
             self._send(part)
             now_s = time.perf_counter()
             turn.sentence_s = now_s if index == last else turn.sentence_s
-            turn.decided_s = now_s if index == deciding else turn.decided_s
+            if index == deciding:
+                turn.decided_s, turn.decided_cpu_s = now_s, self._server.cpu_s
         else:
             self._send("", end=True)
         try:
@@ -217,6 +225,8 @@ class Measured:
     cancelled_s: list[float] = field(default_factory=list)
     engine_s: list[float] = field(default_factory=list)
     speech_s: list[float] = field(default_factory=list)
+    first_cpu_s: list[float] = field(default_factory=list)
+    speech_first_cpu_s: list[float] = field(default_factory=list)
     gaps_s: list[float] = field(default_factory=list)
     turns: int = 0
     cpu_s: float = 0.0  # of the server, for the turns
@@ -229,6 +239,7 @@ class Measured:
             self.errors.append(turn.error or "a turn without audio")
             return
         self.first_s.append(turn.arrivals[0][0] - turn.decided_s)
+        self.first_cpu_s.append(turn.first_cpu_s - turn.decided_cpu_s)
         self.sentence_s.append(turn.arrivals[0][0] - turn.sentence_s)
         self.gaps_s += turn.gaps()
         if turn.cancel_s:
@@ -240,13 +251,17 @@ class Measured:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-async def _speech_first_s(client: Client, text: str) -> float:
-    """Return the seconds to the first bytes of POST /v1/audio/speech."""
+async def _speech_first_s(client: Client, server: Server, text: str) -> tuple[float, float]:
+    """Return the seconds to the first bytes of POST /v1/audio/speech, and the CPU seconds of the server until then."""
     body = {"input": text, "voice": "alloy", "response_format": "pcm", "cache": False}
-    answer = await client.ask("/audio/speech", json.dumps(body).encode())
+    before_s = server.cpu_s
+    first: list[float] = []
+    answer = await client.ask(
+        "/audio/speech", json.dumps(body).encode(), on_first=lambda: first.append(server.cpu_s - before_s)
+    )
     if answer.status != 200 or not answer.pieces:
         raise RuntimeError(f"POST /v1/audio/speech was answered with {answer.status}")
-    return answer.pieces[0][0] - answer.begun_s
+    return answer.pieces[0][0] - answer.begun_s, first[0]
 
 
 @contextlib.contextmanager
@@ -261,18 +276,18 @@ def _server_cpu(server: Server) -> Iterator[list[float]]:
 async def _bursts(case: Case, dice: random.Random) -> Measured:
     """All sessions send the same sentence at the same time. The references alternate with these turns."""
     measured = Measured()
-    sessions = [Session(case.protocol) for _ in range(case.sessions)]
+    sessions = [Session(case.server, case.protocol) for _ in range(case.sessions)]
     client = Client(case.server.url)
     async with contextlib.AsyncExitStack() as stack:
         engine = await stack.enter_async_context(espeak_engine()) if case.own_engine else None
-        await asyncio.gather(*(session.connect(case.server.url) for session in sessions))
+        await asyncio.gather(*(session.connect() for session in sessions))
         for number in range(-2, case.rounds):  # two rounds fill caches
             texts = [SENTENCE.format(n=dice.randrange(10_000)) for _ in sessions]
             own: list[float] = []
             if engine is not None:
                 own = await asyncio.gather(*(engine_first_s(engine, text, "alloy") for text in texts))
             with _server_cpu(case.server) as speech_cpu:
-                plain = await asyncio.gather(*(_speech_first_s(client, text + FURTHER) for text in texts))
+                plain = await asyncio.gather(*(_speech_first_s(client, case.server, text + FURTHER) for text in texts))
                 await asyncio.sleep(0.05)
             cancels = [
                 dice.uniform(0.02, 0.5) if case.protocol == "realtime" and (index + number) % 2 else None
@@ -289,7 +304,8 @@ async def _bursts(case: Case, dice: random.Random) -> Measured:
             if number < 0:
                 continue
             measured.engine_s += own
-            measured.speech_s += plain
+            measured.speech_s += [first_s for first_s, _ in plain]
+            measured.speech_first_cpu_s += [cpu_s for _, cpu_s in plain]
             measured.speech_cpu_s += speech_cpu[0]
             measured.cpu_s += cpu[0]
             for turn in turns:
@@ -305,7 +321,7 @@ async def _spread(case: Case, dice: random.Random) -> Measured:
     measured = Measured()
 
     async def converse(session: Session) -> None:
-        await session.connect(case.server.url)
+        await session.connect()
         await asyncio.sleep(dice.uniform(0.0, 4.0))
         for number in range(case.rounds):
             cancel = dice.uniform(0.1, 2.0) if case.protocol == "realtime" and number % 2 else None
@@ -317,7 +333,7 @@ async def _spread(case: Case, dice: random.Random) -> Measured:
         session.close()
 
     with _server_cpu(case.server) as cpu:
-        await asyncio.gather(*(converse(Session(case.protocol)) for _ in range(case.sessions)))
+        await asyncio.gather(*(converse(Session(case.server, case.protocol)) for _ in range(case.sessions)))
     measured.cpu_s = cpu[0]
     return measured
 
@@ -339,12 +355,13 @@ def spread_ms(seconds: list[float]) -> dict[str, float] | None:
 
 def result_of(measured: Measured) -> dict[str, Any]:
     found: dict[str, Any] = {"turns": measured.turns, "errors": measured.errors[:5], "failed": len(measured.errors)}
-    for name in ("first", "sentence", "engine", "speech", "cancel", "cancelled"):
+    for name in ("first", "sentence", "engine", "speech", "cancel", "cancelled", "first_cpu", "speech_first_cpu"):
         found[f"{name}_ms"] = spread_ms(getattr(measured, f"{name}_s"))
     for name in ("engine", "speech"):
         if found[f"{name}_ms"] and found["first_ms"]:
             found[f"over_{name}_ms"] = round(found["first_ms"]["p50"] - found[f"{name}_ms"]["p50"], 1)
     found["gaps"] = len(measured.gaps_s)
+    found["gaps_s"] = round(sum(measured.gaps_s), 3)
     found["gaps_longest_s"] = round(max(measured.gaps_s, default=0.0), 3)
     found["cpu_ms_per_turn"] = round(1000 * measured.cpu_s / max(1, measured.turns), 1)
     if measured.speech_cpu_s:
@@ -361,8 +378,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     names = {
         "server": "server", "watermark": "mark", "protocol": "protocol", "load": "load", "sessions": "n",
         "first_ms": "first p50/p95", "engine_ms": "engine", "speech_ms": "POST", "sentence_ms": "sentence",
-        "cancel_ms": "cancel", "cancelled_ms": "confirmed", "gaps": "gaps", "cpu_ms_per_turn": "CPU ms",
-        "speech_cpu_ms": "POST CPU", "failed": "failed",
+        "cancel_ms": "cancel", "cancelled_ms": "confirmed", "gaps": "gaps", "gaps_s": "gaps s",
+        "cpu_ms_per_turn": "CPU ms", "speech_cpu_ms": "POST CPU",
+        "first_cpu_ms": "first CPU", "speech_first_cpu_ms": "POST first CPU", "failed": "failed",
     }  # fmt: skip
     lines = [list(names.values()), *([shown(row.get(name)) for name in names] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]

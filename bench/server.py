@@ -17,7 +17,6 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
-_TICKS_HZ = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +30,7 @@ class Server:
     @property
     def cpu_s(self) -> float:
         """CPU seconds of all threads since the start."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS_HZ
+        return time.clock_gettime((~self.pid << 3) | 2)  # the kernel's number of the CPU clock of another process
 
     @property
     def rss_bytes(self) -> int:

@@ -32,6 +32,7 @@ class Heard:
     pieces: list[tuple[float, int]] = field(default_factory=list)
     ended_s: float = 0.0
     whole: bool = False
+    on_first: Callable[[], object] = lambda: None  # called with the first bytes of the body
 
 
 class Connection(asyncio.Protocol):
@@ -104,6 +105,8 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         heard = self._heard
         assert heard is not None
+        if not self._received:
+            heard.on_first()
         self._received += len(body)
         if self._keep_body:
             heard.body += body
@@ -155,9 +158,14 @@ class Client:
             head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         return f"{head}{self._extra}\r\n".encode() + (body or b"")
 
-    async def ask(self, path: str, body: bytes | None = None) -> Heard:
-        """Send a request and return the answer. If the answer is incomplete, `whole` is False."""
-        heard = Heard(time.perf_counter())
+    async def ask(
+        self, path: str, body: bytes | None = None, *, on_first: Callable[[], object] = lambda: None
+    ) -> Heard:
+        """Send a request and return the answer. If the answer is incomplete, `whole` is False.
+
+        on_first: called with the first bytes of the body.
+        """
+        heard = Heard(time.perf_counter(), on_first=on_first)
         connection = await self.connection()
         try:
             await connection.ask(self.request(path, body), heard)

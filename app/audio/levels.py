@@ -50,8 +50,20 @@ def silence_threshold(levels: Levels) -> float:
 
 def _floor_and_speech(levels: Levels) -> tuple[float, float]:
     """Return the noise floor and the level of loud speech in dBFS. levels: (n,) with n > 0."""
-    floor, speech = np.percentile(levels, (_FLOOR_PERCENT, _SPEECH_PERCENT))
-    return float(floor), float(speech)
+    last = len(levels) - 1
+    places = [last * (percent / 100) for percent in (_FLOOR_PERCENT, _SPEECH_PERCENT)]
+    below = [int(place) for place in places]
+    sorted_there = np.partition(levels, sorted({at for low in below for at in (low, min(low + 1, last))}))
+    floor, speech = (
+        _between(sorted_there.item(low), sorted_there.item(min(low + 1, last)), place - low)
+        for place, low in zip(places, below, strict=True)
+    )
+    return floor, speech
+
+
+def _between(low: float, high: float, share: float) -> float:
+    """Interpolate as np.percentile does, which takes several times as long for a short array."""
+    return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
 
 
 def _threshold(floor: float, speech: float) -> float:

@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FRAME_S = 0.08  # the server counts usage in frames of this length, as for CSM
-# Seconds of audio that the first step of an utterance returns, and that each later step returns. Prefill computes all
-# audio of the utterance. Later steps are long, because a small number of steps leaves more CPU time for other requests.
-FIRST_S, NEXT_S = 0.16, 1.0
+# Seconds of audio that the first, the second, and each later step of an utterance returns. Prefill computes all audio
+# of the utterance. The second step is short because its audio is soon needed. Later steps are long, because a small
+# number of steps leaves more CPU time for other requests.
+FIRST_S, SECOND_S, NEXT_S = 0.16, 0.4, 1.0
 WORDS_PER_MINUTE = 165
 AUTO_ROWS = 32
 TEXT = TextPacking(
@@ -379,8 +380,9 @@ class EspeakRunner:
             marks += [WordMark(sample + place, number, char) for place, char in places]
             sample += len(spoken)
         samples = np.concatenate(lines)[: int(utterance.max_seconds * self.rate_hz)]
-        first, each = round(FIRST_S * self.rate_hz), round(NEXT_S * self.rate_hz)
-        self._parts[row] = deque(np.split(samples, range(first, len(samples), each)))
+        first, second = round(FIRST_S * self.rate_hz), round((FIRST_S + SECOND_S) * self.rate_hz)
+        cuts = [first, *range(second, len(samples), round(NEXT_S * self.rate_hz))]
+        self._parts[row] = deque(np.split(samples, [cut for cut in cuts if cut < len(samples)]))
         return True
 
     def _synthesize(self, line: SpokenLine, language: str | None) -> tuple[Samples, list[tuple[int, int | None]]]:

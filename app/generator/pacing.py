@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from app.types import Samples
 
 THREAD_AHEAD_S = 0.5  # an answer with less unplayed audio than this does not wait before it encodes in a thread
+CHUNK_AHEAD_S = 0.25  # the same limit before it takes the next chunk from the engine
 ON_LOOP_AHEAD_S = 0.05  # the same limit for encoding on the event loop, which is quick
 # The longest wait before one chunk is encoded. Even with this wait, an answer with chunks of 1 s is sent at 4 times
 # real time.
 MAX_YIELD_S = 0.25
 # The longest time that answers wait for the first audio of another answer. After this time, the engine is the cause of
 # the delay, not the encoding.
-MAX_PENDING_S = 0.25
+MAX_PENDING_S = 1.0
 UNDERRUN_WAIT_S = 0.001  # the cause of a shorter wait is the event loop, not the engine
 
 
@@ -71,6 +72,13 @@ class EncodeOrder:
         await self._yield_to_first_audio(min(ahead_s - THREAD_AHEAD_S, MAX_YIELD_S))
         async with self._threads:
             yield
+
+    async def next_chunk(self, ahead_s: float) -> None:
+        """Wait until an answer may take its next chunk from the engine. ahead_s: as for `thread`.
+
+        The work for a chunk, such as trimming and loudness, takes several milliseconds on the event loop.
+        """
+        await self._yield_to_first_audio(min(ahead_s - CHUNK_AHEAD_S, MAX_YIELD_S))
 
     async def on_loop(self, ahead_s: float) -> None:
         """Wait until audio may be encoded on the event loop. ahead_s: the listener's unplayed audio in seconds."""

@@ -509,6 +509,7 @@ class SpeechGenerator:
                     if finisher.full:
                         break
                     await recording.wanted()
+                    await self._order.next_chunk(clock.ahead_s)
             recording.append(finisher.flush())
             if not finisher.audio_s:
                 raise NothingSpoken(f"The {info.id} engine produced no audio for this text. Try again.")
@@ -641,12 +642,12 @@ class SpeechGenerator:
                 try:
                     async with contextlib.aclosing(take.chunks(submitted)) as chunks:
                         async for chunk in chunks:
-                            await ahead.submit(rows_ahead(job))
                             if chunk is not None:
                                 take.add(chunk)
                             for samples in take.release():
                                 begun = begun or self._begin(job, planned)
                                 yield samples
+                            await ahead.submit(rows_ahead(job))  # after the first audio, because planning takes time
                 except SpeechError as error:
                     if take.sent or not whole_takes(takes[:-1], planned.text):
                         raise

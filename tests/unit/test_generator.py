@@ -1526,6 +1526,18 @@ async def test_answers_ahead_of_their_listeners_wait_briefly_for_first_audio(mon
     await asyncio.wait_for(order.on_loop(10.0), 5)
 
 
+async def test_answers_ahead_of_their_listeners_take_no_chunk_before_the_first_audio_of_others():
+    order = pacing.EncodeOrder()
+    pending = order.begin()
+    waiting = asyncio.create_task(order.next_chunk(10.0))
+    hurried = asyncio.create_task(order.next_chunk(pacing.CHUNK_AHEAD_S))
+    await asyncio.wait({hurried}, timeout=5)
+    assert hurried.done()
+    assert not waiting.done()
+    pending.done()
+    await asyncio.wait_for(waiting, 5)
+
+
 async def test_underruns_count_only_after_the_first_audio():
     async def audio() -> AsyncGenerator[np.ndarray]:
         for _ in range(3):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.audio.levels import LevelTracker
 from app.audio.shape import EdgeTrimmer, Fader, Gain, soft_limit
 from app.audio.stages import Stage, chain
 
@@ -30,6 +31,16 @@ def through(stage: Stage, samples: np.ndarray, chunk: int | None = None) -> np.n
     step = chunk or max(1, len(samples))
     parts = [stage.push(samples[i : i + step]) for i in range(0, len(samples), step)]
     return np.concatenate([*parts, stage.flush()])
+
+
+@pytest.mark.parametrize("count", [8, 9, 40, 41, 199, 500])
+@pytest.mark.parametrize("spread", [0.0, 3.0, 20.0])
+def test_threshold_of_silence_depends_on_the_percentiles_of_numpy(count, spread):
+    levels = np.random.default_rng(count).normal(-40, spread, count)
+    tracker = LevelTracker()
+    tracker.add(levels)
+    floor, speech = np.percentile(levels, (5, 90))
+    assert tracker.threshold_dbfs == max(min(-50.0, speech - 20.0), min(floor + 6.0, speech - 14.0))
 
 
 # --- EdgeTrimmer ---
