@@ -52,7 +52,7 @@ def test_studio_works_below_a_prefix(tmp_path: Path, visit: Visit) -> None:
             page.keyboard.press("Control+Enter")
         assert spoken.value.status == 200
         wait_until(lambda: page.evaluate("loudest()") > 0.01)
-        for path in ("/voice-cloning", "/dialogue", "/server", "/"):
+        for path in ("/voice-cloning", "/dialogue", "/live", "/server", "/"):
             page.locator(f'nav a[data-route="{path}"]').click()
             page.wait_for_url(f"{url}{path}")
             page.wait_for_selector("main h1:not(.loading)")
@@ -60,6 +60,14 @@ def test_studio_works_below_a_prefix(tmp_path: Path, visit: Visit) -> None:
             page.wait_for_selector("main h1:not(.loading)")
         outside = [each for each in watched.requests if each.startswith("http") and not each.startswith(f"{url}/")]
         assert outside == []
+
+
+def test_live_page_speaks_below_a_prefix(tmp_path: Path, visit: Visit) -> None:
+    with serving(tmp_path / "data") as server, proxied(tmp_path, server) as url:
+        page = visit(f"{url}/live").page
+        page.locator("#live-text").press_sequentially("Spoken below a prefix.")
+        page.wait_for_selector(".live-marks [data-mark=now]")
+        wait_until(lambda: page.evaluate("loudest()") > 0.01)
 
 
 def test_documentation_works_below_a_prefix(tmp_path: Path, visit: Visit) -> None:
