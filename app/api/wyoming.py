@@ -243,7 +243,8 @@ class _Connection:
         waiting = asyncio.ensure_future(read_event(self.reader, self.server.read_timeout_s))
         try:
             while not (await asyncio.wait({waiting}, timeout=IDLE_S))[0]:
-                if not self.busy:
+                # A text that still arrives is part of the silence, but speech whose text is complete is not.
+                if not self.busy or (self._receiving is not None and self._waiting.empty()):
                     return False
         finally:
             waiting.cancel()

@@ -228,6 +228,50 @@ def test_five_contexts_run_at_the_same_time_and_a_sixth_is_refused(server: str) 
     wait_until(lambda: is_free(server))
 
 
+def test_thousand_contexts_one_after_the_other(server: str) -> None:
+    with streaming(server, "multi-stream-input") as socket:
+        for number in range(1_000):
+            ids = {"context_id": f"context {number}"}
+            send(socket, {"text": " ", **ids}, {**ids, "close_context": True})
+            assert receive(socket)["contextId"] == f"context {number}"
+        send(socket, {"text": "Hello there.", "context_id": "last"}, {"close_socket": True})
+        messages, code = until_closed(socket)
+    assert code == 1000
+    assert audio_of(messages) == speech(server, "Hello there.")
+
+
+def test_thousand_contexts_at_once_close_only_their_connection(server: str) -> None:
+    with streaming(server, "multi-stream-input") as socket:
+        with contextlib.suppress(ConnectionClosed):
+            for number in range(1_000):
+                send(socket, {"text": f"This is {number}. And", "context_id": str(number)})
+        assert until_closed(socket)[1] == 1008
+    wait_until(lambda: is_free(server))
+    assert audio_of(_spoken(server)) == speech(server, "Hello there.")
+
+
+def _spoken(server: str) -> list[Object]:
+    with streaming(server) as socket:
+        send(socket, {"text": "Hello there."}, {"text": ""})
+        return until_closed(socket)[0]
+
+
+def test_removed_key_ends_the_connection(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("removed")
+    file = KeyFile(folder)
+    key = file.add("speaker", ["speak"])
+    with serving(folder) as url, streaming(url, "multi-stream-input", headers={"xi-api-key": key}) as socket:
+        send(socket, {"text": "Hello there. ", "context_id": "a"})
+        assert receive(socket)["audio"]
+        file.remove("speaker")
+        headers = {"xi-api-key": key}
+        path = f"{url}/v1/text-to-speech/alloy"
+        wait_until(lambda: httpx.post(path, json={"text": "Hi."}, headers=headers).status_code == 401)
+        send(socket, {"text": "More.", "context_id": "a"})
+        messages, code = until_closed(socket)
+    assert (messages[-1]["error"], code) == ("invalid_api_key", 1008)
+
+
 def test_disconnected_client_frees_its_rows(server: str) -> None:
     with streaming(server, "multi-stream-input") as socket:
         for context in "abc":
@@ -273,6 +317,7 @@ def test_silent_client_is_disconnected(server: str) -> None:
         '{"text": "Hi.", "context_id": 5}',
         json.dumps({"text": "Hi.", "context_id": "a" * 300}),
         json.dumps({"text": "a" * 1_200_000, "context_id": "a"}),
+        json.dumps({"text": "Many words. " * 420_000, "context_id": "a"}),
         '{"text": "Hi.", "seed": "much"}',
         '{"text": "Hi.", "voice_settings": {"speed": 90}}',
     ],

@@ -535,6 +535,8 @@ BAD = [
             {"type": "conversation.item.create", "item": message("Hi."), "previous_item_id": "gone"},
             {"type": "conversation.item.delete", "item_id": "gone"},
             {"type": "conversation.item.truncate", "item_id": "gone", "content_index": 0, "audio_end_ms": 0},
+            {"type": "response.create", "response": {"input": [message("Many words. " * 420_000)]}},
+            {"type": "conversation.item.create", "item": message("Many words. " * 420_000)},
             {"type": "input_text_buffer.append"},
             {"type": "input_text_buffer.append", "text": 5},
             {"type": "input_audio_buffer.append", "audio": "%%%"},
@@ -552,6 +554,14 @@ def test_invalid_messages_are_errors_and_the_session_continues(server: str, call
         assert answer["error"]["message"]
         assert answer["error"]["type"] == "invalid_request_error"
     assert audio_of(caller.speak()) == speech(server)
+
+
+def test_text_of_five_megabytes_is_refused_and_less_is_spoken(server: str, caller: Caller) -> None:
+    caller.send("input_text_buffer.append", text="Many words. " * 420_000)
+    assert "TTS_MAX_INPUT_CHARS" in caller.until("error")[-1]["error"]["message"]
+    caller.send("input_text_buffer.append", text="Hello there.")
+    caller.send("input_text_buffer.commit")
+    assert audio_of(caller.until("response.done")) == speech(server, "Hello there.")
 
 
 def test_error_names_the_event(caller: Caller) -> None:
