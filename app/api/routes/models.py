@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from app.api.errors import problems
 from app.api.responses import OUTPUT_RATE_HZ, AudioModelList, Model, ModelList, ModelStatus, ModelVoice, NamedModel
 from app.api.routes.voices import listed
+from app.engines.manager import describe
 from app.errors import UnknownModel
 from app.generator.resolving import MODEL_ALIASES, find_model, split_adapter
 
@@ -117,7 +118,7 @@ def model_state(manager: ModelManager, model_id: str) -> tuple[ModelStatus, str]
     if status.state == "unloaded":
         return "unloaded", "The next request for this model loads it."
     if status.state == "starting":
-        return "loading", detail
+        return "loading", describe(status)
     missing = status.missing_weights and (requested or status.running is None)
     return "missing_weights" if missing else "failed", detail
 
