@@ -176,8 +176,8 @@ def _shown_names(names: Iterable[str]) -> tuple[str, ...]:
     return (*shown[:MAX_IGNORED_NAMES], "...") if len(shown) > MAX_IGNORED_NAMES else tuple(shown)
 
 
-class ChangeBody(BaseModel):
-    """The body of a request that changes something. The response names the unknown fields in X-TTS-Ignored."""
+class ReportedBody(BaseModel):
+    """A body with unknown fields is accepted. The response names the unknown fields in X-TTS-Ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -189,15 +189,23 @@ class ChangeBody(BaseModel):
         """Validate the body, and record its unknown fields."""
         body = validate(data)
         if isinstance(data, dict):
+            known = set(cls.model_fields)
+            for field in cls.model_fields.values():
+                if isinstance(field.validation_alias, AliasChoices):
+                    known.update(str(name) for name in field.validation_alias.choices)
             body._ignored = _shown_names(
-                name for name, value in data.items() if value is not None and name not in cls.model_fields
+                name for name, value in data.items() if value is not None and name not in known
             )
         return body
 
+    @property
+    def ignored_headers(self) -> list[tuple[str, str]]:
+        """The header X-TTS-Ignored with the unknown fields of the body; empty if all fields are known."""
+        return [("X-TTS-Ignored", ", ".join(self._ignored))] if self._ignored else []
+
     def name_ignored(self, response: Response) -> None:
         """Name the unknown fields of the body in the header X-TTS-Ignored."""
-        if self._ignored:
-            response.headers["X-TTS-Ignored"] = ", ".join(self._ignored)
+        response.headers.update(dict(self.ignored_headers))
 
 
 class LexiconEntryBody(BaseModel):
@@ -457,7 +465,7 @@ class SpeechBody(SpokenBody):
         )
 
 
-class NormalizeBody(BaseModel):
+class NormalizeBody(ReportedBody):
     """The body of `POST /v1/audio/normalize`. The fields mean the same as in a speech request."""
 
     model_config = ConfigDict(

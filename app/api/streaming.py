@@ -310,11 +310,14 @@ Report = Callable[[dict[str, Any]], None]  # takes one progress event
 
 
 @contextlib.asynccontextmanager
-async def work_stream(work: Callable[[Report], Awaitable[BaseModel]], *, sse: bool) -> AsyncIterator[Stream]:
+async def work_stream(
+    work: Callable[[Report], Awaitable[BaseModel]], headers: Sequence[tuple[str, str]] = (), *, sse: bool
+) -> AsyncIterator[Stream]:
     """Run `work` and open a stream of its result: JSON, or with `sse` progress events and then an event `done`.
 
-    work: is called with a function that takes progress events. The headers are sent after the first progress event. An
-    invalid request fails before that event, so the response has an error status.
+    work: is called with a function that takes progress events. headers: are added to those of the response. They are
+    sent after the first progress event. An invalid request fails before that event, so the response has an error
+    status.
     """
     steps: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None in this queue means that the work has ended
 
@@ -328,15 +331,15 @@ async def work_stream(work: Callable[[Report], Awaitable[BaseModel]], *, sse: bo
     try:
         first = await steps.get() if sse else None
         if first is not None:
-            yield Stream(SSE_HEADERS, _work_events(first, steps, task))
+            yield Stream([*SSE_HEADERS, *headers], _work_events(first, steps, task))
             return
         result = await task
         if sse:
-            yield Stream(SSE_HEADERS, once(event({"type": "done", **result}) + SSE_END))
+            yield Stream([*SSE_HEADERS, *headers], once(event({"type": "done", **result}) + SSE_END))
             return
         response = JSONResponse(result)
-        headers = [(name.decode(), value.decode()) for name, value in response.raw_headers]
-        yield Stream(headers, once(bytes(response.body)))
+        own = [(name.decode(), value.decode()) for name, value in response.raw_headers]
+        yield Stream([*own, *headers], once(bytes(response.body)))
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

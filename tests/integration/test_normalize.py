@@ -141,3 +141,11 @@ def test_lexicon_of_the_request_changes_the_result(http: httpx.Client) -> None:
     assert [(word["word"], word["start_char"]) for word in found["words"]] == [("In", 0), ("Noo", 3), ("Yawk.", 3)]
     wrong = http.post("/v1/audio/normalize", json={"input": "x", "lexicon": [entry, {"word": "a", "say": ""}]})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "lexicon.1.say")
+
+
+def test_unknown_fields_are_named(http: httpx.Client) -> None:
+    answer = http.post("/v1/audio/normalize", json={"input": "Hello.", "voice": "alloy", "speed": 2, "langauge": "de"})
+    assert answer.status_code == 200
+    assert answer.headers["X-TTS-Ignored"] == "langauge, speed"
+    known = http.post("/v1/audio/normalize", json={"input": "Hello.", "language": "de", "lexicon": None})
+    assert "X-TTS-Ignored" not in known.headers

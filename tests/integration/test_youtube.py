@@ -78,6 +78,16 @@ def test_progress_is_sent_as_events(cloning: str, site: Site, how: dict[str, Any
     assert events[-1]["voice"]["name"].startswith("Bea")
 
 
+@pytest.mark.parametrize("how", [{}, {"params": {"stream": "true"}}])
+def test_unknown_fields_are_named(cloning: str, site: Site, how: dict[str, Any]) -> None:
+    sent = body(site, voice_name="Cleo", durration=30, start=5)
+    sent["url"] = sent.pop("youtube_url")
+    sent["name"] = sent.pop("voice_name")
+    answer = httpx.post(cloning + PATH, json=sent, timeout=60, **how)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["X-TTS-Ignored"] == "durration, start"
+
+
 def test_failed_imports_are_errors(cloning: str, site: Site) -> None:
     stream = {"params": {"stream": "true"}}
     gone = body(site, youtube_url=f"{site.url}/gone")

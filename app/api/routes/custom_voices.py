@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from starlette.datastructures import UploadFile as Upload
 
 from app.api.errors import problems
-from app.api.requests import ChangeBody
+from app.api.requests import ReportedBody
 from app.api.responses import (
     IGNORED_HEADER,
     Consent,
@@ -37,7 +37,7 @@ UPLOAD_PATHS = (VOICES_PATH, CONSENTS_PATH)
 MAX_FORM_FIELDS = 32
 
 
-class ConsentPatch(ChangeBody):
+class ConsentPatch(ReportedBody):
     """The body that renames a consent."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "Ada's consent"}]})

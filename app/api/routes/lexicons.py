@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 
 from app.api.conditional import check_if_match, etag_of, not_modified
 from app.api.errors import problems
-from app.api.requests import ChangeBody, LexiconEntries, lexicon_entries
+from app.api.requests import LexiconEntries, ReportedBody, lexicon_entries
 from app.api.responses import (
     IGNORED_HEADER,
     DeletedPronunciations,
@@ -51,7 +51,7 @@ IfNoneMatch = Annotated[
 _ETAG: Schema = {"headers": {"ETag": text_header("The state of the dictionary, for `If-Match` and `If-None-Match`.")}}
 
 
-class LexiconBody(ChangeBody):
+class LexiconBody(ReportedBody):
     """The body that replaces a dictionary."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"entries": [{"word": "SQL", "say": "sequel"}]}]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from app.api.errors import problems
 from app.api.requests import NormalizeBody, lexicon_entries
@@ -39,8 +39,9 @@ def router(
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
     @routes.post("/audio/normalize", operation_id="normalize_text", responses=problems(400, 404, 408, 413, 429))
-    async def normalize(body: NormalizeBody) -> NormalizedText:
+    async def normalize(body: NormalizeBody, response: Response) -> NormalizedText:
         """Show what would be spoken for a text: the sentences, and the words with their places in the text."""
+        body.name_ignored(response)
         text, voice_id = body.checked(max_input_chars)
         packing = _packing(manager, body.engine)
         voice = voices.get(voice_id)

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from app.api.errors import problems
-from app.api.requests import ChangeBody, GenerateBody, PreviewBody
+from app.api.requests import GenerateBody, PreviewBody, ReportedBody
 from app.api.responses import (
     BINARY,
     IGNORED_HEADER,
@@ -59,7 +59,7 @@ UPLOAD_PATHS = (CLONE_PATH, CHECK_PATH, IMPORT_PATH)
 UPLOAD_PROBLEMS = (400, 408, 413, 429, 507)
 
 
-class VoicePatch(ChangeBody):
+class VoicePatch(ReportedBody):
     """The body that changes a voice. A field that is left out keeps its value."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"description": "Warm, unhurried."}]})

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Query, Request
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from app.api.errors import problems
+from app.api.requests import ReportedBody
 from app.api.responses import CLONING_EVENTS, Cloned
 from app.api.streaming import StreamingAnswer, work_stream
 from app.api.voice_creation import (
@@ -66,7 +67,7 @@ def _time_schema(as_text: str, **bounds: float) -> WithJsonSchema:
 Time = Annotated[float, BeforeValidator(_seconds)]
 
 
-class YouTubeBody(BaseModel):
+class YouTubeBody(ReportedBody):
     """The body of a request that creates a voice from a YouTube video."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -130,7 +131,7 @@ def router(youtube: YouTube, creation: VoiceCreation, metrics: Metrics, gate: Ga
         """
         sse = stream or "text/event-stream" in request.headers.get("accept", "")
         work = partial(_clone, body, youtube, creation)
-        return StreamingAnswer(lambda: work_stream(work, sse=sse), metrics, sse=sse)
+        return StreamingAnswer(lambda: work_stream(work, body.ignored_headers, sse=sse), metrics, sse=sse)
 
     for path in PATHS:
         name = "clone_from_youtube" if path == PATHS[0] else "clone_from_youtube_alias"
