@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile as Upload
 
 from app.api.bodies import is_json
 from app.api.errors import problems
-from app.api.requests import ChangeBody
+from app.api.requests import ReportedBody
 from app.api.responses import IGNORED_HEADER, AdapterList, DeletedAdapter, ListedAdapter, Schema
 from app.engines.adapters import MAX_SPEAKER
 from app.engines.adapters import Upload as AdapterFiles
@@ -25,7 +25,7 @@ ADAPTERS_PATH = "/audio/adapters"
 MAX_FORM_FIELDS = 16
 
 
-class AdapterBody(ChangeBody):
+class AdapterBody(ReportedBody):
     """The body that adds an adapter of a repository."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "danish", "source": "me/danish-lora"}]})
