@@ -1,6 +1,5 @@
-"""`python -m app.healthcheck`: exits with status 0 if the server on this machine is healthy. For containers.
-
-Needs only the standard library, so that it starts in a moment.
+"""`python -m app.healthcheck`: exits with status 0 if the server on this machine is healthy. Containers use this check.
+It needs only the standard library, so that it starts quickly.
 """
 
 from __future__ import annotations

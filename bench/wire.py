@@ -1,4 +1,4 @@
-"""A small HTTP and WebSocket client for benchmarks. It notes when data arrives, and needs little CPU time.
+"""A small HTTP and WebSocket client for benchmarks. The client records when data arrives, and needs little CPU time.
 
 The client runs on the same machine as the measured server, so CPU time of the client slows down the server. It needs a
 tenth of the CPU time of an HTTP library. A connection carries one request at a time and is reused for later requests.
@@ -191,7 +191,7 @@ class WebSocket(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.closed = asyncio.Event()
-        self.close_code: int | None = None  # that the server has sent
+        self.close_code: int | None = None  # data that the server has sent
 
     @classmethod
     async def connect(cls, url: str, on_message: Callable[[str], None]) -> WebSocket:

@@ -1,4 +1,4 @@
-"""Settings of every process of the tests. Python runs this file before numpy and torch are imported."""
+"""Settings for all processes of the tests. Python runs this file before numpy and torch are imported."""
 
 import os
 import sys

@@ -1,8 +1,9 @@
 """Client secrets of the Realtime API: keys that a browser may know, because they are valid for a short time.
 
-A secret has its content in it: the digest of the API key that created it, the settings of its sessions, and the time at
-which it expires. A signature protects the content. All processes with the same data folder accept it, also after a
-restart. A secret with long settings would not fit into a header, so such a secret is known to one process only.
+The text of a secret contains its content: the digest of the API key that created it, the settings of its sessions, and
+the time at which it expires. A signature protects this content from changes. All processes with the same data folder
+accept the secret, also after a restart. A secret with long settings would not fit into a header, so such a secret is
+known to one process only.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from app.lru import LRU
 log = logging.getLogger(__name__)
 
 PREFIX = "ek_"
-FILE = "client_secrets.key"  # in the folder of the API keys
-MAX_CHARS = 4096  # of a secret with its content
+FILE = "client_secrets.key"  # name of the file with the signing key, in the folder of the API keys
+MAX_CHARS = 4096  # the longest text of a secret that contains its content
 MAX_HELD = 10_000  # secrets with long settings
-MAX_CONTENT_BYTES = 1 << 20  # of the unpacked content
+MAX_CONTENT_BYTES = 1 << 20  # the largest size of the unpacked content
 _KEY_BYTES = 32
 
 
@@ -46,7 +47,7 @@ class Secret:
 
 
 class ClientSecrets:
-    """Creates and checks client secrets. Used from one event loop."""
+    """Creates and checks client secrets. Use it from one event loop."""
 
     def __init__(self, data_dir: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = data_dir / FOLDER / FILE
@@ -67,7 +68,7 @@ class ClientSecrets:
         return value, expires_at
 
     def find(self, value: str) -> Secret | None:
-        """Return the content of a secret; None if the text is no secret. Raises Unauthorized for an expired one."""
+        """Return the content of a secret; None if the text is not a secret. Raises Unauthorized for an expired one."""
         if not value.startswith(PREFIX):
             return None
         found = self._held.get(_digest(value)) or self._read(value)
@@ -109,7 +110,7 @@ def _read_or_create(path: Path) -> bytes:
             with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123
                 file.write(key)
             try:
-                with contextlib.suppress(FileExistsError):  # another process has created it
+                with contextlib.suppress(FileExistsError):  # another process has created the file
                     os.link(draft, path)
             finally:
                 draft.unlink()

@@ -74,7 +74,8 @@ class SocketProtocol(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         await super().send(message)
-        if self.close_sent:  # after a refused handshake too; otherwise uvicorn logs an error
+        # this is also set after a refused handshake; without this check, uvicorn would log an error
+        if self.close_sent:
             self.handshake_complete = True
 
 

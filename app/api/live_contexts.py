@@ -1,4 +1,4 @@
-"""What the live protocols have in common: they turn the settings of a client into a context of `generator/live.py`."""
+"""Code that all live protocols share: it turns the settings of a client into a context of `generator/live.py`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_TEXT_YET = "-"  # the `input` of a body whose text arrives later
 def checked_body(fields: Mapping[str, Any], param: str = "") -> SpeechBody:
     """Return the speech request with these fields. Raises InvalidValue.
 
-    param: stands before the name of the wrong field in `error.param`.
+    param: the text before the name of the wrong field in `error.param`.
     """
     try:
         return SpeechBody.model_validate(fields)
@@ -42,7 +42,7 @@ async def context_spec(
     timestamps: bool = False,
     words: bool = False,
 ) -> ContextSpec:
-    """Return what a context speaks. Raises RequestError, NotReady.
+    """Return the specification of the speech of a context. Raises RequestError, NotReady.
 
     owner: the digest of the API key; "" without keys. later: the text arrives later, and `body.input` is ignored.
     convert, words: see `ContextSpec`. timestamps: find the times of the words.

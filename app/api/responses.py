@@ -91,7 +91,7 @@ class Model(ResponseModel):
     ]
     alias: Annotated[bool, Field(description="Whether the id is an OpenAI name of the running model.")]
     adapter_of: Annotated[
-        str | None, Field(description="The model that this LoRA adapter changes; null = the entry is no adapter.")
+        str | None, Field(description="The model that this LoRA adapter changes; null = the entry is not an adapter.")
     ] = None
     description: str
     max_input_length: Annotated[int, Field(description="The maximum length of `input`, in characters.")]

@@ -34,7 +34,7 @@ log: Any = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Speaking:
-    """Prepares and answers speech requests. Used from one event loop."""
+    """Prepares and answers speech requests. Use it from one event loop."""
 
     generator: SpeechGenerator
     manager: ModelManager

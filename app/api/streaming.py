@@ -46,7 +46,8 @@ SSE_HEADERS: Headers = (("content-type", SSE_MEDIA_TYPE), *STREAM_HEADERS)
 SHUTDOWN_SEND_S = 0.1  # the longest time to send the last event when the server stops
 # wait between the error event and the end of the connection, because browsers drop unread data when it ends
 READ_S = 0.05
-EVENT_SENTENCES = 100  # in one event with times: an answer from the cache has the times of all its sentences
+# the most sentences in one event with times, because an answer from the cache has the times of all its sentences
+EVENT_SENTENCES = 100
 DELTA_BYTES = 4096  # audio bytes in one SSE event, as in OpenAI's API
 
 

@@ -23,7 +23,7 @@ _FileState = tuple[int, int, int]
 def read_pair(cert: Path, key: Path) -> ssl.SSLContext:
     """Read a certificate with its chain, and its private key. Raises ValueError with the reason and the remedy.
 
-    cert, key: PEM files, or twice the same file with both.
+    cert, key: paths of PEM files; the same path if one file contains both.
     """
     for variable, path, content in (("TTS_TLS_CERT", cert, "certificate"), ("TTS_TLS_KEY", key, "private key")):
         try:
@@ -45,7 +45,7 @@ def read_pair(cert: Path, key: Path) -> ssl.SSLContext:
             raise ValueError(f"{reason} Set the files of one pair; the server's certificate comes first.") from None
         reason = f"TTS_TLS_CERT={cert} and TTS_TLS_KEY={key} can't be used: {error.reason or error}."
         raise ValueError(f"{reason} Create the pair again, or check it with openssl x509 and openssl pkey.") from None
-    except OSError as error:  # a file has been removed since it was read above
+    except OSError as error:  # a file was removed after it was read above
         raise ValueError(f"TTS_TLS_CERT={cert} and TTS_TLS_KEY={key} can't be read: {error.strerror}.") from None
     return context
 

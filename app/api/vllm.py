@@ -1,7 +1,7 @@
 """The WebSocket messages of vLLM-Omni's `/v1/audio/speech/stream`: text in parts, and audio for each sentence.
 
-`input.text` adds text, and `input.done` ends an utterance. The connection stays open for the next one. The text is
-spoken as one unit, or as one unit for each sentence (`split_granularity`). Each unit is one speech request with one
+`input.text` adds text, and `input.done` ends an utterance. The connection stays open for the next utterance. The text
+is spoken as one unit, or as one unit for each sentence (`split_granularity`). Each unit is one speech request with one
 file of audio.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CONFIG_S, IDLE_S = 10.0, 30.0
 MAX_CONFIG_CHARS = 4 << 20
-MAX_TEXT_CHARS = 128 << 10  # of a message with text
+MAX_TEXT_CHARS = 128 << 10  # largest size of a message with text
 GRANULARITIES = ("none", "sentence", "clause")
 NORMAL = 1000  # close code
 _SAMPLE_BYTES = 2
@@ -47,7 +47,7 @@ Object = dict[str, Any]
 class SessionConfig:
     """The settings of `session.config`."""
 
-    body: SpeechBody  # its `input` is a placeholder
+    body: SpeechBody  # a request body whose `input` is a placeholder
     stream_audio: bool
     word_timestamps: bool
     granularity: str
@@ -91,12 +91,12 @@ def _flag(message: Object, name: str) -> bool:
 
 @dataclass(slots=True, eq=False)
 class _Utterance:
-    """The text between two `input.done`."""
+    """The text between two `input.done` messages."""
 
     index: int
     config: SessionConfig
     splitter: IncrementalSplitter = field(default_factory=IncrementalSplitter)
-    parts: list[str] = field(default_factory=list)  # of a text that is not split
+    parts: list[str] = field(default_factory=list)  # the parts of a text that is not split into sentences
     chars: int = 0
     units: int = 0
     admitted: Pass | None = None
@@ -112,7 +112,7 @@ class SpeechStream:
     gate: Gate
     _config: SessionConfig | None = None
     _utterance: _Utterance | None = None  # the utterance whose text still arrives
-    _count: int = 0  # utterances that were ended
+    _count: int = 0  # utterances whose text is complete
     # Units to speak: the utterance and its text. None = the end of the utterance
     _units: deque[tuple[_Utterance, str | None]] = field(default_factory=deque)
     _waiting_chars: int = 0
@@ -364,7 +364,7 @@ class _Unit:
                 await self._send_chunk(b"", 0, self.total_bytes, self._timestamps())
 
     def _timestamps(self) -> list[Object] | None:
-        """The times of the words; None if they are not known."""
+        """Return the times of the words; None if they are not known."""
         if any(not sentence.words and words_of(sentence) for sentence in self._words):
             return None
         return [

@@ -41,11 +41,12 @@ if TYPE_CHECKING:
 
 log: Any = structlog.get_logger(__name__)
 
-ROUTE = "wyoming"  # in the metrics
+ROUTE = "wyoming"  # name of this route in the metrics
 RATE_HZ, WIDTH, CHANNELS = 24_000, 2, 1
 MAX_HEADER_BYTES = 64 << 10
 MAX_DATA_BYTES = 16 << 20
-MAX_PAYLOAD_BYTES = 16 << 20  # of an event from a client. It is dropped, because this server receives no audio
+# largest binary data of an event from a client; the data is dropped, because this server receives no audio
+MAX_PAYLOAD_BYTES = 16 << 20
 MAX_CONNECTIONS = 256
 MAX_WAITING = 8  # texts of one connection that are spoken or wait
 IDLE_S = 15 * 60.0  # a connection without events and without speech is closed after this time
@@ -59,7 +60,7 @@ Object = dict[str, Any]
 
 
 class _Closed(Exception):
-    """The client has closed the connection, or it reads nothing."""
+    """The client has closed the connection, or reads no data."""
 
 
 def check_zeroconf() -> None:
@@ -79,7 +80,7 @@ async def read_event(reader: asyncio.StreamReader, timeout_s: float) -> Event | 
     first = await reader.read(1)
     if not first:
         return None
-    if first != b"{":  # for example the TLS or HTTP of another program
+    if first != b"{":  # for example because another program speaks TLS or HTTP
         raise InvalidValue("An event must begin with a JSON object.")
     async with asyncio.timeout(timeout_s):
         try:
@@ -201,7 +202,7 @@ class _Connection:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     live: LiveSession
-    task: asyncio.Task[None] = field(init=False)  # that executes `run`
+    task: asyncio.Task[None] = field(init=False)  # the task that executes `run`
     _waiting: asyncio.Queue[_Speech] = field(default_factory=asyncio.Queue)
     _speaking: _Speech | None = None
     _receiving: _Speech | None = None  # the speech whose text still arrives
@@ -342,7 +343,7 @@ class _Connection:
         await self._send(Error(error.message, error.code).event())
 
     async def _send(self, event: Event) -> None:
-        """Send an event. Waits while the client reads nothing. Raises _Closed, OSError."""
+        """Send an event. Waits while the client reads no data. Raises _Closed, OSError."""
         try:
             async with asyncio.timeout(self.server.send_timeout_s), self._sending:
                 await async_write_event(event, self.writer)

@@ -1,4 +1,4 @@
-"""The LoRA adapters of this server: which exist, their files, and their state in the running engine.
+"""The LoRA adapters of this server: their names, their files, and their state in the running engine.
 
 An adapter comes from the setting TTS_ADAPTERS, from a folder in `TTS_DATA_DIR/models/adapters`, or from a request. The
 folder of an adapter that a request has added contains `adapter.json` with its source, speaker and voice, and the files
@@ -85,7 +85,7 @@ class RowAdapters(Protocol):
         """Load a prepared adapter. Returns its bytes in memory. Raises WeightsUnavailable."""
 
     def remove(self, key: str) -> None:
-        """Remove an adapter. Rows that speak with it end normally."""
+        """Remove an adapter. Rows that already speak with the adapter end normally."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +104,9 @@ class Adapter:
     source: str  # a hub id or a folder; "" = the files are in the folder of the adapter
     speaker: int = 0
     voice: str = ""
-    configured: bool = False  # it comes from TTS_ADAPTERS
+    configured: bool = False  # whether the adapter comes from TTS_ADAPTERS
     status: Status = "loading"
-    key: str = ""  # see Prepared.key
+    key: str = ""  # identifies the content, see Prepared.key
     base: str = ""
     rank: int | None = None
     bytes: int = 0  # bytes of its matrices in memory
@@ -267,7 +267,7 @@ class AdapterRegistry:
     ) -> Adapter:
         """Add an adapter and load it. Raises InvalidValue, BadAdapter, NotReady, NotSupported, NotStored.
 
-        If the adapter can't be loaded, nothing remains of it, and the running model is unchanged.
+        If the adapter can't be loaded, its files are removed, and the running model is unchanged.
         """
         check_name(name)
         async with self._changing:
@@ -309,7 +309,10 @@ class AdapterRegistry:
             return adapter
 
     async def remove(self, name: str) -> Adapter:
-        """Remove an adapter and its folder. Requests that speak with it end normally. Raises NotFound, NotSupported."""
+        """Remove an adapter and its folder.
+
+        Requests that already speak with the adapter end normally. Raises NotFound, NotSupported.
+        """
         async with self._changing:
             found = self.find(name)
             if found is None:
@@ -388,7 +391,7 @@ class AdapterRegistry:
             size = await asyncio.to_thread(row_adapters.add, prepared)
         except WeightsUnavailable as error:
             name = adapter.source or adapter.name
-            # The caller can't use a path of this machine, and must not learn it.
+            # The error must not show a path of this machine to the caller.
             message = f"{error.reason.rstrip('.')}. {error.remedy}".replace(str(where), name).strip()
             raise BadAdapter(message, param="source" if adapter.source else "adapter") from error
         adapter.key, adapter.rank, adapter.base, adapter.bytes = prepared.key, prepared.rank, prepared.base, size
@@ -415,7 +418,7 @@ class AdapterRegistry:
 def check_source(source: str) -> None:
     """Raise InvalidValue unless `source` is the id of a repository.
 
-    A request must not name a folder, because then every caller could find out which folders this machine has.
+    A request must not name a folder: otherwise callers could find out which folders this machine has.
     """
     repo = "/".join(source.partition("@")[0].split("/")[:2])
     if not hub.is_hub_id(repo) or ".." in source or Path(source).exists():

@@ -23,7 +23,7 @@ LEAST_ANSWERS = 16
 
 
 class Admission:
-    """Admits answers in the order of their requests. Used from one event loop."""
+    """Admits answers in the order of their requests. Use it from one event loop."""
 
     def __init__(self) -> None:
         self._admitted = 0

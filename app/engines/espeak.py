@@ -219,7 +219,7 @@ class Library:
             if self._dll.espeak_SetVoiceByName(voice.encode()) != 0:
                 raise EngineError(f"eSpeak NG has no voice {voice!r}.")
             clauses = []
-            while at.value:  # the library moves it behind each clause, and to NULL at the end
+            while at.value:  # the library moves this pointer behind each clause, and sets it to NULL at the end
                 spoken: bytes = self._dll.espeak_TextToPhonemes(ctypes.byref(at), _CHARS_UTF8, _PHONEMES_IPA)
                 clauses.append(spoken.decode("utf-8"))
         return " ".join(clauses).strip()

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LONGEST_CHECK_S = 5.0  # the longest time between two checks for unused models
-COLLECT_AFTER_S = 0.5  # seconds of such a wait, after which the garbage collector runs
+COLLECT_AFTER_S = 0.5  # seconds of waiting for an idle model, after which the garbage collector runs
 IDLE_DRAIN_S = 1.0  # seconds that an idle model waits for the end of its uses, before it stays loaded
 DRAIN_CHECK_S = 0.02  # seconds between two checks whether the last answer of a model has ended
-MEMORY_MARGIN = 1.2  # a model needs so many bytes of memory for each byte of its weight files
+MEMORY_MARGIN = 1.2  # estimated bytes of memory that a model needs for each byte of its weight files
 
 
 class ModelManager:
@@ -70,10 +70,11 @@ class ModelManager:
             self._managers[manager.requested.model_id] = manager
         self._stack = AsyncExitStack()
         self._lock = asyncio.Lock()  # held while one model is loaded or unloaded
-        self._loading: dict[EngineManager, asyncio.Task[None]] = {}  # loads that requests wait for
-        self._closing: dict[EngineManager, asyncio.Event] = {}  # models that are being unloaded; set at the end
-        self._failed_s: dict[EngineManager, float] = {}  # when the load has failed, of models that can't be loaded
-        self._changed = asyncio.Event()  # set when a model was loaded
+        self._loading: dict[EngineManager, asyncio.Task[None]] = {}  # the running loads, for which requests wait
+        # models that are being unloaded; the event is set at the end
+        self._closing: dict[EngineManager, asyncio.Event] = {}
+        self._failed_s: dict[EngineManager, float] = {}  # the time of the failed load, for models that can't be loaded
+        self._changed = asyncio.Event()  # this event is set when a model was loaded
         self._watching: asyncio.Task[None] | None = None
         self.started_s = time.monotonic()
 
@@ -100,7 +101,8 @@ class ModelManager:
         return tuple(dict.fromkeys((*self._default.model_ids, *self._managers)))
 
     def find_model(self, name: str) -> str | None:
-        """Return the id of the model with this name; None for an unknown name. The model need not be served here.
+        """Return the id of the model with this name; None for an unknown name. The result may be a model that this
+        process does not serve.
 
         Ignores case and the organisation in the name: `sesame/CSM-1B` and `csm` both mean csm-1b.
         """
@@ -218,7 +220,7 @@ class ModelManager:
     async def unload_model(self, model_id: str) -> Status:
         """Unload a model when its last answer has ended, and return its status.
 
-        Requests for the model wait meanwhile, and then load it again. Raises Busy if answers still run after
+        Requests for the model wait until then, and load the model again. Raises Busy if answers still run after
         TTS_LOAD_WAIT_S.
         """
         manager = self.of(model_id)
@@ -290,7 +292,10 @@ class ModelManager:
         return unloaded
 
     async def _unload_oldest(self, but: EngineManager) -> bool:
-        """Unload the least recently used model that no request uses, except `but`. Returns False if there is none."""
+        """Unload the least recently used model that no request uses, except `but`.
+
+        Returns False if no such model exists.
+        """
         idle = [
             each
             for each in self._managers.values()

@@ -72,7 +72,7 @@ class CachedSound:
 
 
 class AnswerCache:
-    """Stores audio up to `budget_bytes` and removes the least recently used answers. Used from one event loop."""
+    """Stores audio up to `budget_bytes` and removes the least recently used answers. Use it from one event loop."""
 
     def __init__(self, folder: Path, budget_bytes: int) -> None:
         """budget_bytes: 0 = store nothing."""
@@ -150,7 +150,7 @@ class AnswerCache:
         return await asyncio.to_thread(_read_times, self._times_path(digest), checksum)
 
     async def keep_times(self, digest: str, checksum: int, text: str) -> None:
-        """Store a text with the times of the words of a stored answer. checksum: of its samples."""
+        """Store a text with the times of the words of a stored answer. checksum: the checksum of its samples."""
         if digest not in self._sizes:
             return
         size = await asyncio.to_thread(_write_times, self._times_path(digest), checksum, text)
@@ -308,7 +308,7 @@ def _remove(path: Path) -> None:
 
 
 def _read_times(path: Path, checksum: int) -> str | None:
-    """Read and check a file with times; None if it is missing, damaged, or of other samples."""
+    """Read and check a file with times; None if it is missing or damaged, or belongs to other samples."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_TIMES_BYTES)

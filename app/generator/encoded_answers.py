@@ -18,7 +18,7 @@ EncodedKey = tuple[str, int, str, int]  # cache key, checksum of the samples, fo
 
 
 class EncodedAnswers:
-    """The most recently used encoded answers, and the sizes of more answers. Used from one event loop."""
+    """The most recently used encoded answers, and the sizes of more answers. Use it from one event loop."""
 
     def __init__(self) -> None:
         self._bodies: LRU[EncodedKey, bytes] = LRU(BUDGET_BYTES, size=len)

@@ -37,7 +37,7 @@ class Usage:
 
 
 class Generation:
-    """The speech of one job, for one or more answers. Used from one event loop."""
+    """The speech of one job, for one or more answers. Use it from one event loop."""
 
     def __init__(self, job: SpeechJob, recording: Recording) -> None:
         self.job = job
@@ -127,12 +127,13 @@ class Generation:
                 await asyncio.gather(self._task, return_exceptions=True)
         finally:
             self.recording.close()
-            # These objects refer to the generation. Without them its memory is freed at once.
+            # These objects refer to the generation. Without these references, the memory of the generation is freed
+            # immediately.
             self._on_left, self._task = _do_nothing, None
 
 
 class Generations:
-    """The generations that run now, by key. Used from one event loop."""
+    """The generations that run now, by key. Use it from one event loop."""
 
     def __init__(self) -> None:
         self._running: dict[str, Generation] = {}

@@ -61,7 +61,7 @@ class SpeechJob:
     """
 
     request: SpeechRequest  # the request without the fields that the engine ignores
-    use: ModelUse  # keeps the engine loaded
+    use: ModelUse  # the engine stays loaded while this object exists
     voices: tuple[Voice, ...]  # the voice of each line
     speakers: tuple[int, ...]  # the speaker number of each line, for the engine
     parsed_lines: tuple[ParsedLine, ...]  # the text of each line as words and pauses

@@ -142,7 +142,7 @@ class Answer:
 
 
 class SpeechGenerator:
-    """Turns validated requests into answers. Used from one event loop."""
+    """Turns validated requests into answers. Use it from one event loop."""
 
     def __init__(
         self,
@@ -816,7 +816,10 @@ async def _facts_of(job: SpeechJob, usage: Usage) -> dict[str, float | str]:
 
 
 def _load_times(times: AnswerTimes, timeline: str, text: str | None, samples: int) -> None:
-    """Give what the cache has stored to the object of an answer. Raises ValueError if the timeline is damaged."""
+    """Load the stored times of the cache into the object that finds the times of an answer.
+
+    Raises ValueError if the timeline is damaged.
+    """
     stored: list[Found | None] = []
     try:
         stored = [] if text is None else unpack(text)

@@ -1,6 +1,6 @@
 """The found times of words as a short text, which the cache stores with the audio of an answer.
 
-The times are those of the spoken words in each utterance. They fit every format and sample rate of the answer.
+The times belong to the spoken words of each utterance, and are valid for every format and sample rate of the answer.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _unpacked_line(row: Sequence[int | None]) -> list[tuple[float, float] | None
 
 
 def fits(found: Found | None, utterance: TimelineUtterance) -> bool:
-    """Whether stored times have as many lines and words as an utterance."""
+    """Return whether stored times have as many lines and words as an utterance."""
     if found is None:
         return False
     return not found.words or [*map(len, found.words)] == [len(line.words) for line in utterance.lines]

@@ -11,15 +11,18 @@ from app.text.captions import words_of
 if TYPE_CHECKING:
     from app.types import TimedSentence
 
-TimedCharacter = tuple[str, float, float]  # with its start and end in seconds
+TimedCharacter = tuple[str, float, float]  # a character with its start and end in seconds
 
 
 @dataclass(slots=True)
 class CharacterTimes:
-    """Times the characters of one text, in order. Characters between two words take the time between them."""
+    """Computes the times of the characters of one text, in order.
 
-    chars: int = 0  # that have times so far
-    end_s: float = 0.0  # the end of the last one
+    Characters between two words take the time between them.
+    """
+
+    chars: int = 0  # number of characters that have times so far
+    end_s: float = 0.0  # end time of the last character with a time, in seconds
 
     def add(self, text: str, sentences: Sequence[TimedSentence]) -> list[TimedCharacter]:
         """Return the characters up to the last word of the next sentences."""

@@ -1,4 +1,7 @@
-"""Live sockets whose clients misbehave: they read nothing, vanish, or send too much. Other clients notice nothing."""
+"""Live sockets with faulty clients, which read no data, disconnect, or send too much.
+
+Other clients are not affected.
+"""
 
 from __future__ import annotations
 

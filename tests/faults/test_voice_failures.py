@@ -165,7 +165,7 @@ def remove_before_write(monkeypatch: pytest.MonkeyPatch, remove: Callable[[], An
     monkeypatch.setattr(folder_store, "_write", remove_then_write)
 
 
-def test_change_of_a_voice_that_another_process_deletes_meanwhile_is_not_found(tmp_path, monkeypatch):
+def test_changing_a_voice_that_another_process_deletes_gives_not_found(tmp_path, monkeypatch):
     voices, other = opened(tmp_path), opened(tmp_path)
     voice_id = voices.add("Anna", recording()).id
     remove_before_write(monkeypatch, lambda: other.delete(voice_id))
@@ -176,7 +176,7 @@ def test_change_of_a_voice_that_another_process_deletes_meanwhile_is_not_found(t
     assert files_in(tmp_path / "cloned_voices") == [".drafts"]
 
 
-def test_rename_of_a_consent_that_another_process_deletes_meanwhile_is_not_found(tmp_path, monkeypatch):
+def test_renaming_a_consent_that_another_process_deletes_gives_not_found(tmp_path, monkeypatch):
     consents, other = ConsentStore(tmp_path), ConsentStore(tmp_path)
     consent_id = consents.add("Anna", "en", recording()).id
     remove_before_write(monkeypatch, lambda: other.delete(consent_id))
@@ -194,7 +194,7 @@ def test_codes_are_not_stored_if_the_voice_is_deleted_during_encoding(tmp_path):
     assert files_in(tmp_path / "cloned_voices") == [".drafts"]
 
 
-def test_delete_of_a_voice_that_another_process_deletes_meanwhile_is_not_found(tmp_path, monkeypatch):
+def test_deleting_a_voice_that_another_process_deletes_gives_not_found(tmp_path, monkeypatch):
     voices, other = opened(tmp_path), opened(tmp_path)
     voice_id = voices.add("Anna", recording()).id
     remove = FolderStore.remove

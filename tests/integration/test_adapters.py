@@ -202,7 +202,7 @@ def test_uploaded_adapter_speaks_and_is_removed(url: str, data: Path) -> None:
     assert error(speak(url, voice="mine")) == (400, "voice_not_found", "voice")
     assert error(remove(url, "mine")) == (404, "not_found", "name")
     assert not (data / "models" / "adapters" / "mine").exists()
-    # Another adapter with the same name is another voice: nothing of the first one remains.
+    # Another adapter with the same name is another voice, without any data of the first adapter.
     assert upload(url, adapter_files(22), name="mine", speaker="3").status_code == 200
     assert pcm(url, voice="mine") != first
     assert remove(url, "mine").status_code == 200

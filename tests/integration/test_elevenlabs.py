@@ -375,7 +375,7 @@ def alignments(messages: list[Object]) -> list[Object]:
 
 
 def times_of(alignment: Object, origin_ms: int = 0) -> list[tuple[str, int, int]]:
-    """Each character with its start and end."""
+    """Return each character with its start and end."""
     starts, durations = alignment["charStartTimesMs"], alignment["charDurationsMs"]
     assert len(alignment["chars"]) == len(starts) == len(durations)
     return [
@@ -471,7 +471,7 @@ def test_lines_with_timestamps_have_the_audio_and_all_characters(server: str, ou
         ("alloy", [], {}, None),
     ],
 )
-def test_errors_have_the_shape_of_elevenlabs(server: str, path: str, body: Any, query: Any, code: str | None) -> None:
+def test_errors_have_the_format_of_elevenlabs(server: str, path: str, body: Any, query: Any, code: str | None) -> None:
     answer = httpx.post(f"{server}/v1/text-to-speech/{path}", params=query, json=body)
     content = answer.json()
     assert answer.status_code == 400

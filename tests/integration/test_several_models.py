@@ -1,4 +1,5 @@
-"""Several models in one server: each request is spoken by its model, and models come and go while others speak."""
+"""Several models in one server: each request is spoken by its model, and models are loaded and unloaded while other
+models speak."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def order(url: str, model: str, what: str) -> httpx.Response:
     return httpx.post(f"{url}/v1/models/{model}/{what}", timeout=120)
 
 
-def test_each_model_speaks_and_goes(tmp_path: Path, tiny_csm: Path, tiny_dia: Path) -> None:
+def test_each_model_speaks_and_is_unloaded(tmp_path: Path, tiny_csm: Path, tiny_dia: Path) -> None:
     with serving(tmp_path, **variables(tiny_csm, tiny_dia)) as url:
         assert states(url) == {"espeak": "ready", "csm-1b": "unloaded", "dia-1.6b": "unloaded"}
         for model, engine in zip(MODELS, ("csm", "dia", "espeak"), strict=True):
@@ -111,7 +112,7 @@ def test_only_admin_keys_load_and_unload(tmp_path: Path, tiny_csm: Path, tiny_di
 
 
 def test_switching_models_breaks_no_stream(tmp_path: Path, tiny_csm: Path, tiny_dia: Path) -> None:
-    """Answers of one model stream on while another model is loaded and unloaded again and again."""
+    """Answers of one model continue while another model is repeatedly loaded and unloaded."""
     with serving(tmp_path, **variables(tiny_csm, tiny_dia, TTS_IDLE_UNLOAD_S=0.2)) as url:
         alone = decode(speak(url, "csm-1b", seed=7, max_audio_length_ms=5_000).content, "wav").samples
         answers: list[httpx.Response] = []
@@ -140,7 +141,7 @@ def test_switching_models_breaks_no_stream(tmp_path: Path, tiny_csm: Path, tiny_
             assert np.abs(audio - alone).max() < 1e-3  # sums of floats depend on the number of rows
 
 
-def test_idle_model_gives_its_memory_back(tmp_path: Path, tiny_csm: Path, tiny_dia: Path) -> None:
+def test_idle_model_frees_its_memory(tmp_path: Path, tiny_csm: Path, tiny_dia: Path) -> None:
     with serving(tmp_path, **variables(tiny_csm, tiny_dia)) as url:
         sizes = []
         for _ in range(10):
@@ -158,7 +159,9 @@ def test_first_answer_after_an_idle_unload(tmp_path: Path, tiny_csm: Path, tiny_
         assert (answer.status_code, answer.headers["X-TTS-Engine"]) == (200, "csm")
 
 
-def test_page_of_a_request_that_waits_in_vain(tmp_path: Path, tiny_csm: Path, tiny_dia: Path) -> None:
+def test_request_that_waits_too_long_for_its_model_gets_status_503(
+    tmp_path: Path, tiny_csm: Path, tiny_dia: Path
+) -> None:
     with serving(tmp_path, **variables(tiny_csm, tiny_dia, TTS_LOAD_WAIT_S=0)) as url:
         answer = speak(url, "csm-1b")
         assert answer.status_code == 503

@@ -47,7 +47,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> TlsPair:
 
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory, pair: TlsPair) -> Iterator[str]:
-    """The URL of a server with TLS."""
+    """Start a server with TLS; yield its URL."""
     with serving(tmp_path_factory.mktemp("secure"), **pair.variables) as url:
         yield url
 
@@ -68,7 +68,7 @@ def replace(pair: TlsPair, new: TlsPair) -> None:
 # ---- requests
 
 
-def test_speech_over_https_is_the_speech_over_http(secure: str, server: str, pair: TlsPair) -> None:
+def test_speech_over_https_equals_the_speech_over_http(secure: str, server: str, pair: TlsPair) -> None:
     body = {"input": "The same words on both ports.", "response_format": "pcm"}
     over_tls = httpx.post(f"{secure}/v1/audio/speech", json=body, verify=trust(pair.cert), timeout=60)
     assert over_tls.status_code == 200
@@ -140,7 +140,7 @@ def test_current_versions_of_tls_work(secure: str, pair: TlsPair, version: ssl.T
     assert httpx.get(f"{secure}/health", verify=context).status_code == 200
 
 
-def test_reader_that_stops_reading_keeps_its_row_until_it_leaves(tmp_path: Path, pair: TlsPair) -> None:
+def test_client_that_stops_reading_keeps_its_row_until_it_disconnects(tmp_path: Path, pair: TlsPair) -> None:
     body = json.dumps({"input": LONG, "response_format": "pcm", "cache": False}).encode()
     with serving(tmp_path, TTS_OUTBOX_S=0.5, **pair.variables) as url, socket.socket() as raw:
         where = urlsplit(url)
@@ -224,7 +224,9 @@ def test_unusable_pair_ends_the_start_with_status_2(tmp_path: Path, case: str) -
 
 
 @pytest.mark.parametrize(("variable", "missing"), [("TTS_TLS_CERT", "TTS_TLS_KEY"), ("TTS_TLS_KEY", "TTS_TLS_CERT")])
-def test_half_a_pair_ends_the_start_with_status_2(tmp_path: Path, pair: TlsPair, variable: str, missing: str) -> None:
+def test_one_file_of_a_pair_alone_ends_the_start_with_status_2(
+    tmp_path: Path, pair: TlsPair, variable: str, missing: str
+) -> None:
     with Process(tmp_path, **{variable: pair.variables[variable]}) as process:
         assert process.child.wait(60) == 2
     assert f"{variable} is set without {missing}" in process.console()
@@ -240,7 +242,7 @@ def test_one_file_may_hold_both(tmp_path: Path, pair: TlsPair) -> None:
 # ---- certificates that change
 
 
-def test_new_certificate_is_used_and_running_streams_go_on(tmp_path: Path) -> None:
+def test_new_certificate_is_used_and_running_streams_continue(tmp_path: Path) -> None:
     used, new = create_certificate(tmp_path, "used"), create_certificate(tmp_path, "new")
     first = used.cert.read_text()
     body = {"input": LONG, "response_format": "pcm", "cache": False}

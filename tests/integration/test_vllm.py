@@ -247,7 +247,7 @@ def test_bad_settings_are_an_error(server: str, config: Object) -> None:
 
 
 @pytest.mark.parametrize("first", [text("Hello."), DONE, CLOSE, {}, {"type": "x"}, {"type": None}, [], "x", 1, None])
-def test_settings_come_first(server: str, first: Any) -> None:
+def test_settings_must_be_the_first_message(server: str, first: Any) -> None:
     with streaming(server) as socket:
         socket.send(json.dumps(first))
         messages, _ = until_closed(socket)

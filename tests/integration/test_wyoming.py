@@ -86,7 +86,7 @@ async def read(client: AsyncTcpClient) -> Event | None:
 
 
 async def until(client: AsyncTcpClient, kind: str) -> list[Event]:
-    """All events up to the first one of this kind."""
+    """Return all events up to the first one of this kind."""
     events: list[Event] = []
     while not events or events[-1].type != kind:
         event = await read(client)
@@ -107,7 +107,7 @@ def audio_of(events: list[Event]) -> bytes:
 
 
 def kinds(events: list[Event]) -> list[str]:
-    """The types of the events, with one entry for chunks that follow each other."""
+    """Return the types of the events, with one entry for consecutive chunks."""
     found: list[str] = []
     for event in events:
         if not found or found[-1] != event.type:
@@ -138,7 +138,7 @@ async def test_info_has_all_voices_with_languages(server: Server) -> None:
     assert "en-GB" in program.voices[0].languages
 
 
-async def test_text_has_the_audio_of_a_speech_request_and_one_stop(server: Server) -> None:
+async def test_text_gives_the_audio_of_a_speech_request_and_one_stop_event(server: Server) -> None:
     """Home Assistant reads until the first audio-stop."""
     async with server.client() as client:
         await send(client, Synthesize(TEXT, SynthesizeVoice("echo")))
@@ -164,7 +164,8 @@ async def test_text_in_parts_of_home_assistant(server: Server) -> None:
         words = TEXT.split(" ")
         for word in words[:8]:
             await send(client, SynthesizeChunk(f"{word} "))
-        first = [await read(client), await read(client)]  # before the text goes on
+        # the speech of the first sentence begins before the rest of the text arrives
+        first = [await read(client), await read(client)]
         assert [event.type for event in first if event] == ["audio-start", "audio-chunk"]
         await send(client, SynthesizeChunk(" ".join(words[8:])), Synthesize(TEXT), SynthesizeStop())
         events = [event for event in first if event] + await until(client, "synthesize-stopped")
@@ -281,7 +282,7 @@ async def test_new_start_cancels_a_text_that_still_arrives(server: Server) -> No
 
 @pytest.mark.parametrize("how", ["close", "reset", "half"])
 @pytest.mark.parametrize("streaming", [True, False])
-async def test_client_that_leaves_frees_its_row(server: Server, how: str, streaming: bool) -> None:
+async def test_disconnected_wyoming_client_frees_its_row(server: Server, how: str, streaming: bool) -> None:
     with server.raw() as raw:
         text = LONG[:15_000]
         if streaming:
@@ -300,7 +301,7 @@ async def test_client_that_leaves_frees_its_row(server: Server, how: str, stream
             await in_thread(wait_until, server.is_free)
 
 
-async def test_client_that_reads_nothing_is_stopped(tmp_path: Path) -> None:
+async def test_wyoming_client_that_reads_no_data_is_disconnected(tmp_path: Path) -> None:
     port = free_port()
     options = {"TTS_OUTBOX_S": 0.5, "TTS_READER_TIMEOUT_S": 1, "TTS_WYOMING": f"tcp://127.0.0.1:{port}"}
     with serving(tmp_path, **options) as url:
@@ -423,7 +424,7 @@ async def test_unknown_events_are_ignored(server: Server) -> None:
         assert kinds(await until(client, "pong")) == ["pong"]
 
 
-async def test_stop_without_a_start_is_answered(server: Server) -> None:
+async def test_stop_event_without_a_start_is_answered(server: Server) -> None:
     async with server.client() as client:
         await send(client, SynthesizeStop())
         assert SynthesizeStopped.is_type((await until(client, "synthesize-stopped"))[0].type)
@@ -511,7 +512,7 @@ async def test_port_is_closed_with_the_server(tmp_path: Path) -> None:
     idle[1].close()
 
 
-async def test_taken_port_is_an_error_of_the_start(tmp_path: Path) -> None:
+async def test_occupied_port_prevents_the_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
         async with listening(tmp_path, f"tcp://127.0.0.1:{taken.getsockname()[1]}"):
             pass
@@ -545,7 +546,7 @@ async def test_server_is_announced_in_the_local_network(tmp_path: Path) -> None:
         await browser.async_cancel()
 
 
-def test_voices_that_the_engine_cant_speak_are_not_installed() -> None:
+def test_voices_that_the_engine_cannot_speak_are_not_listed() -> None:
     voices = [
         Voice("alloy", "Alloy", "preset"),
         Voice("voice_1", "Ann", "cloned", recorded=True),

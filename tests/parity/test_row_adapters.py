@@ -258,7 +258,7 @@ MERGED_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", list(MERGED_ONLY))
-def test_part_that_needs_a_merge_is_refused_with_its_name(name: str, base: Path, tmp_path: Path) -> None:
+def test_adapter_part_that_needs_a_merge_is_refused_by_name(name: str, base: Path, tmp_path: Path) -> None:
     what, config = MERGED_ONLY[name]
     save_and_merge(reference(base), tmp_path, r=3, lora_alpha=8, **config)
     runner = load(base)

@@ -36,7 +36,7 @@ def ok(settings: Settings, _: BuildContext) -> BatchedEngine:
 
 
 def once(settings: Settings, context: BuildContext) -> BatchedEngine:
-    """The first build fails, and the next builds do not."""
+    """Build an engine; the first build fails, and later builds succeed."""
     if "once" not in builds:
         builds.append("once")
         raise EngineUnavailable("The file is not there yet.")
@@ -44,7 +44,7 @@ def once(settings: Settings, context: BuildContext) -> BatchedEngine:
 
 
 def large(settings: Settings, context: BuildContext) -> BatchedEngine:
-    """The build needs the memory of all other engines."""
+    """Build an engine that needs the memory of all other engines."""
     if any(engine.healthy for engine in built):
         raise TooLittleMemory("cuda:0 has 1.0 GB free.")
     return ok(settings, context)

@@ -92,14 +92,14 @@ def create_certificate(folder: Path, name: str = "server", *, names: str = "DNS:
 
 
 class TlsPair(NamedTuple):
-    """The files of a certificate and its key."""
+    """The paths of a certificate and its key."""
 
     cert: Path
     key: Path
 
     @property
     def variables(self) -> dict[str, str]:
-        """The settings that make a server use this pair."""
+        """Return the settings that make a server use this pair."""
         return {"TTS_TLS_CERT": str(self.cert), "TTS_TLS_KEY": str(self.key)}
 
 

@@ -29,7 +29,8 @@ def save_and_merge(model: torch.nn.Module, folder: Path, *, seed: int = 0, scale
 
 
 def adapter_files(seed: int, *, rank: int = 4, scale: float = 0.3, **config: Any) -> dict[str, bytes]:
-    """The two files of an adapter of the tiny CSM model of random_csm.py: attention and MLP of the first layers."""
+    """Return the two files of an adapter for the tiny CSM model of random_csm.py: attention and MLP of the first
+    layers."""
     random = torch.Generator().manual_seed(seed)
     tensors = {}
     for stack, width, ffn in (("backbone_model", 64, 128), ("depth_decoder.model", 32, 64)):

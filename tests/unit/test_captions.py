@@ -511,7 +511,7 @@ def test_any_times_give_captions_that_do_not_overlap(spans, duration, size):
         ("stop . . . . . . . .", "stop"),
     ],
 )
-def test_row_of_marks_that_are_not_spoken_is_left_out(text: str, shown: str) -> None:
+def test_captions_leave_out_a_line_of_silent_punctuation(text: str, shown: str) -> None:
     words = tuple(
         TimedWord(match[0], at, at + 1.0, *match.span()) for at, match in enumerate(re.finditer(r"[a-z]+", text))
     )

@@ -1,4 +1,4 @@
-"""Client secrets: their content, their signature, their end, and the file with the key that signs them."""
+"""Client secrets: their content, their signature, their time limit, and the file with the key that signs them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_process_with_the_data_folder_reads_a_secret(
     assert (found.key and found.key.sha256) == (key and key.sha256)
 
 
-def test_secret_ends_at_its_time(tmp_path: Path) -> None:
+def test_secret_expires_at_its_time(tmp_path: Path) -> None:
     clock = Clock()
     known = ClientSecrets(tmp_path, clock)
     values = [known.create(KEY, {}, 60)[0], known.create(KEY, {"instructions": _noise(9000)}, 60)[0]]
@@ -62,7 +62,7 @@ def test_secret_ends_at_its_time(tmp_path: Path) -> None:
             known.find(value)
 
 
-def test_secrets_differ(tmp_path: Path) -> None:
+def test_two_secrets_are_different(tmp_path: Path) -> None:
     known = ClientSecrets(tmp_path, Clock())
     assert len({known.create(KEY, {}, 60)[0] for _ in range(50)}) == 50
 
@@ -78,7 +78,7 @@ def test_every_changed_character_makes_a_secret_invalid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "ek_", "ek_.", "ek_a.b", "ek_\u00e4.\u00e4", "ek_" + "." * 50, "sk-1", "ek_" + "A" * 90_000]
 )
-def test_other_texts_are_no_secrets(tmp_path: Path, text: str) -> None:
+def test_other_texts_are_not_accepted_as_secrets(tmp_path: Path, text: str) -> None:
     assert ClientSecrets(tmp_path).find(text) is None
 
 
@@ -131,5 +131,5 @@ def test_secret_works_in_its_process_if_the_key_cant_be_stored(
 
 
 def _noise(length: int) -> str:
-    """A text that can't be compressed to less than a half."""
+    """Return a text that can't be compressed to less than half its size."""
     return "".join(random.Random(0).choices(string.ascii_letters, k=length))

@@ -122,7 +122,7 @@ def test_recordings_of_two_voices_follow_their_transcripts(runner: DiaRunner) ->
         runner.admit(2, Utterance(three, Sampling(), 1, 1.0))
 
 
-def test_exact_reads_the_bytes_unchanged(tiny_dia: Path) -> None:
+def test_exact_mode_reads_the_bytes_of_the_text_unchanged(tiny_dia: Path) -> None:
     exact = make(tiny_dia, exact=True)
     for text in ("no tag (at all) — <pad>", "[S2] x [S2]", "  "):
         exact.admit(0, speech(text))

@@ -84,7 +84,7 @@ def test_pages_name_no_engine() -> None:
     assert not found, "\n".join(f"{file}:{line}: {text!r}" for file, line, text in found)
 
 
-def test_every_exception_is_needed() -> None:
+def test_every_exception_in_the_table_is_needed() -> None:
     assert {(file, text) for file, _, text in names_in(".py")} == EXCEPTIONS.keys()
 
 

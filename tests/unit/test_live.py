@@ -440,7 +440,7 @@ def test_heard_characters_grow_with_the_time() -> None:
 
 
 async def words_of_speech(server: Server, text: str, **fields: Any) -> list[TimedWord]:
-    """The words of the answer to the whole text."""
+    """Return the words of the answer to the whole text."""
     request = SpeechRequest("tts-1", (Line(text, "alloy"),), format="pcm", timestamps=True, **fields)
     answer = await server.generator.answer(dataclasses.replace(request, use_cache=False))
     async for _ in answer.stream:
@@ -450,7 +450,7 @@ async def words_of_speech(server: Server, text: str, **fields: Any) -> list[Time
 
 @pytest.mark.parametrize("size", [0, 1, 6, 1_000])
 async def test_words_have_the_times_of_the_whole_text(tmp_path: Path, size: int) -> None:
-    """size: of the parts of the text; 0 = the whole text is known."""
+    """size: the size of the parts of the text; 0 = the whole text is known."""
     async with serve(tmp_path) as server:
         for text in LONG_SENTENCES:
             if size:
@@ -487,7 +487,7 @@ async def test_words_are_events_only_if_the_caller_wants_them(tmp_path: Path) ->
 
 
 async def test_cancelled_speech_names_the_words_that_were_sent(tmp_path: Path) -> None:
-    """The words are those whose times are in the audio that was sent, also inside of a sentence."""
+    """The reported words are those whose times are inside the sent audio, also in the middle of a sentence."""
     text = "This long sentence has many words, and nobody knows when it ends, because it goes on and on. " * 4
     async with serve(tmp_path) as server:
         words = await words_of_speech(server, text)
@@ -550,12 +550,12 @@ TIMED = [
         (3.9, "Hi you all. Ten is a number, too. And the"),  # the last sentence has no times: an estimate
     ],
 )
-def test_heard_words_have_ended(seconds: float, expected: str) -> None:
+def test_only_words_that_have_ended_count_as_played(seconds: float, expected: str) -> None:
     spoken = SpokenText(list(SENTENCES), audio_s=4.0, complete=True, timed=list(TIMED))
     assert TEXT[: spoken.chars_at(seconds, TEXT)] == expected
 
 
-def test_word_at_the_end_of_cancelled_audio_is_not_heard() -> None:
+def test_word_at_the_end_of_cancelled_audio_does_not_count_as_played() -> None:
     cut = timed(("Hi", 0.0, 0.7), ("you", 0.7, 0.85))
     spoken = SpokenText(SENTENCES[:1], audio_s=0.85, timed=[cut])
     assert TEXT[: spoken.chars_at(0.85, TEXT)] == "Hi"

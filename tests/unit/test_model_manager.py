@@ -1,4 +1,5 @@
-"""Which model speaks a request, when models are loaded and unloaded, and which one makes room for another."""
+"""Tests which model speaks a request, when models are loaded and unloaded, and which model is unloaded to free
+memory for another."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ async def until(ready: Callable[[], bool]) -> None:
         ({"TTS_MODELS": "ok,ok-1b,org/ok"}, ("ok-1b",)),
     ],
 )
-def test_default_is_the_engine_of_the_settings_or_the_first_model(variables: dict[str, str], ids: tuple[str, ...]):
+def test_default_model_is_the_engine_of_the_settings_or_the_first_model(
+    variables: dict[str, str], ids: tuple[str, ...]
+):
     served = ModelManager(Settings(_env_file=None, **{"TTS_FALLBACK_ENGINE": "", **variables}), KNOWN)
     assert served.model_ids == ids
     assert served.requested.model_id == ids[0]
@@ -141,7 +144,7 @@ async def test_loading_the_default_ends_the_use_of_the_fallback():
 
 
 @pytest.mark.parametrize("name", ["missing", "weightless", "crashing"])
-async def test_model_that_cannot_run_does_not_harm_the_others(name: str):
+async def test_model_that_cannot_run_does_not_affect_other_models(name: str):
     async with models(f"ok,{name}") as served:
         await served.settled()
         kept = served.engine()
@@ -199,7 +202,7 @@ async def test_request_during_an_unload_loads_the_model_again():
         assert not first.healthy
 
 
-async def test_unloading_twice_is_no_error():
+async def test_unloading_a_model_twice_is_not_an_error():
     async with models("ok,stand_in") as served:
         await served.settled()
         for model in ("ok-1b", "ok-1b", "stand_in-1b"):
@@ -219,7 +222,9 @@ async def test_shutdown_during_a_load():
 
 
 @pytest.mark.parametrize(("free", "kept"), [([5_000], 2), ([500, 5_000], 1), ([500, 500, 5_000], 0)])
-async def test_least_recently_used_models_make_room(monkeypatch: pytest.MonkeyPatch, free: list[int], kept: int):
+async def test_least_recently_used_models_are_unloaded_first(
+    monkeypatch: pytest.MonkeyPatch, free: list[int], kept: int
+):
     monkeypatch.setattr(model_manager, "weight_bytes", lambda spec, _: 1_000 if spec.name == "slow" else 0)
     engine_targets.go_on.set()
     async with models("ok,stand_in,slow") as served:
@@ -232,7 +237,7 @@ async def test_least_recently_used_models_make_room(monkeypatch: pytest.MonkeyPa
         assert [older.healthy, newer.healthy] == [kept == 2, kept >= 1]
 
 
-async def test_model_that_speaks_does_not_make_room(monkeypatch: pytest.MonkeyPatch):
+async def test_model_that_is_speaking_is_not_unloaded_for_another_model(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(model_manager, "weight_bytes", lambda *_: 1_000)
     monkeypatch.setattr(model_manager, "available_bytes", lambda: 1)
     async with models("ok,stand_in") as served:

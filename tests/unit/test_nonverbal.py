@@ -74,7 +74,7 @@ def test_two_sounds_in_one_tag_are_performed() -> None:
         "List<sigh>foo",
     ],
 )
-def test_words_of_a_sentence_stay(text: str) -> None:
+def test_words_of_a_sentence_are_not_removed_as_sounds(text: str) -> None:
     assert performed(text) == text
 
 

@@ -32,7 +32,7 @@ def test_every_setting_has_a_variable_and_a_description(name):
     assert alias == alias.upper()
     assert description
     assert description.endswith(".")
-    assert "|" not in description  # it becomes a cell of a table
+    assert "|" not in description  # the description becomes a cell of a table in the documentation
 
 
 def test_variable_names_are_unique():

@@ -218,7 +218,7 @@ def test_damaged_stored_timeline_is_a_miss(tmp_path: Path, damage: str) -> None:
     assert found == again == true
 
 
-def test_times_that_were_not_found_are_not_stored() -> None:
+def test_missing_word_times_are_not_stored() -> None:
     found = Found([[(0.0, 0.25), None], []])
     utterances = [pack_utterance(each) for each in (found, Found([], "no voice"), Found([]))]
     assert unpack(pack(utterances)) == [found, None, Found([])]
@@ -279,7 +279,7 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("text", NUMBERS)
-def test_number_that_is_cut_into_several_lines_is_in_one_sentence(tmp_path: Path, text: str) -> None:
+def test_number_that_is_divided_into_several_lines_is_in_one_sentence(tmp_path: Path, text: str) -> None:
     [(times, _, _)] = asyncio.run(times_of(tmp_path, ask(text)))
     check_order(times, (text,))
     assert [word.word for word in times.words] == text.split()

@@ -127,7 +127,7 @@ def test_changed_source_is_loaded_again(
     assert same(model, load(source, None))
 
 
-def test_files_of_other_sources_stay(source: Path, tmp_path: Path, kept: LoadCache) -> None:
+def test_cached_files_of_other_sources_stay(source: Path, tmp_path: Path, kept: LoadCache) -> None:
     other = LoadCache(kept.folder, "other/model", min_bytes=0)
     load(fabricate_csm(tmp_path / "other", seed=5), other)
     first = only(other)

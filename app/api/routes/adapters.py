@@ -89,7 +89,7 @@ def router(adapters: AdapterRegistry, gate: Gate) -> APIRouter:
     async def add_adapter(request: Request, response: Response) -> ListedAdapter:
         """Load a LoRA adapter of PEFT, from a repository or from two uploaded files.
 
-        The answer comes when the adapter can speak: as the model `csm-1b:name` and as the voice `name`.
+        The response is sent when the adapter can speak: as the model `csm-1b:name` and as the voice `name`.
         """
         if is_json(request.headers):
             body = _validated(await request.json())
@@ -108,7 +108,7 @@ def router(adapters: AdapterRegistry, gate: Gate) -> APIRouter:
 
     @routes.delete(ADAPTERS_PATH + "/{name}", operation_id="remove_adapter", responses=problems(400, 404, 429))
     async def remove_adapter(name: str) -> DeletedAdapter:
-        """Remove a LoRA adapter and its files. Requests that speak with it end normally."""
+        """Remove a LoRA adapter and its files. Requests that already speak with the adapter end normally."""
         removed = await adapters.remove(name)
         return DeletedAdapter(name=removed.name, object="audio.adapter.deleted", deleted=True)
 

@@ -88,7 +88,7 @@ def router(
 
     @admin.post("/models/{model_id:path}/load", responses=problems(404, 503))
     async def load_model(model_id: str, caller: Request) -> Model:
-        """Load a model into memory, and get its entry. Repeats a load that has failed."""
+        """Load a model into memory, and get its entry. If an earlier load has failed, the server tries again."""
         found = served(model_id)
         await manager.load_model(found)
         return model(found, await listed(voices, gate, caller))
