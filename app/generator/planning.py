@@ -266,7 +266,7 @@ class Planner:
             await asyncio.gather(ahead, return_exceptions=True)
         if any_words:
             yield _Passage([], None, is_last=True)
-        else:  # the names of the first flags and emoji
+        else:  # speak the names of the first flags and emoji
             first = next(windows(text), text)
             yield replace(await asyncio.to_thread(self._plan, first, voice, prompt), is_last=True)
 
@@ -340,7 +340,7 @@ def read_text(
 
     sentences = [sentence for text in texts for sentence in read(text, is_window=is_long)]
     spoken = [sentence for sentence in sentences if has_words(sentence.text)]
-    if is_long and texts and not spoken:  # the names of the first flags and emoji
+    if is_long and texts and not spoken:  # speak the names of the first flags and emoji
         spoken = [sentence for sentence in read(texts[0], is_window=False) if has_words(sentence.text)]
     if not spoken and (names := punctuation_names(" ".join(sentence.text for sentence in sentences))):
         return [SpannedText.of(names, (0, len(text)))]

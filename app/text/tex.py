@@ -2,7 +2,7 @@ r"""Read TeX: replace formulas such as `$x^2$` by words, and remove TeX commands
 
 `replace_tex` finds the formulas ($...$, $$...$$, \(...\), \[...\] and environments) and decides whether a dollar sign
 is money. A formula is read from left to right in one pass with an explicit stack, so deep nesting needs no recursion.
-The output keeps the order of the input, so each word keeps the span of the marks that it comes from.
+The output keeps the order of the input, so each word keeps the span of the characters that it comes from.
 """
 
 from __future__ import annotations

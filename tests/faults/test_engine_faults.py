@@ -111,7 +111,7 @@ def test_out_of_memory_forbids_client_retries(http: httpx.Client) -> None:
     assert speak(http, "All is well.").status_code == 200
 
 
-def test_dead_batch_loop_is_restarted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_batch_loop_is_restarted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with failing(tmp_path, monkeypatch) as http, ThreadPoolExecutor(2) as threads:
         beside = threads.submit(broken_off, http, "A long pause beside it.")
         wait_until(lambda: http.get("/health").json()["rows"]["active"] == 1)

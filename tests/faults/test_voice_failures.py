@@ -78,7 +78,7 @@ WRITES: dict[str, Callable[[VoiceStore, str], Any]] = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_failed_write_raises_not_stored_and_leaves_no_files(tmp_path, name):
+def test_failed_write_raises_an_error_and_leaves_no_files(tmp_path, name):
     voices = opened(tmp_path)
     voice_id = voices.add("Anna", recording()).id
     voices.set_reference("onyx", recording(5))
@@ -408,7 +408,7 @@ KILLED_WRITE = """
 
 
 @pytest.mark.parametrize("operation", ["add", "change", "delete", "set recording"])
-def test_kill_before_any_step_of_a_write_leaves_the_old_or_the_new_voice(tmp_path, operation):
+def test_kill_before_any_step_of_a_write_keeps_either_the_old_or_the_new_voice(tmp_path, operation):
     outcomes = set()
     for step in range(40):
         folder = tmp_path / str(step)

@@ -93,7 +93,7 @@ def test_moved_row_continues_with_the_same_codes(folder: Path, mode: dict[str, A
     assert np.array_equal(driver.frames(0), expected)
 
 
-def test_codec_in_half_precision_stays_below_the_bound(folder: Path) -> None:
+def test_error_of_the_codec_in_half_precision_is_below_the_bound(folder: Path) -> None:
     runner = make(folder, device=DEVICE, codec_dtype="auto")
     facts = dict(runner.setup)
     assert facts["codec_dtype"] == "float16"

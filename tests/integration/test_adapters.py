@@ -162,7 +162,7 @@ def test_wrong_adapter_is_a_clear_error(url: str, body: dict[str, Any], expected
     assert error(speak(url, **body)) == expected
 
 
-async def test_requests_with_different_adapters_give_the_samples_of_each_alone(url: str) -> None:
+async def test_each_adapter_gives_the_same_samples_alone_and_beside_others(url: str) -> None:
     voices = ["stored", "given", "speaker:7", "stored", "speaker:0"]
     alone = [pcm(url, voice=voice) for voice in voices]
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
@@ -364,7 +364,7 @@ def test_added_adapter_survives_a_restart(hub: FakeHub, options: dict[str, Any],
             assert [pcm(url, voice=name) for name in ("uploaded", "fetched")] == before
 
 
-def test_adapters_belong_to_their_model_among_several(options: dict[str, Any], tmp_path: Path) -> None:
+def test_adapters_work_only_with_their_own_model(options: dict[str, Any], tmp_path: Path) -> None:
     write_adapter(tmp_path / "models" / "adapters" / "stored", 1)
     several = {"TTS_ENGINE": "espeak", "TTS_MODELS": "espeak,csm-1b", "TTS_ADAPTERS": "", "TTS_LOAD_WAIT_S": 60}
     with serving(tmp_path, **{**options, **several}) as url:

@@ -107,7 +107,7 @@ def test_dialogue_gives_one_file(url: str) -> None:
     assert decode(tagged.content, "pcm").seconds == pytest.approx(0.8, abs=0.1)
 
 
-def test_unsupported_fields_are_named(url: str) -> None:
+def test_unsupported_fields_are_listed_in_the_ignored_header(url: str) -> None:
     answer = speak(url, instructions="Whisper.")
     assert answer.headers["x-tts-ignored"] == "instructions"
 

@@ -174,7 +174,7 @@ def one_half(samples: Samples, number: int) -> Samples:
         (one_half, "words", "note"),
     ],
 )
-async def test_planted_fault_is_named(
+async def test_report_names_the_planted_fault(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     plant: Callable[[Samples, int], Samples],

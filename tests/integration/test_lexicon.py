@@ -131,7 +131,7 @@ def test_entries_of_a_request_replace_those_of_the_voice_and_the_server(http: ht
         ("/v1/audio/speech", {"input": TEXT, "language": "de"}),
     ],
 )
-def test_lexicon_acts_on_every_route(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
+def test_lexicon_changes_the_speech_of_every_route(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
     entry = {"word": "sql", "say": "sequel"}
     assert progress_texts(http, path, {**body, "lexicon": [entry]}) == "The sequel server runs."
     put(http, ("SQL", "sequel"))

@@ -161,7 +161,7 @@ def test_disabled_voice_creation_keeps_the_seeds(tmp_path: Path) -> None:
         ("error", "failed"),
     ],
 )
-def test_voice_whose_candidates_are_all_rejected_fails_once(
+def test_voice_fails_only_once_if_all_candidates_are_rejected(
     tmp_path: Path, two_candidates: int, kind: str, reason: str
 ) -> None:
     engine.trouble += [kind] * two_candidates
@@ -241,7 +241,7 @@ def wav_file(path: Path, samples: np.ndarray, rate_hz: int) -> None:
         file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
 
 
-def test_unsuitable_recordings_are_named_in_health(tmp_path: Path) -> None:
+def test_health_lists_unsuitable_recordings(tmp_path: Path) -> None:
     """The faults are music, a length of 0.2 s, and a wrong transcript, in files and folders of preset and cloned
     voices."""
     pytest.importorskip("pocketsphinx")

@@ -198,7 +198,7 @@ def test_last_message_of_the_user_or_the_assistant_is_spoken(caller: Caller) -> 
     assert transcript_of(caller.until("response.done")) == "Second."
 
 
-def test_several_responses_at_once(server: str, caller: Caller) -> None:
+def test_several_responses_at_the_same_time(server: str, caller: Caller) -> None:
     texts = {str(number): f"This is the number {number} of them." for number in range(4)}
     for number, text in texts.items():
         caller.create(text, metadata={"number": number})
@@ -350,7 +350,7 @@ def words_of(url: str, text: str) -> list[Object]:
     return words
 
 
-def test_truncated_item_ends_at_the_word_that_was_heard(server: str, caller: Caller) -> None:
+def test_truncated_item_ends_at_the_word_that_was_played(server: str, caller: Caller) -> None:
     text = "One. Two is a long sentence of many words, which the listener does not hear to its end. Three."
     words = words_of(server, text)
     caller.send("response.create", response={"input": [message(text)]})

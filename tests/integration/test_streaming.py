@@ -95,7 +95,7 @@ def test_disconnect_frees_the_row(tmp_path: Path, after_bytes: int) -> None:
         assert "tts_cancelled_total 1.0" in metrics
 
 
-def test_disconnect_while_queued_leaves_the_queue(tmp_path: Path) -> None:
+def test_disconnected_client_is_removed_from_the_queue(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5) as url, stuck_reader(url):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/audio/speech", json={"input": "I give up."}, timeout=0.3)

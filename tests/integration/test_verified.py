@@ -434,7 +434,7 @@ def test_auto_checks_an_utterance_that_is_ahead_of_the_listener(faulty: Server) 
     assert sum(counted.values()) == len(texts)
 
 
-def test_broken_guard_rule_is_named_to_the_client(faulty: Server) -> None:
+def test_client_gets_the_name_of_a_broken_guard_rule(faulty: Server) -> None:
     endless = np.concatenate((CLEAN, np.zeros(20 * RATE_HZ, np.float32)))
     faulty.script(**{TEXT: [endless]})
     held = faulty.speak(verify=True)

@@ -274,7 +274,7 @@ def test_settings_must_be_the_first_message(server: str, first: Any) -> None:
         json.dumps(text("x" * (vllm.MAX_TEXT_CHARS + 1))),
     ],
 )
-def test_bad_messages_are_errors_and_the_session_goes_on(server: str, bad: str | bytes) -> None:
+def test_bad_messages_are_errors_and_the_session_continues(server: str, bad: str | bytes) -> None:
     with streaming(server, response_format="pcm") as socket:
         socket.send(bad)
         assert set(receive(socket)) == {"type", "message"}

@@ -264,7 +264,7 @@ def test_compressed_upload_form_is_read(http: httpx.Client) -> None:
     assert error(answer) == plain
 
 
-def test_unknown_fields_are_named(http: httpx.Client) -> None:
+def test_unknown_fields_are_listed_in_the_ignored_header(http: httpx.Client) -> None:
     for path, body in (
         ("/v1/audio/speech", SPEECH),
         ("/v1/audio/speech/stream", SPEECH | {"stream_format": "sse"}),

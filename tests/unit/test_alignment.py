@@ -72,7 +72,7 @@ def test_us_and_british_voices_align(voice):
         assert not aligned(said(sentence, voice), sentence.split()).missing
 
 
-def test_missing_word_is_named():
+def test_missing_word_is_reported():
     sentence = "The weather was fine, so they walked along the river and talked."
     without = sentence.replace("river ", "")
     found = aligned(said(without))
@@ -204,7 +204,7 @@ def test_failed_process_gives_no_alignment(program):
     assert broken._process is None
 
 
-def test_close_ends_a_process_that_hangs():
+def test_closing_the_aligner_ends_a_process_that_hangs():
     hung = Aligner(command=(sys.executable, "-c", "import time; time.sleep(600)"))
     answers = []
     waiting = threading.Thread(

@@ -126,13 +126,13 @@ def test_declared_utf_8_is_not_guessed() -> None:
 @pytest.mark.parametrize(
     "charset", ["klingon", "base64", "rot13", "idna", "unicode_escape", "undefined", "x" * 500, "\0"]
 )
-def test_unknown_charset_is_named(charset: str) -> None:
+def test_error_names_an_unknown_charset(charset: str) -> None:
     error = refused(b"{}", f'{JSON}; charset="{charset}"')
     assert error.code == "unsupported_charset"
     assert len(error.message) < 200
 
 
-def test_wrong_declared_charset_is_named() -> None:
+def test_error_names_a_wrong_declared_charset() -> None:
     error = refused(b'{"input": "\x80\xff"}', f"{JSON}; charset=shift_jis")
     assert error.code == "invalid_charset"
     assert "0x80 at position 11" in error.message
@@ -241,7 +241,7 @@ def test_compressed_body_is_read(encoding: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "gzip, br", "\u00e9" * 200])
-def test_unknown_compression_is_named(encoding: str) -> None:
+def test_error_names_an_unknown_compression(encoding: str) -> None:
     with pytest.raises(BodyRejected) as error:
         BodyDecoder(encoding, 100, TOO_LARGE)
     assert error.value.error.code == "unsupported_content_encoding"

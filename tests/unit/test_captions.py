@@ -292,7 +292,7 @@ def test_parts_of_a_long_sentence_are_not_treated_as_sentences():
     assert [each.text for each in build_captions(Timestamps(sentences, 3.2), texts=[text])] == [text]
 
 
-def test_short_lines_of_the_text_stay_lines():
+def test_short_lines_of_the_text_keep_their_line_breaks():
     text = "# Menu\n\nTea costs five dollars today.\n- One\n- Two and so on\nLast"
     places = [("Menu", 0.4), ("Tea costs five dollars today.", 2.0), ("One\n- Two and so on", 2.0), ("Last", 0.4)]
     sentences, clock = [], 0.0

@@ -130,7 +130,7 @@ def put(name: str, *shape: int) -> Callable[[dict[str, torch.Tensor]], None]:
         (put("model.encoder.norm.weight", 65), r"model.encoder.norm.weight is \[65\], not \[64\]"),
     ],
 )
-def test_wrong_tensors_are_named(
+def test_error_names_wrong_tensors(
     tmp_path: Path, v0626: Path, change: Callable[[dict[str, torch.Tensor]], None], message: str
 ) -> None:
     state = load_file(v0626 / "model.safetensors")
@@ -141,7 +141,7 @@ def test_wrong_tensors_are_named(
         open_all(tmp_path)
 
 
-def test_wrong_tensors_in_naris_layout_are_named(tmp_path: Path, nari: Path) -> None:
+def test_error_names_wrong_tensors_in_the_layout_of_nari(tmp_path: Path, nari: Path) -> None:
     state = torch.load(nari / "dia-v1.pth")
     # this is the shape of an ordinary linear layer
     state["decoder.layers.0.self_attention.q_proj.weight"] = torch.zeros(96, 128)

@@ -287,7 +287,7 @@ def test_batched_rows_give_the_same_greedy_codes(tiny_dia: Path, runner: DiaRunn
         assert np.array_equal(driver.frames(row), codes)
 
 
-def test_v01_has_its_own_sampling_defaults(tmp_path: Path) -> None:
+def test_v01_has_different_sampling_defaults(tmp_path: Path) -> None:
     runner = make(fabricate_dia(tmp_path, layout_name="nari", release="v0.1"))
     assert runner.config.release == "v0.1"
     runner.admit(0, speech("Hi.", sampling=Sampling(top_p=0.8)))

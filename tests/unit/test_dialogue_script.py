@@ -47,7 +47,7 @@ def test_tags_in_a_single_line_are_kept_in_order(text: str, expected: str) -> No
     assert script.speakers == (0,)
 
 
-def test_transcripts_come_first() -> None:
+def test_transcripts_are_before_the_text() -> None:
     """Transcripts have the tags of their speakers, in order of appearance. So a speaker with a transcript is [S1]."""
     both = format_script([("a", "New."), ("b", "Newer.")], {"b": "I am b.", "a": "I am a.", "c": "Not in these lines."})
     assert both.text == "[S1] I am a. [S2] I am b. [S1] New. [S2] Newer. [S1]"

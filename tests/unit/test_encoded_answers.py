@@ -30,7 +30,7 @@ def test_complete_answer_is_returned(parts):
 
 
 @pytest.mark.parametrize("other", [key("b"), key("a", 2), key("a", 1, "opus"), key("a", 1, "mp3", 48_000)])
-def test_each_part_of_the_key_counts(other):
+def test_each_part_of_the_key_is_compared(other):
     answers = EncodedAnswers()
     put(answers, "a", b"audio")
     assert answers.find(other) is None

@@ -126,7 +126,7 @@ def test_every_package_has_a_floor():
     assert rooms <= FLOOR.keys()
 
 
-def test_imports_go_down_only():
+def test_imports_go_only_to_lower_floors():
     bad = [found for found in OURS if not goes_down(found)]
     assert not bad, offences(bad)
 

@@ -195,7 +195,7 @@ def test_reference_selects_the_snapshot_and_revision_can_be_pinned(server: FakeH
     assert find(files_for("csm"), models) is None
 
 
-def test_own_folder_comes_before_the_cache(server: FakeHub, cache: Path, models: Path) -> None:
+def test_models_folder_is_searched_before_the_cache(server: FakeHub, cache: Path, models: Path) -> None:
     own = fetch(files_for("csm"), models, patience=HURRIED)
     fill(server, cache)
     assert find(files_for("csm"), models) == own
@@ -400,7 +400,7 @@ def test_stored_token_is_sent_only_to_the_hub(
     assert TOKEN not in caplog.text
 
 
-def test_refused_stored_token_is_named(
+def test_error_names_a_refused_stored_token(
     server: FakeHub, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))

@@ -157,7 +157,7 @@ def normalizer() -> Normalizer:
 
 
 @pytest.mark.parametrize(("written", "spoken"), REPLACED.items())
-def test_whole_words_are_replaced(written: str, spoken: str) -> None:
+def test_only_whole_words_are_replaced(written: str, spoken: str) -> None:
     assert ALL.replaced(SpannedText(written)).text == spoken
 
 
@@ -167,7 +167,7 @@ def test_respelling_is_spoken_as_written(written: str, spoken: str, normalizer: 
 
 
 @pytest.mark.parametrize("english", [True, False])
-def test_lexicon_acts_in_every_language(normalizer: Normalizer, english: bool) -> None:
+def test_lexicon_works_in_every_language(normalizer: Normalizer, english: bool) -> None:
     spoken = normalizer.spoken(SpannedText("SQL kostet, **SQL**"), english=english, lexicon=ALL)
     assert spoken.text == "sequel kostet, sequel"
 
@@ -203,7 +203,7 @@ def test_spans_of_a_respelling_are_those_of_the_word(normalizer: Normalizer) -> 
     ]
 
 
-def test_earlier_list_wins_and_longer_match_wins_first() -> None:
+def test_longer_match_has_priority_and_then_the_earlier_list() -> None:
     request, voice, server = (
         word_list(("SQL", "from the request")),
         word_list(("sql", "from the voice"), ("GIF", "voice gif"), ("York", "voice york")),
@@ -239,7 +239,7 @@ def test_text_without_words_of_the_lexicon_is_the_same_object() -> None:
         ("Xu is it", "Xu is it", []),
     ],
 )
-def test_ipa_is_kept_beside_the_text(
+def test_ipa_is_stored_separately_from_the_text(
     normalizer: Normalizer, text: str, spoken: str, pronounced: list[tuple[str, str]]
 ) -> None:
     entries = [
@@ -287,13 +287,13 @@ def test_cut_marks_of_ipa_leave_the_words() -> None:
         ("open 24/7", "24/7", True),
     ],
 )
-def test_only_entries_that_can_act_are_candidates(text: str, word: str, acts: bool) -> None:
+def test_only_entries_with_a_word_of_the_text_are_candidates(text: str, word: str, acts: bool) -> None:
     lexicon = Lexicon([word_list((word, "this"))])
     assert bool(lexicon.candidates(text)) is acts
 
 
 @pytest.mark.parametrize("written", [*REPLACED, *SPOKEN])
-def test_every_entry_that_acts_is_a_candidate(written: str, normalizer: Normalizer) -> None:
+def test_every_entry_that_changes_the_text_is_a_candidate(written: str, normalizer: Normalizer) -> None:
     for entry in ALL._lists[0].entries:
         lexicon = Lexicon([WordList([entry])])
         if not lexicon.candidates(written):

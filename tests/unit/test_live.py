@@ -245,7 +245,7 @@ async def test_spans_name_the_sentences_of_the_callers_text(tmp_path: Path) -> N
     assert [event.index for event in events if isinstance(event, SentenceDone)] == [0, 1, 2]
 
 
-async def test_first_sentence_is_spoken_before_the_text_goes_on(tmp_path: Path) -> None:
+async def test_first_sentence_is_spoken_before_the_rest_of_the_text_arrives(tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
         context = server.open()
         events = context.events()
@@ -291,7 +291,7 @@ async def test_end_of_a_sentence_is_sent_while_the_next_text_is_late(tmp_path: P
         await context.cancel()
 
 
-async def test_flush_speaks_words_that_are_no_sentence(tmp_path: Path) -> None:
+async def test_flush_speaks_words_of_an_incomplete_sentence(tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
         context = server.open()
         await context.append("just these words")
@@ -329,7 +329,7 @@ async def test_cancel_frees_the_row_and_no_audio_follows(tmp_path: Path) -> None
         assert b"tts_cancelled_total 1.0" in server.metrics.text()
 
 
-async def test_context_that_is_not_read_pauses_only_itself(tmp_path: Path) -> None:
+async def test_unread_context_pauses_only_itself(tmp_path: Path) -> None:
     engine = CodedEngine()
     async with serve(tmp_path, engine) as server:
         unread = server.open()
@@ -342,7 +342,7 @@ async def test_context_that_is_not_read_pauses_only_itself(tmp_path: Path) -> No
         assert engine.open == 0
 
 
-async def test_voice_goes_on_from_the_codes_of_the_last_utterances(tmp_path: Path) -> None:
+async def test_voice_continues_from_the_codes_of_the_last_utterances(tmp_path: Path) -> None:
     engine = CodedEngine()
     text = "One is first. Two is second. Three is third. Four is fourth."
     async with serve(tmp_path, engine) as server:
@@ -375,7 +375,7 @@ async def test_text_without_words_is_an_error(tmp_path: Path, text: str) -> None
             assert isinstance(last.error, EmptyText)
 
 
-async def test_errors_end_a_context_and_leave_the_others(tmp_path: Path) -> None:
+async def test_error_ends_only_its_own_context(tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
         bad, good = server.open("Hello.", voice="nobody"), server.open("Hello.")
         last = (await read(bad))[-1]
@@ -390,7 +390,7 @@ async def test_errors_end_a_context_and_leave_the_others(tmp_path: Path) -> None
         assert isinstance((await read(long))[-1], Done)
 
 
-async def test_text_parts_end_once(tmp_path: Path) -> None:
+async def test_text_parts_end_only_one_time(tmp_path: Path) -> None:
     parts = TextParts(100)
     await parts.append("One. Two")
     parts.end()
@@ -421,14 +421,14 @@ TEXT = "Hi you all. Ten is a number, too. And the rest."
         (3.3, False, "Hi you all. Ten is a number, too. And"),
     ],
 )
-def test_heard_characters_end_at_a_word(seconds: float, complete: bool, expected: str) -> None:
+def test_played_characters_end_at_a_word(seconds: float, complete: bool, expected: str) -> None:
     spoken = SpokenText(list(SENTENCES), audio_s=4.0, complete=complete)
     heard = TEXT[: spoken.chars_at(seconds, TEXT)]
     assert expected.startswith(heard)
     assert heard == expected or len(heard) >= len(expected) - 1
 
 
-def test_heard_characters_grow_with_the_time() -> None:
+def test_played_characters_grow_with_the_time() -> None:
     spoken = SpokenText(list(SENTENCES), audio_s=4.0, complete=True)
     heard = [spoken.chars_at(step / 50, TEXT) for step in range(220)]
     assert heard == sorted(heard)
@@ -449,7 +449,7 @@ async def words_of_speech(server: Server, text: str, **fields: Any) -> list[Time
 
 
 @pytest.mark.parametrize("size", [0, 1, 6, 1_000])
-async def test_words_have_the_times_of_the_whole_text(tmp_path: Path, size: int) -> None:
+async def test_words_have_the_same_times_as_in_the_whole_text(tmp_path: Path, size: int) -> None:
     """size: the size of the parts of the text; 0 = the whole text is known."""
     async with serve(tmp_path) as server:
         for text in LONG_SENTENCES:

@@ -104,7 +104,7 @@ def test_verbose_libraries_are_logged_only_from_level_warning(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["line\nbreak", 'quote " and \\', "\ud83d alone", "音", "\x00\x1b[31m"])
-def test_any_text_stays_on_one_line(tmp_path, text):
+def test_any_text_is_logged_on_one_line(tmp_path, text):
     logs.set_up("INFO", tmp_path, colors=False)
     logging.getLogger("app").info("%s", text, extra={"value": {"object": object()}})
     (line,) = lines(tmp_path)

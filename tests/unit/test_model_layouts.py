@@ -151,7 +151,7 @@ def base(one_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any,
 # ---- rows 1 to 3, 6, 7: whole models
 
 
-def test_row_1_and_2_published_layouts(published: Path, one_file: Path, base: tuple[Any, ...], tmp_path: Path) -> None:
+def test_published_layouts_are_loaded(published: Path, one_file: Path, base: tuple[Any, ...], tmp_path: Path) -> None:
     assert load(tmp_path, published) == base
     for number, kept in enumerate(TABLES):
         folder = copy(one_file, tmp_path / str(number))
@@ -161,7 +161,7 @@ def test_row_1_and_2_published_layouts(published: Path, one_file: Path, base: tu
         assert load(tmp_path, folder) == base
 
 
-def test_row_3_merged_fine_tune(lora: tuple[Path, Path], base: tuple[Any, ...], tmp_path: Path) -> None:
+def test_merged_fine_tune_is_loaded(lora: tuple[Path, Path], base: tuple[Any, ...], tmp_path: Path) -> None:
     merged = load(tmp_path, lora[1])
     assert merged[0] != base[0]
     half = copy(lora[1], tmp_path / "half")
@@ -170,7 +170,7 @@ def test_row_3_merged_fine_tune(lora: tuple[Path, Path], base: tuple[Any, ...], 
 
 
 @pytest.mark.parametrize("named", ["setting", "file", "origin", "published"])
-def test_row_6_full_model_without_tokenizer(
+def test_full_model_without_tokenizer_is_loaded(
     named: str, one_file: Path, base: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copy(one_file, tmp_path / "model", without=TOKENIZER)
@@ -200,7 +200,7 @@ def test_tokenizer_of_another_model_is_refused(one_file: Path, tmp_path: Path) -
     assert "does not belong to this model" in refusal(tmp_path, one_file, CSM_TOKENIZER=folder)
 
 
-def test_row_7_original_layout_without_tokenizer(
+def test_original_layout_without_tokenizer_is_loaded(
     original: Path, one_file: Path, base: tuple[Any, ...], tmp_path: Path
 ) -> None:
     folder = copy(original, tmp_path / "model", without=TOKENIZER)
@@ -214,7 +214,7 @@ def test_row_7_original_layout_without_tokenizer(
 
 
 @pytest.mark.parametrize("named", ["folder", "relative folder", "setting", "hub", "4-bit copy"])
-def test_row_4_adapter_alone(
+def test_adapter_without_its_base_model_is_loaded(
     named: str, lora: tuple[Path, Path], one_file: Path, tmp_path: Path, start_hub: Callable[..., FakeHub]
 ) -> None:
     folder = copy(lora[0], tmp_path / "adapter")
@@ -241,7 +241,7 @@ def merged_digest(lora: tuple[Path, Path], one_file: Path, tmp_path: Path) -> st
     return str(load(tmp_path / "expected", lora[0], CSM_BASE=one_file)[0])
 
 
-def test_row_4_adapter_of_a_repository(
+def test_adapter_of_a_repository_is_loaded(
     lora: tuple[Path, Path], one_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line: CSM_MODEL=me/voice names the adapter. Only the adapter and its base model are downloaded."""
@@ -260,7 +260,7 @@ def test_row_4_adapter_of_a_repository(
     assert found[0] == merged_digest(lora, one_file, tmp_path)
 
 
-def test_row_5_adapter_beside_its_base(
+def test_adapter_in_the_folder_of_its_base_model_is_loaded(
     lora: tuple[Path, Path], one_file: Path, base: tuple[Any, ...], tmp_path: Path
 ) -> None:
     folder = copy(lora[0], copy(one_file, tmp_path / "both"))
@@ -277,7 +277,7 @@ def test_merged_adapter_equals_the_saved_merged_model(lora: tuple[Path, Path], o
 
 
 @pytest.mark.parametrize("kind", ["model, local", "adapter, local", "model, hub", "adapter, hub"])
-def test_row_8_folder_of_a_training(
+def test_folder_of_a_training_run_is_loaded(
     kind: str, lora: tuple[Path, Path], one_file: Path, tmp_path: Path, start_hub: Callable[..., FakeHub]
 ) -> None:
     kind, where = kind.split(", ")
@@ -324,12 +324,14 @@ def renamed_codec(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_row_9_codec_with_the_names_of_its_modules(one_file: Path, base: tuple[Any, ...], tmp_path: Path) -> None:
+def test_codec_with_module_names_of_transformers_is_loaded(
+    one_file: Path, base: tuple[Any, ...], tmp_path: Path
+) -> None:
     assert load(tmp_path, change_tensors(copy(one_file, tmp_path / "model"), renamed_codec)) == base
 
 
 @pytest.mark.parametrize("prefix", ["codec_model.autoencoder.", "codec_model.model.encodec."])
-def test_row_9_codec_with_unknown_names_is_replaced(
+def test_codec_with_unknown_tensor_names_is_replaced(
     prefix: str, one_file: Path, original: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = change_tensors(
@@ -351,7 +353,7 @@ def test_row_9_codec_with_unknown_names_is_replaced(
         "position_ids",
     ],
 )
-def test_row_9_extra_buffers_are_only_logged(
+def test_extra_buffers_are_only_logged(
     name: str, one_file: Path, base: tuple[Any, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = change_tensors(copy(one_file, tmp_path / "model"), lambda tensors: tensors | {name: torch.ones(3)})
@@ -385,7 +387,7 @@ def test_prefixes_of_wrappers_are_removed(prefix: str, one_file: Path, base: tup
 
 
 @pytest.mark.parametrize("scale", [0.02, 1.0, 30.0])
-def test_row_10_random_tied_table_is_replaced(
+def test_random_tied_table_is_replaced(
     scale: float, one_file: Path, base: tuple[Any, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -440,7 +442,7 @@ UNREADABLE: dict[str, tuple[dict[str, bytes], str]] = {
 
 @pytest.mark.parametrize("where", ["local", "hub"])
 @pytest.mark.parametrize("name", list(UNREADABLE))
-def test_row_11_other_formats_are_refused_with_an_explanation(
+def test_other_formats_are_refused_with_an_explanation(
     name: str, where: str, one_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, words = UNREADABLE[name]
@@ -467,7 +469,7 @@ def test_row_11_other_formats_are_refused_with_an_explanation(
         ("backbone_model.layers.0.mlp.up_proj.lora_A.default.weight", "not merged"),
     ],
 )
-def test_row_11_quantised_tensors_are_refused(tensor: str, words: str, one_file: Path, tmp_path: Path) -> None:
+def test_quantised_tensors_are_refused(tensor: str, words: str, one_file: Path, tmp_path: Path) -> None:
     folder = change_tensors(copy(one_file, tmp_path / "model"), lambda tensors: tensors | {tensor: torch.ones(3)})
     assert words in refusal(tmp_path, folder)
 
@@ -677,7 +679,7 @@ def load_dia_model(tmp_path: Path, model: object, dac: Path, **values: Any) -> s
     return digest(load_dia(settings, CONTEXT, guards=None).model)
 
 
-def test_row_12_dia_in_both_layouts_with_an_adapter(dia: tuple[Path, Path, Path], dac: Path, tmp_path: Path) -> None:
+def test_dia_is_loaded_in_both_layouts_with_an_adapter(dia: tuple[Path, Path, Path], dac: Path, tmp_path: Path) -> None:
     whole, nari, adapter = dia
     base = load_dia_model(tmp_path, whole, dac)
     assert load_dia_model(tmp_path, nari, dac) == base
@@ -690,7 +692,7 @@ def test_row_12_dia_in_both_layouts_with_an_adapter(dia: tuple[Path, Path, Path]
 
 
 @pytest.mark.parametrize("name", ["GGUF", "pytorch_model.bin", "ONNX", "adapter as a pickle"])
-def test_row_12_other_formats_of_dia_are_refused_with_an_explanation(
+def test_other_formats_of_dia_are_refused_with_an_explanation(
     name: str, dia: tuple[Path, Path, Path], dac: Path, tmp_path: Path
 ) -> None:
     files, words = UNREADABLE[name]
@@ -706,7 +708,7 @@ def test_row_12_other_formats_of_dia_are_refused_with_an_explanation(
     assert caught.value.remedy
 
 
-def test_row_12_adapter_of_csm_is_refused_for_dia(
+def test_adapter_of_csm_is_refused_for_dia(
     lora: tuple[Path, Path], dia: tuple[Path, Path, Path], dac: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(WeightsUnavailable, match="that Dia does not have"):

@@ -65,7 +65,7 @@ def test_fundamental_of_mains_hum_does_not_lower_the_snr(mains_hz):
 
 
 @pytest.mark.parametrize("mains_hz", [50, 60])
-def test_hum_with_harmonics_is_named_as_the_cause_of_a_low_snr(mains_hz):
+def test_hum_with_harmonics_is_reported_as_the_cause_of_a_low_snr(mains_hz):
     speech = noisy()
     found = checks(speech + hum(mains_hz, len(speech)) * np.float32(samples.rms(speech) * 0.4))
     for name in ("snr_db", "music"):
@@ -74,7 +74,7 @@ def test_hum_with_harmonics_is_named_as_the_cause_of_a_low_snr(mains_hz):
     assert "quiet room" not in found["snr_db"].message
 
 
-def test_noise_is_named_as_the_cause_of_a_low_snr():
+def test_noise_is_reported_as_the_cause_of_a_low_snr():
     found = checks(noisy(0.6 * samples.rms(samples.speech())))["snr_db"]
     assert (found.level, "quiet room" in found.message) == ("bad" if found.value < 5 else "warning", True)
 
@@ -344,7 +344,7 @@ def test_noise_above_the_speech_is_not_a_negative_number_of_decibels(level):
     assert ("as loud as the speech" in found.message) == (found.value <= 0)
 
 
-def test_messages_name_one_cause_once():
+def test_message_with_one_cause_names_it_only_once():
     speech = samples.speech()
     music = samples.music(len(speech)) * np.float32(samples.rms(speech) * 0.3)
     report = quality.Report(tuple(checks(speech + music).values()))
@@ -366,7 +366,7 @@ def test_required_level_in_a_message_equals_the_level_of_the_check():
     assert set(limits) == {18.0}
 
 
-def test_unknown_words_are_named_after_each_reason():
+def test_reason_for_unknown_words_is_in_each_message():
     for reason in ("The downloaded bytes are kept.", "The speech recogniser found no words.", ""):
         message = quality.no_transcript_check(reason).message
         assert "needs the words of the recording" in message

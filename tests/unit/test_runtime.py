@@ -241,7 +241,7 @@ async def test_failed_move_fails_only_its_utterance():
     assert await collect_frames(later) == desk.runner.expected(later.utterance)
 
 
-async def test_continuations_go_first_in_arrival_order():
+async def test_later_utterances_get_rows_first_in_arrival_order():
     desk = Desk.of(1, 1)
     desk.submit(Part(frames=1))
     desk.turn()
@@ -1099,7 +1099,7 @@ async def test_dead_thread_fails_all_waiting_requests():
             await spoken(engine, runner.utterance(Part(frames=1)))
 
 
-async def test_stop_ends_the_thread_and_all_streams():
+async def test_stopping_the_engine_ends_the_thread_and_all_streams():
     runner = ScriptedRunner(1)
     engine = BatchedEngine(info(), runner, max_queue=3, audio_queue_s=0.2)
     assert not engine.healthy

@@ -183,7 +183,7 @@ def test_only_limits_among_the_best_codes_are_on_the_fast_path(
 
 @pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("codes", [7, 64, 65, 300, 2048])
-def test_draw_of_a_row_is_the_same_alone_and_beside_rows_that_sort(codes: int, rounded: bool) -> None:
+def test_row_draws_the_same_codes_alone_and_beside_rows_that_need_a_sort(codes: int, rounded: bool) -> None:
     """rounded: many codes have equal scores, also at the limit of top_k and beyond the best 64 codes."""
     generator = torch.Generator().manual_seed(codes)
     short = [

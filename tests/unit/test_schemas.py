@@ -43,7 +43,7 @@ def test_minimal_body_is_a_valid_request():
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_null_means_unset(name):
+def test_null_counts_as_a_missing_field(name):
     assert request(**{name: None}) == PLAIN
     assert body(**{name: None}).extras == frozenset()
 
@@ -70,7 +70,7 @@ def test_unknown_fields_are_ignored():
         ({"voice": "", "model": ""}, ()),
     ],
 )
-def test_unknown_fields_are_named_in_a_form_for_headers(fields, ignored):
+def test_unknown_field_names_are_encoded_for_headers(fields, ignored):
     assert body(**fields).ignored == ignored
 
 
@@ -92,7 +92,7 @@ def test_empty_voice_of_a_turn_is_unset():
     assert [line.voice for line in spoken.lines] == ["nova", "nova"]
 
 
-def test_unknown_fields_of_turns_are_named():
+def test_unknown_fields_of_turns_are_listed():
     turns = [{"text": "Hi.", "emotion": "glad", "style": None}, {"text": "Ho.", "emotion": "sad", "pace": 1}]
     assert DialogueBody.model_validate({"turns": turns}).ignored == ("turns[].emotion", "turns[].pace")
     context = [{**PREVIOUS_TURN, "mood": 1}]
@@ -318,7 +318,7 @@ def test_input_is_an_alias_of_text():
 
 
 @pytest.mark.parametrize("name", ["speaker_id", "context", "voice"])
-def test_null_means_unset_in_a_conversation(name):
+def test_null_counts_as_a_missing_field_in_a_conversation(name):
     assert conversation(**{name: None}) == conversation()
 
 

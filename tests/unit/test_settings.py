@@ -290,7 +290,7 @@ def test_private_folders_are_closed_to_other_users(tmp_path):
         os.umask(old_mask)
 
 
-def test_unwritable_folders_are_named(tmp_path, monkeypatch):
+def test_unwritable_folders_are_reported(tmp_path, monkeypatch):
     settings = Settings(TTS_DATA_DIR=tmp_path)
     for name in ("models", "cloned_voices"):
         settings.folder(name)

@@ -86,7 +86,7 @@ def test_audio_shorter_than_a_window_is_kept():
     np.testing.assert_array_equal(through(EdgeTrimmer(RATE_HZ), late, 480), late[-1200 - len(click) :])
 
 
-def test_soft_voice_stays_whole():
+def test_soft_voice_is_not_trimmed():
     steady = sound(0.5, 0.01)  # -44.8 dBFS
     assert len(through(EdgeTrimmer(RATE_HZ), steady)) == len(steady)
     long = sound(3.0, 0.01)

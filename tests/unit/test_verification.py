@@ -43,7 +43,7 @@ def test_a_whole_take_is_ok(text, voice):
 
 @pytest.mark.parametrize(("text", "voice"), TAKES)
 @pytest.mark.parametrize("share", [0.2, 0.35, 0.5, 0.65])
-def test_an_early_end_is_bad(text, voice, share):
+def test_take_that_ends_early_is_bad(text, voice, share):
     speech = said(text, voice)
     assert check(speech[: round(share * len(speech))], text).status == "bad"
 
@@ -59,14 +59,14 @@ def test_an_end_inside_the_last_word_is_cut_off(text, voice):
 
 
 @pytest.mark.parametrize(("text", "voice"), TAKES)
-def test_babble_and_noise_after_the_text_are_not_words(text, voice):
+def test_babble_and_noise_after_the_text_are_not_counted_as_words(text, voice):
     speech = said(text, voice)
     loud = noise(3 * RATE_HZ, rms(speech))
     for tail in (BABBLE[: 3 * RATE_HZ], BABBLE[: 3 * RATE_HZ : -1][: 3 * RATE_HZ], loud):
         assert check(np.concatenate((speech, tail)), text).status == "bad"
 
 
-def test_babble_in_the_middle_is_not_words():
+def test_babble_in_the_middle_is_not_counted_as_words():
     first, second = said(TEXTS[0]), said(TEXTS[1])
     samples = np.concatenate((first, BABBLE[: 3 * RATE_HZ], second))
     assert check(samples, f"{TEXTS[0]} {TEXTS[1]}").reason == "not_words"

@@ -55,7 +55,7 @@ def test_windows_contain_the_whole_text_in_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["paragraphs", "lists", "headings"])
-def test_windows_end_at_blank_lines_if_there_are_some(name: str) -> None:
+def test_windows_end_at_blank_lines_if_possible(name: str) -> None:
     text = TEXTS[name]
     for window in cut(text)[:-1]:
         assert re.match(r"\s*\n\s*\n", text[window.span[1] :])
@@ -110,7 +110,7 @@ def test_reasoning_without_an_end_is_one_window() -> None:
 
 
 @pytest.mark.parametrize("fence", ["```python", "~~~", "````", "```mermaid"])
-def test_code_may_be_cut_and_stays_code(fence: str) -> None:
+def test_code_may_be_cut_and_is_still_treated_as_code(fence: str) -> None:
     """Blank lines in code do not separate paragraphs. The next window begins with the fence of the code block."""
     mark = re.match(r"[`~]+", fence)
     assert mark

@@ -272,7 +272,7 @@ def test_noise_at_its_limits_never_draws_a_removed_code(place: Place) -> None:
     )
 
 
-def test_ties_at_the_limit_stay_and_zeros_of_both_signs_are_equal() -> None:
+def test_codes_with_equal_scores_at_the_limit_stay_and_zeros_of_both_signs_are_equal() -> None:
     logits = torch.tensor([[3.0, 0.0, -0.0, 0.0, -1.0]]).expand(80, -1)
     rows, none = torch.arange(80), torch.full((80,), -1)
     for top_k, top_p in ((2, 1.0), (0, 0.6)):
