@@ -136,6 +136,11 @@ class Session:
         if self._socket is not None:
             self._socket.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+        return self._socket is None or self._socket.closed.is_set()
+
     def _receive(self, text: str) -> None:
         now_s = time.perf_counter()
         message = json.loads(text)

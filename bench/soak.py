@@ -2,6 +2,7 @@
 
     python -m bench.soak                                     # 60 s
     python -m bench.soak --minutes 30 --strict --plot docs/images/soak.svg --out soak.json
+    python -m bench.soak --minutes 5 --sockets 200           # live speech: 200 idle WebSockets, 16 that speak
 
 Requests arrive open-loop at a share of the server's capacity, with random texts, voices, formats, speeds and sample
 rates, as audio streams or as events, with and without the cache. Some clients leave before the first byte or in the
@@ -48,6 +49,7 @@ from numpy.typing import NDArray
 from app.audio.decode import decode
 from app.audio.formats import AUDIO_FORMATS
 from app.engines.espeak import TIMBRES
+from bench.live import ANSWERS, Session, Turn
 from bench.load import TOLERANCE_S, WORDS, spread_ms
 from bench.plot import Panel, Series, figure
 from bench.server import Server, own_server
@@ -55,6 +57,7 @@ from bench.wire import Client, Heard
 
 LONG_WORDS = 120  # words in a slow reader's text: more audio than the sockets and the audio queue can hold
 SLOW_RATE_HZ = 48_000
+SPEAKING_SOCKETS = 16
 MOST_ALIKE = 0.9  # largest likeness of two reference answers
 Manner = Literal["stays", "leaves early", "leaves", "slow", "slow and leaves"]
 MANNERS: dict[Manner, float] = {"stays": 0.86, "leaves early": 0.05, "leaves": 0.08}  # plus slow readers
@@ -331,6 +334,8 @@ def slope(samples: list[Sample]) -> float:
 
 
 async def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    if options.sockets:
+        return await soaked_sockets(options)
     seconds = options.minutes * 60
     dice = random.Random(options.seed)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=os.nice, initargs=(5,)) as ears:
@@ -367,6 +372,98 @@ async def soaked(
         float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("tts_underruns_total")
     )
     return report(options, soak.books, samples, idle[-1], told)
+
+
+async def soaked_sockets(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Hold idle WebSockets open while others speak turn after turn in real time. A quarter of the turns is cancelled,
+    and a tenth of the connections is replaced after a turn.
+    """
+    seconds = options.minutes * 60
+    dice = random.Random(options.seed)
+    async with own_server() as server:
+        watcher = Client(server.url.removesuffix("/v1"))
+        empty = await look(watcher, server, time.perf_counter())
+        idle = [Session(server, "realtime") for _ in range(options.sockets)]
+        await asyncio.gather(*(session.connect() for session in idle))
+        began_s = time.perf_counter()
+        turns: list[Turn] = []
+
+        async def converse() -> None:
+            session: Session | None = None
+            while time.perf_counter() < began_s + seconds:
+                if session is None:
+                    session = Session(server, "realtime")
+                    await session.connect()
+                cancel = dice.uniform(0.1, 3.0) if dice.random() < 0.25 else None
+                turn = await session.speak(dice.choice(ANSWERS), 0.02, cancel)
+                turns.append(turn)
+                if turn.arrivals and not turn.cancel_s:
+                    await asyncio.sleep(max(0.0, turn.arrivals[0][0] + turn.arrivals[-1][1] - time.perf_counter()))
+                if dice.random() < 0.1:
+                    session.close()
+                    session = None
+            if session is not None:
+                session.close()
+
+        samples: list[Sample] = []
+
+        async def watching() -> None:
+            while True:
+                await asyncio.sleep(min(5.0, seconds / 60))
+                samples.append(await look(watcher, server, began_s))
+
+        looking = asyncio.create_task(watching())
+        try:
+            await asyncio.gather(*(converse() for _ in range(SPEAKING_SOCKETS)))
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+        lost = sum(session.closed for session in idle)
+        for session in idle:
+            session.close()
+        await asyncio.sleep(2.0)
+        end = await look(watcher, server, began_s)
+        watcher.close()
+    warm = [sample for sample in samples if sample.at_s >= WARM_SHARE * seconds]
+    failed = [turn.error for turn in turns if turn.error]
+    gaps = [gap for turn in turns for gap in turn.gaps()]
+    problems = failed[:10]
+    if lost:
+        problems.append(f"{lost} idle connections were closed")
+    if end.rows or end.queued:
+        problems.append(f"{end.rows} rows and {end.queued} places in the queue were not freed")
+    if end.open_files > empty.open_files + SPARE_FILES:
+        problems.append(f"open files went from {empty.open_files} to {end.open_files}")
+    if end.threads > max(sample.threads for sample in warm) + SPARE_THREADS:
+        problems.append(f"threads went to {end.threads}")
+    bytes_a_minute = slope(warm)
+    if seconds >= 180 and bytes_a_minute > MAX_SLOPE_BYTES:
+        problems.append(f"resident memory grows by {bytes_a_minute / (1 << 20):.2f} MiB a minute")
+    if options.strict and gaps:
+        problems.append(f"{len(gaps)} underruns, the longest {max(gaps):.2f} s")
+    result = {
+        "bench": "soak",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "minutes": options.minutes,
+        "idle_sockets": options.sockets,
+        "speaking_sockets": SPEAKING_SOCKETS,
+        "turns": len(turns),
+        "failed": len(failed),
+        "first_ms": spread_ms(turn.arrivals[0][0] - turn.decided_s for turn in turns if turn.arrivals),
+        "underruns": len(gaps),
+        "underruns_longest_s": round(max(gaps, default=0.0), 3),
+        "rss_mib": {
+            "empty": round(empty.rss_bytes / (1 << 20), 1),
+            "warm": round(max(sample.rss_bytes for sample in warm) / (1 << 20), 1),
+            "end": round(end.rss_bytes / (1 << 20), 1),
+        },
+        "rss_slope_mib_per_minute": round(bytes_a_minute / (1 << 20), 3),
+        "threads": {"warm": max(sample.threads for sample in warm), "end": end.threads},
+        "open_files": {"empty": empty.open_files, "warm": warm[-1].open_files, "end": end.open_files},
+        "server_cores": round((samples[-1].cpu_s - samples[0].cpu_s) / (samples[-1].at_s - samples[0].at_s), 3),
+        "problems": problems,
+    }
+    return result, problems
 
 
 def report(
@@ -450,6 +547,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--load", type=float, default=0.7, help="share of the server's capacity")
     parser.add_argument("--wishes", type=int, default=120, help="different requests")
+    parser.add_argument("--sockets", type=int, default=0, help="test live speech beside this number of idle WebSockets")
     parser.add_argument("--strict", action="store_true", help="an underrun is a failure")
     parser.add_argument("--plot", type=Path, help="the .svg file for the plot")
     parser.add_argument("--out", type=Path, help="a file for the JSON result")

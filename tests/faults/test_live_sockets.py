@@ -5,6 +5,7 @@ Other clients are not affected.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import struct
@@ -13,9 +14,10 @@ from socket import SO_LINGER, SOL_SOCKET
 from typing import TYPE_CHECKING
 
 import pytest
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
-from tests.integration.test_realtime import calling, is_free
+from tests.integration.test_realtime import calling, is_free, message
 from tests.support.live import LONG, serving, wait_until
 
 if TYPE_CHECKING:
@@ -50,3 +52,60 @@ def test_client_that_disconnects_is_not_an_error_in_the_log(
             socket.socket.close()
         wait_until(lambda: is_free(server))
     assert "unexpected error" not in capsys.readouterr().out
+
+
+def test_sockets_that_read_nothing_pause_and_then_lose_only_their_own_rows(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(serving(tmp_path, TTS_MAX_ROWS=8, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=2))
+        for _ in range(4):
+            socket = stack.enter_context(connect(f"ws{url[4:]}/v1/realtime", max_queue=1, close_timeout=0.1))
+            socket.send(json.dumps({"type": "input_text_buffer.append", "text": LONG}))
+            socket.send(json.dumps({"type": "input_text_buffer.commit"}))
+        with calling(url) as caller:
+            for _ in range(3):
+                assert caller.speak("They do not read, but I do.")[-1]["response"]["status"] == "completed"
+            wait_until(lambda: is_free(url))  # while the sockets are open
+            assert caller.speak("Their rows are free.")[-1]["response"]["status"] == "completed"
+
+
+def _open_contexts(socket: ClientConnection, count: int) -> None:
+    """Open contexts, and read until the server closes the connection."""
+    for number in range(count):
+        socket.send(json.dumps({"text": "One of many texts. ", "context_id": f"c{number}"}))
+    while True:
+        socket.recv(timeout=30)
+
+
+def test_thousand_contexts_are_refused_and_other_clients_go_on(tmp_path: Path) -> None:
+    with serving(tmp_path) as url, calling(url) as other:
+        with connect(f"ws{url[4:]}/v1/text-to-speech/alloy/multi-stream-input", max_size=None) as socket:
+            with pytest.raises(ConnectionClosed) as closed:
+                _open_contexts(socket, 1_000)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1008
+        with calling(url) as caller:
+            for _ in range(1_000):
+                caller.create("One of many texts.")
+            ends = [caller.until("response.done", "error")[-1] for _ in range(1_000)]
+            refused = [event for event in ends if event["type"] == "error"]
+            assert 0 < len(refused) < 1_000
+            assert all("Wait for the end of one of them" in event["error"]["message"] for event in refused)
+            assert caller.speak("Here I am again.")[-1]["response"]["status"] == "completed"
+        assert other.speak("I was here all the time.")[-1]["response"]["status"] == "completed"
+        wait_until(lambda: is_free(url))
+
+
+@pytest.mark.parametrize("size", [5 << 20, 64 << 10])
+def test_text_of_five_megabytes_is_refused_and_the_session_goes_on(tmp_path: Path, size: int) -> None:
+    text = ("A sentence of the text that never ends. " * (1 + size // 40))[:size]
+    with serving(tmp_path, TTS_MAX_INPUT_CHARS=100_000) as url, calling(url) as caller, calling(url) as other:
+        for _ in range((5 << 20) // size):
+            caller.send("input_text_buffer.append", text=text)
+        assert "TTS_MAX_INPUT_CHARS" in caller.until("error")[-1]["error"]["message"]
+        assert other.speak("I notice nothing.")[-1]["response"]["status"] == "completed"
+        caller.send("input_text_buffer.clear")
+        caller.until("input_text_buffer.cleared")
+        caller.send("response.create", response={"conversation": "none", "input": [message("Shorter.")]})
+        while caller.until("response.done")[-1]["response"]["status"] != "completed":
+            pass  # the response of the refused text was cancelled
+        wait_until(lambda: is_free(url))
