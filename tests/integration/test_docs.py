@@ -26,6 +26,7 @@ PAGES = (
     "voices",
     "lexicon",
     "captions",
+    "live",
     "watermark",
     "models",
     "scaling",
