@@ -13,6 +13,7 @@ import pytest
 
 from app.audio.formats import AUDIO_FORMATS
 from tests.integration.contract.fleets import SENTENCE, Callers, Fleet, fleet
+from tests.integration.test_realtime import calling
 from tests.support.ears import decode
 from tests.support.live import stuck_reader, wait_until
 
@@ -98,6 +99,22 @@ def test_first_audio_is_sent_while_the_rest_is_generated(served: Fleet) -> None:
         pieces = answer.iter_raw()  # keep a reference: without it, garbage collection closes the stream
         assert next(pieces)
         wait_until(lambda: served.active() >= 1)
+    wait_until(served.quiet)
+
+
+def test_live_socket_speaks_text_in_parts_and_is_cancelled(served: Fleet) -> None:
+    """A WebSocket stays with one copy, also during a pause."""
+    with calling(served.url) as caller:
+        caller.send("input_text_buffer.append", text="The first sentence is complete. And ")
+        caller.until("response.output_audio.delta")
+        caller.send("input_text_buffer.append", text="the second one follows.")
+        caller.send("input_text_buffer.commit")
+        assert caller.until("response.done")[-1]["response"]["status"] == "completed"
+        time.sleep(1)
+        caller.create(SENTENCE * 10)
+        caller.until("response.output_audio.delta")
+        caller.send("response.cancel")
+        assert caller.until("response.done")[-1]["response"]["status"] == "cancelled"
     wait_until(served.quiet)
 
 
