@@ -252,7 +252,8 @@ class _LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _cancel_unanswered(self) -> bool:
-        """Cancel a request whose body is incomplete and whose response has not started. Return whether there is one.
+        """Cancel a request whose body is incomplete and whose response has not started. Return whether such a request
+        exists.
 
         The route of a cancelled request can't send a response any more.
         """

@@ -472,7 +472,7 @@ def models(able: Server) -> dict[str, type[SpokenBody]]:
     return models_of(able.http.get("/openapi.json").json())
 
 
-# ---- the table is whole
+# ---- tests that the table is complete
 
 
 def models_of(schema: dict[str, Any]) -> dict[str, type[SpokenBody]]:
@@ -525,7 +525,7 @@ def test_table_row_covers_every_route() -> None:
         assert (row.value is not None) == (row.lacking is not None), name
 
 
-# ---- each field on each route
+# ---- tests of each field on each route
 
 
 @pytest.mark.parametrize(("name", "route"), PAIRS)

@@ -289,7 +289,7 @@ def test_settings_cant_change_inside_an_utterance(server: str) -> None:
         assert audio_of(until(socket, "session.done")) == speech(server, "Hello there.")
 
 
-def test_too_long_text_is_an_error(server: str) -> None:
+def test_text_that_is_too_long_is_an_error(server: str) -> None:
     with streaming(server, response_format="pcm") as socket:
         send(socket, text("Hello there. "), text(" " * 120_000), text("a" * 120_000), DONE)
         assert "TTS_MAX_INPUT_CHARS" in receive(socket)["message"]

@@ -449,7 +449,7 @@ def test_speaker_name_counts_as_part_of_the_line():
     assert all(len("Margaret: ") + len(line) <= 42 for line in lines_of(captions)[:1])
 
 
-def test_the_same_words_are_found_in_the_text_of_their_turn():
+def test_repeated_words_are_found_in_the_text_of_their_turn():
     times = spoken("Yes, I do.", "Yes, I do.", pause_s=1.0)
     captions = build_captions(times, texts=["Yes, I do.", "Yes, I do."], speakers=["A", "B"])
     assert [(each.text, each.lines[0].speaker) for each in captions] == [("Yes, I do.", "A"), ("Yes, I do.", "B")]

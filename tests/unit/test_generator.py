@@ -1522,7 +1522,7 @@ async def test_answers_ahead_of_their_listeners_wait_briefly_for_first_audio(mon
     assert hurried.done()
     await asyncio.wait_for(order.on_loop(10.0), 5)  # the wait for the first audio has a limit
     monkeypatch.setattr(pacing, "MAX_YIELD_S", 60.0)
-    order.begin()  # an answer is not waited for after MAX_PENDING_S
+    order.begin()  # other answers wait for this answer only for MAX_PENDING_S
     await asyncio.wait_for(order.on_loop(10.0), 5)
 
 

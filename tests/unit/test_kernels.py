@@ -392,7 +392,7 @@ def sample_each_removal(sample: Callable[..., Tensor], place: Place) -> list[int
 
 
 @pytest.mark.parametrize("place", FULL_BITS)
-def test_sample_draws_no_removed_code_with_noise_of_full_bits(place: Place) -> None:
+def test_sample_draws_no_removed_code_with_noise_from_24_one_bits(place: Place) -> None:
     assert place.code not in sample_each_removal(torch_kernels.sample, place)
 
 

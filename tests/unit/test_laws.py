@@ -110,7 +110,7 @@ def test_engine_names_in_python_are_found(code: str) -> None:
 @pytest.mark.parametrize(
     "code", ['"""Like CSM."""', "x = 1  # CSM", 'x = "dialogue media dial"', "class Dialogue: pass"]
 )
-def test_other_words_in_python_are_not_found(code: str) -> None:
+def test_ordinary_words_in_python_are_not_reported(code: str) -> None:
     assert not engine_names("x.py", texts_in_python(code))
 
 
@@ -120,5 +120,5 @@ def test_engine_names_in_javascript_are_found(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["// Dia's sounds", "x = 1; // CSM", "/* CSM\n Dia */", 'call("/v1/audio/dialogue")'])
-def test_other_words_in_javascript_are_not_found(code: str) -> None:
+def test_ordinary_words_in_javascript_are_not_reported(code: str) -> None:
     assert not engine_names("x.js", texts_in_javascript(code))

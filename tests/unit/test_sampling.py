@@ -214,7 +214,7 @@ def test_row_draws_the_same_codes_alone_and_beside_rows_that_need_a_sort(codes: 
 
 
 @pytest.mark.parametrize("place", FULL_BITS)
-def test_noise_of_full_bits_is_small_and_above_zero(place: Place) -> None:
+def test_noise_from_24_one_bits_is_small_and_above_zero(place: Place) -> None:
     noise = place.noise()[0]
     assert float(noise[place.codebook, place.code]) == pytest.approx(2**-24, rel=1e-3)
     assert int((noise == noise.min()).sum()) == 1
@@ -247,7 +247,7 @@ def plain_noise(
         ([0] * 80, range(450, 530), 32, 2048, [[6, 6, 102], [77, 31, 1697]]),
     ],
 )
-def test_only_the_noise_of_full_bits_is_limited(
+def test_only_the_noise_from_24_one_bits_is_limited(
     seeds: Sequence[int], frames: Sequence[int], codebooks: int, codes: int, full_bits: list[list[int]]
 ) -> None:
     computed = exponential_noise(torch.tensor(seeds), torch.tensor(frames), codebooks, codes)
@@ -281,7 +281,7 @@ def removals(place: Place) -> list[tuple[torch.Tensor, SamplingParams]]:
 
 @pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("place", FULL_BITS)
-def test_removed_code_with_noise_of_full_bits_is_not_drawn(place: Place, how: str) -> None:
+def test_removed_code_with_noise_from_24_one_bits_is_not_drawn(place: Place, how: str) -> None:
     for logits, params in removals(place):
         if how == "draw few" and not fast_path([params], place.codes):
             continue
@@ -290,7 +290,7 @@ def test_removed_code_with_noise_of_full_bits_is_not_drawn(place: Place, how: st
 
 @pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("place", FULL_BITS)
-def test_kept_code_with_noise_of_full_bits_is_drawn(place: Place, how: str) -> None:
+def test_kept_code_with_noise_from_24_one_bits_is_drawn(place: Place, how: str) -> None:
     logits = torch.zeros(place.codebooks, place.codes)
     assert drawn_by(how, logits, SamplingParams(0.9, 0), place.noise()[0])[place.codebook] == place.code
 

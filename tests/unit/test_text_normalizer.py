@@ -178,7 +178,7 @@ def test_grammar_names_rare_units() -> None:
 
 
 @pytest.mark.parametrize("symbol", ["[x", "\\", '"', "}"])
-def test_symbol_that_the_grammar_cannot_parse_is_not_a_unit(symbol: str) -> None:
+def test_symbol_that_the_grammar_cannot_parse_is_not_read_as_a_unit(symbol: str) -> None:
     assert Grammar().name_unit(symbol, True) is None
 
 

@@ -288,7 +288,7 @@ def test_pitch_is_measured(pitch_hz, harmonics):
 
 
 @pytest.mark.parametrize("rate_hz", [16_000, 44_100])
-def test_bandwidth_of_speech_too_short_for_a_spectrum_is_half_the_rate(rate_hz):
+def test_bandwidth_of_very_short_speech_is_half_the_sample_rate(rate_hz):
     speech = samples.noise(2047, 0.1)
     assert quality.bandwidth_of(speech, speech, rate_hz) == rate_hz / 2
 
