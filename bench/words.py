@@ -11,6 +11,8 @@ warped: the same by time warping, with a reading by another voice.
 speeds: the aligner at the speeds 0.5 and 2, with errors in the time of the answer.
 drift: one text of ten minutes; `first` and `last` are the medians of its first and last 100 words.
 people: recordings of DIR with a manifest that has `align`; failed = clips without an alignment.
+people_warped: the same recordings by time warping, as for languages without an aligner; other = clips of other
+languages, which have no known times: (clips, clips whose words were found, words).
 first_audio: milliseconds to the first bytes without and with `timestamps`, in turns.
 cpu: CPU seconds of the aligner's process per second of speech.
 """
@@ -31,12 +33,16 @@ from typing import Any
 
 import numpy as np
 
+from app.audio import pcm
 from app.audio.alignment import align
 from app.audio.decode import decode
 from app.engines.espeak import TIMBRES, Library
 from app.engines.pronouncing import pronounce
+from app.generator.timeline import Timeline
+from app.generator.word_timing import WordTimer
 from app.settings import Settings
-from app.types import Line, SpeechRequest, Timestamps
+from app.text.spans import SpannedText
+from app.types import Line, SpeechRequest, SpokenLine, Timestamps, Voice
 from app.wiring import CoreServices, core_services
 
 VOICES = {"alloy": "en-US", "onyx": "en-US", "fable": "en-GB", "sage": "en-GB"}
@@ -44,7 +50,7 @@ SUBJECTS = ("The old captain", "My neighbour", "A young doctor", "Every student"
 VERBS = ("quickly found", "carried", "slowly painted", "never forgot", "bought")
 OBJECTS = ("seven heavy boxes", "the broken window", "a small wooden boat", "her brother's letter", "fresh bread")
 PLACES = ("near the river.", "before breakfast.", "in the garden, without help.", "last winter.", "at the station.")
-PARTS = ("aligned", "warped", "speeds", "drift", "people", "first_audio")
+PARTS = ("aligned", "warped", "speeds", "drift", "people", "people_warped", "first_audio")
 
 
 def sentences(count: int) -> list[str]:
@@ -116,10 +122,53 @@ async def errors_of(speaker: Speaker, texts: list[str], voices: list[str], **cha
     return {"sentences": len(texts) * len(voices), "failed": failed, **summary(all_errors)}
 
 
+def recordings(folder: Path) -> list[dict[str, Any]]:
+    """Return the recordings of speech in the manifest of a folder."""
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    return [clip for clip in lines if clip["kind"] == "speech"]
+
+
+async def people_warped(folder: Path, timer: WordTimer) -> dict[str, Any]:
+    """Find the words in recordings of people by time warping, and compare the starts with those of the manifest."""
+    timer.use_aligner = False
+    errors: list[float] = []
+    failed = 0
+    counts = {True: 0, False: 0}  # clips, by whether they are English
+    other = [0, 0]  # clips with words, and words
+    for clip in recordings(folder):
+        english = clip["language"].startswith("en")
+        counts[english] += 1
+        samples = decode((folder / clip["file"]).read_bytes(), 16_000, max_seconds=120.0).samples
+        voice = Voice("alloy", "Alloy", "preset", clip["language"])
+        words = tuple(SpannedText(clip["words"]).words())
+        line = SpokenLine(clip["words"], 0, voice, None, words, 0, len(clip["words"]))
+        timeline = Timeline()
+        timeline.add((line,), 0, len(samples), [])
+        found = await timer.find(timeline[0], pcm.to_bytes(samples), 16_000, 1.0, clip["language"])
+        if not found.words:
+            failed += english
+            continue
+        spans = found.words[0]
+        if not english:
+            other = [other[0] + 1, other[1] + sum(span is not None for span in spans)]
+            continue
+        known = clip.get("align") or []
+        if [word for word, *_ in known] == clip["words"].split():
+            pairs = zip(spans, known, strict=True)
+            errors += [span[0] - start for span, (_, start, _) in pairs if span is not None]
+    timer.use_aligner = True
+    return {
+        "clips": counts[True],
+        "failed": failed,
+        "other": (counts[False], *other),
+        "within_100_ms": round(float(np.mean(np.abs(errors) < 0.1)), 3),
+        **summary(errors),
+    }
+
+
 def people(folder: Path) -> dict[str, Any]:
     """Align recordings of people, and compare the starts with those of the manifest."""
-    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
-    clips = [clip for clip in lines if clip["kind"] == "speech" and clip["language"].startswith("en")]
+    clips = [clip for clip in recordings(folder) if clip["language"].startswith("en")]
     errors: list[float] = []
     failed = 0
     seconds = cpu_s = 0.0
@@ -181,6 +230,8 @@ async def measure(parts: list[str], count: int, speech: Path | None) -> dict[str
                 services.word_timer.use_aligner = False
                 found["warped"] = await errors_of(speaker, texts, list(VOICES))
                 services.word_timer.use_aligner = True
+            if "people_warped" in parts and speech is not None:
+                found["people_warped"] = await people_warped(speech, services.word_timer)
         services.word_timer.close()
         await services.take_checker.close()
     helper = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import socket
@@ -83,6 +84,29 @@ def test_failure_during_an_event_stream_is_sent_as_an_error_event(http: httpx.Cl
     assert events[-1]["error"]["type"] == "server_error"
     assert {event.get("type") for event in events[:-1]} == {"speech.audio.delta"}
     assert "[DONE]" not in data
+
+
+@pytest.mark.parametrize("word", ["exception", "number", "noise"])
+def test_timestamps_of_a_stream_that_fails_have_no_end(http: httpx.Client, word: str) -> None:
+    text = f"A wrong {word}."
+    data = broken_off(http, text, stream_format="sse", timestamps=True, response_format="pcm").decode()
+    events = [json.loads(line.removeprefix("data: ")) for line in data.split("\n\n") if line]
+    assert events[-1]["error"]["type"] == "server_error"
+    assert {event.get("type") for event in events[:-1]} <= {"speech.audio.delta", "speech.audio.words"}
+    sent_s = sum(len(base64.b64decode(event["audio"])) for event in events if "audio" in event) / 48_000
+    assert all(word["end"] <= sent_s for event in events[:-1] for word in event.get("words", ()))
+    data = broken_off(http, text, timestamps=True).decode()
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(data)
+
+
+@pytest.mark.parametrize("captions", ["srt", "vtt", "lrc", "json"])
+def test_captions_of_speech_that_fails_are_an_error(http: httpx.Client, captions: str) -> None:
+    for _ in range(2):  # the second shows that nothing was kept
+        answer = http.post("/v1/audio/captions", json={"input": "An exception comes.", "captions": captions})
+        assert answer.status_code == 500
+        assert answer.json()["error"]["type"] == "server_error"
+    assert http.post("/v1/audio/captions", json={"input": "All is well.", "captions": captions}).status_code == 200
 
 
 @pytest.mark.parametrize("word", ["number", "noise", "memory"])

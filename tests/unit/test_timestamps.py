@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import pairwise
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 
 from app.generator import cache as cache_module
+from app.generator import word_timing as module
 from app.generator.speech import SpeechGenerator
 from app.generator.stored_times import pack, pack_utterance, unpack
 from app.generator.timeline import Timeline, TimelineUtterance
 from app.generator.word_timing import Found, WordTimer
 from app.settings import Settings
-from app.types import Line, SpeechRequest, SpokenLine, SpokenWord, Timestamps, Voice, WordMark
+from app.text.word_spans import word_spans
+from app.types import LexiconEntry, Line, SpeechRequest, SpokenLine, SpokenWord, Timestamps, Voice, WordMark
 from app.wiring import core_services
 
 pytestmark = pytest.mark.unit
@@ -287,3 +290,63 @@ def test_number_that_is_divided_into_several_lines_is_in_one_sentence(tmp_path: 
     assert all(before[1] <= after[0] for before, after in pairwise(places))
     for before, after in pairwise(times.words):
         assert after.start_s - before.end_s < 0.5
+
+
+KINDS = """
+83 83. 1983 (83) "83" 83rd 3.5% $12.50 \u20ac1,250 12/25/2024 3:45 Dr. Mr. e.g. U.S. AT&T R&D \u00bd 10^6 #1
+C++ B-52 MP3s isn't 'tis **bold** _under_ ~~old~~ `code` [link](https://example.com/83) www.example.org
+joe@example.com foo_bar and/or caf\u00e9 x=5 5km -5 IV $x^2$ \\(a+b\\) \U0001f600 \u2014 (laughs) [sighs]
+tomato New York naive\u0301 \u043c\u0438\u0440 \u4f60\u597d kubectl 2,000.50 50/50 1990s x86 9:30
+""".split()
+NOT_SPOKEN = {"(laughs)", "[sighs]", "\u2014", "\U0001f600"}
+ENTRIES = (
+    LexiconEntry("tomato", "tom ah toe"),
+    LexiconEntry("New York", "the big apple"),
+    LexiconEntry("kubectl", "cube control"),
+)
+
+
+def random_text(seed: int, sentences: int) -> str:
+    draw = random.Random(seed)
+    parts = []
+    for _ in range(sentences):
+        words = [draw.choice(KINDS) for _ in range(draw.randint(2, 9))]
+        parts.append(" ".join(["Say", *words, "now" + draw.choice(".!?")]))
+    return draw.choice(" \n").join(parts)
+
+
+@pytest.mark.parametrize("aligned", [False, True], ids=["reported", "searched"])
+@pytest.mark.parametrize("normalize", [True, False], ids=["normalised", "as it is"])
+def test_each_spoken_word_has_exactly_one_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aligned: bool, normalize: bool
+) -> None:
+    if aligned:
+        monkeypatch.setattr(module, "_marked_words", lambda *_: pytest.fail("the marks are used"))
+        make = WordTimer.__init__
+
+        def without_marks(self: WordTimer, *values: Any) -> None:
+            make(self, *values)
+            self.use_marks = False
+
+        monkeypatch.setattr(WordTimer, "__init__", without_marks)
+    texts = [random_text(seed, 2) for seed in range(4 if aligned else 12)]
+    if not aligned:
+        texts.append(random_text(99, 120))
+    requests = [ask(text, normalize=normalize, lexicon=ENTRIES) for text in texts]
+    dialogue = tuple(random_text(seed, 2) for seed in (200, 201, 202))
+    requests.append(ask(*dialogue, normalize=normalize, lexicon=ENTRIES))
+    found = asyncio.run(times_of(tmp_path, *requests))
+    for (times, _, _), request in zip(found, requests, strict=True):
+        turns = tuple(line.text for line in request.lines)
+        check_order(times, turns)
+        assert times.reason == ""
+        places = [(word.turn, word.start_char, word.end_char) for word in times.words]
+        assert len(set(places)) == len(places)
+        wanted = {
+            (turn, start, end)
+            for turn, text in enumerate(turns)
+            for start, end in word_spans(text)
+            if text[start:end] not in NOT_SPOKEN
+        }
+        texts_of = [turns[turn][start:end] for turn, start, end in sorted(wanted ^ set(places))]
+        assert set(texts_of) <= (NOT_SPOKEN if normalize else {*NOT_SPOKEN, "**bold**"})
