@@ -2,7 +2,8 @@
 
 The offline voice reads a text and reports when it speaks each word. The warping finds the same words in the speech of
 another voice. It needs no model of the language. The result is less exact than an alignment: the median error of the
-start of a word is about 20 to 40 ms. It takes about 1 % of the duration of the recording.
+start of a word is about 20 ms, and every sixth error is above 100 ms. It takes about 2 % of the duration of the
+recording.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 MAX_SECONDS = 300.0
 _LEAST_BAND = 150  # frames on each side of the straight path that are searched at least
 _BAND_SHARE = 0.15  # of the length of the reference
-_LONGEST_PAUSE = 8  # frames of a pause in the reference that are kept
-_SILENCE_DB = 35.0  # audio this far below loud speech is silence
+_LONGEST_PAUSE = 8  # frames of a pause that are kept
+# Each further cepstrum counts less, because the higher cepstra tell voices apart more than phonemes.
+_LIFTER = np.tile(np.float32(0.75) ** np.arange(13, dtype=np.float32), 2)
+_SILENCE_DB = 25.0  # audio this far below loud speech is silence
 _STEPS = 4  # a frame of the recording advances 0 to 3 frames in the reference
 _STAY_COST = np.float32(0.3)
 _WINDOW_S = 410 / RATE_HZ  # a frame describes this much audio from its start
@@ -48,9 +51,9 @@ def warp(
     model, model_loud = _features(_resampled(reference, reference_rate_hz))
     if not spoken_loud.any() or not model_loud.any():
         return None
-    first, last = _edges(spoken_loud)
-    kept = _without_pauses(model_loud)
-    path = first + _path(spoken[first:last], model[kept])  # for each kept frame of the reference
+    last = _edges(spoken_loud)[1]
+    heard, kept = _without_pauses(spoken_loud), _without_pauses(model_loud)
+    path = heard[_path(spoken[heard], model[kept])]  # for each kept frame of the reference
     places = np.searchsorted(kept, np.asarray(times) / FRAME_S - 0.5)
     found = np.append(path, last)[np.minimum(places, len(path))] * FRAME_S
     limited = np.clip(np.maximum.accumulate(found), 0.0, len(samples) / rate_hz)
@@ -76,7 +79,7 @@ def _features(samples: Samples) -> tuple[Floats, NDArray[np.bool_]]:
     normal = (cepstrum - spoken.mean(axis=0)) / (spoken.std(axis=0) + 1e-3)
     around = np.pad(normal, ((2, 2), (0, 0)), mode="edge")
     delta = around[4:] - around[:-4]
-    return np.concatenate((normal, delta), axis=1).astype(np.float32), loud
+    return np.concatenate((normal, delta), axis=1).astype(np.float32) * _LIFTER, loud
 
 
 def _edges(loud: NDArray[np.bool_]) -> tuple[int, int]:
