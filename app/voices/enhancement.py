@@ -331,7 +331,10 @@ def _lufs(power: float) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _prior(lufs: float) -> Array:
-    """Return the probability of each of _LEVELS before the first look. The array is cached: do not change it."""
+    """Return the probability of each of _LEVELS before the first look (measurement).
+
+    The array is cached: do not change it.
+    """
     near = np.exp(-0.5 * np.square((_LEVELS - lufs) / _EXPECT_SPREAD_DB))
     prior: Array = (1 - _SURPRISE) * near / near.sum() + _SURPRISE / len(_LEVELS)
     return prior

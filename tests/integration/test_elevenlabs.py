@@ -89,7 +89,7 @@ def is_free(url: str) -> bool:
     return not httpx.get(f"{url}/health").json()["rows"]["active"]
 
 
-def test_sequence_of_elevenlabs_python(server: str) -> None:
+def test_message_sequence_of_elevenlabs_python_works(server: str) -> None:
     """The client sends a message with a space, texts with try_trigger_generation, and an empty text.
 
     The server closes with 1000.
@@ -147,7 +147,7 @@ def test_output_formats(server: str, name: str, audio_format: str, rate_hz: int,
             assert decode(answer.content, audio_format).seconds == pytest.approx(wanted.seconds, abs=0.01)
 
 
-def test_sequence_of_pipecat(server: str) -> None:
+def test_message_sequence_of_pipecat_works(server: str) -> None:
     """Each message has a context id. A turn ends with flush and close_context. Empty texts keep the socket open."""
     with streaming(server, "multi-stream-input", auto_mode="true") as socket:
         for context in ("one", "two"):
@@ -190,7 +190,7 @@ def test_sentence_of_auto_mode_is_spoken_immediately(server: str, monkeypatch: p
         assert until_closed(socket)[1] == 1000
 
 
-def test_sequence_of_livekit(server: str) -> None:
+def test_message_sequence_of_livekit_works(server: str) -> None:
     """The client flushes each sentence. An empty text with flush, and close_context, end the context."""
     with streaming(server, "multi-stream-input", sync_alignment="true", inactivity_timeout="180") as socket:
         send(socket, {"text": " ", "context_id": "c"})

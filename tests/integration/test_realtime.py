@@ -213,7 +213,7 @@ def test_several_responses_at_the_same_time(server: str, caller: Caller) -> None
 # ---- the sequences of known clients
 
 
-def test_sequence_of_open_webui(server: str, caller: Caller) -> None:
+def test_message_sequence_of_open_webui_works(server: str, caller: Caller) -> None:
     caller.send(
         "session.update",
         session={
@@ -250,7 +250,7 @@ def test_sequence_of_open_webui(server: str, caller: Caller) -> None:
     assert len(audio_of(events)) % 2 == 0
 
 
-def test_sequence_of_micdrop(server: str) -> None:
+def test_message_sequence_of_micdrop_works(server: str) -> None:
     """The client does not wait for session.created, sends the next sentence before the answer to the last one, and
     compares the transcript with the text."""
     sentences = ["This is the first sentence.", "And this is the second one."]

@@ -59,7 +59,7 @@ def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return found.eval()
 
 
-def test_error_of_each_format_and_the_bound(decoder: DacDecoder) -> None:
+def test_error_of_each_format_is_on_the_expected_side_of_the_bound(decoder: DacDecoder) -> None:
     """TF32 and float16 are below the bound, and bfloat16 is above it. docs/benchmarks.md has the full-size figures."""
     codes = torch.randint(1024, (1, 9, 24), generator=torch.Generator().manual_seed(5))
     reference = decoded(decoder.converted(torch.float64), codes)

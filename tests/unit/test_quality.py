@@ -337,7 +337,7 @@ def test_windows_of_people_have_at_most_12_s_and_do_not_begin_or_end_in_a_word()
 
 
 @pytest.mark.parametrize("level", [0.8, 1.0, 1.6, 3.0])
-def test_noise_above_the_speech_is_not_a_negative_number_of_decibels(level):
+def test_message_about_loud_noise_has_no_negative_number(level):
     found = checks(noisy(level * samples.rms(samples.speech())))["snr_db"]
     assert found.level == "bad"
     assert " -" not in found.message
