@@ -621,16 +621,22 @@ def test_changes_name_unknown_fields(
 
 @pytest.mark.parametrize("files", [("reference.wav", "transcript.txt"), ("reference.wav",), ("notes.txt",), ()])
 def test_incomplete_folder_names_both_layouts(http: httpx.Client, folder: Path, files: tuple[str, ...]) -> None:
-    placed = folder / "cloned_voices" / "by_hand"
+    # Each case has its own name, so that the list can't show the reason of an earlier case.
+    placed = folder / "cloned_voices" / "-".join(("by_hand", *(name.split(".")[0] for name in files)))
     placed.mkdir()
     try:
         for name in files:
             (placed / name).write_bytes(samples.file(samples.speech(), "wav") if name.endswith("wav") else b"Words.")
-        time.sleep(2.1)  # the server looks for changes every two seconds
-        answer = http.get("/voice-cloning/voices").json()
+
+        def reason_in_list() -> str | None:
+            problems = http.get("/voice-cloning/voices").json()["problems"]
+            return problems.get(f"cloned_voices/{placed.name}")  # type: ignore[no-any-return]
+
+        wait_until(lambda: reason_in_list() is not None)  # the server looks for changes every two seconds
+        reason = reason_in_list()
     finally:
         shutil.rmtree(placed)
-    reason = answer["problems"]["cloned_voices/by_hand"]
+    assert reason is not None
     for name in ("voice.json", "info.json", "reference.wav", "transcript.txt"):
         assert name in reason
 
