@@ -60,7 +60,7 @@ def at_24k(sentences: tuple[str, ...]) -> np.ndarray:
 
 
 SHORT = float_wav(at_24k(samples.WORDS[:3]))
-TWO_MINUTES = float_wav(at_24k(LONG * 3))
+ONE_MINUTE = float_wav(at_24k(LONG))
 
 # Folder name -> the voice: name, recording, transcript (None = no file), and other fields of info.json.
 FOLDERS: dict[str, tuple[str, bytes, str | None]] = {
@@ -71,10 +71,10 @@ FOLDERS: dict[str, tuple[str, bytes, str | None]] = {
     "1710805987_dr._no": ("Dr. No", SHORT, samples.TEXT),
     "1710805988_renée": ("Renée", SHORT, samples.TEXT),
     "1710805989_a_(b)_c": ("A (b) c", SHORT, samples.TEXT),
-    "1710805990_two_minutes": ("Two Minutes", TWO_MINUTES, " ".join(LONG * 3)),
-    "1710805991_two_minutes_silent": ("Two Minutes Silent", TWO_MINUTES, None),
+    "1710805990_one_minute": ("One Minute", ONE_MINUTE, " ".join(LONG)),
+    "1710805991_one_minute_silent": ("One Minute Silent", ONE_MINUTE, None),
     "1710805992_long_text": ("Long Text", SHORT, "These are other words of a page that is not read here. " * 80),
-    "1710805993_short_piece": ("Short Piece", float_wav(at_24k(LONG)), "Only a few words."),
+    "1710805993_short_piece": ("Short Piece", ONE_MINUTE, "Only a few words."),
 }
 REFUSED: dict[str, tuple[str, bytes, str | None]] = {
     "1710805994_silence": ("Silence", float_wav(np.zeros(72_000, np.float32)), None),
@@ -162,9 +162,9 @@ def test_every_old_voice_is_usable_or_listed_with_what_it_lacks(http: httpx.Clie
             assert f"PATCH /v1/voice-cloning/voices/{voice['id']}" in error["message"]
             assert f"PATCH /v1/voice-cloning/voices/{voice['id']}" in voice["detail"]
     lacking = {name for name, voice in voices.items() if voice["status"] == "needs words"}
-    assert lacking == {"Without Words", "Two Minutes Silent", "Long Text", "Short Piece"}
-    assert voices["Two Minutes"]["transcript"] in " ".join(LONG * 3)
-    assert len(voices["Two Minutes"]["transcript"].split()) > 15
+    assert lacking == {"Without Words", "One Minute Silent", "Long Text", "Short Piece"}
+    assert voices["One Minute"]["transcript"] in " ".join(LONG)
+    assert len(voices["One Minute"]["transcript"].split()) > 15
 
 
 def test_old_ids_with_any_letters_stay_usable(http: httpx.Client) -> None:
@@ -249,7 +249,7 @@ def test_openai_client_clones_without_a_transcript(http: httpx.Client) -> None:
 
     client = OpenAI(base_url=f"{http.base_url}/v1".replace("//v1", "/v1"), api_key="unused", max_retries=0)
     consent = client.audio.voice_consents.create(name="Mine", language="en", recording=("consent.wav", SHORT))
-    made = client.audio.voices.create(name="Official", consent=consent.id, audio_sample=("me.wav", TWO_MINUTES))
+    made = client.audio.voices.create(name="Official", consent=consent.id, audio_sample=("me.wav", ONE_MINUTE))
     stored = http.get(f"/v1/voice-cloning/voices/{made.id}").json()
     assert stored["status"] == "needs words"
     assert 6 <= stored["audio_duration"] <= MAX_WINDOW_S + 1

@@ -26,7 +26,8 @@ from tests.support.random_adapter import save_and_merge
 pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
-FRAMES = 20
+CSM_FRAMES = 10
+DIA_FRAMES = 20  # more than the largest delay of a codebook
 UNSLOTH = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BIASES = {"attention_bias": True, "mlp_bias": True, "depth": {"attention_bias": True, "mlp_bias": True}}
 
@@ -85,7 +86,7 @@ def merged_codes(base: Path, adapter: Path, ids: torch.Tensor) -> tuple[torch.Te
     found = open_adapter(adapter, checkpoint_name)
     model, own = load_model(base, device=CPU, dtype=torch.float32, adapter=found)
     codec = load_codec(model.config, own, None, device=CPU, max_rows=1, adapter=found)
-    return codes_of(model, ids, max_frames=FRAMES), codec
+    return codes_of(model, ids, max_frames=CSM_FRAMES), codec
 
 
 @pytest.mark.parametrize("name", list(ADAPTERS))
@@ -94,9 +95,9 @@ def test_csm_with_an_adapter_equals_the_reference(name: str, tmp_path: Path) -> 
     reference = csm_oracle.csm(csm_oracle.csm_config(**BIASES if biases else {}), seed=3)
     base = csm_oracle.save(reference, tmp_path / "base")
     ids = torch.arange(5, 24)
-    before = csm_oracle.generate(reference, as_inputs(ids), FRAMES)
+    before = csm_oracle.generate(reference, as_inputs(ids), CSM_FRAMES)
     merged = save_and_merge(reference, tmp_path / "adapter", seed=len(name), **ADAPTERS[name])
-    expected = csm_oracle.generate(merged, as_inputs(ids), FRAMES)
+    expected = csm_oracle.generate(merged, as_inputs(ids), CSM_FRAMES)
     codes, (encoder, decoder) = merged_codes(base, tmp_path / "adapter", ids)
     assert torch.equal(codes, expected)
     if name != "DoRA of convolutions":  # this adapter changes only the codec
@@ -134,7 +135,7 @@ def test_other_spellings_of_the_tensors_are_read(spelling: str, tmp_path: Path) 
     save_file(tensors, file)
     ids = torch.arange(5, 24)
     codes, _ = merged_codes(base, tmp_path / "adapter", ids)
-    assert torch.equal(codes, csm_oracle.generate(merged, as_inputs(ids), FRAMES))
+    assert torch.equal(codes, csm_oracle.generate(merged, as_inputs(ids), CSM_FRAMES))
 
 
 def test_adapter_fits_to_a_base_with_one_of_the_tied_tables(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_adapter_fits_to_a_base_with_one_of_the_tied_tables(tmp_path: Path) -> N
     merged = save_and_merge(reference, tmp_path / "adapter", r=2, lora_alpha=4, target_modules=["embed_audio_tokens"])
     ids = torch.arange(5, 24)
     codes, _ = merged_codes(base, tmp_path / "adapter", ids)
-    assert torch.equal(codes, csm_oracle.generate(merged, as_inputs(ids), FRAMES))
+    assert torch.equal(codes, csm_oracle.generate(merged, as_inputs(ids), CSM_FRAMES))
 
 
 DIA_ADAPTERS: dict[str, dict[str, Any]] = {
@@ -179,13 +180,13 @@ def test_dia_with_an_adapter_equals_the_reference(name: str, layout: str, tmp_pa
         base = dia_oracle.as_nari(base, tmp_path / "nari")
     text = "[S1] Hello there, how are you?"
     merged = save_and_merge(reference, tmp_path / "adapter", scale=0.06, seed=len(name), **DIA_ADAPTERS[name])
-    [expected] = dia_oracle.generate(merged, [text.replace("[S1]", "\x01").encode()], FRAMES)
+    [expected] = dia_oracle.generate(merged, [text.replace("[S1]", "\x01").encode()], DIA_FRAMES)
     config = read_dia_config(base)
     adapter = open_adapter(tmp_path / "adapter")
     model = DiaModel(config, device=CPU, dtype=torch.float32)
     model.load(adapter.merge(weights_of(open_checkpoints(base), config)))
     adapter.check_merged("Dia")
-    assert torch.equal(generate_dia(model.eval(), text, FRAMES), expected)
+    assert torch.equal(generate_dia(model.eval(), text, DIA_FRAMES), expected)
 
 
 # ---- adapters that can't be merged

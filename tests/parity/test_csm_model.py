@@ -16,7 +16,7 @@ from tests.support.generation import generate
 
 pytestmark = pytest.mark.unit
 
-FRAMES = 32
+FRAMES = 16
 CPU = torch.device("cpu")
 
 SHAPES: dict[str, dict[str, Any]] = {
