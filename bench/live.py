@@ -154,6 +154,8 @@ class Session:
             turn.first_cpu_s = turn.first_cpu_s or self._server.cpu_s
             turn.arrivals.append((now_s, before_s + len(base64.b64decode(audio)) / (2 * RATE_HZ)))
             turn.audible.set()
+        if "response_cancel_not_active" in text:  # the response ended when the cancellation was on its way
+            return
         if "error" in message:
             turn.error = text[:300]
         if kind == "response.done" or message.get("isFinal") or "error" in message:
