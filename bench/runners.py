@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from app.engines.csm import loading as csm_loading
+from app.engines.csm.adapters import PreparedAdapter, places_of
 from app.engines.csm.config import parse_config as parse_csm_config
 from app.engines.csm.model import CsmModel
 from app.engines.csm.prompt import TextEncoder
@@ -23,6 +24,7 @@ from app.engines.dia.runner import DiaRunner
 from app.nn.dac.config import parse_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.low_rank import Part
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
 from app.runtime.cuda_graphs import GraphCapture
@@ -99,6 +101,35 @@ def csm_runner(
         model, text, encoder, decoder, max_rows=rows, quantized=quantize != "none", capture=capture, kernels=kernels
     )
     return runner, capture
+
+
+def add_random_adapters(runner: CsmRunner, count: int) -> list[int]:
+    """Add LoRA adapters of rank 8 to 16 with random weights on all layers of both stacks. Returns their slots."""
+    model, slots = runner.model, []
+    random = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return (0.02 * torch.randn(*shape, generator=random)).to(model.device)
+
+    for number in range(count):
+        rank = 8 + number % 9
+        parts = {}
+        for name, place in places_of(model).items():
+            if ".blocks." in name:
+                inputs = inputs_of(model, name)
+                parts[name] = [
+                    Part(i, numbers(rank, inputs), numbers(rank, outputs)) for i, outputs in enumerate(place.outputs)
+                ]
+        runner.adapters.add(PreparedAdapter(str(number), rank, "", parts))
+        slots.append(runner.adapters.acquire(str(number)))
+    return slots
+
+
+def inputs_of(model: CsmModel, name: str) -> int:
+    """Return the number of inputs of a linear layer in a block, such as `backbone.blocks.0.qkv`."""
+    config = model.config.backbone if name.startswith("backbone") else model.config.depth
+    widths = {"out": config.heads * config.head_dim, "down": config.ffn}
+    return widths.get(name.rpartition(".")[2], config.width)
 
 
 def dia_runner(

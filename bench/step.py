@@ -1,12 +1,14 @@
 """Measures the seconds per frame of CSM or Dia with random weights, in this server and in transformers, on one thread.
 
     python -m bench.step --model csm --size full --device cpu [--against transformers] [--dtype float32] [--rows 4]
+    python -m bench.step --model csm --size full --device cpu --rows 8 --adapters 8 [--registered 32] [--quantize int8]
     python -m bench.step --model dia --size full --device cpu --against transformers [--quantize int8]
 
 On a CPU, the time is the CPU time of the thread, so that other work on the machine does not count. The two
 implementations alternate after a few frames, so that both run under the same conditions. The first frames are a
 warm-up. On a CPU, the warm-up ends when the codec decodes the largest groups of frames. The time of the codec is
-divided evenly among the frames. The last line of standard output is one JSON object.
+divided evenly among the frames. With --adapters, the first rows alternate between steps with LoRA adapters and steps
+without, and `adapter_ratio` divides the time of one by the other. The last line of standard output is one JSON object.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from app.nn.mimi.config import read_mimi_config
 from app.runtime.device import set_math_backends
 from app.runtime.sampling import Sampler, SamplingParams, exponential_noise
 from app.types import Sampling, SpokenLine, Utterance, Voice
-from bench.runners import csm_runner, fill
+from bench.runners import add_random_adapters, csm_runner, fill
 from tests.support.random_csm import csm_config
 
 WARM_UP_FRAMES = 2
@@ -103,7 +105,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
 
     Without CUDA graphs, also measures the backbone and the depth decoder alone, to calculate the runner's overhead.
     """
-    record = device.type == "cuda" and not args.plain
+    record = device.type == "cuda" and not (args.plain or args.adapters)
     sets = candidates(args.kernels, device, dtype, compiled=args.compile).kernels if record else (TORCH,)
     runner, capture = csm_runner(
         args.size, device, dtype, rows=args.rows, quantize=args.quantize, record=record, kernels=sets
@@ -116,14 +118,19 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         while not runner.prefill(row):
             pass
     prefill_s = (now() - began) / args.rows
-    parts = None if record else _Parts(runner, args.rows)
+    parts = None if record or args.adapters else _Parts(runner, args.rows)
+    slots = add_random_adapters(runner, args.registered)[: args.adapters] if args.adapters else []
     steps: list[float] = []
+    adapted: list[float] = []  # seconds of the steps with adapters
     sounds: list[float] = []
     wall = time.perf_counter if record else now  # a step with CUDA graphs does not wait for its own frame
     warm_up = WARM_UP_FRAMES if record else FRAMES_AHEAD * MAX_GROUP
     for index in range(warm_up + -(-args.frames // MAX_GROUP) * MAX_GROUP):
         if index >= warm_up and (index - warm_up) % TURN_FRAMES == 0:
             yield
+        with_adapters = bool(slots) and index % 2 == 0
+        for row, slot in enumerate(slots):
+            runner._rows[row].adapter = slot if with_adapters else 0
         start = wall()
         result = runner.step(rows)
         drawn = wall()
@@ -131,7 +138,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         if sounding:
             runner.decode(sounding, result.codes)
         if index >= warm_up:
-            steps.append(drawn - start)
+            (adapted if with_adapters else steps).append(drawn - start)
             sounds.append(wall() - drawn)
         if parts is not None and index >= warm_up - WARM_UP_FRAMES:
             parts.measure(now)
@@ -140,6 +147,11 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         "frame_s": spread([step_s + codec_s for step_s in steps]),
         "prefill_s": round(prefill_s, 4),
     }
+    if adapted:
+        found["adapted_step_s"], found["step_s"] = spread(adapted), spread(steps)
+        found["adapter_ratio"] = {
+            name: round(found["adapted_step_s"][name] / found["step_s"][name], 3) for name in ("median", "min")
+        }
     if parts is not None:
         found |= {f"{name}_s": spread(times[WARM_UP_FRAMES:]) for name, times in parts.times.items()}
         found["codec_s"] = round(codec_s, 4)
@@ -309,6 +321,8 @@ def main() -> None:
     parser.add_argument("--tf32", action="store_true", help="use TensorFloat-32 for float32 products on a GPU")
     parser.add_argument("--burst", type=int, default=8, help="number of Dia steps that are launched together")
     parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--adapters", type=int, default=0, help="CSM: the number of rows with a LoRA adapter each")
+    parser.add_argument("--registered", type=int, default=32, help="CSM: the number of LoRA adapters in memory")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--prompt", type=int, help="tokens before the first frame; default: 30 (Dia: 60 bytes)")
     parser.add_argument("--threads", type=int, default=1)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.nn.linear import Int8Linear
+from app.runtime.pages import mark_for_huge_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,16 @@ class Place:
         return rank * (len(self.outputs) * _inputs(self) + sum(self.outputs))
 
 
+_MOST_JOINED_OUTPUTS = 4096  # B of all parts is one matrix if the layer has at most this many outputs
+
+
 class _Eager:
     """The matrices of one adapter for one linear layer."""
 
     def __init__(self, parts: Sequence[Part], outputs: Sequence[int]) -> None:
         # One product computes x A^T of all parts.
         self._down = parts[0].down if len(parts) == 1 else torch.cat([part.down for part in parts])
+        # Ranks, outputs and B of each part. B is stored as (r, outputs): a product then reads it from start to end.
         self._ups: list[tuple[slice, slice, Tensor]] = []
         rank = 0
         for part in parts:
@@ -68,16 +73,51 @@ class _Eager:
             ranks, columns = slice(rank, rank + len(part.down)), slice(start, start + outputs[part.index])
             self._ups.append((ranks, columns, part.up))
             rank = ranks.stop
-        self.dtype = self._down.dtype
+        self._joined: Tensor | None = None  # B of all parts (outputs, R), with zeros between the parts
+        if len(outputs) == 1:
+            self._joined = parts[0].up.t()
+        elif sum(outputs) <= _MOST_JOINED_OUTPUTS:  # one larger product takes less time than a product for each part
+            joined = self._down.new_zeros(rank, sum(outputs))
+            for ranks, columns, up in self._ups:
+                joined[ranks, columns] = up
+            self._ups = [(slice(0, rank), slice(0, sum(outputs)), joined)]
+            self._joined = joined.t()
+        self.dtype, self.device = self._down.dtype, self._down.device
         self.bytes = self._down.nbytes + sum(up.nbytes for _, _, up in self._ups)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add (x A^T) B^T to y. x (m, inputs) and y (m, outputs) have the dtype of the matrices."""
-        if len(x) == 1:
-            small, row = torch.mv(self._down, x[0]), y[0]
-            for ranks, columns, up in self._ups:
-                row[columns].addmv_(up.t(), small[ranks])
+    @property
+    def numbers(self) -> int:
+        """How many numbers the matrices have."""
+        return self._down.numel() + sum(up.numel() for _, _, up in self._ups)
+
+    def move_to(self, memory: Tensor) -> None:
+        """Copy the matrices to `memory`, a tensor with `numbers` elements, and use the copies."""
+
+        def moved(matrix: Tensor, start: int) -> Tensor:
+            copy = memory[start : start + matrix.numel()].view(matrix.shape)
+            return copy.copy_(matrix)
+
+        start = self._down.numel()
+        self._down = moved(self._down, 0)
+        ups = []
+        for ranks, columns, up in self._ups:
+            ups.append((ranks, columns, moved(up, start)))
+            start += up.numel()
+        self._ups = ups
+        if self._joined is not None:
+            self._joined = ups[0][2].t()
+
+    def add_token(self, x: Tensor, y: Tensor) -> None:
+        """Add (x A^T) B^T of one token to y. x (inputs,) and y (outputs,) have the dtype of the matrices."""
+        small = torch.mv(self._down, x)
+        if self._joined is not None:
+            y.addmv_(self._joined, small)
             return
+        for ranks, columns, up in self._ups:
+            y[columns].addmv_(up.t(), small[ranks])
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add (x A^T) B^T of several tokens to y. x (m, inputs) and y (m, outputs)."""
         small = functional.linear(x, self._down)
         for ranks, columns, up in self._ups:
             y[:, columns].addmm_(small[:, ranks], up)
@@ -95,6 +135,8 @@ class AdaptedLinear(nn.Module):
         self.norm = place.norm if fused else None
         self._eps = place.eps
         self._eager: dict[int, _Eager] = {}
+        self._found: list[tuple[int, _Eager]] = []  # (row, matrices) of the rows in `_found_for`
+        self._found_for: tuple[int, ...] | None = None  # the slots of these rows; None = `_found` is not valid
         # Static tensors: A (slots, parts, R, inputs), and B transposed (slots, R, outputs). Slot 0 has zeros.
         self._down: Tensor | None = None
         self._up: Tensor | None = None
@@ -108,14 +150,24 @@ class AdaptedLinear(nn.Module):
         selection = self._selection
         if selection.index is not None:
             return self._add_indexed(x, y, selection.index)
-        found = [(i, each) for i, slot in enumerate(selection.slots) if (each := self._eager.get(slot)) is not None]
+        if self._found_for != selection.slots:  # most steps have the same rows as the step before
+            slots = enumerate(selection.slots)
+            self._found = [(i, each) for i, slot in slots if (each := self._eager.get(slot)) is not None]
+            self._found_for = selection.slots
+        found = self._found
         if not found:
             return y
-        dtype, per_row = found[0][1].dtype, len(x) // len(selection.slots)
+        dtype, count = found[0][1].dtype, len(selection.slots)
         x, total = self._normed(x).to(dtype), y.to(dtype)
-        for i, each in found:
-            rows = slice(i * per_row, (i + 1) * per_row)
-            each.add(x[rows], total[rows])
+        if len(x) == count:
+            tokens, sums = x.unbind(), total.unbind()
+            for i, each in found:
+                each.add_token(tokens[i], sums[i])
+        else:
+            per_row = len(x) // count
+            for i, each in found:
+                rows = slice(i * per_row, (i + 1) * per_row)
+                each.add(x[rows], total[rows])
         return total.to(y.dtype)
 
     def _add_indexed(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -142,13 +194,17 @@ class AdaptedLinear(nn.Module):
         self._down = torch.zeros(slots, parts, rank, inputs, dtype=dtype, device=device)
         self._up = torch.zeros(slots, rank, sum(self._outputs), dtype=dtype, device=device)
 
-    def set_slot(self, slot: int, parts: Sequence[Part]) -> int:
-        """Put the matrices of an adapter into a slot that no row uses. Returns the bytes of the matrices."""
+    def prepare_slot(self, slot: int, parts: Sequence[Part]) -> _Eager:
+        """Return the matrices of an adapter for `set_slot`. Copies them into the static tensors, if there are any."""
         if self._down is not None and self._up is not None:
             self.clear_slot(slot)
             parts = [self._copied(slot, part, self._down, self._up) for part in parts]
-        self._eager[slot] = _Eager(parts, self._outputs)
-        return self._eager[slot].bytes
+        return _Eager(parts, self._outputs)
+
+    def set_slot(self, slot: int, eager: _Eager) -> None:
+        """Put the matrices of an adapter into a slot that no row uses."""
+        self._eager[slot] = eager
+        self._found_for = None
 
     def _copied(self, slot: int, part: Part, all_down: Tensor, all_up: Tensor) -> Part:
         """Copy a part into the static tensors. Returns the part as views of the static tensors."""
@@ -161,6 +217,7 @@ class AdaptedLinear(nn.Module):
 
     def clear_slot(self, slot: int) -> None:
         self._eager.pop(slot, None)
+        self._found_for = None
         if self._down is not None and self._up is not None:
             self._down[slot] = 0
             self._up[slot] = 0
@@ -214,7 +271,12 @@ class LowRankAdapters:
     def set_slot(self, slot: int, parts: Mapping[str, Sequence[Part]]) -> int:
         """Put an adapter into a free slot. Returns the bytes of its matrices."""
         self._used[slot] = set(parts)
-        return sum(self._layer(name).set_slot(slot, each) for name, each in parts.items())
+        prepared = {name: self._layer(name).prepare_slot(slot, each) for name, each in parts.items()}
+        if self.reserved is None:
+            _pack(list(prepared.values()))
+        for name, eager in prepared.items():
+            self._layer(name).set_slot(slot, eager)
+        return sum(eager.bytes for eager in prepared.values())
 
     def clear_slot(self, slot: int) -> None:
         """Free the memory of a slot. After the last adapter, the model is again as without adapters."""
@@ -235,6 +297,22 @@ class LowRankAdapters:
             self._layers[name] = AdaptedLinear(place, self.selection)
             setattr(place.parent, place.name, self._layers[name])
         return self._layers[name]
+
+
+def _pack(matrices: Sequence[_Eager]) -> None:
+    """Move the matrices of an adapter to one block of memory on huge pages, if they are on a CPU.
+
+    A step reads all matrices. For 8 rows of CSM-1B with different adapters, this halves the time.
+    """
+    on_cpu = [each for each in matrices if each.device.type == "cpu"]
+    if not on_cpu:
+        return
+    memory = torch.empty(sum(each.numbers for each in on_cpu), dtype=on_cpu[0].dtype)
+    mark_for_huge_pages(memory.data_ptr(), memory.nbytes)
+    start = 0
+    for each in on_cpu:
+        each.move_to(memory[start : start + each.numbers])
+        start += each.numbers
 
 
 def _inputs(place: Place) -> int:

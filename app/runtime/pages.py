@@ -14,6 +14,15 @@ _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # from linux/mman.h; MADV_COLLAPSE exis
 _PAGE_BYTES = 2 << 20
 
 
+def mark_for_huge_pages(address: int, size_bytes: int) -> None:
+    """Let the system use huge pages for memory that this process has allocated and not filled yet."""
+    libc = ctypes.CDLL(None)
+    start = -(-address // _PAGE_BYTES) * _PAGE_BYTES
+    end = (address + size_bytes) // _PAGE_BYTES * _PAGE_BYTES
+    if start < end and hasattr(libc, "madvise"):
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE)
+
+
 def use_huge_pages() -> None:
     """Move the memory that this process uses now to huge pages. Later allocations are not affected.
 
