@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LINEAR = 1.6  # the largest exponent that passes as linear, with room for noise; a quadratic growth shows 2.0
-ROUNDS = 6  # a growth above the limit is measured up to this number of times, so that one slow moment does not decide
+ROUNDS = 12  # a growth above the limit is measured up to this number of times, so that one slow moment does not decide
 LEAST_S = 20e-6  # shorter times are replaced by this time: the clock of a virtual machine can skip a few microseconds
 
 

@@ -105,15 +105,16 @@ TORN = st.lists(
 @example("![](image.png)")
 @example("[1]")
 @example("ㅤ")
+@example("\x1b0")
 @example("\U0001f08d")  # spoken as "domino tile vertical 06 00"
 def test_any_text_gives_the_same_words_each_time_and_is_never_empty(text: str) -> None:
     spoken = NORMALIZER.normalize(text)
     assert spoken == NORMALIZER.normalize(text)
     spoken.encode("utf-8")
-    # Tags and citations are not spoken; each of them contains one of these characters. Four letters of Hangul are
-    # invisible.
+    # Tags, citations and control codes of terminals are not spoken; each of them contains one of these characters.
+    # Four letters of Hangul are invisible.
     has_ink = any(char.isalnum() and char not in "\u115f\u1160\u3164\uffa0" for char in text)
-    if has_ink and not re.search(r"[<>▁]|cite", text):
+    if has_ink and not re.search(r"[<>▁\x1b]|cite", text):
         assert spoken.strip()
 
 
