@@ -642,12 +642,16 @@ class SpeechGenerator:
                 try:
                     async with contextlib.aclosing(take.chunks(submitted)) as chunks:
                         async for chunk in chunks:
+                            starts = number == 0 and not begun  # planning would delay the first audio of the answer
+                            if not starts:
+                                await ahead.submit(rows_ahead(job))
                             if chunk is not None:
                                 take.add(chunk)
                             for samples in take.release():
                                 begun = begun or self._begin(job, planned)
                                 yield samples
-                            await ahead.submit(rows_ahead(job))  # after the first audio, because planning takes time
+                            if starts:
+                                await ahead.submit(rows_ahead(job))
                 except SpeechError as error:
                     if take.sent or not whole_takes(takes[:-1], planned.text):
                         raise

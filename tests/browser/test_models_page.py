@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import expect
 
 from tests.support.live import Process
 from tests.support.studio import SHORT, speak, wait_audible
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = pytest.mark.browser
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (group `browser`)").expect
 
 
 def test_model_is_loaded_by_its_first_request_and_unloaded_by_a_button(

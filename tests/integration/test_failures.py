@@ -11,7 +11,7 @@ from openai import Stream
 
 from app import wiring
 from app.engines.registry import EngineSpec
-from tests.support.live import serving
+from tests.support.live import serving, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,5 +72,10 @@ def test_out_of_memory_forbids_client_retries(url: str) -> None:
         client.audio.speech.create(model="tts-1", voice="alloy", input="Out of memory.")
     assert caught.value.code == "out_of_memory"
     assert caught.value.response.headers["x-should-retry"] == "false"
-    requests = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if 'status="500"' in line]
-    assert any(line.endswith(" 1.0") for line in requests if "_total" in line)
+
+    def counted() -> list[str]:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return [line for line in lines if 'status="500"' in line and "_total" in line]
+
+    wait_until(counted)  # the request is counted after its response was sent
+    assert any(line.endswith(" 1.0") for line in counted())

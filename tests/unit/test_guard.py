@@ -235,13 +235,13 @@ def test_end_of_speech_in_the_first_frames_is_suppressed_and_counted(tiny_csm: P
     runner = make(tiny_csm, rules)
     inner = runner.model.frame
 
-    def ends_at_once(h: torch.Tensor, cache: object, pick: object) -> torch.Tensor:
+    def ends_at_once(h: torch.Tensor, cache: object, pick: object, adapters: object) -> torch.Tensor:
         def eager(codebook: int, logits: torch.Tensor) -> torch.Tensor:
             logits = logits.clone()
             logits[:, runner.config.eos_code] = 1e4  # the model predicts EOS
             return pick(codebook, logits)  # type: ignore[no-any-return, operator]
 
-        return inner(h, cache, eager)  # type: ignore[arg-type]
+        return inner(h, cache, eager, adapters)  # type: ignore[arg-type]
 
     runner.model.frame = ends_at_once  # type: ignore[assignment, method-assign]
     frames = speak(runner, "Hello.")
@@ -266,10 +266,10 @@ def test_line_that_broke_a_rule_is_not_in_the_context_of_the_next_line(tiny_csm:
     runner = make(tiny_csm, rules)
     inner, stuck = runner.model.frame, 20
 
-    def fails_at_first(h: torch.Tensor, cache: object, pick: object) -> torch.Tensor:
+    def fails_at_first(h: torch.Tensor, cache: object, pick: object, adapters: object) -> torch.Tensor:
         nonlocal stuck
         stuck -= 1
-        frame = inner(h, cache, pick)  # type: ignore[arg-type]
+        frame = inner(h, cache, pick, adapters)  # type: ignore[arg-type]
         return torch.full_like(frame, 5) if stuck > 0 and "repeat" not in rules else frame
 
     runner.model.frame = fails_at_first  # type: ignore[assignment, method-assign]
