@@ -126,7 +126,7 @@ class RequestResolver:
             ignored = ("model", *ignored)
         request, replaced = self._with_known_speakers(request, use)
         ignored = (*ignored, *replaced)
-        voices = await self._with_adapters(request, await self._ready_voices(request), use)
+        voices = await self._with_adapters(request, await self._ready_voices(request, info), use)
         for voice in voices:
             check_speakable(voice, info, is_fallback=use.is_fallback)
         check_rate(request.format, request.sample_rate_hz)
@@ -294,11 +294,11 @@ class RequestResolver:
         others = [name for name in OTHER_SPEAKERS if name not in named]
         return [*named, *others, *named][:speakers]
 
-    async def _ready_voices(self, request: SpeechRequest) -> tuple[Voice, ...]:
+    async def _ready_voices(self, request: SpeechRequest, info: EngineInfo) -> tuple[Voice, ...]:
         """Return the voice of each line. First waits for a limited time until preset voices without a recording are
         ready.
         """
-        if self._preset_voices is not None:
+        if self._preset_voices is not None and info.can_clone:
             await self._preset_voices.wait_for([voice.id for voice in self._voices_of(request) if not voice.recorded])
         return self._voices_of(request)
 
