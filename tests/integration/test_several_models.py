@@ -91,6 +91,14 @@ def test_unknown_and_foreign_models(tmp_path: Path, tiny_csm: Path, tiny_dia: Pa
         assert speak(url, "sesame/CSM-1B").headers["X-TTS-Engine"] == "csm"
 
 
+def test_paths_of_actions_are_no_model_ids(http: httpx.Client) -> None:
+    for action in ("load", "unload"):
+        assert http.options(f"/v1/models/espeak/{action}").headers["Allow"] == "POST"
+        assert http.get(f"/v1/models/org/espeak/{action}").status_code == 405
+    assert http.get("/v1/models/org/espeak").status_code == 200
+    assert http.post("/v1/models/org/espeak/load").json()["id"] == "espeak"
+
+
 def test_model_that_cannot_be_loaded_says_why(tmp_path: Path, tiny_dia: Path) -> None:
     (tmp_path / "empty").mkdir()
     with serving(tmp_path, **variables(tmp_path / "empty", tiny_dia)) as url:

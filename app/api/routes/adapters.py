@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile as Upload
 
 from app.api.bodies import is_json
 from app.api.errors import problems
-from app.api.requests import ReportedBody
+from app.api.requests import ReportedBody, Speaker
 from app.api.responses import IGNORED_HEADER, AdapterList, DeletedAdapter, ListedAdapter, Schema
 from app.engines.adapters import MAX_SPEAKER
 from app.engines.adapters import Upload as AdapterFiles
@@ -35,8 +35,7 @@ class AdapterBody(ReportedBody):
         str, Field(min_length=1, description="A Hugging Face id: org/name, org/name@revision or org/name/folder.")
     ]
     speaker: Annotated[
-        int | None,
-        Field(ge=0, le=MAX_SPEAKER, description="The speaker number of its voice. Default: the model's first."),
+        Speaker | None, Field(description="The speaker number of its voice. Default: the model's first.")
     ] = None
     voice: Annotated[
         str | None, Field(description="A cloned voice: the adapter speaks with its recording. Default: no recording.")

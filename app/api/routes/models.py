@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.responses import JSONResponse
 
 from app.api.errors import problems
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
 # The `created` time of every model: March 2025, when CSM-1B was published. Clients only check that this time is a
 # number.
 CREATED = 1_742_000_000
+
+
+class ModelIdConvertor(PathConvertor):
+    """The id of a model in a path. It may contain slashes, but it does not end with the name of an action."""
+
+    regex = ".*(?<!/load)(?<!/unload)"
+
+
+register_url_convertor("model", ModelIdConvertor())
 
 
 def router(
@@ -61,7 +71,7 @@ def router(
         shown = await listed(voices, gate, caller)
         return ModelList(object="list", data=[model(model_id, shown) for model_id in known()])
 
-    @routes.get("/models/{model_id:path}", responses=problems(404))
+    @routes.get("/models/{model_id:model}", responses=problems(404))
     async def retrieve_model(model_id: str, caller: Request) -> Model:
         """Get one model."""
         try:
