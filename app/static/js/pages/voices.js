@@ -86,7 +86,7 @@ export async function mount(main, { go }) {
   function fill() {
     const query = search.value.trim().toLocaleLowerCase();
     const matching = all.filter((voice) => `${voice.name} ${voice.description ?? ""} ${voice.id} ${voice.language}`.toLocaleLowerCase().includes(query));
-    const groups = [["cloned", matching.filter((voice) => voice.known)], ["preset", matching.filter((voice) => !voice.known)]];
+    const groups = [["cloned", matching.filter((voice) => voice.known)], ...["adapter", "preset"].map((kind) => [kind, matching.filter((voice) => !voice.known && (voice.type === "adapter") === (kind === "adapter"))])];
     const held = document.activeElement?.closest?.("[data-voice]")?.dataset.voice;
     const onButton = document.activeElement?.tagName === "BUTTON";
     const ownNone = !query && all.length > 0 && !groups[0][1].length;
