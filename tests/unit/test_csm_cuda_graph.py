@@ -463,6 +463,7 @@ def test_uncommon_sampling_parameters_do_not_change_the_attention_length(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # without the compiler's cache, beside other work
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_kernels_give_the_same_codes(tiny_csm: Path, eager: CsmRunner) -> None:
     some = make(tiny_csm, capture=GraphCapture(CPU), kernels=(compiled_kernels(),), max_rows=2)
