@@ -141,9 +141,9 @@ class Metrics:
         """Add metrics of each device. devices: called at each scrape; it returns the states of the devices."""
         self.registry.register(_DeviceCollector(devices))
 
-    def watch_models(self, models: Callable[[], Iterable[tuple[str, int | None]]]) -> None:
-        """Add metrics of each model. models: called at each scrape; it returns the id and the bytes in memory of each
-        model: 0 = not loaded, None = unknown.
+    def watch_models(self, models: Callable[[], Iterable[tuple[str, bool, int]]]) -> None:
+        """Add metrics of each model. models: called at each scrape; it returns the id of each model, whether it is
+        loaded, and its bytes in memory (0 = unknown).
         """
         self.registry.register(_ModelCollector(models))
 
@@ -190,7 +190,7 @@ class _DeviceCollector(Collector):
 
 
 class _ModelCollector(Collector):
-    def __init__(self, models: Callable[[], Iterable[tuple[str, int | None]]]) -> None:
+    def __init__(self, models: Callable[[], Iterable[tuple[str, bool, int]]]) -> None:
         self._models = models
 
     def collect(self) -> Iterable[Metric]:
@@ -198,8 +198,7 @@ class _ModelCollector(Collector):
 
         loaded = GaugeMetricFamily("tts_model_loaded", "1 while the model is loaded", labels=["model"])
         size = GaugeMetricFamily("tts_model_bytes", "Memory that the loaded model takes", labels=["model"])
-        for model, taken_bytes in self._models():
-            loaded.add_metric([model], float(taken_bytes != 0))
-            if taken_bytes is not None:
-                size.add_metric([model], taken_bytes)
+        for model, is_loaded, taken_bytes in self._models():
+            loaded.add_metric([model], float(is_loaded))
+            size.add_metric([model], taken_bytes)
         yield from (loaded, size)

@@ -97,7 +97,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     cache.scan()
     metrics.watch_load(manager.load)
     metrics.watch_devices(manager.devices)
-    metrics.watch_models(manager.loaded_bytes)
+    metrics.watch_models(manager.memory_of_models)
     metrics.watch_cache(lambda: cache.size_bytes)
     normalizer = normalizer or Normalizer()
     aligner = Aligner(pronounce)

@@ -70,7 +70,9 @@ class ModelManager:
             self._managers[manager.requested.model_id] = manager
         self._stack = AsyncExitStack()
         self._lock = asyncio.Lock()  # held while one model is loaded or unloaded
-        self._loading: dict[EngineManager, asyncio.Task[None]] = {}  # the running loads, for which requests wait
+        self._loading: dict[
+            EngineManager, asyncio.Task[ModelUse | None]
+        ] = {}  # the running loads, for which requests wait
         # models that are being unloaded; the event is set at the end
         self._closing: dict[EngineManager, asyncio.Event] = {}
         self._failed_s: dict[EngineManager, float] = {}  # the time of the failed load, for models that can't be loaded
@@ -164,10 +166,11 @@ class ModelManager:
         found = {memory.device: memory for manager in self._managers.values() for memory in manager.memory()}
         return tuple(found.values())
 
-    def loaded_bytes(self) -> Iterator[tuple[str, int | None]]:
-        """Yield the id of each model, and the memory that it takes in bytes: 0 = not loaded, None = unknown."""
+    def memory_of_models(self) -> Iterator[tuple[str, bool, int]]:
+        """Yield the id of each model, whether it is loaded, and the memory that it takes in bytes (0 = unknown)."""
         for model_id, manager in self._managers.items():
-            yield model_id, 0 if manager.current is None else manager.loaded_bytes
+            loaded = manager.current is not None
+            yield model_id, loaded, (manager.loaded_bytes or 0) if loaded else 0
 
     # ---- use
 
@@ -177,9 +180,10 @@ class ModelManager:
         model_id: None = the default model. Waits for the load at most TTS_LOAD_WAIT_S. Raises NotReady.
         """
         manager = self.of(model_id)
+        use: ModelUse | None = None
         if manager in self._closing or (manager.current is None and self._is_loadable(manager)):
-            await self._wait_for(manager)
-        return manager.use()
+            use = await self._wait_for(manager)
+        return use or manager.use()
 
     def _is_loadable(self, manager: EngineManager) -> bool:
         """Whether a request waits for the load of this model. While the server starts, requests do not wait."""
@@ -231,8 +235,11 @@ class ModelManager:
             )
         return manager.status()
 
-    async def _wait_for(self, manager: EngineManager) -> None:
-        """Wait until a model is loaded. Begins the load if needed. Raises NotReady after TTS_LOAD_WAIT_S."""
+    async def _wait_for(self, manager: EngineManager) -> ModelUse | None:
+        """Wait until a model is loaded, and return its use; None if its load has failed. Begins the load if needed.
+
+        Raises NotReady after TTS_LOAD_WAIT_S.
+        """
         task = self._loading.get(manager)
         if task is None:
             task = self._loading[manager] = asyncio.create_task(self._load(manager), name="model-load")
@@ -243,14 +250,19 @@ class ModelManager:
                 f"The model {model} is being loaded. {describe(manager.status())}".strip(),
                 retry_after_s=RETRY_WHILE_LOADING_S,
             )
+        return None if task.cancelled() else task.result()
 
-    async def _load(self, manager: EngineManager) -> None:
+    async def _load(self, manager: EngineManager) -> ModelUse | None:
+        """Load a model, and return its use, so that it is not unloaded before the waiting requests use it.
+
+        Returns None if the load has failed.
+        """
         try:
             if (closing := self._closing.get(manager)) is not None:
                 await closing.wait()
             async with self._lock:
                 if manager.current is not None:
-                    return
+                    return _use_of(manager)
                 name = manager.requested.name
                 began_s = time.monotonic()
                 await self._make_room(manager)
@@ -262,10 +274,10 @@ class ModelManager:
                     status = await manager.settled()
                 if status.running is None:
                     self._failed_s[manager] = time.monotonic()
-                else:
-                    self._failed_s.pop(manager, None)
-                    manager.last_used_s = time.monotonic()
-                    log.info("model %s was loaded in %.1f s", manager.requested.model_id, time.monotonic() - began_s)
+                    return None
+                self._failed_s.pop(manager, None)
+                log.info("model %s was loaded in %.1f s", manager.requested.model_id, time.monotonic() - began_s)
+                return _use_of(manager)
         finally:
             self._loading.pop(manager, None)
             self._changed.set()
@@ -369,6 +381,14 @@ class ModelManager:
                     manager.last_used_s = now_s
                 elif now_s - manager.last_used_s >= idle_s and not await self._unload(manager, wait_s=IDLE_DRAIN_S):
                     manager.last_used_s = time.monotonic()
+
+
+def _use_of(manager: EngineManager) -> ModelUse | None:
+    """Return the use of a loaded model; None if its engine has failed."""
+    try:
+        return manager.use()
+    except NotReady:
+        return None
 
 
 def weight_bytes(spec: EngineSpec, settings: Settings) -> int:

@@ -404,7 +404,7 @@ def test_cancel_ends_the_audio_and_frees_the_row(server: str, caller: Caller) ->
     assert details["spoken_words"] == len(LONG[: details["spoken_chars"]].split()) > 0
     assert LONG[details["spoken_chars"]].isspace()
     assert order(events)[-5:] == FRAME[-5:]
-    assert is_free(server)
+    wait_until(lambda: is_free(server))  # the engine frees the row after its current step
     transcript = events[-4]["transcript"] if "transcript" in events[-4] else events[-3]["part"]["transcript"]
     assert LONG.startswith(transcript)
     assert transcript != LONG
@@ -460,7 +460,7 @@ def test_cleared_text_is_cancelled(server: str, caller: Caller) -> None:
     caller.send("input_text_buffer.clear")
     events = caller.until("response.done")
     assert events[-1]["response"]["status"] == "cancelled"
-    assert is_free(server)
+    wait_until(lambda: is_free(server))  # the engine frees the row after its current step
     caller.send("input_text_buffer.clear")
     caller.until("input_text_buffer.cleared")
     caller.send("input_text_buffer.commit")
@@ -590,8 +590,8 @@ def test_too_large_message_closes_only_its_connection(server: str) -> None:
             caller.socket.send("a" * (17 << 20))
         with pytest.raises(ConnectionClosed) as closed:
             _until_closed(caller)
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == 1009
+    # The server closes while the client still sends. TCP may then reset the connection before the close frame is read.
+    assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
     with calling(server) as caller:
         assert order(caller.speak()) == FRAME
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from app.engines import model_manager
+from app.engines.manager import EngineManager, ModelUse
 from app.engines.model_manager import ModelManager
 from app.engines.registry import EngineSpec
 from app.errors import Busy, NotReady, UnknownModel
@@ -176,6 +177,23 @@ async def test_model_in_use_is_not_unloaded():
         del use
         gc.collect()
         await until(lambda: not engine.healthy)
+
+
+async def test_model_is_not_unloaded_between_its_load_and_its_first_use(monkeypatch: pytest.MonkeyPatch):
+    """The unload of idle models may run before the request that has waited for the load."""
+    async with models("ok,stand_in") as served:
+        await served.settled()
+        load = served._load
+
+        async def delayed(manager: EngineManager) -> ModelUse | None:
+            use = await load(manager)
+            served._settings = served._settings.model_copy(update={"load_wait_s": 0.0})
+            with pytest.raises(Busy):
+                await served.unload_model("stand_in-1b")
+            return use
+
+        monkeypatch.setattr(served, "_load", delayed)
+        assert (await served.use("stand_in-1b")).engine.healthy
 
 
 async def test_load_of_the_engine_keeps_the_model_loaded(monkeypatch: pytest.MonkeyPatch):

@@ -126,7 +126,7 @@ class ServerState:
         is_unloaded = status.state == "unloaded"
         engine, load = self.manager.current, self.manager.load()
         youtube, watermark = self.youtube, self.watermark
-        taken = dict(self.manager.loaded_bytes())
+        taken = {model_id: size for model_id, _, size in self.manager.memory_of_models()}
         return {
             "status": "ok" if is_unloaded else status.state,
             "engine": status.running.name if status.running else None,
