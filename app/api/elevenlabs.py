@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import MutableHeaders
 
 from app.api.errors import body_of
-from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec
-from app.api.sockets import POLICY_VIOLATION, Closed
+from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec, count_usage, end_pass, live_session
+from app.api.sockets import NORMAL, POLICY_VIOLATION, Closed
 from app.audio import g711
 from app.errors import EmptyText, InvalidValue, SpeechError, Unauthorized, UnsupportedFormat
-from app.generator.live import Audio, Done, Failed, LiveSession, Words
+from app.generator.live import Audio, Done, Failed, Words
 from app.text.character_times import CharacterTimes
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from app.api.requests import SpeechBody
     from app.api.sockets import Socket
     from app.api.speaking import Speaking
-    from app.generator.live import LiveContext
+    from app.generator.live import LiveContext, LiveSession
     from app.generator.speech import Answer
     from app.keys import Pass
     from app.text.character_times import TimedCharacter
@@ -45,7 +45,6 @@ _OPENING, _CLOSING = "\"'\u201c\u2018([\u00bf\u00a1", "\"'\u201d\u2019)] \n"
 MAX_CONTEXTS = 5  # of one connection, as in the original
 DEFAULT_FORMAT = "mp3_44100_128"
 INACTIVITY_S, MAX_INACTIVITY_S = 20, 180
-NORMAL = 1000  # close code
 
 _CODECS = {"mp3": "mp3", "pcm": "pcm", "ulaw": "pcm", "alaw": "pcm", "opus": "opus"}
 _LAWS: dict[str, g711.Law] = {"ulaw": "ulaw", "alaw": "alaw"}
@@ -222,7 +221,7 @@ class StreamInput:
 
     async def run(self) -> None:
         """Handle the messages of the client until the connection is closed. Raises Closed."""
-        live = LiveSession(self.speaking.generator, self.speaking.metrics, max_chars=self.speaking.max_input_chars)
+        live = live_session(self.speaking)
         try:
             while await self._next(live):
                 pass
@@ -362,17 +361,13 @@ class StreamInput:
                             status = 500
                             error = body_of(event.error)["error"]
                             await self.socket.send({"message": error["message"], "error": error["code"], **ids})
-                        elif isinstance(event, Done) and event.usage is not None and context.admitted is not None:
-                            self.speaking.metrics.key_tokens(
-                                context.admitted.key.name, event.usage.input_tokens, event.usage.output_tokens
-                            )
+                        elif isinstance(event, Done):
+                            count_usage(self.speaking.metrics, context.admitted, event.usage)
                 final = {"is_final": True} if self.several else {}
                 await self.socket.send({"audio": None, "isFinal": True, **final, **nothing, **ids})
             finally:
                 self._contexts.pop(name, None)
-                if context.admitted is not None:
-                    context.admitted.close()
-                    self.speaking.metrics.key_request(context.admitted.key.name, status)
+                end_pass(self.speaking.metrics, context.admitted, status)
             if not self.several:
                 await self.socket.close(NORMAL if status == 200 else POLICY_VIOLATION)
 

@@ -9,14 +9,35 @@ from pydantic import ValidationError
 
 from app.api.requests import SpeechBody
 from app.errors import InvalidValue
-from app.generator.live import ContextSpec
+from app.generator.live import ContextSpec, LiveSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from app.api.speaking import Speaking
+    from app.generator.generation import Usage
+    from app.keys import Pass
+    from app.metrics import Metrics
 
 NO_TEXT_YET = "-"  # the `input` of a body whose text arrives later
+
+
+def live_session(speaking: Speaking) -> LiveSession:
+    """Return a new session with the limits of this server."""
+    return LiveSession(speaking.generator, speaking.metrics, max_chars=speaking.max_input_chars)
+
+
+def count_usage(metrics: Metrics, admitted: Pass | None, usage: Usage | None) -> None:
+    """Count the tokens of a context that has ended for its API key. admitted: None = the server has no keys."""
+    if admitted is not None and usage is not None:
+        metrics.key_tokens(admitted.key.name, usage.input_tokens, usage.output_tokens)
+
+
+def end_pass(metrics: Metrics, admitted: Pass | None, status: int) -> None:
+    """Count the request of a context that has ended for its API key. admitted: None = the server has no keys."""
+    if admitted is not None:
+        admitted.close()
+        metrics.key_request(admitted.key.name, status)
 
 
 def checked_body(fields: Mapping[str, Any], param: str = "") -> SpeechBody:

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from app.api.errors import body_of
-from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec
+from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec, count_usage, end_pass, live_session
 from app.api.sockets import GOING_AWAY, POLICY_VIOLATION, Closed
 from app.audio import g711
 from app.errors import InvalidValue, NotFound, NotSupported, RequestError, SpeechError, Unauthorized, UnknownVoice
-from app.generator.live import Audio, Cancelled, Done, Failed, LiveSession, SentenceStarted, Words
+from app.generator.live import Audio, Cancelled, Done, Failed, SentenceStarted, Words
 from app.generator.resolving import find_model
 from app.text.captions import words_of
 from app.voices.presets import DEFAULT_VOICE, standard_voices_of
@@ -284,7 +284,7 @@ class RealtimeSession:
         self._speaking = speaking
         self._voices = voices
         self._gate = gate
-        self._live = LiveSession(speaking.generator, speaking.metrics, max_chars=speaking.max_input_chars)
+        self._live = live_session(speaking)
         self._settings = _Settings(model)
         self._id = new_id("sess")
         self._conversation = new_id("conv")
@@ -580,10 +580,8 @@ class RealtimeSession:
     def _end(self, response: Response) -> None:
         """Forget a response that was spoken. Further calls do nothing."""
         if self._responses.pop(response.id, None) is not None:
-            if response.admitted is not None:
-                response.admitted.close()
-                status = 200 if response.status in ("completed", "cancelled") else 500
-                self._speaking.metrics.key_request(response.admitted.key.name, status)
+            status = 200 if response.status in ("completed", "cancelled") else 500
+            end_pass(self._speaking.metrics, response.admitted, status)
             if self._buffered is response:
                 self._buffered = None
 
@@ -613,9 +611,7 @@ class RealtimeSession:
                             "input_token_details": {"text_tokens": counts.input_tokens, "audio_tokens": 0},
                             "output_token_details": {"text_tokens": 0, "audio_tokens": counts.output_tokens},
                         }
-                        if response.admitted is not None:
-                            name = response.admitted.key.name
-                            self._speaking.metrics.key_tokens(name, counts.input_tokens, counts.output_tokens)
+                        count_usage(self._speaking.metrics, response.admitted, counts)
                 elif isinstance(event, Cancelled):
                     response.status = "cancelled"
                     response.details = {

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log: Any = structlog.get_logger("app.sockets")
 
 IN_THREAD_BYTES = 64 << 10  # a longer message is parsed in a thread
-GOING_AWAY, POLICY_VIOLATION, SERVER_ERROR = 1001, 1008, 1011  # close codes
+NORMAL, GOING_AWAY, POLICY_VIOLATION, SERVER_ERROR = 1000, 1001, 1008, 1011  # close codes
 _SWITCHING_PROTOCOLS = 101
 
 

@@ -14,10 +14,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec
-from app.api.sockets import POLICY_VIOLATION, SERVER_ERROR, Closed
+from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec, count_usage, end_pass, live_session
+from app.api.sockets import NORMAL, POLICY_VIOLATION, SERVER_ERROR, Closed
 from app.errors import EmptyText, InvalidValue, NotSupported, SpeechError, TextTooLong, Unauthorized
-from app.generator.live import Audio, Done, Failed, LiveSession, Words
+from app.generator.live import Audio, Done, Failed, Words
 from app.generator.resolving import find_model
 from app.text.captions import words_of
 from app.text.incremental import IncrementalSplitter
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from app.api.requests import SpeechBody
     from app.api.sockets import Socket
     from app.api.speaking import Speaking
+    from app.generator.live import LiveSession
     from app.keys import Pass
     from app.types import TimedSentence
 
@@ -34,7 +35,6 @@ CONFIG_S, IDLE_S = 10.0, 30.0
 MAX_CONFIG_CHARS = 4 << 20
 MAX_TEXT_CHARS = 128 << 10  # largest size of a message with text
 GRANULARITIES = ("none", "sentence", "clause")
-NORMAL = 1000  # close code
 _SAMPLE_BYTES = 2
 # Fields of a session with a voice that this server does not take from a message.
 _CLONING = ("ref_audio", "ref_text", "references", "speaker_embedding")
@@ -121,7 +121,7 @@ class SpeechStream:
 
     async def run(self) -> None:
         """Handle the messages of the client until the connection is closed. Raises Closed."""
-        live = LiveSession(self.speaking.generator, self.speaking.metrics, max_chars=self.speaking.max_input_chars)
+        live = live_session(self.speaking)
         sender = asyncio.create_task(self._send_all(live), name="speech stream")
         try:
             while await self._next():
@@ -290,9 +290,8 @@ class SpeechStream:
                     if isinstance(event, Failed):
                         raise event.error
                     await unit.send(event)
-                    if isinstance(event, Done) and event.usage is not None and utterance.admitted is not None:
-                        name, usage = utterance.admitted.key.name, event.usage
-                        self.speaking.metrics.key_tokens(name, usage.input_tokens, usage.output_tokens)
+                    if isinstance(event, Done):
+                        count_usage(self.speaking.metrics, utterance.admitted, event.usage)
         except EmptyText:
             pass
         except SpeechError as error:
@@ -306,10 +305,9 @@ class SpeechStream:
 
     def _close(self, utterance: _Utterance | None) -> None:
         """Count the request of an utterance. Further calls do nothing."""
-        if utterance is not None and (admitted := utterance.admitted) is not None:
+        if utterance is not None:
+            end_pass(self.speaking.metrics, utterance.admitted, 500 if utterance.failed else 200)
             utterance.admitted = None
-            admitted.close()
-            self.speaking.metrics.key_request(admitted.key.name, 500 if utterance.failed else 200)
 
 
 @dataclass(slots=True)

@@ -24,10 +24,12 @@ from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, Synthesize
 
 from app import __version__
 from app.api.errors import status_of
-from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec
+from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec, live_session
 from app.api.routes.voices import refresh
+from app.api.sockets import Closed
 from app.errors import EmptyText, InvalidValue, RequestError, SpeechError
-from app.generator.live import Audio, Cancelled, Failed, LiveSession
+from app.generator.live import Audio, Cancelled, Failed
+from app.generator.prompts import can_speak
 from app.settings import address_of
 from app.voices.presets import DEFAULT_VOICE
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from app.api.speaking import Speaking
-    from app.generator.live import LiveContext
+    from app.generator.live import LiveContext, LiveSession
     from app.types import EngineInfo, Voice
     from app.voices.store import VoiceStore
 
@@ -57,10 +59,6 @@ _KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 _SERVICE = "_wyoming._tcp.local."
 
 Object = dict[str, Any]
-
-
-class _Closed(Exception):
-    """The client has closed the connection, or reads no data."""
 
 
 def check_zeroconf() -> None:
@@ -158,7 +156,7 @@ def info_event(voices: list[Voice], engine: EngineInfo | None, model: str) -> Ev
             **about,
         }
         for voice in voices
-        if engine is None or _can_speak(engine, voice)
+        if engine is None or can_speak(voice, engine)
     ]
     program = {
         "name": "tts-server",
@@ -169,12 +167,6 @@ def info_event(voices: list[Voice], engine: EngineInfo | None, model: str) -> Ev
         **about,
     }
     return Event("info", {**{kind: [] for kind in ("asr", "handle", "intent", "wake", "mic", "snd")}, "tts": [program]})
-
-
-def _can_speak(engine: EngineInfo, voice: Voice) -> bool:
-    if voice.kind != "cloned":
-        return True
-    return engine.can_clone and not (voice.needs_words and engine.prompts.needs_transcript)
 
 
 def _tag(language: str) -> str:
@@ -219,13 +211,13 @@ class _Connection:
         try:
             while await self._next():
                 pass
-        except (_Closed, OSError):
+        except (Closed, OSError):
             pass
         except TimeoutError:
             log.info("closed a Wyoming connection whose event did not arrive in time")
         except SpeechError as error:
             self.server.count(error)
-            with contextlib.suppress(_Closed, OSError):
+            with contextlib.suppress(Closed, OSError):
                 await self._refuse(error)
         finally:
             sender.cancel()
@@ -302,7 +294,7 @@ class _Connection:
 
     async def _send_all(self) -> None:
         """Send the speech of one text after the other."""
-        with contextlib.suppress(_Closed, OSError):
+        with contextlib.suppress(Closed, OSError):
             going_on = True
             while going_on:
                 self._speaking = await self._waiting.get()
@@ -343,14 +335,14 @@ class _Connection:
         await self._send(Error(error.message, error.code).event())
 
     async def _send(self, event: Event) -> None:
-        """Send an event. Waits while the client reads no data. Raises _Closed, OSError."""
+        """Send an event. Waits while the client reads no data. Raises Closed, OSError."""
         try:
             async with asyncio.timeout(self.server.send_timeout_s), self._sending:
                 await async_write_event(event, self.writer)
         except TimeoutError:
             log.warning("stopped a Wyoming connection whose client read nothing", for_s=self.server.send_timeout_s)
             self.writer.transport.abort()
-            raise _Closed from None
+            raise Closed from None
 
 
 class WyomingServer:
@@ -449,9 +441,7 @@ class WyomingServer:
             writer.close()
             return
         _keep_alive(writer.get_extra_info("socket"))
-        speaking = self.speaking
-        live = LiveSession(speaking.generator, speaking.metrics, max_chars=speaking.max_input_chars)
-        connection = _Connection(self, reader, writer, live)
+        connection = _Connection(self, reader, writer, live_session(self.speaking))
         connection.task = asyncio.create_task(connection.run(), name="wyoming connection")
         self._connections.add(connection)
         began_s = time.monotonic()

@@ -93,24 +93,29 @@ def at_rate(reference: Reference, rate_hz: int) -> Reference:
     return Reference(samples, rate_hz, reference.transcript)
 
 
+def can_speak(voice: Voice, info: EngineInfo) -> bool:
+    """Return whether the engine can speak with the voice: it may be unable to clone, or need a transcript."""
+    if voice.kind != "cloned":
+        return True
+    return info.can_clone and not (voice.needs_words and info.prompts.needs_transcript)
+
+
 def check_speakable(voice: Voice, info: EngineInfo, *, is_fallback: bool) -> None:
     """Check that the engine can speak with the voice. Raises VoiceNotSupported, VoiceNeedsWords, VoiceNotReady.
 
     is_fallback: whether the engine is the fallback for the engine that the operator has configured.
     """
-    if voice.kind != "cloned":
+    if can_speak(voice, info):
         return
     if info.can_clone:
-        if voice.needs_words and info.prompts.needs_transcript:
-            path = f"/v1/voice-cloning/voices/{voice.id}"
-            raise VoiceNeedsWords(
-                f"The voice {voice.name!r} has no transcript of its recording, and the {info.id} engine can't use the "
-                f"recording without its words. Listen to the recording (GET {path}/reference), and send its exact "
-                f'words: PATCH {path} with the JSON body {{"transcript": "..."}}. The page /voice-cloning has a box '
-                "for the words.",
-                param="voice",
-            )
-        return
+        path = f"/v1/voice-cloning/voices/{voice.id}"
+        raise VoiceNeedsWords(
+            f"The voice {voice.name!r} has no transcript of its recording, and the {info.id} engine can't use the "
+            f"recording without its words. Listen to the recording (GET {path}/reference), and send its exact "
+            f'words: PATCH {path} with the JSON body {{"transcript": "..."}}. The page /voice-cloning has a box '
+            "for the words.",
+            param="voice",
+        )
     problem = f"The voice {voice.name!r} is cloned from a recording, and the {info.id} engine can't clone voices."
     if is_fallback:
         raise VoiceNotReady(
