@@ -185,20 +185,13 @@ def create_transcriber(settings: Settings, *, download: bool = True) -> Transcri
     return WhisperTranscriber(settings.asr_model, find, fetch if download and settings.asr_download else None)
 
 
-def _wyoming_server(settings: Settings, services: CoreServices) -> WyomingServer | None:
+def _wyoming_server(settings: Settings, speaking: Speaking, voices: VoiceStore) -> WyomingServer | None:
     """Create the server for Home Assistant; None if TTS_WYOMING is empty. Raises ValueError if zeroconf is missing."""
     if not settings.wyoming:
         return None
-    speaking = Speaking(
-        services.generator,
-        services.manager,
-        services.metrics,
-        max_input_chars=settings.max_input_chars,
-        log_texts=settings.log_texts,
-    )
     return WyomingServer(
         speaking,
-        services.voices,
+        voices,
         settings.wyoming,
         name=settings.wyoming_zeroconf,
         send_timeout_s=settings.reader_timeout_s,
@@ -218,7 +211,14 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
 
     limits = Limits(input_bytes=settings.max_upload_bytes)
     cloner = Cloner(create_transcriber(settings), limits=limits, checker=services.checker)
-    wyoming = _wyoming_server(settings, services)
+    speaking = Speaking(
+        services.generator,
+        services.manager,
+        services.metrics,
+        max_input_chars=settings.max_input_chars,
+        log_texts=settings.log_texts,
+    )
+    wyoming = _wyoming_server(settings, speaking, services.voices)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -267,7 +267,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create_api(
         AppServices(
-            services.generator,
+            speaking,
             services.manager,
             services.voices,
             cloner,

@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from app.generator.checking import TakeChecker
     from app.generator.lexicons import LexiconStore
     from app.generator.preset_voices import PresetVoiceMaker
-    from app.generator.speech import SpeechGenerator
     from app.metrics import Metrics
     from app.settings import Settings
     from app.text.normalizer import Normalizer
@@ -83,7 +82,7 @@ _UPLOAD_PATHS = (
 class AppServices:
     """The services that the routes call."""
 
-    generator: SpeechGenerator
+    speaking: Speaking
     manager: ModelManager
     voices: VoiceStore
     cloner: Cloner
@@ -197,13 +196,7 @@ def create_api(
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
-    speaking = Speaking(
-        services.generator,
-        services.manager,
-        services.metrics,
-        max_input_chars=settings.max_input_chars,
-        log_texts=settings.log_texts,
-    )
+    speaking = services.speaking
     v1_routers = _v1_routers(services, speaking, settings)
     for prefix in PREFIXES:
         for routes in v1_routers:
