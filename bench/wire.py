@@ -187,11 +187,11 @@ class WebSocket(asyncio.Protocol):
         """head: the request that opens the WebSocket. on_message: called with each text message."""
         self._head = head
         self._on_message = on_message
-        self._data = bytearray()
+        self._data = bytearray()  # data that the server has sent
         self._transport: asyncio.Transport | None = None
         self._open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.closed = asyncio.Event()
-        self.close_code: int | None = None  # data that the server has sent
+        self.close_code: int | None = None
 
     @classmethod
     async def connect(cls, url: str, on_message: Callable[[str], None]) -> WebSocket:
@@ -212,15 +212,6 @@ class WebSocket(asyncio.Protocol):
     def send(self, text: str) -> None:
         """Send a text message."""
         self._frame(0x1, text.encode())
-
-    def pause(self) -> None:
-        """Stop reading until `resume` is called, to simulate a slow reader."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
 
     def close(self) -> None:
         """Close the connection without a closing handshake."""

@@ -213,8 +213,8 @@ class AdapterRegistry:
         found = self.find(name)
         if found is None:
             raise UnknownModel(f"There is no adapter {name[:80]!r}. See GET /v1/models.", param=param)
-        row_adapters = getattr(use.engine, "adapters", None)
-        if not isinstance(row_adapters, RowAdapters):
+        row_adapters = _row_adapters(use.engine)
+        if row_adapters is None:
             message = f"The {use.info.id} engine can't speak with the adapter {found.name!r}."
             if use.is_fallback or self.model_id is None:
                 raise NotReady(f"{message} GET /health says why the configured engine does not run.", param=param)
@@ -248,9 +248,9 @@ class AdapterRegistry:
 
     async def _load_into(self, engine: Engine) -> None:
         """Load all adapters into a new engine. An adapter that can't be loaded gets the status `failed`."""
-        row_adapters = getattr(engine, "adapters", None)
+        row_adapters = _row_adapters(engine)
         async with self._changing:
-            if self._is_loaded_into(engine) or not isinstance(row_adapters, RowAdapters):
+            if self._is_loaded_into(engine) or row_adapters is None:
                 return
             for adapter in self._adapters.values():
                 adapter.status, adapter.error = "loading", ""
@@ -280,8 +280,8 @@ class AdapterRegistry:
                 check_source(source)
         # While `use` exists, the model is not unloaded.
         use = await self._manager.use(self.model_id)
-        row_adapters = getattr(use.engine, "adapters", None)
-        if not isinstance(row_adapters, RowAdapters):
+        row_adapters = _row_adapters(use.engine)
+        if row_adapters is None:
             raise NotSupported("The running engine can't use adapters. Set TTS_ENGINE=csm.")
         await self._load_into(use.engine)
         async with self._changing:
@@ -326,8 +326,8 @@ class AdapterRegistry:
                 )
             del self._adapters[found.name.casefold()]
             engine = None if self._loaded_into is None else self._loaded_into()
-            row_adapters = getattr(engine, "adapters", None)
-            if found.status == "ready" and isinstance(row_adapters, RowAdapters):
+            row_adapters = _row_adapters(engine)
+            if found.status == "ready" and row_adapters is not None:
                 self._unload(found, row_adapters)
             await asyncio.to_thread(shutil.rmtree, self._root / found.name, ignore_errors=True)
             log.info("the adapter %s was removed", found.name)
@@ -413,6 +413,12 @@ class AdapterRegistry:
             )
         except Cancelled as error:
             raise WeightsUnavailable(str(error)) from error
+
+
+def _row_adapters(engine: Engine | None) -> RowAdapters | None:
+    """Return the adapters of an engine; None = the engine can't use adapters. Engines of plug-ins may lack them."""
+    found = getattr(engine, "adapters", None)
+    return found if isinstance(found, RowAdapters) else None
 
 
 def check_source(source: str) -> None:

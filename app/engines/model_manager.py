@@ -124,11 +124,6 @@ class ModelManager:
     # ---- the state
 
     @property
-    def is_fallback(self) -> bool:
-        """Whether the fallback engine runs in place of the default engine."""
-        return self._default.is_fallback
-
-    @property
     def current(self) -> Engine | None:
         """The engine of the default model, or None if it is not loaded."""
         return self._default.current

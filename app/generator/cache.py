@@ -162,7 +162,7 @@ class AnswerCache:
     def begin(self, digest: str, rate_hz: int, *, keep: bool = True) -> Entry:
         """Create the entry of a new answer. The caller writes the samples to it. keep: False = nothing is stored."""
         path = self.path_of(digest)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+        temporary = _temporary(path)
         return Entry(self, digest, rate_hz, temporary, keep=keep and self._budget_bytes > 0)
 
     @property
@@ -299,6 +299,11 @@ def _first_checksum(rate_hz: int) -> int:
     return zlib.crc32(b"%d" % rate_hz)
 
 
+def _temporary(path: Path) -> Path:
+    """Return a new name in the folder of `path`. A file is written under this name, and then renamed."""
+    return path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+
+
 def _remove(path: Path) -> None:
     """Remove a file. An error is only logged, so that the request does not fail."""
     try:
@@ -329,7 +334,7 @@ def _write_times(path: Path, checksum: int, text: str) -> int:
     data = _TIMES_HEAD.pack(_TIMES_MAGIC, checksum, zlib.crc32(packed)) + packed
     if len(data) > _MAX_TIMES_BYTES:
         return 0
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    temporary = _temporary(path)
     try:
         _OpenFile(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL).append(data)
         temporary.replace(path)

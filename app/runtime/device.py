@@ -16,6 +16,7 @@ import torch
 
 from app.errors import EngineUnavailable, TooLittleMemory
 from app.runtime.cuda_graphs import doublings
+from app.runtime.memory import machine_free_bytes
 
 log = logging.getLogger(__name__)
 
@@ -191,12 +192,7 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        [kilobytes] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-        return int(kilobytes) << 10
-    except (OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine_free_bytes() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 # GPU memory that stays free for intermediate tensors, CUDA graphs and libraries. Mimi needs 1.06 GB to encode 60 s of

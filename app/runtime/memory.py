@@ -43,12 +43,17 @@ def held_bytes() -> dict[str, int]:
     return {"cpu": resident_bytes(), "cuda": on_gpus}
 
 
+def machine_free_bytes() -> int:
+    """Return the free main memory of the machine in bytes; 0 if the system does not report it."""
+    return _kilobytes(_MACHINE, "MemAvailable:") << 10
+
+
 def available_bytes() -> int | None:
     """Return how much more main memory this process can use, in bytes; None if the system does not report it.
 
     Considers the memory of the machine and the limit of the container (cgroup v2).
     """
-    found = _kilobytes(_MACHINE, "MemAvailable:") << 10
+    found = machine_free_bytes()
     try:
         limit = (_CGROUP / "memory.max").read_text("ascii").strip()
         if limit.isdigit():

@@ -499,7 +499,7 @@ async def test_fallback_engine_ignores_unsupported_fields_and_names_them(over):
     """The operator did not choose the fallback engine, so an unsupported field is no error."""
     engine = ScriptedEngine(capabilities=Capabilities(top_k=True))
     async with over(engine, fallback=True) as setup:
-        assert setup.manager.is_fallback
+        assert setup.manager.default.is_fallback
         request = speech_request(
             THREE, sampling=Sampling(0.5, 4, 0.9, 2.0), language="en-GB", instructions="Shout.", model="lost-1b"
         )

@@ -141,7 +141,7 @@ async def test_loading_the_default_ends_the_use_of_the_fallback():
         assert (await served.settled()).running == KNOWN["stand_in"]
         assert served.model_ids == ("once-1b", "stand_in-1b", "ok-1b")
         assert (await served.load_model("once-1b")).running == KNOWN["once"]
-        assert not served.is_fallback
+        assert not served.default.is_fallback
 
 
 @pytest.mark.parametrize("name", ["missing", "weightless", "crashing"])
