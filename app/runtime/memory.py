@@ -53,14 +53,19 @@ def available_bytes() -> int | None:
 
     Considers the memory of the machine and the limit of the container (cgroup v2).
     """
-    found = machine_free_bytes()
+    free = machine_free_bytes()
+    if not free:
+        return None
     try:
         limit = (_CGROUP / "memory.max").read_text("ascii").strip()
         if limit.isdigit():
-            found = min(found, int(limit) - int((_CGROUP / "memory.current").read_text("ascii")))
+            used = int((_CGROUP / "memory.current").read_text("ascii"))
+            # Cached files count as used memory, but the kernel drops them if a process needs the memory.
+            counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text("ascii").splitlines())
+            free = min(free, int(limit) - used + int(counts.get("inactive_file", 0)))
     except (OSError, ValueError):
         pass
-    return found or None
+    return max(0, free)
 
 
 def _of(name: str) -> Memory | None:

@@ -35,6 +35,7 @@ from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.mimi.config import MimiConfig, read_mimi_config
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
 from app.runtime import device as devices
+from app.runtime import memory
 from app.runtime.device import CONTEXT_BYTES, LEAST_SCRATCH_BYTES, SCRATCH_BYTES, plan_memory, plan_rows
 from tests.support.random_csm import csm_config
 from tests.support.random_dia import SHAPES, dac_config, dia_config
@@ -238,3 +239,27 @@ def test_documentation_shows_the_table_of_the_command() -> None:
         cells = [str(plan["rows"]) for plan in plans if plan["memory"] == size]
         row = re.escape(f"| {size.removesuffix('GB')} GB | {' | '.join(cells)} |")
         assert re.search(row, page), row
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8 << 30),
+        ({"memory.max": "max\n"}, 8 << 30),
+        ({"memory.max": "4000", "memory.current": "1000", "memory.stat": "anon 900\ninactive_file 100\n"}, 3100),
+        ({"memory.max": "4000", "memory.current": "3900", "memory.stat": "inactive_file 3000\n"}, 3100),
+        ({"memory.max": "4000", "memory.current": "4000", "memory.stat": "anon 4000\n"}, 0),
+        ({"memory.max": str(64 << 30), "memory.current": "0", "memory.stat": ""}, 8 << 30),
+        ({"memory.max": "4000"}, 8 << 30),
+    ],
+    ids=["no container", "no limit", "limit", "cached files are free", "full", "a larger limit", "not reported"],
+)
+def test_available_memory_respects_the_limit_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(memory, "_MACHINE", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory.available_bytes() == expected
