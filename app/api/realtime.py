@@ -253,7 +253,7 @@ class Response:
 
 
 @dataclass(slots=True)
-class _Settings:
+class SessionSettings:
     """The effective settings of a session."""
 
     model: str
@@ -276,16 +276,58 @@ class _Settings:
         self.speech = {**self.speech, **found["speech"]}
 
 
+def changed_settings(
+    settings: SessionSettings, changes: Object, speaking: Speaking, voices: VoiceStore
+) -> SessionSettings:
+    """Return the settings after the changes of a `session` object. Raises RequestError."""
+    found = checked_session(changes)
+    changed = copy.copy(settings)
+    changed.update(found)
+    if "model" in found:
+        find_model(changed.model, speaking.manager, speaking.generator.adapters)
+    check_voice(voices, changed.output["voice"])
+    _body(changed, changed.output)
+    return changed
+
+
+def check_voice(voices: VoiceStore, voice: Any) -> None:
+    """Check that a voice exists. Raises UnknownVoice."""
+    name = voice["id"] if isinstance(voice, dict) else voice
+    try:
+        voices.get(name)
+    except UnknownVoice as error:
+        if not standard_voices_of(name) and "+" not in name:
+            error.param = "session.audio.output.voice"
+            raise
+
+
+def _body(settings: SessionSettings, output: Object) -> SpeechBody:
+    """Return a speech request with these settings and a placeholder for the text. Raises InvalidValue."""
+    fields = {
+        "model": settings.model,
+        "input": NO_TEXT_YET,
+        "voice": output["voice"],
+        "speed": output["speed"],
+        "response_format": "pcm",
+        "sample_rate": _RATES_HZ[output["format"]["type"]],
+        "instructions": settings.instructions,
+        **settings.speech,
+    }
+    return checked_body(fields, "session.")
+
+
 class RealtimeSession:
     """One connection of a client. `run` handles its events until it is closed."""
 
-    def __init__(self, socket: Socket, speaking: Speaking, voices: VoiceStore, gate: Gate, model: str) -> None:
+    def __init__(
+        self, socket: Socket, speaking: Speaking, voices: VoiceStore, gate: Gate, settings: SessionSettings
+    ) -> None:
         self._socket = socket
         self._speaking = speaking
         self._voices = voices
         self._gate = gate
         self._live = live_session(speaking)
-        self._settings = _Settings(model)
+        self._settings = settings
         self._id = new_id("sess")
         self._conversation = new_id("conv")
         self._ends_at = time.time() + MAX_SESSION_S
@@ -310,17 +352,6 @@ class RealtimeSession:
             "input_audio_buffer.clear": self._clear_audio,
             "output_audio_buffer.clear": self._clear_output,
         }
-
-    def update(self, settings: Object) -> None:
-        """Change the settings before the session begins or during it. Raises RequestError."""
-        found = checked_session(settings)
-        changed = copy.copy(self._settings)
-        changed.update(found)
-        if "model" in found:
-            find_model(changed.model, self._speaking.manager, self._speaking.generator.adapters)
-        self._check_voice(changed.output["voice"])
-        self._body(changed, changed.output)
-        self._settings = changed
 
     async def run(self) -> None:
         """Handle the events of the client until the connection is closed. Raises Closed."""
@@ -422,32 +453,9 @@ class RealtimeSession:
     # ---- the session
 
     async def _update(self, event: Object) -> None:
-        self.update(_object(event.get("session"), "session"))
+        changes = _object(event.get("session"), "session")
+        self._settings = changed_settings(self._settings, changes, self._speaking, self._voices)
         await self._send("session.updated", session=self._shown())
-
-    def _check_voice(self, voice: Any) -> None:
-        """Check that a voice exists. Raises UnknownVoice."""
-        name = voice["id"] if isinstance(voice, dict) else voice
-        try:
-            self._voices.get(name)
-        except UnknownVoice as error:
-            if not standard_voices_of(name) and "+" not in name:
-                error.param = "session.audio.output.voice"
-                raise
-
-    def _body(self, settings: _Settings, output: Object) -> SpeechBody:
-        """Return a speech request with these settings and a placeholder for the text. Raises InvalidValue."""
-        fields = {
-            "model": settings.model,
-            "input": NO_TEXT_YET,
-            "voice": output["voice"],
-            "speed": output["speed"],
-            "response_format": "pcm",
-            "sample_rate": _RATES_HZ[output["format"]["type"]],
-            "instructions": settings.instructions,
-            **settings.speech,
-        }
-        return checked_body(fields, "session.")
 
     # ---- responses
 
@@ -504,8 +512,8 @@ class RealtimeSession:
                 "one."
             )
         output = {**self._settings.output, **output}
-        self._check_voice(output["voice"])
-        body = self._body(self._settings, output)
+        check_voice(self._voices, output["voice"])
+        body = _body(self._settings, output)
         if text:
             body.input = text
         law = _LAWS.get(output["format"]["type"])

@@ -19,6 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 from app.api import realtime
 from app.audio import g711
 from app.keys import KeyFile
+from tests.support import samples
 from tests.support.live import LONG, serving, wait_until
 
 if TYPE_CHECKING:
@@ -681,6 +682,41 @@ def test_client_secret_opens_a_session(keyed: tuple[str, KeyFile, str]) -> None:
     for wrong in ({"expires_after": {"seconds": 5}}, {"session": {"type": "transcription"}}, {"session": 5}):
         assert httpx.post(path, json=wrong, headers={"Authorization": f"Bearer {keyed[2]}"}).status_code == 400
     assert httpx.post(path, json={}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "param"),
+    [
+        ({"audio": {"output": {"voice": "nobody"}}}, 400, "session.audio.output.voice"),
+        ({"voice": {"id": "nobody"}}, 400, "session.audio.output.voice"),
+        ({"model": "nothing-1b"}, 404, "model"),
+        ({"temperature": 9}, 400, "session.temperature"),
+        ({"language": 5}, 400, "session.language"),
+    ],
+)
+def test_settings_of_a_client_secret_are_checked_when_it_is_created(
+    server: str, settings: dict[str, Any], status: int, param: str
+) -> None:
+    answer = httpx.post(f"{server}/v1/realtime/client_secrets", json={"session": {"type": "realtime", **settings}})
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["param"] == param
+
+
+def test_client_secret_with_a_deleted_voice_is_refused(tmp_path: Path) -> None:
+    with serving(tmp_path) as url:
+        form = {"name": "Gone", "transcript": samples.TEXT}
+        files = {"audio_file": ("sample.wav", samples.file(samples.speech()))}
+        cloned = httpx.post(f"{url}/v1/voice-cloning/clone", data=form, files=files, timeout=60)
+        assert cloned.status_code == 200, cloned.text
+        voice = cloned.json()["voice"]["id"]
+        body = {"session": {"type": "realtime", "audio": {"output": {"voice": voice}}}}
+        secret = httpx.post(f"{url}/v1/realtime/client_secrets", json=body).json()["value"]
+        with calling(url, key=secret):
+            pass
+        assert httpx.delete(f"{url}/v1/voice-cloning/voices/{voice}").status_code == 200
+        response = refused(url, key=secret)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "session.audio.output.voice"
 
 
 def _until_closed(caller: Caller) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.auth import key_in
 from app.api.client_secrets import ClientSecrets
 from app.api.errors import problems
-from app.api.realtime import RealtimeSession, checked_session, new_id
+from app.api.realtime import RealtimeSession, SessionSettings, changed_settings, new_id
 from app.api.sockets import accepted
 from app.errors import InvalidValue
 from app.generator.resolving import find_model
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.api.auth import Gate
-    from app.api.client_secrets import Secret
     from app.api.speaking import Speaking
     from app.keys import Key
     from app.voices.store import VoiceStore
@@ -79,8 +78,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, data_dir: Path, *
         settings = body.session or {}
         if len(str(settings)) > _MAX_SETTINGS:
             raise InvalidValue("The settings of the session are too long.", param="session")
-        if "model" in checked_session(settings):
-            find_model(settings["model"], speaking.manager, speaking.generator.adapters)
+        changed_settings(SessionSettings(speaking.manager.requested.model_id), settings, speaking, voices)
         admitted = getattr(caller.state, "admitted", None)
         seconds = (body.expires_after or ExpiresAfter()).seconds
         value, expires_at = known.create(None if admitted is None else admitted.key, settings, seconds)
@@ -91,31 +89,27 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, data_dir: Path, *
     async def realtime(connection: WebSocket) -> None:
         """Speak texts over a WebSocket."""
         sent = _sent_key(connection)
-        secret: Secret | None = None
         model = connection.query_params.get("model") or ""
+        settings = SessionSettings(model or speaking.manager.requested.model_id)
 
         def check() -> Key | None:
-            nonlocal secret
+            nonlocal settings
             secret = known.find(sent)
             key = gate.connect(sent) if secret is None else gate.present(secret.key)
             gate.check_scope(key, "speak")
             if model:
                 find_model(model, speaking.manager, speaking.generator.adapters)
+            if secret is not None and secret.session:
+                changes = {**secret.session, **({"model": model} if model else {})}
+                settings = changed_settings(settings, changes, speaking, voices)
             return key
 
         subprotocol = _SUBPROTOCOL if _SUBPROTOCOL in connection.scope["subprotocols"] else None
         async with accepted(
             connection, check, speaking.metrics, send_timeout_s=send_timeout_s, subprotocol=subprotocol
         ) as socket:
-            if socket is None:
-                return
-            settings = dict(secret.session) if secret else {}
-            session = RealtimeSession(
-                socket, speaking, voices, gate, model or settings.get("model") or speaking.manager.requested.model_id
-            )
-            if settings:
-                session.update({**settings, **({"model": model} if model else {})})
-            await session.run()
+            if socket is not None:
+                await RealtimeSession(socket, speaking, voices, gate, settings).run()
 
     return routes
 
