@@ -35,9 +35,7 @@ import os
 import platform
 import random
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -47,11 +45,10 @@ from typing import Any, Literal
 
 from app.text.incremental import IncrementalSplitter
 from bench.latency import engine_first_s, espeak_engine
-from bench.server import ROOT, Server, own_server
-from bench.wire import Client, WebSocket
+from bench.server import ROOT, Server, own_server, tiny_csm
+from bench.wire import Client, WebSocket, gaps
 
 RATE_HZ = 24_000
-TOLERANCE_S = 0.02
 TURN_S = 60.0  # a turn that takes longer has failed
 SENTENCE = "The ferry number {n} crosses the bay at noon."  # of a burst; its end is the first cut
 FURTHER = " It takes about an hour to get to the island. Bring a coat, because the wind can be cold on the open deck."
@@ -102,15 +99,7 @@ class Turn:
 
     def gaps(self) -> list[float]:
         """The seconds of each gap that a listener in real time hears."""
-        found = []
-        gap_s, had_s = 0.0, 0.0
-        for number, (when_s, audio_s) in enumerate(self.arrivals):
-            dry_s = when_s - self.arrivals[0][0] - gap_s - had_s
-            if number and dry_s > TOLERANCE_S:
-                found.append(dry_s)
-                gap_s += dry_s
-            had_s = audio_s
-        return found
+        return [dry_s for _, dry_s in gaps(self.arrivals)]
 
 
 class Session:
@@ -400,15 +389,8 @@ async def model_variables(engine: str) -> AsyncIterator[dict[str, str]]:
     if engine == "espeak":
         yield {}
         return
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "csm"
-        command = [sys.executable, "-m", "bench.fabricate", "csm", "--size", "tiny", str(model)]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: ASYNC221 - no other task runs yet
-        # Such small matrix products are slower on two threads than on one, and the event loop needs the other core.
-        yield {
-            "TTS_ENGINE": "csm", "CSM_MODEL": str(model), "TTS_FALLBACK_ENGINE": "", "TTS_CASTING": "off",
-            "TTS_DTYPE": "bfloat16", "OMP_NUM_THREADS": "1", "TTS_MAX_ROWS": "16",
-        }  # fmt: skip
+    with tiny_csm() as variables:
+        yield {**variables, "TTS_MAX_ROWS": "16"}
 
 
 async def measure(options: argparse.Namespace, watermark: str, variables: dict[str, str]) -> list[dict[str, Any]]:

@@ -24,24 +24,20 @@ import json
 import os
 import platform
 import random
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.server import ROOT, Server, own_server
-from bench.wire import Client, Heard
+from bench.server import Server, own_server, tiny_csm
+from bench.wire import Client, Heard, gaps
 
 RATE_HZ = 24_000
 BYTES_PER_S = 2 * RATE_HZ
 AUDIBLE = 10 ** (-50 / 20)
-TOLERANCE_S = 0.02
 WORDS = """
 amber anchor autumn basket beacon bottle bridge candle canyon castle cedar circle cotton desert dragon eagle
 ember falcon feather forest garden golden harbor hollow island ivory jacket jungle kettle lantern lemon marble
@@ -79,14 +75,9 @@ def listen(heard: Heard, due_s: float) -> Listened:
         byte = 2 * (int(loud[0]) + 1)
         audible_s = next(when_s for when_s, received in heard.pieces if received >= byte) - due_s
     first_s = heard.pieces[0][0]
-    underruns, gap_s, had_s = 0, 0.0, heard.pieces[0][1] / BYTES_PER_S
-    for when_s, received in heard.pieces[1:]:
-        dry_s = (when_s - first_s - gap_s) - had_s
-        if dry_s > TOLERANCE_S:
-            underruns += 1
-            gap_s += dry_s
-        had_s = received / BYTES_PER_S
-    return Listened(heard.status, heard.whole, first_s - due_s, audible_s, had_s, underruns, gap_s)
+    found = gaps((when_s, received / BYTES_PER_S) for when_s, received in heard.pieces)
+    gap_s, audio_s = sum(dry_s for _, dry_s in found), heard.pieces[-1][1] / BYTES_PER_S
+    return Listened(heard.status, heard.whole, first_s - due_s, audible_s, audio_s, len(found), gap_s)
 
 
 class Asker:
@@ -235,14 +226,9 @@ async def serving(options: argparse.Namespace) -> AsyncIterator[tuple[str, Serve
         yield options.url, None
         return
     variables = {"TTS_MAX_ROWS": str(options.rows)} if options.rows else {}
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as model:
         if options.engine == "csm":
-            model = Path(folder) / "csm"
-            command = [sys.executable, "-m", "bench.fabricate", "csm", "--size", "tiny", str(model)]
-            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: ASYNC221 - no other task runs yet
-            variables |= {"TTS_ENGINE": "csm", "CSM_MODEL": str(model), "TTS_FALLBACK_ENGINE": ""}
-            # Such small matrix products are slower on two threads than on one, and the event loop needs the other core.
-            variables |= {"TTS_CASTING": "off", "TTS_DTYPE": "bfloat16", "OMP_NUM_THREADS": "1"}
+            variables |= model.enter_context(tiny_csm())
         async with own_server(**variables) as server:
             yield server.url, server
 

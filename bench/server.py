@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,23 @@ class Server:
             if line.startswith(f"{name}:"):
                 return int(line.split()[1])
         raise LookupError(name)
+
+
+@contextlib.contextmanager
+def tiny_csm() -> Iterator[dict[str, str]]:
+    """Write a tiny CSM with random weights, and yield the environment variables of a server that speaks with it.
+
+    Blocks while it writes, so call it before other tasks run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "csm"
+        command = [sys.executable, "-m", "bench.fabricate", "csm", "--size", "tiny", str(model)]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        # Such small matrix products are slower on two threads than on one, and the event loop needs the other core.
+        yield {
+            "TTS_ENGINE": "csm", "CSM_MODEL": str(model), "TTS_FALLBACK_ENGINE": "", "TTS_CASTING": "off",
+            "TTS_DTYPE": "bfloat16", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
 
 
 @contextlib.asynccontextmanager

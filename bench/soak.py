@@ -50,10 +50,10 @@ from app.audio.decode import decode
 from app.audio.formats import AUDIO_FORMATS
 from app.engines.espeak import TIMBRES
 from bench.live import ANSWERS, Session, Turn
-from bench.load import TOLERANCE_S, WORDS, spread_ms
+from bench.load import WORDS, spread_ms
 from bench.plot import Panel, Series, figure
 from bench.server import Server, own_server
-from bench.wire import Client, Heard
+from bench.wire import Client, Heard, gaps
 
 LONG_WORDS = 120  # words in a slow reader's text: more audio than the sockets and the audio queue can hold
 SLOW_RATE_HZ = 48_000
@@ -234,13 +234,9 @@ class Soak:
         first_s = heard.pieces[0][0]
         books.first_s.append((first_s - self.began_s, first_s - due_s))
         if wish.second_bytes is not None and not events:
-            gap_s, had_s = 0.0, heard.pieces[0][1] / wish.second_bytes
-            for when_s, received in heard.pieces[1:]:
-                dry_s = when_s - first_s - gap_s - had_s
-                if dry_s > TOLERANCE_S:
-                    gap_s += dry_s
-                    books.dry.append((when_s - self.began_s, dry_s))
-                had_s = received / wish.second_bytes
+            per_s = wish.second_bytes
+            found = gaps((when_s, received / per_s) for when_s, received in heard.pieces)
+            books.dry += [(when_s - self.began_s, dry_s) for when_s, dry_s in found]
         return True
 
     async def read_slowly(self, manner: Manner) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -33,6 +33,27 @@ class Heard:
     ended_s: float = 0.0
     whole: bool = False
     on_first: Callable[[], object] = lambda: None  # called with the first bytes of the body
+
+
+TOLERANCE_S = 0.02  # a listener does not notice a shorter time without audio
+
+
+def gaps(arrivals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the gaps that a listener hears who plays audio from its first arrival on.
+
+    arrivals: (time, seconds of audio that have arrived so far). Returns the end of each gap and its length in seconds.
+    """
+    found: list[tuple[float, float]] = []
+    first_s: float | None = None
+    played_s = gap_s = 0.0
+    for when_s, audio_s in arrivals:
+        if first_s is None:
+            first_s = when_s
+        elif (dry_s := when_s - first_s - gap_s - played_s) > TOLERANCE_S:
+            found.append((when_s, dry_s))
+            gap_s += dry_s
+        played_s = audio_s
+    return found
 
 
 class Connection(asyncio.Protocol):
