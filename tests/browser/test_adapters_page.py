@@ -33,3 +33,6 @@ def test_voice_of_an_adapter_is_listed_and_speaks(tmp_path: Path, tiny_csm: Path
         wait_audible(page)
         page.goto(f"{process.url}/voice-cloning")
         page.get_by_role("heading", name="Voices of adapters").wait_for()
+        page.goto(f"{process.url}/server")
+        page.get_by_role("rowheader", name="csm-1b:danish").wait_for()
+        expect(page.get_by_role("button", name="Unload")).to_have_count(0)  # an adapter is no model of its own

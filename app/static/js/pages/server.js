@@ -104,12 +104,12 @@ export async function mount(main) {
     await health.look();
   }
 
-  function row(model, state, several) {
+  function row(model, state, switches) {
     const runs = model.id === state.model && model.status === "ready";
     return h("tr", {},
       h("th", { scope: "row" }, model.id),
       h("td", {}, h("span", { class: `badge ${LOOKS[model.status]}` }, t(`model.${model.status}`)), model.detail && h("p", {}, quoted(model.detail)),
-        several && h("div", { class: "row" }, button(t(model.loaded ? "model.unload" : "model.load"), () => switchModel(model.id, model.loaded ? "unload" : "load")))),
+        switches && h("div", { class: "row" }, button(t(model.loaded ? "model.unload" : "model.load"), () => switchModel(model.id, model.loaded ? "unload" : "load")))),
       h("td", {}, model.bytes && h("p", {}, `${number(model.bytes / 1e9, 2)} GB`), runs ? [state.device, " ", state.dtype, state.rows && h("p", { class: "hint" }, `${t("server.rows")}: ${t("server.of", { count: state.rows.active, of: state.rows.limit })}`)] : !model.bytes && "–"),
       h("td", {}, model.parameters?.length ? h("span", { lang: "en" }, model.parameters.join(", ")) : "–"),
     );
@@ -139,7 +139,8 @@ export async function mount(main) {
     const rowsKey = JSON.stringify([engines, state.model, state.rows]);
     if (engines && rowsKey !== shownRows) {
       shownRows = rowsKey;
-      rows.replaceChildren(...engines.map((model) => row(model, state, engines.length > 1)));
+      const bases = engines.filter((model) => !model.adapter_of);
+      rows.replaceChildren(...engines.map((model) => row(model, state, bases.length > 1 && bases.includes(model))));
     }
     const last = (values) => values.findLast((value) => value !== null);
     const memory = state.memory ?? [];
