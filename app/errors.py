@@ -14,6 +14,7 @@ SpeechError
 │   ├── ForeignHost (a web page sent the request to a name that is not the server's)
 │   ├── PreconditionFailed (the object has changed since the caller read it)
 │   ├── BadAdapter (a LoRA adapter can't be used)
+│   ├── BadBook (the file of a book can't be read; `code` says why)
 │   ├── VoiceNotSupported (the engine can't clone voices)
 │   └── VoiceNeedsWords  (the words of the voice's recording are unknown)
 ├── Busy                         the queue is full; try again after `retry_after_s`
@@ -74,6 +75,12 @@ class BadAdapter(RequestError):
     """A LoRA adapter can't be used. The message says why."""
 
     code = "bad_adapter"
+
+
+class BadBook(RequestError):
+    """The file of a book can't be read. `books/book.py` has a subclass with a `code` for each reason."""
+
+    code = "book_not_readable"
 
 
 class UnsupportedFormat(RequestError):

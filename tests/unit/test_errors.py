@@ -30,6 +30,7 @@ EXPECTED_STATUS = {
     "UnsupportedParameter": 400,
     "TooManySpeakers": 400,
     "BadAdapter": 400,
+    "BadBook": 400,
     "BadReference": 400,
     "NotSupported": 400,
     "UnknownModel": 404,

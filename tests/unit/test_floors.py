@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     # the name "app" is the file app/__init__.py, with the version
     ("app", "types", "errors", "settings", "metrics", "logs", "keys", "lru"),
-    ("text", "audio", "voices", "nn", "weights", "runtime"),
+    ("text", "audio", "voices", "books", "nn", "weights", "runtime"),
     ("engines",),
     ("generator",),
     ("api",),
@@ -33,6 +33,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # floor 0.
 NEIGHBOURS = {
     ("voices", "audio"),
+    ("books", "text"),
+    ("books", "audio"),
     ("nn", "runtime"),  # kernels draw random numbers as runtime/sampling.py defines; the runtime imports no model
     ("nn", "weights"),  # a codec reads its checkpoint with the functions of `weights`
     ("main", "wiring"),
