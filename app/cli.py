@@ -191,6 +191,7 @@ def say(
         language=language,
         normalize=normalize,
         timestamps=captions is not None,
+        provenance=str(output) != "-",
     )
     extras = {
         "language": language,

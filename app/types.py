@@ -81,6 +81,10 @@ class SpeechRequest:
     best_of: int = 1  # how many takes of each utterance are generated; the best one is kept
     lexicon: tuple[LexiconEntry, ...] = ()  # pronunciations for this request
     timestamps: bool = False  # compute the time of each word for `Answer.timestamps`
+    # Write into the file that it is synthetic speech, with the model, the voices and the time, and sign it with C2PA.
+    provenance: bool = False
+    caller: str = ""  # the digest of the API key, for the counts of usage; "" without keys
+    counted: bool = False  # whether the request was counted already: this is a part of it, such as a sentence of a job
 
     def digest(self, *context: str) -> str:
         """Return the cache key: the SHA-256 (hex) of everything that changes the audio of the answer.
@@ -92,9 +96,9 @@ class SpeechRequest:
         - `model`, because several aliases name the same engine;
         - `verify`, because a checked answer also answers a request without a check;
         - `lexicon`, because the caller adds the entries that can change the speech to `context`;
-        - `timestamps`, because this field does not change the audio.
+        - `timestamps`, `provenance`, `caller` and `counted`, because these fields do not change the audio.
         """
-        left_out = ("model", "use_cache", "verify", "lexicon", "format", "sample_rate_hz", "timestamps")
+        left_out = ("model", "use_cache", "verify", "lexicon", "format", "sample_rate_hz", *NO_EFFECT_ON_AUDIO)
         return self._hash(left_out, context)
 
     def with_short_texts(self) -> SpeechRequest:
@@ -119,7 +123,7 @@ class SpeechRequest:
             "verify",
             "best_of",
             "lexicon",
-            "timestamps",
+            *NO_EFFECT_ON_AUDIO,
         )
         return int(self._hash(left_out, context)[:8], 16) >> 1
 
@@ -139,6 +143,7 @@ class SpeechRequest:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+NO_EFFECT_ON_AUDIO = ("timestamps", "provenance", "caller", "counted")
 _LONG_TEXT_CHARS = 1_000
 _DIGEST = "\0sha256 "
 
@@ -437,6 +442,7 @@ class EngineInfo:
     languages: tuple[str, ...] = ("en",)  # BCP 47 tags
     capabilities: Capabilities = field(default_factory=Capabilities)
     speakers: tuple[int, ...] = (0, 1)  # the speaker numbers with which the model was trained, best first
+    trained: bool = True  # whether a model that was trained with recordings speaks; False = a program with rules
     # Values for requests without sampling fields; None = the field is not supported.
     defaults: Sampling = field(default_factory=Sampling)
     text: TextPacking = field(default_factory=TextPacking)

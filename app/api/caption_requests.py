@@ -47,7 +47,10 @@ class CaptionsBody(BaseModel):
     ] = None
     return_audio: Annotated[
         Flag | None,
-        Field(description="`true`: the response is multipart/form-data with the audio and the captions."),
+        Field(
+            description="`true`: the response is multipart/form-data with the audio and the captions. The metadata of "
+            "the audio say that it is synthetic speech."
+        ),
     ] = None
 
     @property
@@ -55,7 +58,9 @@ class CaptionsBody(BaseModel):
         """The fields of this request that have no effect."""
         no_words = self.highlight == "word" and self.captions not in ("vtt", "lrc")
         names: tuple[str, ...] = self._ignored  # type: ignore[attr-defined]  # of SpokenBody
-        return (*names, "highlight") if no_words else names
+        no_file = self.provenance and not self.return_audio  # type: ignore[attr-defined]  # of SpokenBody
+        without_effect = {"highlight": no_words, "provenance": no_file}
+        return (*names, *(name for name, is_so in without_effect.items() if is_so))
 
     def speakers(self, request: SpeechRequest, name_of: Callable[[str], str]) -> tuple[str, ...]:
         """The name of the speaker of each text; empty = no names are shown. name_of: the name of a voice."""

@@ -279,6 +279,15 @@ class SpokenBody(BaseModel):
         ),
     ] = None
 
+    provenance: Annotated[
+        Flag | None,
+        Field(
+            description="Make a file to keep: its metadata say that it is synthetic speech, by which model, in which "
+            "voice and when, in every format but PCM. With TTS_C2PA_CERT, the file is signed, and sent when it is "
+            "complete."
+        ),
+    ] = None
+
     speaker_id: Annotated[
         Speaker | None,
         Field(
@@ -444,6 +453,7 @@ class SpokenBody(BaseModel):
             best_of=self.best_of or 1,
             lexicon=lexicon_entries(self.lexicon, "lexicon"),
             timestamps=self.timestamps is True,
+            provenance=self.provenance is True,
         )
 
 

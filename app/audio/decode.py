@@ -32,6 +32,7 @@ from av import _core as core
 from av.stream import Disposition
 
 from app.audio import pcm
+from app.audio.provenance import MAX_COMMENT_CHARS
 from app.audio.resample import StreamResampler
 from app.errors import BadReference
 
@@ -88,6 +89,7 @@ class Decoded:
     source_hz: int = 0  # sample rate of the file
     channels: int = 0  # number of channels of the file
     clipped: float = 0.0  # share of the file's samples that were clipped, from 0 to 1
+    comment: str = ""  # the tag `comment` of the file or of the audio stream; at most MAX_COMMENT_CHARS characters
 
     @property
     def seconds(self) -> float:
@@ -237,6 +239,7 @@ class _Reading:
         self._decoded_s = 0.0
         self._damaged = False
         self._channels = 0
+        self._comment = ""
 
     @property
     def audible(self) -> bool:
@@ -273,6 +276,7 @@ class _Reading:
                 f"The audio in `{self._what}` is encoded with {name}. This server can't decode it. Send {FORMATS}.",
                 param=self._what,
             )
+        self._comment = container.metadata.get("comment") or stream.metadata.get("comment") or ""
         self._float_pcm = codec.name.startswith("pcm_f") or codec.name == "wavpack"
         stream.codec_context.thread_count = 1  # more threads would not be faster, and each upload would start them
         for frame in self._frames(container, stream):
@@ -291,7 +295,8 @@ class _Reading:
         truncated = self._decoded_s > self._max_seconds + PADDING_S
         rate_hz, channels = (self._frame_kind[0], self._channels) if self._frame_kind else (0, 0)
         clipped = self._mixer.clipped(float_pcm=self._float_pcm)
-        decoded = Decoded(samples, self._rate_hz, truncated, rate_hz, channels, clipped)
+        comment = self._comment[:MAX_COMMENT_CHARS]
+        decoded = Decoded(samples, self._rate_hz, truncated, rate_hz, channels, clipped, comment)
         if decoded.seconds >= MIN_SECONDS:
             return decoded
         if self._damaged or not self._decoded_s:

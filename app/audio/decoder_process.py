@@ -197,6 +197,7 @@ def _decode(job: dict[str, Any]) -> None:
             "source_hz": decoded.source_hz,
             "channels": decoded.channels,
             "clipped": decoded.clipped,
+            "comment": decoded.comment if len(json.dumps(decoded.comment)) < HEADER_BYTES // 2 else "",
         }
     except BadReference as error:
         header = {"error": error.message[: HEADER_BYTES // 8]}

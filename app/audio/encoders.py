@@ -69,30 +69,28 @@ def check_rate(audio_format: AudioFormat, rate_hz: int) -> None:
         raise UnsupportedParameter(message, param="sample_rate")
 
 
-def open_encoder(audio_format: AudioFormat, rate_hz: int, samples: int | None = None) -> Encoder:
+def open_encoder(audio_format: AudioFormat, rate_hz: int, samples: int | None = None, *, comment: str = "") -> Encoder:
     """Return a new encoder for samples at rate_hz. Takes up to 2 ms.
 
-    samples: how many samples the caller will encode, for the header of the file; None = not known yet. Raises
+    samples: how many samples the caller will encode, for the header of the file; None = not known yet. comment: is
+    written into the header of the file, see app/audio/provenance.py; "" = none. Raw PCM has no place for it. Raises
     UnsupportedParameter if the format does not support the sample rate.
     """
     check_rate(audio_format, rate_hz)
     recipe = AUDIO_FORMATS[audio_format].recipe
     if isinstance(recipe, CodecRecipe):
-        return _CodecEncoder(recipe, rate_hz, samples)
-    if samples is None or recipe.exact_header is None:
-        return _PcmEncoder(recipe.header(rate_hz))
-    return _PcmEncoder(recipe.exact_header(rate_hz, samples))
+        return _CodecEncoder(recipe, rate_hz, samples, comment)
+    return _PcmEncoder(recipe.header(rate_hz, samples, comment))
 
 
-def encoded_bytes(audio_format: AudioFormat, rate_hz: int, samples: int) -> int | None:
-    """Return the size in bytes of a file with `samples` samples. Returns None for a format whose size depends on the
-    audio.
+def encoded_bytes(audio_format: AudioFormat, rate_hz: int, samples: int, *, comment: str = "") -> int | None:
+    """Return the size in bytes of a file with `samples` samples and a comment. Returns None for a format whose size
+    depends on the audio.
     """
     recipe = AUDIO_FORMATS[audio_format].recipe
     if isinstance(recipe, CodecRecipe):
         return None
-    header = recipe.header(rate_hz) if recipe.exact_header is None else recipe.exact_header(rate_hz, samples)
-    return len(header) + 2 * samples
+    return len(recipe.header(rate_hz, samples, comment)) + 2 * samples
 
 
 def with_length(audio_format: AudioFormat, rate_hz: int, samples: int, data: bytes) -> bytes:
@@ -174,7 +172,7 @@ class _CodecEncoder:
     The codec gets only whole frames, so that the output does not depend on the number of samples in each call.
     """
 
-    def __init__(self, recipe: CodecRecipe, rate_hz: int, samples: int | None = None) -> None:
+    def __init__(self, recipe: CodecRecipe, rate_hz: int, samples: int | None = None, comment: str = "") -> None:
         # Set this attribute first: `__del__` needs it, even if the constructor raises an error.
         self._container: OutputContainer | None = None
         codec_rate_hz = recipe.codec_rate_hz(rate_hz)
@@ -188,8 +186,15 @@ class _CodecEncoder:
             self._sink,
             "w",
             format=recipe.container,
-            options={"fflags": "+bitexact", "flush_packets": "1", **recipe.container_options},
+            options={
+                "fflags": "+bitexact",
+                "flush_packets": "1",
+                **recipe.container_options,
+                **(recipe.comment_options if comment else {}),
+            },
         )
+        if comment:
+            self._container.metadata["comment"] = comment
         stream = self._container.add_stream(
             recipe.codec,
             rate=codec_rate_hz,

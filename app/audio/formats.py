@@ -22,8 +22,8 @@ _OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
 class PcmRecipe:
     """A format that consists of a header and 16-bit little-endian samples."""
 
-    header: Callable[[int], bytes]  # sample rate in Hz -> header of a file whose length is unknown
-    exact_header: Callable[[int, int], bytes] | None = None  # (sample rate, samples) -> header; None = `header` is used
+    # (sample rate in Hz, number of samples or None = unknown, comment or "" = none) -> header
+    header: Callable[[int, int | None, str], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class CodecRecipe:
     codec_options: Mapping[str, str] = field(default_factory=dict)
     lead_in_samples: int = 0  # silence in front of the audio
     codec_rates_hz: tuple[int, ...] = ()  # sample rates of the codec; empty: any rate
+    comment_options: Mapping[str, str] = field(default_factory=dict)  # of the container, for a file with a comment
 
     def codec_rate_hz(self, rate_hz: int) -> int:
         """Return the sample rate at which the codec encodes audio with the sample rate `rate_hz`.
@@ -56,6 +57,9 @@ class Format:
     rates_hz: tuple[int, ...] = ()  # valid sample rates; empty: any from MIN_RATE_HZ to MAX_RATE_HZ
     # The samples that decoders return before the first sample of the audio, at the rate of the codec.
     delay_samples: int = 0
+    # Whether every answer has a comment (app/audio/provenance.py), because the header has a place for it anyway. Other
+    # formats have a comment only on request.
+    always_comment: bool = False
 
     def delay_s(self, rate_hz: int) -> float:
         """Return the time in seconds from the start of the decoded file to the start of the audio. rate_hz: the sample
@@ -69,23 +73,34 @@ WAV_HEADER_BYTES = 44
 _MAX_RIFF_BYTES = 0xFFFFFFFE
 
 
-def wav_header(rate_hz: int, samples: int | None = None) -> bytes:
-    """Build the header (44 bytes) of a WAV file: 16 bit, mono. samples: the number of samples; None = unknown.
+def wav_header(rate_hz: int, samples: int | None = None, comment: str = "") -> bytes:
+    """Build the header of a WAV file: 16 bit, mono. samples: the number of samples; None = unknown.
+
+    comment: is written as ICMT in LIST/INFO. Without a comment the header has 44 bytes.
 
     If the number is unknown, both size fields contain 0xFFFFFFFF, as in the streams of api.openai.com. Python's `wave`,
     FFmpeg and browsers accept this value. Other programs write the size 0 for an unknown length, but `wave` does not
     accept 0. The header of a file of more than 4 GB also contains 0xFFFFFFFF, because the real sizes do not fit in 32
     bits.
     """
+    info = _list_info(comment) if comment else b""
     data_bytes = riff_bytes = 0xFFFFFFFF
-    if samples is not None and 2 * samples + WAV_HEADER_BYTES - 8 <= _MAX_RIFF_BYTES:
-        data_bytes, riff_bytes = 2 * samples, 2 * samples + WAV_HEADER_BYTES - 8
-    return struct.pack(
-        "<4sI4s4sIHHIIHH4sI",
+    other_bytes = WAV_HEADER_BYTES - 8 + len(info)
+    if samples is not None and 2 * samples + other_bytes <= _MAX_RIFF_BYTES:
+        data_bytes, riff_bytes = 2 * samples, 2 * samples + other_bytes
+    start = struct.pack(
+        "<4sI4s4sIHHIIHH",
         *(b"RIFF", riff_bytes, b"WAVE"),
         *(b"fmt ", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16),  # tag 1 = PCM, 1 channel, bytes/s, bytes/frame, bits
-        *(b"data", data_bytes),
     )
+    return start + info + struct.pack("<4sI", b"data", data_bytes)
+
+
+def _list_info(comment: str) -> bytes:
+    """Build the chunk LIST/INFO of a WAV file with a comment."""
+    text = comment.encode("utf-8", "replace") + b"\0"
+    text += b"\0" * (len(text) % 2)
+    return struct.pack("<4sI4s4sI", b"LIST", 12 + len(text), b"INFO", b"ICMT", len(text)) + text
 
 
 # The figures below are from 22.9 s of speech at 24 kHz on one core, best of four runs.
@@ -101,6 +116,7 @@ _MP3 = CodecRecipe(
     lambda rate_hz: 128_000 if rate_hz >= 16_000 else 64_000,
     {"write_xing": "0", "id3v2_version": "0"},
     {"reservoir": "0", "compression_level": "7"},
+    comment_options={"id3v2_version": "3"},
 )
 # FFmpeg's default is one page per second, which would delay the first audio by a second. With pages of 20 ms, the first
 # 80 ms of input immediately give 53 ms of encoded audio. With pages of 40 ms, the first 80 ms of input give 33 ms of
@@ -133,12 +149,14 @@ _AAC = CodecRecipe(
     {},
     {"aac_coder": "fast"},
     lead_in_samples=128,
+    comment_options={"write_id3v2": "1"},
 )
 # An MP4 file with an index at its end can't be streamed, so the file consists of fragments of 0.1 s.
 _M4A = replace(
     _AAC,
     container="mp4",
     container_options={"movflags": "empty_moov+default_base_moof", "frag_duration": "100000"},
+    comment_options={},
 )
 # compression_level=2 uses blocks of 27 ms. The default level uses blocks of 105 ms, which would delay the first bytes.
 # lpc_type and max_prediction_order have the values of the default level, so the file is as small as with the default
@@ -155,11 +173,11 @@ _FLAC = CodecRecipe(
 
 AUDIO_FORMATS: dict[str, Format] = {
     "mp3": Format("audio/mpeg", _MP3, _MPEG_RATES_HZ, delay_samples=1105),
-    "opus": Format("audio/opus", _OPUS),
+    "opus": Format("audio/opus", _OPUS, always_comment=True),
     "aac": Format("audio/aac", _AAC, _MPEG_RATES_HZ, delay_samples=1024 + _AAC.lead_in_samples),
-    "flac": Format("audio/flac", _FLAC),
-    "wav": Format("audio/wav", PcmRecipe(wav_header, wav_header)),
-    "pcm": Format("audio/pcm", PcmRecipe(lambda _: b"")),
-    "ogg": Format("audio/ogg", _OPUS),
-    "m4a": Format("audio/mp4", _M4A, _MPEG_RATES_HZ, delay_samples=1024 + _M4A.lead_in_samples),
+    "flac": Format("audio/flac", _FLAC, always_comment=True),
+    "wav": Format("audio/wav", PcmRecipe(wav_header)),
+    "pcm": Format("audio/pcm", PcmRecipe(lambda *_: b"")),
+    "ogg": Format("audio/ogg", _OPUS, always_comment=True),
+    "m4a": Format("audio/mp4", _M4A, _MPEG_RATES_HZ, delay_samples=1024 + _M4A.lead_in_samples, always_comment=True),
 }

@@ -430,6 +430,7 @@ def build(settings: Settings, _: BuildContext) -> BatchedEngine:
         frame_s=FRAME_S,
         capabilities=Capabilities(language=True),
         languages=tuple(sorted(library.languages)),
+        trained=False,
         fingerprint=f"espeak-ng-1.52 steady {WORDS_PER_MINUTE} {sorted(TIMBRES.items())}",
         text=TEXT,
     )

@@ -64,6 +64,7 @@ class ModelUse:
     manager: EngineManager
     engine: Engine
     is_fallback: bool
+    model_id: str
 
     @property
     def info(self) -> EngineInfo:
@@ -157,7 +158,7 @@ class EngineManager:
 
     def use(self) -> ModelUse:
         """Return the engine as an object that keeps it loaded. Raises NotReady if the engine can't speak now."""
-        use = ModelUse(self, self.engine(), self.is_fallback)
+        use = ModelUse(self, self.engine(), self.is_fallback, (self._running or self._requested).model_id)
         self._uses.add(use)
         self.last_used_s = time.monotonic()
         return use

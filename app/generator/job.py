@@ -14,6 +14,7 @@ from app.text.languages import guess_language
 from app.voices.presets import is_speaker
 
 if TYPE_CHECKING:
+    from app.audio.provenance import Provenance
     from app.engines.manager import ModelUse
     from app.engines.protocol import Engine
     from app.text.pronunciations import Lexicon
@@ -70,6 +71,7 @@ class SpeechJob:
     cache_key: str
     ignored: tuple[str, ...] = ()  # the request fields that the engine does not support
     marked: bool = False  # whether the audio gets the watermark
+    provenance: Provenance | None = None  # what the comment in the file says; None = the file has no comment
     voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
     texts: Sequence[str] = ()  # the texts of the caller; `turns` has indices into them
     lexicons: dict[str, Lexicon] = field(default_factory=dict)  # the pronunciations of each voice, by voice id
@@ -94,6 +96,11 @@ class SpeechJob:
     def info(self) -> EngineInfo:
         """The description of the engine."""
         return self.use.info
+
+    @property
+    def comment(self) -> str:
+        """The comment in the header of the file; "" = none."""
+        return "" if self.provenance is None else self.provenance.comment
 
     def language_of(self, text: str, voice: Voice) -> str:
         """Return the language of a text of this request. See `spoken_language`."""

@@ -94,16 +94,19 @@ async def open_finisher(job: SpeechJob) -> Finisher:
 
 
 class AnswerEncoder:
-    """Encodes 16-bit samples at `rate_hz` to the format and the sample rate of a request. The caller must call `close`.
+    """Encodes the 16-bit samples of a job to the format and the sample rate of its request. The caller must call
+    `close`.
 
-    samples: how many samples the answer has, for the header of the file; None = not known yet.
+    rate_hz: the sample rate of the samples. samples: how many samples the answer has, for the header of the file; None
+    = not known yet.
     """
 
-    def __init__(self, request: SpeechRequest, rate_hz: int, samples: int | None = None) -> None:
+    def __init__(self, job: SpeechJob, rate_hz: int, samples: int | None = None) -> None:
+        request = job.request
         self._rate_hz = rate_hz
         self._resampler = StreamResampler(rate_hz, request.sample_rate_hz)
         total = None if samples is None else resampled_length(samples, rate_hz, request.sample_rate_hz)
-        self._encoder = open_encoder(request.format, request.sample_rate_hz, total)
+        self._encoder = open_encoder(request.format, request.sample_rate_hz, total, comment=job.comment)
         plain = request.format in ("pcm", "wav")
         self.on_loop_samples = round((ON_LOOP_PLAIN_S if plain else ON_LOOP_S) * rate_hz)
         self._samples = 0

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from app import __version__
 from app.audio import watermark
 from app.audio.encoders import check_rate
+from app.audio.formats import AUDIO_FORMATS
+from app.audio.provenance import Provenance, now_s
 from app.audio.verification import is_english_tag
 from app.errors import BadReference, InvalidValue, UnknownModel, UnknownVoice, UnsupportedParameter
 from app.generator.job import LineText, SpeechJob, number_speakers
@@ -180,6 +182,7 @@ class RequestResolver:
             cache_key=keyed.digest(*samples_key, *finish_key),
             ignored=ignored,
             marked=marked,
+            provenance=_provenance_of(request, use, voices),
             voice_not_ready=voice_not_ready,
             held=held,
             texts=caller_texts,
@@ -486,6 +489,17 @@ def check_extra(name: str, info: EngineInfo) -> None:
             f"optional fields: {supported}.",
             param=name,
         )
+
+
+def _provenance_of(request: SpeechRequest, use: ModelUse, voices: Sequence[Voice]) -> Provenance | None:
+    """Return what the header of the file says; None if it has no comment.
+
+    The time is written only on request, so that other answers to equal requests have equal bytes.
+    """
+    if not request.provenance and not AUDIO_FORMATS[request.format].always_comment:
+        return None
+    ids = tuple(dict.fromkeys(voice.id for voice in voices))
+    return Provenance(use.model_id, ids, now_s() if request.provenance else None, trained=use.info.trained)
 
 
 def _without(request: SpeechRequest, ignored: list[str]) -> SpeechRequest:

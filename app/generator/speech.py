@@ -323,7 +323,7 @@ class SpeechGenerator:
         answer.seed = int(facts.get("seed", answer.seed))
         answer.usage = Usage(int(facts["input_tokens"]), int(facts["output_tokens"]))
         body = None
-        if answer.times is None or answer.times.complete:
+        if not job.request.provenance and (answer.times is None or answer.times.complete):
             body = self._encoded.find(_encoded_key(job, sound.checksum))
         if body is not None:
             answer.size_bytes = len(body)
@@ -337,8 +337,8 @@ class SpeechGenerator:
 
     async def _encode_cached(self, job: SpeechJob, answer: Answer, sound: CachedSound) -> AsyncGenerator[bytes]:
         """Encode audio from the cache. The first block is short, so that its bytes are sent at once."""
-        encoder = AnswerEncoder(job.request, sound.rate_hz, sound.samples)
-        collector = self._encoded.collect(keep=_is_compressed(job))
+        encoder = AnswerEncoder(job, sound.rate_hz, sound.samples)
+        collector = self._encoded.collect(keep=_is_kept(job))
         clock = ListenerClock()
         times = None if answer.times is None or answer.times.complete else answer.times
         timeline = Timeline() if times is None or times.timeline is None else times.timeline
@@ -371,7 +371,8 @@ class SpeechGenerator:
             if times is not None:
                 times.end(timeline)
                 times.store_later(partial(self._cache.keep_times, job.cache_key, sound.checksum))
-            self._encoded.put(_encoded_key(job, sound.checksum), collector.size, collector.body)
+            if not job.request.provenance:
+                self._encoded.put(_encoded_key(job, sound.checksum), collector.size, collector.body)
         finally:
             self.encoding -= 1
             collector.close()
@@ -431,16 +432,14 @@ class SpeechGenerator:
         pending = self._order.begin()
         clock = ListenerClock()
         encoder: AnswerEncoder | None = None
-        collector = self._encoded.collect(keep=job.request.use_cache and _is_compressed(job))
+        collector = self._encoded.collect(keep=job.request.use_cache and _is_kept(job))
         rate_hz = job.info.rate_hz
         self.encoding += 1
         try:
             async with generation.listen() as samples:
                 async for block in samples:
                     if encoder is None:
-                        encoder = AnswerEncoder(
-                            job.request, rate_hz, generation.recording.samples if job.held else None
-                        )
+                        encoder = AnswerEncoder(job, rate_hz, generation.recording.samples if job.held else None)
                     answer.progress.follow(generation.job.progress, encoder.audio_s + len(block) / (2 * rate_hz))
                     data = await encoder.push_in_order(block, self._order, clock.ahead_s)
                     clock.encoded(encoder.audio_s)
@@ -464,7 +463,8 @@ class SpeechGenerator:
                     if body:
                         total = resampled_length(generation.recording.samples, rate_hz, job.request.sample_rate_hz)
                         body = with_length(job.request.format, job.request.sample_rate_hz, total, body)
-                    self._encoded.put(_encoded_key(job, generation.stored_checksum), collector.size, body)
+                    if not job.request.provenance:
+                        self._encoded.put(_encoded_key(job, generation.stored_checksum), collector.size, body)
                     if answer.times is not None:
                         answer.times.store_later(
                             partial(self._cache.keep_times, job.cache_key, generation.stored_checksum)
@@ -483,8 +483,10 @@ class SpeechGenerator:
         encoded."""
         request = job.request
         total = resampled_length(sound.samples, sound.rate_hz, request.sample_rate_hz)
-        size = encoded_bytes(request.format, request.sample_rate_hz, total)
-        return self._encoded.size_of(_encoded_key(job, sound.checksum)) if size is None else size
+        size = encoded_bytes(request.format, request.sample_rate_hz, total, comment=job.comment)
+        if size is not None or request.provenance:
+            return size
+        return self._encoded.size_of(_encoded_key(job, sound.checksum))
 
     # ---- speaking
 
@@ -842,12 +844,14 @@ def _encoded_key(job: SpeechJob, checksum: int) -> EncodedKey:
     return job.cache_key, checksum, job.request.format, job.request.sample_rate_hz
 
 
-def _is_compressed(job: SpeechJob) -> bool:
+def _is_kept(job: SpeechJob) -> bool:
     """Return whether an encoded answer is kept in memory.
 
-    PCM and WAV are not kept: this would save only 0.4 ms of CPU per second of audio.
+    PCM and WAV are not kept: this would save only 0.4 ms of CPU per second of audio. A file with provenance contains
+    the time of its request, so it is used once.
     """
-    return encoded_bytes(job.request.format, job.request.sample_rate_hz, 0) is None
+    request = job.request
+    return not request.provenance and encoded_bytes(request.format, request.sample_rate_hz, 0) is None
 
 
 async def _blocks(data: bytes) -> AsyncGenerator[bytes]:

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from app import wiring
+from app.audio.decode import decode as decode_upload
+from app.audio.provenance import parse as parse_comment
 from app.engines.registry import EngineSpec, specs
 from app.keys import KeyFile
 from app.text.nonverbal import NON_VERBAL_SOUNDS
@@ -347,8 +349,14 @@ def test_files_are_saved_by_the_page_and_by_the_server(server: str, visit: Visit
         path = saving.value.path()
         assert path.read_bytes().startswith(starts)
         assert saving.value.suggested_filename == f"hello-there-this-is-my-alloy.{name.lower()}"
+        made = decode_upload(path.read_bytes(), 24_000, max_seconds=60)
+        stated = parse_comment(made.comment)
+        assert stated is not None
+        assert (stated.model, stated.voices) == ("espeak", ("alloy",))
+        assert stated.created_s is not None
         if name == "WAV":
-            assert path.read_bytes()[44:] == take["pcm"]
+            assert path.read_bytes().endswith(take["pcm"])
+            assert len(made.samples) == len(take["pcm"]) // 2
 
 
 def test_the_snippets_run(server: str, visit: Visit, tmp_path: Path) -> None:

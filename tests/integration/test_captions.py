@@ -14,6 +14,8 @@ import httpx
 import pytest
 from openai.types.audio import TranscriptionVerbose
 
+from app.audio.decode import decode as decode_upload
+from app.audio.provenance import parse as parse_comment
 from tests.support.commands import run_command
 from tests.support.ears import decode
 from tests.support.live import environment
@@ -160,7 +162,11 @@ def test_audio_and_captions_are_sent_together_on_request(http: httpx.Client) -> 
     assert parts["audio"].get_content_type() == "audio/wav"
     assert parts["audio"].get_filename() == "speech.wav"
     speech = http.post("/v1/audio/speech", json={"input": TEXT, "response_format": "wav"})
-    assert parts["audio"].get_payload(decode=True)[44:] == speech.content[44:]
+    audio = parts["audio"].get_payload(decode=True)
+    assert audio.endswith(speech.content[44:])
+    made = parse_comment(decode_upload(audio, 24_000, max_seconds=30).comment)
+    assert made is not None
+    assert (made.model, made.voices, made.trained) == ("espeak", ("alloy",), False)
     assert parts["captions"].get_filename() == "speech.vtt"
     assert parts["captions"].get_payload(decode=True) == captions(http, **body).content
     assert answer.headers["x-tts-engine"] == "espeak"
@@ -200,6 +206,8 @@ def test_invalid_request_names_its_field(http: httpx.Client, body: dict[str, Any
         ({"stream_format": "sse"}, "stream_format"),
         ({"progress": True}, "progress"),
         ({"timestamps": True}, "timestamps"),
+        ({"provenance": True}, "provenance"),
+        ({"provenance": True, "return_audio": True}, None),
         ({"highlight": "word"}, "highlight"),
         ({"highlight": "word", "captions": "json"}, "highlight"),
         ({"highlight": "word", "captions": "vtt"}, None),

@@ -27,6 +27,7 @@ PAGES = (
     "lexicon",
     "captions",
     "live",
+    "provenance",
     "watermark",
     "models",
     "scaling",

@@ -17,6 +17,8 @@ from pydantic import BaseModel
 
 from app import wiring
 from app.api.requests import PREVIEW_TEXT, SPEAKING_BODIES, SpokenBody
+from app.audio.decode import decode
+from app.audio.provenance import parse as parse_comment
 from app.engines.registry import BUILT_IN, EngineSpec
 from tests.support import listening_engine as engine
 from tests.support.live import serving
@@ -183,6 +185,16 @@ def timestamps(server: Server, route: str) -> None:
     streamed = server.speak(route, timestamps=True, stream_format="sse")
     texts = [each["text"] for event in streamed.events for each in event.get("sentences", ())]
     assert texts == ["I have 5 apples.", "You have none."]
+
+
+def provenance(server: Server, route: str) -> None:
+    kept = server.speak(route, provenance=True, response_format="mp3").response.content
+    found = parse_comment(decode(kept, 24_000, max_seconds=30).comment)
+    assert found is not None
+    assert (found.model, found.created_s is not None) == ("able-1", True)
+    plain = server.speak(route, response_format="mp3").response.content
+    assert plain.startswith(b"\xff")
+    assert kept.endswith(plain)
 
 
 def sampling(name: str, value: float, param: str | None = None) -> Callable[[Server, str], None]:
@@ -407,6 +419,7 @@ ROWS: dict[str, Row] = {
     "stream_format": Row(stream_format),
     "progress": Row(progress),
     "timestamps": Row(timestamps),
+    "provenance": Row(provenance),
     "temperature": Row(sampling("temperature", 0.5), lacking="refused", value=0.5),
     "top_k": Row(sampling("top_k", 7), lacking="refused", value=7),
     "topk": Row(sampling("topk", 7, "top_k"), lacking="refused", value=7, param="top_k"),

@@ -39,6 +39,7 @@ from app.errors import (
 )
 from app.generator import lookahead, output, pacing, sound, speech, take
 from app.generator.cache import AnswerCache
+from app.generator.job import SpeechJob
 from app.generator.output import AnswerEncoder
 from app.generator.planning import SILENT_TEXT_S
 from app.generator.speech import SENTENCE_GAP_S, Answer, SpeechGenerator
@@ -610,9 +611,9 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     opened: list[str] = []
 
     class Counted(AnswerEncoder):
-        def __init__(self, request: SpeechRequest, rate_hz: int, samples: int | None = None) -> None:
-            opened.append(request.format)
-            super().__init__(request, rate_hz, samples)
+        def __init__(self, job: SpeechJob, rate_hz: int, samples: int | None = None) -> None:
+            opened.append(job.request.format)
+            super().__init__(job, rate_hz, samples)
 
     monkeypatch.setattr(speech, "AnswerEncoder", Counted)
     return opened
@@ -960,8 +961,8 @@ async def test_encoder_is_not_closed_while_a_thread_uses_it(over, monkeypatch):
     open_encoder = output.open_encoder
 
     class Slow:
-        def __init__(self, *arguments: Any) -> None:
-            self._encoder = open_encoder(*arguments)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self._encoder = open_encoder(*arguments, **options)
             self.busy = False
 
         def encode(self, samples: np.ndarray) -> bytes:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from app.api.requests import ENGINE_EXTRAS, ConversationBody, DialogueBody, SpeechBody, SpokenBody, VoiceId
 from app.audio.formats import AUDIO_FORMATS
 from app.errors import BadReference, TextTooLong, UnknownVoice
-from app.types import Line, Reference, Sampling, SpeechRequest, Turn, UploadedTurn
+from app.types import NO_EFFECT_ON_AUDIO, Line, Reference, Sampling, SpeechRequest, Turn, UploadedTurn
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 pytestmark = pytest.mark.unit
@@ -163,6 +163,7 @@ def test_unknown_fields_of_turns_are_listed():
         ({"verify": False}, {"verify": False}),
         ({"timestamps": True}, {"timestamps": True}),
         ({"timestamps": False}, {}),
+        ({"provenance": True}, {"provenance": True}),
         ({"best_of": 1}, {}),
         ({"best_of": 4.0}, {"best_of": 4}),
         ({"stream_format": "sse"}, {}),
@@ -220,6 +221,7 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("enhance", ["2", 0, 1]),
     ("progress", ["never", 0, 1]),
     ("timestamps", ["words", 0, 1]),
+    ("provenance", ["all", 0, 1]),
     ("parallel", ["nein", 0, 1]),
     ("verify", ["auto", 0, 1]),
     ("best_of", ["2.5", True, 1.5, [2]]),
@@ -474,9 +476,14 @@ CHANGES: dict[str, list[Any]] = {
 
 def test_table_of_digest_changes_covers_every_field():
     # The resolver adds the entries of `lexicon` that can act on the text, and reads `default_speaker`.
-    assert CHANGES.keys() | {"model", "use_cache", "verify", "lexicon", "default_speaker", "timestamps"} == {
-        field.name for field in dataclasses.fields(SpeechRequest)
-    }
+    no_effect = {"model", "use_cache", "verify", "lexicon", "default_speaker", *NO_EFFECT_ON_AUDIO}
+    assert CHANGES.keys() | no_effect == {field.name for field in dataclasses.fields(SpeechRequest)}
+
+
+def test_facts_about_the_caller_and_the_file_do_not_change_the_audio():
+    changed = dataclasses.replace(FULL, timestamps=True, provenance=True, caller="someone", counted=True)
+    assert changed.digest("context") == FULL.digest("context")
+    assert changed.content_seed("context") == FULL.content_seed("context")
 
 
 ENCODED = ("format", "sample_rate_hz")  # every format and sample rate is encoded from the same audio

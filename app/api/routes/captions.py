@@ -48,7 +48,8 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate) -> APIRouter:
         """
 
         async def prepare() -> Captioned:
-            request = replace(await speaking.prepare(body, caller.state.owner), timestamps=True)
+            request = await speaking.prepare(body, caller.state.owner)
+            request = replace(request, timestamps=True, provenance=body.return_audio is True)
             answer = await speaking.start(request, body)
             options = CaptionOptions(
                 kind=body.captions or "srt",
