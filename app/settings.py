@@ -445,12 +445,13 @@ class Settings(BaseSettings):
         description="Give all speech the same loudness (-20 LUFS, peaks below -1 dBTP). The request field `enhance` "
         "overrides this setting.",
     )
-    watermark: Literal["cloned", "all", "off"] = Field(
-        "cloned",
+    watermark: Literal["off", "cloned", "model", "all"] = Field(
+        "model",
         alias="TTS_WATERMARK",
-        description="Which speech gets an inaudible watermark that identifies it as generated: `cloned` = speech with "
-        "cloned voices, `all`, or `off`. It needs the `watermark` extra. Without the extra, `cloned` adds no "
-        "watermark and /health reports this; with `all` the server does not start.",
+        description="Which speech gets an inaudible watermark that identifies it as generated: `model` = all speech of "
+        "a trained model, so not the offline voice; `cloned` = only speech with cloned voices; `all`; or `off`. See "
+        "docs/provenance.md. It needs the `watermark` extra. Without the extra, `model` and `cloned` add no watermark, "
+        "and /health and the log say so; with `all` the server does not start.",
     )
     verify: Literal["off", "auto", "all"] = Field(
         "auto",

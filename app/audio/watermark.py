@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Scope = Literal["cloned", "all", "off"]
+Scope = Literal["off", "cloned", "model", "all"]
 
 VERSION = "perth-250000.1"  # change VERSION whenever the output for the same input changes
 DETECT_RATE_HZ = 32_000  # the sample rate that Perth was trained at
@@ -72,9 +72,9 @@ class WatermarkMissing(NotSupported):
 class Watermark:
     """Decides which answers are marked.
 
-    scope: mark answers with a cloned voice, all answers, or none. missing: the reason why no answer can be marked; None
-    if answers can be marked. The constructor raises WatermarkMissing if the scope is "all" and the `watermark` extra is
-    missing.
+    scope: mark answers with a cloned voice ("cloned"), also all answers of a trained model ("model"), all answers, or
+    none. missing: the reason why no answer can be marked; None if answers can be marked. The constructor raises
+    WatermarkMissing if the scope is "all" and the `watermark` extra is missing.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -83,16 +83,18 @@ class Watermark:
         if scope == "all":
             load()
         elif self.missing is not None:
-            log.warning("Speech of cloned voices gets no watermark: %s", self.missing)
+            log.warning("Speech gets no watermark, although TTS_WATERMARK is %s: %s", scope, self.missing)
 
-    def marks(self, voices: Iterable[Voice]) -> bool:
-        """Return whether an answer with these voices is marked. For the scope "cloned", one cloned voice is enough.
+    def marks(self, voices: Iterable[Voice], *, trained: bool) -> bool:
+        """Return whether an answer with these voices is marked. One cloned voice is enough.
 
-        The voice of an adapter that speaks with a recording counts as cloned.
+        trained: whether a trained model speaks. The voice of an adapter that speaks with a recording counts as cloned.
         """
         if self.scope == "off" or self.missing is not None:
             return False
-        return self.scope == "all" or any(voice.kind == "cloned" or voice.reference_id for voice in voices)
+        if self.scope == "all" or (self.scope == "model" and trained):
+            return True
+        return any(voice.kind == "cloned" or voice.reference_id for voice in voices)
 
 
 @dataclass(frozen=True, slots=True)

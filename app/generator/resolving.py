@@ -155,7 +155,7 @@ class RequestResolver:
             seed = seed_of(not_ready[0].id) if request.seed is None else request.seed
             request = replace(request, use_cache=False, seed=seed)
         lexicons, lexicon_key, ignored = await self._lexicons_of(request, use, voices, ignored)
-        marked = self._watermark.marks(voices)
+        marked = self._watermark.marks(voices, trained=info.trained)
         # The audio also depends on values that are not in the request. The values in samples_key change the generated
         # samples. The values in finish_key change only the processing of these samples.
         samples_key = (__version__, info.fingerprint, *(voice.digest for voice in voices))

@@ -11,6 +11,9 @@ import openai
 import pytest
 
 from app.audio import watermark
+from app.engines import espeak
+from app.settings import Settings
+from app.types import EngineInfo
 from tests.support.ears import decode, loudness_lufs
 from tests.support.live import ROOT, environment, serving
 
@@ -58,9 +61,15 @@ def test_watermark_of_this_server_is_detected(marking: str, server: str, fields:
     assert float(str(unmarked["score"])) < 0.3
 
 
-def test_standard_voices_are_not_marked_by_default(server: str) -> None:
-    assert httpx.get(f"{server}/health").json()["watermark"] == {"marked": "cloned", "reason": None}
-    assert detect(server, speak(server), "/api/v1")["watermarked"] is False
+@pytest.mark.parametrize("trained", [True, False])
+def test_default_marks_the_speech_of_models_and_not_of_the_offline_voice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: bool
+) -> None:
+    monkeypatch.setattr(espeak, "EngineInfo", lambda **fields: EngineInfo(**{**fields, "trained": trained}))
+    default = Settings.model_fields["watermark"].default
+    with serving(tmp_path, TTS_WATERMARK=default) as url:
+        assert httpx.get(f"{url}/health").json()["watermark"] == {"marked": "model", "reason": None}
+        assert detect(url, speak(url), "/api/v1")["watermarked"] is trained
 
 
 def test_cached_watermarked_audio_equals_the_streamed_audio(marking: str) -> None:

@@ -36,7 +36,8 @@ def settings(data_dir: Path, **variables: Any) -> Settings:
     """Return the settings of a test server: offline voice, no preset voice creation, no environment and no `.env`
     file."""
     values = {"TTS_ENGINE": "espeak", "HOST": "127.0.0.1", "PORT": 0, "TTS_DATA_DIR": data_dir, "TTS_CASTING": "off"}
-    values |= {"TTS_ASR_DOWNLOAD": False}
+    # Most tests compare the unmarked samples of an engine.
+    values |= {"TTS_ASR_DOWNLOAD": False, "TTS_WATERMARK": "cloned"}
     values |= variables
     return Settings(_env_file=None, **values)  # type: ignore[call-arg]
 
@@ -135,6 +136,7 @@ def environment(data_dir: Path, **variables: str) -> dict[str, str]:
         "TTS_DATA_DIR": str(data_dir),
         "TTS_ENGINE": "espeak",
         "TTS_ASR_DOWNLOAD": "0",
+        "TTS_WATERMARK": "cloned",  # most tests compare the unmarked samples of an engine
         "HF_HOME": str(Path(data_dir) / "hub_home"),
         **variables,
     }

@@ -82,7 +82,7 @@ SETTINGS: dict[str, Any] = {
     "shutdown_grace_s": 120,
     "replicas": "1",
     "enhance": True,
-    "watermark": "cloned",
+    "watermark": "model",
     "verify": "auto",
     "youtube": "auto",
     "asr": "auto",

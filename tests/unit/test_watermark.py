@@ -210,21 +210,25 @@ def test_score_equals_that_of_perth(library, perth, oracle):
 
 
 def test_setting_selects_the_marked_voices():
-    assert Watermark("cloned").marks([CLONED])
-    assert Watermark("cloned").marks([preset("onyx"), CLONED])
-    assert not Watermark("cloned").marks([preset("onyx")])
-    assert Watermark("all").marks([preset("onyx")])
-    assert not Watermark("off").marks([CLONED])
+    standard = [preset("onyx")]
+    assert Watermark("cloned").marks([CLONED], trained=True)
+    assert Watermark("cloned").marks([*standard, CLONED], trained=True)
+    assert not Watermark("cloned").marks(standard, trained=True)
+    assert Watermark("model").marks(standard, trained=True)
+    assert Watermark("model").marks([CLONED], trained=False)
+    assert not Watermark("model").marks(standard, trained=False)
+    assert Watermark("all").marks(standard, trained=False)
+    assert not Watermark("off").marks([CLONED], trained=True)
 
 
 def test_missing_extra_is_reported(monkeypatch, caplog):
     monkeypatch.setattr(watermark, "_package", lambda: None)
     watermark.load.cache_clear()
     with caplog.at_level(logging.WARNING):
-        marks = Watermark("cloned")
-    assert not marks.marks([CLONED])
+        marks = Watermark("model")
+    assert not marks.marks([CLONED], trained=True)
     assert "pip install 'resemble-perth==1.0.1'" in str(marks.missing)
-    assert caplog.text.count("Speech of cloned voices gets no watermark") == 1
+    assert caplog.text.count("Speech gets no watermark, although TTS_WATERMARK is model") == 1
     assert Watermark("off").missing is None
     with pytest.raises(WatermarkMissing, match="not installed"):
         Watermark("all")
