@@ -185,13 +185,14 @@ def create_transcriber(settings: Settings, *, download: bool = True) -> Transcri
     return WhisperTranscriber(settings.asr_model, find, fetch if download and settings.asr_download else None)
 
 
-def _wyoming_server(settings: Settings, speaking: Speaking, voices: VoiceStore) -> WyomingServer | None:
+def _wyoming_server(settings: Settings, speaking: Speaking, voices: VoiceStore, gate: Gate) -> WyomingServer | None:
     """Create the server for Home Assistant; None if TTS_WYOMING is empty. Raises ValueError if zeroconf is missing."""
     if not settings.wyoming:
         return None
     return WyomingServer(
         speaking,
         voices,
+        gate,
         settings.wyoming,
         name=settings.wyoming_zeroconf,
         send_timeout_s=settings.reader_timeout_s,
@@ -218,7 +219,9 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
         max_input_chars=settings.max_input_chars,
         log_texts=settings.log_texts,
     )
-    wyoming = _wyoming_server(settings, speaking, services.voices)
+    ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
+    gate = Gate(ring, services.metrics, keyed_lists=settings.voice_lists == "keyed")
+    wyoming = _wyoming_server(settings, speaking, services.voices, gate)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -263,7 +266,6 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
         await services.take_checker.close()  # if the check of a recording hangs, this ends the check
         await asyncio.gather(warming, importing, checking)
 
-    ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create_api(
         AppServices(
@@ -273,7 +275,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             cloner,
             consents,
             services.metrics,
-            Gate(ring, services.metrics, keyed_lists=settings.voice_lists == "keyed"),
+            gate,
             services.preset_voices,
             services.watermark,
             services.detector,

@@ -13,6 +13,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from app import __version__
 from app.api import errors
 from app.api.browser_checks import CrossOriginCheck, HostCheck
+from app.api.elevenlabs import DetailedErrors
 from app.api.middleware import (
     EXPOSED_HEADERS,
     BodyLimit,
@@ -30,6 +31,7 @@ from app.api.routes import (
     conversation,
     custom_voices,
     elevenlabs,
+    elevenlabs_voices,
     lexicons,
     models,
     normalize,
@@ -218,7 +220,7 @@ def create_api(
     kokoro_routes = captions.kokoro_router(speaking, services.gate)
     app.include_router(kokoro_routes)
     for prefix in (*PREFIXES, "/v2"):
-        app.include_router(elevenlabs.voices_router(services.voices, services.gate, f"{prefix}/voices"))
+        app.include_router(elevenlabs_voices.router(services.voices, services.gate, f"{prefix}/voices"))
     app.include_router(pages.router(settings.studio_llm_origins))
     app.mount("/static/swagger", pages.docs_files())
     app.mount("/static", pages.files())
@@ -303,6 +305,7 @@ def _add_middleware(app: FastAPI, services: AppServices, settings: Settings) -> 
         has_key=services.gate.has_key,
         keys_needed=lambda: services.gate.needed,
     )
+    app.add_middleware(DetailedErrors)
     app.add_middleware(RequestLog, metrics=services.metrics, cross_origin=bool(settings.cors_origins))
     app.add_middleware(PathAliases, routes=app.routes)
     app.add_middleware(ReaderTimeout, timeout_s=settings.reader_timeout_s)

@@ -157,9 +157,14 @@ class Gate:
         sent = _sent_key(request)
         return self._find(request, sent) if sent and self._ring.needed else None
 
+    @property
+    def lists_are_open(self) -> bool:
+        """Whether lists for callers without a key contain cloned voices."""
+        return not (self._keyed_lists and self.needed)
+
     def shows_cloned(self, request: Request) -> bool:
         """Return whether a list for this request contains cloned voices."""
-        return not (self._keyed_lists and self.needed) or self.has_key(request.headers)
+        return self.lists_are_open or self.has_key(request.headers)
 
     def has_key(self, headers: Headers) -> bool:
         """Return whether the headers of a request contain a valid API key."""

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+from starlette.websockets import WebSocket
 
 from app.api.errors import body_of, response_to
 from app.errors import ForeignHost, ForeignPage, RequestError
@@ -31,7 +32,6 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Endings of names in private networks. A name with such an ending can't be registered, so DNS rebinding with this name
 # is impossible.
 _PRIVATE_ENDINGS = (".local", ".lan", ".internal", ".svc", ".localhost", ".localdomain", ".test", ".home.arpa")
-_POLICY_VIOLATION = 1008  # the WebSocket close code
 
 
 class CrossOriginCheck:
@@ -58,7 +58,7 @@ class CrossOriginCheck:
         origin = headers.get("origin", "")
         foreign = origin.lower() not in self._origins and _is_foreign(headers)
         if foreign and scope["type"] == "websocket":
-            await _close(ForeignPage(_message(origin)), receive, send)
+            await _refuse(ForeignPage(_message(origin)), scope, receive, send)
         elif foreign and scope["method"] not in _READING:
             await response_to(ForeignPage(_message(origin)))(scope, receive, send)
         elif foreign and scope["method"] == "OPTIONS" and origin and "access-control-request-method" in headers:
@@ -174,7 +174,7 @@ class HostCheck:
             "with `python -m app.cli keys add`."
         )
         if scope["type"] == "websocket":
-            await _close(error, receive, send)
+            await _refuse(error, scope, receive, send)
         else:
             await response_to(error)(scope, receive, send)
 
@@ -202,7 +202,6 @@ def _from_browser(headers: Headers) -> bool:
     return "accept-language" in headers and not is_program
 
 
-async def _close(error: RequestError, receive: Receive, send: Send) -> None:
-    """Refuse a WebSocket. The server answers the handshake with 403."""
-    await receive()
-    await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": error.message[:120]})
+async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer the handshake of a WebSocket with an error."""
+    await WebSocket(scope, receive, send).send_denial_response(response_to(error))

@@ -1,7 +1,7 @@
 """The WebSocket messages of ElevenLabs: `stream-input` with one context, and `multi-stream-input` with several.
 
 A context is one text that arrives in parts. The server sends its audio in base64, and the times of the characters when
-they are known: after the audio of their sentence, in a message without audio.
+they are known: after the audio of their sentence, in a message without audio. An error ends the connection.
 """
 
 from __future__ import annotations
@@ -10,25 +10,38 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import MutableHeaders
 
-from app.api.errors import body_of
-from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec, count_usage, end_pass, live_session
-from app.api.sockets import NORMAL, POLICY_VIOLATION, Closed
+from app.api.errors import body_of, status_of
+from app.api.live_contexts import (
+    NO_TEXT_YET,
+    check_voice,
+    checked_body,
+    client_names,
+    context_spec,
+    count_usage,
+    end_pass,
+    live_session,
+    with_client_names,
+)
+from app.api.sockets import NORMAL, POLICY_VIOLATION, SERVER_ERROR, Closed
 from app.audio import g711
-from app.errors import EmptyText, InvalidValue, SpeechError, Unauthorized, UnsupportedFormat
+from app.errors import EmptyText, InvalidValue, SpeechError, Unauthorized, UnknownModel, UnsupportedFormat
 from app.generator.live import Audio, Done, Failed, Words
+from app.generator.resolving import find_model
 from app.text.character_times import CharacterTimes
+from app.voices.presets import DEFAULT_VOICE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from fastapi.routing import APIRoute
-    from starlette.types import Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from app.api.auth import Gate
     from app.api.requests import SpeechBody
@@ -39,12 +52,28 @@ if TYPE_CHECKING:
     from app.keys import Pass
     from app.text.character_times import TimedCharacter
     from app.types import TimedSentence
+    from app.voices.store import VoiceStore
 
 _SENTENCE_ENDS = tuple(".!?\u2026\u3002\uff01\uff1f")
 _OPENING, _CLOSING = "\"'\u201c\u2018([\u00bf\u00a1", "\"'\u201d\u2019)] \n"
-MAX_CONTEXTS = 5  # of one connection, as in the original
+MAX_CONTEXTS = 5  # open contexts of one connection, as in the original
+MAX_CLOSED_CONTEXTS = 10  # of one connection, whose speech is still sent; a new context waits for the end of one
 DEFAULT_FORMAT = "mp3_44100_128"
 INACTIVITY_S, MAX_INACTIVITY_S = 20, 180
+MAX_SEED = 2**32 - 1
+_PATHS = re.compile(r"(?:/api)?/v1/(?:text-to-speech|text-to-dialogue|voices)(?:/|$)|/v2/")
+# Field of a speech request -> field of ElevenLabs
+FIELD_NAMES = {
+    "input": "text",
+    "voice": "voice_id",
+    "turns": "inputs",
+    "speed": "voice_settings.speed",
+    "language": "language_code",
+    "model": "model_id",
+    "normalize": "apply_text_normalization",
+    "response_format": "output_format",
+    "sample_rate": "output_format",
+}
 
 _CODECS = {"mp3": "mp3", "pcm": "pcm", "ulaw": "pcm", "alaw": "pcm", "opus": "opus"}
 _LAWS: dict[str, g711.Law] = {"ulaw": "ulaw", "alaw": "alaw"}
@@ -75,24 +104,44 @@ class OutputFormat:
         return cls(_CODECS[codec], int(rate), _LAWS.get(codec))
 
 
-def speech_body(text: str, voice: str, output: OutputFormat, settings: Mapping[str, Any]) -> SpeechBody:
-    """Return the speech request for a text. Raises InvalidValue.
+def model_of(name: Any, speaking: Speaking) -> str | None:
+    """Return the name of a model of this server; None for another name: the default model."""
+    if isinstance(name, str):
+        with contextlib.suppress(UnknownModel):
+            find_model(name, speaking.manager, speaking.generator.adapters)
+            return name
+    return None
 
-    settings: the fields `voice_settings`, `language_code`, `seed` and `apply_text_normalization`.
+
+def speech_fields(output: OutputFormat, settings: Mapping[str, Any], model: str | None) -> Object:
+    """Return the fields of a speech request, without its text and voice. Raises InvalidValue.
+
+    settings: the fields `voice_settings`, `language_code`, `seed` and `apply_text_normalization`. model: see
+    `model_of`.
     """
     voice_settings = settings.get("voice_settings")
-    speed = voice_settings.get("speed") if isinstance(voice_settings, dict) else None
-    fields = {
-        "input": text,
-        "voice": voice,
-        "speed": speed,
+    if not isinstance(voice_settings, dict | None):
+        raise InvalidValue("`voice_settings` must be an object.", param="voice_settings")
+    normalization = settings.get("apply_text_normalization")
+    if normalization not in (None, "auto", "on", "off"):
+        raise InvalidValue("`apply_text_normalization` must be auto, on or off.", param="apply_text_normalization")
+    return {
+        "model": model,
+        "speed": (voice_settings or {}).get("speed"),
         "response_format": output.response_format,
         "sample_rate": output.rate_hz,
         "language": settings.get("language_code"),
         "seed": settings.get("seed"),
-        "normalize": False if settings.get("apply_text_normalization") == "off" else None,
+        "normalize": False if normalization == "off" else None,
     }
-    return checked_body(fields)
+
+
+def speech_body(
+    text: str, voice: str, output: OutputFormat, settings: Mapping[str, Any], model: str | None
+) -> SpeechBody:
+    """Return the speech request for a text. Raises InvalidValue. settings, model: see `speech_fields`."""
+    with client_names(FIELD_NAMES):
+        return checked_body({"input": text, "voice": voice, **speech_fields(output, settings, model)})
 
 
 # ---- the times of characters
@@ -156,14 +205,19 @@ def in_law(answer: Answer, law: g711.Law | None) -> Answer:
     return answer
 
 
-def route_with_details(base: type[APIRoute]) -> type[APIRoute]:
-    """Return a route class whose errors also have the field `detail`, as ElevenLabs' clients expect."""
+class DetailedErrors:
+    """Adds the field `detail` to the errors of ElevenLabs' paths, and of requests with the header of its clients."""
 
-    class DetailedRoute(base):  # type: ignore[misc, valid-type]
-        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            await super().handle(scope, receive, _with_detail(send))
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
-    return DetailedRoute
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket") and (
+            _PATHS.match(scope["path"].removeprefix(scope.get("root_path", "")))
+            or any(name == b"xi-api-key" for name, _ in scope["headers"])
+        ):
+            send = _with_detail(send)
+        await self._app(scope, receive, send)
 
 
 def _with_detail(send: Send) -> Send:
@@ -172,7 +226,7 @@ def _with_detail(send: Send) -> Send:
 
     async def changed(message: Message) -> None:
         nonlocal start
-        if message["type"] == "http.response.start" and message["status"] >= 400:
+        if message["type"].endswith("http.response.start") and message["status"] >= 400:
             start = message
             return
         if start is None:
@@ -187,9 +241,10 @@ def _with_detail(send: Send) -> Send:
             error = content["error"]
             detail = {"status": error["code"] or error["type"], "message": error["message"]}
             body = json.dumps({"detail": detail, **content}, separators=(",", ":")).encode()
-        MutableHeaders(raw=start["headers"])["content-length"] = str(len(body))
-        await send(start)
-        await send({"type": "http.response.body", "body": body})
+        headers = MutableHeaders(raw=list(start["headers"]))
+        headers["content-length"] = str(len(body))
+        await send({**start, "headers": headers.raw})
+        await send({"type": start["type"].replace("start", "body"), "body": body})
 
     return changed
 
@@ -197,13 +252,53 @@ def _with_detail(send: Send) -> Send:
 # ---- WebSockets
 
 
+@dataclass(frozen=True, slots=True)
+class SocketOptions:
+    """The options in the URL of a connection."""
+
+    output: OutputFormat
+    settings: Mapping[str, Any]  # see `speech_fields`
+    model_id: str | None
+    inactivity_s: int
+    sync_alignment: bool
+    auto_mode: bool
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> SocketOptions:
+        """Read the query of a URL. Raises InvalidValue, UnsupportedFormat."""
+        output = OutputFormat.of(query.get("output_format") or DEFAULT_FORMAT)
+        settings: Object = {name: query.get(name) or None for name in ("language_code", "apply_text_normalization")}
+        settings["seed"] = _whole(query, "seed", 0, MAX_SEED)
+        speech_body(NO_TEXT_YET, DEFAULT_VOICE, output, settings, None)
+        inactivity_s = _whole(query, "inactivity_timeout", 1, MAX_INACTIVITY_S) or INACTIVITY_S
+        sync_alignment, auto_mode = _flag(query, "sync_alignment"), _flag(query, "auto_mode")
+        return cls(output, settings, query.get("model_id"), inactivity_s, sync_alignment, auto_mode)
+
+
+def _whole(query: Mapping[str, str], name: str, least: int, most: int) -> int | None:
+    """Return the number in a query; None if it has none. Raises InvalidValue."""
+    text = query.get(name)
+    if not text:
+        return None
+    if not text.isascii() or not text.isdecimal() or not least <= int(text[:12]) <= most:
+        raise InvalidValue(f"`{name}` must be a whole number from {least} to {most}.", param=name)
+    return int(text)
+
+
+def _flag(query: Mapping[str, str], name: str) -> bool:
+    text = query.get(name, "").lower()
+    if text not in ("", "true", "false", "1", "0"):
+        raise InvalidValue(f"`{name}` must be true or false.", param=name)
+    return text in ("true", "1")
+
+
 @dataclass(slots=True, eq=False)
 class _Context:
+    name: str
     live: LiveContext
     admitted: Pass | None
     begun: bool = False  # whether it has text that is not white space
     ends_sentence: bool = False  # whether its text so far ends with a sentence, and without a space
-    task: asyncio.Task[None] | None = None
 
 
 @dataclass(slots=True)
@@ -213,11 +308,14 @@ class StreamInput:
     socket: Socket
     speaking: Speaking
     gate: Gate
+    voices: VoiceStore
     voice: str
-    output: OutputFormat
-    settings: Mapping[str, str]  # the query of the URL
+    options: SocketOptions
     several: bool  # whether messages have a `context_id`
-    _contexts: dict[str, _Context] = field(default_factory=dict)
+    _open: dict[str, _Context] = field(default_factory=dict)  # the contexts that take text
+    _tasks: dict[asyncio.Task[None], _Context] = field(default_factory=dict)  # the contexts whose speech is sent
+    _active_s: float = field(default_factory=time.monotonic)  # the time of the last message
+    _heard_s: float = 0.0  # the time at which the audio that was sent has been played
 
     async def run(self) -> None:
         """Handle the messages of the client until the connection is closed. Raises Closed."""
@@ -227,7 +325,7 @@ class StreamInput:
                 pass
         finally:
             await live.close()
-            tasks = [context.task for context in self._contexts.values() if context.task is not None]
+            tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -235,46 +333,64 @@ class StreamInput:
     async def _next(self, live: LiveSession) -> bool:
         """Handle the next message. Returns False at the end."""
         try:
-            try:
-                async with asyncio.timeout(self._inactivity_s):
-                    message = await self.socket.receive_json()
-            except TimeoutError:
-                if self._contexts and not self._waiting:
-                    return True
-                return await self._refuse("input_timeout_exceeded", "No message has arrived for too long.")
-            self._authenticate(message)
-            return await self._handle(message, live)
+            with client_names(FIELD_NAMES):
+                message = await self._receive()
+                self._authenticate(message)
+                return await self._handle(message, live)
         except SpeechError as error:
-            return await self._refuse(body_of(error)["error"]["code"] or "error", error.message)
+            await self._refuse(body_of(error)["error"]["code"] or "error", error.message, status_of(error))
+        except TimeoutError:
+            seconds = self.options.inactivity_s
+            await self._refuse(
+                "input_timeout_exceeded",
+                f"No text has arrived for {seconds} s. End the text with an empty text, or send a longer "
+                "`inactivity_timeout`.",
+            )
+        return False
 
-    @property
-    def _inactivity_s(self) -> int:
-        wanted = self.settings.get("inactivity_timeout", "")
-        return min(int(wanted[:4]), MAX_INACTIVITY_S) or 1 if wanted.isdecimal() and wanted.isascii() else INACTIVITY_S
+    async def _receive(self) -> Object:
+        """Wait for the next message. Raises TimeoutError if none arrives while all speech is over, Closed."""
+        receiving = asyncio.ensure_future(self.socket.receive_json())
+        try:
+            while not receiving.done():
+                left_s = self._deadline_s() - time.monotonic()  # changes while speech is sent
+                await asyncio.wait({receiving}, timeout=max(0.0, min(left_s, self.options.inactivity_s)))
+                if not receiving.done() and self._deadline_s() <= time.monotonic():
+                    raise TimeoutError
+        finally:
+            receiving.cancel()
+        self._active_s = time.monotonic()
+        return receiving.result()
 
-    @property
-    def _waiting(self) -> bool:
-        """Whether a context waits for text."""
-        return any(not context.live.ended for context in self._contexts.values())
+    def _deadline_s(self) -> float:
+        """Return until when the connection stays open without a message. Speech is not silence."""
+        now_s = time.monotonic()
+        if any(context.live.ended for context in self._tasks.values()):
+            return now_s + self.options.inactivity_s
+        busy = any(context.live.has_unspoken_text for context in self._open.values())
+        waits_s = MAX_INACTIVITY_S if busy else self.options.inactivity_s
+        return max(self._active_s, self._heard_s) + waits_s
 
     def _authenticate(self, message: Object) -> None:
-        """Take the API key of the first message, if the headers had none. Raises Unauthorized."""
+        """Take the API key of the first message, if the headers had none. Raises Unauthorized, UnknownVoice."""
         if self.socket.key is None:
             sent = message.get("xi-api-key") or message.get("xi_api_key") or message.get("authorization") or ""
             key = self.gate.connect(str(sent).removeprefix("Bearer ").strip())
             self.gate.check_scope(key, "speak")
+            if key is not None:
+                check_voice(self.voices, self.voice)
             self.socket.key = key
         self.gate.present(self.socket.key)
 
-    async def _refuse(self, code: str, message: str) -> bool:
-        """Send an error and close the connection."""
-        await self.socket.send({"message": message, "error": code, "code": POLICY_VIOLATION})
-        await self.socket.close(POLICY_VIOLATION, message)
-        return False
+    async def _refuse(self, code: str, message: str, status: int = 400, **ids: str) -> None:
+        """Send an error and close the connection. status: the HTTP status of the error."""
+        close_code = POLICY_VIOLATION if status < 500 else SERVER_ERROR
+        await self.socket.send({"message": message, "error": code, "code": close_code, **ids})
+        await self.socket.close(close_code, message)
 
     async def _handle(self, message: Object, live: LiveSession) -> bool:
         text = message.get("text")
-        if text is not None and not isinstance(text, str):
+        if not isinstance(text, str | None):
             raise InvalidValue("`text` must be a text.", param="text")
         name = ""
         if self.several:
@@ -282,37 +398,47 @@ class StreamInput:
             if not isinstance(found, str) or len(found) > 256:
                 raise InvalidValue("`context_id` must be a text of at most 256 characters.", param="context_id")
             name = found
-        context = self._contexts.get(name)
+        context = self._open.get(name)
         if text and context is None:
-            if len(self._contexts) >= MAX_CONTEXTS:
-                message_text = f"Maximum simultaneous contexts per connection exceeded ({MAX_CONTEXTS})."
-                return await self._refuse("max_active_conversations", message_text)
-            context = await self._open(name, message, live)
+            if len(self._open) >= MAX_CONTEXTS:
+                await self._refuse(
+                    "max_active_conversations",
+                    f"Maximum simultaneous contexts per connection exceeded ({MAX_CONTEXTS}). Close a context first.",
+                )
+                return False
+            context = await self._begin(name, message, live)
         if context is not None:
             if text and (context.begun or not text.isspace()):
                 await self._append(context, text)
             if message.get("flush") is True:
                 context.live.flush()
-            if message.get("close_context") is True or (text == "" and not self.several and not message.get("flush")):
-                context.live.end()
-        elif text == "" and not self.several:
+            if message.get("close_context") is True:
+                self._close(context, drop_unflushed=self.several)
+            elif text == "" and not self.several and not message.get("flush"):
+                self._close(context, drop_unflushed=False)
+        elif text == "" and not self.several and not self._tasks:
             await self.socket.send({"audio": None, "isFinal": True, "normalizedAlignment": None, "alignment": None})
             await self.socket.close(NORMAL)
             return False
         if message.get("close_socket") is True:
-            for each in self._contexts.values():
-                each.live.end()
-            await asyncio.gather(*(each.task for each in self._contexts.values() if each.task is not None))
+            for each in list(self._open.values()):
+                self._close(each, drop_unflushed=False)
+            await asyncio.gather(*self._tasks)
             await self.socket.close(NORMAL)
             return False
         return True
+
+    def _close(self, context: _Context, *, drop_unflushed: bool) -> None:
+        """End the text of a context. A later context can have the same id."""
+        context.live.end(drop_unflushed=drop_unflushed)
+        self._open.pop(context.name, None)
 
     async def _append(self, context: _Context, text: str) -> None:
         """Add text to a context. Raises TextTooLong.
 
         With `auto_mode`, a message has whole sentences, often without a space after them.
         """
-        auto = self.settings.get("auto_mode", "").lower() == "true"
+        auto = self.options.auto_mode
         if auto and context.ends_sentence and (text[0].isalnum() or text[0] in _OPENING):
             text = f" {text}"
         bare = text.rstrip(_CLOSING)
@@ -322,54 +448,80 @@ class StreamInput:
         if auto and bare[-1:] in _SENTENCE_ENDS and len(bare.split()) > 1:
             context.live.flush()
 
-    async def _open(self, name: str, message: Object, live: LiveSession) -> _Context:
+    async def _begin(self, name: str, message: Object, live: LiveSession) -> _Context:
         """Open a context and begin to send its audio. Raises RequestError, RateLimited."""
-        body = speech_body(NO_TEXT_YET, self.voice, self.output, {**self.settings, **message})
+        while len(self._tasks) - len(self._open) >= MAX_CLOSED_CONTEXTS:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        output = self.options.output
+        model = model_of(self.options.model_id, self.speaking)
+        body = speech_body(NO_TEXT_YET, self.voice, output, {**self.options.settings, **message}, model)
         key = self.socket.key
-        convert = None if self.output.law is None else partial(g711.encode, law=self.output.law)
+        convert = None if output.law is None else partial(g711.encode, law=output.law)
         owner = "" if key is None else key.sha256
         spec = await context_spec(self.speaking, body, owner, later=True, convert=convert, words=True)
         admitted = self.gate.admit(key, "speak")
-        context = self._contexts[name] = _Context(live.open(spec), admitted)
-        context.task = asyncio.create_task(self._send(name, context), name="elevenlabs context")
+        context = self._open[name] = _Context(name, live.open(spec), admitted)
+        task = asyncio.create_task(self._send(context), name="elevenlabs context")
+        self._tasks[task] = context
+        task.add_done_callback(self._tasks.pop)
         return context
 
-    async def _send(self, name: str, context: _Context) -> None:
+    async def _send(self, context: _Context) -> None:
         """Send the audio of a context, and its last message."""
-        ids = {"contextId": name, "context_id": name} if self.several else {}
-        nothing = {"normalizedAlignment": None, "alignment": None}
-        # With `sync_alignment`, times count from the start of the context. Otherwise they count from the end of the
-        # message before, and clients add them up.
-        sync = self.settings.get("sync_alignment", "").lower() == "true"
-        times = CharacterTimes()
+        ids = {"contextId": context.name, "context_id": context.name} if self.several else {}
         status = 200
         with contextlib.suppress(Closed):
             try:
-                async with contextlib.aclosing(context.live.events()) as events:
-                    async for event in events:
-                        if isinstance(event, Audio) and event.data:
-                            audio = base64.b64encode(event.data).decode()
-                            await self.socket.send({"audio": audio, "isFinal": None, **nothing, **ids})
-                        elif isinstance(event, Words):
-                            origin_s = 0.0 if sync else times.end_s
-                            if characters := times.add(context.live.text, event.sentences):
-                                characters += times.add_spaces(context.live.text)  # they end the last word in pipecat
-                                found = socket_alignment(characters, origin_s)
-                                aligned = {"normalizedAlignment": found, "alignment": found}
-                                await self.socket.send({"audio": "", "isFinal": None, **aligned, **ids})
-                        elif isinstance(event, Failed) and not isinstance(event.error, EmptyText):
-                            status = 500
-                            error = body_of(event.error)["error"]
-                            await self.socket.send({"message": error["message"], "error": error["code"], **ids})
-                        elif isinstance(event, Done):
-                            count_usage(self.speaking.metrics, context.admitted, event.usage)
+                error = await self._send_speech(context, ids)
+                if error is not None:
+                    with_client_names(error, FIELD_NAMES)
+                    status = status_of(error)
+                    await self._refuse(body_of(error)["error"]["code"] or "error", error.message, status, **ids)
+                    return
                 final = {"is_final": True} if self.several else {}
+                nothing = {"normalizedAlignment": None, "alignment": None}
                 await self.socket.send({"audio": None, "isFinal": True, **final, **nothing, **ids})
             finally:
-                self._contexts.pop(name, None)
+                if self._open.get(context.name) is context:
+                    del self._open[context.name]
                 end_pass(self.speaking.metrics, context.admitted, status)
             if not self.several:
-                await self.socket.close(NORMAL if status == 200 else POLICY_VIOLATION)
+                await self.socket.close(NORMAL)
+
+    async def _send_speech(self, context: _Context, ids: Object) -> SpeechError | None:
+        """Send the audio of a context and the times of its characters. Returns the error with which it has ended."""
+        live = context.live
+        # With `sync_alignment`, times count from the start of the context. Otherwise they count from the end of the
+        # message before, and clients add them up.
+        sync = self.options.sync_alignment
+        times = CharacterTimes()
+        sent_s = 0.0
+
+        async def send_times(characters: list[TimedCharacter], origin_s: float) -> None:
+            if characters:
+                found = socket_alignment(characters, origin_s)
+                aligned = {"normalizedAlignment": found, "alignment": found}
+                await self.socket.send({"audio": "", "isFinal": None, **aligned, **ids})
+
+        async with contextlib.aclosing(live.events()) as events:
+            async for event in events:
+                origin_s = 0.0 if sync else times.end_s
+                if isinstance(event, Audio) and event.data:
+                    audio = base64.b64encode(event.data).decode()
+                    no_times = {"normalizedAlignment": None, "alignment": None}
+                    await self.socket.send({"audio": audio, "isFinal": None, **no_times, **ids})
+                    self._heard_s = max(self._heard_s, time.monotonic()) + event.end_s - sent_s
+                    sent_s = event.end_s
+                elif isinstance(event, Words):
+                    if characters := times.add(live.text, event.sentences):
+                        characters += times.add_spaces(live.text)  # they end the last word in pipecat
+                        await send_times(characters, origin_s)
+                elif isinstance(event, Done):
+                    await send_times(times.finish(live.text, event.audio_s), origin_s)
+                    count_usage(self.speaking.metrics, context.admitted, event.usage)
+                elif isinstance(event, Failed) and not isinstance(event.error, EmptyText):
+                    return event.error
+        return None
 
 
 def check_connection(gate: Gate, sent: str) -> Any:

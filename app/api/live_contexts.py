@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
 from app.api.requests import SpeechBody
-from app.errors import InvalidValue
+from app.errors import InvalidValue, SpeechError, UnknownVoice
 from app.generator.live import ContextSpec, LiveSession
+from app.voices.presets import standard_voices_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+    from app.api.requests import SpokenBody
     from app.api.speaking import Speaking
     from app.generator.generation import Usage
     from app.keys import Pass
     from app.metrics import Metrics
+    from app.voices.store import VoiceStore
 
 NO_TEXT_YET = "-"  # the `input` of a body whose text arrives later
+_Body = TypeVar("_Body", bound="SpokenBody")
+_FIELD = re.compile(r"`([a-z_0-9.]+)`")
 
 
 def live_session(speaking: Speaking) -> LiveSession:
@@ -45,12 +52,54 @@ def checked_body(fields: Mapping[str, Any], param: str = "") -> SpeechBody:
 
     param: the text before the name of the wrong field in `error.param`.
     """
+    return checked(SpeechBody, fields, param)
+
+
+def checked(kind: type[_Body], fields: Mapping[str, Any], param: str = "") -> _Body:
+    """Return the request of this kind with these fields. See `checked_body`."""
     try:
-        return SpeechBody.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise InvalidValue(f"`{where}`: {problem['msg']}", param=param + where) from None
+
+
+def check_voice(voices: VoiceStore, name: str) -> None:
+    """Check that a voice exists, or each one of several voices such as nova+echo. Raises UnknownVoice."""
+    if standard_voices_of(name):
+        return
+    try:
+        voices.get(name)
+    except UnknownVoice:
+        if "+" not in name:
+            raise
+        for part in name.split("+"):
+            voices.get(part)
+
+
+def with_client_names(error: SpeechError, names: Mapping[str, str]) -> None:
+    """Change an error about fields of a speech request, so that it has the names that the client has sent.
+
+    names: field of a speech request -> field of the client.
+    """
+
+    def renamed(path: str) -> str:
+        return ".".join(names.get(part, part) for part in path.split("."))
+
+    error.message = _FIELD.sub(lambda found: f"`{renamed(found[1])}`", error.message)
+    if error.param is not None:
+        error.param = renamed(error.param)
+
+
+@contextlib.contextmanager
+def client_names(names: Mapping[str, str]) -> Iterator[None]:
+    """Change the errors of this block: see `with_client_names`."""
+    try:
+        yield
+    except SpeechError as error:
+        with_client_names(error, names)
+        raise
 
 
 async def context_spec(

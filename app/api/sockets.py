@@ -31,6 +31,7 @@ log: Any = structlog.get_logger("app.sockets")
 
 IN_THREAD_BYTES = 64 << 10  # a longer message is parsed in a thread
 NORMAL, GOING_AWAY, POLICY_VIOLATION, SERVER_ERROR = 1000, 1001, 1008, 1011  # close codes
+MAX_REASON_BYTES = 123  # of a close message, as RFC 6455 demands
 _SWITCHING_PROTOCOLS = 101
 
 
@@ -80,7 +81,8 @@ class Socket:
         """Close the connection. Does nothing if it is closed."""
         if self.connection.application_state is WebSocketState.CONNECTED:
             with contextlib.suppress(Closed):
-                await self._send({"type": "websocket.close", "code": code, "reason": reason[:120]})
+                text = reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
+                await self._send({"type": "websocket.close", "code": code, "reason": text})
 
     async def _send(self, message: dict[str, Any]) -> None:
         try:

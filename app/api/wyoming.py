@@ -24,11 +24,12 @@ from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, Synthesize
 
 from app import __version__
 from app.api.errors import status_of
-from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec, live_session
-from app.api.routes.voices import refresh
+from app.api.live_contexts import NO_TEXT_YET, checked_body, client_names, context_spec, live_session, with_client_names
+from app.api.routes.voices import listed, refresh
 from app.api.sockets import Closed
-from app.errors import EmptyText, InvalidValue, RequestError, SpeechError
+from app.errors import EmptyText, InvalidValue, RequestError, SpeechError, UnknownVoice
 from app.generator.live import Audio, Cancelled, Failed
+from app.generator.planning import SILENT_TEXT_S
 from app.generator.prompts import can_speak
 from app.settings import address_of
 from app.voices.presets import DEFAULT_VOICE
@@ -36,6 +37,7 @@ from app.voices.presets import DEFAULT_VOICE
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from app.api.auth import Gate
     from app.api.speaking import Speaking
     from app.generator.live import LiveContext, LiveSession
     from app.types import EngineInfo, Voice
@@ -54,6 +56,9 @@ MAX_WAITING = 8  # texts of one connection that are spoken or wait
 IDLE_S = 15 * 60.0  # a connection without events and without speech is closed after this time
 SHUTDOWN_S = 5.0  # running speech has this time to end when the server stops
 IN_THREAD_BYTES = 64 << 10  # longer data is parsed in a thread
+# Home Assistant needs audio for each text, so a text without words is silence.
+_SILENCE = bytes(WIDTH * round(SILENT_TEXT_S * RATE_HZ))
+_FIELD_NAMES = {"input": "text", "voice": "voice.name", "language": "voice.language"}
 _BLOCK_BYTES = 64 << 10
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 _SERVICE = "_wyoming._tcp.local."
@@ -285,7 +290,8 @@ class _Connection:
             "response_format": "pcm",
             "sample_rate": RATE_HZ,
         }
-        spec = await context_spec(self.server.speaking, checked_body(fields), "", later=not words)
+        with client_names(_FIELD_NAMES):
+            spec = await context_spec(self.server.speaking, checked_body(fields), "", later=not words)
         speech = _Speech(self.live.open(spec), text is None)
         if text is not None and not words:
             speech.context.end()
@@ -307,31 +313,37 @@ class _Connection:
 
         A client waits for the end of the audio. The end of the connection tells it that there is no more audio.
         """
-        begun = False
         samples = 0
         async with contextlib.aclosing(speech.context.events()) as events:
             async for event in events:
                 if isinstance(event, Audio) and event.data:
-                    if not begun:
-                        await self._send(_audio_event("audio-start", 0))
-                        begun = True
-                    await self._send(_audio_event("audio-chunk", 1000 * samples // RATE_HZ, event.data))
+                    await self._send_audio(event.data, samples)
                     samples += len(event.data) // WIDTH
                 elif isinstance(event, Failed) and not isinstance(event.error, EmptyText):
                     self.server.count(event.error)
+                    with_client_names(event.error, _FIELD_NAMES)
                     await self._refuse(event.error)
                     return False
                 elif isinstance(event, Cancelled) and speech is self._receiving:
                     self._receiving = None
-        if not begun:
-            await self._send(_audio_event("audio-start", 0))
+        if not samples:
+            await self._send_audio(_SILENCE, 0)
+            samples = len(_SILENCE) // WIDTH
         await self._send(Event("audio-stop", {"timestamp": 1000 * samples // RATE_HZ}))
         if speech.streaming:
             await self._send(SynthesizeStopped().event())
         self.server.count(None)
         return True
 
+    async def _send_audio(self, data: bytes, at_sample: int) -> None:
+        """Send audio of a text. at_sample: the length of the audio before it."""
+        if not at_sample:
+            await self._send(_audio_event("audio-start", 0))
+        await self._send(_audio_event("audio-chunk", 1000 * at_sample // RATE_HZ, data))
+
     async def _refuse(self, error: SpeechError) -> None:
+        if isinstance(error, UnknownVoice):  # its message lists voices; `info` says which ones a client may know
+            error.message = "There is no voice with this name. The answer to `describe` has the names of the voices."
         await self._send(Error(error.message, error.code).event())
 
     async def _send(self, event: Event) -> None:
@@ -352,6 +364,7 @@ class WyomingServer:
         self,
         speaking: Speaking,
         voices: VoiceStore,
+        gate: Gate,
         uri: str,
         *,
         name: str = "",
@@ -370,6 +383,7 @@ class WyomingServer:
         self.send_timeout_s = send_timeout_s
         self.read_timeout_s = read_timeout_s
         self._voices = voices
+        self._gate = gate
         self._name = name
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
@@ -409,10 +423,11 @@ class WyomingServer:
 
     async def info(self) -> Event:
         """Return the answer to `describe`."""
-        await refresh(self._voices)
         manager = self.speaking.manager
         engine = manager.current
-        return info_event(self._voices.all(), None if engine is None else engine.info, manager.requested.model_id)
+        return info_event(
+            await listed(self._voices, self._gate), None if engine is None else engine.info, manager.requested.model_id
+        )
 
     async def voice_of(self, wanted: object) -> tuple[str, str | None]:
         """Return the id of the voice that an event names, and the language. Raises InvalidValue."""

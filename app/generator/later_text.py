@@ -38,6 +38,7 @@ class TextParts:
         self._splitter = IncrementalSplitter()
         self._parts: list[str] = []
         self._length = 0
+        self._flushed = 0  # the end of the text that the caller has flushed
         self._queued: deque[Piece] = deque()
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -52,6 +53,11 @@ class TextParts:
         if len(self._parts) > 1:
             self._parts = ["".join(self._parts)]
         return self._parts[0] if self._parts else ""
+
+    @property
+    def pending(self) -> bool:
+        """Whether `next` has not returned all text so far."""
+        return bool(self._queued or self._splitter.pending)
 
     @property
     def ready(self) -> bool:
@@ -81,15 +87,26 @@ class TextParts:
 
     def flush(self) -> None:
         """Complete the last piece now. Text that follows begins a new sentence."""
-        self._stop_timer()
-        self._add(self._splitter.finish())
+        self._complete()
+        self._flushed = self._length
 
-    def end(self) -> None:
-        """End the text. Further calls do nothing."""
-        if not self.ended:
-            self.flush()
-            self.ended = True
-            self._changed.set()
+    def end(self, *, drop_unflushed: bool = False) -> None:
+        """End the text. Further calls do nothing.
+
+        drop_unflushed: remove the text after the last `flush`, except pieces that `next` has returned.
+        """
+        if self.ended:
+            return
+        if drop_unflushed:
+            self._stop_timer()
+            while self._queued and self._queued[-1].start_char >= self._flushed:
+                self._queued.pop()
+            kept = [*self.pieces[-1:], *self._queued][-1:]
+            self._parts = [self.text[: max(self._flushed, *(piece.end_char for piece in kept), 0)]]
+        else:
+            self._complete()
+        self.ended = True
+        self._changed.set()
 
     def close(self) -> None:
         """Stop the timer. The rest of the text is not spoken."""
@@ -110,6 +127,10 @@ class TextParts:
         self.offsets.append(piece.start_char)
         return piece
 
+    def _complete(self) -> None:
+        self._stop_timer()
+        self._add(self._splitter.finish())
+
     def _add(self, pieces: list[Piece]) -> None:
         self._queued += pieces
         if pieces:
@@ -123,7 +144,7 @@ class TextParts:
         """Start the timer for text that may go on."""
         if self._splitter.pending:
             if self._splitter.ends_with_sentence:
-                self._timer = asyncio.get_running_loop().call_later(SENTENCE_WAIT_S, self.flush)
+                self._timer = asyncio.get_running_loop().call_later(SENTENCE_WAIT_S, self._complete)
             else:
                 self._timer = asyncio.get_running_loop().call_later(WORDS_WAIT_S, self._take_words)
 

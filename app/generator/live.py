@@ -218,6 +218,7 @@ class LiveContext:
         self._room = asyncio.Semaphore(1)  # the generation pauses while one of its events waits
         self._following: asyncio.Task[None] | None = None  # finds the times of the words
         self._over = False
+        self._spoken_pieces = 0  # the pieces of the text whose audio has begun
         self.spoken = SpokenText()
         self.task = asyncio.create_task(self._run(), name="live context")
 
@@ -225,6 +226,11 @@ class LiveContext:
     def text(self) -> str:
         """The whole text so far."""
         return self._whole or self._parts.text
+
+    @property
+    def has_unspoken_text(self) -> bool:
+        """Whether a part of the text so far waits for the engine or for more text."""
+        return self._parts.pending or self._spoken_pieces < len(self._parts.pieces)
 
     @property
     def ended(self) -> bool:
@@ -241,10 +247,13 @@ class LiveContext:
         if not self._over:
             self._parts.flush()
 
-    def end(self) -> None:
-        """End the text. The context ends when all text is spoken."""
+    def end(self, *, drop_unflushed: bool = False) -> None:
+        """End the text. The context ends when all text is spoken.
+
+        drop_unflushed: do not speak the text after the last `flush`, unless its speech has begun.
+        """
         if not self._over:
-            self._parts.end()
+            self._parts.end(drop_unflushed=drop_unflushed)
 
     async def cancel(self, *, words_s: float = CANCEL_WORDS_S) -> None:
         """Stop the speech. The row of the engine is free when this returns, and the next event is Cancelled.
@@ -400,4 +409,5 @@ class LiveContext:
         if self._whole:
             return SentenceStarted(index, start, end, start_s)
         offset, piece = self._parts.offsets[turn], self._parts.pieces[turn]
+        self._spoken_pieces = turn + 1
         return SentenceStarted(index, max(piece.start_char, offset + start), offset + end, start_s)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
+import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +230,33 @@ def test_five_contexts_run_at_the_same_time_and_a_sixth_is_refused(server: str) 
     wait_until(lambda: is_free(server))
 
 
+def test_close_context_drops_text_that_was_not_flushed(server: str) -> None:
+    with streaming(server, "multi-stream-input") as socket:
+        send(socket, {"text": "This is not spoken", "context_id": "a"}, {"context_id": "a", "close_context": True})
+        assert [receive(socket)["isFinal"]] == [True]
+        send(socket, {"text": "Hello there.", "context_id": "b", "flush": True})
+        send(socket, {"text": " This is not spoken", "context_id": "b"}, {"context_id": "b", "close_context": True})
+        messages = until_final(socket)
+        assert audio_of(messages) == speech(server, "Hello there.")
+        assert "".join(char for found in alignments(messages) for char in found["chars"]).strip() == "Hello there."
+
+
+def test_closed_contexts_leave_room_for_new_ones(server: str) -> None:
+    """The speech of closed contexts is still sent. A new context may have the id of a closed one."""
+    with streaming(server, "multi-stream-input") as socket:
+        for _ in range(3):
+            for number in range(5):
+                send(socket, {"text": f"This is the number {number}.", "context_id": str(number), "flush": True})
+                send(socket, {"context_id": str(number), "close_context": True})
+        found: list[Object] = []
+        while sum(message["isFinal"] is True for message in found) < 15:
+            found.append(receive(socket))
+        expected = [speech(server, f"This is the number {number}.") for number in range(5)]
+        for number in range(5):
+            audio = audio_of([message for message in found if message["contextId"] == str(number)])
+            assert len(audio) == 3 * len(expected[number])
+
+
 def test_thousand_contexts_one_after_the_other(server: str) -> None:
     with streaming(server, "multi-stream-input") as socket:
         for number in range(1_000):
@@ -256,20 +285,27 @@ def _spoken(server: str) -> list[Object]:
         return until_closed(socket)[0]
 
 
-def test_removed_key_ends_the_connection(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_removed_key_ends_the_connections(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("removed")
     file = KeyFile(folder)
     key = file.add("speaker", ["speak"])
-    with serving(folder) as url, streaming(url, "multi-stream-input", headers={"xi-api-key": key}) as socket:
-        send(socket, {"text": "Hello there. ", "context_id": "a"})
-        assert receive(socket)["audio"]
+    headers = {"xi-api-key": key}
+    with (
+        serving(folder) as url,
+        streaming(url, "multi-stream-input", headers=headers) as several,
+        streaming(url, headers={}) as one,
+    ):
+        send(several, {"text": "Hello there. ", "context_id": "a"})
+        send(one, {"text": " ", "xi_api_key": key}, {"text": "Hello there. "})
+        assert receive(several)["audio"]
+        assert receive(one)["audio"]
         file.remove("speaker")
-        headers = {"xi-api-key": key}
         path = f"{url}/v1/text-to-speech/alloy"
         wait_until(lambda: httpx.post(path, json={"text": "Hi."}, headers=headers).status_code == 401)
-        send(socket, {"text": "More.", "context_id": "a"})
-        messages, code = until_closed(socket)
-    assert (messages[-1]["error"], code) == ("invalid_api_key", 1008)
+        for socket in (several, one):
+            send(socket, {"text": "More.", "context_id": "a"})
+            messages, code = until_closed(socket)
+            assert (messages[-1]["error"], code) == ("invalid_api_key", 1008)
 
 
 def test_disconnected_client_frees_its_rows(server: str) -> None:
@@ -304,6 +340,17 @@ def test_silent_client_is_disconnected(server: str) -> None:
     assert (messages[-1]["error"], code) == ("input_timeout_exceeded", 1008)
 
 
+def test_speech_is_not_silence(server: str) -> None:
+    """The time without messages begins when the audio has been played."""
+    with streaming(server, inactivity_timeout="1") as socket:
+        send(socket, {"text": "Hello there my friend.", "flush": True})
+        began_s = time.monotonic()
+        messages, code = until_closed(socket)
+        after_s = time.monotonic() - began_s
+    assert (messages[-1]["error"], code) == ("input_timeout_exceeded", 1008)
+    assert after_s > len(audio_of(messages)) / 48_000 + 1
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -320,9 +367,11 @@ def test_silent_client_is_disconnected(server: str) -> None:
         json.dumps({"text": "Many words. " * 420_000, "context_id": "a"}),
         '{"text": "Hi.", "seed": "much"}',
         '{"text": "Hi.", "voice_settings": {"speed": 90}}',
+        '{"text": "Hi.", "voice_settings": 5}',
+        b"\xff",
     ],
 )
-def test_invalid_messages_close_the_connection_with_an_error(server: str, bad: str) -> None:
+def test_invalid_messages_close_the_connection_with_an_error(server: str, bad: str | bytes) -> None:
     with streaming(server, "multi-stream-input") as socket:
         socket.send(bad)
         messages, code = until_closed(socket)
@@ -339,12 +388,48 @@ def test_invalid_messages_close_the_connection_with_an_error(server: str, bad: s
         ("alloy", {"output_format": "pcm_900"}, 400),
         ("alloy", {"output_format": "wma_44100"}, 400),
         ("alloy", {"headers": {"Origin": "https://evil.example"}}, 403),
+        *(("alloy", {"inactivity_timeout": value}, 400) for value in ("999", "0", "x", "-1", "1.5")),
+        *(("alloy", {name: "maybe"}, 400) for name in ("sync_alignment", "auto_mode", "apply_text_normalization")),
+        *(("alloy", {"seed": value}, 400) for value in ("x", "-1", "99999999999")),
+        ("alloy", {"language_code": "no%20language"}, 400),
     ],
 )
 def test_wrong_connections_are_refused(server: str, voice: str, query: Any, status: int) -> None:
     with pytest.raises(InvalidStatus) as error, streaming(server, voice=voice, **query):
         pass
     assert error.value.response.status_code == status
+    content = json.loads(error.value.response.body)
+    assert content["detail"]["message"] == content["error"]["message"]
+    if "headers" not in query:
+        assert content["error"]["param"] == next(iter(query), "voice_id")
+
+
+def test_errors_name_the_fields_of_the_client(server: str) -> None:
+    path = f"{server}/v1/text-to-speech"
+    for url, body, param in (
+        (f"{path}/alloy", {"text": ""}, "text"),
+        (f"{path}/alloy", {"text": "a" * 1_100_000}, "text"),
+        (f"{path}/alloy", {"text": "[pause: 10s] Wait. " * 70}, "text"),
+        (f"{path}/alloy", {"text": "Hi.", "voice_settings": {"speed": 90}}, "voice_settings.speed"),
+        (f"{path}/alloy", {"text": "Hi.", "language_code": "no language"}, "language_code"),
+        (f"{path}/alloy", {"text": "Hi.", "apply_text_normalization": "yes"}, "apply_text_normalization"),
+        (f"{path}/nobody", {"text": "Hi."}, "voice_id"),
+        (f"{server}/v1/text-to-dialogue", {"inputs": [{"text": "Hi.", "voice_id": "nobody"}]}, "voice_id"),
+        (f"{server}/v1/text-to-dialogue", {"inputs": [{"text": "", "voice_id": "alloy"}]}, "inputs.0.text"),
+        (f"{server}/v1/text-to-dialogue", {"inputs": [{"voice_id": "alloy"}]}, "inputs.0.text"),
+        (f"{server}/v1/text-to-dialogue", {"inputs": []}, "inputs"),
+        (
+            f"{server}/v1/text-to-dialogue",
+            {"inputs": [{"text": "Hi.", "voice_id": "alloy"}, {"text": "Hi.", "voice_id": "nobody"}]},
+            "inputs.1.voice_id",
+        ),
+    ):
+        answer = httpx.post(url, json=body)
+        assert answer.status_code == 400, answer.text
+        content = answer.json()
+        assert content["error"]["param"] == param
+        assert content["detail"]["message"] == content["error"]["message"]
+        assert not re.search("`(?:input|voice|speed|language|turns)[.`]", content["error"]["message"])
 
 
 def test_rest_routes(server: str) -> None:
@@ -359,6 +444,23 @@ def test_rest_routes(server: str) -> None:
     for wrong in ({"text": ""}, {"text": 5}, {}, {"text": "Hi.", "seed": "x"}):
         assert httpx.post(f"{server}/v1/text-to-speech/nova", json=wrong).status_code == 400
     assert httpx.post(f"{server}/v1/text-to-speech/nobody", json={"text": "Hi."}).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/text-to-dialogue", "/api/v1/text-to-dialogue/stream"])
+def test_dialogue_has_the_audio_of_the_dialogue_route(server: str, path: str) -> None:
+    turns = [("nova", "Have you seen my umbrella?"), ("onyx", "You left it on the bus."), ("nova", "Oh no!")]
+    inputs = [{"voice_id": voice, "text": text} for voice, text in turns]
+    body = {"inputs": inputs, "model_id": "eleven_v3", "settings": {"stability": 0.5}, "seed": 7}
+    answer = httpx.post(server + path, params={"output_format": "pcm_24000"}, json=body)
+    own = {"turns": [{"voice": voice, "text": text} for voice, text in turns], "response_format": "pcm", "seed": 7}
+    assert answer.content == httpx.post(f"{server}/v1/audio/dialogue", json=own).content
+    assert httpx.post(server + path, json=body).headers["content-type"] == "audio/mpeg"
+
+
+def test_model_id_of_this_server_is_used(server: str) -> None:
+    path = f"{server}/v1/text-to-speech/alloy"
+    for model, status in (("espeak", 200), ("tts-1", 200), ("eleven_v3", 200), ("", 200), (5, 400)):
+        assert httpx.post(path, json={"text": "Hi.", "model_id": model}).status_code == status
 
 
 # ---- the times of characters
@@ -400,7 +502,7 @@ def check_words(times: list[tuple[str, int, int]], expected: list[Object], text:
 def test_times_of_characters_count_from_the_start_of_the_context_with_sync_alignment(server: str, path: str) -> None:
     with streaming(server, path, sync_alignment="true") as socket:
         send(socket, *({"text": char, "context_id": "a"} for char in TEXT))
-        send(socket, {"text": "", "context_id": "a", "close_context": True})
+        send(socket, {"text": "", "context_id": "a", "flush": True, "close_context": True})
         messages = until_final(socket)
     found = alignments(messages)
     assert len(found) > 1
@@ -420,6 +522,19 @@ def test_times_of_characters_count_from_the_message_before_without_sync_alignmen
         found += times
     assert len(alignments(messages)) > 1
     check_words(found, words_of(server))
+
+
+@pytest.mark.parametrize("text", ["... ", "Hello ... ", "<br>", "\U0001f600", "Yes! (laughs)"])
+def test_text_without_words_is_aligned_too(server: str, text: str) -> None:
+    with streaming(server, sync_alignment="true") as socket:
+        send(socket, {"text": text}, {"text": ""})
+        messages, code = until_closed(socket)
+    assert code == 1000
+    audio = audio_of(messages)
+    assert len(audio) == len(speech(server, text)) > 0
+    times = [each for alignment in alignments(messages) for each in times_of(alignment)]
+    assert "".join(char for char, _, _ in times).strip() == text.strip()
+    assert times[-1][2] <= len(audio) / 48 + 2
 
 
 @pytest.mark.parametrize(
@@ -487,11 +602,48 @@ def test_lists_for_elevenlabs_clients(server: str) -> None:
         assert {"alloy", "nova"} <= {voice["voice_id"] for voice in listed["voices"]}
         assert all(voice["name"] and voice["category"] == "premade" for voice in listed["voices"])
         assert (listed["has_more"], listed["total_count"]) == (False, len(listed["voices"]))
+    assert httpx.get(f"{server}/v1/voices/nova").json() in listed["voices"]
+    assert httpx.get(f"{server}/v1/voices/nobody").json()["detail"]["status"] == "not_found"
     models = httpx.get(f"{server}/v1/models", headers=headers).json()
     assert isinstance(models, list)
     assert {"model_id", "name"} <= models[0].keys()
     both = headers | {"Authorization": "Bearer any"}
     assert httpx.get(f"{server}/v1/models", headers=both).json()["object"] == "list"
+
+
+def test_voices_are_searched_and_sorted_and_come_in_pages(server: str) -> None:
+    def search(**query: Any) -> Object:
+        found: Object = httpx.get(f"{server}/v2/voices", params=query).json()
+        return found
+
+    def ids(**query: Any) -> list[str]:
+        return [voice["voice_id"] for voice in search(**query)["voices"]]
+
+    every = ids()
+    assert ids(search="nova") == ids(search="NOVA warm") == ["nova"]
+    assert ids(search="no such voice") == ids(voice_type="personal") == ids(category="cloned") == []
+    assert ids(voice_type="default") == ids(category="premade") == ids(sort="created_at_unix") == every
+    assert ids(sort="name", sort_direction="desc") == sorted(every, reverse=True)
+    assert ids(voice_ids=["echo", "ash"]) == ["ash", "echo"]
+    pages, token = [], None
+    while not pages or token:
+        page = search(page_size=5, sort="name", **({"next_page_token": token} if token else {}))
+        assert page["total_count"] == len(every)
+        assert len(page["voices"]) <= 5
+        pages += [voice["voice_id"] for voice in page["voices"]]
+        token = page["next_page_token"]
+        assert page["has_more"] == bool(token)
+    assert pages == sorted(every)
+    for wrong in (
+        {"page_size": 101},
+        {"page_size": "x"},
+        {"sort": "age"},
+        {"sort_direction": "up"},
+        {"voice_type": "x"},
+    ):
+        answer = httpx.get(f"{server}/v2/voices", params=wrong)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(wrong)))
+    assert httpx.get(f"{server}/v2/voices", params={"next_page_token": "x"}).json()["detail"]["message"]
 
 
 def test_keys(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -519,5 +671,13 @@ def test_keys(tmp_path_factory: pytest.TempPathFactory) -> None:
         for refused in (path, f"{path}/with-timestamps"):
             answer = httpx.post(refused, json={"text": "Hi."})
             assert (answer.status_code, answer.json()["detail"]["status"]) == (401, "invalid_api_key")
-        assert httpx.get(f"{url}/v1/voices", headers={"xi-api-key": "wrong"}).json()["detail"]["message"]
+        for listed in ("/v1/voices", "/v2/voices", "/v1/models", "/v1/audio/voices"):
+            refused_list = httpx.get(url + listed, headers={"xi-api-key": "wrong"})
+            assert (refused_list.status_code, refused_list.json()["detail"]["status"]) == (401, "invalid_api_key")
+        for unknown in ("/v1/text-to-speech", "/v1/text-to-speech/a/b/c", "/v1/text-to-dialogue/x", "/v2/user"):
+            answer = httpx.get(url + unknown)
+            assert answer.status_code in (404, 405)
+            assert answer.json()["detail"]["message"] == answer.json()["error"]["message"]
+        assert httpx.get(f"{url}/v1/user", headers={"xi-api-key": key}).json()["detail"]["status"] == "not_found"
+        assert "detail" not in httpx.get(f"{url}/v1/user").json()
         assert httpx.post(path, json={"text": "Hi."}, headers={"xi-api-key": key}).status_code == 200

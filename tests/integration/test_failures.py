@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import httpx
 import openai
 import pytest
 from openai import Stream
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from app import wiring
 from app.engines.registry import EngineSpec
@@ -56,6 +59,25 @@ def test_error_event_raises_in_the_official_client(url: str, word: str) -> None:
         with pytest.raises(openai.APIError) as caught:
             list(stream)
     assert "engine broke" in str(caught.value) or "server failed" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "code"), [("break", "engine_error"), ("crash", "error"), ("silence", "nothing_spoken")]
+)
+@pytest.mark.parametrize("path", ["stream-input", "multi-stream-input"])
+def test_error_is_the_last_message_of_an_elevenlabs_socket(url: str, path: str, word: str, code: str) -> None:
+    address = f"{url.replace('http', 'ws', 1)}/v1/text-to-speech/alloy/{path}"
+    messages = []
+    with connect(address) as socket:
+        socket.send(json.dumps({"text": f"Please {word}.", "context_id": "a", "flush": True}))
+        with pytest.raises(ConnectionClosed) as closed:
+            messages.extend(json.loads(message) for message in iter(lambda: socket.recv(timeout=30), None))
+    last = messages[-1]
+    assert not any(message.get("isFinal") for message in messages)
+    assert (last["error"], last["code"]) == (code, 1011)
+    assert last.get("contextId") == ("a" if path.startswith("multi") else None)
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1011, last["message"])
 
 
 def test_silent_output_is_a_500_error(url: str) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
+import socket
 import zlib
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from tests.support import samples
-from tests.support.live import serving
+from tests.support.live import free_port, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,7 +116,7 @@ def test_uploads_have_the_same_limit_under_other_spellings(http: httpx.Client) -
         ("/v1/tts", "/v1/audio/speech"),
         ("/api/tts", "/v1/audio/speech"),
         ("/v1/audio/voice", "/v1/audio/voices"),
-        ("/v1/voices/list", "/v1/audio/voices"),
+        ("/v1/speakers/list", "/v1/audio/voices"),
         ("/v1/model", "/v1/models"),
         ("/v1/audio/dialog", "/v1/audio/dialogue"),
         ("/helth", "/health"),
@@ -558,8 +562,9 @@ def test_prefix_of_an_unknown_proxy_is_ignored(tmp_path: Path) -> None:
 
 def test_cloned_voices_can_be_hidden_from_callers_without_a_key(tmp_path: Path) -> None:
     sample = samples.file(samples.speech(), "mp3")
+    port = free_port()
     with (
-        serving(tmp_path, TTS_API_KEYS=KEY, TTS_VOICE_LISTS="keyed") as url,
+        serving(tmp_path, TTS_API_KEYS=KEY, TTS_VOICE_LISTS="keyed", TTS_WYOMING=f"tcp://127.0.0.1:{port}") as url,
         httpx.Client(base_url=url, timeout=60) as http,
     ):
         keyed = {"Authorization": f"Bearer {KEY}"}
@@ -574,6 +579,8 @@ def test_cloned_voices_can_be_hidden_from_callers_without_a_key(tmp_path: Path) 
             "/v1/models/tts-1",
             "/v1/audio/models",
             "/v1/voice-cloning/openai-compatible-voices",
+            "/v1/voices",
+            "/v2/voices",
             "/health",
         ):
             hidden = http.get(path)
@@ -582,3 +589,27 @@ def test_cloned_voices_can_be_hidden_from_callers_without_a_key(tmp_path: Path) 
             assert "Secret Ada" not in hidden.text, path
             assert "nova" in hidden.text, path
             assert voice_id in http.get(path, headers=keyed).text, path
+        sent = [*map(_unkeyed_socket, [url] * 2, ["nobody", voice_id]), _wyoming_answers(port, "nobody")]
+        sent += [http.post(f"/v1/text-to-speech/{name}", json={"text": "Hi."}).text for name in ("nobody", voice_id)]
+        assert http.get(f"/v1/voices/{voice_id}").status_code == 404
+        for text in sent:
+            assert len(text) > 50
+            assert voice_id not in text
+            assert "Secret Ada" not in text
+
+
+def _unkeyed_socket(url: str, voice: str) -> str:
+    """Return what a WebSocket of ElevenLabs answers to a caller without a key."""
+    path = f"/v1/text-to-speech/{voice}/stream-input"
+    with connect(url.replace("http", "ws") + path) as connection, contextlib.suppress(ConnectionClosed):
+        connection.send(json.dumps({"text": "Hi."}))
+        return str(connection.recv(timeout=30))
+    return ""
+
+
+def _wyoming_answers(port: int, voice: str) -> str:
+    """Return the list of voices, and the error for an unknown voice."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as raw:
+        unknown = {"type": "synthesize", "data": {"text": "Hi.", "voice": {"name": voice}}}
+        raw.sendall(b'{"type": "describe"}\n' + json.dumps(unknown).encode() + b"\n")
+        return raw.makefile("rb").read().decode()

@@ -44,9 +44,9 @@ def router(
     routes = APIRouter(tags=["models"], route_class=gate.route(None))
     admin = APIRouter(tags=["models"], route_class=gate.route("admin"))
 
-    def known() -> list[str]:
-        adapted = [f"{adapters.model_id}:{each.name}" for each in adapters.all()] if adapters.model_id else []
-        return [*manager.model_ids, *adapted, *MODEL_ALIASES]
+    def known(caller: Request) -> list[str]:
+        shown = adapters.all() if adapters.model_id and gate.shows_cloned(caller) else ()
+        return [*manager.model_ids, *(f"{adapters.model_id}:{each.name}" for each in shown), *MODEL_ALIASES]
 
     def model(model_id: str, shown: list[Voice]) -> Model:
         base, name = split_adapter(model_id, adapters)
@@ -67,9 +67,10 @@ def router(
     async def list_models(caller: Request) -> ModelList | JSONResponse:
         """List every model id that a speech request can use."""
         if "xi-api-key" in caller.headers and "authorization" not in caller.headers:  # a client of ElevenLabs
-            return JSONResponse([{"model_id": name, "name": name, "can_do_text_to_speech": True} for name in known()])
+            names = known(caller)
+            return JSONResponse([{"model_id": name, "name": name, "can_do_text_to_speech": True} for name in names])
         shown = await listed(voices, gate, caller)
-        return ModelList(object="list", data=[model(model_id, shown) for model_id in known()])
+        return ModelList(object="list", data=[model(model_id, shown) for model_id in known(caller)])
 
     @routes.get("/models/{model_id:model}", responses=problems(404))
     async def retrieve_model(model_id: str, caller: Request) -> Model:
@@ -89,7 +90,7 @@ def router(
     async def list_audio_models(caller: Request) -> AudioModelList:
         """List the models of `/models` in the format that Open WebUI and other clients read."""
         shown = await listed(voices, gate, caller)
-        data = [model(model_id, shown) for model_id in known()]
+        data = [model(model_id, shown) for model_id in known(caller)]
         named = [
             NamedModel(id=each.id, name=each.id, description=each.description, max_input_length=each.max_input_length)
             for each in data

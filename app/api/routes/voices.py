@@ -22,10 +22,10 @@ async def refresh(voices: VoiceStore) -> None:
         await asyncio.to_thread(voices.refresh)
 
 
-async def listed(voices: VoiceStore, gate: Gate, caller: Request) -> list[Voice]:
-    """Return the voices that a list for this caller contains."""
+async def listed(voices: VoiceStore, gate: Gate, caller: Request | None = None) -> list[Voice]:
+    """Return the voices that a list for this caller contains. caller: None = a protocol without keys."""
     await refresh(voices)
-    cloned = gate.shows_cloned(caller)
+    cloned = gate.lists_are_open if caller is None else gate.shows_cloned(caller)
     return [voice for voice in voices.all() if cloned or voice.kind not in {"cloned", "adapter"}]
 
 
