@@ -14,7 +14,16 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec, count_usage, end_pass, live_session
+from app.api.live_contexts import (
+    NO_TEXT_YET,
+    check_voice,
+    checked_body,
+    context_spec,
+    count_usage,
+    end_pass,
+    live_session,
+    with_client_names,
+)
 from app.api.sockets import NORMAL, POLICY_VIOLATION, SERVER_ERROR, Closed
 from app.errors import EmptyText, InvalidValue, NotSupported, SpeechError, TextTooLong, Unauthorized
 from app.generator.live import Audio, Done, Failed, Words
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
     from app.generator.live import LiveSession
     from app.keys import Pass
     from app.types import TimedSentence
+    from app.voices.store import VoiceStore
 
 CONFIG_S, IDLE_S = 10.0, 30.0
 MAX_CONFIG_CHARS = 4 << 20
@@ -64,7 +74,7 @@ class SessionConfig:
                 )
         audio_format = message.get("response_format")
         fields = {name: message.get(name) for name in _SPEECH_FIELDS}
-        voice = message.get("voice", message.get("speaker"))
+        voice = message.get("speaker") if message.get("voice") is None else message["voice"]
         fields |= {"input": NO_TEXT_YET, "voice": voice, "response_format": audio_format or "wav"}
         body = checked_body(fields)
         stream, words = _flag(message, "stream_audio"), _flag(message, "word_timestamps")
@@ -91,16 +101,20 @@ def _flag(message: Object, name: str) -> bool:
 
 @dataclass(slots=True, eq=False)
 class _Utterance:
-    """The text between two `input.done` messages."""
+    """The text between two `input.done` messages. `create` makes one."""
 
     index: int
     config: SessionConfig
-    splitter: IncrementalSplitter = field(default_factory=IncrementalSplitter)
+    splitter: IncrementalSplitter
     parts: list[str] = field(default_factory=list)  # the parts of a text that is not split into sentences
     chars: int = 0
     units: int = 0
     admitted: Pass | None = None
     failed: bool = False
+
+    @classmethod
+    def create(cls, index: int, config: SessionConfig) -> _Utterance:
+        return cls(index, config, IncrementalSplitter(eager=False, clauses=config.granularity == "clause"))
 
 
 @dataclass(slots=True)
@@ -109,6 +123,7 @@ class SpeechStream:
 
     socket: Socket
     speaking: Speaking
+    voices: VoiceStore
     gate: Gate
     _config: SessionConfig | None = None
     _utterance: _Utterance | None = None  # the utterance whose text still arrives
@@ -187,6 +202,8 @@ class SpeechStream:
             config = SessionConfig.of(message)
             if config.body.model:
                 find_model(config.body.model, self.speaking.manager, self.speaking.generator.adapters)
+            if voice := config.body.voice:
+                check_voice(self.voices, voice if isinstance(voice, str) else voice.id)
             self._config = config
         elif self._config is None:
             raise InvalidValue(f"Expected session.config, got: {shown}")
@@ -201,6 +218,8 @@ class SpeechStream:
         elif kind == "input.done":
             self._finish(self._config)
         elif kind == "session.close":
+            if self._utterance is not None:  # its text was sent, so it is spoken
+                self._finish(self._config)
             return False
         else:
             raise InvalidValue(f"Unknown message type: {shown}")
@@ -215,7 +234,7 @@ class SpeechStream:
                 f"The text has more than {limit} characters (TTS_MAX_INPUT_CHARS). Send input.done before."
             )
         if opened is None:
-            opened = self._utterance = _Utterance(self._count, config)
+            opened = self._utterance = _Utterance.create(self._count, config)
             opened.admitted = self.gate.admit(self.socket.key, "speak")
         opened.chars += len(text)
         if config.granularity == "none":
@@ -227,7 +246,7 @@ class SpeechStream:
 
     def _finish(self, config: SessionConfig) -> None:
         """End the utterance."""
-        utterance = self._utterance or _Utterance(self._count, config)
+        utterance = self._utterance or _Utterance.create(self._count, config)
         self._utterance = None
         self._count += 1
         if utterance.parts:
@@ -296,6 +315,7 @@ class SpeechStream:
             pass
         except SpeechError as error:
             failed = utterance.failed = True
+            with_client_names(error, {"input": "text"})
             await unit.start()
             partial = {"partial_audio": True, "action": "discard"} if unit.total_bytes else {}
             where = f"utterance {utterance.index}, sentence {utterance.units}"

@@ -93,9 +93,12 @@ class IncrementalSplitter:
     The time grows linearly with the length of the text.
     """
 
-    def __init__(self, *, eager: bool = True) -> None:
-        """eager: whether the first piece may end at a clause, so that the speech starts earlier."""
+    def __init__(self, *, eager: bool = True, clauses: bool = False) -> None:
+        """eager: whether the first piece may end at a clause, so that the speech starts earlier. clauses: whether every
+        piece may end at a clause.
+        """
         self._eager = eager
+        self._clauses = clauses
         self._text = ""  # the text that is not part of a returned piece
         self._offset = 0  # position of `_text` in the whole text
         self._at = 0  # no piece ends before this index of `_text`
@@ -282,17 +285,17 @@ class IncrementalSplitter:
         return self._early_end(at, "\n", final=final)
 
     def _early_end(self, at: int, char: str, *, final: bool) -> int | _Answer:
-        """Decide whether the piece ends at a clause or a word. Only the first piece, and a piece that is too long, may
-        end there.
+        """Decide whether the piece ends at a clause or a word. Unless each clause is a piece, only the first piece and
+        a piece that is too long may end there.
         """
         text = self._text
         length = at - (len(text) - len(text.lstrip()))
         if length > MAX_PIECE_CHARS and char.isspace():
             return at
-        if not self._eager or self._quote is not None:
+        if not (self._eager or self._clauses) or self._quote is not None:
             return _Answer.NO
         if char.isspace():
-            return at if length >= WORD_END_CHARS else _Answer.NO
+            return at if self._eager and length >= WORD_END_CHARS else _Answer.NO
         if char in _CJK_CLAUSE_ENDS:
             return at + 1 if length >= CLAUSE_CHARS // 2 else _Answer.NO
         if char in _CLAUSE_ENDS and (length + 1 >= CLAUSE_CHARS or len(text[:at].split()) >= CLAUSE_WORDS):

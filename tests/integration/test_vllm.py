@@ -130,6 +130,34 @@ def test_sentences_are_spoken_before_the_text_ends(server: str, granularity: str
     assert messages[-1] == {"type": "session.done", "utterance_index": 0, "total_sentences": len(starts) + 1}
 
 
+@pytest.mark.parametrize(
+    ("granularity", "units"),
+    [
+        ("none", 1),
+        ("sentence", 2),
+        ("clause", 4),
+    ],
+)
+def test_each_unit_is_split_in_the_same_way(server: str, granularity: str, units: int) -> None:
+    first = "When the rain has stopped at last, we go out into the garden together."
+    second = "Because the grass is still very wet, we have to wear our boots again today."
+    with streaming(server, response_format="pcm", split_granularity=granularity) as socket:
+        send(socket, *(text(char) for char in f"{first} {second}"), DONE)
+        messages = until(socket, "session.done")
+    starts = [each["sentence_text"] for each in messages if isinstance(each, dict) and each["type"] == "audio.start"]
+    assert " ".join(starts) == f"{first} {second}"
+    assert len(starts) == units
+
+
+def test_session_close_speaks_the_text_that_was_sent(server: str) -> None:
+    with streaming(server, response_format="pcm") as socket:
+        send(socket, text("Hello there."), CLOSE)
+        messages, code = until_closed(socket)
+    assert code == 1000
+    assert audio_of(messages) == speech(server, "Hello there.")
+    assert messages[-1] == {"type": "session.done", "utterance_index": 0, "total_sentences": 1}
+
+
 def test_streamed_pcm_names_its_rate(server: str) -> None:
     with streaming(server, response_format="pcm", stream_audio=True) as socket:
         send(socket, text(TEXT), DONE)
@@ -217,6 +245,9 @@ def test_text_without_words_gives_an_empty_unit(server: str) -> None:
         {"response_format": "mp4"},
         {"response_format": 1},
         {"voice": 1},
+        {"voice": "nobody"},
+        {"speaker": "nobody"},
+        {"voice": "nova+nobody"},
         {"speed": 9},
         {"speed": "fast"},
         {"language": "no language"},
@@ -297,8 +328,8 @@ def test_text_that_is_too_long_is_an_error(server: str) -> None:
 
 
 def test_failed_unit_is_an_error_and_the_next_one_is_spoken(server: str) -> None:
-    with streaming(server, voice="nobody", response_format="pcm") as socket:
-        send(socket, text("Hello there."), DONE)
+    with streaming(server, response_format="pcm") as socket:
+        send(socket, text("Wait. [pause: 10s] " * 70), DONE)
         messages = until(socket, "session.done")
         assert kinds(messages) == ["audio.start", "error", "audio.done", "session.done"]
         assert messages[1]["message"].startswith("Generation failed for utterance 0, sentence 0: ")
