@@ -284,6 +284,10 @@ class KeyRing:
             )
         return found[0]
 
+    def name_of(self, sha256: str) -> str:
+        """Return the name of the key with this digest; "" for the digest "", "removed" for a key that was removed."""
+        return next((key.name for key in self._keys if key.sha256 == sha256), "removed") if sha256 else ""
+
     def present(self, key: Key) -> Key:
         """Return the current entry of a key that was found earlier. Raises Unauthorized if the key was removed."""
         self._check_file()

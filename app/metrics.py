@@ -42,6 +42,27 @@ class Metrics:
             ["key", "kind"],
             registry=self.keys_registry,
         )
+        self._key_characters = Counter(
+            "tts_key_characters",
+            "Characters of the texts of answers by the name of their API key, as in /v1/usage",
+            ["key", "model"],
+            registry=self.keys_registry,
+        )
+        self._key_audio_seconds = Counter(
+            "tts_key_audio_seconds",
+            "Seconds of audio sent by the name of their API key, as in /v1/usage",
+            ["key", "model"],
+            registry=self.keys_registry,
+        )
+        self._sent_characters = Counter(
+            "tts_sent_characters", "Characters of the texts of answers", ["model"], registry=self.registry
+        )
+        self._sent_audio_seconds = Counter(
+            "tts_sent_audio_seconds",
+            "Seconds of audio sent, also from the cache",
+            ["model"],
+            registry=self.registry,
+        )
         self._requests = Counter(
             "tts_requests", "HTTP requests by route and status", ["route", "status"], registry=self.registry
         )
@@ -99,6 +120,14 @@ class Metrics:
     def key_tokens(self, key: str, input_tokens: int, output_tokens: int) -> None:
         self._key_tokens.labels(key, "input").inc(input_tokens)
         self._key_tokens.labels(key, "output").inc(output_tokens)
+
+    def used(self, key: str, model: str, characters: int, seconds: float) -> None:
+        """Count an answer that was sent. key: the name of an existing key; "" = without a key."""
+        self._sent_characters.labels(model).inc(characters)
+        self._sent_audio_seconds.labels(model).inc(seconds)
+        if key:
+            self._key_characters.labels(key, model).inc(characters)
+            self._key_audio_seconds.labels(key, model).inc(seconds)
 
     def first_audio(self, engine: str, seconds: float, cache: str) -> None:
         """Record the time to first audio. cache: hit, miss, shared or off; `off` counts as a miss."""

@@ -22,8 +22,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 PREFIXES = ("TTS_", "CSM_", "DIA_")  # the names of this server's variables begin with one of these
 # Variables with these prefixes that belong to other programs of this repository, not to the server.
 OTHER_VARIABLES = frozenset({"TTS_BACKEND", "TTS_TEST_SPEECH"})
-# Folders with recordings, texts or keys. Only the user of the server may read these folders.
-PRIVATE_FOLDERS = frozenset({"cloned_voices", "voice_references", "audio_cache", "conversations", "keys", "logs"})
+# Folders with recordings, texts, keys or names of keys. Only the user of the server may read these folders.
+PRIVATE_FOLDERS = frozenset(
+    {"cloned_voices", "voice_references", "audio_cache", "conversations", "keys", "logs", "usage"}
+)
 
 MAX_SERVICE_NAME_BYTES = 63  # the limit of DNS for a part of a name
 

@@ -35,6 +35,7 @@ from app.keys import KeyFile, KeyRing
 from app.metrics import Metrics
 from app.runtime import heap
 from app.text.normalizer import Normalizer
+from app.usage import UsageStore
 from app.voices.cloning import (
     Cloner,
     check_stored,
@@ -58,7 +59,9 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from app.generator.speech import OnSent
     from app.settings import Settings
+    from app.types import SpeechRequest
     from app.voices.transcribe import OnProgress, Transcriber
 
 log = logging.getLogger(__name__)
@@ -80,10 +83,13 @@ class CoreServices:
     lexicons: LexiconStore
     word_timer: WordTimer
     adapters: AdapterRegistry
+    usage: UsageStore
 
 
-def core_services(settings: Settings, normalizer: Normalizer | None = None) -> CoreServices:
-    """Create the services that do not depend on HTTP.
+def core_services(
+    settings: Settings, normalizer: Normalizer | None = None, ring: KeyRing | None = None
+) -> CoreServices:
+    """Create the services that do not depend on HTTP. ring: the API keys; None = usage is not counted.
 
     Raises ValueError for a wrong setting, for example an unknown engine name. Raises OSError if the data folder can't
     be used.
@@ -119,6 +125,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     watermark = create_watermark(settings)
     take_checker = TakeChecker(settings.verify, aligner)
     lexicons = LexiconStore(settings.data_dir, voices)
+    usage = UsageStore(settings.data_dir)
     word_timer = WordTimer(aligner, read_aloud, normalizer.normalize)
     generator = SpeechGenerator(
         manager,
@@ -135,6 +142,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
         lexicons=lexicons,
         word_timer=word_timer,
         adapters=adapters,
+        **({} if ring is None else {"on_sent": _counter(usage, metrics, ring)}),
     )
     detector = WatermarkDetector(uploads, SpeechFinder().contains_speech)
     return CoreServices(
@@ -150,7 +158,19 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
         lexicons,
         word_timer,
         adapters,
+        usage,
     )
+
+
+def _counter(usage: UsageStore, metrics: Metrics, ring: KeyRing) -> OnSent:
+    """Return the function that counts an answer for its API key."""
+
+    def count(request: SpeechRequest, model: str, characters: int, seconds: float) -> None:
+        key = ring.name_of(request.caller)
+        usage.add(key, model, requests=0 if request.counted else 1, characters=characters, seconds=seconds)
+        metrics.used(key, model, characters, seconds)
+
+    return count
 
 
 def create_watermark(settings: Settings) -> Watermark:
@@ -208,7 +228,8 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
     for name in ("models", "cloned_voices", "voice_references", "audio_cache", "logs"):
         settings.folder(name)
     normalizer = Normalizer()
-    services = core_services(settings, normalizer)
+    ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
+    services = core_services(settings, normalizer, ring)
 
     limits = Limits(input_bytes=settings.max_upload_bytes)
     cloner = Cloner(create_transcriber(settings), limits=limits, checker=services.checker)
@@ -252,7 +273,12 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             load = services.manager.load()
             return not services.generator.encoding and (load is None or not (load.active_rows or load.queued))
 
-        async with services.manager, services.preset_voices, wyoming or contextlib.nullcontext():
+        async with (
+            services.usage.writing(),
+            services.manager,
+            services.preset_voices,
+            wyoming or contextlib.nullcontext(),
+        ):
             reporting = asyncio.create_task(report_ready(), name="report-ready")
             trimming = asyncio.create_task(heap.trim_when_idle(is_idle), name="trim-heap")
             try:
@@ -283,6 +309,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             normalizer,
             services.lexicons,
             services.adapters,
+            services.usage,
             None if settings.youtube == "off" else YouTube(),
         ),
         lifespan,

@@ -39,6 +39,7 @@ from app.api.routes import (
     realtime,
     speech,
     system,
+    usage,
     vllm,
     voice_cloning,
     watermark,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from app.metrics import Metrics
     from app.settings import Settings
     from app.text.normalizer import Normalizer
+    from app.usage import UsageStore
     from app.voices.cloning import Cloner
     from app.voices.consents import ConsentStore
     from app.voices.store import VoiceStore
@@ -98,6 +100,7 @@ class AppServices:
     normalizer: Normalizer
     lexicons: LexiconStore
     adapters: AdapterRegistry
+    usage: UsageStore
     youtube: YouTube | None  # None = TTS_YOUTUBE is off: the routes for YouTube do not exist
 
 
@@ -270,6 +273,7 @@ def _v1_routers(services: AppServices, speaking: Speaking, settings: Settings) -
         voice_cloning.lists_router(voices, gate),
         models.router(services.manager, voices, services.adapters, gate, speaking.max_input_chars),
         watermark.router(services.detector, gate),
+        usage.router(services.usage, gate),
     ]
 
 

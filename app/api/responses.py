@@ -493,6 +493,19 @@ class Marking(ResponseModel):
     reason: str | None
 
 
+class UsageRow(ResponseModel):
+    day: Annotated[str, Field(description="YYYY-MM-DD, UTC.")]
+    key: Annotated[str | None, Field(description="The name of the API key; null = without a key.")]
+    model: str
+    requests: Annotated[int, Field(description="Answers with audio, also those from the cache.")]
+    characters: Annotated[int, Field(description="Characters of the texts of these answers.")]
+    seconds: Annotated[float, Field(description="Seconds of audio that were sent.")]
+
+
+class UsageList(ResponseModel):
+    data: list[UsageRow]
+
+
 class Verification(ResponseModel):
     mode: Annotated[Literal["off", "auto", "all"], Field(description="The setting TTS_VERIFY.")]
     reason: Annotated[str | None, Field(description="Why no speech can be checked; null = it can be checked.")]

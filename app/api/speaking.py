@@ -45,11 +45,11 @@ class Speaking:
     async def prepare(self, body: SpokenBody, owner: str, *, voice: str | None = None) -> SpeechRequest:
         """Convert a body to a request that does not depend on the engine, and decode its recordings.
 
-        owner: the digest of the API key that owns the conversation; "" without keys. voice: replaces the body's voice.
-        Raises RequestError, NotReady.
+        owner: the digest of the caller's API key, which owns the conversation; "" without keys. voice: replaces the
+        body's voice. Raises RequestError, NotReady.
         """
         request = body.to_request(default_model=self.manager.requested.model_id, max_input_chars=self.max_input_chars)
-        request = replace(request, conversation=body.conversation(owner))
+        request = replace(request, conversation=body.conversation(owner), caller=owner)
         if voice is not None:
             request = replace(request, lines=tuple(replace(line, voice=voice) for line in request.lines))
         if isinstance(body, ConversationBody) and body.context:

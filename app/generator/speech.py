@@ -70,6 +70,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Is called with the request, the id of the model, the characters of the texts and the seconds of audio of an answer.
+OnSent = Callable[["SpeechRequest", str, int, float], None]
 # How an answer used the cache: found in the cache; generated; shared with a running equal request; or cache not used.
 CacheResult = Literal["hit", "miss", "shared", "off"]
 
@@ -161,6 +163,7 @@ class SpeechGenerator:
         lexicons: LexiconStore | None = None,
         word_timer: WordTimer | None = None,
         adapters: AdapterRegistry | None = None,
+        on_sent: OnSent = lambda *_: None,
     ) -> None:
         """Connect the services.
 
@@ -168,6 +171,7 @@ class SpeechGenerator:
         enhance: the default of the request field. memory: remembers conversations; None = no memory.
         checker: checks the generated speech; None = no check. lexicons: the pronunciation dictionaries.
         word_timer: finds the times of words; None = a timer without an aligner. adapters: the LoRA adapters.
+        on_sent: is called at the end of each answer that has audio, also if its client has disconnected.
         """
         self._manager = manager
         self._cache = cache
@@ -183,6 +187,7 @@ class SpeechGenerator:
             adapters=adapters,
         )
         self.adapters = adapters
+        self._on_sent = on_sent
         self._prompts = Prompts(voices)
         self._context = ConversationContext(memory, uploads)
         self._checker = checker
@@ -261,8 +266,19 @@ class SpeechGenerator:
             times=self._times_of(job),
         )
         sound = await self._cached(job, answer)
-        answer.stream = self._speak(job, answer) if sound is None else self._from_cache(job, answer, sound)
+        stream = self._speak(job, answer) if sound is None else self._from_cache(job, answer, sound)
+        answer.stream = self._counted(job, answer, stream)
         return answer
+
+    async def _counted(self, job: SpeechJob, answer: Answer, stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+        """Yield the bytes of an answer, and report at the end how much was sent."""
+        try:
+            async with contextlib.aclosing(stream):
+                async for data in stream:
+                    yield data
+        finally:
+            if answer.audio_s:
+                self._on_sent(job.request, job.use.model_id, sum(map(len, job.texts)), answer.audio_s)
 
     # ---- answers
 

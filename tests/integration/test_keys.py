@@ -88,6 +88,7 @@ ROUTES = [
     ("clone", "GET", "/v1/audio/voice_consents", {}),
     ("clone", "POST", "/v1/audio/voice_consents", {}),
     ("clone", "POST", "/v1/voice-cloning/clone-from-youtube", {"json": {}}),
+    ("admin", "GET", "/v1/usage", {}),
     ("admin", "GET", "/debug", {}),
     ("admin", "GET", "/v1/debug", {}),
 ]

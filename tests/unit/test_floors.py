@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
 FLOORS = (
     # the name "app" is the file app/__init__.py, with the version
-    ("app", "types", "errors", "settings", "metrics", "logs", "keys", "lru"),
+    ("app", "types", "errors", "settings", "metrics", "logs", "keys", "lru", "usage"),
     ("text", "audio", "voices", "books", "nn", "weights", "runtime"),
     ("engines",),
     ("generator",),
