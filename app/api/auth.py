@@ -131,9 +131,11 @@ class Gate:
 
     def present(self, key: Key | None) -> Key | None:
         """Return the current entry of the key of a WebSocket. Raises Unauthorized if the key is no longer valid."""
-        if key is None:
-            return self.connect("")
-        return self._ring.present(key)
+        if key is not None:
+            return self._ring.present(key)
+        if self.needed:
+            raise Unauthorized("This server now needs API keys. Connect again with a key.")
+        return None
 
     def admit(self, key: Key | None, scope: Scope) -> Pass | None:
         """Count a request that came through a WebSocket. The caller must close the Pass. None = no keys.

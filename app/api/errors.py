@@ -23,6 +23,7 @@ from app.api.responses import ErrorEnvelope, Schema, integer_header, text_header
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
+    from pydantic import ValidationError
 
 log = logging.getLogger(__name__)
 
@@ -249,9 +250,17 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     first = problems[0]
     if whole_body:
         return _json(400, envelope("The body must be a JSON object.", status=400, code="invalid_type"), None)
-    param = _field_at(first["loc"]) or None
-    message = "; ".join(f"`{_field_at(problem['loc'])}`: {problem['msg']}" for problem in problems[:5])
-    return _json(400, envelope(message, status=400, param=param, code=first["type"]), None)
+    param, message = described(error)
+    return _json(400, envelope(message, status=400, param=param or None, code=first["type"]), None)
+
+
+def described(error: ValidationError | RequestValidationError, *outer: str) -> tuple[str, str]:
+    """Return the name of the first wrong field, and a message with the first wrong fields and what is wrong with them.
+
+    outer: is put before the location of each problem, which must begin with `body` or another part of the request.
+    """
+    problems = [(_field_at((*outer, *problem["loc"])), problem["msg"]) for problem in error.errors()[:5]]
+    return problems[0][0], "; ".join(f"`{field}`: {problem}" for field, problem in problems)
 
 
 def _field_at(location: Sequence[str | int]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from app.api.errors import described
 from app.api.requests import SpeechBody
 from app.errors import InvalidValue, SpeechError, UnknownVoice
 from app.generator.live import ContextSpec, LiveSession
@@ -47,22 +48,18 @@ def end_pass(metrics: Metrics, admitted: Pass | None, status: int) -> None:
         metrics.key_request(admitted.key.name, status)
 
 
-def checked_body(fields: Mapping[str, Any], param: str = "") -> SpeechBody:
-    """Return the speech request with these fields. Raises InvalidValue.
-
-    param: the text before the name of the wrong field in `error.param`.
-    """
-    return checked(SpeechBody, fields, param)
+def checked_body(fields: Mapping[str, Any]) -> SpeechBody:
+    """Return the speech request with these fields. Raises InvalidValue with the name of the wrong field as `param`."""
+    return checked(SpeechBody, fields)
 
 
-def checked(kind: type[_Body], fields: Mapping[str, Any], param: str = "") -> _Body:
+def checked(kind: type[_Body], fields: Mapping[str, Any]) -> _Body:
     """Return the request of this kind with these fields. See `checked_body`."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise InvalidValue(f"`{where}`: {problem['msg']}", param=param + where) from None
+        param, message = described(error, "body")
+        raise InvalidValue(message, param=param) from None
 
 
 def check_voice(voices: VoiceStore, name: str) -> None:

@@ -12,26 +12,37 @@ import base64
 import contextlib
 import copy
 import json
+import math
 import time
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from app.api.errors import body_of
-from app.api.live_contexts import NO_TEXT_YET, checked_body, context_spec, count_usage, end_pass, live_session
+from app.api.live_contexts import (
+    NO_TEXT_YET,
+    check_voice,
+    checked_body,
+    context_spec,
+    count_usage,
+    end_pass,
+    live_session,
+)
+from app.api.requests import too_long
 from app.api.sockets import GOING_AWAY, POLICY_VIOLATION, Closed
 from app.audio import g711
-from app.errors import InvalidValue, NotFound, NotSupported, RequestError, SpeechError, Unauthorized, UnknownVoice
-from app.generator.live import Audio, Cancelled, Done, Failed, SentenceStarted, Words
+from app.errors import InvalidValue, NotFound, NotSupported, RequestError, SpeechError, Unauthorized
+from app.generator.live import Audio, Cancelled, Done, Failed, SentenceStarted, SpokenText, Words
 from app.generator.resolving import find_model
 from app.text.captions import words_of
-from app.voices.presets import DEFAULT_VOICE, standard_voices_of
+from app.voices.presets import DEFAULT_VOICE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     from app.api.auth import Gate
     from app.api.requests import SpeechBody
@@ -58,6 +69,7 @@ _SPEECH_FIELDS = (
     "cfg_scale",
     "language",
     "seed",
+    "lexicon",
     "normalize",
     "enhance",
     "timestamps",
@@ -100,56 +112,89 @@ def _check_only_speech(settings: Object, param: str) -> None:
         raise NotSupported(f'{_ONLY_SPEAKS} Set `tool_choice` to "none".', param=f"{param}.tool_choice")
 
 
-def _checked_output(output: Object, param: str) -> Object:
-    """Check `audio.output` and return its known fields. Raises InvalidValue."""
-    found: Object = {}
-    if (audio_format := output.get("format")) is not None:
-        kind = audio_format if isinstance(audio_format, str) else _object(audio_format, f"{param}.format").get("type")
-        kind = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}.get(str(kind), kind)
-        if not isinstance(kind, str) or kind not in _RATES_HZ:
-            raise InvalidValue(
-                "`format.type` must be one of `audio/pcm`, `audio/pcmu`, `audio/pcma`.", param=f"{param}.format.type"
-            )
-        rate_hz = audio_format.get("rate") if isinstance(audio_format, dict) else None
-        if rate_hz not in (None, _RATES_HZ[kind]):
-            raise InvalidValue(f"The rate of {kind} must be {_RATES_HZ[kind]}.", param=f"{param}.format.rate")
-        found["format"] = {"type": kind, "rate": 24_000} if kind == "audio/pcm" else {"type": kind}
-    if (voice := output.get("voice")) is not None:
-        name = voice.get("id") if isinstance(voice, dict) else voice
-        if not isinstance(name, str) or not name.strip():
-            raise InvalidValue("`voice` must be the id of a voice, or an object with it.", param=f"{param}.voice")
-        found["voice"] = voice
-    if (speed := output.get("speed")) is not None:
-        if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0.25 <= speed <= 4:
-            raise InvalidValue("`speed` must be a number from 0.25 to 4.", param=f"{param}.speed")
-        found["speed"] = speed
-    return found
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The part of a `session` or a `response` object that has an effect."""
+
+    settings: Object = field(default_factory=dict)  # new values of the fields of SessionSettings with these names
+    output: Object = field(default_factory=dict)  # format, voice and speed
+    speech: Object = field(default_factory=dict)  # fields of a speech request
+    params: dict[str, str] = field(default_factory=dict)  # the name of a field in a speech request -> its place here
+
+    @contextlib.contextmanager
+    def naming_params(self) -> Iterator[None]:
+        """Write the names of the client's fields into the errors of this context."""
+        try:
+            yield
+        except SpeechError as error:
+            error.param = self.param_of(error)
+            raise
+
+    def param_of(self, error: SpeechError) -> str | None:
+        """Return the place of the wrong field of a speech request; None if the client has not sent it here."""
+        name, dot, rest = (error.param or "").partition(".")
+        place = self.params.get(name)
+        return None if place is None else f"{place}{dot}{rest}"
 
 
-def checked_session(settings: Object) -> Object:
-    """Check the `session` of an event and return the part that has an effect. Raises RequestError."""
-    kind = settings.get("type", "realtime")
-    if kind != "realtime":
-        raise NotSupported(f'{_ONLY_SPEAKS} Set `session.type` to "realtime".', param="session.type")
-    _check_only_speech(settings, "session")
-    found: Object = {}
-    audio = _object(settings.get("audio") or {}, "session.audio")
-    output = dict(_object(audio.get("output") or {}, "session.audio.output"))
-    for old, name in (("voice", "voice"), ("output_audio_format", "format"), ("speed", "speed")):  # the beta's fields
-        if settings.get(old) is not None:
-            output.setdefault(name, settings[old])
-    found["output"] = _checked_output(output, "session.audio.output")
+def checked_changes(settings: Object, where: str) -> Changes:
+    """Check the object `session` or `response` of an event. where: its name. Raises RequestError."""
+    _check_only_speech(settings, where)
+    changes = Changes()
     if (instructions := settings.get("instructions")) is not None:
-        found["instructions"] = _text(instructions, "session.instructions")
-    if (model := settings.get("model")) is not None:
-        found["model"] = _text(model, "session.model")
+        changes.settings["instructions"] = _text(instructions, f"{where}.instructions")
     tokens = settings.get("max_output_tokens")
     if tokens is not None:
         if tokens != "inf" and (isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= 4096):
-            raise InvalidValue('`max_output_tokens` must be 1 to 4096, or "inf".', param="session.max_output_tokens")
-        found["max_output_tokens"] = tokens
-    found["speech"] = {name: settings[name] for name in _SPEECH_FIELDS if settings.get(name) is not None}
-    return found
+            raise InvalidValue('`max_output_tokens` must be 1 to 4096, or "inf".', param=f"{where}.max_output_tokens")
+        changes.settings["max_output_tokens"] = tokens
+    for name in _SPEECH_FIELDS:
+        if settings.get(name) is not None:
+            changes.speech[name] = settings[name]
+            changes.params[name] = f"{where}.{name}"
+    audio = _object(settings.get("audio") or {}, f"{where}.audio")
+    output = _object(audio.get("output") or {}, f"{where}.audio.output")
+    for name, old in (("format", "output_audio_format"), ("voice", "voice"), ("speed", "speed")):
+        for fields, key, place in ((output, name, f"{where}.audio.output.{name}"), (settings, old, f"{where}.{old}")):
+            if fields.get(key) is not None:  # `old` is the name in the beta
+                changes.output[name] = _OUTPUT_CHECKS[name](fields[key], place)
+                changes.params[name] = place
+                break
+    return changes
+
+
+def _checked_format(value: object, param: str) -> Object:
+    fields = {"type": value} if isinstance(value, str) else _object(value, param)
+    kind = fields.get("type")
+    kind = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}.get(str(kind), kind)
+    if not isinstance(kind, str) or kind not in _RATES_HZ:
+        raise InvalidValue(
+            "The type of the audio format must be one of `audio/pcm`, `audio/pcmu`, `audio/pcma`.",
+            param=param if isinstance(value, str) else f"{param}.type",
+        )
+    if fields.get("rate") not in (None, _RATES_HZ[kind]):
+        raise InvalidValue(f"The rate of {kind} must be {_RATES_HZ[kind]}.", param=f"{param}.rate")
+    return {"type": kind, "rate": 24_000} if kind == "audio/pcm" else {"type": kind}
+
+
+def _checked_voice(value: object, param: str) -> object:
+    name = value.get("id") if isinstance(value, dict) else value
+    if not isinstance(name, str) or not name.strip():
+        raise InvalidValue("`voice` must be the id of a voice, or an object with it.", param=param)
+    return value
+
+
+def _checked_speed(value: object, param: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.25 <= value <= 4:
+        raise InvalidValue("`speed` must be a number from 0.25 to 4.", param=param)
+    return value
+
+
+_OUTPUT_CHECKS: dict[str, Callable[[object, str], Any]] = {
+    "format": _checked_format,
+    "voice": _checked_voice,
+    "speed": _checked_speed,
+}
 
 
 def _metadata(value: object) -> dict[str, str] | None:
@@ -226,6 +271,7 @@ class Response:
     conversation: str | None  # None = the response is not in the conversation
     metadata: dict[str, str] | None
     output: Object  # format, voice and speed
+    changes: Changes  # what the event that created the response has set
     admitted: Pass | None
     previous_item: str | None = None
     status: str = "in_progress"
@@ -252,7 +298,30 @@ class Response:
         }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class SpokenItem:
+    """The speech of an item of the conversation. A conversation has many of them, so they keep little."""
+
+    item: Object
+    spoken: SpokenText
+    context: LiveContext | None  # None = the next response has begun
+    text: str = ""  # the whole text; "" until the response has ended
+    end_ms: int | None = None  # the end of the audio that was heard; None = the item was not truncated
+
+    def show_heard(self) -> None:
+        """After a truncation, set the transcript of the item to the words that were heard."""
+        if self.end_ms is not None:
+            text = self.text or ("" if self.context is None else self.context.text)
+            heard = text[: self.spoken.chars_at(self.end_ms / 1000, text)]
+            self.item["content"] = [{"type": "output_audio", "transcript": heard}]
+
+    async def words_found(self) -> None:
+        """If the response has ended, wait for the times of its words."""
+        if self.context is not None and self.text:
+            await self.context.words_found(TRUNCATE_WORDS_S)
+
+
+@dataclass(frozen=True, slots=True)
 class SessionSettings:
     """The effective settings of a session."""
 
@@ -268,41 +337,50 @@ class SessionSettings:
     max_output_tokens: int | str = "inf"
     speech: Object = field(default_factory=dict)
 
-    def update(self, found: Object) -> None:
-        self.model = found.get("model", self.model)
-        self.instructions = found.get("instructions", self.instructions)
-        self.output = {**self.output, **found["output"]}
-        self.max_output_tokens = found.get("max_output_tokens", self.max_output_tokens)
-        self.speech = {**self.speech, **found["speech"]}
+    @property
+    def voice(self) -> str:
+        """The id of the voice."""
+        voice = self.output["voice"]
+        return str(voice["id"] if isinstance(voice, dict) else voice)
+
+    def with_changes(self, changes: Changes) -> SessionSettings:
+        """Return the settings after some changes."""
+        output, speech = {**self.output, **changes.output}, {**self.speech, **changes.speech}
+        return replace(self, **changes.settings, output=output, speech=speech)
 
 
 def changed_settings(
-    settings: SessionSettings, changes: Object, speaking: Speaking, voices: VoiceStore
-) -> SessionSettings:
-    """Return the settings after the changes of a `session` object. Raises RequestError."""
-    found = checked_session(changes)
-    changed = copy.copy(settings)
-    changed.update(found)
-    if "model" in found:
-        find_model(changed.model, speaking.manager, speaking.generator.adapters)
-    check_voice(voices, changed.output["voice"])
-    _body(changed, changed.output)
-    return changed
+    settings: SessionSettings, session: Object, speaking: Speaking, voices: VoiceStore
+) -> tuple[SessionSettings, Changes]:
+    """Return the settings after an update by a `session` object, and its changes. Raises RequestError.
+
+    `check_settings` checks the settings completely.
+    """
+    if session.get("type", "realtime") != "realtime":
+        raise NotSupported(f'{_ONLY_SPEAKS} Set `session.type` to "realtime".', param="session.type")
+    changes = checked_changes(session, "session")
+    if (model := session.get("model")) is not None:
+        changes.settings["model"] = _text(model, "session.model")
+        changes.params["model"] = "session.model"
+    changed = settings.with_changes(changes)
+    with changes.naming_params():
+        if "model" in changes.params:
+            find_model(changed.model, speaking.manager, speaking.generator.adapters)
+        check_voice(voices, changed.voice)
+        speech_body(changed)
+    return changed, changes
 
 
-def check_voice(voices: VoiceStore, voice: Any) -> None:
-    """Check that a voice exists. Raises UnknownVoice."""
-    name = voice["id"] if isinstance(voice, dict) else voice
-    try:
-        voices.get(name)
-    except UnknownVoice as error:
-        if not standard_voices_of(name) and "+" not in name:
-            error.param = "session.audio.output.voice"
-            raise
+async def check_settings(settings: SessionSettings, changes: Changes, speaking: Speaking) -> None:
+    """Check that the model can speak with the settings after some changes. Raises RequestError."""
+    with changes.naming_params():
+        spec = await context_spec(speaking, speech_body(settings), "", later=True)
+        await speaking.generator.check(spec.request, spec.extras)
 
 
-def _body(settings: SessionSettings, output: Object) -> SpeechBody:
+def speech_body(settings: SessionSettings) -> SpeechBody:
     """Return a speech request with these settings and a placeholder for the text. Raises InvalidValue."""
+    output = settings.output
     fields = {
         "model": settings.model,
         "input": NO_TEXT_YET,
@@ -313,7 +391,7 @@ def _body(settings: SessionSettings, output: Object) -> SpeechBody:
         "instructions": settings.instructions,
         **settings.speech,
     }
-    return checked_body(fields, "session.")
+    return checked_body(fields)
 
 
 class RealtimeSession:
@@ -333,7 +411,7 @@ class RealtimeSession:
         self._ends_at = time.time() + MAX_SESSION_S
         self._items: dict[str, Object] = {}  # in the order of the conversation
         self._responses: dict[str, Response] = {}  # that are being spoken
-        self._spoken: dict[str, Response] = {}  # by the id of the item
+        self._spoken: dict[str, SpokenItem] = {}  # by the id of the item
         self._buffered: Response | None = None  # the response whose text arrives by input_text_buffer.append
         self._refused_audio = False
         self._handlers: dict[str, Callable[[Object], Awaitable[None]]] = {
@@ -395,12 +473,11 @@ class RealtimeSession:
             event_id = found[:512] if isinstance(found, str) else None
             self._gate.present(self._socket.key)
             kind = event.get("type")
-            handler = self._handlers.get(kind) if isinstance(kind, str) else None
-            if handler is None:
-                shown = kind[:64] if isinstance(kind, str) else ""
-                raise InvalidValue(
-                    f"The event type {shown!r} is not known. Known types: {', '.join(self._handlers)}.", param="type"
-                )
+            if not isinstance(kind, str):
+                raise InvalidValue("`type` must be a text, such as `response.create`.", param="type")
+            if (handler := self._handlers.get(kind)) is None:
+                known = ", ".join(self._handlers)
+                raise InvalidValue(f"The event type {kind[:64]!r} is not known. Known types: {known}.", param="type")
             await handler(event)
         except Unauthorized as error:
             await self._error(error, event_id)
@@ -453,15 +530,17 @@ class RealtimeSession:
     # ---- the session
 
     async def _update(self, event: Object) -> None:
-        changes = _object(event.get("session"), "session")
-        self._settings = changed_settings(self._settings, changes, self._speaking, self._voices)
+        session = _object(event.get("session"), "session")
+        settings, changes = changed_settings(self._settings, session, self._speaking, self._voices)
+        await check_settings(settings, changes, self._speaking)
+        self._settings = settings
         await self._send("session.updated", session=self._shown())
 
     # ---- responses
 
     async def _create(self, event: Object) -> None:
         wanted = _object(event.get("response") or {}, "response")
-        _check_only_speech(wanted, "response")
+        changes = checked_changes(wanted, "response")
         conversation = wanted.get("conversation", "auto")
         if conversation not in ("auto", "none", None):
             raise InvalidValue("`conversation` must be `auto` or `none`.", param="response.conversation")
@@ -471,17 +550,17 @@ class RealtimeSession:
             error.code = "conversation_already_has_active_response"
             raise error
         metadata = _metadata(wanted.get("metadata"))
-        audio = _object(wanted.get("audio") or {}, "response.audio")
-        output = _checked_output(_object(audio.get("output") or {}, "response.audio.output"), "response.audio.output")
         text = self._text_of(wanted.get("input"))
-        response = await self._open(text, in_conversation=in_conversation, metadata=metadata, output=output)
+        if wanted.get("input") is not None:
+            changes.params["input"] = "response.input"
+        response = await self._open(text, in_conversation=in_conversation, metadata=metadata, changes=changes)
         await self._begin(response)
 
     def _text_of(self, items: object) -> str:
         """The text to speak: that of the last message in `items`, or of the conversation. Raises RequestError."""
         if items is None:
-            spoken = (item for key, item in self._items.items() if key not in self._spoken)
-            texts = [spoken_text(item) for item in spoken if item["role"] != "system"]
+            sent = (item for key, item in self._items.items() if key not in self._spoken)
+            texts = [spoken_text(item) for item in sent if item["role"] != "system"]
         else:
             if not isinstance(items, list):
                 raise InvalidValue("`input` must be a list of items.", param="response.input")
@@ -490,6 +569,8 @@ class RealtimeSession:
                 param = f"response.input.{number}"
                 if isinstance(item, dict) and item.get("type") == "item_reference":
                     found = self._item(item.get("id"), f"{param}.id")
+                    if (spoken := self._spoken.get(found["id"])) is not None:
+                        spoken.show_heard()
                 else:
                     found = checked_item(item, param)
                 if found["role"] != "system":
@@ -498,12 +579,12 @@ class RealtimeSession:
         if not text.strip():
             raise InvalidValue(
                 "There is no text to speak. Send a message of the user or the assistant with an `input_text`.",
-                param="response.input",
+                param=None if items is None else "response.input",
             )
         return text
 
     async def _open(
-        self, text: str, *, in_conversation: bool, metadata: dict[str, str] | None, output: Object
+        self, text: str, *, in_conversation: bool, metadata: dict[str, str] | None, changes: Changes
     ) -> Response:
         """Start a response. text: "" = the text arrives later. Raises RequestError, RateLimited."""
         if len(self._responses) >= MAX_RESPONSES:
@@ -511,18 +592,22 @@ class RealtimeSession:
                 f"This connection speaks {MAX_RESPONSES} responses already. Wait for the end of one of them, or cancel "
                 "one."
             )
-        output = {**self._settings.output, **output}
-        check_voice(self._voices, output["voice"])
-        body = _body(self._settings, output)
-        if text:
-            body.input = text
-        law = _LAWS.get(output["format"]["type"])
-        convert = None if law is None else partial(g711.encode, law=law)
-        owner = "" if self._socket.key is None else self._socket.key.sha256
-        timed = body.timestamps is True
-        spec = await context_spec(
-            self._speaking, body, owner, later=not text, convert=convert, timestamps=True, words=timed
-        )
+        settings = self._settings.with_changes(changes)
+        with changes.naming_params():
+            if len(text) > self._speaking.max_input_chars:
+                raise too_long("The text has", len(text), self._speaking.max_input_chars, "input")
+            check_voice(self._voices, settings.voice)
+            body = speech_body(settings)
+            if text:
+                body.input = text
+            law = _LAWS.get(settings.output["format"]["type"])
+            convert = None if law is None else partial(g711.encode, law=law)
+            owner = "" if self._socket.key is None else self._socket.key.sha256
+            timed = body.timestamps is True
+            spec = await context_spec(
+                self._speaking, body, owner, later=not text, convert=convert, timestamps=True, words=timed
+            )
+            await self._speaking.generator.check(spec.request, spec.extras)
         admitted = self._gate.admit(self._socket.key, "speak")
         item = {
             "id": new_id("item"),
@@ -538,7 +623,8 @@ class RealtimeSession:
             self._live.open(spec),
             self._conversation if in_conversation else None,
             metadata,
-            output,
+            settings.output,
+            changes,
             admitted,
             timed=timed,
         )
@@ -559,7 +645,7 @@ class RealtimeSession:
             await self._send("response.output_item.added", item=copy.copy(item), **place)
             if response.conversation:
                 response.previous_item = next(reversed(self._items), None)
-                self._add_item(item, response)
+                self._add_item(item, response.context)
                 await self._send(
                     "conversation.item.added", item=copy.copy(item), previous_item_id=response.previous_item
                 )
@@ -571,6 +657,9 @@ class RealtimeSession:
                 await self._send_transcript(response, place, len(text))
             item["content"] = [{"type": "output_audio", "transcript": text}]
             item["status"] = "completed" if response.status == "completed" else "incomplete"
+            if (spoken := self._spoken.get(item["id"])) is not None:
+                spoken.text = response.context.text
+                spoken.show_heard()
             await self._send("response.output_audio.done", **place)
             await self._send("response.output_audio_transcript.done", transcript=text, **place)
             await self._send("response.content_part.done", part={"type": "audio", "transcript": text}, **place)
@@ -632,6 +721,7 @@ class RealtimeSession:
                     }
                 elif isinstance(event, Failed):
                     response.status = "failed"
+                    event.error.param = response.changes.param_of(event.error)
                     response.details = {"type": "failed", "error": body_of(event.error)["error"]}
 
     async def _send_transcript(self, response: Response, place: Object, end: int, **times: int) -> None:
@@ -647,27 +737,30 @@ class RealtimeSession:
         text = response.context.text
         return text if response.status == "completed" else text[: response.announced]
 
-    def _running(self, response_id: object) -> Response | None:
-        """The response with this id that is being spoken; without an id, one of the conversation, or the last one."""
-        if response_id is not None:
-            return self._responses.get(response_id) if isinstance(response_id, str) else None
-        running = [each for each in self._responses.values() if each.conversation] or [*self._responses.values()]
-        return running[-1] if running else None
+    def _running(self, response_id: object) -> list[Response]:
+        """The response with this id that is being spoken; without an id, those of the conversation, or else all."""
+        if response_id is None:
+            return [each for each in self._responses.values() if each.conversation] or [*self._responses.values()]
+        found = self._responses.get(response_id) if isinstance(response_id, str) else None
+        return [] if found is None else [found]
 
     async def _cancel(self, event: Object) -> None:
-        response = self._running(event.get("response_id"))
-        if response is None:
+        responses = self._running(event.get("response_id"))
+        if not responses:
             error = RequestError("Cancellation failed: no such response is being spoken.")
             error.code = "response_cancel_not_active"
             raise error
-        await response.context.cancel()
+        await asyncio.gather(*(response.context.cancel() for response in responses))
 
     # ---- the conversation
 
-    def _add_item(self, item: Object, response: Response | None = None) -> None:
+    def _add_item(self, item: Object, context: LiveContext | None = None) -> None:
+        """Add an item at the end of the conversation. context: speaks the item; None = the client has sent it."""
         self._items[item["id"]] = item
-        if response is not None:
-            self._spoken[item["id"]] = response
+        if context is not None:
+            for earlier in self._spoken.values():
+                earlier.context = None
+            self._spoken[item["id"]] = SpokenItem(item, context.spoken, context)
         while len(self._items) > MAX_ITEMS or (
             len(self._items) > 1 and sum(map(_size, self._items.values())) > 4 * self._speaking.max_input_chars
         ):
@@ -710,40 +803,45 @@ class RealtimeSession:
         await self._send("conversation.item.deleted", item_id=item["id"])
 
     async def _retrieve_item(self, event: Object) -> None:
-        await self._send("conversation.item.retrieved", item=self._item(event.get("item_id")))
+        item = self._item(event.get("item_id"))
+        if (spoken := self._spoken.get(item["id"])) is not None and spoken.end_ms is not None:
+            await spoken.words_found()
+            spoken.show_heard()
+        await self._send("conversation.item.retrieved", item=item)
 
     async def _truncate_item(self, event: Object) -> None:
         item = self._item(event.get("item_id"))
-        response = self._spoken.get(item["id"])
-        if response is None:
+        spoken = self._spoken.get(item["id"])
+        if spoken is None:
             raise InvalidValue("Only an item that the server has spoken can be truncated.", param="item_id")
         if event.get("content_index", 0) != 0:
             raise InvalidValue("`content_index` must be 0.", param="content_index")
         end_ms = event.get("audio_end_ms")
-        spoken = response.context.spoken
         if isinstance(end_ms, bool) or not isinstance(end_ms, int) or end_ms < 0:
-            raise InvalidValue("`audio_end_ms` must be a number of milliseconds.", param="audio_end_ms")
-        if end_ms > round(spoken.audio_s * 1000):
+            raise InvalidValue("`audio_end_ms` must be a whole number of milliseconds from 0.", param="audio_end_ms")
+        sent_ms = spoken.spoken.audio_s * 1000
+        if end_ms > math.ceil(sent_ms):
             raise InvalidValue(
-                f"`audio_end_ms` is larger than the length of the audio, {spoken.audio_s * 1000:.0f} ms.",
-                param="audio_end_ms",
+                f"`audio_end_ms` is larger than the length of the audio, {sent_ms:.0f} ms.", param="audio_end_ms"
             )
-        await response.context.words_found(TRUNCATE_WORDS_S)
-        text = response.context.text
-        heard = text[: spoken.chars_at(end_ms / 1000, text)]
-        item["content"] = [{"type": "output_audio", "transcript": heard}]
+        spoken.end_ms = end_ms
+        await spoken.words_found()
+        spoken.show_heard()
         await self._send("conversation.item.truncated", item_id=item["id"], content_index=0, audio_end_ms=end_ms)
 
     # ---- text that arrives in parts
 
     async def _append_text(self, event: Object) -> None:
-        text = _text(event.get("text", event.get("delta")), "text")
+        name = "delta" if "delta" in event and "text" not in event else "text"
+        text = _text(event.get(name), name)
         if self._buffered is None:
             earlier = [each.task for each in self._responses.values() if each.conversation]
-            response = await self._open("", in_conversation=True, metadata=None, output={})
+            changes = Changes(params={"input": name, "text": name})
+            response = await self._open("", in_conversation=True, metadata=None, changes=changes)
             self._buffered = response
             await self._begin(response, earlier[-1] if earlier else None)
-        await self._buffered.context.append(text)
+        with self._buffered.changes.naming_params():
+            await self._buffered.context.append(text)
 
     async def _commit_text(self, event: Object) -> None:
         response, self._buffered = self._buffered, None
@@ -771,8 +869,8 @@ class RealtimeSession:
         await self._send("input_audio_buffer.cleared")
 
     async def _clear_output(self, event: Object) -> None:
-        for response in [each for each in self._responses.values() if each.conversation]:
-            await response.context.cancel()
+        running = [each for each in self._responses.values() if each.conversation]
+        await asyncio.gather(*(response.context.cancel() for response in running))
         await self._send("output_audio_buffer.cleared", response_id=None)
 
 

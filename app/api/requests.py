@@ -658,7 +658,7 @@ class DialogueBody(SpokenBody):
         """Convert the body to a SpeechRequest with one line for each turn. Raises TextTooLong, UnknownVoice."""
         characters = sum(len(turn.text) for turn in self.turns)
         if characters > max_input_chars:
-            raise _too_long("The texts of `turns` have", characters, max_input_chars, "turns")
+            raise too_long("The texts of `turns` have", characters, max_input_chars, "turns")
         body_voice = _voice_id(self.voice)
         default = self.default_voice if body_voice is None else body_voice
         lines = []
@@ -696,7 +696,7 @@ def _voice_id(voice: str | VoiceId | None, param: str = "voice") -> str | None:
 def _check_length(text: str, param: str, max_input_chars: int) -> None:
     """Check that the text does not have too many characters. Raises TextTooLong. param: the name of the field."""
     if len(text) > max_input_chars:
-        raise _too_long(f"`{param}` has", len(text), max_input_chars, param)
+        raise too_long(f"`{param}` has", len(text), max_input_chars, param)
 
 
 _BOUNDS: tuple[Literal["minimum", "exclusiveMinimum", "maximum"], ...] = ("minimum", "exclusiveMinimum", "maximum")
@@ -714,7 +714,8 @@ def number_ranges() -> dict[str, Range]:
     return ranges
 
 
-def _too_long(what_has: str, characters: int, max_input_chars: int, param: str) -> TextTooLong:
+def too_long(what_has: str, characters: int, max_input_chars: int, param: str) -> TextTooLong:
+    """Return the error for a text with too many characters. what_has: the beginning of the message."""
     return TextTooLong(
         f"{what_has} {characters} characters; this server accepts at most {max_input_chars}. Split the text. The "
         "operator of the server can raise the limit (TTS_MAX_INPUT_CHARS).",

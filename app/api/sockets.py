@@ -66,7 +66,7 @@ class Socket:
                 raise InvalidValue("The message is not valid UTF-8. Send JSON as text.") from error
         content = await asyncio.to_thread(_parsed, message) if len(message) > IN_THREAD_BYTES else _parsed(message)
         if not isinstance(content, dict):
-            raise InvalidValue("A message must be a JSON object, such as {}.")
+            raise InvalidValue("A message must be a JSON object.")
         return content
 
     async def send(self, content: dict[str, Any]) -> None:

@@ -17,7 +17,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -54,7 +56,8 @@ class Audio:
     """Encoded audio."""
 
     data: bytes
-    end_s: float  # the length of the audio of the context up to the end of `data`; an estimate for compressed formats
+    # The length of the audio of the context up to the end of `data`: exact for PCM, an estimate for other formats.
+    end_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,18 @@ class SpokenText:
     sentences: list[SentenceStarted] = field(default_factory=list)
     audio_s: float = 0.0  # sent so far
     complete: bool = False  # whether the whole text was spoken
-    timed: list[TimedSentence] = field(default_factory=list)  # the sentences whose words have times, in order
+    # For each word that has a time, in order: the end of its audio, and its last character in the text.
+    word_ends_s: array[float] = field(default_factory=lambda: array("d"))
+    word_end_chars: array[int] = field(default_factory=lambda: array("q"))
+    timed_chars: int = 0  # the words of the text up to this character have times
+
+    def add(self, sentences: Iterable[TimedSentence]) -> None:
+        """Add the times of the words of the next sentences."""
+        for sentence in sentences:
+            for word in words_of(sentence):
+                self.word_ends_s.append(word.end_s)
+                self.word_end_chars.append(word.end_char)
+            self.timed_chars = sentence.end_char
 
     def chars_at(self, seconds: float, text: str) -> int:
         """Return how many characters of `text` are heard in the first `seconds` of the audio, up to a word end.
@@ -123,24 +137,16 @@ class SpokenText:
         begun = [sentence for sentence in self.sentences if sentence.start_s < seconds]
         if not begun:
             return 0
-        if self.timed and begun[-1].start_char < self.timed[-1].end_char:
+        if begun[-1].start_char < self.timed_chars:
             return self._timed_chars_at(seconds)
         return self._estimated_chars_at(seconds, text, begun)
 
     def _timed_chars_at(self, seconds: float) -> int:
         """Return the end of the last word with a time that is heard completely."""
-        chars = 0
-        for sentence in self.timed:
-            if sentence.start_s > seconds:
-                break
-            for word in words_of(sentence):
-                if word.end_s <= seconds + _WORD_MARGIN_S and not self._is_cut(word.end_s):
-                    chars = word.end_char
-        return chars
-
-    def _is_cut(self, end_s: float) -> bool:
-        """Whether a word may continue after the audio that was sent."""
-        return not self.complete and end_s >= self.audio_s - _WORD_MARGIN_S
+        heard = bisect_right(self.word_ends_s, seconds + _WORD_MARGIN_S)
+        if not self.complete:  # a word at the end of the audio that was sent may continue after it
+            heard = min(heard, bisect_left(self.word_ends_s, self.audio_s - _WORD_MARGIN_S))
+        return self.word_end_chars[heard - 1] if heard else 0
 
     def _estimated_chars_at(self, seconds: float, text: str, begun: Sequence[SentenceStarted]) -> int:
         sentence = begun[-1]
@@ -336,7 +342,8 @@ class LiveContext:
         announced = 0
         audio_s = 0.0
         is_first = True
-        convert = self._spec.convert
+        request, convert = self._spec.request, self._spec.convert
+        pcm_bytes = 0
         try:
             async with contextlib.aclosing(answer.stream) as stream:
                 async for data in stream:
@@ -351,7 +358,9 @@ class LiveContext:
                             await self._put(SentenceDone(announced - 1))
                         await self._put(self._started(answer, announced))
                         announced += 1
-                    audio_s = answer.audio_s
+                    pcm_bytes += len(data)
+                    is_pcm = request.format == "pcm"  # other formats have no fixed number of bytes per second
+                    audio_s = pcm_bytes / (2 * request.sample_rate_hz) if is_pcm else answer.audio_s
                     await self._put(Audio(data if convert is None else convert(data), audio_s))
         finally:
             if answer.times is not None:
@@ -366,7 +375,7 @@ class LiveContext:
         """Note the times of words as soon as they are found."""
         async for sentences in answer.later_timed(0):
             placed = tuple(map(self._placed, sentences))
-            self.spoken.timed += placed
+            self.spoken.add(placed)
             if self._spec.words and not self._over:
                 self._events.put_nowait(Words(placed))
 

@@ -90,7 +90,7 @@ def check_not_blank(lines: Sequence[Line]) -> None:
     for line in lines:
         if any(not char.isspace() and unicodedata.category(char) not in ("Cc", "Cs") for char in line.text):
             return
-    raise EmptyText("`input` contains nothing that can be spoken. Send a text with words.", param="input")
+    raise EmptyText("The text contains nothing that can be spoken. Send a text with words.", param="input")
 
 
 def parse_lines(texts: Sequence[SpannedText]) -> tuple[ParsedLine, ...]:
@@ -104,7 +104,7 @@ def parse_lines(texts: Sequence[SpannedText]) -> tuple[ParsedLine, ...]:
     pauses_s += sum(_pauses_s(text) for text in texts if len(text) > LONG_TEXT_CHARS)
     if pauses_s > MAX_PAUSES_S:
         raise TextTooLong(
-            f"The pauses in `input` add up to more than {MAX_PAUSES_S} seconds. Shorten or remove pauses.",
+            f"The pauses in the text add up to more than {MAX_PAUSES_S} seconds. Shorten or remove pauses.",
             param="input",
         )
     return parsed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 import re
@@ -16,7 +17,7 @@ from app.audio.encoders import check_rate
 from app.audio.formats import AUDIO_FORMATS
 from app.audio.provenance import Provenance, now_s
 from app.audio.verification import is_english_tag
-from app.errors import BadReference, InvalidValue, UnknownModel, UnknownVoice, UnsupportedParameter
+from app.errors import BadReference, InvalidValue, NotReady, UnknownModel, UnknownVoice, UnsupportedParameter
 from app.generator.job import LineText, SpeechJob, number_speakers
 from app.generator.planning import HELD_PASSAGE_CHARS, LONG_TEXT_CHARS, check_not_blank, parse_lines, spell_sounds
 from app.generator.preset_voices import seed_of
@@ -128,10 +129,7 @@ class RequestResolver:
             ignored = ("model", *ignored)
         request, replaced = self._with_known_speakers(request, use)
         ignored = (*ignored, *replaced)
-        voices = await self._with_adapters(request, await self._ready_voices(request, info), use)
-        for voice in voices:
-            check_speakable(voice, info, is_fallback=use.is_fallback)
-        check_rate(request.format, request.sample_rate_hz)
+        voices = await self._usable_voices(request, await self._ready_voices(request, info), use)
         long = sum(map(len, texts)) > LONG_TEXT_CHARS
         arguments = (texts, info.text.sounds, request.normalize)
         texts, parsed_lines = await asyncio.to_thread(_parsed, *arguments) if long else _parsed(*arguments)
@@ -189,6 +187,28 @@ class RequestResolver:
             lexicons=lexicons,
             playback=Playback(tempo=request.speed),
         )
+
+    async def check(self, request: SpeechRequest, extras: frozenset[str]) -> None:
+        """Raise the errors that `resolve` raises for a request with another text. Raises RequestError.
+
+        If the model is not loaded, only its name and the voice are checked. Nothing is loaded, and the call does not
+        wait for recordings of preset voices.
+        """
+        line = request.lines[0]
+        manager = self._manager.of(find_model(request.model, self._manager, self._adapters))
+        if self._voices.stale:
+            await asyncio.to_thread(self._voices.refresh)
+        # Several voices such as nova+echo are the voices of a text with speaker tags.
+        text = "[S1] Text." if "+" in line.voice else "Text."
+        request = self._with_standard_voices(replace(request, lines=(replace(line, text=text),)))
+        request, _, _ = self._split_by_speaker(request)
+        self._voices_of(request)
+        with contextlib.suppress(NotReady):
+            use = manager.use()
+            request, _ = _supported(request, use, extras)
+            request, _ = self._with_known_speakers(request, use)
+            voices = await self._usable_voices(request, self._voices_of(request), use)
+            await self._lexicons_of(request, use, voices, ())
 
     async def resolve_later(self, job: SpeechJob, line: Line) -> list[LineText]:
         """Return the lines of a part of the text that arrives after the start of `job`. The lines have no prompts yet.
@@ -296,6 +316,18 @@ class RequestResolver:
             self._voices.get(name)
         others = [name for name in OTHER_SPEAKERS if name not in named]
         return [*named, *others, *named][:speakers]
+
+    async def _usable_voices(
+        self, request: SpeechRequest, voices: tuple[Voice, ...], use: ModelUse
+    ) -> tuple[Voice, ...]:
+        """Return the voices with their adapters. Raises the errors of `_with_adapters` and `check_speakable`, and
+        UnsupportedFormat for a sample rate that the format does not have.
+        """
+        voices = await self._with_adapters(request, voices, use)
+        for voice in voices:
+            check_speakable(voice, use.info, is_fallback=use.is_fallback)
+        check_rate(request.format, request.sample_rate_hz)
+        return voices
 
     async def _ready_voices(self, request: SpeechRequest, info: EngineInfo) -> tuple[Voice, ...]:
         """Return the voice of each line. First waits for a limited time until preset voices without a recording are
@@ -464,6 +496,7 @@ def _supported(request: SpeechRequest, use: ModelUse, extras: frozenset[str]) ->
             check_extra(name, info)
         ignored.append(name)
     request = _without(request, ignored)
+    _check_language(request.language, info)
     _check_context_length(request, info)
     return request, tuple(ignored)
 
@@ -500,6 +533,26 @@ def _provenance_of(request: SpeechRequest, use: ModelUse, voices: Sequence[Voice
         return None
     ids = tuple(dict.fromkeys(voice.id for voice in voices))
     return Provenance(use.model_id, ids, now_s() if request.provenance else None, trained=use.info.trained)
+
+
+def _check_language(language: str | None, info: EngineInfo) -> None:
+    """Check that the engine speaks a language, in any region. Raises UnsupportedParameter.
+
+    An engine with the capability `language` that lists one language has not listed its languages.
+    """
+    if language is None or not info.capabilities.language or len(info.languages) == 1:
+        return
+    if _language_of(language) in map(_language_of, info.languages):
+        return
+    raise UnsupportedParameter(
+        f"The {info.id} engine does not speak the language {language!r}. It speaks: {', '.join(info.languages)}.",
+        param="language",
+    )
+
+
+def _language_of(tag: str) -> str:
+    """Return the language of a BCP 47 tag without its region."""
+    return tag.replace("_", "-").partition("-")[0].lower()
 
 
 def _without(request: SpeechRequest, ignored: list[str]) -> SpeechRequest:

@@ -234,6 +234,13 @@ class SpeechGenerator:
             request = replace(request, verify=checked)
         return await self._answer_to(await self._resolver.resolve(request, extras, random_seed=random_seed))
 
+    async def check(self, request: SpeechRequest, extras: frozenset[str] = frozenset()) -> None:
+        """Raise the errors that `answer` raises before the speech begins, except errors in the text and NotReady.
+
+        The parameters are those of `answer`. Raises RequestError.
+        """
+        await self._resolver.check(request, extras)
+
     async def answer_in_parts(
         self,
         request: SpeechRequest,

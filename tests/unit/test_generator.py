@@ -1331,10 +1331,11 @@ async def test_offline_voice_reads_numbers_unless_normalize_is_off(offline):
     assert not np.array_equal(await offline.pcm("Dr. 5 kg", normalize=False), await offline.pcm("Dr. 5 kg"))
 
 
-async def test_unknown_language_of_the_offline_voice_is_an_error_with_the_first_bytes(offline):
-    answer = await offline.generator.answer(speech_request(language="tlh"), extras=frozenset({"language"}))
-    with pytest.raises(UnsupportedParameter):
-        await anext(answer.stream)
+async def test_unknown_language_of_the_offline_voice_is_an_error(offline):
+    for language in ("de", "pt-BR", "zh-HK", "en_GB"):
+        await offline.generator.answer(speech_request(language=language), extras=frozenset({"language"}))
+    with pytest.raises(UnsupportedParameter, match="does not speak the language 'tlh'"):
+        await offline.generator.answer(speech_request(language="tlh"), extras=frozenset({"language"}))
     assert offline.stored == []
 
 

@@ -483,7 +483,7 @@ async def test_words_are_events_only_if_the_caller_wants_them(tmp_path: Path) ->
         context = server.open("It is a fine day. We like it.", timestamps=True)
         assert not [event for event in await read(context) if isinstance(event, Words)]
         await context.words_found(10)
-        assert [sentence.text for sentence in context.spoken.timed] == ["It is a fine day.", "We like it."]
+        assert list(context.spoken.word_end_chars) == [2, 5, 7, 12, 17, 20, 25, 29]
 
 
 async def test_cancelled_speech_names_the_words_that_were_sent(tmp_path: Path) -> None:
@@ -551,11 +551,13 @@ TIMED = [
     ],
 )
 def test_only_words_that_have_ended_count_as_played(seconds: float, expected: str) -> None:
-    spoken = SpokenText(list(SENTENCES), audio_s=4.0, complete=True, timed=list(TIMED))
+    spoken = SpokenText(list(SENTENCES), audio_s=4.0, complete=True)
+    spoken.add(TIMED)
     assert TEXT[: spoken.chars_at(seconds, TEXT)] == expected
 
 
 def test_word_at_the_end_of_cancelled_audio_does_not_count_as_played() -> None:
     cut = timed(("Hi", 0.0, 0.7), ("you", 0.7, 0.85))
-    spoken = SpokenText(SENTENCES[:1], audio_s=0.85, timed=[cut])
+    spoken = SpokenText(SENTENCES[:1], audio_s=0.85)
+    spoken.add([cut])
     assert TEXT[: spoken.chars_at(0.85, TEXT)] == "Hi"

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.auth import key_in
 from app.api.client_secrets import ClientSecrets
 from app.api.errors import problems
-from app.api.realtime import RealtimeSession, SessionSettings, changed_settings, new_id
+from app.api.realtime import RealtimeSession, SessionSettings, changed_settings, check_settings, new_id
 from app.api.sockets import accepted
 from app.errors import InvalidValue
 from app.generator.resolving import find_model
@@ -78,7 +78,9 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, data_dir: Path, *
         settings = body.session or {}
         if len(str(settings)) > _MAX_SETTINGS:
             raise InvalidValue("The settings of the session are too long.", param="session")
-        changed_settings(SessionSettings(speaking.manager.requested.model_id), settings, speaking, voices)
+        default = SessionSettings(speaking.manager.requested.model_id)
+        changed, changes = changed_settings(default, settings, speaking, voices)
+        await check_settings(changed, changes, speaking)
         admitted = getattr(caller.state, "admitted", None)
         seconds = (body.expires_after or ExpiresAfter()).seconds
         value, expires_at = known.create(None if admitted is None else admitted.key, settings, seconds)
@@ -101,7 +103,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, data_dir: Path, *
                 find_model(model, speaking.manager, speaking.generator.adapters)
             if secret is not None and secret.session:
                 changes = {**secret.session, **({"model": model} if model else {})}
-                settings = changed_settings(settings, changes, speaking, voices)
+                settings, _ = changed_settings(settings, changes, speaking, voices)
             return key
 
         subprotocol = _SUBPROTOCOL if _SUBPROTOCOL in connection.scope["subprotocols"] else None
