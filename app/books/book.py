@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from app.types import TimedWord
 
 MAX_FILE_BYTES = 20 * 1024 * 1024
-MAX_CHAPTERS = 2_000
+MAX_CHAPTERS = 10_000
 MAX_TEXT_CHARS = 20_000_000  # of the whole book
 MAX_COVER_BYTES = 10 * 1024 * 1024
 

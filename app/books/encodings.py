@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import codecs
 import re
+from itertools import pairwise
 
 from charset_normalizer import from_bytes
+
+from app.text.languages import guess_language
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -18,8 +21,23 @@ _DECLARED = re.compile(
     rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9._-]{2,40})|<meta[^>]{0,200}?charset\s*=\s*["']?\s*([A-Za-z0-9._-]{2,40})""",
     re.IGNORECASE,
 )
-_NOT_ASCII = re.compile(rb"[^\n]{0,200}[\x80-\xff][^\n]{0,200}")
-_SAMPLE_BYTES = 20_000  # the lines with other than ASCII characters that are examined
+_SAMPLE_BYTES, _LINE_BYTES = 20_000, 2_000  # the size of the examined lines with other than ASCII characters
+# Code pages of Latin script. Most of their bytes are the same characters, so the words decide between them.
+_LATIN = ("cp1252", "cp1250", "iso8859_2", "cp1254", "cp1257", "mac_roman", "cp850")
+_CENTRAL_EUROPEAN = frozenset("pl cs sk hu ro hr sl".split())
+_LANGUAGES = {
+    "cp1250": _CENTRAL_EUROPEAN,
+    "iso8859_2": _CENTRAL_EUROPEAN,
+    "cp1254": frozenset({"tr"}),
+    "cp1257": frozenset({"lt", "lv", "et"}),
+}
+# Other characters than letters that books use in Latin script.
+_USUAL = frozenset("“”„‘’‚«»‹›–—…€£§©®°·•¿¡†‡½¼¾ºª²³×\xa0\xad")
+
+
+_RARE_LETTER = re.compile(r"œ(?!u)|[þðÞÐ¶]")
+_SIGN_INSIDE = re.compile(r"(?<=[^\W\d_])[^\w\s'’\-\u2010-\u2015.\xad](?=[^\W\d_])|(?<=[^\W\d_])[¶£¥¤¦¬±¼µ]")
+_OLD = frozenset({"mac_roman", "cp850"})  # of computers before about 2000
 
 
 def decode(data: bytes) -> str:
@@ -69,8 +87,41 @@ def _declared(data: bytes) -> str | None:
 
 
 def _guessed(data: bytes) -> str:
-    sample = b"\n".join(match[0] for match in _NOT_ASCII.finditer(data[:2_000_000]))[:_SAMPLE_BYTES]
+    """Return the most likely encoding of a text that is not UTF-8."""
+    lines: list[bytes] = []
+    size = 0
+    for line in data.split(b"\n"):
+        if not line.isascii() and size < _SAMPLE_BYTES:
+            lines.append(line[:_LINE_BYTES])
+            size += len(lines[-1])
+    sample = b"\n".join(lines)
+    for encoding in ("cp932", "euc_jp"):
+        if _has_kana(sample.decode(encoding, "replace")):
+            return encoding
     best = from_bytes(sample).best()
-    return (
-        "cp1252" if best is None or best.encoding.startswith(("utf", "ascii", "latin", "iso8859_1")) else best.encoding
-    )
+    if best is not None and _is_other_script(best.encoding, str(best)):
+        return best.encoding
+    return min(_LATIN, key=lambda encoding: _strangeness(sample.decode(encoding, "replace"), encoding))
+
+
+def _is_other_script(encoding: str, text: str) -> bool:
+    """Return whether a decoded text has many letters that are not Latin."""
+    letters = [char for char in text if char.isalpha()]
+    return encoding not in _LATIN and sum(char > "\u024f" for char in letters) > 0.3 * len(letters)
+
+
+def _has_kana(text: str) -> bool:
+    """Return whether many characters are Japanese kana, and no character could not be decoded."""
+    kana = sum("\u3041" <= char <= "\u30fc" for char in text)
+    return kana > 0.2 * len(text) and "\ufffd" not in text
+
+
+def _strangeness(text: str, encoding: str) -> float:
+    """Return how unlikely a text is: the number of unusual characters, and of capitals after small letters."""
+    strange = float(sum(char > "\x7f" and not char.isalpha() and char not in _USUAL for char in text))
+    strange += sum(len(pattern.findall(text)) for pattern in (_SIGN_INSIDE, _RARE_LETTER))
+    strange += sum(before.islower() and char.isupper() and char > "\x7f" for before, char in pairwise(text))
+    languages = _LANGUAGES.get(encoding)
+    if languages is not None:
+        strange += -0.5 if guess_language(text) in languages else 0.5
+    return strange + 0.1 * _LATIN.index(encoding) + (2.0 if encoding in _OLD else 0.0)

@@ -3,67 +3,90 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import PurePath
 
-from app.books.book import MAX_FILE_BYTES, Book, BookTooLarge, Chapter, EmptyBook, UnknownBookType
+from app.books import document
+from app.books.book import MAX_FILE_BYTES, Book, BookTooLarge, EmptyBook, ProtectedBook, UnknownBookType
+from app.books.chapters import ChapterList, split_by_headings
+from app.books.document import Block
 from app.books.encodings import decode
-from app.text import markup
-from app.text.spans import SpannedText
+from app.books.epub import read_epub
+from app.books.markdown import read_markdown
+from app.books.plain_text import read_plain_text
+from app.text.languages import language_tag
 
-_MARKDOWN_HEADING = re.compile(r"(?m)^ {0,3}#{1,2} +(\S.*?)(?: +#+)?[ \t]*$")
-_HEADING = re.compile(
-    r"(?:chapter|kapitel|chapitre|capítulo|capitolo)\s+(?:[0-9]{1,4}|[ivxlc]{1,8})\b.{0,80}", re.IGNORECASE
-)
-_BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
+SUFFIXES = (".txt", ".md", ".html", ".epub")  # the types of files; others with the same content are also accepted
+_KINDS = {
+    ".text": ".txt",
+    "": ".txt",
+    ".markdown": ".md",
+    ".htm": ".html",
+    ".xhtml": ".html",
+    **{suffix: suffix for suffix in SUFFIXES},
+}
+# Other types of books -> what to do.
+_CONVERT = "Convert the file to EPUB, for example with calibre, and send the EPUB."
+_ZIP, _PDF = b"PK\x03\x04", b"%PDF-"
 
 
-def read_book(data: bytes, filename: str) -> Book:
+def read_book(data: bytes, filename: str, *, title_page: bool = False) -> Book:
     """Read a book. filename: its extension says the type of the file: .txt, .md, .html, .epub.
+
+    title_page: whether the title page of an EPUB is kept, which only repeats the title and the author.
 
     Takes a few seconds for 20 MB. Raises a `BadBook`: UnknownBookType, BookTooLarge, ProtectedBook, EmptyBook, or
     BadBook itself if the file is damaged.
     """
     if len(data) > MAX_FILE_BYTES:
         raise BookTooLarge(f"The file has more than {MAX_FILE_BYTES >> 20} MB. Divide it into several books.")
-    name = PurePath(filename)
+    name = PurePath(filename.replace("\\", "/"))
     title = re.sub(r"[\s_]+", " ", name.stem).strip()
-    match name.suffix.lower():
-        case ".txt" | ".text" | "":
-            chapters = _plain_chapters(decode(data))
-        case ".md" | ".markdown":
-            chapters = _markdown_chapters(decode(data))
-        case other:
-            raise UnknownBookType(f"Files of the type {other} can't be read. Send a .txt or .md file.")
-    if not chapters:
+    kind = _kind(data, name.suffix.lower())
+    if kind == ".epub":
+        return read_epub(data, title_page=title_page, default_title=title)
+    text = decode(data)
+    if kind == ".html":
+        return _book(title, "", None, _html_blocks(text))
+    if kind == ".md":
+        fields, blocks = read_markdown(text)
+        language = fields.get("lang") or fields.get("language")
+        return _book(fields.get("title") or title, fields.get("author", ""), language, blocks)
+    plain = read_plain_text(text)
+    fields = plain.fields
+    return _book(fields.get("Title") or title, fields.get("Author", ""), fields.get("Language"), plain.blocks)
+
+
+def _kind(data: bytes, suffix: str) -> str:
+    """Return the suffix that names the type of a file. Raises UnknownBookType or ProtectedBook."""
+    if data.startswith(_PDF) or suffix == ".pdf":
+        raise UnknownBookType(f"PDF files can't be read: they contain pages and not text in order. {_CONVERT}")
+    if suffix in {".mobi", ".azw", ".azw3", ".kfx", ".fb2", ".docx", ".odt", ".rtf", ".doc", ".lit", ".djvu"}:
+        raise UnknownBookType(f"Files of the type {suffix} can't be read. {_CONVERT}")
+    if suffix == ".acsm":
+        raise ProtectedBook("The file is a licence of Adobe and contains no book. Use a copy without protection (DRM).")
+    kind = _KINDS.get(suffix)
+    if kind is None:
+        raise UnknownBookType(
+            f"Files of the type {suffix[:20]} can't be read. Send a file of one of these types: {', '.join(SUFFIXES)}."
+        )
+    if kind != ".epub" and data.startswith(_ZIP):
+        if b"application/epub+zip" in data[:200]:
+            return ".epub"
+        raise UnknownBookType(f"The file is a zip archive and not text. Send one of its files: {', '.join(SUFFIXES)}.")
+    return kind
+
+
+def _html_blocks(text: str) -> Sequence[Block]:
+    root = document.parse(text)
+    notes = {mark.target.removeprefix("#"): mark for mark in document.note_marks(root)}
+    return document.read_document(root, notes=notes).blocks
+
+
+def _book(title: str, author: str, language: str | None, blocks: Sequence[Block]) -> Book:
+    """Return a book whose chapters begin at its headings. Raises EmptyBook or BookTooLarge."""
+    chapters = ChapterList(title)
+    split_by_headings(blocks, chapters)
+    if not len(chapters):
         raise EmptyBook("The file contains no text. Send a file with text that can be spoken.")
-    return Book(title=title, author="", chapters=tuple(chapters))
-
-
-def _plain_chapters(text: str) -> list[Chapter]:
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    parts: list[tuple[str, list[str]]] = []
-    for paragraph in _BLANK_LINES.split(text.strip("\n")):
-        if not paragraph.strip():
-            continue
-        if _HEADING.fullmatch(paragraph.strip()) or not parts:
-            parts.append((" ".join(paragraph.split()) if _HEADING.fullmatch(paragraph.strip()) else "", []))
-        parts[-1][1].append(paragraph.strip())
-    return [
-        Chapter(title or f"Part {number}", "\n\n".join(paragraphs))
-        for number, (title, paragraphs) in enumerate(parts, 1)
-    ]
-
-
-def _markdown_chapters(text: str) -> list[Chapter]:
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    starts = [0, *(match.start() for match in _MARKDOWN_HEADING.finditer(text)), len(text)]
-    chapters = []
-    for number, (start, end) in enumerate(pairwise(starts), 1):
-        part = text[start:end]
-        heading = _MARKDOWN_HEADING.match(part)
-        paragraphs = markup.plain_paragraphs(SpannedText(part))
-        if paragraphs:
-            title = heading[1] if heading else f"Part {number}"
-            chapters.append(Chapter(title, "\n\n".join(paragraph.text for paragraph in paragraphs)))
-    return chapters
+    return Book(title, author, tuple(chapters.finish()), language=language_tag(language) if language else None)

@@ -207,13 +207,18 @@ def strip_tags(text: SpannedText) -> SpannedText:
 
 
 def _raised(match: re.Match[str]) -> str:
-    """Return an ordinal ending as it is, a power in raised digits, and "" for the number of a note."""
-    content = match[1].rstrip()
+    return raised(match[1].rstrip(), match.string[max(0, match.start() - 4) : match.start()])
+
+
+def raised(content: str, before: str) -> str:
+    """Return an ordinal ending as it is, a power in raised digits, and "" for the number of a note.
+
+    content: the raised characters. before: the characters in front of them.
+    """
     if content in _ORDINAL_ENDING:
         return content
     if _POWER.fullmatch(content) is None:
         return f"^{content}" if len(content) == 1 and content.isalpha() else ""
-    before = match.string[max(0, match.start() - 4) : match.start()]
     return content.translate(_SUPERSCRIPT) if _BEFORE_POWER.search(before) else ""
 
 

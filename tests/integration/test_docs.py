@@ -26,6 +26,7 @@ PAGES = (
     "voices",
     "lexicon",
     "captions",
+    "books",
     "live",
     "provenance",
     "watermark",
