@@ -43,6 +43,11 @@ KEY_REQUIRED: Schema = {"security": _REQUIRED}  # the `openapi_extra` of a route
 KEY_OPTIONAL: Schema = {"security": [*_REQUIRED, {}]}
 
 
+def operation_id(route: APIRoute) -> str:
+    """Return the name of a route in /openapi.json: the name of its function."""
+    return route.name
+
+
 class Gate:
     """Checks the API keys of requests, and stores the result in `request.state`.
 
@@ -75,6 +80,7 @@ class Gate:
             def __init__(self, *args: Any, **options: Any) -> None:
                 security = KEY_OPTIONAL if scope is None else KEY_REQUIRED
                 options["openapi_extra"] = {**(options.get("openapi_extra") or {}), **security}
+                options["generate_unique_id_function"] = operation_id
                 super().__init__(*args, **options)
 
             def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

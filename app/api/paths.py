@@ -90,12 +90,9 @@ def canonical(path: str) -> tuple[str, str | None]:
 
 
 def paths_of(routes: Iterable[BaseRoute]) -> Iterator[str]:
-    """Return the paths of these routes that have no parameters. The routes of included routers are also searched."""
+    """Return the paths of these routes that have no parameters."""
     for route in routes:
-        included = getattr(route, "original_router", None)
-        if included is not None:
-            yield from paths_of(included.routes)
-        elif "{" not in (path := getattr(route, "path", "{")):
+        if "{" not in (path := getattr(route, "path", "{")):
             yield path
 
 

@@ -144,7 +144,7 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
         removed, answer.headers["ETag"] = await asyncio.to_thread(remove)
         return DeletedPronunciations(word=word, deleted=True, entries=[Pronunciation.of(entry) for entry in removed])
 
-    routes.include_router(readable)
+    routes.routes.extend(readable.routes)
     return routes
 
 

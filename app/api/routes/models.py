@@ -111,7 +111,7 @@ def router(
         await manager.unload_model(found)
         return model(found, await listed(voices, gate, caller))
 
-    routes.include_router(admin)
+    routes.routes.extend(admin.routes)
     return routes
 
 

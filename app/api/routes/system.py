@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app import __version__
-from app.api.auth import KEY_OPTIONAL
+from app.api.auth import KEY_OPTIONAL, operation_id
 from app.api.errors import problems
 from app.api.requests import MAX_DIALOGUE_TURNS, number_ranges
 from app.api.responses import (
@@ -189,7 +189,7 @@ def limits(max_input_chars: int, sample_range_s: tuple[float, float], best_range
 
 def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
     """Create the routes about the state of the server."""
-    routes = APIRouter(tags=["system"])
+    routes = APIRouter(tags=["system"], generate_unique_id_function=operation_id)
     admin = APIRouter(tags=["system"], route_class=gate.route("admin"))
 
     @routes.get(
@@ -243,7 +243,7 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
         """Get versions, settings without secrets, and the state of the server, to find the cause of a problem."""
         return state.debug()
 
-    routes.include_router(admin)
+    routes.routes.extend(admin.routes)
     return routes
 
 

@@ -77,7 +77,7 @@ def router(speaking: Speaking, gate: Gate, creation: VoiceCreation, lexicons: Le
     _add_file_routes(routes, creation, lexicons)
     spoken = APIRouter(tags=["voices"], route_class=gate.route("speak"))
     _add_speech_routes(spoken, speaking, creation.voices)
-    routes.include_router(spoken)
+    routes.routes.extend(spoken.routes)
     return routes
 
 
