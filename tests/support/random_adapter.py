@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from safetensors.torch import save
 
@@ -15,6 +14,8 @@ from safetensors.torch import save
 @torch.no_grad()
 def save_and_merge(model: torch.nn.Module, folder: Path, *, seed: int = 0, scale: float = 0.15, **config: Any) -> Any:
     """Add a random adapter to `model`, save the adapter in `folder`, and return the merged model."""
+    import peft  # takes seconds, and most users of this file only write adapters
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = peft.get_peft_model(model, peft.LoraConfig(**config))  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-import pkgutil
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,6 @@ from typing import Any
 
 import pytest
 
-import app
 from app.engines.dia.script import clean_line
 from app.text import script
 from app.text.normalizer import Normalizer
@@ -63,13 +61,20 @@ BOUNDED = {
 }
 
 
-def modules() -> dict[str, ModuleType]:
-    """Return all modules by name, except modules that need Ray or Triton; these contain no pattern."""
+def names() -> list[str]:
+    """Return the names of all modules, except modules that need Ray or Triton; these contain no pattern."""
     skipped = ("app.scale.ray", "app.nn.kernels.triton_launch", "app.nn.kernels.triton_kernels")
-    names = (info.name for info in pkgutil.walk_packages(app.__path__, "app."))
-    return {name: importlib.import_module(name) for name in names if name not in skipped}
+    files = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "app").rglob("*.py"))
+    found = sorted(".".join(file.parts).removesuffix(".__init__") for file in files)
+    return [name for name in found if name not in skipped]
 
 
+@functools.cache
+def modules() -> dict[str, ModuleType]:
+    return {name: importlib.import_module(name) for name in names()}
+
+
+@functools.cache
 def patterns() -> dict[str, re.Pattern[str]]:
     """Return all patterns in module variables and in calls, by their place in the code."""
     found: dict[str, re.Pattern[str]] = {}
@@ -85,6 +90,7 @@ def patterns() -> dict[str, re.Pattern[str]]:
     return {where: found[where] for where in reversed(once.values())}
 
 
+@functools.cache
 def methods() -> dict[str, set[str]]:
     """Return the methods that the app calls on each pattern, by the text of the pattern.
 
@@ -109,12 +115,15 @@ def methods() -> dict[str, set[str]]:
     return found
 
 
-def _calls() -> Iterator[tuple[str, ast.Call]]:
-    """Yield (file:line, call) for each call of a method or of a module's function."""
-    for path in sorted((ROOT / "app").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                yield f"{path.relative_to(ROOT)}:{node.lineno}", node
+@functools.cache
+def _calls() -> list[tuple[str, ast.Call]]:
+    """Return (file:line, call) for each call of a method or of a module's function."""
+    return [
+        (f"{path.relative_to(ROOT)}:{node.lineno}", node)
+        for path in sorted((ROOT / "app").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
 
 
 def _written(call: ast.Call) -> re.Pattern[str] | None:
@@ -237,7 +246,7 @@ def too_slow(run: Callable[[str], object], attacked: Iterable[tuple[str, str]], 
     Short texts come first, so that the check of an exponential pattern ends. If `longest`, the length of the longest
     text that the app passes to the pattern, is below SIZE, only exponential growth up to that length is reported.
     """
-    steps = [(14, 20, SHORT_ORDER), (SIZE // 10, SIZE // 10 * 4, CUBIC_ORDER), (SIZE, 4 * SIZE, LINEAR)]
+    steps = [(14, 20, SHORT_ORDER), (SIZE // 20, SIZE // 20 * 4, CUBIC_ORDER), (SIZE, 4 * SIZE, LINEAR)]
     if longest < SIZE:
         steps = [(longest // 2, longest, SHORT_ORDER)]
     for before, pump in sorted(attacked):
@@ -262,22 +271,36 @@ def quadratic_s() -> float:
     return cpu_s(lambda: re.sub(r"\s+$x", "", text), 10)
 
 
-FOUND = patterns()
-CALLED = methods()
+@pytest.mark.parametrize("name", names())
+def test_no_attack_makes_a_pattern_of_a_module_slow(name: str) -> None:
+    own = {where: pattern for where, pattern in patterns().items() if _module(where) == name}
+    wrong = [message for where, pattern in own.items() for message in _slow(where, pattern)]
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("where", FOUND)
-def test_no_attack_makes_a_pattern_slow(where: str) -> None:
-    pattern = FOUND[where]
+def test_every_pattern_belongs_to_a_module() -> None:
+    assert len(patterns()) > 400
+    assert {_module(where) for where in patterns()} <= set(names())
+
+
+def _module(where: str) -> str:
+    """Return the module of a pattern. where: `module.VARIABLE[index]` or `file:line`."""
+    file, colon, _ = where.partition(":")
+    return file.removesuffix(".py").replace("/", ".").removesuffix(".__init__") if colon else where.rpartition(".")[0]
+
+
+def _slow(where: str, pattern: re.Pattern[str]) -> list[str]:
     bound = next((size for head, (size, _) in BOUNDED.items() if pattern.pattern.startswith(head)), SIZE)
-    for method in CALLED.get(pattern.pattern, {"sub"}):
-        wrong = too_slow(functools.partial(METHODS[method], pattern), attacks(pattern), bound)
-        assert not wrong, f"{where}.{method}, {pattern.pattern[:200]!r}: {wrong}"
+    checked = {
+        method: too_slow(functools.partial(METHODS[method], pattern), attacks(pattern), bound)
+        for method in methods().get(pattern.pattern, {"sub"})
+    }
+    return [f"{where}.{method}, {pattern.pattern[:200]!r}: {wrong}" for method, wrong in checked.items() if wrong]
 
 
 def test_each_bounded_pattern_still_exists() -> None:
     for head in BOUNDED:
-        assert any(pattern.pattern.startswith(head) for pattern in FOUND.values()), head
+        assert any(pattern.pattern.startswith(head) for pattern in patterns().values()), head
 
 
 @pytest.mark.parametrize(
@@ -294,7 +317,7 @@ def test_each_bounded_pattern_still_exists() -> None:
     ],
 )
 def test_methods_of_a_pattern_are_found_in_the_code(where: str, called: set[str]) -> None:
-    assert CALLED[FOUND[where].pattern] == called
+    assert methods()[patterns()[where].pattern] == called
 
 
 @pytest.mark.parametrize("slow", [r"(a+)+$", r"(a|aa)+$", r"(\w+\s?)*!", r"(x+x+)+y", r"a*b?a*$", r"(?:\s*,?)*\s*x"])
