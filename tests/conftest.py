@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import TYPE_CHECKING
 
 import httpx
 import openai
 import pytest
+import structlog
 from _pytest.scope import Scope
 
 from tests.support.ears import Recogniser
 from tests.support.live import serving
+
+# httpx gives up after 5 s by default. On a busy machine, an answer can take longer.
+httpx._config.DEFAULT_TIMEOUT_CONFIG.read = 60.0
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +32,14 @@ def _no_hub_of_this_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
             patch.delenv(name, raising=False)
         patch.setenv("HF_HOME", str(home))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_tracebacks() -> None:
+    """Log exceptions without the values of variables, as the server does. structlog's default formats all values, which
+    can take a second for each exception."""
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +92,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of processes of `-n auto`. Tests wait for processes and timers for a quarter of their time, so
+    more processes than cores use the cores better."""
+    cores = os.cpu_count() or 1
+    return cores + (cores + 1) // 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from app import wiring
 from app.engines.registry import EngineSpec
 from tests.support.ears import decode
-from tests.support.live import serving, wait_until
+from tests.support.live import serving_engine, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,17 +29,15 @@ WHOLE_S = 3.2
 
 
 @contextlib.contextmanager
-def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **variables: object) -> Iterator[httpx.Client]:
+def failing(folder: Path) -> Iterator[httpx.Client]:
     spec = EngineSpec("failing", "failing-1", "tests.support.faulty_engines:build")
-    monkeypatch.setattr(wiring.registry, "specs", lambda: {"failing": spec})
-    server_settings = {"TTS_ENGINE": "failing", "TTS_FALLBACK_ENGINE": "", "TTS_ENHANCE": False, **variables}
-    with serving(tmp_path, **server_settings) as url, httpx.Client(base_url=url, timeout=30) as http:
+    with serving_engine(spec, folder, TTS_ENHANCE=False) as url, httpx.Client(base_url=url, timeout=30) as http:
         yield http
 
 
-@pytest.fixture
-def http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    with failing(tmp_path, monkeypatch) as client:
+@pytest.fixture(scope="module")
+def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with failing(tmp_path_factory.mktemp("failing")) as client:
         yield client
 
 
@@ -135,8 +132,8 @@ def test_out_of_memory_forbids_client_retries(http: httpx.Client) -> None:
     assert speak(http, "All is well.").status_code == 200
 
 
-def test_failed_batch_loop_is_restarted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with failing(tmp_path, monkeypatch) as http, ThreadPoolExecutor(2) as threads:
+def test_failed_batch_loop_is_restarted_once(tmp_path: Path) -> None:
+    with failing(tmp_path) as http, ThreadPoolExecutor(2) as threads:
         beside = threads.submit(broken_off, http, "A long pause beside it.")
         wait_until(lambda: http.get("/health").json()["rows"]["active"] == 1)
         broken_off(http, "Then comes death, after a pause.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import httpx
@@ -12,9 +13,8 @@ from openai import Stream
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from app import wiring
 from app.engines.registry import EngineSpec
-from tests.support.live import serving, wait_until
+from tests.support.live import serving_engine, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,11 +23,23 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@contextmanager
+def broken(folder: Path) -> Iterator[str]:
     spec = EngineSpec("broken", "broken-1", "tests.support.broken_engine:build")
-    monkeypatch.setattr(wiring.registry, "specs", lambda: {"broken": spec})
-    with serving(tmp_path, TTS_ENGINE="broken", TTS_FALLBACK_ENGINE="") as served:
+    with serving_engine(spec, folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with broken(tmp_path_factory.mktemp("broken")) as served:
+        yield served
+
+
+@pytest.fixture
+def unused(tmp_path: Path) -> Iterator[str]:
+    """A server that has counted no failure yet."""
+    with broken(tmp_path) as served:
         yield served
 
 
@@ -86,9 +98,9 @@ def test_silent_output_is_a_500_error(url: str) -> None:
     assert answer.json()["error"]["code"] == "nothing_spoken"
 
 
-def test_out_of_memory_forbids_client_retries(url: str) -> None:
+def test_out_of_memory_forbids_client_retries(unused: str) -> None:
     with (
-        openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=2) as client,
+        openai.OpenAI(base_url=f"{unused}/v1", api_key="any", max_retries=2) as client,
         pytest.raises(openai.InternalServerError) as caught,
     ):
         client.audio.speech.create(model="tts-1", voice="alloy", input="Out of memory.")
@@ -96,7 +108,7 @@ def test_out_of_memory_forbids_client_retries(url: str) -> None:
     assert caught.value.response.headers["x-should-retry"] == "false"
 
     def counted() -> list[str]:
-        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        lines = httpx.get(f"{unused}/metrics").text.splitlines()
         return [line for line in lines if 'status="500"' in line and "_total" in line]
 
     wait_until(counted)  # the request is counted after its response was sent

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RATE_HZ = 16_000  # differs from the default sample rates of the server
 FRAME_SAMPLES = 1280
-MAX_CONTEXT_S = 130.0
+MAX_CONTEXT_S = 65.0
 
 encoded: list[Reference] = []
 spoken: list[Utterance] = []

@@ -11,14 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 import uvicorn
 
+from app import wiring
 from app.main import connections
 from app.settings import Settings
 from app.wiring import create_app
@@ -26,6 +28,8 @@ from tests.support.ears import SENTENCES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from app.engines.registry import EngineSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,6 +69,17 @@ def serving(data_dir: Path, *, wait: bool = True, **variables: Any) -> Iterator[
         thread.join(20)
         listener.close()
         assert not thread.is_alive(), "the server did not stop"
+
+
+@contextmanager
+def serving_engine(spec: EngineSpec, data_dir: Path, **variables: Any) -> Iterator[str]:
+    """Run a server that has only this engine; yield its base URL. Other servers keep the built-in engines."""
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(wiring.registry, "specs", lambda: {spec.name: spec})
+            chosen = {"TTS_ENGINE": spec.name, "TTS_FALLBACK_ENGINE": "", **variables}
+            url = stack.enter_context(serving(data_dir, **chosen))
+        yield url
 
 
 @contextmanager

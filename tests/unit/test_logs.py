@@ -22,6 +22,7 @@ def _logging_as_it_was() -> Iterator[None]:
     """Restore the root logger after `set_up`, which changes it for the whole process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    structlog_config = structlog.get_config()
     levels = {name: logging.getLogger(name).level for name in root.manager.loggerDict}
     closing = {handler: handler.close for handler in handlers}
     for handler in handlers:  # pytest's own handlers are used again after this test
@@ -37,7 +38,7 @@ def _logging_as_it_was() -> Iterator[None]:
     root.setLevel(level)
     for name in list(root.manager.loggerDict):
         logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
-    structlog.reset_defaults()
+    structlog.configure(**structlog_config)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
