@@ -343,7 +343,7 @@ class Utterance:
     language: str | None = None
     context: tuple[ContextTurn, ...] = ()  # earlier turns, oldest first
     optional_turns: int = 0  # number of first turns of `context` that the engine may leave out to save space
-    adapter: str = ""  # the key of the LoRA adapter that speaks (see app/engines/csm/adapters.py); "" = none
+    adapter: str = ""  # the key of the LoRA adapter that speaks (see app/engines/shared/adapters.py); "" = none
     scheduling: Scheduling = field(default_factory=Scheduling)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from app.engines.csm import loading as csm_loading
-from app.engines.csm.adapters import PreparedAdapter, places_of
+from app.engines.csm.adapters import places_of
 from app.engines.csm.config import parse_config as parse_csm_config
 from app.engines.csm.model import CsmModel
 from app.engines.csm.prompt import TextEncoder
@@ -21,6 +21,7 @@ from app.engines.dia import loading as dia_loading
 from app.engines.dia.config import parse_config as parse_dia_config
 from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import DiaRunner
+from app.engines.shared.adapters import PreparedAdapter
 from app.nn.dac.config import parse_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels

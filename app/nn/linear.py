@@ -98,7 +98,8 @@ class Int8Linear(nn.Module):
         self._norm = norm.data.float() * math.sqrt(len(norm)) if norm is not None else None
         self._norm_floor = torch.full((1, 1), math.sqrt(len(norm) * eps)) if norm is not None else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Compute the layer: x (M, inputs) -> (M, outputs). lengths: the result of `lengths`, if it is known."""
         x32 = x.float()
         scaled = x32 if self._norm is None else x32 * self._norm
         largest = scaled.abs().amax(dim=1, keepdim=True)
@@ -109,9 +110,15 @@ class Int8Linear(nn.Module):
             # RMSNorm divides all values of a token by the norm of the token. The product is linear, so it is enough to
             # divide the scale of the token by this norm. A division of the scale takes less time than a division of all
             # values.
-            largest.div_(torch.linalg.vector_norm(x32, dim=1, keepdim=True).hypot_(self._norm_floor))
+            largest.div_(self.lengths(x32) if lengths is None else lengths)
         y.mul_(largest)
         return y if self._bias is None else y.add_(self._bias)
+
+    def lengths(self, x: Tensor) -> Tensor:
+        """Return (M, 1): the factor by which the norm of the layer divides each token, sqrt(D) times its RMS."""
+        assert self._norm_floor is not None  # noqa: S101 - only layers with a norm are asked
+        found: Tensor = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)
+        return found.hypot_(self._norm_floor)
 
     @staticmethod
     def supported() -> bool:

@@ -2,16 +2,19 @@
 
 Each row of a batch can use another adapter, or none. An adapter has a slot, which is a number from 1; slot 0 means no
 adapter. `AdaptedLinear` replaces a linear layer when the first adapter is added, so a model without adapters does no
-extra work. `LowRankAdapters` owns the slots and selects the adapters of the next product.
+extra work. `LowRankAdapters` owns the slots and selects the adapters of the next products.
 
-There are two ways to compute the product of B and A:
-- eager: one small product for each row. The result of a row has the same bits in a batch of any size.
+There are three ways to compute the product of B and A:
+- one product for each row: for prompts, and for steps on a GPU without CUDA graphs.
+- gathered: for steps on a CPU. A and B of all adapters of the batch are in two tables, and two operations compute the
+  products of all rows. The result of a row has the same bits in a batch of any size.
 - indexed: the slots of the rows are in a tensor on the device, and A and B of all slots are in static tensors that are
   padded to one rank. A CUDA graph can capture this.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +24,9 @@ from torch.nn import functional
 
 from app.nn.linear import Int8Linear
 from app.runtime.pages import mark_for_huge_pages
+
+GATHERED_TOKENS = 2  # the largest number of tokens of each row for which the products are gathered
+_KEPT_INDICES = 64  # the number of `_Indices` that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,8 @@ class Place:
     """A linear layer that an adapter can change.
 
     outputs: the number of outputs of each weight matrix that the layer joins. norm: the weight of the RMSNorm before
-    the layer; an Int8Linear computes this norm itself, so its input is without the norm.
+    the layer; an Int8Linear computes this norm itself, so its input is without the norm. group: the name of the
+    selection that says which adapter each token of the layer uses.
     """
 
     parent: nn.Module
@@ -46,6 +53,7 @@ class Place:
     device: torch.device
     norm: Tensor | None = None
     eps: float = 0.0
+    group: str = ""
 
     @property
     def linear(self) -> nn.Module:
@@ -56,126 +64,243 @@ class Place:
         return rank * (len(self.outputs) * _inputs(self) + sum(self.outputs))
 
 
-_MOST_JOINED_OUTPUTS = 4096  # B of all parts is one matrix if the layer has at most this many outputs
+class _Matrices:
+    """The matrices of one adapter for one linear layer.
 
+    `down` has A of all parts, so one product computes x A^T of all parts. `up` has B in blocks of `width` outputs: r
+    lines of the first block, then r lines of the second block, and so on. On a GPU, a part is one block.
+    """
 
-class _Eager:
-    """The matrices of one adapter for one linear layer."""
-
-    def __init__(self, parts: Sequence[Part], outputs: Sequence[int]) -> None:
-        # One product computes x A^T of all parts.
-        self._down = parts[0].down if len(parts) == 1 else torch.cat([part.down for part in parts])
-        # Ranks, outputs and B of each part. B is stored as (r, outputs): a product then reads it from start to end.
-        self._ups: list[tuple[slice, slice, Tensor]] = []
+    def __init__(self, parts: Sequence[Part], outputs: Sequence[int], width: int | None) -> None:
+        self.down = parts[0].down if len(parts) == 1 else torch.cat([part.down for part in parts])
+        self.ranks = tuple((part.index, len(part.down)) for part in parts)
+        # The ranks, the outputs and B (r, outputs) of each block.
+        self.blocks: list[tuple[slice, slice, Tensor]] = []
         rank = 0
         for part in parts:
-            start = sum(outputs[: part.index])
-            ranks, columns = slice(rank, rank + len(part.down)), slice(start, start + outputs[part.index])
-            self._ups.append((ranks, columns, part.up))
+            ranks = slice(rank, rank + len(part.down))
+            start, size = sum(outputs[: part.index]), width or outputs[part.index]
+            for first in range(0, outputs[part.index], size):
+                columns = slice(start + first, start + first + size)
+                self.blocks.append((ranks, columns, part.up[:, first : first + size]))
             rank = ranks.stop
-        self._joined: Tensor | None = None  # B of all parts (outputs, R), with zeros between the parts
-        if len(outputs) == 1:
-            self._joined = parts[0].up.t()
-        elif sum(outputs) <= _MOST_JOINED_OUTPUTS:  # one larger product takes less time than a product for each part
-            joined = self._down.new_zeros(rank, sum(outputs))
-            for ranks, columns, up in self._ups:
-                joined[ranks, columns] = up
-            self._ups = [(slice(0, rank), slice(0, sum(outputs)), joined)]
-            self._joined = joined.t()
-        self.dtype, self.device = self._down.dtype, self._down.device
-        self.bytes = self._down.nbytes + sum(up.nbytes for _, _, up in self._ups)
+        self.up: Tensor | None = None  # the lines of all blocks; None = the blocks are not in one tensor
+        if width is not None:
+            self.up = torch.cat([up for _, _, up in self.blocks])
+            self._use_blocks_of(self.up)
+        self.dtype, self.device = self.down.dtype, self.down.device
+
+    def _use_blocks_of(self, up: Tensor) -> None:
+        start, blocks = 0, []
+        for ranks, columns, block in self.blocks:
+            blocks.append((ranks, columns, up[start : start + len(block)]))
+            start += len(block)
+        self.up, self.blocks = up, blocks
 
     @property
     def numbers(self) -> int:
         """How many numbers the matrices have."""
-        return self._down.numel() + sum(up.numel() for _, _, up in self._ups)
+        return self.down.numel() + sum(up.numel() for _, _, up in self.blocks)
 
-    def move_to(self, memory: Tensor) -> None:
-        """Copy the matrices to `memory`, a tensor with `numbers` elements, and use the copies."""
+    @property
+    def bytes(self) -> int:
+        return self.numbers * self.dtype.itemsize
 
-        def moved(matrix: Tensor, start: int) -> Tensor:
-            copy = memory[start : start + matrix.numel()].view(matrix.shape)
-            return copy.copy_(matrix)
-
-        start = self._down.numel()
-        self._down = moved(self._down, 0)
-        ups = []
-        for ranks, columns, up in self._ups:
-            ups.append((ranks, columns, moved(up, start)))
-            start += up.numel()
-        self._ups = ups
-        if self._joined is not None:
-            self._joined = ups[0][2].t()
-
-    def add_token(self, x: Tensor, y: Tensor) -> None:
-        """Add (x A^T) B^T of one token to y. x (inputs,) and y (outputs,) have the dtype of the matrices."""
-        small = torch.mv(self._down, x)
-        if self._joined is not None:
-            y.addmv_(self._joined, small)
-            return
-        for ranks, columns, up in self._ups:
-            y[columns].addmv_(up.t(), small[ranks])
+    def move_to(self, memory: _Memory) -> None:
+        """Copy the matrices to `memory`, and use the copies."""
+        assert self.up is not None  # noqa: S101 - only matrices on a CPU are moved
+        self.down = memory.joined([self.down])
+        self._use_blocks_of(memory.joined([self.up]))
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Add (x A^T) B^T of several tokens to y. x (m, inputs) and y (m, outputs)."""
-        small = functional.linear(x, self._down)
-        for ranks, columns, up in self._ups:
+        """Add (x A^T) B^T of several tokens of one row to y. x (m, inputs) and y (m, outputs)."""
+        small = functional.linear(x, self.down)
+        for ranks, columns, up in self.blocks:
             y[:, columns].addmm_(small[:, ranks], up)
+
+
+class _Memory:
+    """A block of memory on huge pages, from which tensors are taken.
+
+    A step reads all matrices of its adapters. For 8 rows of CSM-1B with different adapters, huge pages halve the time.
+    """
+
+    def __init__(self, numbers: int, dtype: torch.dtype) -> None:
+        self._block = torch.empty(numbers, dtype=dtype)
+        self._used = 0
+        mark_for_huge_pages(self._block.data_ptr(), self._block.nbytes)
+
+    def joined(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return a copy of these tensors, joined along the first axis."""
+        lines, count = sum(len(each) for each in tensors), sum(each.numel() for each in tensors)
+        copy = self._block[self._used : self._used + count].view(lines, *tensors[0].shape[1:])
+        self._used += count
+        return torch.cat(list(tensors), out=copy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Indices:
+    """Which lines of the tables `down` and `up` the tokens of a batch use.
+
+    The product of line `down[i]` and token `token[i]` is small[i]. Block b of the results is the sum of small[small[j]]
+    times line up[j] of the table, for j from starts[b] to starts[b + 1].
+    """
+
+    down: Tensor
+    token: Tensor
+    up: Tensor
+    small: Tensor | None  # None = 0, 1, 2 ...
+    starts: Tensor
+
+
+# The adapters of a batch: the number of the adapter of each token among those of the batch (None = no adapter), and
+# (index, rank) of the parts of each adapter.
+_Layout = tuple[tuple[int | None, ...], tuple[tuple[tuple[int, int], ...], ...]]
+
+
+def _indices(layout: _Layout, outputs: Sequence[int], width: int) -> _Indices:
+    tokens, adapters = layout
+    before = [(0, 0)]  # lines of `down` and of `up` before the lines of each adapter
+    for ranks in adapters:
+        down_lines = sum(rank for _, rank in ranks)
+        up_lines = sum(rank * outputs[index] // width for index, rank in ranks)
+        before.append((before[-1][0] + down_lines, before[-1][1] + up_lines))
+    down: list[int] = []
+    token: list[int] = []
+    up: list[int] = []
+    small: list[int] = []
+    starts: list[int] = []
+    for at, number in enumerate(tokens):
+        first, lines = len(down), {}
+        if number is not None:
+            start_down, start_up = before[number]
+            offset = 0
+            for index, rank in adapters[number]:
+                lines[index] = first + offset, rank, start_up
+                start_up += rank * outputs[index] // width
+                offset += rank
+            down += range(start_down, start_down + offset)
+            token += [at] * offset
+        for index, size in enumerate(outputs):
+            products, rank, line = lines.get(index, (0, 0, 0))
+            for _ in range(size // width):
+                starts.append(len(up))
+                up += range(line, line + rank)
+                small += range(products, products + rank)
+                line += rank
+    same = small == list(range(len(down)))
+    return _Indices(
+        torch.tensor(down), torch.tensor(token), torch.tensor(up), None if same else torch.tensor(small),
+        torch.tensor(starts),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """A and B of all adapters of a batch for one linear layer. Shapes: see _Matrices."""
+
+    down: Tensor
+    up: Tensor
 
 
 class AdaptedLinear(nn.Module):
     """A linear layer and its adapters."""
 
-    def __init__(self, place: Place, selection: Selection) -> None:
+    def __init__(self, place: Place, selection: Selection, dtype: torch.dtype | None) -> None:
+        """dtype: the dtype of the matrices; None = they are not converted."""
         super().__init__()
         self.inner = place.linear
         self._outputs = place.outputs
         self._selection = selection
-        fused = isinstance(self.inner, Int8Linear) and place.norm is not None
-        self.norm = place.norm if fused else None
-        self._eps = place.eps
-        self._eager: dict[int, _Eager] = {}
-        self._found: list[tuple[int, _Eager]] = []  # (row, matrices) of the rows in `_found_for`
-        self._found_for: tuple[int, ...] | None = None  # the slots of these rows; None = `_found` is not valid
+        self._dtype = dtype
+        self._width = math.gcd(*place.outputs) if place.device.type == "cpu" else None
+        # An Int8Linear computes the norm before it. Then A contains the weight of the norm, and the input is only
+        # divided by the lengths of its tokens.
+        self.norm: Tensor | None = None
+        if isinstance(self.inner, Int8Linear) and place.norm is not None:
+            self.norm = place.norm.float() * math.sqrt(len(place.norm))
+        self.matrices: dict[int, _Matrices] = {}
+        self.tables: tuple[tuple[int, ...], _Tables] | None = None  # (slots, their matrices), set by LowRankAdapters
+        self._found_for: object = None  # the batch of `_found`
+        self._found: tuple[_Tables, _Indices] | None = None
         # Static tensors: A (slots, parts, R, inputs), and B transposed (slots, R, outputs). Slot 0 has zeros.
         self._down: Tensor | None = None
         self._up: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.inner(x)
-        return self.add(x, y) if self._selection.active else y
+        if not self._selection.active:
+            return self.inner(x)  # type: ignore[no-any-return]
+        if self.norm is None or not isinstance(self.inner, Int8Linear):
+            return self.add(x, self.inner(x))
+        lengths = self.inner.lengths(x)
+        return self.add(x / lengths, self.inner(x, lengths))
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y with the products of the selected adapters. x: the input of the layer. May change y."""
+        """Return y with the products of the selected adapters. May change y.
+
+        x: the input of the layer, divided by the lengths of its tokens if the layer computes the norm.
+        """
         selection = self._selection
         if selection.index is not None:
             return self._add_indexed(x, y, selection.index)
-        if self._found_for != selection.slots:  # most steps have the same rows as the step before
-            slots = enumerate(selection.slots)
-            self._found = [(i, each) for i, slot in slots if (each := self._eager.get(slot)) is not None]
-            self._found_for = selection.slots
-        found = self._found
+        slots = selection.slots
+        per_row = len(x) // len(slots)
+        if self._width is not None and per_row <= GATHERED_TOKENS:
+            return self._add_gathered(x, y, per_row)
+        found = [(i, each) for i, slot in enumerate(slots) if (each := self.matrices.get(slot)) is not None]
         if not found:
             return y
-        dtype, count = found[0][1].dtype, len(selection.slots)
-        x, total = self._normed(x).to(dtype), y.to(dtype)
-        if len(x) == count:
-            tokens, sums = x.unbind(), total.unbind()
-            for i, each in found:
-                each.add_token(tokens[i], sums[i])
-        else:
-            per_row = len(x) // count
-            for i, each in found:
-                rows = slice(i * per_row, (i + 1) * per_row)
-                each.add(x[rows], total[rows])
+        x, total = x.to(found[0][1].dtype), y.to(found[0][1].dtype)
+        for i, each in found:
+            rows = slice(i * per_row, (i + 1) * per_row)
+            each.add(x[rows], total[rows])
         return total.to(y.dtype)
+
+    def _add_gathered(self, x: Tensor, y: Tensor, per_row: int) -> Tensor:
+        batch = (self._selection.version, self._selection.slots, per_row)
+        if self._found_for != batch:  # most steps have the same rows as the step before
+            self._found, self._found_for = self._find(per_row), batch
+        if self._found is None:
+            return y
+        tables, at = self._found
+        # A row of `x` is the gradient of a bag: the gradient of the bag's weights is the product of the bag's lines
+        # and this row.
+        small: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            x.to(tables.down.dtype), tables.down, at.down, at.token, at.token, 0
+        )
+        if at.small is not None:
+            small = small.index_select(0, at.small)
+        added: Tensor = torch.ops.aten._embedding_bag(tables.up, at.up, at.starts, False, 0, False, small)[0]
+        return y.add_(added.view(len(x), -1))
+
+    def _find(self, per_row: int) -> tuple[_Tables, _Indices] | None:
+        """Return the matrices and the indices of the selected adapters; None = they do not change this layer."""
+        slots = self._selection.slots
+        used = tuple(slot for slot in dict.fromkeys(slots) if slot in self.matrices)
+        if not used:
+            return None
+        if len(used) == 1:
+            alone = self.matrices[used[0]]
+            assert alone.up is not None  # noqa: S101 - all matrices on a CPU have it
+            tables = _Tables(alone.down, alone.up)
+        else:
+            assert self.tables is not None  # noqa: S101 - `LowRankAdapters.select` has joined them
+            used, tables = self.tables
+        numbers = {slot: number for number, slot in enumerate(used)}
+        tokens = tuple(numbers.get(slot) for slot in slots for _ in range(per_row))
+        layout = (tokens, tuple(self.matrices[slot].ranks for slot in used))
+        return tables, self._selection.indices(layout, self._outputs, self._width or 1)
+
+    def forget_tables(self) -> None:
+        """Free the joined matrices of an earlier batch."""
+        self.tables = self._found = self._found_for = None
 
     def _add_indexed(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         assert self._down is not None  # noqa: S101 - `reserve` has created the static tensors
         assert self._up is not None  # noqa: S101
         down, up = self._down.index_select(0, index), self._up.index_select(0, index)
         count, parts, rank, inputs = down.shape
-        x = self._normed(x).to(down.dtype)
+        x = x.to(down.dtype)
         small = torch.bmm(down.view(count, parts * rank, inputs), x[:, :, None]).view(count, parts, 1, rank)
         start, added = 0, []
         for part, outputs in enumerate(self._outputs):
@@ -183,28 +308,30 @@ class AdaptedLinear(nn.Module):
             start += outputs
         return y + torch.cat(added, dim=1).to(y.dtype)
 
-    def _normed(self, x: Tensor) -> Tensor:
-        if self.norm is None:
-            return x
-        return functional.rms_norm(x.float(), (x.shape[1],), self.norm.float(), self._eps)
-
     def reserve(self, slots: int, rank: int, inputs: int, dtype: torch.dtype, device: torch.device) -> None:
         """Create the static tensors for `slots` slots and adapters up to this rank."""
         parts = len(self._outputs)
+        self._width = None
         self._down = torch.zeros(slots, parts, rank, inputs, dtype=dtype, device=device)
         self._up = torch.zeros(slots, rank, sum(self._outputs), dtype=dtype, device=device)
 
-    def prepare_slot(self, slot: int, parts: Sequence[Part]) -> _Eager:
+    def prepare_slot(self, slot: int, parts: Sequence[Part]) -> _Matrices:
         """Return the matrices of an adapter for `set_slot`. Copies them into the static tensors, if there are any."""
         if self._down is not None and self._up is not None:
             self.clear_slot(slot)
             parts = [self._copied(slot, part, self._down, self._up) for part in parts]
-        return _Eager(parts, self._outputs)
+        else:
+            parts = [
+                Part(part.index, self._converted(part.down, self.norm), self._converted(part.up)) for part in parts
+            ]
+        return _Matrices(parts, self._outputs, self._width)
 
-    def set_slot(self, slot: int, eager: _Eager) -> None:
+    def _converted(self, matrix: Tensor, factor: Tensor | None = None) -> Tensor:
+        return (matrix if factor is None else matrix * factor).to(self._dtype or matrix.dtype)
+
+    def set_slot(self, slot: int, matrices: _Matrices) -> None:
         """Put the matrices of an adapter into a slot that no row uses."""
-        self._eager[slot] = eager
-        self._found_for = None
+        self.matrices[slot] = matrices
 
     def _copied(self, slot: int, part: Part, all_down: Tensor, all_up: Tensor) -> Part:
         """Copy a part into the static tensors. Returns the part as views of the static tensors."""
@@ -216,8 +343,7 @@ class AdaptedLinear(nn.Module):
         return Part(part.index, down, up)
 
     def clear_slot(self, slot: int) -> None:
-        self._eager.pop(slot, None)
-        self._found_for = None
+        self.matrices.pop(slot, None)
         if self._down is not None and self._up is not None:
             self._down[slot] = 0
             self._up[slot] = 0
@@ -230,6 +356,8 @@ class Selection:
         self.slots: tuple[int, ...] = ()  # the slot of each row; a product has the same number of tokens for each row
         self.index: Tensor | None = None  # (rows,) int64: the slots as a tensor on the device, one token for each row
         self.active = False
+        self.version = 0  # increases when a slot changes
+        self._indices: dict[tuple[_Layout, tuple[int, ...]], _Indices] = {}
 
     def select(self, slots: Sequence[int]) -> None:
         self.slots, self.index = tuple(slots), None
@@ -239,6 +367,15 @@ class Selection:
         """Select the adapters by a tensor; None = no adapters."""
         self.slots, self.index = (), index
         self.active = index is not None
+
+    def indices(self, layout: _Layout, outputs: tuple[int, ...], width: int) -> _Indices:
+        """Return the indices for a layer with these outputs. Layers with the same shape share them."""
+        found = self._indices.get((layout, outputs))
+        if found is None:
+            if len(self._indices) >= _KEPT_INDICES:
+                self._indices.clear()
+            found = self._indices[layout, outputs] = _indices(layout, outputs, width)
+        return found
 
 
 def applies_norm(linear: nn.Module) -> bool:
@@ -252,12 +389,48 @@ class LowRankAdapters:
     A slot may change only while no row uses it, so `set_slot` and `clear_slot` never change the speech of a row.
     """
 
-    def __init__(self, places: Mapping[str, Place]) -> None:
+    def __init__(self, places: Mapping[str, Place], dtype: torch.dtype | None = None) -> None:
+        """dtype: the dtype of the matrices on a CPU; None = they are not converted."""
         self.places = dict(places)
-        self.selection = Selection()
+        self.selections = {group: Selection() for group in {"", *(place.group for place in places.values())}}
         self.reserved: tuple[int, int] | None = None  # (slots, rank) of the static tensors
+        self._dtype = dtype
         self._layers: dict[str, AdaptedLinear] = {}
         self._used: dict[int, set[str]] = {}  # slot -> the names of the places that the adapter changes
+        self._joined: tuple[int, tuple[int, ...]] | None = None  # (version, slots) whose matrices are joined
+
+    @property
+    def selection(self) -> Selection:
+        """The selection of the layers without a group."""
+        return self.selections[""]
+
+    def select(self, slots: Sequence[int], group: str = "") -> None:
+        """Select the adapters of the next products of a group. slots: the slot of each row."""
+        selection = self.selections[group]
+        selection.select(slots)
+        if selection.active and self.reserved is None:
+            used = tuple(sorted({*slots} - {0}))
+            if len(used) > 1 and self._joined != (selection.version, used):
+                self._join(used)
+                self._joined = selection.version, used
+
+    def _join(self, slots: tuple[int, ...]) -> None:
+        """Copy the matrices of these adapters into one table for each layer, on huge pages."""
+        found: list[tuple[AdaptedLinear, tuple[int, ...], list[_Matrices]]] = []
+        for layer in list(self._layers.values()):  # another thread may add a layer
+            layer.forget_tables()
+        for name in dict.fromkeys(name for slot in slots for name in sorted(self._used[slot])):
+            layer = self._layers[name]
+            used = tuple(slot for slot in slots if slot in layer.matrices)
+            if len(used) > 1:
+                found.append((layer, used, [layer.matrices[slot] for slot in used]))
+        on_cpu = [(layer, used, each) for layer, used, each in found if each[0].up is not None]
+        if not on_cpu:
+            return
+        memory = _Memory(sum(one.numbers for _, _, each in on_cpu for one in each), on_cpu[0][2][0].dtype)
+        for layer, used, each in on_cpu:
+            down = memory.joined([one.down for one in each])
+            layer.tables = used, _Tables(down, memory.joined([one.up for one in each if one.up is not None]))
 
     def reserve(self, slots: int, rank: int, dtype: torch.dtype) -> None:
         """Create static tensors for all places, so that a CUDA graph can capture the products.
@@ -270,20 +443,26 @@ class LowRankAdapters:
 
     def set_slot(self, slot: int, parts: Mapping[str, Sequence[Part]]) -> int:
         """Put an adapter into a free slot. Returns the bytes of its matrices."""
-        self._used[slot] = set(parts)
         prepared = {name: self._layer(name).prepare_slot(slot, each) for name, each in parts.items()}
         if self.reserved is None:
             _pack(list(prepared.values()))
-        for name, eager in prepared.items():
-            self._layer(name).set_slot(slot, eager)
-        return sum(eager.bytes for eager in prepared.values())
+        for name, matrices in prepared.items():
+            self._layer(name).set_slot(slot, matrices)
+        self._used[slot] = set(parts)
+        self._changed()
+        return sum(matrices.bytes for matrices in prepared.values())
 
     def clear_slot(self, slot: int) -> None:
         """Free the memory of a slot. After the last adapter, the model is again as without adapters."""
         for name in self._used.pop(slot, ()):
             self._layers[name].clear_slot(slot)
+        self._changed()
         if not self._used and self.reserved is None:
             self.unwrap()
+
+    def _changed(self) -> None:
+        for selection in self.selections.values():
+            selection.version += 1
 
     def unwrap(self) -> None:
         """Put the original linear layers back into the model."""
@@ -294,25 +473,20 @@ class LowRankAdapters:
     def _layer(self, name: str) -> AdaptedLinear:
         if name not in self._layers:
             place = self.places[name]
-            self._layers[name] = AdaptedLinear(place, self.selection)
+            dtype = self._dtype if place.device.type == "cpu" else None
+            self._layers[name] = AdaptedLinear(place, self.selections[place.group], dtype)
             setattr(place.parent, place.name, self._layers[name])
         return self._layers[name]
 
 
-def _pack(matrices: Sequence[_Eager]) -> None:
-    """Move the matrices of an adapter to one block of memory on huge pages, if they are on a CPU.
-
-    A step reads all matrices. For 8 rows of CSM-1B with different adapters, this halves the time.
-    """
-    on_cpu = [each for each in matrices if each.device.type == "cpu"]
+def _pack(matrices: Sequence[_Matrices]) -> None:
+    """Move the matrices of an adapter to one block of memory, if they are on a CPU."""
+    on_cpu = [each for each in matrices if each.up is not None]
     if not on_cpu:
         return
-    memory = torch.empty(sum(each.numbers for each in on_cpu), dtype=on_cpu[0].dtype)
-    mark_for_huge_pages(memory.data_ptr(), memory.nbytes)
-    start = 0
+    memory = _Memory(sum(each.numbers for each in on_cpu), on_cpu[0].dtype)
     for each in on_cpu:
-        each.move_to(memory[start : start + each.numbers])
-        start += each.numbers
+        each.move_to(memory)
 
 
 def _inputs(place: Place) -> int:

@@ -103,12 +103,14 @@ class Adapter:
             )
         return Checkpoint(tensors, base.origin)
 
-    def low_rank(self, frozen: str, base: Checkpoint | None, remedy: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def low_rank(
+        self, frozen: tuple[str, ...], base: Checkpoint | None, remedy: str
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yield (name of a tensor of the base, A (r, ...), scaled B (..., r)) in float32, for single rows of a batch.
 
-        frozen: tensors whose names begin with this text can't change. Their changes are skipped if B is zero, because
-        PEFT also adds A and B to layers that a training does not reach. base: the tensors of the base; PEFT may save
-        whole tensors that are equal to those of the base, and they are skipped. Raises WeightsUnavailable with
+        frozen: tensors whose names begin with one of these texts can't change. Their changes are skipped if B is zero,
+        because PEFT also adds A and B to layers that a training does not reach. base: the tensors of the base; PEFT may
+        save whole tensors that are equal to those of the base, and they are skipped. Raises WeightsUnavailable with
         `remedy` if the adapter changes a tensor in another way than W + B A.
         """
         for name, update in self._updates.items():

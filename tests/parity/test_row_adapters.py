@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.engines.csm.adapters import MAX_RANK
 from app.engines.csm.loading import load_runner
 from app.engines.csm.runner import CsmRunner
+from app.engines.shared.adapters import MAX_RANK
 from app.errors import UnknownModel, WeightsUnavailable
 from app.nn.low_rank import AdaptedLinear
 from app.runtime.cuda_graphs import GraphCapture

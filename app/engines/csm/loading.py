@@ -25,6 +25,7 @@ from app.engines.csm.placement import MARGIN, DeviceMap, DeviceMemory, Sizes, by
 from app.engines.csm.prompt import TextEncoder
 from app.engines.csm.runner import DEFAULTS, PREFIX_BYTES, CsmRunner
 from app.engines.registry import BareEngine
+from app.engines.shared.adapters import bases_of, reserved_bytes
 from app.engines.shared.generation_config import NO_SAMPLING, own_sampling, variant_of, with_defaults
 from app.engines.shared.half_precision import check_range, load_in_range
 from app.engines.shared.loading import (
@@ -354,31 +355,13 @@ def _load(
             sampling=sampling_of(folders.model),
             adapter_slots=slots,
             adapter_rank=settings.adapter_rank,
-            adapter_bases=bases_of(folders.model),
+            adapter_bases=bases_of(folders.model, "csm"),
         )
-
-
-def bases_of(model: Located) -> frozenset[str]:
-    """Return the hub ids of the loaded weights in lower case, to compare them with the base of an adapter.
-
-    Copies of the published model are equal. The result is empty if the weights have no hub id of their own: they are in
-    a local folder, or an adapter is merged into them.
-    """
-    source = model.files[-1].source.partition("@")[0]
-    published = hub.files_for("csm")
-    copies = (published.source, *published.mirrors)
-    if model.adapter is not None or not hub.is_hub_id(source) or hub.Source.parse(model.files[-1]).folder is not None:
-        return frozenset()
-    return frozenset(name.casefold() for name in (copies if source in copies else (source,)))
 
 
 def adapter_bytes(config: CsmConfig, dtype: torch.dtype, slots: int, rank: int) -> int:
     """Return the bytes of the static tensors of adapters. slots: the number of adapters; 0 = no tensors."""
-    if not slots:
-        return 0
-    model = CsmModel(config, device=torch.device("meta"), dtype=dtype)
-    numbers = sum(place.numbers(rank) for place in places_of(model).values())
-    return (slots + 1) * numbers * dtype.itemsize
+    return reserved_bytes(places_of(CsmModel(config, device=torch.device("meta"), dtype=dtype)), dtype, slots, rank)
 
 
 def bytes_by_rows(

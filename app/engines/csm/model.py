@@ -152,7 +152,7 @@ class CsmModel(nn.Module):
     def _select(self, adapters: Sequence[int]) -> None:
         """Select the adapters of the next products. adapters: the slot of each row's adapter; () = no adapters."""
         if self.adapters is not None:
-            self.adapters.selection.select(adapters)
+            self.adapters.select(adapters)
 
     def _depth_input(self, code: Tensor, codebook: int) -> Tensor:
         """Return the depth decoder's input P E[code] (n, d) for the codes (n,) of a codebook.

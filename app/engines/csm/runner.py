@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from app.audio.guard import LineGuard, Rule, pace_of, speech_length
-from app.engines.csm.adapters import CsmAdapters
+from app.engines.csm.adapters import target_of
 from app.engines.csm.config import CsmConfig
 from app.engines.csm.cuda_graph import CsmCudaGraph, Frames
 from app.engines.csm.decoding import ChunkedDecoding
@@ -32,6 +32,7 @@ from app.engines.csm.model import CsmModel, is_last, is_silent_end
 from app.engines.csm.prefill import Prefill
 from app.engines.csm.prompt import Segment, TextEncoder
 from app.engines.csm.rows import CsmRow
+from app.engines.shared.adapters import ModelAdapters
 from app.engines.shared.references import checked_codes, checked_samples, encode_samples
 from app.engines.shared.rows import begin_warm_up, must_step_one_by_one, reference_noise_of, step_noise
 from app.engines.shared.step_graph import InFlightStep
@@ -98,7 +99,7 @@ class CsmRunner:
         recordings that were published with the model. capture: None = do not use CUDA graphs. kernels: the candidate
         kernels of the CUDA graphs. notes: more values for /health. adapter_slots, adapter_rank: the number of LoRA
         adapters that CUDA graphs can use at the same time, and their largest rank; without `capture` they have no
-        effect. adapter_bases: see CsmAdapters.
+        effect. adapter_bases: see ModelAdapters.
         """
         self.max_rows = max_rows
         self.model = model
@@ -134,7 +135,9 @@ class CsmRunner:
         self._rows: dict[int, CsmRow] = {}
         # With several devices, a CUDA graph would need the slots of the rows on each device.
         slots = adapter_slots if len(model.devices) == 1 else 0
-        self.adapters = CsmAdapters(model, rows_by_tensor=capture is not None, slots=slots, rank=adapter_rank)
+        self.adapters = ModelAdapters(
+            target_of(model), rows_by_tensor=capture is not None, slots=slots, rank=adapter_rank
+        )
         self.adapters.bases = adapter_bases
         self._graph: CsmCudaGraph | None = None
         self._in_flight: InFlightStep[CsmRow, Frames] | None = None
