@@ -33,7 +33,7 @@ from app import main as server
 from app.audio.decode import decode
 from app.audio.encoders import open_encoder
 from app.audio.formats import AUDIO_FORMATS
-from app.engines.registry import BUILT_IN, BuildContext, EngineSpec, specs
+from app.engines.registry import BUILT_IN, BuildContext, EngineSpec, find_spec, specs
 from app.errors import EngineUnavailable, SpeechError
 from app.first_day_page import page
 from app.generator import preset_voices
@@ -111,7 +111,10 @@ def say(
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write; '-' = standard output.")] = Path(
         "speech.mp3"
     ),
-    voice: Annotated[str, typer.Option(help="The id of a voice; `voices` lists them.")] = DEFAULT_VOICE,
+    voice: Annotated[
+        str | None,
+        typer.Option(help=f"The id of a voice; `voices` lists them. Default: {DEFAULT_VOICE}, or the adapter's voice."),
+    ] = None,
     audio_format: Annotated[
         str | None, typer.Option("--format", help="The audio format. Default: from the file name, or mp3.")
     ] = None,
@@ -130,7 +133,10 @@ def say(
         float | None, typer.Option(min=0.0, help="The scale of classifier-free guidance, for engines that support it.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help=f"The weights: a folder or a Hugging Face id ({MODEL_SETTINGS}).")
+        str | None,
+        typer.Option(
+            help=f"The weights: a folder or a Hugging Face id ({MODEL_SETTINGS}). Or a LoRA adapter: MODEL:NAME."
+        ),
     ] = None,
     speaker: Annotated[int | None, typer.Option(min=0, help="With --voice none: the number of the speaker.")] = None,
     max_frames: Annotated[
@@ -159,7 +165,11 @@ def say(
     input_text = sys.stdin.read() if text == "-" else text
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale)
     weights: dict[str, object] = {}
-    if model is not None:
+    base, _, adapter = (model or "").rpartition(":")
+    adapted = find_spec(base, specs().values()) if base else None  # --model is a model with an adapter
+    if adapted is not None:
+        engine = engine or adapted.name
+    elif model is not None:
         spec = specs().get(engine or _settings().engine)
         if spec is None or not spec.model_setting:
             _fail(f"--model is not supported by the {engine or _settings().engine} engine.")
@@ -181,8 +191,8 @@ def say(
         _fail("--speaker, --max-frames, --codes and --reference-noise require --voice none.")
     settings = _settings(TTS_ENGINE=engine, **weights)
     request = SpeechRequest(
-        model="tts-1",
-        lines=(Line(input_text, voice),),
+        model="tts-1" if adapted is None else f"{adapted.model_id}:{adapter}",
+        lines=(Line(input_text, voice or (DEFAULT_VOICE if adapted is None else adapter)),),
         format=chosen,
         speed=speed,
         sample_rate_hz=sample_rate,

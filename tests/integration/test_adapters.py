@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from app import cli
 from app.keys import SCOPES, KeyFile
 from tests.support.fake_hub import FakeHub
 from tests.support.live import serving, wait_until
@@ -100,6 +102,10 @@ def upload(url: str, files: dict[str, bytes], **fields: str) -> httpx.Response:
 
 def remove(url: str, name: str) -> httpx.Response:
     return httpx.delete(f"{url}/v1/audio/adapters/{name}")
+
+
+def order(url: str, model: str, action: str) -> httpx.Response:
+    return httpx.post(f"{url}/v1/models/{model}/{action}", timeout=60)
 
 
 def error(answer: httpx.Response) -> tuple[int, str, str]:
@@ -221,9 +227,39 @@ def test_two_names_of_the_same_files_are_removed_one_by_one(url: str) -> None:
 
 def test_adapters_are_loaded_again_with_the_model(url: str) -> None:
     expected = pcm(url, voice="stored")
-    assert httpx.post(f"{url}/v1/models/csm-1b/unload", timeout=60).status_code == 200
-    assert pcm(url, voice="stored") == expected
-    assert adapters(url)["stored"]["status"] == "ready"
+    for restore in (lambda: None, lambda: order(url, "csm-1b:Stored", "load").raise_for_status()):
+        assert order(url, "csm-1b", "unload").status_code == 200
+        restore()
+        assert pcm(url, voice="stored") == expected
+        assert adapters(url)["stored"]["status"] == "ready"
+
+
+def test_adapter_is_not_unloaded_without_its_model(url: str) -> None:
+    for name in ("csm-1b:stored", "sesame/csm-1b:Given", "tts-1:stored"):
+        refused = order(url, name, "unload")
+        assert error(refused) == (400, "not_supported", "model")
+        assert "`csm-1b`" in refused.json()["error"]["message"]
+        loaded = order(url, name, "load").json()
+        assert (loaded["status"], loaded["adapter_of"]) == ("ready", "csm-1b")
+    assert error(order(url, "csm-1b:unknown", "unload")) == (404, "model_not_found", "model")
+
+
+def test_say_speaks_with_an_adapter(url: str, data: Path, options: dict[str, Any], tmp_path: Path) -> None:
+    del url  # the adapters of `data` are the server's
+
+    def say(*arguments: str) -> bytes:
+        command = ["say", "Hello.", "-o", str(tmp_path / "out.wav"), "--temperature", "0", *arguments]
+        done = CliRunner().invoke(cli.app, command, env={"TTS_DATA_DIR": str(data), **options})
+        assert done.exit_code == 0, done.output
+        return (tmp_path / "out.wav").read_bytes()
+
+    by_model = say("--model", "csm-1b:stored")
+    assert by_model == say("--voice", "stored") != say("--voice", "speaker:7")
+    unknown = CliRunner().invoke(
+        cli.app, ["say", "Hello.", "--model", "csm-1b:x"], env={"TTS_DATA_DIR": str(data)} | options
+    )
+    assert unknown.exit_code == 1
+    assert "does not exist" in unknown.output
 
 
 @pytest.mark.parametrize("source", ["me/danish", "me/danish@main", "me/checkpoints/checkpoint-5"])

@@ -13,7 +13,7 @@ from app.api.errors import problems
 from app.api.responses import OUTPUT_RATE_HZ, AudioModelList, Model, ModelList, ModelStatus, ModelVoice, NamedModel
 from app.api.routes.voices import listed
 from app.engines.manager import describe
-from app.errors import UnknownModel
+from app.errors import NotSupported, UnknownModel
 from app.generator.resolving import MODEL_ALIASES, find_model, split_adapter
 
 if TYPE_CHECKING:
@@ -99,14 +99,28 @@ def router(
 
     @admin.post("/models/{model_id:path}/load", responses=problems(404, 503))
     async def load_model(model_id: str, caller: Request) -> Model:
-        """Load a model into memory, and get its entry. If an earlier load has failed, the server tries again."""
-        found = served(model_id)
+        """Load a model into memory, and get its entry. If an earlier load has failed, the server tries again.
+
+        For a LoRA adapter, load the model that it changes, and the adapter.
+        """
+        base, name = split_adapter(model_id, adapters)
+        found = served(base)
         await manager.load_model(found)
+        if name and found == adapters.model_id:
+            await adapters.load_at_start()
+            found = f"{found}:{name}"
         return model(found, await listed(voices, gate, caller))
 
-    @admin.post("/models/{model_id:path}/unload", responses=problems(404, 429))
+    @admin.post("/models/{model_id:path}/unload", responses=problems(400, 404, 429))
     async def unload_model(model_id: str, caller: Request) -> Model:
         """Free the memory of a model as soon as its last answer has ended, and get its entry."""
+        base, name = split_adapter(model_id, adapters)
+        if name:
+            raise NotSupported(
+                f"{model_id[:80]!r} is a LoRA adapter, which is unloaded with its model. Unload `{served(base)}`, or "
+                f"remove the adapter with DELETE /v1/audio/adapters/{name}.",
+                param="model",
+            )
         found = served(model_id)
         await manager.unload_model(found)
         return model(found, await listed(voices, gate, caller))
