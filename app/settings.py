@@ -98,9 +98,10 @@ class Settings(BaseSettings):
     adapters: Annotated[tuple[tuple[str, str], ...], NoDecode] = Field(
         (),
         alias="TTS_ADAPTERS",
-        description="LoRA adapters that CSM loads beside its weights, comma-separated `name=source`. A source is a "
-        "Hugging Face id (`org/name`, `org/name@revision`, `org/name/checkpoint-500`) or a local folder. Each adapter "
-        "is the model `csm-1b:name` and the voice `name`.",
+        description="LoRA adapters that CSM or Dia loads beside its weights, comma-separated `name=source`. A source "
+        "is a Hugging Face id (`org/name`, `org/name@revision`, `org/name/checkpoint-500`) or a local folder. Each "
+        "adapter is the model `csm-1b:name` and the voice `name`. If the server has several models with adapters: "
+        "`dia-1.6b:name=source`; without a model it is an adapter of the first one.",
     )
     adapter_slots: int = Field(
         0,

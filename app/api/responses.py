@@ -167,10 +167,10 @@ class ListedAdapter(ResponseModel):
     voice: Annotated[str | None, Field(description="The recorded voice that the adapter speaks with.")]
 
     @classmethod
-    def of(cls, adapter: Adapter, model_id: str) -> Self:
+    def of(cls, adapter: Adapter) -> Self:
         return cls(
             name=adapter.name,
-            model=f"{model_id}:{adapter.name}",
+            model=f"{adapter.model}:{adapter.name}",
             base=adapter.base or None,
             rank=adapter.rank,
             status=adapter.status,

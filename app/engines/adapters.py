@@ -1,9 +1,9 @@
 """The LoRA adapters of this server: their names, their files, and their state in the running engine.
 
 An adapter comes from the setting TTS_ADAPTERS, from a folder in `TTS_DATA_DIR/models/adapters`, or from a request. The
-folder of an adapter that a request has added contains `adapter.json` with its source, speaker and voice, and the files
-of an upload. So these adapters are loaded again at the next start. Files are read and converted in a thread, so the
-rows that speak do not wait. This module does not depend on HTTP or on a model.
+folder of an adapter that a request has added contains `adapter.json` with its source, model, speaker and voice, and
+the files of an upload. So these adapters are loaded again at the next start. Files are read and converted in a thread,
+so the rows that speak do not wait. This module does not depend on HTTP or on a model.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ class Adapter:
 
     name: str
     source: str  # a hub id or a folder; "" = the files are in the folder of the adapter
+    model: str  # the id of the model that it changes; "" = this process serves no model with adapters
     speaker: int = 0
     voice: str = ""
     configured: bool = False  # whether the adapter comes from TTS_ADAPTERS
@@ -173,16 +174,21 @@ class AdapterRegistry:
         """
         self._settings = settings
         self._manager = manager
-        self._loaded_into: weakref.ref[Engine] | None = None  # the engine with the loaded adapters
+        self._loaded_into: dict[str, weakref.ref[Engine]] = {}  # id of a model -> the engine with its loaded adapters
         self._find_voice = find_voice
         self._changing = asyncio.Lock()
         self._adapters: dict[str, Adapter] = {}  # name in lower case -> adapter
-        for name, source in settings.adapters:
+        for given, source in settings.adapters:
+            named, _, name = given.rpartition(":")
             if not _NAME.fullmatch(name):
                 raise ValueError(f"TTS_ADAPTERS: {name!r} can't be the name of an adapter.")
+            try:
+                model = self._model(named)
+            except InvalidValue as error:
+                raise ValueError(f"TTS_ADAPTERS: {error.message}") from error
             if name.casefold() in self._adapters:
                 raise ValueError(f"TTS_ADAPTERS names two adapters {name!r}. Give each adapter another name.")
-            self._adapters[name.casefold()] = Adapter(name, source, settings.csm_speakers[0], configured=True)
+            self._adapters[name.casefold()] = Adapter(name, source, model, settings.csm_speakers[0], configured=True)
         for folder in folders_of(settings):
             if folder.name.casefold() in self._adapters:
                 log.warning("The adapter folder %s is ignored: another adapter has this name", folder.name)
@@ -199,10 +205,18 @@ class AdapterRegistry:
         """Return the adapter with this name; None = there is none. The case of letters does not matter."""
         return self._adapters.get(name.casefold())
 
-    @property
-    def model_id(self) -> str | None:
-        """The id of the model that speaks with the adapters; None if this server has no such model."""
-        return self._manager.model_with_adapters
+    def _model(self, name: str) -> str:
+        """Return the id of the model with this name, which an adapter changes; "" = this server has no such model.
+
+        name: as the caller has named it; "" = the first model with adapters. Raises InvalidValue.
+        """
+        models = self._manager.models_with_adapters
+        found = self._manager.find_model(name) if name else None
+        if name and models and found not in models:
+            raise InvalidValue(
+                f"There is no model {name[:80]!r} with adapters here. Use one of: {', '.join(models)}.", param="model"
+            )
+        return found or next(iter(models), "")
 
     async def ready(self, name: str, use: ModelUse, *, param: str) -> Adapter:
         """Return an adapter with which the engine of `use` can speak now. param: the request field that names it.
@@ -213,14 +227,16 @@ class AdapterRegistry:
         found = self.find(name)
         if found is None:
             raise UnknownModel(f"There is no adapter {name[:80]!r}. See GET /v1/models.", param=param)
+        if found.model and found.model not in self._manager.models_with_adapters:
+            raise NotSupported(f"The adapter {found.name!r} can't be used. {_not_served(found.model)}", param=param)
         row_adapters = _row_adapters(use.engine)
-        if row_adapters is None:
+        if row_adapters is None or use.manager is not self._manager.of(found.model):
             message = f"The {use.info.id} engine can't speak with the adapter {found.name!r}."
-            if use.is_fallback or self.model_id is None:
+            if use.is_fallback or not found.model:
                 raise NotReady(f"{message} GET /health says why the configured engine does not run.", param=param)
-            raise NotSupported(f"{message} Send `model: {self.model_id}:{found.name}`.", param=param)
-        if not self._is_loaded_into(use.engine):
-            await self._load_into(use.engine)
+            raise NotSupported(f"{message} Send `model: {found.model}:{found.name}`.", param=param)
+        if not self._is_loaded_into(found.model, use.engine):
+            await self._load_into(found.model, use.engine)
         if found.status != "ready":
             message = f"The adapter {found.name!r} is not ready. {found.error or 'It is being loaded.'}"
             raise NotReady(message, retry_after_s=RETRY_AFTER_S, param=param)
@@ -238,35 +254,45 @@ class AdapterRegistry:
     # ---- changes
 
     async def load_at_start(self) -> None:
-        """Load all adapters, if the engine that speaks with them runs already."""
-        engine = self._manager.of(self.model_id).current if self.model_id else None
-        if engine is not None:
-            await self._load_into(engine)
+        """Load the adapters of all models that run already."""
+        for model in self._manager.models_with_adapters:
+            if (engine := self._manager.of(model).current) is not None:
+                await self._load_into(model, engine)
 
-    def _is_loaded_into(self, engine: Engine) -> bool:
-        return self._loaded_into is not None and self._loaded_into() is engine
+    def _is_loaded_into(self, model: str, engine: Engine) -> bool:
+        loaded = self._loaded_into.get(model)
+        return loaded is not None and loaded() is engine
 
-    async def _load_into(self, engine: Engine) -> None:
-        """Load all adapters into a new engine. An adapter that can't be loaded gets the status `failed`."""
+    async def _load_into(self, model: str, engine: Engine) -> None:
+        """Load all adapters of a model into its new engine. If one can't be loaded, it gets the status `failed`."""
         row_adapters = _row_adapters(engine)
         async with self._changing:
-            if self._is_loaded_into(engine) or row_adapters is None:
+            if self._is_loaded_into(model, engine) or row_adapters is None:
                 return
-            for adapter in self._adapters.values():
+            own = [adapter for adapter in self._adapters.values() if adapter.model == model]
+            for adapter in own:
                 adapter.status, adapter.error = "loading", ""
-            for adapter in self.all():
+            for adapter in own:
                 try:
                     await self._load(adapter, self._root / adapter.name, row_adapters)
                 except BadAdapter as error:
                     adapter.status, adapter.error = "failed", error.message
                     log.warning("The adapter %s can't be used: %s", adapter.name, error.message)
-            self._loaded_into = weakref.ref(engine)
+            self._loaded_into[model] = weakref.ref(engine)
 
     async def add(
-        self, name: str, *, source: str = "", upload: Upload | None = None, speaker: int | None = None, voice: str = ""
+        self,
+        name: str,
+        *,
+        model: str = "",
+        source: str = "",
+        upload: Upload | None = None,
+        speaker: int | None = None,
+        voice: str = "",
     ) -> Adapter:
         """Add an adapter and load it. Raises InvalidValue, BadAdapter, NotReady, NotSupported, NotStored.
 
+        model: the name of the model that it changes; "" = the first model with adapters.
         If the adapter can't be loaded, its files are removed, and the running model is unchanged.
         """
         check_name(name)
@@ -278,16 +304,17 @@ class AdapterRegistry:
                 )
             if source:
                 check_source(source)
+        model_id = self._model(model)
         # While `use` exists, the model is not unloaded.
-        use = await self._manager.use(self.model_id)
+        use = await self._manager.use(model_id or None)
         row_adapters = _row_adapters(use.engine)
         if row_adapters is None:
-            raise NotSupported("The running engine can't use adapters. Set TTS_ENGINE=csm.")
-        await self._load_into(use.engine)
+            raise NotSupported("The running engine can't use adapters. Set TTS_ENGINE=csm or TTS_ENGINE=dia.")
+        await self._load_into(model_id, use.engine)
         async with self._changing:
             self._check_new(name, voice)
             speaker = self._settings.csm_speakers[0] if speaker is None else speaker
-            adapter = Adapter(name, source, speaker, voice)
+            adapter = Adapter(name, source, model_id, speaker, voice)
             folder = self._root / f".new-{secrets.token_hex(8)}"
             final = self._root / name
             try:
@@ -325,8 +352,8 @@ class AdapterRegistry:
                     param="name",
                 )
             del self._adapters[found.name.casefold()]
-            engine = None if self._loaded_into is None else self._loaded_into()
-            row_adapters = _row_adapters(engine)
+            loaded = self._loaded_into.get(found.model)
+            row_adapters = _row_adapters(None if loaded is None else loaded())
             if found.status == "ready" and row_adapters is not None:
                 self._unload(found, row_adapters)
             await asyncio.to_thread(shutil.rmtree, self._root / found.name, ignore_errors=True)
@@ -343,9 +370,13 @@ class AdapterRegistry:
 
     def _stored(self, folder: Path) -> Adapter:
         """Return the adapter in a folder of `models/adapters`, not loaded."""
-        adapter = Adapter(folder.name, "", self._settings.csm_speakers[0])
+        adapter = Adapter(folder.name, "", self._model(""), self._settings.csm_speakers[0])
         try:
             facts = hub.read_json(folder / FACTS) if (folder / FACTS).exists() else {}
+            # If this process does not serve the model of the adapter, the adapter is listed and not loaded.
+            adapter.model = str(facts.get("model") or adapter.model)
+            if adapter.model and adapter.model not in self._manager.models_with_adapters:
+                adapter.status, adapter.error = "failed", _not_served(adapter.model)
             adapter.source = str(facts.get("source") or "")
             adapter.voice = str(facts.get("voice") or "")
             speaker = facts.get("speaker")
@@ -376,7 +407,11 @@ class AdapterRegistry:
 
     def _unload(self, adapter: Adapter, row_adapters: RowAdapters) -> None:
         """Remove an adapter from the engine, unless another adapter has the same files."""
-        others = (each for each in self._adapters.values() if each is not adapter and each.status == "ready")
+        others = (
+            each
+            for each in self._adapters.values()
+            if each is not adapter and each.status == "ready" and each.model == adapter.model
+        )
         if all(each.key != adapter.key for each in others):
             row_adapters.remove(adapter.key)
 
@@ -403,7 +438,7 @@ class AdapterRegistry:
                 raise WeightsUnavailable(
                     f"The files of {source} have {progress.total_bytes} bytes, and the limit is "
                     f"{self._settings.max_adapter_bytes} (TTS_MAX_ADAPTER_BYTES).",
-                    remedy=f"Serve it merged: CSM_MODEL={source}.",
+                    remedy="Set TTS_MAX_ADAPTER_BYTES to a larger number, or serve the adapter merged into its base.",
                 )
 
         models = self._settings.folder("models")
@@ -413,6 +448,10 @@ class AdapterRegistry:
             )
         except Cancelled as error:
             raise WeightsUnavailable(str(error)) from error
+
+
+def _not_served(model: str) -> str:
+    return f"This server does not serve its model, {model}. Add the model to TTS_MODELS."
 
 
 def _row_adapters(engine: Engine | None) -> RowAdapters | None:
@@ -448,7 +487,12 @@ def _check_files(folder: Path, max_bytes: int) -> None:
 def _write(folder: Path, adapter: Adapter, upload: Upload | None) -> None:
     """Create the folder of an adapter, with the files of an upload."""
     folder.mkdir(parents=True)
-    facts: Mapping[str, object] = {"source": adapter.source, "speaker": adapter.speaker, "voice": adapter.voice}
+    facts: Mapping[str, object] = {
+        "source": adapter.source,
+        "model": adapter.model,
+        "speaker": adapter.speaker,
+        "voice": adapter.voice,
+    }
     (folder / FACTS).write_text(json.dumps(facts, indent=2))
     if upload is not None:
         for file, name in ((upload.weights, hub.ADAPTER_WEIGHTS), (upload.config, hub.ADAPTER_CONFIG)):

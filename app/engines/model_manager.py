@@ -112,10 +112,10 @@ class ModelManager:
         return None if spec is None else spec.model_id
 
     @property
-    def model_with_adapters(self) -> str | None:
-        """The id of the model that speaks with LoRA adapters; None if this process serves no such model."""
+    def models_with_adapters(self) -> tuple[str, ...]:
+        """The ids of the models of this process that speak with LoRA adapters, the default model first."""
         specs = (manager.requested for manager in self._managers.values())
-        return next((spec.model_id for spec in specs if spec.adapters), None)
+        return tuple(spec.model_id for spec in specs if spec.adapters)
 
     def of(self, model_id: str | None) -> EngineManager:
         """Return the manager of a model; the default manager for None and for models that are not served here."""

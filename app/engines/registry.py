@@ -147,6 +147,7 @@ BUILT_IN = (
         "app.engines.dia.loading:build",
         on_devices=True,
         rows_cpu=4,
+        adapters=True,
         bare="app.engines.dia.loading:build_bare",
         model_setting="DIA_MODEL",
         other_names=("dia-1.6b-0626",),

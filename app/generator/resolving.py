@@ -464,8 +464,9 @@ def find_model(name: str, manager: ModelManager, adapters: AdapterRegistry | Non
             param="model",
         )
     foreign = found is None and not _FOREIGN_MODEL.fullmatch(model.strip().casefold().rpartition("/")[2])
-    has_adapters = adapters is not None and adapters.model_id == (found or manager.requested.model_id)
-    if foreign or (adapter and not has_adapters):
+    changed = adapters.find(adapter) if adapters is not None and adapter else None
+    other_model = changed is not None and changed.model != (found or manager.requested.model_id)
+    if foreign or other_model:
         raise UnknownModel(
             f"The model `{name[:80]}` does not exist or is not running here. This server runs "
             f"`{manager.model_ids[-1]}`; see GET /v1/models.",

@@ -399,6 +399,10 @@ class LowRankAdapters:
         self._used: dict[int, set[str]] = {}  # slot -> the names of the places that the adapter changes
         self._joined: tuple[int, tuple[int, ...]] | None = None  # (version, slots) whose matrices are joined
 
+    def places_of(self, slot: int) -> set[str]:
+        """Return the names of the layers that the adapter in a slot changes."""
+        return self._used.get(slot, set())
+
     @property
     def selection(self) -> Selection:
         """The selection of the layers without a group."""

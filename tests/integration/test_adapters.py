@@ -16,7 +16,7 @@ from app import cli
 from app.keys import SCOPES, KeyFile
 from tests.support.fake_hub import FakeHub
 from tests.support.live import serving, wait_until
-from tests.support.random_adapter import adapter_files, write_adapter
+from tests.support.random_adapter import adapter_files, dia_adapter_files, write_adapter
 from tests.support.random_csm import fabricate_csm
 
 if TYPE_CHECKING:
@@ -410,6 +410,33 @@ def test_adapters_work_only_with_their_own_model(options: dict[str, Any], tmp_pa
         assert error(speak(url, model="tts-1:stored", temperature=None)) == (404, "model_not_found", "model")
         by_model = pcm(url, model="csm-1b:stored")
         assert by_model == pcm(url, model="csm-1b", voice="stored") != pcm(url, model="csm-1b", voice="speaker:0")
+
+
+def test_each_model_speaks_with_its_own_adapters(options: dict[str, Any], tmp_path: Path, tiny_dia: Path) -> None:
+    both = {"TTS_ENGINE": "dia", "TTS_MODELS": "csm-1b,dia-1.6b", "DIA_MODEL": str(tiny_dia), "TTS_LOAD_WAIT_S": 60}
+    given = options["TTS_ADAPTERS"].partition(",")[0]
+    with serving(tmp_path, **{**options, **both, "TTS_ADAPTERS": f"CSM:{given}"}) as url:
+        # Without `model`, an adapter belongs to the default model.
+        for name, fields in (("anna", {}), ("bo", {"model": "nari-labs/Dia-1.6B-0626"})):
+            answer = upload(url, dia_adapter_files(len(name)), name=name, **fields)
+            assert answer.status_code == 200, answer.text
+        assert {name: (each["model"], each["status"]) for name, each in adapters(url).items()} == {
+            "Given": ("csm-1b:Given", "loading"), "anna": ("dia-1.6b:anna", "ready"), "bo": ("dia-1.6b:bo", "ready"),
+        }  # fmt: skip
+        of_anna = pcm(url, voice="anna")
+        assert of_anna == pcm(url, model="dia-1.6b:anna") != pcm(url, voice="bo")
+        assert pcm(url, model="csm-1b", voice="given") == pcm(url, model="csm-1b:given")
+        assert error(speak(url, model="csm-1b", voice="anna")) == (400, "not_supported", "voice")
+        assert error(speak(url, model="csm-1b:anna")) == (404, "model_not_found", "model")
+        wrong = upload(url, dia_adapter_files(5), name="x", model="csm-1b")
+        assert error(wrong) == (400, "bad_adapter", "adapter")
+        assert error(upload(url, dia_adapter_files(5), name="x", model="kokoro")) == (400, "invalid_value", "model")
+        assert remove(url, "bo").status_code == 200
+        assert order(url, "dia-1.6b", "unload").status_code == 200
+        assert pcm(url, voice="anna") == of_anna
+    with serving(tmp_path, **{**options, "TTS_ADAPTERS": ""}) as url:  # the model of the stored adapter is missing
+        assert (adapters(url)["anna"]["status"], adapters(url)["anna"]["model"]) == ("failed", "dia-1.6b:anna")
+        assert error(speak(url, voice="anna")) == (400, "not_supported", "voice")
 
 
 def test_adapters_need_the_admin_scope(tmp_path: Path) -> None:

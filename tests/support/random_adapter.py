@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from app.engines.dia.checkpoint import expected_shapes
+from app.engines.dia.config import parse_config
+from tests.support.random_dia import SHAPES, dia_config
+
 
 @torch.no_grad()
 def save_and_merge(model: torch.nn.Module, folder: Path, *, seed: int = 0, scale: float = 0.15, **config: Any) -> Any:
@@ -47,6 +51,19 @@ def adapter_files(seed: int, *, rank: int = 4, scale: float = 0.3, **config: Any
             if config.get("use_dora"):
                 tensors[f"{at}.lora_magnitude_vector"] = torch.ones(outputs)
     values = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": "sesame/csm-1b", **config}
+    return {"adapter_config.json": json.dumps(values).encode(), "adapter_model.safetensors": save(tensors)}
+
+
+def dia_adapter_files(seed: int, rank: int = 3, scale: float = 0.1) -> dict[str, bytes]:
+    """Return the two files of an adapter for the tiny Dia model of random_dia.py: all queries and MLP outputs."""
+    random = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in expected_shapes(parse_config(dia_config(SHAPES["tiny"]))).items():
+        if name.endswith(("q_proj.weight", "down_proj.weight")):
+            at = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors[f"{at}.lora_A.weight"] = scale * torch.randn(rank, shape[1], generator=random)
+            tensors[f"{at}.lora_B.weight"] = scale * torch.randn(shape[0], rank, generator=random)
+    values = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": "nari-labs/Dia-1.6B-0626"}
     return {"adapter_config.json": json.dumps(values).encode(), "adapter_model.safetensors": save(tensors)}
 
 

@@ -1,4 +1,4 @@
-"""`/audio/adapters`: LoRA adapters of CSM, which are loaded and removed while the server runs."""
+"""`/audio/adapters`: LoRA adapters, which are loaded and removed while the server runs."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ class AdapterBody(ReportedBody):
     source: Annotated[
         str, Field(min_length=1, description="A Hugging Face id: org/name, org/name@revision or org/name/folder.")
     ]
+    model: Annotated[
+        str | None, Field(description="The id of the model that it changes. Default: the first model with adapters.")
+    ] = None
     speaker: Annotated[
         Speaker | None, Field(description="The speaker number of its voice. Default: the model's first.")
     ] = None
@@ -57,6 +60,7 @@ _BODY: Schema = {
                         "name": _STRING,
                         "adapter": {**_STRING, "format": "binary", "description": "adapter_model.safetensors"},
                         "config": {**_STRING, "format": "binary", "description": "adapter_config.json"},
+                        "model": {**_STRING, "description": "The id of the model that the adapter changes."},
                         "speaker": {"type": "integer", "minimum": 0, "maximum": MAX_SPEAKER},
                         "voice": {**_STRING, "description": "A cloned voice, whose recording the adapter uses."},
                     },
@@ -71,13 +75,10 @@ def router(adapters: AdapterRegistry, gate: Gate) -> APIRouter:
     """Create the routes of LoRA adapters."""
     routes = APIRouter(tags=["adapters"], route_class=gate.route("admin"))
 
-    def model_id() -> str:
-        return adapters.model_id or ""
-
     @routes.get(ADAPTERS_PATH, operation_id="list_adapters")
     async def list_adapters() -> AdapterList:
         """List all LoRA adapters: those of TTS_ADAPTERS, of the folder `models/adapters`, and of requests."""
-        return AdapterList(object="list", data=[ListedAdapter.of(each, model_id()) for each in adapters.all()])
+        return AdapterList(object="list", data=[ListedAdapter.of(each) for each in adapters.all()])
 
     @routes.post(
         ADAPTERS_PATH,
@@ -93,17 +94,20 @@ def router(adapters: AdapterRegistry, gate: Gate) -> APIRouter:
         if is_json(request.headers):
             body = _validated(await request.json())
             body.name_ignored(response)
-            added = await adapters.add(body.name, source=body.source, speaker=body.speaker, voice=body.voice or "")
+            added = await adapters.add(
+                body.name, model=body.model or "", source=body.source, speaker=body.speaker, voice=body.voice or ""
+            )
         else:
             async with request.form(max_files=4, max_fields=MAX_FORM_FIELDS) as form:
                 fields = {name: value for name, value in form.items() if isinstance(value, str)}
                 added = await adapters.add(
                     _required(fields, "name"),
+                    model=fields.get("model", "").strip(),
                     upload=AdapterFiles(_file(form.get("adapter"), "adapter"), _file(form.get("config"), "config")),
                     speaker=_speaker(fields),
                     voice=fields.get("voice", ""),
                 )
-        return ListedAdapter.of(added, model_id())
+        return ListedAdapter.of(added)
 
     @routes.delete(ADAPTERS_PATH + "/{name}", operation_id="remove_adapter", responses=problems(400, 404, 429))
     async def remove_adapter(name: str) -> DeletedAdapter:

@@ -45,8 +45,9 @@ def router(
     admin = APIRouter(tags=["models"], route_class=gate.route("admin"))
 
     def known(caller: Request) -> list[str]:
-        shown = adapters.all() if adapters.model_id and gate.shows_cloned(caller) else ()
-        return [*manager.model_ids, *(f"{adapters.model_id}:{each.name}" for each in shown), *MODEL_ALIASES]
+        shown = adapters.all() if gate.shows_cloned(caller) else ()
+        adapted = [f"{each.model}:{each.name}" for each in shown if each.model in manager.model_ids]
+        return [*manager.model_ids, *adapted, *MODEL_ALIASES]
 
     def model(model_id: str, shown: list[Voice]) -> Model:
         base, name = split_adapter(model_id, adapters)
@@ -106,7 +107,7 @@ def router(
         base, name = split_adapter(model_id, adapters)
         found = served(base)
         await manager.load_model(found)
-        if name and found == adapters.model_id:
+        if (adapter := adapters.find(name) if name else None) is not None and adapter.model == found:
             await adapters.load_at_start()
             found = f"{found}:{name}"
         return model(found, await listed(voices, gate, caller))

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from app.audio.guard import Rule
-from app.engines.adapters import expected_count
 from app.engines.batched import BatchedEngine
 from app.engines.csm.adapters import places_of
 from app.engines.csm.checkpoint import CODEC, checkpoint_name, language_model, tied_tables
@@ -31,6 +30,7 @@ from app.engines.shared.half_precision import check_range, load_in_range
 from app.engines.shared.loading import (
     REFERENCE_NOISE,
     Quantize,
+    adapter_slots,
     batched_engine,
     check_codec_size,
     check_int8,
@@ -294,10 +294,9 @@ def _load(
     config = read_config(folder)
     shape = read_mimi_config_file(codec) if codec else config.codec or MimiConfig()
 
-    slots = (
-        (settings.adapter_slots or expected_count(settings)) if settings.cuda_graphs and device.type == "cuda" else 0
-    )
-    reserved = adapter_bytes(config, dtype, slots, settings.adapter_rank)
+    slots = adapter_slots(settings, device)
+    shape_only = CsmModel(config, device=torch.device("meta"), dtype=dtype)
+    reserved = reserved_bytes(places_of(shape_only), dtype, slots, settings.adapter_rank)
 
     def sizes(rows: int) -> Sizes:
         measured = measure(config, shape, dtype=dtype, max_rows=rows, quantize=settings.quantize)
@@ -357,11 +356,6 @@ def _load(
             adapter_rank=settings.adapter_rank,
             adapter_bases=bases_of(folders.model, "csm"),
         )
-
-
-def adapter_bytes(config: CsmConfig, dtype: torch.dtype, slots: int, rank: int) -> int:
-    """Return the bytes of the static tensors of adapters. slots: the number of adapters; 0 = no tensors."""
-    return reserved_bytes(places_of(CsmModel(config, device=torch.device("meta"), dtype=dtype)), dtype, slots, rank)
 
 
 def bytes_by_rows(

@@ -14,7 +14,7 @@ number of rows (1, 2, 4 ...), the number of positions and the number of text byt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +39,7 @@ FIRST_AUDIO_LENGTH, FIRST_TEXT_LENGTH = 512, 256  # positions and text bytes tha
 
 # Indices into the integers of a row (`StepGraph.integers`), and into the flags of a row. FIRST_FRAME: the position at
 # which the row's first frame is complete.
-_POSITION, _DRAWS, _SEED, _MIN_FRAMES_LEFT, _TOP_K, _TEXT_LENGTH, _FIRST_FRAME = range(7)
+_POSITION, _DRAWS, _SEED, _MIN_FRAMES_LEFT, _TOP_K, _TEXT_LENGTH, _FIRST_FRAME, _ADAPTER = range(8)
 _ACTIVE, _EARLY_EOS, _NON_FINITE = range(3)
 
 
@@ -61,6 +61,7 @@ class BucketKey:
     audio_length: int  # number of positions that self-attention reads
     text_length: int  # number of text bytes that cross-attention reads
     fast_path: bool  # all rows draw codes on the fast path of runtime/sampling.py
+    adapted: bool = False  # the step computes the products of LoRA adapters
 
 
 class DiaCudaGraph:
@@ -75,10 +76,12 @@ class DiaCudaGraph:
         rows: int,
         burst: int,
         kernels: Sequence[Kernels] = (TORCH,),
+        adapters: bool = False,
     ) -> None:
         """Create the state of the rows. burst: number of steps that are launched together.
 
-        kernels: the candidate kernels; `capture` selects the fastest of them.
+        kernels: the candidate kernels; `capture` selects the fastest of them. adapters: also capture steps for rows
+        with LoRA adapters.
         """
         c, device = model.config, model.device
         self.burst = burst
@@ -91,8 +94,10 @@ class DiaCudaGraph:
             # are needed.
             keys.append(BucketKey(audio, self._text_lengths[-1], fast_path=False))
             keys += [BucketKey(audio, text, fast_path=True) for text in reversed(self._text_lengths)]
+        if adapters:
+            keys = [replace(key, adapted=adapted) for key in keys for adapted in (True, False)]
         # The floats of a row are temperature, top_p and guidance scale.
-        self.steps = StepGraph[BucketKey](rows, keys, integers=7, floats=3, kernels=kernels, device=device)
+        self.steps = StepGraph[BucketKey](rows, keys, integers=8, floats=3, kernels=kernels, device=device)
         self.steps.integers[:, _TEXT_LENGTH] = 1
         self._speaking = torch.zeros(rows, dtype=torch.bool, device=device)
         self._burst_step = torch.zeros(1, dtype=torch.int64, device=device)  # index of the current step in the burst
@@ -120,13 +125,14 @@ class DiaCudaGraph:
         min_frames_left: int,
         text_length: int,
         first_frame: int,
+        adapter: int = 0,
     ) -> None:
         """Start the row's speech at `position`. scale: the guidance scale. text_length: number of bytes of the script.
 
         min_frames_left: the number of steps in which EOS is suppressed. first_frame: the position at which the first
-        frame of the row is complete.
+        frame of the row is complete. adapter: the slot of the row's adapter.
         """
-        integers = (position, 0, seed, min_frames_left, max(0, params.top_k), text_length, first_frame)
+        integers = (position, 0, seed, min_frames_left, max(0, params.top_k), text_length, first_frame, adapter)
         self.steps.set_row(row, integers, (max(0.0, params.temperature), params.top_p, scale))
         self._speaking[row] = True
 
@@ -141,17 +147,18 @@ class DiaCudaGraph:
         self._speaking[row] = False
 
     def launch(
-        self, rows: Sequence[int], *, longest: int, text_length: int, fast_path: bool
+        self, rows: Sequence[int], *, longest: int, text_length: int, fast_path: bool, adapted: bool = False
     ) -> Callable[[], list[Step]]:
         """Launch a burst of steps of these rows. Returns a function that waits for and returns the results.
 
         longest: a number above the positions of all these rows in this burst. text_length: the number of bytes of the
-        longest text. The launch after the next launch overwrites the results.
+        longest text. adapted: whether any row uses a LoRA adapter. The launch after the next launch overwrites the
+        results.
         """
         self.steps.select(rows)
         self._burst_step.zero_()
         text = at_least(text_length, self._text_lengths) if fast_path else self._text_lengths[-1]
-        key = BucketKey(at_least(longest, self._audio_lengths), text, fast_path)
+        key = BucketKey(at_least(longest, self._audio_lengths), text, fast_path, adapted)
         for _ in range(self.burst):
             self.steps.launch(rows, key)
         wait = self._on_host.copy()
@@ -175,7 +182,7 @@ class DiaCudaGraph:
         """Compute one step of the first `count` rows. `capture` captures this method."""
         c, model = self._model.config, self._model
         integers = self.steps.integers[:count]
-        position, draws, seeds, min_frames_left, top_k, text_lengths, first_frame = (
+        position, draws, seeds, min_frames_left, top_k, text_lengths, first_frame, adapters = (
             part.contiguous() for part in integers.unbind(1)
         )
         temperature, top_p, scales = (part.contiguous() for part in self.steps.floats[:count].unbind(1))
@@ -191,6 +198,7 @@ class DiaCudaGraph:
             audio_length=key.audio_length,
             text_length=key.text_length,
             kernels=kernels,
+            adapters=adapters if key.adapted else None,
         )
         non_finite = active & ~(
             conditional.isfinite().all(dim=2).all(dim=1) & unconditional.isfinite().all(dim=2).all(dim=1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
+from app.engines.dia.adapters import places_of
 from app.engines.dia.checkpoint import weights_of
 from app.engines.dia.config import PUBLISHED, DiaConfig, Release, read_config
 from app.engines.dia.files import locate_dia
@@ -22,11 +23,13 @@ from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import MIN_REFERENCE_S, DiaRunner
 from app.engines.dia.script import BYTES_PER_S, MAX_PASSAGE_CHARS, TEXT
 from app.engines.registry import BareEngine
+from app.engines.shared.adapters import bases_of, reserved_bytes
 from app.engines.shared.generation_config import NO_SAMPLING, own_sampling, variant_of, with_defaults
 from app.engines.shared.half_precision import check_range, load_in_range
 from app.engines.shared.loading import (
     REFERENCE_NOISE,
     Quantize,
+    adapter_slots,
     batched_engine,
     bytes_of,
     check_codec_size,
@@ -88,6 +91,7 @@ def load_model(
         weights = adapter.merge(weights)
         adapter.check_merged("Dia")
     model = DiaModel(config, device=device, dtype=dtype)
+    model.base = weights
     load_weights(model, model.load, weights, folder=folder, config=config, dtype=dtype, cache=cache, adapter=adapter)
     return model.eval()
 
@@ -147,6 +151,9 @@ def load_runner(
     codec_dtype: Literal["auto", "float32"] = "float32",
     adapter_dir: Path | None = None,
     sampling: Sampling = NO_SAMPLING,
+    adapter_slots: int = 0,
+    adapter_rank: int = 0,
+    adapter_bases: frozenset[str] = frozenset(),
 ) -> DiaRunner:
     """Load Dia from `model_dir` and its codec from `codec_dir`.
 
@@ -184,6 +191,9 @@ def load_runner(
             kernels=kernels,
             burst=burst,
             notes=notes,
+            adapter_slots=adapter_slots,
+            adapter_rank=adapter_rank,
+            adapter_bases=adapter_bases,
         )
 
     return with_or_without_graphs(build, capture, notes)
@@ -247,10 +257,14 @@ def _load(
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     rows = settings.rows(ROWS_CPU)
+    config = read_config(folder)
+    slots = adapter_slots(settings, device)
+    shape = DiaModel(config, device=torch.device("meta"), dtype=dtype)
+    reserved = reserved_bytes(places_of(shape), dtype, slots, settings.adapter_rank)
     planned: Setup = ()
     if device.type == "cuda" and settings.max_rows == "auto":
-        needed = bytes_by_rows(read_config(folder), read_dac_config(codec), dtype)
-        memory = plan_rows([device], settings.gpu_memory_fraction, needed, most=ROWS_GPU)
+        needed = bytes_by_rows(config, read_dac_config(codec), dtype)
+        memory = plan_rows([device], settings.gpu_memory_fraction, lambda rows: reserved + needed(rows), most=ROWS_GPU)
         rows, planned = memory.rows, memory.facts
     with loading_on((device,), settings):
         impossible = REFERENCE_NOISE if reference_noise else ""
@@ -276,6 +290,9 @@ def _load(
             notes=(*planned, *notes, *captured),
             needs_range=settings.dtype == "auto",
             codec_dtype=settings.codec_dtype if device.type == "cuda" else "float32",
+            adapter_slots=slots,
+            adapter_rank=settings.adapter_rank,
+            adapter_bases=bases_of(folders.model, "dia"),
         )
 
 

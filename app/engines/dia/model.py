@@ -6,7 +6,8 @@ attends to a text of zero bytes. All bytes of this text are equal. So the encode
 position, and h0 does not depend on the length of the text. Therefore the cross-attention of an unconditional token in
 layer l is the constant b_l = O_l V_l h0, where V_l and O_l are the value and output weights. `load` computes these
 constants once, in float32, and stores them in `unconditional`. So unconditional tokens need no encoder and no
-cross-attention. Source: nari-labs/dia, dia/layers.py.
+cross-attention. A LoRA adapter of a row may change these constants, so each slot of an adapter has its own. Source:
+nari-labs/dia, dia/layers.py.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.engines.dia import checkpoint
+from app.engines.dia.adapters import CONDITIONAL, TEXT, changes_text
 from app.engines.dia.config import DiaConfig
 from app.nn.attention import PrefillAttention, bidirectional_attention
 from app.nn.kernels.choice import Kernels
 from app.nn.kv_cache import CrossKVCache, KVCache
 from app.nn.linear import Linear, as_linear
+from app.nn.low_rank import LowRankAdapters
 from app.nn.rope import apply_rotary
 from app.nn.transformer import Block, CrossInput, Stack, StackConfig, StageEntry
 from app.weights.tensors import Checkpoint
@@ -68,6 +71,11 @@ class DiaModel(nn.Module):
             c.decoder.width, c.channels * c.audio_vocab, bias=False, device=device, dtype=dtype
         )
         self.unconditional = table(c.decoder.layers, c.decoder.width)
+        self.base: Checkpoint | None = None  # the loaded tensors, on disk; `load_model` sets this
+        self.adapters: LowRankAdapters | None = None  # LoRA adapters of single rows; None = no adapter was ever added
+        # The constants of the slots of adapters (slots, layers, D), for CUDA graphs.
+        self.constants: Tensor | None = None
+        self._constants: dict[int, Tensor] = {}  # slot -> the constants (layers, D) of its adapter
         self.offsets: Tensor
         self.register_buffer("offsets", torch.arange(c.channels, device=device) * c.audio_vocab, persistent=False)
 
@@ -84,17 +92,20 @@ class DiaModel(nn.Module):
     def embed(self, codes: Tensor) -> Tensor:  # (n, C) int64 -> (n, D)
         return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
 
-    def encode_text(self, text: Tensor, cache: DiaCache, row: int) -> Iterator[None]:
+    def encode_text(self, text: Tensor, cache: DiaCache, row: int, adapter: int = 0) -> Iterator[None]:
         """Run the encoder on the text (S,) int64 of a row, and write the keys and values of the text into the cache.
 
-        1 <= S <= max_text. Yields after each layer of the encoder and the decoder.
+        1 <= S <= max_text. Yields after each layer of the encoder and the decoder. adapter: the slot of the row's
+        adapter.
         """
+        self._select((adapter,), TEXT)
         x = functional.embedding(text, self.text_table).to(self.dtype)
         for y in self.encoder.layer_outputs(
             x, slice(0, len(text)), bidirectional_attention(self.config.encoder.kv_heads, self.config.encoder.scale)
         ):
             x = y
             yield
+            self._select((adapter,), TEXT)  # the caller may have read the text of another row meanwhile
         x = self.encoder.final_norm(x)
         [entry] = self.decoder.entries
         assert isinstance(entry, StageEntry)  # noqa: S101 - the type of all entries
@@ -104,30 +115,44 @@ class DiaModel(nn.Module):
             assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
             cache.text.write(layer, row, *block.cross_kv_heads(x, cos, sin))
             yield
+            self._select((adapter,), TEXT)
 
-    def read(self, codes: Tensor, cache: DiaCache, row: int, start: int) -> None:
+    def read(self, codes: Tensor, cache: DiaCache, row: int, start: int, adapter: int = 0) -> None:
         """Run the decoder on codes (T, C) of a row at positions start..start+T-1, and write the keys and values.
 
-        The caller must call `encode_text` for the row's text first.
+        The caller must call `encode_text` for the row's text first. adapter: the slot of the row's adapter.
         """
         count = len(codes)
+        self._select((adapter,))
+        self._select((adapter,), CONDITIONAL)
         conditional, unconditional = (cache.audio.prefill_attention(r, start, count) for r in (2 * row, 2 * row + 1))
         positions = torch.arange(start, start + count, device=self.device).repeat(2)
-        cross = CrossInput(count, cache.text.prefill_attention(row), self.unconditional)
+        cross = CrossInput(count, cache.text.prefill_attention(row), self.constants_of(adapter))
         self.decoder(self.embed(codes).repeat(2, 1), positions, _side_by_side(conditional, unconditional, count), cross)
 
     def advance(
-        self, codes: Tensor, cache: DiaCache, rows: Sequence[int], positions: Sequence[int]
+        self,
+        codes: Tensor,
+        cache: DiaCache,
+        rows: Sequence[int],
+        positions: Sequence[int],
+        adapters: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor]:
         """Run the decoder on codes (n, C) of n rows. The rows may be at different positions.
 
-        Returns the conditional logits and the unconditional logits, each (n, C, V) float32.
+        Returns the conditional logits and the unconditional logits, each (n, C, V) float32. adapters: the slot of each
+        row's adapter; () = no adapters.
         """
         c, count = self.config, len(rows)
+        self._select([*adapters, *adapters])
+        self._select(adapters, CONDITIONAL)
+        constants: Tensor = self.unconditional
+        if any(adapters):
+            constants = torch.stack([self.constants_of(adapter) for adapter in adapters], dim=1)  # (layers, n, D)
         both = [*(2 * row for row in rows), *(2 * row + 1 for row in rows)]
         at = torch.tensor([*positions, *positions], device=self.device)
         attend = cache.audio.decode_attention(both, [*positions, *positions])
-        cross = CrossInput(count, cache.text.decode_attention(rows), self.unconditional)
+        cross = CrossInput(count, cache.text.decode_attention(rows), constants)
         h = self.decoder(self.embed(codes).repeat(2, 1), at, attend, cross)
         logits = self.head(h).float().view(2, count, c.channels, c.audio_vocab)
         return logits[0], logits[1]
@@ -143,13 +168,19 @@ class DiaModel(nn.Module):
         audio_length: int,
         text_length: int,
         kernels: Kernels,
+        adapters: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute `advance` for the first n rows, with fixed shapes, so that a CUDA graph can capture it.
 
         active (n,) bool: inactive rows do not change the cache. text_lengths (n,): number of bytes of each row's text.
         Self-attention reads the first `audio_length` positions, and cross-attention the first `text_length` positions.
+        adapters (n,) int64: the slot of each row's adapter; None = no adapters.
         """
         c, count = self.config, len(codes)
+        if self.adapters is not None:
+            both = None if adapters is None else adapters.repeat_interleave(2)
+            self.adapters.selection.select_index(both)
+            self.adapters.selections[CONDITIONAL].select_index(adapters)
         # The keys of inactive rows go to the scratch position after the last position.
         at = torch.where(active, positions, c.max_positions).repeat_interleave(2)
         text_attention = cache.text.static_decode_attention(text_lengths, text_length, kernels)
@@ -161,13 +192,59 @@ class DiaModel(nn.Module):
             if cross.rotated:
                 q = apply_rotary(q, cos[::2], sin[::2])
             attended = block.cross_out(text_attention(layer, q))
-            return torch.stack((attended, self.unconditional[layer].expand(count, -1)), dim=1).view(2 * count, -1)
+            constant = self.unconditional[layer].expand(count, -1)
+            if adapters is not None and self.constants is not None:
+                constant = self.constants[:, layer].index_select(0, adapters)
+            return torch.stack((attended, constant), dim=1).view(2 * count, -1)
 
         x = self.embed(codes).repeat_interleave(2, dim=0)  # conditional, unconditional, conditional ...
         decode_attention = cache.audio.static_decode_attention(at, audio_length, kernels)
         h = self.decoder.decode_static(x, at.clamp(max=c.max_positions - 1), decode_attention, kernels, cross_attention)
         logits = self.head(h).float().view(count, 2, c.channels, c.audio_vocab)
         return logits[:, 0], logits[:, 1]
+
+    def _select(self, adapters: Sequence[int], group: str = "") -> None:
+        """Select the adapters of the next products of a group of layers. adapters: see `advance`."""
+        if self.adapters is not None:
+            self.adapters.select(adapters, group)
+
+    def constants_of(self, adapter: int) -> Tensor:
+        """Return (layers, D): the constants of the adapter in a slot; 0 = no adapter."""
+        return self._constants.get(adapter, self.unconditional)
+
+    def prepare_adapter(self, adapter: int) -> None:
+        """Compute the constants of an adapter that is new in its slot. Call this in the engine's thread."""
+        assert self.adapters is not None  # noqa: S101 - the slot has an adapter
+        self._constants.pop(adapter, None)
+        if changes_text(self.adapters.places_of(adapter)):
+            self._constants[adapter] = self._unconditional_with(adapter)
+        if self.constants is not None:
+            self.constants[adapter] = self.constants_of(adapter)
+
+    def reserve_constants(self, slots: int) -> None:
+        """Create `constants` for this number of slots, with slot 0."""
+        self.constants = self.unconditional.detach().expand(slots, -1, -1).clone()
+
+    def _unconditional_with(self, adapter: int) -> Tensor:
+        """Compute `unconditional` with an adapter: one zero byte goes through the encoder and the cross-attention."""
+        c = self.config
+        self._select((adapter,), TEXT)
+        self._select((adapter,), CONDITIONAL)
+        zero = torch.zeros(1, dtype=torch.int64, device=self.device)
+        x = functional.embedding(zero, self.text_table).to(self.dtype)
+        attend = bidirectional_attention(c.encoder.kv_heads, c.encoder.scale)
+        for y in self.encoder.layer_outputs(x, slice(0, 1), attend):
+            x = y
+        x = self.encoder.final_norm(x)
+        cross = c.decoder.cross
+        assert cross is not None  # noqa: S101 - Dia's decoder has cross-attention
+        found = torch.empty_like(self.unconditional)
+        for layer, block in enumerate(self.decoder.blocks):
+            assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
+            value = block.cross_kv(x).view(2, cross.kv_heads, cross.head_dim)[1]
+            heads = value.repeat_interleave(cross.heads // cross.kv_heads, dim=0)
+            found[layer] = block.cross_out(heads.reshape(1, -1))[0]
+        return found
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:

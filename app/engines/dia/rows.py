@@ -33,3 +33,5 @@ class DiaRow:
     decoded: int = 0  # frames that the codec has decoded
     guard: LineGuard | None = None
     reference: ReferenceNoise | None = None
+    adapter_key: str = ""  # the LoRA adapter of the utterance; "" = none
+    adapter: int = 0  # the slot of the adapter; 0 = none

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from app.audio.guard import LineGuard, Rule, pace_of, speech_length
+from app.engines.dia.adapters import target_of
 from app.engines.dia.cuda_graph import DiaCudaGraph, Step, uses_fast_path
 from app.engines.dia.decoding import FIRST_FRAMES, ChunkedDecoding
 from app.engines.dia.delay import DelayPattern
@@ -28,6 +29,7 @@ from app.engines.dia.model import DiaModel
 from app.engines.dia.prompt import text_ids
 from app.engines.dia.rows import DiaRow
 from app.engines.dia.script import format_script, without_tags
+from app.engines.shared.adapters import ModelAdapters
 from app.engines.shared.references import checked_codes, checked_samples, encode_samples
 from app.engines.shared.rows import begin_warm_up, must_step_one_by_one, reference_noise_of, step_noise
 from app.engines.shared.step_graph import InFlightStep
@@ -78,6 +80,9 @@ class DiaRunner:
         kernels: Sequence[Kernels] = (TORCH,),
         burst: int = 1,
         notes: Setup = (),
+        adapter_slots: int = 0,
+        adapter_rank: int = 0,
+        adapter_bases: frozenset[str] = frozenset(),
     ) -> None:
         """Create the rows. If `capture` is not None, capture CUDA graphs.
 
@@ -86,6 +91,8 @@ class DiaRunner:
         torch.multinomial after torch.manual_seed. chunk: the number of positions that one call of `prefill` reads; None
         = the default of the device. capture: None = do not use CUDA graphs. kernels: the candidate kernels of the CUDA
         graphs. burst: the number of steps that are launched together as CUDA graphs. notes: more values for /health.
+        adapter_slots, adapter_rank: the number of LoRA adapters that CUDA graphs can use at the same time, and their
+        largest rank; without `capture` they have no effect. adapter_bases: see ModelAdapters.
         """
         self.max_rows = max_rows
         self.model = model
@@ -111,6 +118,14 @@ class DiaRunner:
         )  # the codec's stream, so that the codec does not wait for launched steps
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, DiaRow] = {}
+        by_tensor = capture is not None
+        self.adapters = ModelAdapters(
+            target_of(model), rows_by_tensor=by_tensor, slots=adapter_slots, rank=adapter_rank
+        )
+        self.adapters.bases = adapter_bases
+        self._prepared: dict[int, str] = {}  # slot -> key of the adapter that `prepare_adapter` has seen there last
+        if self.adapters.captured:
+            model.reserve_constants(adapter_slots + 1)
         self._graph: DiaCudaGraph | None = None
         self._in_flight: InFlightStep[DiaRow, list[Step]] | None = None
         self._finished: deque[tuple[InFlightStep[DiaRow, list[Step]], Step]] = (
@@ -120,7 +135,13 @@ class DiaRunner:
             if reference_noise:
                 raise ValueError("CUDA graphs can't use reference noise")
             self._graph = DiaCudaGraph(
-                model, self._cache, self._delay_pattern, rows=max_rows, burst=burst, kernels=kernels
+                model,
+                self._cache,
+                self._delay_pattern,
+                rows=max_rows,
+                burst=burst,
+                kernels=kernels,
+                adapters=self.adapters.captured,
             )
             self._graph.capture(capture)
             self.max_rows = self._graph.steps.rows
@@ -172,6 +193,7 @@ class DiaRunner:
         prompt = torch.cat([torch.zeros(0, self.config.channels, dtype=torch.int64), *codes])
         requested = max(1, round(utterance.max_seconds * self.codec.frame_hz))
         frames = self._limits.frames(requested, len(prompt), spoken)
+        guard = self._guard(spoken, voices)
         self._rows[row] = DiaRow(
             ids=ids,
             prompt=upload(prompt, self.model.device),
@@ -179,8 +201,10 @@ class DiaRunner:
             seed=utterance.seed,
             max_frames=frames,
             capped=frames < requested,
-            guard=self._guard(spoken, voices),
+            guard=guard,
             reference=reference_noise_of(utterance.seed, enabled=self._reference_noise),
+            adapter_key=utterance.adapter,
+            adapter=self.adapters.acquire(utterance.adapter),
         )
 
     @torch.inference_mode()
@@ -190,6 +214,9 @@ class DiaRunner:
             with self._side_stream():
                 self._decoder.reset(row)
             self._delay_pattern.begin(row, state.prompt, state.max_frames)
+            if state.adapter and self._prepared.get(state.adapter) != state.adapter_key:
+                self.model.prepare_adapter(state.adapter)
+                self._prepared[state.adapter] = state.adapter_key
             state.prefill = self._read(row, state)
         for _ in state.prefill:
             return False
@@ -203,6 +230,7 @@ class DiaRunner:
                 min_frames_left=self._limits.min_frames,
                 text_length=len(state.ids),
                 first_frame=self._delay_pattern.first_frame(len(state.prompt)),
+                adapter=state.adapter,
             )
         return True
 
@@ -276,8 +304,10 @@ class DiaRunner:
         longest = min(max(state.position for state in rows.values()) + 2 * graph.burst + 1, self.config.max_positions)
         text_length = max(len(state.ids) for state in rows.values())
         fast_path = uses_fast_path([state.guided.params for state in rows.values()])
+        adapted = any(state.adapter for state in rows.values())
         return InFlightStep.of(
-            rows, graph.launch(list(rows), longest=longest, text_length=text_length, fast_path=fast_path)
+            rows,
+            graph.launch(list(rows), longest=longest, text_length=text_length, fast_path=fast_path, adapted=adapted),
         )
 
     @torch.inference_mode()
@@ -294,7 +324,8 @@ class DiaRunner:
         return np.zeros(0, np.float32)  # `decode` returns all remaining samples with the last frame of a row
 
     def release(self, row: int) -> None:
-        if self._rows.pop(row, None) is not None:
+        if (state := self._rows.pop(row, None)) is not None:
+            self.adapters.release(state.adapter_key)
             self._cache.text.release_row(row)
             if self._graph is not None:
                 self._graph.stop(row)
@@ -385,14 +416,13 @@ class DiaRunner:
         """
         layers = max(1, self._chunk * ENCODER_SHARE // len(state.ids))
         ids = upload(torch.tensor(state.ids), self.model.device)
-        for done, _ in enumerate(self.model.encode_text(ids, self._cache, row), 1):
+        for done, _ in enumerate(self.model.encode_text(ids, self._cache, row, state.adapter), 1):
             if not done % layers:
                 yield
         while state.position < len(state.prompt):
             stop = min(len(state.prompt), state.position + self._chunk)
-            self.model.read(
-                self._delay_pattern.prompt_codes(row, state.position, stop), self._cache, row, state.position
-            )
+            codes = self._delay_pattern.prompt_codes(row, state.position, stop)
+            self.model.read(codes, self._cache, row, state.position, state.adapter)
             state.position = stop
             if stop < len(state.prompt):
                 yield
@@ -411,7 +441,8 @@ class DiaRunner:
         states = [self._rows[row] for row in rows]
         positions = [state.position for state in states]
         where, at = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
-        logits = self.model.advance(self._delay_pattern.at(where, at), self._cache, rows, positions)
+        adapters = [state.adapter for state in states]
+        logits = self.model.advance(self._delay_pattern.at(where, at), self._cache, rows, positions, adapters)
         finite = torch.stack(logits).isfinite().all(dim=3).all(dim=2).all(dim=0)
         early = [state.draws < self._limits.min_frames for state in states]
         suppressed = torch.tensor(early, device=device) if any(early) else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 import torch
 from torch import nn
 
+from app.engines.adapters import expected_count
 from app.engines.batched import BatchedEngine
 from app.errors import EngineUnavailable, WeightsUnavailable
 from app.nn.kernels.choice import candidates
@@ -228,6 +229,13 @@ def loading_on(devices: Sequence[torch.device], settings: Settings) -> Iterator[
 def dtype_name(settings: Settings, dtype: torch.dtype) -> str:
     """Return the name of the weights' dtype for GET /health."""
     return "int8" if settings.quantize == "int8" else str(dtype).removeprefix("torch.")
+
+
+def adapter_slots(settings: Settings, device: torch.device) -> int:
+    """Return the number of adapters for which CUDA graphs reserve memory; 0 = there are no CUDA graphs."""
+    if not settings.cuda_graphs or device.type != "cuda":
+        return 0
+    return settings.adapter_slots or expected_count(settings)
 
 
 def batched_engine(
