@@ -273,7 +273,7 @@ def _v1_routers(services: AppServices, speaking: Speaking, settings: Settings) -
         ),
         conversation.router(speaking, gate),
         realtime.router(speaking, voices, gate, settings.data_dir, send_timeout_s=send_timeout_s),
-        vllm.router(speaking, voices, gate, send_timeout_s=send_timeout_s),
+        vllm.router(speaking, gate, send_timeout_s=send_timeout_s),
         elevenlabs.router(speaking, voices, gate, send_timeout_s=send_timeout_s),
         captions.router(speaking, voices, gate),
         voice_cloning.router(speaking, gate, creation, services.lexicons),

@@ -75,7 +75,7 @@ FIELD_NAMES = {
     "sample_rate": "output_format",
 }
 
-_CODECS = {"mp3": "mp3", "pcm": "pcm", "ulaw": "pcm", "alaw": "pcm", "opus": "opus"}
+_CODECS = {"mp3": "mp3", "pcm": "pcm", "ulaw": "pcm", "alaw": "pcm", "opus": "opus", "wav": "wav"}
 _LAWS: dict[str, g711.Law] = {"ulaw": "ulaw", "alaw": "alaw"}
 _LAW_MEDIA_TYPES: dict[g711.Law, str] = {"ulaw": "audio/basic", "alaw": "audio/x-alaw-basic"}
 
@@ -97,8 +97,8 @@ class OutputFormat:
         rate = rest.partition("_")[0]
         if codec not in _CODECS or not rate.isascii() or not rate.isdecimal() or not 8_000 <= int(rate[:6]) <= 48_000:
             raise UnsupportedFormat(
-                f"The output format {name[:40]!r} is not known. Use for example mp3_44100_128, pcm_24000, ulaw_8000 or "
-                "opus_48000_64.",
+                f"The output format {name[:40]!r} is not known. Use for example mp3_44100_128, pcm_24000, wav_24000, "
+                "ulaw_8000 or opus_48000_64.",
                 param="output_format",
             )
         return cls(_CODECS[codec], int(rate), _LAWS.get(codec))
@@ -140,8 +140,7 @@ def speech_body(
     text: str, voice: str, output: OutputFormat, settings: Mapping[str, Any], model: str | None
 ) -> SpeechBody:
     """Return the speech request for a text. Raises InvalidValue. settings, model: see `speech_fields`."""
-    with client_names(FIELD_NAMES):
-        return checked_body({"input": text, "voice": voice, **speech_fields(output, settings, model)})
+    return checked_body({"input": text, "voice": voice, **speech_fields(output, settings, model)})
 
 
 # ---- the times of characters
@@ -399,6 +398,8 @@ class StreamInput:
                 raise InvalidValue("`context_id` must be a text of at most 256 characters.", param="context_id")
             name = found
         context = self._open.get(name)
+        if not self.several and context is None and self._tasks:  # after the end of the only text
+            return True
         if text and context is None:
             if len(self._open) >= MAX_CONTEXTS:
                 await self._refuse(
@@ -416,7 +417,7 @@ class StreamInput:
                 self._close(context, drop_unflushed=self.several)
             elif text == "" and not self.several and not message.get("flush"):
                 self._close(context, drop_unflushed=False)
-        elif text == "" and not self.several and not self._tasks:
+        elif text == "" and not self.several:
             await self.socket.send({"audio": None, "isFinal": True, "normalizedAlignment": None, "alignment": None})
             await self.socket.close(NORMAL)
             return False
@@ -459,6 +460,7 @@ class StreamInput:
         convert = None if output.law is None else partial(g711.encode, law=output.law)
         owner = "" if key is None else key.sha256
         spec = await context_spec(self.speaking, body, owner, later=True, convert=convert, words=True)
+        await self.speaking.generator.check(spec.request, spec.extras)
         admitted = self.gate.admit(key, "speak")
         context = self._open[name] = _Context(name, live.open(spec), admitted)
         task = asyncio.create_task(self._send(context), name="elevenlabs context")

@@ -12,7 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -41,11 +41,13 @@ class Closed(Exception):
 
 @dataclass(slots=True)
 class Socket:
-    """One accepted connection. Several tasks may send; one task receives."""
+    """One accepted connection. Several tasks may send; the task that has created the object receives."""
 
     connection: WebSocket
     key: Key | None  # the API key of the caller; None = the server has no keys
     send_timeout_s: float
+    stuck: bool = False  # whether the client reads nothing
+    _task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
 
     async def receive(self) -> str | bytes:
         """Wait for the next message. Raises Closed."""
@@ -89,7 +91,11 @@ class Socket:
             async with asyncio.timeout(self.send_timeout_s):
                 await self.connection.send(message)
         except TimeoutError:
-            log.warning("stopped a WebSocket whose client read nothing", for_s=self.send_timeout_s)
+            if not self.stuck:
+                self.stuck = True
+                log.warning("stopped a WebSocket whose client read nothing", for_s=self.send_timeout_s)
+                if self._task is not None and self._task is not asyncio.current_task():
+                    self._task.cancel()  # it waits for a message, which may never arrive
             raise Closed from None
         except (WebSocketDisconnect, RuntimeError, OSError) as error:  # the connection has ended
             raise Closed from error
@@ -139,6 +145,11 @@ async def accepted(
             yield socket
         except Closed:
             pass
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not socket.stuck or task is None:
+                raise
+            task.uncancel()
         except Exception:
             log.exception("a WebSocket failed with an unexpected error")
             await socket.close(SERVER_ERROR, "The server failed because of an internal error.")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from app.api.live_contexts import (
     NO_TEXT_YET,
-    check_voice,
     checked_body,
     context_spec,
     count_usage,
@@ -27,7 +26,6 @@ from app.api.live_contexts import (
 from app.api.sockets import NORMAL, POLICY_VIOLATION, SERVER_ERROR, Closed
 from app.errors import EmptyText, InvalidValue, NotSupported, SpeechError, TextTooLong, Unauthorized
 from app.generator.live import Audio, Done, Failed, Words
-from app.generator.resolving import find_model
 from app.text.captions import words_of
 from app.text.incremental import IncrementalSplitter
 
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from app.generator.live import LiveSession
     from app.keys import Pass
     from app.types import TimedSentence
-    from app.voices.store import VoiceStore
 
 CONFIG_S, IDLE_S = 10.0, 30.0
 MAX_CONFIG_CHARS = 4 << 20
@@ -123,7 +120,6 @@ class SpeechStream:
 
     socket: Socket
     speaking: Speaking
-    voices: VoiceStore
     gate: Gate
     _config: SessionConfig | None = None
     _utterance: _Utterance | None = None  # the utterance whose text still arrives
@@ -200,10 +196,8 @@ class SpeechStream:
             if sum(len(value) for value in message.values() if isinstance(value, str)) > MAX_CONFIG_CHARS:
                 raise InvalidValue("session.config message too large")
             config = SessionConfig.of(message)
-            if config.body.model:
-                find_model(config.body.model, self.speaking.manager, self.speaking.generator.adapters)
-            if voice := config.body.voice:
-                check_voice(self.voices, voice if isinstance(voice, str) else voice.id)
+            spec = await context_spec(self.speaking, config.body, "", later=True, words=config.word_timestamps)
+            await self.speaking.generator.check(spec.request, spec.extras)
             self._config = config
         elif self._config is None:
             raise InvalidValue(f"Expected session.config, got: {shown}")

@@ -271,11 +271,11 @@ class _Connection:
                 raise InvalidValue("Send `synthesize-start` before `synthesize-chunk`.")
             await self._receiving.context.append(_text_of(event))
         elif SynthesizeStop.is_type(event.type):
-            if self._receiving is None:
-                await self._send(SynthesizeStopped().event())
-            else:
+            if self._receiving is not None:
                 self._receiving.context.end()
                 self._receiving = None
+            elif not self.busy:
+                await self._send(SynthesizeStopped().event())
 
     async def _open(self, event: Event, text: str | None) -> _Speech:
         """Begin to speak a text. text: None = it arrives in parts. Raises RequestError, NotReady."""

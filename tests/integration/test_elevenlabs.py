@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import re
+import socket
 import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,13 @@ Object = dict[str, Any]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(tmp_path_factory.mktemp("data"), TTS_OUTBOX_S=0.5) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    data = tmp_path_factory.mktemp("impatient")
+    with serving(data, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=1, TTS_MAX_INPUT_CHARS=1_000_000) as url:
         yield url
 
 
@@ -120,6 +128,7 @@ def test_message_sequence_of_elevenlabs_python_works(server: str) -> None:
         *((f"mp3_44100_{rate}", "mp3", 44_100, None) for rate in (32, 64, 96, 192)),
         *((f"pcm_{rate}", "pcm", rate, None) for rate in (8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)),
         *((f"opus_48000_{rate}", "opus", 48_000, None) for rate in (32, 64, 96, 128, 192)),
+        ("wav_44100", "wav", 44_100, None),
         ("ulaw_8000", "pcm", 8_000, "ulaw"),
         ("alaw_8000", "pcm", 8_000, "alaw"),
     ],
@@ -283,6 +292,47 @@ def _spoken(server: str) -> list[Object]:
     with streaming(server) as socket:
         send(socket, {"text": "Hello there."}, {"text": ""})
         return until_closed(socket)[0]
+
+
+def test_text_after_the_end_is_ignored(server: str) -> None:
+    with streaming(server) as socket:
+        send(socket, {"text": "Hello there."}, {"text": ""}, {"text": "This is not spoken."}, {"text": ""})
+        messages, code = until_closed(socket)
+    assert code == 1000
+    assert audio_of(messages) == speech(server, "Hello there.")
+
+
+@pytest.mark.parametrize(
+    ("path", "messages"),
+    [
+        (
+            "text-to-speech/alloy/multi-stream-input",
+            [{"text": LONG, "context_id": "a", "flush": True}, {"text": LONG, "context_id": "b"}],
+        ),
+        (
+            "audio/speech/stream",
+            [
+                {"type": "session.config", "response_format": "pcm", "stream_audio": True},
+                {"type": "input.text", "text": LONG[:100_000]},
+                {"type": "input.done"},
+            ],
+        ),
+        (
+            "realtime",
+            [{"type": "input_text_buffer.append", "text": LONG}, {"type": "input_text_buffer.commit"}],
+        ),
+    ],
+)
+def test_client_that_reads_nothing_is_stopped(impatient: str, path: str, messages: list[Object]) -> None:
+    """The client stays connected and sends nothing, so only its full buffers show that it is stuck."""
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+    raw.connect(("127.0.0.1", int(impatient.rpartition(":")[2])))
+    address = f"{impatient.replace('http', 'ws', 1)}/v1/{path}"
+    with connect(address, sock=raw, max_size=None, max_queue=1, close_timeout=0.1) as stuck:
+        send(stuck, *messages)
+        wait_until(lambda: not is_free(impatient))
+        wait_until(lambda: is_free(impatient))
 
 
 def test_removed_key_ends_the_connections(tmp_path_factory: pytest.TempPathFactory) -> None:

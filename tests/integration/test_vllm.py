@@ -251,6 +251,8 @@ def test_text_without_words_gives_an_empty_unit(server: str) -> None:
         {"speed": 9},
         {"speed": "fast"},
         {"language": "no language"},
+        {"language": "xx"},
+        {"temperature": 0.5},
         {"seed": "x"},
         {"model": "unknown"},
         {"model": 1},

@@ -431,6 +431,8 @@ async def test_stop_event_without_a_start_is_answered(server: Server) -> None:
     async with server.client() as client:
         await send(client, SynthesizeStop())
         assert SynthesizeStopped.is_type((await until(client, "synthesize-stopped"))[0].type)
+        await send(client, SynthesizeStart(), SynthesizeChunk("Hello."), SynthesizeStop(), SynthesizeStop())
+        assert audio_of(await until(client, "synthesize-stopped"))  # the event comes after the speech
 
 
 async def test_random_bytes_never_end_the_server(server: Server) -> None:

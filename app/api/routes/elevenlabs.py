@@ -101,8 +101,9 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s
     ) -> Response:
         """Turn a text into speech."""
         output = OutputFormat.of(output_format)
-        model = model_of(body.model_id, speaking)
-        return speech(speech_body(body.text, voice_id, output, body.model_dump(), model), output, caller)
+        with client_names(FIELD_NAMES):
+            spoken = speech_body(body.text, voice_id, output, body.model_dump(), model_of(body.model_id, speaking))
+        return speech(spoken, output, caller)
 
     @routes.post("/text-to-dialogue")
     @routes.post("/text-to-dialogue/stream")
@@ -118,7 +119,8 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s
 
     def timed(voice_id: str, body: TextToSpeechBody, caller: Request, output_format: str, *, lines: bool) -> Response:
         output = OutputFormat.of(output_format)
-        spoken = speech_body(body.text, voice_id, output, body.model_dump(), model_of(body.model_id, speaking))
+        with client_names(FIELD_NAMES):
+            spoken = speech_body(body.text, voice_id, output, body.model_dump(), model_of(body.model_id, speaking))
         spoken.timestamps = True
         prepare = answer_of(spoken, output, caller.state.owner)
 

@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.api.speaking import Speaking
     from app.keys import Key
-    from app.voices.store import VoiceStore
 
 
-def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s: float) -> APIRouter:
+def router(speaking: Speaking, gate: Gate, *, send_timeout_s: float) -> APIRouter:
     """The WebSocket."""
     routes = APIRouter(include_in_schema=False)
 
@@ -32,6 +31,6 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s
 
         async with accepted(connection, check, speaking.metrics, send_timeout_s=send_timeout_s) as socket:
             if socket is not None:
-                await SpeechStream(socket, speaking, voices, gate).run()
+                await SpeechStream(socket, speaking, gate).run()
 
     return routes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from elevenlabs import VoiceSettings
+from elevenlabs import DialogueInput, VoiceSettings
 from elevenlabs.client import ElevenLabs
 from talk import Job, Result, serve, sound
 
@@ -27,6 +27,13 @@ async def stream(job: Job) -> Result:
     return await asyncio.to_thread(lambda: collected(client(job).text_to_speech.stream(**job["request"])))
 
 
+async def dialogue(job: Job) -> Result:
+    request = {**job["request"], "inputs": [DialogueInput(**turn) for turn in job["request"]["inputs"]]}
+    speech = client(job).text_to_dialogue
+    call = speech.stream if job["stream"] else speech.convert
+    return await asyncio.to_thread(lambda: collected(call(**request)))
+
+
 async def realtime(job: Job) -> Result:
     request = dict(job["request"])
     text = iter(request.pop("text"))
@@ -40,13 +47,17 @@ async def realtime(job: Job) -> Result:
 async def lists(job: Job) -> Result:
     sdk = client(job)
     voices = await asyncio.to_thread(sdk.voices.get_all)
-    found = await asyncio.to_thread(sdk.voices.search)
+    found, token = [], None
+    while not found or token:
+        page = await asyncio.to_thread(sdk.voices.search, page_size=5, sort="name", next_page_token=token)
+        found += page.voices
+        token = page.next_page_token
     models = await asyncio.to_thread(sdk.models.list)
     return {
         "voices": [voice.voice_id for voice in voices.voices],
-        "found": [voice.voice_id for voice in found.voices],
+        "found": [voice.voice_id for voice in found],
         "models": [model.model_id for model in models],
     }
 
 
-serve({"convert": convert, "stream": stream, "realtime": realtime, "lists": lists})
+serve({"convert": convert, "stream": stream, "dialogue": dialogue, "realtime": realtime, "lists": lists})
