@@ -16,6 +16,7 @@ import pytest
 
 from app.audio.encoders import open_encoder
 from app.audio.formats import AUDIO_FORMATS
+from tests.integration.test_realtime import audio_of, calling
 from tests.support.commands import run_command
 from tests.support.ears import decode
 from tests.support.live import ROOT, environment, serving, wait_until
@@ -153,6 +154,23 @@ def test_parallel_sentences_use_several_rows_and_keep_their_order(url: str, monk
     for samples in alone:  # each sentence equals the answer to its own request, in the order of the text
         assert np.abs(audio[at : at + len(samples)] - samples).max() <= 1 / 32768
         at += len(samples) + gap
+
+
+def test_realtime_speech_is_the_speech_of_a_request(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole text, and a sentence that arrives in parts, have the same codes as in a speech request."""
+    monkeypatch.setattr("app.generator.speech.ATTEMPTS", 1)  # the random model repeats itself
+    settings = {"seed": 3, "temperature": 0.7, "top_k": 20}
+    sentence, text = "Go on now.", "Go on now. I am up."
+    expected = {each: speak(url, input=each, max_audio_length_ms=None, **settings).content for each in (sentence, text)}
+    with calling(url) as caller:
+        caller.send("session.update", session={"type": "realtime", **settings})
+        caller.until("session.updated")
+        assert audio_of(caller.speak(text)) == expected[text]
+        for part in ("Go", " on", " now", "."):
+            caller.send("input_text_buffer.append", text=part)
+        caller.send("input_text_buffer.commit")
+        assert audio_of(caller.until("response.done")) == expected[sentence]
+        assert audio_of(caller.speak(text, seed=4)) != expected[text]
 
 
 def test_original_weight_layout_needs_a_codec(tmp_path: Path) -> None:
