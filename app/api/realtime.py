@@ -58,7 +58,10 @@ MAX_SESSION_S = 60 * 60.0
 IDLE_S = 15 * 60.0  # a connection without messages and without speech is closed after this time
 MAX_RESPONSES = 8  # of one connection at the same time
 TRUNCATE_WORDS_S = 1.0  # how long a truncation waits for the times of the words
-MAX_ITEMS = 500  # of a conversation; the oldest ones are removed
+MAX_ITEMS = 500  # of a conversation, whose oldest ones are removed, and of the `input` of a response
+MAX_PARTS = 1_000  # of the content of an item
+TURN_S = 0.01  # after this time, other connections have their turn before the next event of this one
+KEY_CHECK_S = 5.0  # how often the API key of a connection is checked while the client sends nothing
 MAX_METADATA = 16
 _TEXT_TYPES = ("input_text", "output_text", "text")
 # Fields of a session that OpenAI does not have. They have the meaning that they have in a speech request.
@@ -226,6 +229,8 @@ def checked_item(item: object, param: str) -> Object:
     content = item.get("content")
     if not isinstance(content, list):
         raise InvalidValue("`content` must be a list of parts.", param=f"{param}.content")
+    if len(content) > MAX_PARTS:
+        raise InvalidValue(f"`content` may have up to {MAX_PARTS} parts. Join their texts.", param=f"{param}.content")
     parts = []
     for number, part in enumerate(content):
         where = f"{param}.content.{number}"
@@ -410,10 +415,12 @@ class RealtimeSession:
         self._conversation = new_id("conv")
         self._ends_at = time.time() + MAX_SESSION_S
         self._items: dict[str, Object] = {}  # in the order of the conversation
+        self._most_chars = 0  # the items have at most this many characters together
         self._responses: dict[str, Response] = {}  # that are being spoken
         self._spoken: dict[str, SpokenItem] = {}  # by the id of the item
         self._buffered: Response | None = None  # the response whose text arrives by input_text_buffer.append
         self._refused_audio = False
+        self._turn_began_s = time.monotonic()
         self._handlers: dict[str, Callable[[Object], Awaitable[None]]] = {
             "session.update": self._update,
             "response.create": self._create,
@@ -437,6 +444,7 @@ class RealtimeSession:
         await self._send(
             "conversation.created", conversation={"id": self._conversation, "object": "realtime.conversation"}
         )
+        key_check = asyncio.create_task(self._check_key(), name="realtime key")
         try:
             async with asyncio.timeout(MAX_SESSION_S):
                 while await self._next():
@@ -447,7 +455,25 @@ class RealtimeSession:
             await self._error(SpeechError(message), code="session_expired")
             await self._socket.close(GOING_AWAY, message)
         finally:
+            key_check.cancel()
             await self._stop()
+
+    async def _check_key(self) -> None:
+        """Close the connection if its API key is removed."""
+        while True:
+            await asyncio.sleep(KEY_CHECK_S)
+            try:
+                self._gate.present(self._socket.key)
+            except Unauthorized as error:
+                with contextlib.suppress(Closed):
+                    await self._stop()
+                    await self._refuse(error)
+                return
+
+    async def _refuse(self, error: Unauthorized, event_id: str | None = None) -> None:
+        """End the connection, because its API key is not valid."""
+        await self._error(error, event_id)
+        await self._socket.close(POLICY_VIOLATION, error.message)
 
     async def _stop(self) -> None:
         """Cancel all responses and free their rows."""
@@ -460,6 +486,9 @@ class RealtimeSession:
     async def _next(self) -> bool:
         """Handle the next event. Returns False if the session has ended."""
         event_id: str | None = None
+        if time.monotonic() - self._turn_began_s > TURN_S:  # this client may have sent many events
+            await asyncio.sleep(0)
+            self._turn_began_s = time.monotonic()
         try:
             try:
                 async with asyncio.timeout(IDLE_S):
@@ -480,8 +509,7 @@ class RealtimeSession:
                 raise InvalidValue(f"The event type {kind[:64]!r} is not known. Known types: {known}.", param="type")
             await handler(event)
         except Unauthorized as error:
-            await self._error(error, event_id)
-            await self._socket.close(POLICY_VIOLATION, error.message)
+            await self._refuse(error, event_id)
             return False
         except SpeechError as error:
             await self._error(error, event_id)
@@ -564,6 +592,11 @@ class RealtimeSession:
         else:
             if not isinstance(items, list):
                 raise InvalidValue("`input` must be a list of items.", param="response.input")
+            if len(items) > MAX_ITEMS:
+                raise InvalidValue(
+                    f"`input` may have up to {MAX_ITEMS} items. Only the last message is spoken.",
+                    param="response.input",
+                )
             texts = []
             for number, item in enumerate(items):
                 param = f"response.input.{number}"
@@ -659,6 +692,7 @@ class RealtimeSession:
             item["status"] = "completed" if response.status == "completed" else "incomplete"
             if (spoken := self._spoken.get(item["id"])) is not None:
                 spoken.text = response.context.text
+                self._most_chars += len(spoken.text)
                 spoken.show_heard()
             await self._send("response.output_audio.done", **place)
             await self._send("response.output_audio_transcript.done", transcript=text, **place)
@@ -761,12 +795,14 @@ class RealtimeSession:
             for earlier in self._spoken.values():
                 earlier.context = None
             self._spoken[item["id"]] = SpokenItem(item, context.spoken, context)
-        while len(self._items) > MAX_ITEMS or (
-            len(self._items) > 1 and sum(map(_size, self._items.values())) > 4 * self._speaking.max_input_chars
-        ):
-            oldest = next(iter(self._items))
-            del self._items[oldest]
-            self._spoken.pop(oldest, None)
+        limit = 4 * self._speaking.max_input_chars
+        self._most_chars += _size(item)
+        if self._most_chars > limit:  # texts may have been removed or truncated
+            self._most_chars = sum(map(_size, self._items.values()))
+        while len(self._items) > 1 and (len(self._items) > MAX_ITEMS or self._most_chars > limit):
+            oldest = self._items.pop(next(iter(self._items)))
+            self._spoken.pop(oldest["id"], None)
+            self._most_chars -= _size(oldest)
 
     def _item(self, item_id: object, param: str = "item_id") -> Object:
         """The item with this id. Raises NotFound."""

@@ -705,6 +705,36 @@ def test_error_names_the_event(caller: Caller) -> None:
     assert caller.receive()["error"]["event_id"] == "mine"
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": [message("Hi.")] * 100_000}, "response.input"),
+        (
+            {"input": [{**message("Hi."), "content": [{"type": "input_text", "text": "a"}] * 100_000}]},
+            "response.input.0",
+        ),
+    ],
+    ids=["items", "parts"],
+)
+def test_too_many_parts_are_refused_without_being_checked(caller: Caller, fields: Object, param: str) -> None:
+    caller.send("response.create", response=fields)
+    error = caller.receive()["error"]
+    assert error["param"].startswith(param)
+    assert "up to" in error["message"]
+
+
+def test_long_conversation_forgets_its_oldest_items(caller: Caller) -> None:
+    sizes = [400_000] * 12
+    for number, size in enumerate(sizes):
+        caller.send("conversation.item.create", item={**message("a" * size), "id": f"item{number}"})
+        caller.until("conversation.item.done")
+    answers = []
+    for number in range(len(sizes)):
+        caller.send("conversation.item.retrieve", item_id=f"item{number}")
+        answers.append(caller.receive()["type"])
+    assert answers == ["error"] * 2 + ["conversation.item.retrieved"] * 10  # four times TTS_MAX_INPUT_CHARS
+
+
 def test_audio_input_is_refused_once_and_then_dropped(caller: Caller) -> None:
     for _ in range(5):
         caller.send("input_audio_buffer.append", audio="AAAA")
@@ -790,6 +820,28 @@ def test_key_is_checked_before_the_upgrade(keyed: tuple[str, KeyFile, str]) -> N
         with calling(url, **options) as caller:
             assert caller.socket.subprotocol == ("realtime" if "subprotocols" in options else None)
             assert order(caller.speak()) == FRAME
+
+
+def test_removed_key_ends_the_speech_of_its_sessions(
+    keyed: tuple[str, KeyFile, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the client sends nothing."""
+    monkeypatch.setattr(realtime, "KEY_CHECK_S", 0.05)
+    url, file, _ = keyed
+    key = file.add("leaving", ["speak"])
+    headers = {"Authorization": f"Bearer {key}"}
+    wait_until(lambda: httpx.get(f"{url}/v1/models", headers=headers).status_code == 200)
+    events: list[Object] = []
+    with calling(url, key=key) as caller:
+        caller.create(LONG)
+        caller.until("response.output_audio.delta")
+        file.remove("leaving")
+        with pytest.raises(ConnectionClosed) as closed:
+            _receive_all(caller, events)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+    assert [event["error"]["code"] for event in events if event["type"] == "error"] == ["invalid_api_key"]
+    wait_until(lambda: is_free(url))
 
 
 def test_client_secret_opens_a_session(keyed: tuple[str, KeyFile, str]) -> None:
