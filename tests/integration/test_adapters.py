@@ -248,10 +248,10 @@ def test_say_speaks_with_an_adapter(url: str, data: Path, options: dict[str, Any
     del url  # the adapters of `data` are the server's
 
     def say(*arguments: str) -> bytes:
-        command = ["say", "Hello.", "-o", str(tmp_path / "out.wav"), "--temperature", "0", *arguments]
+        command = ["say", "Hello.", "-o", str(tmp_path / "out.pcm"), "--temperature", "0", *arguments]
         done = CliRunner().invoke(cli.app, command, env={"TTS_DATA_DIR": str(data), **options})
         assert done.exit_code == 0, done.output
-        return (tmp_path / "out.wav").read_bytes()
+        return (tmp_path / "out.pcm").read_bytes()
 
     by_model = say("--model", "csm-1b:stored")
     assert by_model == say("--voice", "stored") != say("--voice", "speaker:7")
