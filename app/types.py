@@ -327,7 +327,8 @@ class Scheduling:
     """The priority of an utterance. The priority does not change the audio."""
 
     continuation: bool = False  # a later part of a running answer; the queue always accepts it
-    background: bool = False  # runs only while no foreground request runs; a foreground request can preempt it
+    # Runs only while no listener of a foreground request needs audio soon. A foreground request can preempt it.
+    background: bool = False
     index: int = 0  # position of the utterance in its answer, from 0
     playback: PlaybackClock | None = field(default=None, compare=False, repr=False)  # None = no listener is waiting
 

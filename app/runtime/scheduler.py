@@ -9,7 +9,8 @@ A step takes as long as the smallest bucket that contains the highest active row
 would have fit into a smaller bucket for COMPACT_AFTER plans, a plan moves the job in the highest row to the lowest free
 row. No job moves while any job waits for a row. A move copies the state of one row. Each plan moves at most one row.
 
-A background job is preempted if a foreground job needs its row. A foreground job keeps its row until its utterance ends
+A background job runs only while each listener has at least AHEAD_S seconds of audio that is not played yet. It is
+preempted if a foreground job needs its row. A foreground job keeps its row until its utterance ends
 or is cancelled.
 
 The event loop calls `submit`, `cancel`, `wake` and `load`. The engine's thread calls all other methods. One lock
@@ -19,6 +20,7 @@ protects all state. The engine's loop gets a `Plan`, executes the plan, and repo
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -65,7 +67,7 @@ class Scheduler:
         self._slots = Slots(max_rows)
         self._queue: deque[Job] = deque()  # first utterances of answers; bounded
         self._continuations: deque[Job] = deque()  # later utterances of answers that have started
-        self._background: deque[Job] = deque()  # jobs that run only while no foreground job runs
+        self._background: deque[Job] = deque()  # jobs that run only while no listener needs audio soon
         self._max_queue = max_queue
         self._changed = threading.Condition()
         self._dirty = False
@@ -157,18 +159,22 @@ class Scheduler:
                     slot.phase = Phase.PAUSED if slot.job.audio_queue.full else Phase.SPEAK
                     if slot.phase is Phase.SPEAK:
                         step.append(slot.row)
-            busy = any(slot.phase in (Phase.SPEAK, Phase.PREFILL) and not slot.background for slot in self._slots)
-            if busy:
+            now_s = self._clock()
+            active = [slot for slot in self._slots if slot.phase in (Phase.SPEAK, Phase.PREFILL)]
+            slack_s = {slot.row: slot.slack_s(now_s) for slot in active}
+            least_s = min((slack_s[slot.row] for slot in active if not slot.background), default=math.inf)
+            if least_s >= AHEAD_S and self._background:
+                slot = self._slots.take(self._background[0])
+                if slot is not None:
+                    admit.append((slot.row, self._background.popleft()))
+                    slack_s[slot.row] = math.inf
+            waiting = [slot for slot in self._slots if slot.phase is Phase.PREFILL]
+            if least_s < AHEAD_S:  # a listener needs audio soon, so background jobs pause
                 step = [row for row in step if not self._slots[row].background]
-            elif self._background and (slot := self._slots.take(self._background[0])) is not None:
-                admit.append((slot.row, self._background.popleft()))
-            waiting = [slot for slot in self._slots if slot.phase is Phase.PREFILL and not (busy and slot.background)]
-            if busy:
-                now_s = self._clock()
-                slack_s = {slot.row: slot.slack_s(now_s) for slot in (*waiting, *(self._slots[row] for row in step))}
-                if min(slack_s.values()) < SHORT_S:
-                    step = [row for row in step if slack_s[row] < AHEAD_S]
-                    waiting = [slot for slot in waiting if slack_s[slot.row] < AHEAD_S]
+                waiting = [slot for slot in waiting if not slot.background]
+            if least_s < SHORT_S:
+                step = [row for row in step if slack_s[row] < AHEAD_S]
+                waiting = [slot for slot in waiting if slack_s[slot.row] < AHEAD_S]
             # Each iteration prefills only one chunk of one prompt (chunked prefill), so that a long prompt does not
             # delay the steps of speaking rows. `_urgency` decides which prompt is first.
             waiting.sort(key=_urgency)
@@ -267,11 +273,13 @@ def _urgency(slot: Slot) -> tuple[int, float]:
     """Return the sort key of a row that waits for prefill: a class, and the time at which the job was submitted.
 
     Class 0: a later utterance of an answer that the listener plays now or next. Class 1: the first utterance of an
-    answer. Class 2: an utterance that the listener plays later.
+    answer. Class 2: an utterance that the listener plays later. Class 3: a background job.
     """
     job = slot.job
     if job is None:
-        return 2, 0.0
+        return 3, 0.0
+    if job.background:
+        return 3, job.submitted_s
     scheduling = job.utterance.scheduling
     playback = scheduling.playback
     if playback is not None and scheduling.index > playback.current_index + 1:

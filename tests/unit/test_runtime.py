@@ -307,6 +307,31 @@ async def test_background_work_runs_only_without_foreground_work():
     assert await collect_frames(behind) == [(0, frame) for frame in range(6)]
 
 
+async def test_background_work_uses_free_rows_while_listeners_have_much_audio():
+    desk, clock, answer = stage(rows=3)
+    talk = answer()
+    talk.submit(frames=900)
+    desk.submit(Part(frames=900, pieces=2), background=True)
+    desk.turn(3)
+    assert set(desk.runner.named("step")) == {(0,)}  # the listener has no audio yet
+    talk.hand(10.0)
+    desk.turn(4)
+    assert desk.runner.named("prefill") == [0, 1, 1]
+    assert desk.runner.named("step")[-1] == (0, 1)
+    clock.now_s += 8.0  # the listener has 2 s of audio left, plus the generated audio that is not sent yet
+    talk.hand(0.1)
+    desk.turn(1)
+    assert desk.runner.named("step")[-1] == (0,)
+    talk.hand(10.0)
+    new = answer()
+    new.submit(frames=900)
+    desk.turn(3)
+    assert desk.runner.named("step")[-1] == (2,)  # the first audio of another listener
+    new.hand(10.0)
+    desk.turn(1)
+    assert desk.runner.named("step")[-1] == (0, 1, 2)
+
+
 async def test_background_work_is_preempted_by_foreground_work():
     desk = Desk.of(1, 0)
     behind = desk.submit(Part(frames=6), background=True)
