@@ -12,6 +12,7 @@ SpeechError
 │   ├── Unfetchable (a URL can't be downloaded; `code` says why)
 │   ├── ForeignPage (a web page of another origin sent the request)
 │   ├── ForeignHost (a web page sent the request to a name that is not the server's)
+│   ├── Conflict (the object is in a state in which this request is not possible)
 │   ├── PreconditionFailed (the object has changed since the caller read it)
 │   ├── BadAdapter (a LoRA adapter can't be used)
 │   ├── BadBook (the file of a book can't be read; `code` says why)
@@ -111,6 +112,16 @@ class NotFound(RequestError):
     """No object with the requested id exists."""
 
     code = "not_found"
+
+
+class Conflict(RequestError):
+    """The object is in a state in which this request is not possible. `code` says why."""
+
+    code = "conflict"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str = "conflict") -> None:
+        super().__init__(message, param=param)
+        self.code = code
 
 
 class PreconditionFailed(RequestError):

@@ -24,7 +24,7 @@ PREFIXES = ("TTS_", "CSM_", "DIA_")  # the names of this server's variables begi
 OTHER_VARIABLES = frozenset({"TTS_BACKEND", "TTS_TEST_SPEECH"})
 # Folders with recordings, texts, keys or names of keys. Only the user of the server may read these folders.
 PRIVATE_FOLDERS = frozenset(
-    {"cloned_voices", "voice_references", "audio_cache", "conversations", "keys", "logs", "usage"}
+    {"cloned_voices", "voice_references", "audio_cache", "conversations", "jobs", "keys", "logs", "usage"}
 )
 
 MAX_SERVICE_NAME_BYTES = 63  # the limit of DNS for a part of a name
@@ -253,7 +253,7 @@ class Settings(BaseSettings):
         Path("data"),
         alias="TTS_DATA_DIR",
         description="The folder of all stored data: `models`, `cloned_voices`, `voice_references`, `audio_cache`, "
-        "`keys`, `logs`.",
+        "`jobs`, `keys`, `logs`.",
     )
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
@@ -428,6 +428,20 @@ class Settings(BaseSettings):
         "offline voice), 48 kB (CSM) or 88 kB (Dia). The least recently used answers are removed first. In addition, "
         "32 MiB of encoded answers stay in memory. 0 = no cache, and equal requests at the same time are generated "
         "separately.",
+    )
+    jobs_max_chars: int = Field(
+        20_000_000,
+        alias="TTS_JOBS_MAX_CHARS",
+        ge=0,
+        description="The maximum number of characters of a job (`/v1/audio/jobs`). A longer text is a 400. `0` = this "
+        "server has no jobs. See docs/books.md.",
+    )
+    jobs_keep_days: float = Field(
+        0.0,
+        alias="TTS_JOBS_KEEP_DAYS",
+        ge=0,
+        description="Delete jobs that have ended, with their speech and their results, so many days after their last "
+        "change. `0` = never.",
     )
     shutdown_grace_s: int = Field(
         120,

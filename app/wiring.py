@@ -31,6 +31,8 @@ from app.generator.lexicons import LexiconStore
 from app.generator.preset_voices import PresetVoiceMaker
 from app.generator.speech import SpeechGenerator
 from app.generator.word_timing import WordTimer
+from app.jobs.runner import JobRunner
+from app.jobs.store import JobStore
 from app.keys import KeyFile, KeyRing
 from app.metrics import Metrics
 from app.runtime import heap
@@ -173,6 +175,17 @@ def _counter(usage: UsageStore, metrics: Metrics, ring: KeyRing) -> OnSent:
     return count
 
 
+def create_jobs(settings: Settings, services: CoreServices, folder: Path) -> JobRunner:
+    """Create the service that speaks the jobs of a folder in the background."""
+
+    def voices_pending() -> bool:
+        return services.preset_voices.status()["state"] in ("waiting", "casting")
+
+    return JobRunner(
+        JobStore(folder), services.generator, voices_pending=voices_pending, keep_days=settings.jobs_keep_days
+    )
+
+
 def create_watermark(settings: Settings) -> Watermark:
     """Create the watermark that TTS_WATERMARK selects. Raises ValueError for `all` without the extra `watermark`."""
     try:
@@ -243,6 +256,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
     ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
     gate = Gate(ring, services.metrics, keyed_lists=settings.voice_lists == "keyed")
     wyoming = _wyoming_server(settings, speaking, services.voices, gate)
+    jobs = create_jobs(settings, services, settings.data_dir / "jobs") if settings.jobs_max_chars else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -278,6 +292,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             services.manager,
             services.preset_voices,
             wyoming or contextlib.nullcontext(),
+            jobs or contextlib.nullcontext(),
         ):
             reporting = asyncio.create_task(report_ready(), name="report-ready")
             trimming = asyncio.create_task(heap.trim_when_idle(is_idle), name="trim-heap")
@@ -310,6 +325,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             services.lexicons,
             services.adapters,
             services.usage,
+            jobs,
             None if settings.youtube == "off" else YouTube(),
         ),
         lifespan,

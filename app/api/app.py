@@ -34,6 +34,7 @@ from app.api.routes import (
     custom_voices,
     elevenlabs,
     elevenlabs_voices,
+    jobs,
     lexicons,
     models,
     normalize,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from app.generator.checking import TakeChecker
     from app.generator.lexicons import LexiconStore
     from app.generator.preset_voices import PresetVoiceMaker
+    from app.jobs.runner import JobRunner
     from app.metrics import Metrics
     from app.settings import Settings
     from app.text.normalizer import Normalizer
@@ -77,6 +79,7 @@ PREFIXES = ("/v1", "/api/v1")
 _UPLOAD_PATHS = (
     captions.CAPTIONS_PATH,
     conversation.CONVERSATION_PATH,
+    jobs.JOBS_PATH,
     lexicons.LEXICON_PATH,
     watermark.DETECT_PATH,
     *voice_cloning.UPLOAD_PATHS,
@@ -103,6 +106,7 @@ class AppServices:
     lexicons: LexiconStore
     adapters: AdapterRegistry
     usage: UsageStore
+    jobs: JobRunner | None  # None = TTS_JOBS_MAX_CHARS is 0: the routes for jobs do not exist
     youtube: YouTube | None  # None = TTS_YOUTUBE is off: the routes for YouTube do not exist
 
 
@@ -281,6 +285,8 @@ def _v1_routers(services: AppServices, speaking: Speaking, settings: Settings) -
         lexicons.router(services.lexicons, voices, gate),
         adapters.router(services.adapters, gate),
     ]
+    if services.jobs is not None:
+        routers.append(jobs.router(jobs.Jobs(services.jobs, speaking, gate, settings.jobs_max_chars)))
     if services.youtube is not None:
         routers.append(youtube.router(services.youtube, creation, services.metrics, gate))
     return [

@@ -202,7 +202,7 @@ class Gate:
                 if {} not in security:
                     answers["403"] = problem(403)
                     answers.setdefault("429", problem(429))
-                    for status in ("200", "429"):
+                    for status in (*(each for each in answers if each in ("200", "202")), "429"):
                         answers[status].setdefault("headers", {}).update(RATE_LIMIT_HEADERS)
                 operation["responses"] = dict(sorted(answers.items()))
 

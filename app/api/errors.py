@@ -38,6 +38,7 @@ STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.ForeignHost, 403),
     (errors.UnknownModel, 404),
     (errors.NotFound, 404),
+    (errors.Conflict, 409),
     (errors.PreconditionFailed, 412),
     (errors.BodyTooLarge, 413),
     (errors.RequestError, 400),
@@ -74,6 +75,10 @@ PROBLEMS: Mapping[int, tuple[str, tuple[str, str | None, str | None]]] = {
     408: (
         "The body arrived too slowly.",
         ("The request arrived too slowly. Send it again.", None, "request_timeout"),
+    ),
+    409: (
+        "The object is in a state in which this request is not possible; the message says which.",
+        ("The job is running. Its result exists when it is completed.", None, "job_not_completed"),
     ),
     412: (
         "The object has changed: its ETag is not in `If-Match`. Nothing was stored.",
@@ -115,7 +120,7 @@ def problem(status: int) -> Schema:
         headers["Retry-After"] = {**integer_header("Seconds to wait before the next try."), "required": True}
     if status == 401:
         headers["WWW-Authenticate"] = {**text_header("`Bearer`."), "required": True}
-    if status >= 500:
+    if status >= 500 or status == 409:
         headers["x-should-retry"] = text_header("`false`: the same request will fail again.", enum=["false"])
     content = {
         "schema": {"$ref": f"#/components/schemas/{ErrorEnvelope.__name__}"},
@@ -158,7 +163,8 @@ def response_to(error: errors.SpeechError) -> JSONResponse:
         headers.update(limit_headers(error.limit, 0, error.reset_s))
     if isinstance(error, errors.EngineStopped):
         headers["Retry-After"] = str(RETRY_STOPPED_S)
-    if isinstance(error, errors.OutOfMemory | errors.NotStored | errors.DamagedVoice):
+    # OpenAI's clients repeat a 409 by themselves.
+    if isinstance(error, errors.OutOfMemory | errors.NotStored | errors.DamagedVoice | errors.Conflict):
         headers["x-should-retry"] = "false"
     if isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"

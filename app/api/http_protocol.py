@@ -42,6 +42,7 @@ TLS_BUFFER_BYTES = 64 << 10
 # disconnect this client (TTS_READER_TIMEOUT_S). If the client disconnects, the audio in the send buffer was generated
 # for nothing.
 SEND_BUFFER_BYTES = 128 << 10
+STOPPING = "stopping"  # key in the state of a request; present when the server has begun its graceful shutdown
 MAX_HEAD_BYTES = 64 << 10  # uvicorn's h11 protocol has the same limit
 SOCKET_PATHS = (
     b"/realtime",
@@ -163,6 +164,12 @@ class _LimitedProtocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # uvicorn does the same
         self._parse(b"\r\n".join(head) + b"\r\n\r\n" + rest)
+
+    def shutdown(self) -> None:
+        """Begin a graceful shutdown, and report it to a response that would not end by itself."""
+        super().shutdown()
+        if self.cycle is not None:
+            self.cycle.scope["state"][STOPPING] = True
 
     def on_headers_complete(self) -> None:
         self._held_bytes = 0

@@ -469,7 +469,7 @@ class SpeechBody(SpokenBody):
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
         """Convert the body to a SpeechRequest with one line. Raises TextTooLong, UnknownVoice."""
         _check_length(self.input, "input", max_input_chars)
-        voice = _voice_id(self.voice)
+        voice = id_of_voice(self.voice)
         return self._request(
             [Line(self.input, self.default_voice if voice is None else voice, self.speaker_id)], default_model
         )
@@ -495,7 +495,7 @@ class NormalizeBody(ReportedBody):
     def checked(self, max_input_chars: int) -> tuple[str, str]:
         """Return the text and the id of the voice. Raises TextTooLong, UnknownVoice."""
         _check_length(self.input, "input", max_input_chars)
-        return self.input, _voice_id(self.voice) or DEFAULT_VOICE
+        return self.input, id_of_voice(self.voice) or DEFAULT_VOICE
 
 
 class GenerateBody(SpokenBody):
@@ -513,7 +513,7 @@ class GenerateBody(SpokenBody):
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
         """Convert the body to a SpeechRequest with one line. Raises TextTooLong, UnknownVoice."""
         _check_length(self.text, "text", max_input_chars)
-        voice = _voice_id(self.voice_id, "voice_id")
+        voice = id_of_voice(self.voice_id, "voice_id")
         return self._request([Line(self.text, voice or DEFAULT_VOICE, self.speaker_id)], default_model)
 
 
@@ -591,7 +591,7 @@ class ConversationBody(SpokenBody):
         _check_length(self.text, "text", max_input_chars)
         for index, turn in enumerate(self.context or []):
             _check_length(turn.text, f"context.{index}.text", max_input_chars)
-        voice = _voice_id(self.voice)
+        voice = id_of_voice(self.voice)
         if voice is None:
             voice = NO_VOICE.id if self.context else self.default_voice
         request = self._request([Line(self.text, voice, self.speaker_id or 0)], default_model)
@@ -659,14 +659,14 @@ class DialogueBody(SpokenBody):
         characters = sum(len(turn.text) for turn in self.turns)
         if characters > max_input_chars:
             raise too_long("The texts of `turns` have", characters, max_input_chars, "turns")
-        body_voice = _voice_id(self.voice)
+        body_voice = id_of_voice(self.voice)
         default = self.default_voice if body_voice is None else body_voice
         lines = []
         voices: dict[str, str] = {}  # the last voice of each speaker
         numbers: dict[tuple[str | None, str], int] = {}  # (speaker, voice) -> speaker number
         for index, turn in enumerate(self.turns):
             label = None if turn.speaker is None else str(turn.speaker)
-            voice = _voice_id(turn.voice, f"turns.{index}.voice")
+            voice = id_of_voice(turn.voice, f"turns.{index}.voice")
             if voice is None:
                 voice = default if label is None else voices.get(label, default)
             if label is not None:
@@ -678,7 +678,7 @@ class DialogueBody(SpokenBody):
 SPEAKING_BODIES: tuple[type[SpokenBody], ...] = (SpeechBody, ConversationBody, DialogueBody, GenerateBody, PreviewBody)
 
 
-def _voice_id(voice: str | VoiceId | None, param: str = "voice") -> str | None:
+def id_of_voice(voice: str | VoiceId | None, param: str = "voice") -> str | None:
     """Return the id of a voice; None if `voice` is None. Raises UnknownVoice for an id that the server reserves.
 
     param: the name of the field, for the error.

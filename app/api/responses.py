@@ -683,21 +683,21 @@ _SPEECH_HEADERS: Mapping[str, Schema] = {
 IGNORED_HEADER: Schema = {"headers": {"X-TTS-Ignored": _SPEECH_HEADERS["X-TTS-Ignored"]}}
 
 
-def _events(*data: Schema) -> Schema:
+def events_schema(*data: Schema) -> Schema:
     """Return the OpenAPI 3.2 description of a stream of server-sent events. data: the JSON schema of each kind of
     event.
 
     The stream can also have an error event. The data of the last event is `[DONE]`.
     """
     kinds = [
-        {"contentMediaType": "application/json", "contentSchema": {"oneOf": [*data, _ref(ErrorEnvelope)]}},
+        {"contentMediaType": "application/json", "contentSchema": {"oneOf": [*data, schema_ref(ErrorEnvelope)]}},
         {"const": "[DONE]"},
     ]
     properties = {"data": {"type": "string", "anyOf": kinds}}
     return {"itemSchema": {"type": "object", "properties": properties, "required": ["data"]}}
 
 
-def _event(kind: str, optional: Sequence[str] = (), **properties: Schema) -> Schema:
+def event_schema(kind: str, optional: Sequence[str] = (), **properties: Schema) -> Schema:
     """Return the JSON schema of an event. kind: the value of its field `type`. optional: the fields that can be
     absent.
     """
@@ -710,7 +710,7 @@ def _object(optional: Sequence[str] = (), **properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": required}
 
 
-def _ref(model: type[BaseModel]) -> Schema:
+def schema_ref(model: type[BaseModel]) -> Schema:
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
@@ -738,9 +738,9 @@ _TIMED_SPEECH = _object(
     reason=_REASON,
     **_TIMES,
 )
-_SPEECH_EVENTS = _events(
-    _event("speech.audio.delta", audio={"type": "string", "contentEncoding": "base64"}),
-    _event(
+_SPEECH_EVENTS = events_schema(
+    event_schema("speech.audio.delta", audio={"type": "string", "contentEncoding": "base64"}),
+    event_schema(
         "speech.audio.done",
         ["guard", "duration", "reason"],
         usage=_object(input_tokens=_COUNT, output_tokens=_COUNT, total_tokens=_COUNT),
@@ -749,8 +749,8 @@ _SPEECH_EVENTS = _events(
         duration=_SECONDS,
         reason=_REASON,
     ),
-    _event("speech.audio.words", (), **_TIMES),
-    _event(
+    event_schema("speech.audio.words", (), **_TIMES),
+    event_schema(
         "speech.progress",
         text={"type": "string"},
         start_s={"type": "number", "minimum": 0},
@@ -759,9 +759,9 @@ _SPEECH_EVENTS = _events(
         turn=_COUNT,
     ),
 )
-CLONING_EVENTS = _events(
-    _event("progress", stage={"type": "string"}, bytes=_COUNT, total=_COUNT_OR_NULL),
-    _event("done", voice=_ref(ClonedVoice)),
+CLONING_EVENTS = events_schema(
+    event_schema("progress", stage={"type": "string"}, bytes=_COUNT, total=_COUNT_OR_NULL),
+    event_schema("done", voice=schema_ref(ClonedVoice)),
 )
 
 

@@ -80,6 +80,7 @@ class SpeechJob:
     playback: Playback = field(default_factory=Playback)
     broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke
     held: bool = False  # whether nothing is sent before the whole answer has been checked
+    background: bool = False  # whether the job gives way to all other requests
     later: LaterText | None = None  # the text that arrives while the first part is spoken; None = the text is complete
     # The spoken utterances of this answer; empty if `later` is None.
     spoken_turns: list[ContextTurn] = field(default_factory=list)

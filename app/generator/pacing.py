@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
@@ -96,6 +97,7 @@ class EncodeOrder:
 class ListenerClock:
     """Simulates a listener who plays an answer as soon as its first audio arrives."""
 
+    plays: bool = True  # False = no listener waits, so all other answers encode first
     waited_s: float = 0.0  # seconds that the answer waited for the engine
     underruns: int = 0  # how many times the listener had no audio left to play
     _began_s: float | None = None
@@ -119,6 +121,8 @@ class ListenerClock:
     @property
     def ahead_s(self) -> float:
         """Seconds of audio that the listener has received and not played yet."""
+        if not self.plays:
+            return math.inf
         return 0.0 if self._began_s is None else self._began_s + self._audio_s - time.monotonic()
 
     def encoded(self, audio_s: float) -> None:

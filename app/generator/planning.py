@@ -163,6 +163,13 @@ class Planner:
         if utterance is not None:
             yield utterance
 
+    async def sentences(self) -> AsyncGenerator[SpokenLine | Pause]:
+        """Yield the sentences and pauses of the text in order, each sentence short enough for the engine."""
+        async with contextlib.aclosing(self._lines()) as lines:
+            async for part in lines:
+                if not isinstance(part, _PartEnd):
+                    yield part
+
     def _most_chars(self) -> int | None:
         """Return the limit of characters for one utterance of an engine without its own limit; None = no limit."""
         job = self._job

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from app.audio.threads import ThreadLimit
     from app.audio.watermark import Watermark
     from app.engines.adapters import AdapterRegistry
+    from app.engines.manager import ModelUse
     from app.engines.model_manager import ModelManager
     from app.generator.cache import AnswerCache, CachedSound, Entry
     from app.generator.checking import Result, TakeChecker
@@ -64,7 +65,16 @@ if TYPE_CHECKING:
     from app.generator.word_timing import Found
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
-    from app.types import Samples, SpeechRequest, TimedSentence, Timestamps, Turn, UploadedTurn, WordMark
+    from app.types import (
+        Samples,
+        SpeechRequest,
+        SpokenLine,
+        TimedSentence,
+        Timestamps,
+        Turn,
+        UploadedTurn,
+        WordMark,
+    )
     from app.voices.memory import Memory
     from app.voices.store import VoiceStore
 
@@ -221,18 +231,45 @@ class SpeechGenerator:
         extras: frozenset[str] = frozenset(),
         random_seed: bool = False,
         to_file: bool = False,
+        background: bool = False,
     ) -> Answer:
         """Check the request and return its answer, from the cache or ready to be spoken.
 
         extras: the request fields that the caller has set and that OpenAI's API does not have. random_seed: use a
         random seed and no cache. to_file: the speech is heard only when the answer is complete, so it is checked before
-        that, unless the request or TTS_VERIFY says otherwise. Raises RequestError, NotReady. The first read
-        from the stream can raise Busy or EngineError.
+        that, unless the request or TTS_VERIFY says otherwise. background: the answer gives way to all other requests,
+        and ends with Busy if one of them needs its row. Raises RequestError, NotReady. The first read from the stream
+        can raise Busy or EngineError.
         """
         if to_file and self._checker is not None:
             checked = self._checker.scope(request, (await self._resolver.use(request.model)).info) != "none"
             request = replace(request, verify=checked)
-        return await self._answer_to(await self._resolver.resolve(request, extras, random_seed=random_seed))
+        job = await self._resolver.resolve(request, extras, random_seed=random_seed)
+        return await self._answer_to(replace(job, background=background))
+
+    async def plan(self, request: SpeechRequest) -> AsyncGenerator[SpokenLine | Pause]:
+        """Yield the sentences and pauses of a request, as `answer` would speak them one after another.
+
+        Raises RequestError, NotReady, and the errors of the engine while it encodes the recordings of the voices.
+        """
+        job = await self._with_prompts(await self._resolver.resolve(request, frozenset(), random_seed=False))
+        async with contextlib.aclosing(Planner(job, self._normalizer).sentences()) as sentences:
+            async for part in sentences:
+                yield part
+
+    async def ignored_fields(self, request: SpeechRequest, extras: frozenset[str]) -> tuple[str, ...]:
+        """Check a request without speaking it -> the names of the fields that the engine does not support.
+
+        The parameters and the errors are those of `answer`.
+        """
+        return (await self._resolver.resolve(request, extras, random_seed=False)).ignored
+
+    async def use(self, model: str) -> ModelUse:
+        """Return the engine of a model, which stays loaded. model: as the caller has named it.
+
+        Raises UnknownModel, NotReady.
+        """
+        return await self._resolver.use(model)
 
     async def check(self, request: SpeechRequest, extras: frozenset[str] = frozenset()) -> None:
         """Raise the errors that `answer` raises before the speech begins, except errors in the text and NotReady.
@@ -407,7 +444,7 @@ class SpeechGenerator:
         """Yield the bytes of an answer that was not in the cache. It waits for a place if it needs a new generation."""
         key = f"{job.cache_key} {job.request.verify}" if job.request.use_cache and self._cache.enabled else None
         async with contextlib.AsyncExitStack() as place:
-            if self._shared(job, key) is None:
+            if self._shared(job, key) is None and not job.background:
                 await place.enter_async_context(job.use.manager.admission.place(job.engine.load))
             async with contextlib.aclosing(self._speak_or_follow(job, answer, key)) as stream:
                 async for data in stream:
@@ -452,8 +489,8 @@ class SpeechGenerator:
 
     async def _encode(self, job: SpeechJob, answer: Answer, generation: Generation) -> AsyncGenerator[bytes]:
         """Encode the audio of a generation while it is spoken, or at its end if the answer is held back."""
-        pending = self._order.begin()
-        clock = ListenerClock()
+        pending = None if job.background else self._order.begin()
+        clock = ListenerClock(plays=not job.background)
         encoder: AnswerEncoder | None = None
         collector = self._encoded.collect(keep=job.request.use_cache and _is_kept(job))
         rate_hz = job.info.rate_hz
@@ -468,7 +505,8 @@ class SpeechGenerator:
                     clock.encoded(encoder.audio_s)
                     answer.audio_s = encoder.audio_s
                     if data:
-                        pending.done()
+                        if pending is not None:
+                            pending.done()
                         yield collector.add(data)
                     if answer.times is not None:
                         answer.times.push(block, generation.job.timeline)
@@ -494,7 +532,8 @@ class SpeechGenerator:
                         )
         finally:
             self.encoding -= 1
-            pending.done()
+            if pending is not None:
+                pending.done()
             collector.close()
             if encoder is not None:
                 encoder.close()
@@ -518,7 +557,7 @@ class SpeechGenerator:
         job = await self._with_prompts(job)
         info, recording = job.info, generation.recording
         finisher = await open_finisher(job)
-        clock = ListenerClock()
+        clock = ListenerClock(plays=not job.background)
         checks = AnswerChecks(self._checker, job, self._normalizer, self._metrics)
         spoken: list[tuple[Take, RememberedTurn]] = []
         try:
@@ -550,8 +589,8 @@ class SpeechGenerator:
                 entry.commit({**facts, "verified": verified} if checks.complete else facts)
                 generation.stored_checksum = entry.checksum if entry.stored else None
             # An answer that waits for its text says nothing about the speed of the engine.
-            waited_s = clock.waited_s if job.later is None else None
-            underruns = 0 if job.held or job.later is not None else clock.underruns
+            waited_s = clock.waited_s if job.later is None and not job.background else None
+            underruns = 0 if job.held or job.later is not None or job.background else clock.underruns
             self._metrics.spoken(info.id, job.request.format, finisher.audio_s, waited_s, underruns)
         finally:
             await checks.close()
@@ -813,7 +852,12 @@ class SpeechGenerator:
             context=(*job.context, *spoken),
             optional_turns=job.remembered if job.request.context else job.remembered + len(spoken),
             adapter=planned.lines[0].voice.adapter,
-            scheduling=Scheduling(continuation=number > 0 or attempt > 0, index=number, playback=job.playback),
+            scheduling=Scheduling(
+                continuation=number > 0 or attempt > 0,
+                background=job.background,
+                index=number,
+                playback=job.playback,
+            ),
         )
         return SubmittedUtterance(job.engine.speak(utterance))
 

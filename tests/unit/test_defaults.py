@@ -79,6 +79,8 @@ SETTINGS: dict[str, Any] = {
     "audio_queue_s": 10.0,
     "reader_timeout_s": 60.0,
     "cache_bytes": 1 << 30,
+    "jobs_max_chars": 20_000_000,
+    "jobs_keep_days": 0.0,
     "shutdown_grace_s": 120,
     "replicas": "1",
     "enhance": True,

@@ -38,6 +38,7 @@ EXPECTED_STATUS = {
     "Forbidden": 403,
     "ForeignPage": 403,
     "BodyTooLarge": 413,
+    "Conflict": 409,
     "PreconditionFailed": 412,
     "Busy": 429,
     "RateLimited": 429,
@@ -81,7 +82,7 @@ def test_each_error_has_its_status_and_four_keys(kind):
         kind in (errors.Busy, errors.RateLimited, errors.NotReady, errors.VoiceNotReady, errors.EngineStopped)
     )
     assert ("x-should-retry" in response.headers) == (
-        kind in (errors.OutOfMemory, errors.NotStored, errors.DamagedVoice)
+        kind in (errors.OutOfMemory, errors.NotStored, errors.DamagedVoice, errors.Conflict)
     )
     assert ("www-authenticate" in response.headers) == (kind is errors.Unauthorized)
 

@@ -24,6 +24,7 @@ FLOORS = (
     ("text", "audio", "voices", "books", "nn", "weights", "runtime"),
     ("engines",),
     ("generator",),
+    ("jobs",),
     ("api",),
     ("main", "cli", "wiring", "first_day", "first_day_page", "healthcheck"),
     ("scale",),  # above the floors: it wraps `wiring`, and no other module imports it

@@ -21,7 +21,7 @@ from openai.types.audio import (
 )
 from pydantic import ConfigDict, create_model
 
-from app.api import responses
+from app.api import job_responses, responses
 from tests.support.live import serving
 
 if TYPE_CHECKING:
@@ -85,9 +85,10 @@ def fields(document: dict[str, Any], at: str, media_type: str = "application/jso
 
 
 def model_of(document: dict[str, Any], at: str) -> type[BaseModel]:
-    """The model in app/api/responses.py that describes the response of an operation."""
+    """The model that describes the response of an operation."""
     schema = operations(document)[at]["responses"]["200"]["content"]["application/json"]["schema"]
-    return getattr(responses, schema["$ref"].rpartition("/")[2])  # type: ignore[no-any-return]
+    name = schema["$ref"].rpartition("/")[2]
+    return getattr(responses, name, None) or getattr(job_responses, name)  # type: ignore[no-any-return]
 
 
 # ---- consistency of the document
@@ -96,6 +97,7 @@ def model_of(document: dict[str, Any], at: str) -> type[BaseModel]:
 OPERATIONS = {
     "DELETE /v1/audio/adapters/{name}",
     "DELETE /v1/audio/conversations/{conversation_id}",
+    "DELETE /v1/audio/jobs/{job_id}",
     "DELETE /v1/audio/lexicon/{word}",
     "DELETE /v1/audio/voice_consents/{consent_id}",
     "DELETE /v1/audio/voices/{voice_id}",
@@ -105,6 +107,12 @@ OPERATIONS = {
     "GET /metrics",
     "GET /ready",
     "GET /v1/audio/adapters",
+    "GET /v1/audio/jobs",
+    "GET /v1/audio/jobs/{job_id}",
+    "GET /v1/audio/jobs/{job_id}/events",
+    "GET /v1/audio/jobs/{job_id}/result",
+    "GET /v1/audio/jobs/{job_id}/sentences",
+    "GET /v1/audio/jobs/{job_id}/sentences/{index}/audio",
     "GET /v1/audio/lexicon",
     "GET /v1/audio/models",
     "GET /v1/audio/speech/response-formats",
@@ -121,12 +129,19 @@ OPERATIONS = {
     "GET /v1/voice-cloning/voices/{voice_id}/export",
     "GET /v1/voice-cloning/voices/{voice_id}/reference",
     "GET /version",
+    "PATCH /v1/audio/jobs/{job_id}",
     "PATCH /v1/voice-cloning/voices/{voice_id}",
     "POST /dev/captioned_speech",
     "POST /v1/audio/adapters",
     "POST /v1/audio/captions",
     "POST /v1/audio/conversation",
     "POST /v1/audio/dialogue",
+    "POST /v1/audio/jobs",
+    "POST /v1/audio/jobs/{job_id}/cancel",
+    "POST /v1/audio/jobs/{job_id}/pause",
+    "POST /v1/audio/jobs/{job_id}/resume",
+    "POST /v1/audio/jobs/{job_id}/retry",
+    "POST /v1/audio/jobs/{job_id}/sentences/{index}/redo",
     "POST /v1/audio/normalize",
     "POST /v1/audio/speech",
     "POST /v1/audio/speech/stream",
@@ -153,7 +168,7 @@ def test_every_operation_has_a_response_and_a_unique_id(document: dict[str, Any]
     found = operations(document)
     assert found.keys() == OPERATIONS
     for at, operation in found.items():
-        content = operation["responses"]["200"]["content"]
+        content = operation["responses"]["202" if at == "POST /v1/audio/jobs" else "200"]["content"]
         assert content, at
         assert all(media.get("schema") or media.get("itemSchema") for media in content.values()), at
     assert not [path for path in document["paths"] if path.startswith("/api/")]
@@ -241,6 +256,7 @@ def test_schema_describes_keys_only_if_keys_are_set(document: dict[str, Any], tm
         "GET /v1/voice-cloning/openai-compatible-voices",
         "GET /v1/models",
         "GET /v1/audio/adapters",
+        "GET /v1/audio/jobs",
         "GET /v1/audio/lexicon",
         "GET /v1/audio/models",
         "GET /v1/voice-cloning/voices",

@@ -1,0 +1,77 @@
+"""Splits a chapter into the sentences of a job, with the pauses between them.
+
+The generator's own planner finds the sentences, so each is short enough for the engine. A sentence of a job is the
+part of the chapter's text that the planner's sentence comes from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from app.errors import EmptyText
+from app.generator.speech import SENTENCE_GAP_S
+from app.jobs.state import PlannedSentence
+from app.text.script import Pause
+
+if TYPE_CHECKING:
+    from app.generator.speech import SpeechGenerator
+    from app.types import SpeechRequest
+
+# Silence after a sentence, in addition to up to 0.2 s at the edges of each sentence.
+LINE_GAP_S = 0.25  # at the end of a line
+PARAGRAPH_GAP_S = 0.5
+CHAPTER_GAP_S = 1.5
+_BLANK_LINE = re.compile(r"\n\s*\n")
+
+
+async def plan_chapter(generator: SpeechGenerator, request: SpeechRequest) -> list[PlannedSentence]:
+    """Split the text of a request into sentences; empty if nothing in it is spoken.
+
+    request: its only line has the text of the chapter. Raises the errors of `SpeechGenerator.plan`.
+    """
+    line = request.lines[0]
+    text = line.text
+    sentences: list[PlannedSentence] = []
+    start = end = 0  # of the last sentence, in characters of `text`
+    extra_s = 0.0  # pauses that the text asks for, after the last sentence
+
+    def end_last(next_start: int) -> None:
+        nonlocal extra_s
+        between = text[end:next_start]
+        gap_s = PARAGRAPH_GAP_S if _BLANK_LINE.search(between) else LINE_GAP_S if "\n" in between else SENTENCE_GAP_S
+        sentences[-1] = replace(sentences[-1], pause_s=round(gap_s + extra_s, 3))
+        extra_s = 0.0
+
+    try:
+        async with contextlib.aclosing(generator.plan(request)) as parts:
+            async for part in parts:
+                if isinstance(part, Pause):
+                    extra_s += part.seconds
+                    continue
+                if sentences and part.start_char < end:  # a part of the text that is spoken as several sentences
+                    end = max(end, part.end_char)
+                    sentences[-1] = replace(sentences[-1], text=text[start:end])
+                    continue
+                if sentences:
+                    end_last(part.start_char)
+                else:
+                    extra_s = 0.0
+                sentences.append(
+                    PlannedSentence(
+                        text[part.start_char : part.end_char],
+                        part.voice.id,
+                        None if request.language or part.language in (None, "en") else part.language,
+                        SENTENCE_GAP_S,
+                        not sentences or bool(_BLANK_LINE.search(text[end : part.start_char])),
+                    )
+                )
+                start, end = part.start_char, part.end_char
+    except EmptyText:
+        return []
+    if sentences:
+        last = sentences[-1]
+        sentences[-1] = replace(last, pause_s=round(CHAPTER_GAP_S + extra_s, 3))
+    return sentences

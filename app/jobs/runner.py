@@ -1,0 +1,470 @@
+"""Speaks the jobs of a store in the background, and writes their results.
+
+Each process that shares the store has one runner. A runner claims jobs, keeps its leases, and speaks several sentences
+at the same time where rows are free. Its speech gives way to all other requests: see `app/runtime/scheduler.py`.
+
+Each sentence is one request with its own seed, so its sound does not depend on when and where it is spoken. After a
+crash only the sentences that were being spoken are spoken again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from app.audio.provenance import Provenance
+from app.audio.threads import in_thread
+from app.books.book import Book, Chapter, SpokenSentence
+from app.books.results import write_result
+from app.errors import Busy, EmptyText, EngineError, EngineStopped, NotReady, NotStored, SpeechError
+from app.jobs import sounds
+from app.jobs.planning import plan_chapter
+from app.jobs.state import Problem, SpokenTake
+from app.jobs.store import LostJob
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from app.generator.speech import SpeechGenerator
+    from app.jobs.state import Job, JobStatus, SentenceState
+    from app.jobs.store import JobStore
+    from app.types import SpeechRequest
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 2.0  # seconds between two renewals of the leases; a lease ends after LEASE_S
+MAX_JOBS = 8  # the jobs that one process speaks at the same time; they share its rows
+BUSY_WAIT_S = 0.25  # wait after a sentence was preempted by another request
+NOT_READY_WAIT_S = 5.0  # wait before a job whose engine can't speak is claimed again
+PLANNING_CHECK_S = 0.25  # seconds between two searches for sentences while chapters are planned
+AHEAD = 2  # sentences that are taken from the store for each row
+FULL_DISK_WAIT_S = 5.0  # wait before the state of a job is written again
+REMOVE_EVERY_S = 3600.0  # seconds between two searches for jobs that are old enough to be removed
+DAY_S = 86_400.0
+
+
+class _EngineChanged(Exception):
+    """Another engine runs than the one with which the job was begun."""
+
+
+class _Stopped(Exception):
+    """The result is not needed any more, because the job was paused or the server stops."""
+
+
+@dataclass(slots=True)
+class _Session:
+    """A job while this process speaks it."""
+
+    job: Job
+    folder: Path
+    engine: str | None  # the engine with which the job was begun; None = it is not begun
+    rows: asyncio.Semaphore
+    usable_rows: int
+    began_s: float
+    characters: int = 0  # of the sentences that this process has spoken
+
+    def add(self, characters: int) -> float:
+        """Count a sentence, and return the characters that are spoken in one second."""
+        self.characters += characters
+        return self.characters / max(0.001, time.monotonic() - self.began_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sentences:
+    """The sentences of a result. Iterating them raises _Stopped after `stop` is set, because a thread can't be
+    cancelled.
+    """
+
+    sentences: list[SpokenSentence]
+    stop: threading.Event
+
+    def __iter__(self) -> Iterator[SpokenSentence]:
+        for sentence in self.sentences:
+            if self.stop.is_set():
+                raise _Stopped
+            yield sentence
+
+
+class JobRunner:
+    """Claims and speaks jobs inside `async with`. Use it from one event loop."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        generator: SpeechGenerator,
+        *,
+        voices_pending: Callable[[], bool] = lambda: False,
+        keep_days: float = 0,
+    ) -> None:
+        """voices_pending: whether recordings of preset voices are being created, so that their sound can still change.
+
+        keep_days: jobs that ended longer ago are removed; 0 = never.
+        """
+        self.store = store
+        self._generator = generator
+        self._voices_pending = voices_pending
+        self._keep_days = keep_days
+        self._holder = secrets.token_hex(8)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._rows: dict[str, asyncio.Semaphore] = {}  # model -> rows that jobs may use
+        self._not_before_s: dict[str, float] = {}  # job -> when it may be claimed again
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Event()  # set, and replaced by a new one, at each change
+        self._watching: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._watching = asyncio.create_task(self._watch(), name="jobs")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self.store.close)
+
+    def wake(self) -> None:
+        """Look for changed jobs now. Call it after a job was created or changed in this process."""
+        self._wake.set()
+        self._notify()
+
+    async def changed(self, timeout_s: float) -> None:
+        """Wait until a job of this process has changed, at most `timeout_s` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # ---- leases
+
+    async def _watch(self) -> None:
+        """Claim jobs, renew the leases, and stop jobs that were paused or cancelled, until the task is cancelled."""
+        removed_s, logged = -REMOVE_EVERY_S, ""
+        while True:
+            try:
+                held = await self.store.call(self.store.beat, self._holder)
+                for job_id, task in self._tasks.items():
+                    if job_id not in held:
+                        task.cancel()
+                await self._claim()
+                if self._keep_days and time.monotonic() - removed_s >= REMOVE_EVERY_S:
+                    removed_s = time.monotonic()
+                    await self._remove_old()
+            except NotStored as error:
+                if error.message != logged:
+                    logged = error.message
+                    log.error("the jobs can't be continued now: %s", error.message)
+            except Exception:
+                log.exception("the search for jobs failed")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_S):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    async def _claim(self) -> None:
+        while len(self._tasks) < MAX_JOBS:
+            now_s = time.monotonic()
+            self._not_before_s = {job: at_s for job, at_s in self._not_before_s.items() if at_s > now_s}
+            busy = {*self._not_before_s, *self._tasks}
+            job = await self.store.call(self.store.claim, self._holder, but=busy)
+            if job is None:
+                return
+            self._tasks[job.id] = task = asyncio.create_task(self._run(job), name="job")
+            task.add_done_callback(partial(self._ended, job.id))
+
+    def _ended(self, job_id: str, _: asyncio.Task[None]) -> None:
+        self._tasks.pop(job_id, None)
+        self.wake()
+
+    async def _remove_old(self) -> None:
+        for job_id in await self.store.call(self.store.ended_before, time.time() - self._keep_days * DAY_S):
+            await self.remove(job_id)
+
+    async def remove(self, job_id: str) -> None:
+        """Delete a job with all its files. Raises NotFound."""
+        await self.store.call(self.store.delete, job_id)
+        self.wake()
+        await in_thread(sounds.remove, self.store.job_folder(job_id))
+
+    # ---- one job
+
+    async def _run(self, job: Job) -> None:
+        """Speak a job and write its result. At the end the job has another status, or is given back."""
+        status: JobStatus = "queued"  # if the task is cancelled, another process may continue the job
+        problem: Problem | None = None
+        try:
+            if await self._speak_and_write(job):
+                return
+            left = (await self.store.call(self.store.get, job.id)).progress.sentences_failed
+            status = "failed"
+            problem = Problem(
+                "sentences_failed",
+                f"{left} sentences could not be spoken. Redo them, for example with another text, or retry the job.",
+            )
+        except LostJob:
+            return
+        except (NotReady, EngineStopped) as error:
+            self._not_before_s[job.id] = time.monotonic() + NOT_READY_WAIT_S
+            problem = Problem(error.code, error.message)
+        except NotStored as error:
+            status, problem = "paused", Problem(error.code, f"{error.message} Then resume the job.")
+        except _EngineChanged as error:
+            status, problem = "paused", Problem("engine_changed", str(error))
+        except SpeechError as error:
+            status, problem = "failed", Problem(error.code, error.message)
+        except Exception as error:
+            log.exception("a job failed with an unexpected error")
+            status, problem = (
+                "failed",
+                _internal(error),
+            )
+        finally:
+            if status != "queued":
+                log.warning("the job %s is %s: %s", job.id, status, None if problem is None else problem.code)
+            await asyncio.shield(self._release(job.id, status, problem))
+
+    async def _release(self, job_id: str, status: JobStatus, problem: Problem | None) -> None:
+        """Give a job back. While the disk is full, try again: the job must not look as if it ran."""
+        while True:
+            try:
+                await self.store.call(self.store.release, job_id, self._holder, status, problem)
+            except NotStored as error:
+                log.warning("the state of the job %s can't be stored: %s", job_id, error.message)
+                if status == "queued":  # its lease ends by itself
+                    return
+                await asyncio.sleep(FULL_DISK_WAIT_S)
+            else:
+                return
+
+    async def _speak_and_write(self, job: Job) -> bool:
+        """Speak all sentences of a job, and write its result. Returns False if sentences could not be spoken."""
+        folder, store = self.store.job_folder(job.id), self.store
+        try:
+            await in_thread(sounds.prepare, folder)
+            await self._check_sounds(job, folder)
+        except OSError as error:
+            raise NotStored(f"The files of the job can't be read: {error.strerror or error}.") from error
+        while self._voices_pending():  # a voice without its recording would sound otherwise in the next sentences
+            await self.changed(BEAT_S)
+        while True:
+            await self._speak(await self._session(job, folder))
+            present = await store.call(store.get, job.id)
+            if present.progress.sentences_failed:
+                return False
+            result, facts = await self._write(present, folder)
+            if await store.call(store.complete, job.id, self._holder, result, facts, revision=present.revision):
+                log.info("the job %s is completed: %d sentences", job.id, present.progress.sentences_done)
+                return True
+
+    async def _check_sounds(self, job: Job, folder: Path) -> None:
+        """Mark sentences as not spoken whose sound is not on the disk, for example after a power failure."""
+        async for sentences in self._pages(job.id):
+            if lost := await in_thread(sounds.lost, folder, sentences):
+                log.warning("%d sentences of the job %s have no sound and are spoken again", len(lost), job.id)
+                await self.store.call(self.store.speak_again, job.id, self._holder, lost)
+
+    async def _pages(self, job_id: str) -> AsyncIterator[list[SentenceState]]:
+        after, more = -1, True
+        while more:
+            page, more = await self.store.call(self.store.sentences, job_id, after=after)
+            if page:
+                after = page[-1].index
+                yield page
+
+    async def _speak(self, session: _Session) -> None:
+        """Speak all pending sentences, and plan the chapters meanwhile. Raises the first error that ends the job."""
+        store, job_id = self.store, session.job.id
+        planning = asyncio.create_task(self._plan(session.job))
+        speaking: dict[asyncio.Task[None], int] = {}
+        try:
+            while True:
+                planned = planning.done()
+                if planned:
+                    planning.result()
+                room = AHEAD * session.usable_rows - len(speaking)
+                if room > 0:
+                    for sentence in await store.call(store.pending, job_id, room, but=set(speaking.values())):
+                        speaking[asyncio.create_task(self._sentence(session, sentence))] = sentence.index
+                if planned and not speaking:
+                    return
+                done, _ = await asyncio.wait(
+                    {*speaking, *([] if planned else [planning])},
+                    return_when=asyncio.FIRST_COMPLETED,
+                    timeout=BEAT_S if planned else PLANNING_CHECK_S,
+                )
+                for task in done - {planning}:
+                    speaking.pop(task, None)
+                    task.result()
+        finally:
+            for task in (planning, *speaking):
+                task.cancel()
+            await asyncio.gather(planning, *speaking, return_exceptions=True)
+
+    async def _session(self, job: Job, folder: Path) -> _Session:
+        """Begin to speak a job. Jobs with the same model share half of the rows of its engine.
+
+        The other rows stay free, so that a request rarely ends the sentence of a job. Raises NotReady.
+        """
+        model = job.request.model
+        usable = max(1, (await self._generator.use(model)).engine.load.max_rows // 2)
+        engine = (await self.store.call(self.store.get, job.id)).engine
+        rows = self._rows.setdefault(model, asyncio.Semaphore(usable))
+        return _Session(job, folder, engine, rows, usable, time.monotonic())
+
+    async def _plan(self, job: Job) -> None:
+        """Split the chapters that are not planned into sentences, in order."""
+        store = self.store
+        while True:
+            chapters = await store.call(store.chapters, job.id)
+            chapter = next((each for each in chapters if not each.planned), None)
+            if chapter is None:
+                return
+            text = await store.call(store.chapter_text, job.id, chapter.index)
+            request = _of_sentence(job.request, text, chapter.voice or job.request.lines[0].voice)
+            sentences = await plan_chapter(self._generator, request) if text.strip() else []
+            await store.call(store.add_sentences, job.id, self._holder, chapter.index, sentences, voice=chapter.voice)
+            self._notify()
+
+    async def _sentence(self, session: _Session, sentence: SentenceState) -> None:
+        """Speak one sentence and store it. An error of the engine fails only the sentence."""
+        store, job, folder = self.store, session.job, session.folder
+        async with session.rows:
+            request = replace(
+                _of_sentence(job.request, sentence.text, sentence.voice),
+                caller=job.owner,
+                counted=sentence.index > 0,  # a job counts as one request
+                seed=sentence.seed,
+                language=job.request.language or sentence.language,
+            )
+            try:
+                samples, take = await self._take(session, request)
+            except (NotReady, EngineStopped):
+                raise
+            except EngineError as error:
+                log.warning("sentence %d of the job %s can't be spoken: %s", sentence.index, job.id, error.code)
+                await store.call(store.failed, job.id, self._holder, sentence, Problem(error.code, error.message))
+                self._notify()
+                return
+            await in_thread(sounds.keep, folder, sentence, samples, self._holder)
+            rate = session.add(len(sentence.text))
+            if await store.call(store.done, job.id, self._holder, sentence, take, rate):
+                await in_thread(sounds.remove_older_takes, folder, sentence)
+            self._notify()
+
+    async def _take(self, session: _Session, request: SpeechRequest) -> tuple[bytes, SpokenTake]:
+        """Speak a request to its end -> its samples (16 bit), and its facts. Waits while others need the row."""
+        while True:
+            samples = bytearray()
+            try:
+                answer = await self._generator.answer(request, extras=session.job.extras, to_file=True, background=True)
+                await self._check_engine(session, answer.engine)
+                async with contextlib.aclosing(answer.stream) as stream:
+                    async for data in stream:
+                        samples += data
+            except Busy:
+                await asyncio.sleep(BUSY_WAIT_S)
+                continue
+            words = (await answer.timestamps()).words if request.timestamps else ()
+            count = len(samples) // sounds.SAMPLE_BYTES
+            return bytes(samples), SpokenTake(count, request.sample_rate_hz, answer.verified, words)
+
+    async def _check_engine(self, session: _Session, engine: str) -> None:
+        """Record the engine of the first sentence. Raises _EngineChanged if a later sentence has another engine."""
+        if session.engine is None:
+            session.engine = engine
+            await self.store.call(self.store.begin_with, session.job.id, self._holder, engine)
+        elif session.engine != engine:
+            raise _EngineChanged(
+                f"The job was begun with the engine {session.engine}, and {engine} runs now. Start the server with "
+                f"{session.engine}, and resume the job; or create the job again."
+            )
+
+    # ---- the result
+
+    async def _write(self, job: Job, folder: Path) -> tuple[str, dict[str, Any]]:
+        """Write the result of a job -> the name of its file, and facts about it. Raises NotStored."""
+        chapters = await self.store.call(self.store.chapters, job.id)
+        texts = [await self.store.call(self.store.chapter_text, job.id, each.index) for each in chapters]
+        about = job.about
+        cover = folder / "cover"
+        book = Book(
+            title=about.title,
+            author=about.author,
+            narrator=about.narrator,
+            language=about.language,
+            cover=cover.read_bytes() if cover.is_file() else None,
+            chapters=tuple(Chapter(each.title, text) for each, text in zip(chapters, texts, strict=True)),
+        )
+        name = f"result.{job.options.response_format}"
+        voices: dict[str, None] = {}
+        sentences = []
+        async for page in self._pages(job.id):
+            voices.update(dict.fromkeys(each.voice for each in page))
+            sentences += [spoken(folder, each) for each in page]
+        use = await self._generator.use(job.request.model)
+        provenance = Provenance(use.model_id, tuple(voices), int(job.created_at), trained=use.info.trained)
+        stop = threading.Event()
+        writing = asyncio.ensure_future(
+            asyncio.to_thread(
+                write_result,
+                book,
+                _Sentences(sentences, stop),
+                response_format=job.options.response_format,
+                out=folder / name,
+                sample_rate=job.request.sample_rate_hz,
+                captions=job.options.captions,
+                loudness=job.options.loudness,
+                tags=provenance.tags,
+            )
+        )
+        try:
+            written = await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.gather(writing, return_exceptions=True)
+            raise
+        except OSError as error:
+            raise NotStored(f"The result can't be written: {error.strerror or error}.") from error
+        except ValueError as error:
+            raise EmptyText("The book contains no text that can be spoken.") from error
+        return name, {"seconds": written.seconds, "media_type": written.media_type}
+
+
+def spoken(folder: Path, sentence: SentenceState) -> SpokenSentence:
+    """Return a sentence of a job for its result. folder: of the job."""
+    return SpokenSentence(
+        sentence.chapter,
+        sentence.text,
+        sounds.sound_path(folder, sentence),
+        sentence.seconds or 0.0,
+        sentence.pause_s,
+        sentence.words,
+        sentence.starts_paragraph,
+    )
+
+
+def _internal(error: Exception) -> Problem:
+    return Problem(None, f"The server failed because of an internal error ({type(error).__name__}). See its log.")
+
+
+def _of_sentence(request: SpeechRequest, text: str, voice: str) -> SpeechRequest:
+    """Return the request of a job with this text and voice."""
+    line = replace(request.lines[0], text=text, voice=voice)
+    return replace(request, lines=(line,), format="pcm", use_cache=False)

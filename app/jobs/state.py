@@ -1,0 +1,222 @@
+"""The types of jobs, and the conversion of their requests to JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal
+
+from app.types import LexiconEntry, Line, Sampling, SpeechRequest
+
+if TYPE_CHECKING:
+    from app.books.book import ResultFormat
+    from app.books.results import LoudnessTarget
+    from app.text.captions import CaptionFormat
+    from app.types import TimedWord
+
+JobStatus = Literal["queued", "running", "paused", "completed", "failed", "cancelled"]
+SentenceStatus = Literal["pending", "done", "failed"]
+ENDED: tuple[JobStatus, ...] = ("completed", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a job is paused or has failed, or why a sentence could not be spoken."""
+
+    code: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the result of a job is."""
+
+    response_format: ResultFormat
+    captions: tuple[CaptionFormat, ...] = ()  # the formats of the captions beside the audio
+    loudness: LoudnessTarget = None  # None = the loudness of all speech
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """The description of a book, which its result carries."""
+
+    title: str = ""
+    author: str = ""
+    narrator: str = ""
+    language: str | None = None  # BCP 47
+
+
+@dataclass(frozen=True, slots=True)
+class NewChapter:
+    """A chapter of a new job. voice: None = the voice of the job."""
+
+    title: str
+    text: str
+    voice: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job before it is stored."""
+
+    owner: str  # the digest of the API key that owns the job; "" without keys
+    about: About
+    chapters: tuple[NewChapter, ...]
+    request: SpeechRequest  # all lines have the same voice; their texts do not matter
+    extras: frozenset[str]  # the request fields that OpenAI's API does not have
+    options: Options
+    seed: int
+    cover: bytes | None = None
+    paused: bool = False  # whether the job waits for `resume` before it speaks
+    name: str = ""  # a name for lists of jobs
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 (hex) of what the caller has sent, to recognise a repeated request. A random seed is left out."""
+        content = (
+            asdict(self.about),
+            [asdict(chapter) for chapter in self.chapters],
+            request_to_json(self.request),
+            sorted(self.extras),
+            asdict(self.options),
+            sha256(self.cover or b"").hexdigest(),
+            self.name,
+        )
+        return sha256(json.dumps(content).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How much of a job is spoken."""
+
+    sentences_done: int
+    sentences_total: int  # grows until the job is planned
+    sentences_failed: int
+    seconds_done: float
+    planned: bool  # whether all chapters are split into sentences
+    eta_s: float | None  # None = not known, or the job does not run
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The state of a job."""
+
+    id: str
+    owner: str
+    status: JobStatus
+    created_at: float  # Unix time in seconds
+    updated_at: float
+    about: About
+    request: SpeechRequest
+    extras: frozenset[str]
+    options: Options
+    seed: int
+    progress: Progress
+    chapters: int
+    characters: int
+    revision: int  # grows with each change of the job or of one of its sentences
+    problem: Problem | None = None
+    engine: str | None = None  # the engine with which the job was begun
+    result: str | None = None  # the name of the file of the result
+    result_facts: dict[str, Any] = field(default_factory=dict)  # what is known about the result, for the caller
+    name: str = ""
+    labels: tuple[str, ...] = ()
+    archived: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChapterState:
+    """The state of a chapter."""
+
+    index: int
+    title: str
+    voice: str | None
+    characters: int
+    planned: bool
+    sentences: int
+    sentences_done: int
+    sentences_failed: int
+    seconds: float  # the length of the chapter as far as it is spoken, with its pauses
+
+    @property
+    def status(self) -> Literal["pending", "running", "done", "failed"]:
+        """`failed` = all sentences were tried, and at least one could not be spoken."""
+        if self.planned and self.sentences_done == self.sentences:
+            return "done"
+        if self.planned and self.sentences_done + self.sentences_failed == self.sentences:
+            return "failed"
+        return "running" if self.sentences_done + self.sentences_failed else "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSentence:
+    """A sentence of a chapter before it is stored."""
+
+    text: str  # as the chapter writes it
+    voice: str
+    language: str | None
+    pause_s: float  # silence after the sentence
+    starts_paragraph: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceState:
+    """The state of a sentence."""
+
+    index: int  # in the job
+    chapter: int
+    text: str
+    voice: str
+    language: str | None
+    pause_s: float
+    starts_paragraph: bool
+    status: SentenceStatus
+    take: int  # how often the sentence was begun anew on request; part of the name of its sound
+    seed: int
+    samples: int | None  # None = not spoken yet
+    seconds: float | None
+    verified: str | None
+    words: tuple[TimedWord, ...]
+    problem: Problem | None
+    changed: int  # the revision of the job at the last change of the sentence
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenTake:
+    """The speech of a sentence."""
+
+    samples: int
+    rate_hz: int
+    verified: str
+    words: tuple[TimedWord, ...] = ()
+
+
+def sentence_seed(job_seed: int, index: int, take: int) -> int:
+    """Return the seed (31 bits) of a sentence. The same arguments always give the same seed.
+
+    take: 0, and one more each time the sentence is spoken anew on request.
+    """
+    return int.from_bytes(sha256(f"{job_seed} {index} {take}".encode()).digest()[:4]) >> 1
+
+
+_PLAIN = ("model", "format", "speed", "sample_rate_hz", "seed", "instructions", "language", "normalize", "enhance")
+_ALSO_PLAIN = ("verify", "best_of", "default_speaker", "timestamps")
+
+
+def request_to_json(request: SpeechRequest) -> str:
+    """Return the fields of a request that every sentence shares, and its voice."""
+    line = request.lines[0]
+    values = {name: getattr(request, name) for name in (*_PLAIN, *_ALSO_PLAIN)}
+    lexicon = [asdict(entry) for entry in request.lexicon]
+    more = {"voice": line.voice, "speaker": line.speaker, "sampling": asdict(request.sampling), "lexicon": lexicon}
+    return json.dumps(values | more)
+
+
+def request_from_json(text: str) -> SpeechRequest:
+    """Return the request of `request_to_json`. Its line has the voice and no text."""
+    values = json.loads(text)
+    line = Line("", values.pop("voice"), values.pop("speaker"))
+    sampling = Sampling(**values.pop("sampling"))
+    lexicon = tuple(LexiconEntry(**entry) for entry in values.pop("lexicon"))
+    return SpeechRequest(lines=(line,), sampling=sampling, lexicon=lexicon, use_cache=False, **values)

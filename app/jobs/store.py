@@ -1,0 +1,745 @@
+"""The state of all jobs, in an SQLite database that several processes of one machine may share.
+
+The database is in WAL mode, so a reader never waits for a writer. Each change is one transaction: after `kill -9` at
+any moment, the database has either the state before a change or the state after it. SQLite keeps the index of its
+write-ahead log in shared memory, so all processes must run on one machine and the folder must be on a local disk.
+
+One process at a time speaks a job: its holder. The holder renews its lease every few seconds. If it does not, because
+it has died or hangs, another process may claim the job after LEASE_S. All writes of a holder fail with `LostJob` from
+then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from app.errors import Conflict, InvalidValue, NotFound, NotStored
+from app.jobs.state import (
+    About,
+    ChapterState,
+    Job,
+    JobStatus,
+    NewJob,
+    Options,
+    PlannedSentence,
+    Problem,
+    Progress,
+    SentenceState,
+    SpokenTake,
+    request_from_json,
+    request_to_json,
+    sentence_seed,
+)
+from app.types import TimedWord
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+FILE = "jobs.sqlite"
+LEASE_S = 6.0  # a lease that is older than this is free
+BUSY_S = 10.0  # the longest wait for a transaction of another process
+MAX_NAME_CHARS = 200
+MAX_LABELS = 20
+
+_SCHEMA = """
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    idempotency_key TEXT,
+    digest TEXT NOT NULL,
+    status TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    about TEXT NOT NULL,
+    request TEXT NOT NULL,
+    extras TEXT NOT NULL,
+    options TEXT NOT NULL,
+    seed INTEGER NOT NULL,
+    engine TEXT,
+    problem TEXT,
+    result TEXT,
+    result_facts TEXT,
+    rate REAL,
+    revision INTEGER NOT NULL DEFAULT 0,
+    holder TEXT,
+    beat_at REAL,
+    name TEXT NOT NULL,
+    labels TEXT NOT NULL DEFAULT '[]',
+    archived INTEGER NOT NULL DEFAULT 0
+);
+CREATE UNIQUE INDEX jobs_by_key ON jobs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE TABLE chapters (
+    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    title TEXT NOT NULL,
+    voice TEXT,
+    characters INTEGER NOT NULL,
+    planned INTEGER NOT NULL DEFAULT 0,
+    text TEXT NOT NULL,
+    PRIMARY KEY (job, number)
+);
+CREATE TABLE sentences (
+    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    chapter INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    voice TEXT NOT NULL,
+    language TEXT,
+    characters INTEGER NOT NULL,
+    pause_s REAL NOT NULL,
+    starts_paragraph INTEGER NOT NULL,
+    status TEXT NOT NULL DEFAULT 'pending',
+    take INTEGER NOT NULL DEFAULT 0,
+    seed INTEGER NOT NULL,
+    samples INTEGER,
+    seconds REAL,
+    verified TEXT,
+    words TEXT,
+    problem TEXT,
+    changed INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (job, number)
+);
+CREATE INDEX sentences_progress ON sentences (job, chapter, status, characters, seconds, pause_s);
+CREATE INDEX sentences_pending ON sentences (job, number) WHERE status = 'pending';
+CREATE INDEX sentences_changed ON sentences (job, changed);
+"""
+
+
+class LostJob(Exception):
+    """The job was paused, cancelled or deleted, or another process has claimed it."""
+
+
+class JobStore:
+    """All jobs of a folder. Methods block; `call` runs one in the thread of the store."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: is created when the first method is called."""
+        self.folder = folder
+        self._connection: sqlite3.Connection | None = None
+        # One thread, because a connection executes one statement at a time anyway.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
+
+    async def call(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a method of this store in its thread.
+
+        Raises the errors of the method, and NotStored if the database can't be read or written.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, partial(_translated, method, *args, **kwargs)
+        )
+
+    def close(self) -> None:
+        """Close the database. The store can't be used afterwards."""
+        self._thread.submit(self._close).result()
+        self._thread.shutdown()
+
+    def job_folder(self, job_id: str) -> Path:
+        """Return the folder with the files of a job."""
+        return self.folder / job_id
+
+    # ---- jobs
+
+    def create(self, new: NewJob, idempotency_key: str | None = None) -> tuple[Job, bool]:
+        """Store a job -> its state, and whether it is new.
+
+        A second call with the same owner and key returns the job of the first call. Raises Conflict if that job had
+        another content.
+        """
+        digest = new.digest
+        with self._transaction() as db:
+            if idempotency_key is not None:
+                found = db.execute(
+                    "SELECT id, digest FROM jobs WHERE owner = ? AND idempotency_key = ?", (new.owner, idempotency_key)
+                ).fetchone()
+                if found is not None:
+                    if found["digest"] != digest:
+                        raise Conflict(
+                            "Another job was created with this Idempotency-Key. Send another key, or the same body.",
+                            code="idempotency_key_in_use",
+                        )
+                    return self._job(db, found["id"]), False
+            job_id = f"job_{secrets.token_hex(12)}"
+            folder = self.job_folder(job_id)
+            folder.mkdir(mode=0o700)
+            if new.cover is not None:
+                (folder / "cover").write_bytes(new.cover)
+            now = time.time()
+            db.execute(
+                "INSERT INTO jobs (id, owner, idempotency_key, digest, status, created_at, updated_at, about, request, "
+                "extras, options, seed, name) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    job_id,
+                    new.owner,
+                    idempotency_key,
+                    digest,
+                    "paused" if new.paused else "queued",
+                    now,
+                    now,
+                    json.dumps(asdict(new.about)),
+                    request_to_json(new.request),
+                    json.dumps(sorted(new.extras)),
+                    json.dumps(asdict(new.options)),
+                    new.seed,
+                    new.name,
+                ),
+            )
+            db.executemany(
+                "INSERT INTO chapters (job, number, title, voice, characters, text) VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    (job_id, number, chapter.title, chapter.voice, len(chapter.text), chapter.text)
+                    for number, chapter in enumerate(new.chapters)
+                ),
+            )
+            return self._job(db, job_id), True
+
+    def get(self, job_id: str, owner: str | None = None) -> Job:
+        """Return a job. owner: only a job of this owner; None = of any owner. Raises NotFound."""
+        return self._job(self._db, job_id, owner)
+
+    def newest(
+        self, owner: str | None = None, *, after: str | None = None, limit: int = 20, archived: bool | None = None
+    ) -> tuple[list[Job], bool]:
+        """Return the newest jobs, and whether there are more. after: continue after the job with this id.
+
+        Raises NotFound.
+        """
+        conditions = ["1"]
+        values: list[str | int] = []
+        if owner is not None:
+            conditions.append("owner = ?")
+            values.append(owner)
+        if archived is not None:
+            conditions.append("archived = ?")
+            values.append(int(archived))
+        if after is not None:
+            self._job(self._db, after, owner)
+            conditions.append("number < (SELECT number FROM jobs WHERE id = ?)")
+            values.append(after)
+        rows = self._db.execute(
+            f"SELECT * FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?",  # noqa: S608 # nosec B608
+            (*values, limit + 1),
+        ).fetchall()
+        return [self._state(self._db, row) for row in rows[:limit]], len(rows) > limit
+
+    def chapters(self, job_id: str) -> Sequence[ChapterState]:
+        """Return the chapters of a job, in order."""
+        rows = self._db.execute(
+            "SELECT chapters.number, title, chapters.voice, chapters.characters, planned, count(sentences.number) AS "
+            "sentences, coalesce(sum(status = 'done'), 0) AS done, coalesce(sum(status = 'failed'), 0) AS failed, "
+            "coalesce(sum(CASE WHEN status = 'done' THEN seconds + pause_s END), 0) AS seconds FROM chapters "
+            "LEFT JOIN sentences ON sentences.job = chapters.job AND sentences.chapter = chapters.number "
+            "WHERE chapters.job = ? GROUP BY chapters.number ORDER BY chapters.number",
+            (job_id,),
+        )
+        return [
+            ChapterState(
+                row["number"],
+                row["title"],
+                row["voice"],
+                row["characters"],
+                bool(row["planned"]),
+                row["sentences"],
+                row["done"],
+                row["failed"],
+                row["seconds"],
+            )
+            for row in rows
+        ]
+
+    def chapter_text(self, job_id: str, number: int) -> str:
+        """Return the text of a chapter."""
+        row = self._db.execute("SELECT text FROM chapters WHERE job = ? AND number = ?", (job_id, number)).fetchone()
+        return str(row["text"])
+
+    def sentences(
+        self,
+        job_id: str,
+        *,
+        chapter: int | None = None,
+        after: int = -1,
+        changed_after: int | None = None,
+        limit: int = 1_000,
+    ) -> tuple[list[SentenceState], bool]:
+        """Return sentences of a job in order, and whether there are more.
+
+        chapter: only of this chapter. after: only with a larger index. changed_after: only sentences that changed
+        after this revision of the job.
+        """
+        conditions = ["job = ?", "number > ?"]
+        values: list[str | int] = [job_id, after]
+        if chapter is not None:
+            conditions.append("chapter = ?")
+            values.append(chapter)
+        if changed_after is not None:
+            conditions.append("changed > ?")
+            values.append(changed_after)
+        rows = self._db.execute(
+            f"SELECT * FROM sentences WHERE {' AND '.join(conditions)} ORDER BY number LIMIT ?",  # noqa: S608 # nosec B608
+            (*values, limit + 1),
+        ).fetchall()
+        return [_sentence(row) for row in rows[:limit]], len(rows) > limit
+
+    def sentence(self, job_id: str, index: int) -> SentenceState:
+        """Return a sentence of a job. Raises NotFound."""
+        return _sentence(self._sentence_row(self._db, job_id, index))
+
+    # ---- what callers change
+
+    def set_status(
+        self, job_id: str, status: JobStatus, *, of: Collection[JobStatus], kept: Collection[JobStatus] = ()
+    ) -> Job:
+        """Change the status of a job. of: the statuses that may change. kept: further statuses that stay as they are.
+
+        Raises NotFound, and Conflict if the job has another status.
+        """
+        with self._transaction() as db:
+            job = self._job(db, job_id)
+            if job.status == status or job.status in kept:
+                return job
+            if job.status not in of:
+                raise Conflict(
+                    f"The job is {job.status}, so it can't become {status}. This is possible for a job that is "
+                    f"{' or '.join(of)}.",
+                    code="wrong_job_status",
+                )
+            self._change(db, job_id, status=status, problem=None)
+            return self._job(db, job_id)
+
+    def retry(self, job_id: str) -> Job:
+        """Queue a job that has failed or was cancelled. Its failed sentences get another seed.
+
+        Raises NotFound, Conflict.
+        """
+        with self._transaction() as db:
+            job = self._job(db, job_id)
+            if job.status not in ("failed", "cancelled") and not job.progress.sentences_failed:
+                raise Conflict(
+                    f"The job is {job.status}, so there is nothing to retry. Retry a job that has failed or was "
+                    "cancelled.",
+                    code="wrong_job_status",
+                )
+            revision = self._change(db, job_id, status="queued", problem=None)
+            failed = db.execute(
+                "SELECT number, take FROM sentences WHERE job = ? AND status = 'failed'", (job_id,)
+            ).fetchall()
+            db.executemany(
+                "UPDATE sentences SET status = 'pending', problem = NULL, take = take + 1, seed = ?, changed = ? "
+                "WHERE job = ? AND number = ?",
+                (
+                    (sentence_seed(job.seed, row["number"], row["take"] + 1), revision, job_id, row["number"])
+                    for row in failed
+                ),
+            )
+            return self._job(db, job_id)
+
+    def redo(
+        self, job_id: str, index: int, *, seed: int | None = None, text: str | None = None, voice: str | None = None
+    ) -> SentenceState:
+        """Speak one sentence anew. seed: None = another seed. text, voice: None = as before.
+
+        A job that was completed or has failed is queued again. Raises NotFound, and Conflict if the job was cancelled.
+        """
+        with self._transaction() as db:
+            job = self._job(db, job_id)
+            if job.status == "cancelled":
+                raise Conflict(
+                    "The job was cancelled. Send `retry` first, then redo the sentence.", code="wrong_job_status"
+                )
+            row = self._sentence_row(db, job_id, index)
+            changes: dict[str, Any] = {} if job.status in ("running", "paused") else {"status": "queued"}
+            if job.status != "paused":
+                changes["problem"] = None
+            revision = self._change(db, job_id, **changes)
+            take = row["take"] + 1
+            db.execute(
+                "UPDATE sentences SET status = 'pending', problem = NULL, take = ?, seed = ?, text = ?, "
+                "characters = ?, voice = ?, language = ?, samples = NULL, seconds = NULL, words = NULL, "
+                "verified = NULL, changed = ? WHERE job = ? AND number = ?",
+                (
+                    take,
+                    sentence_seed(job.seed, index, take) if seed is None else seed,
+                    text or row["text"],
+                    len(text or row["text"]),
+                    voice or row["voice"],
+                    row["language"] if text is None else None,
+                    revision,
+                    job_id,
+                    index,
+                ),
+            )
+            return _sentence(self._sentence_row(db, job_id, index))
+
+    def update(
+        self,
+        job_id: str,
+        *,
+        about: About | None = None,
+        voices: dict[int, str] | None = None,
+        name: str | None = None,
+        labels: Sequence[str] | None = None,
+        archived: bool | None = None,
+    ) -> Job:
+        """Change the description of a job, or the voices of chapters. A voice acts on sentences that are not spoken.
+
+        voices: chapter -> voice. Raises NotFound, InvalidValue.
+        """
+        with self._transaction() as db:
+            self._job(db, job_id)
+            changes: dict[str, Any] = {}
+            if about is not None:
+                changes["about"] = json.dumps(asdict(about))
+            if name is not None:
+                changes["name"] = name
+            if labels is not None:
+                changes["labels"] = json.dumps(list(labels))
+            if archived is not None:
+                changes["archived"] = int(archived)
+            revision = self._change(db, job_id, **changes)
+            for chapter, voice in (voices or {}).items():
+                changed = db.execute(
+                    "UPDATE chapters SET voice = ? WHERE job = ? AND number = ?", (voice, job_id, chapter)
+                )
+                if not changed.rowcount:
+                    raise InvalidValue(f"The job has no chapter {chapter}.", param="chapters")
+                # A new take, so that a sentence that is being spoken with the old voice is spoken again.
+                db.execute(
+                    "UPDATE sentences SET voice = ?, take = take + 1, changed = ? WHERE job = ? AND chapter = ? AND "
+                    "status != 'done'",
+                    (voice, revision, job_id, chapter),
+                )
+            return self._job(db, job_id)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job with its sentences. The caller deletes its folder. Raises NotFound."""
+        with self._transaction() as db:
+            self._job(db, job_id)
+            db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+    def ended_before(self, unix_s: float) -> Sequence[str]:
+        """Return the ids of the jobs that have ended, and that did not change since this time."""
+        rows = self._db.execute(
+            "SELECT id FROM jobs WHERE status IN ('completed', 'failed', 'cancelled') AND updated_at < ?", (unix_s,)
+        )
+        return [row["id"] for row in rows]
+
+    # ---- what the holder of a job changes
+
+    def claim(self, holder: str, *, but: Collection[str] = ()) -> Job | None:
+        """Take the oldest job that waits for a holder, or whose holder has died; None if there is none.
+
+        but: ids of jobs that are not taken.
+        """
+        with self._transaction() as db:
+            now = time.time()
+            rows = db.execute(
+                "SELECT id FROM jobs WHERE status IN ('queued', 'running') AND (holder IS NULL OR "
+                "abs(? - beat_at) > ?) ORDER BY number",
+                (now, LEASE_S),
+            )
+            job_id = next((row["id"] for row in rows if row["id"] not in but), None)
+            if job_id is None:
+                return None
+            self._change(db, job_id, status="running", holder=holder, beat_at=now, rate=None, problem=None)
+            return self._job(db, job_id)
+
+    def beat(self, holder: str) -> set[str]:
+        """Renew the leases of a holder -> the ids of the jobs that it still holds and that run."""
+        with self._transaction() as db:
+            db.execute("UPDATE jobs SET beat_at = ? WHERE holder = ? AND status = 'running'", (time.time(), holder))
+            # A job that was paused or cancelled has no holder any more.
+            db.execute("UPDATE jobs SET holder = NULL WHERE holder = ? AND status != 'running'", (holder,))
+            return {row["id"] for row in db.execute("SELECT id FROM jobs WHERE holder = ?", (holder,))}
+
+    def release(self, job_id: str, holder: str, status: JobStatus = "queued", problem: Problem | None = None) -> None:
+        """Give a job back. Does nothing if the holder has lost it."""
+        with self._transaction() as db, contextlib.suppress(LostJob):
+            self._check_holder(db, job_id, holder)
+            self._change(db, job_id, status=status, holder=None, problem=_to_json(problem))
+
+    def begin_with(self, job_id: str, holder: str, engine: str) -> None:
+        """Record the engine with which the job is begun. Raises LostJob."""
+        with self._transaction() as db:
+            self._check_holder(db, job_id, holder)
+            self._change(db, job_id, engine=engine)
+
+    def add_sentences(
+        self, job_id: str, holder: str, chapter: int, sentences: Iterable[PlannedSentence], *, voice: str | None
+    ) -> None:
+        """Store the sentences of the next chapter. voice: of the chapter when it was planned. Raises LostJob.
+
+        Does nothing if the voice of the chapter has changed meanwhile.
+        """
+        with self._transaction() as db:
+            self._check_holder(db, job_id, holder)
+            row = db.execute("SELECT voice FROM chapters WHERE job = ? AND number = ?", (job_id, chapter)).fetchone()
+            if row["voice"] != voice:
+                return
+            job = self._job(db, job_id)
+            revision = self._change(db, job_id)
+            first = job.progress.sentences_total
+            db.executemany(
+                "INSERT INTO sentences (job, number, chapter, text, voice, language, characters, pause_s, "
+                "starts_paragraph, seed, changed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (
+                        job_id,
+                        number,
+                        chapter,
+                        each.text,
+                        each.voice,
+                        each.language,
+                        len(each.text),
+                        each.pause_s,
+                        int(each.starts_paragraph),
+                        sentence_seed(job.seed, number, 0),
+                        revision,
+                    )
+                    for number, each in enumerate(sentences, first)
+                ),
+            )
+            db.execute("UPDATE chapters SET planned = 1 WHERE job = ? AND number = ?", (job_id, chapter))
+
+    def pending(self, job_id: str, count: int, *, but: Collection[int] = ()) -> Sequence[SentenceState]:
+        """Return the first sentences that are not spoken. but: indexes that are left out."""
+        rows = self._db.execute(
+            "SELECT * FROM sentences WHERE job = ? AND status = 'pending' ORDER BY number LIMIT ?",
+            (job_id, count + len(but)),
+        )
+        return [_sentence(row) for row in rows if row["number"] not in but][:count]
+
+    def done(self, job_id: str, holder: str, sentence: SentenceState, take: SpokenTake, rate: float | None) -> bool:
+        """Record that a sentence is spoken. Returns False if the sentence was changed meanwhile.
+
+        rate: characters that the job speaks in one second; None = not known yet. Raises LostJob.
+        """
+        with self._transaction() as db:
+            self._check_holder(db, job_id, holder)
+            revision = self._change(db, job_id, rate=rate)
+            words = [[word.word, word.start_s, word.end_s, word.start_char, word.end_char] for word in take.words]
+            changed = db.execute(
+                "UPDATE sentences SET status = 'done', problem = NULL, samples = ?, seconds = ?, verified = ?, "
+                "words = ?, changed = ? WHERE job = ? AND number = ? AND take = ? AND status = 'pending'",
+                (
+                    take.samples,
+                    take.samples / take.rate_hz,
+                    take.verified,
+                    json.dumps(words, separators=(",", ":")) if words else None,
+                    revision,
+                    job_id,
+                    sentence.index,
+                    sentence.take,
+                ),
+            )
+            return bool(changed.rowcount)
+
+    def failed(self, job_id: str, holder: str, sentence: SentenceState, problem: Problem) -> None:
+        """Record that a sentence could not be spoken. Raises LostJob."""
+        with self._transaction() as db:
+            self._check_holder(db, job_id, holder)
+            revision = self._change(db, job_id)
+            db.execute(
+                "UPDATE sentences SET status = 'failed', problem = ?, changed = ? WHERE job = ? AND number = ? AND "
+                "take = ? AND status = 'pending'",
+                (_to_json(problem), revision, job_id, sentence.index, sentence.take),
+            )
+
+    def speak_again(self, job_id: str, holder: str, indexes: Iterable[int]) -> None:
+        """Mark sentences whose sound is lost as not spoken. Raises LostJob."""
+        with self._transaction() as db:
+            self._check_holder(db, job_id, holder)
+            revision = self._change(db, job_id)
+            db.executemany(
+                "UPDATE sentences SET status = 'pending', samples = NULL, seconds = NULL, changed = ? WHERE job = ? "
+                "AND number = ?",
+                ((revision, job_id, index) for index in indexes),
+            )
+
+    def complete(self, job_id: str, holder: str, result: str, facts: dict[str, Any], *, revision: int) -> bool:
+        """Record the result of a job. Returns False if the job has changed after `revision`. Raises LostJob."""
+        with self._transaction() as db:
+            self._check_holder(db, job_id, holder)
+            if self._job(db, job_id).revision != revision:
+                return False
+            self._change(
+                db,
+                job_id,
+                status="completed",
+                holder=None,
+                problem=None,
+                result=result,
+                result_facts=json.dumps(facts),
+            )
+            return True
+
+    # ---- inside
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """The connection, which is opened at the first use. Raises OSError, sqlite3.Error."""
+        if self._connection is None:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            connection = sqlite3.connect(
+                self.folder / FILE, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("BEGIN IMMEDIATE")
+            if not connection.execute("PRAGMA user_version").fetchone()[0]:
+                for statement in _SCHEMA.split(";\n"):
+                    connection.execute(statement)
+                connection.execute("PRAGMA user_version = 1")
+            connection.execute("COMMIT")
+            self._connection = connection
+        return self._connection
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run the statements of the block as one transaction."""
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield db
+            db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # SQLite has already rolled back, for example at a full disk
+                db.execute("ROLLBACK")
+            raise
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _job(self, db: sqlite3.Connection, job_id: str, owner: str | None = None) -> Job:
+        row = db.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        if row is None or (owner is not None and row["owner"] != owner):
+            raise NotFound(f"The job {job_id[:80]!r} does not exist.", param="id")
+        return self._state(db, row)
+
+    def _state(self, db: sqlite3.Connection, row: sqlite3.Row) -> Job:
+        done = db.execute(
+            "SELECT count(*) AS total, coalesce(sum(status = 'done'), 0) AS done, coalesce(sum(status = 'failed'), 0) "
+            "AS failed, coalesce(sum(CASE WHEN status = 'done' THEN seconds END), 0) AS seconds, "
+            "coalesce(sum(CASE WHEN status != 'pending' THEN characters END), 0) AS characters_done, "
+            "coalesce(sum(characters), 0) AS characters FROM sentences WHERE job = ?",
+            (row["id"],),
+        ).fetchone()
+        written = db.execute(
+            "SELECT count(*) AS chapters, coalesce(sum(characters), 0) AS characters, coalesce(sum(CASE WHEN "
+            "planned = 0 THEN characters END), 0) AS unplanned, coalesce(min(planned), 1) AS planned "
+            "FROM chapters WHERE job = ?",
+            (row["id"],),
+        ).fetchone()
+        eta_s = None
+        if row["status"] == "running" and row["rate"]:
+            eta_s = (done["characters"] + written["unplanned"] - done["characters_done"]) / row["rate"]
+        progress = Progress(
+            done["done"], done["total"], done["failed"], done["seconds"], bool(written["planned"]), eta_s
+        )
+        return Job(
+            row["id"],
+            row["owner"],
+            row["status"],
+            row["created_at"],
+            row["updated_at"],
+            About(**json.loads(row["about"])),
+            request_from_json(row["request"]),
+            frozenset(json.loads(row["extras"])),
+            _options(row["options"]),
+            row["seed"],
+            progress,
+            written["chapters"],
+            written["characters"],
+            row["revision"],
+            _problem(row["problem"]),
+            row["engine"],
+            row["result"],
+            json.loads(row["result_facts"] or "{}"),
+            row["name"],
+            tuple(json.loads(row["labels"])),
+            bool(row["archived"]),
+        )
+
+    def _change(self, db: sqlite3.Connection, job_id: str, **values: Any) -> int:
+        """Set columns of a job, and return its new revision. A job that stops running has no holder."""
+        if values.get("status", "running") != "running":
+            values.setdefault("holder", None)
+        names = "".join(f", {name} = ?" for name in values)
+        db.execute(
+            f"UPDATE jobs SET revision = revision + 1, updated_at = ?{names} WHERE id = ?",  # noqa: S608 # nosec B608
+            (time.time(), *values.values(), job_id),
+        )
+        return int(db.execute("SELECT revision FROM jobs WHERE id = ?", (job_id,)).fetchone()["revision"])
+
+    @staticmethod
+    def _check_holder(db: sqlite3.Connection, job_id: str, holder: str) -> None:
+        row = db.execute("SELECT holder, status FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        if row is None or row["holder"] != holder or row["status"] != "running":
+            raise LostJob(job_id)
+
+    @staticmethod
+    def _sentence_row(db: sqlite3.Connection, job_id: str, index: int) -> sqlite3.Row:
+        row = db.execute("SELECT * FROM sentences WHERE job = ? AND number = ?", (job_id, index)).fetchone()
+        if row is None:
+            raise NotFound(f"The job {job_id!r} has no sentence {index}.", param="index")
+        found: sqlite3.Row = row
+        return found
+
+
+def _translated(method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a method of the store. Raises NotStored for an error of SQLite or of the disk."""
+    try:
+        return method(*args, **kwargs)
+    except (sqlite3.Error, OSError) as error:
+        raise NotStored(
+            f"The state of the jobs can't be read or written: {error}. The server's disk may be full or read-only."
+        ) from error
+
+
+def _sentence(row: sqlite3.Row) -> SentenceState:
+    words = tuple(TimedWord(*word) for word in json.loads(row["words"] or "[]"))
+    return SentenceState(
+        row["number"],
+        row["chapter"],
+        row["text"],
+        row["voice"],
+        row["language"],
+        row["pause_s"],
+        bool(row["starts_paragraph"]),
+        row["status"],
+        row["take"],
+        row["seed"],
+        row["samples"],
+        row["seconds"],
+        row["verified"],
+        words,
+        _problem(row["problem"]),
+        row["changed"],
+    )
+
+
+def _options(text: str) -> Options:
+    values = json.loads(text)
+    return Options(**{**values, "captions": tuple(values["captions"])})
+
+
+def _problem(text: str | None) -> Problem | None:
+    return None if text is None else Problem(**json.loads(text))
+
+
+def _to_json(problem: Problem | None) -> str | None:
+    return None if problem is None else json.dumps(asdict(problem))
