@@ -159,7 +159,9 @@ class Session:
             self._socket.send(json.dumps(event))
         else:
             context = {"context_id": str(self._number)}
-            self._socket.send(json.dumps({"close_context": True, **context} if end else {"text": text, **context}))
+            self._socket.send(
+                json.dumps({"flush": True, "close_context": True, **context} if end else {"text": text, **context})
+            )
 
     async def speak(self, text: str, token_s: float, cancel_after_s: float | None = None) -> Turn:
         """Send a text token by token, and return when its speech has ended. cancel_after_s: after the first audio."""

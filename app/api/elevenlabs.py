@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from starlette.datastructures import MutableHeaders
 
 from app.api.errors import body_of, status_of
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from app.text.character_times import TimedCharacter
     from app.types import TimedSentence
     from app.voices.store import VoiceStore
+
+log: Any = structlog.get_logger(__name__)
 
 _SENTENCE_ENDS = tuple(".!?\u2026\u3002\uff01\uff1f")
 _OPENING, _CLOSING = "\"'\u201c\u2018([\u00bf\u00a1", "\"'\u201d\u2019)] \n"
@@ -483,6 +486,12 @@ class StreamInput:
                 final = {"is_final": True} if self.several else {}
                 nothing = {"normalizedAlignment": None, "alignment": None}
                 await self.socket.send({"audio": None, "isFinal": True, **final, **nothing, **ids})
+            except Closed:
+                raise
+            except Exception:
+                log.exception("a context failed with an unexpected error")
+                status = 500
+                await self.socket.close(SERVER_ERROR, "The server failed because of an internal error.")
             finally:
                 if self._open.get(context.name) is context:
                     del self._open[context.name]

@@ -300,13 +300,18 @@ class _Connection:
 
     async def _send_all(self) -> None:
         """Send the speech of one text after the other."""
-        with contextlib.suppress(Closed, OSError):
+        try:
             going_on = True
             while going_on:
                 self._speaking = await self._waiting.get()
                 going_on = await self._speak(self._speaking) and not (self._finishing and self._waiting.empty())
                 self._speaking = None
-        self.writer.close()
+        except (Closed, OSError):
+            pass
+        except Exception:
+            log.exception("the speech of a Wyoming connection failed with an unexpected error")
+        finally:
+            self.writer.close()  # the client waits for audio
 
     async def _speak(self, speech: _Speech) -> bool:
         """Send the speech of a text. Returns False if it has failed: the connection is then closed.

@@ -507,12 +507,6 @@ def test_dialogue_has_the_audio_of_the_dialogue_route(server: str, path: str) ->
     assert httpx.post(server + path, json=body).headers["content-type"] == "audio/mpeg"
 
 
-def test_model_id_of_this_server_is_used(server: str) -> None:
-    path = f"{server}/v1/text-to-speech/alloy"
-    for model, status in (("espeak", 200), ("tts-1", 200), ("eleven_v3", 200), ("", 200), (5, 400)):
-        assert httpx.post(path, json={"text": "Hi.", "model_id": model}).status_code == status
-
-
 # ---- the times of characters
 
 

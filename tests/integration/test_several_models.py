@@ -57,6 +57,10 @@ def test_each_model_speaks_and_is_unloaded(tmp_path: Path, tiny_csm: Path, tiny_
             assert decode(answer.content, "wav").seconds > 0.1
         assert set(states(url).values()) == {"ready"}
         assert speak(url, "tts-1").headers["X-TTS-Engine"] == "espeak"  # the default model
+        for model, engine in (("csm-1b", "csm"), ("eleven_v3", "espeak")):
+            body = {"text": "Hello.", "model_id": model}
+            with httpx.stream("POST", f"{url}/v1/text-to-speech/alloy/stream", json=body, timeout=120) as elevenlabs:
+                assert elevenlabs.headers["X-TTS-Engine"] == engine
         listed = {each["id"]: each for each in httpx.get(f"{url}/v1/models").json()["data"]}
         assert (listed["csm-1b"]["clones"], listed["espeak"]["clones"]) == (True, False)
         assert all(listed[model]["loaded"] for model in MODELS)

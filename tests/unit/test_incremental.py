@@ -65,8 +65,8 @@ MARKED = (
 )  # fmt: skip
 
 
-def pieces(parts: list[str], *, eager: bool = True) -> list[Piece]:
-    splitter = IncrementalSplitter(eager=eager)
+def pieces(parts: list[str], *, eager: bool = True, clauses: bool = False) -> list[Piece]:
+    splitter = IncrementalSplitter(eager=eager, clauses=clauses)
     found = [piece for part in parts for piece in splitter.append(part)]
     return found + splitter.finish()
 
@@ -87,6 +87,19 @@ def test_every_division_into_two_parts_gives_the_same_sentences(marked: str) -> 
     whole = pieces([text])
     assert all(pieces([text[:at], text[at:]]) == whole for at in range(1, len(text)))
     assert pieces(list(text)) == whole
+
+
+def test_each_clause_can_be_a_piece() -> None:
+    text = "When the rain has stopped at last, we go out. As the grass is still very wet; we wear boots, too. Yes, sir."
+    expected = [
+        "When the rain has stopped at last,",
+        "we go out.",
+        "As the grass is still very wet;",
+        "we wear boots, too.",
+        "Yes, sir.",
+    ]
+    for parts in ([text], list(text)):
+        assert [piece.text for piece in pieces(parts, eager=False, clauses=True)] == expected
 
 
 _PARTS = st.sampled_from(
