@@ -141,10 +141,14 @@ def connections(settings: Settings) -> dict[str, Any]:
     secure: dict[str, Any] = {}
     if settings.tls_cert and settings.tls_key:
         secure["ssl_context_factory"] = partial(tls.server_context, settings.tls_cert, settings.tls_key)
+    # A check that finds only the acknowledged ping is repeated, so the longest time is three times `ping_s`.
+    ping_s = min(http_protocol.PING_S, settings.reader_timeout_s / 3)
     return secure | {
         "http": http_protocol.protocol(settings.read_timeout_s),
         "proxy_headers": False,  # create_api adds this middleware itself
         "ws": http_protocol.SocketProtocol,
+        "ws_ping_interval": ping_s,
+        "ws_ping_timeout": ping_s,
         "ws_max_size": http_protocol.MAX_MESSAGE_BYTES,
         "ws_per_message_deflate": False,  # audio hardly becomes smaller
         "timeout_keep_alive": settings.keep_alive_s,

@@ -418,7 +418,7 @@ class Settings(BaseSettings):
         ge=0.1,
         le=86_400,
         description="Seconds after which the server disconnects a client that reads nothing of its answer. This frees "
-        "the row of the answer.",
+        "the row of the answer. A WebSocket whose client has vanished is closed within the same time.",
     )
     cache_bytes: int = Field(
         1 << 30,

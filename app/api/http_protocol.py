@@ -17,6 +17,7 @@ import json
 import logging
 import socket
 import struct
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,12 +51,18 @@ SOCKET_PATHS = (
     b"/multi-stream-input",
     b"/audio/speech/stream",
 )  # the ends of the paths of the WebSocket routes
+# A WebSocket gets a ping after PING_S, and is closed if its client shows no sign of life for as long after the ping.
+# Both times are shorter if TTS_READER_TIMEOUT_S is below 60 s: the whole time is at most TTS_READER_TIMEOUT_S.
+PING_S = 20.0
+# The time to send the last data of a WebSocket whose client shows no sign of life, or when the server stops.
+CLOSE_S = 1.0
 MAX_MESSAGE_BYTES = 16 << 20  # limit of a WebSocket message; OpenAI allows 15 MiB of audio in one event
 _HEAD_TOO_LARGE = f"The headers of the request are larger than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
 # Headers that offer an upgrade. If the upgrade of a request is ignored, these headers are removed from the request.
 _UPGRADE_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
 # SO_LINGER with a timeout of 0 s: closing the connection sends a reset, so that the client reports an error.
 _RESET_ON_CLOSE, _CLOSE_NORMALLY = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
+_BYTES_ACKED = 120  # place of tcpi_bytes_acked in the struct tcp_info of Linux
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
@@ -67,17 +74,60 @@ def protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol without its log, which contains the query strings of requests."""
+    """uvicorn's WebSocket protocol without its log, which contains the query strings of requests.
+
+    uvicorn sends a ping and closes the connection if no pong arrives. This has two faults. The pong of a client that
+    reads at the speed of playback comes late, because the ping waits behind the audio. And a connection with unsent
+    data is not closed before the client has read the data. So this protocol disconnects a client that has neither sent
+    nor received any data since the ping, and it drops the unsent data.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.logger = _log
+        self._has_received = False  # since the ping or the last check
+        self._acknowledged_bytes = 0  # at the ping or the last check
+
+    def data_received(self, data: bytes) -> None:
+        self._has_received = True
+        super().data_received(data)
+
+    def send_keepalive_ping(self) -> None:
+        self._has_progress()
+        super().send_keepalive_ping()
+
+    def keepalive_timeout(self) -> None:
+        # If reading is paused, the pong may have arrived.
+        if not self.close_sent and (self._has_progress() or self.read_paused):
+            self.pong_timer = self.loop.call_later(self.ping_timeout or 0, self.keepalive_timeout)
+            return
+        super().keepalive_timeout()
+        self.loop.call_later(CLOSE_S, self.transport.abort)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.loop.call_later(CLOSE_S, self.transport.abort)  # the client may never read the unsent data
+
+    def _has_progress(self) -> bool:
+        """Return whether data was received, or sent data was acknowledged, since the last call."""
+        received, self._has_received = self._has_received, False
+        before = self._acknowledged_bytes
+        self._acknowledged_bytes = _acknowledged_bytes(self.transport.get_extra_info("socket"))
+        return received or self._acknowledged_bytes > before
 
     async def send(self, message: Any) -> None:
         await super().send(message)
         # this is also set after a refused handshake; without this check, uvicorn would log an error
         if self.close_sent:
             self.handshake_complete = True
+
+
+def _acknowledged_bytes(connection: socket.socket | None) -> int:
+    """Return how many bytes the other side of a TCP connection has acknowledged; 0 if the system does not say it."""
+    if connection is None or not hasattr(socket, "TCP_INFO") or connection.family == socket.AF_UNIX:
+        return 0
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 8)
+    return int.from_bytes(info[_BYTES_ACKED : _BYTES_ACKED + 8], sys.byteorder)
 
 
 class _LimitedProtocol(HttpToolsProtocol):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import socket as raw_socket
 import struct
 import time
-from socket import SO_LINGER, SOL_SOCKET
-from typing import TYPE_CHECKING
+from socket import SO_LINGER, SO_RCVBUF, SOL_SOCKET
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -66,6 +68,74 @@ def test_sockets_that_read_nothing_pause_and_then_lose_only_their_own_rows(tmp_p
                 assert caller.speak("They do not read, but I do.")[-1]["response"]["status"] == "completed"
             wait_until(lambda: is_free(url))  # while the sockets are open
             assert caller.speak("Their rows are free.")[-1]["response"]["status"] == "completed"
+
+
+class _Silent:
+    """A client that opens a WebSocket and sends messages. Then it reads nothing and answers no ping."""
+
+    def __init__(self, url: str, path: str, *messages: dict[str, Any]) -> None:
+        where = urlsplit(url)
+        self.raw = raw_socket.socket()
+        self.raw.settimeout(30)
+        self.raw.setsockopt(SOL_SOCKET, SO_RCVBUF, 16_384)
+        self.raw.connect((where.hostname, where.port))
+        head = f"GET /v1/{path} HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        self.raw.sendall(f"{head}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n\r\n".encode())
+        assert self.raw.recv(1024).startswith(b"HTTP/1.1 101")
+        for content in messages:
+            data = json.dumps(content).ljust(126).encode()
+            # a text frame with a mask of zeros
+            self.raw.sendall(b"\x81\xfe" + len(data).to_bytes(2, "big") + bytes(4) + data)
+
+    def has_ended(self) -> bool:
+        """Read what the server has sent until now, and return whether it has ended the connection."""
+        self.raw.setblocking(False)
+        try:
+            while self.raw.recv(1 << 16):
+                pass
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            pass
+        return True
+
+
+def test_client_that_vanishes_is_noticed_in_each_dialect(tmp_path: Path) -> None:
+    """No packet says that the client is gone: the server gets no pong, and its data is not read."""
+    long = LONG[:60_000]
+    eleven = {"text": long, "context_id": "a"}
+    config = {"type": "session.config", "response_format": "pcm", "stream_audio": True, "split_granularity": "sentence"}
+    with (
+        serving(tmp_path, TTS_MAX_ROWS=8, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=1.5) as url,
+        calling(url) as idle,
+        calling(url) as caller,
+    ):
+        speaking = [
+            _Silent(url, "realtime", {"type": "input_text_buffer.append", "text": long}),
+            _Silent(url, "text-to-speech/alloy/stream-input?output_format=pcm_24000", eleven),
+            _Silent(url, "text-to-speech/alloy/multi-stream-input?output_format=pcm_24000", eleven),
+            _Silent(url, "audio/speech/stream", config, {"type": "input.text", "text": long}, {"type": "input.done"}),
+        ]
+        waiting = [_Silent(url, "realtime"), _Silent(url, "text-to-speech/alloy/multi-stream-input")]
+        wait_until(lambda: not is_free(url))
+        wait_until(lambda: is_free(url))
+        wait_until(lambda: all(client.has_ended() for client in (*speaking, *waiting)), timeout_s=15)
+        for client in (*speaking, *waiting):
+            client.raw.close()
+        for other in (idle, caller):
+            assert other.speak("We answer the pings.")[-1]["response"]["status"] == "completed"
+
+
+def test_client_that_reads_slowly_is_not_disconnected(tmp_path: Path) -> None:
+    """Its pongs come late or never, because the pings wait behind the audio."""
+    with serving(tmp_path, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=6) as url:
+        client = _Silent(url, "realtime", {"type": "input_text_buffer.append", "text": LONG})
+        until_s = time.monotonic() + 7
+        while time.monotonic() < until_s:
+            client.raw.recv(1 << 14)
+            time.sleep(0.2)
+        assert not is_free(url)
+    client.raw.close()  # the server has stopped although this client does not read
 
 
 def _open_contexts(socket: ClientConnection, count: int) -> None:
