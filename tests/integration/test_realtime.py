@@ -880,6 +880,7 @@ def test_client_secret_opens_a_session(keyed: tuple[str, KeyFile, str]) -> None:
         ({"temperature": 9}, 400, "session.temperature"),
         ({"temperature": 1}, 400, "session.temperature"),  # the offline voice has no temperature
         ({"language": 5}, 400, "session.language"),
+        ({"language": "tlh"}, 400, "session.language"),
     ],
 )
 def test_settings_of_a_client_secret_are_checked_when_it_is_created(
@@ -952,6 +953,20 @@ def test_connections_are_counted(tmp_path: Path) -> None:
             caller.speak("A very private sentence.")
         counted = 'tts_requests_total{route="/v1/realtime",status="101"} 1.0'
         wait_until(lambda: counted in httpx.get(f"{url}/metrics").text)
+
+
+def test_session_without_a_key_ends_when_the_server_gets_keys(tmp_path: Path) -> None:
+    with serving(tmp_path) as url, calling(url) as caller:
+        KeyFile(tmp_path).add("first", ["speak"])
+        wait_until(lambda: httpx.post(f"{url}/v1/realtime/client_secrets", json={}).status_code == 401)
+        caller.create()
+        error = caller.until("error")[-1]["error"]
+        assert error["code"] == "invalid_api_key"
+        assert "Authorization" not in error["message"]  # this connection can't send another header
+        with pytest.raises(ConnectionClosed) as closed:
+            _until_closed(caller)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
 
 
 def test_session_ends_after_its_maximum_time(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
