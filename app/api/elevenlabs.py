@@ -316,7 +316,7 @@ class StreamInput:
     several: bool  # whether messages have a `context_id`
     _open: dict[str, _Context] = field(default_factory=dict)  # the contexts that take text
     _tasks: dict[asyncio.Task[None], _Context] = field(default_factory=dict)  # the contexts whose speech is sent
-    _active_s: float = field(default_factory=time.monotonic)  # the time of the last message
+    _active_s: float = field(default_factory=time.monotonic)  # the time since which it waits for a message
     _heard_s: float = 0.0  # the time at which the audio that was sent has been played
 
     async def run(self) -> None:
@@ -352,6 +352,7 @@ class StreamInput:
 
     async def _receive(self) -> Object:
         """Wait for the next message. Raises TimeoutError if none arrives while all speech is over, Closed."""
+        self._active_s = time.monotonic()
         receiving = asyncio.ensure_future(self.socket.receive_json())
         try:
             while not receiving.done():
@@ -361,7 +362,6 @@ class StreamInput:
                     raise TimeoutError
         finally:
             receiving.cancel()
-        self._active_s = time.monotonic()
         return receiving.result()
 
     def _deadline_s(self) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from fastapi import WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -24,6 +25,7 @@ from app.api.responses import ErrorEnvelope, Schema, integer_header, text_header
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
     from pydantic import ValidationError
+    from starlette.requests import HTTPConnection
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +206,10 @@ def _json(status: int, body: dict[str, Any], headers: Mapping[str, str] | None) 
 
 
 def install(app: FastAPI, known_paths: Collection[str]) -> None:
-    """Register a handler for each kind of error that a route can raise. known_paths: the paths that a 404 suggests."""
+    """Register a handler for each kind of error that a route can raise, and refuse WebSockets with unknown paths.
+
+    Call this after all routes are added. known_paths: the paths that a 404 suggests.
+    """
 
     async def speech_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, errors.SpeechError)  # noqa: S101 - Starlette declares the parameter as Exception
@@ -227,6 +232,10 @@ def install(app: FastAPI, known_paths: Collection[str]) -> None:
     app.add_exception_handler(errors.SpeechError, speech_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
+
+    @app.websocket("/{path:path}")
+    async def unknown_socket(connection: WebSocket) -> None:
+        await connection.send_denial_response(_unknown_path(connection, known_paths))
 
 
 def _methods_at(request: Request) -> list[str]:
@@ -281,7 +290,7 @@ def _field_at(location: Sequence[str | int]) -> str:
     return ".".join(str(part) for part in location[1 : 4 if inside_list else 2])
 
 
-def _unknown_path(request: Request, known_paths: Collection[str]) -> JSONResponse:
+def _unknown_path(request: HTTPConnection, known_paths: Collection[str]) -> JSONResponse:
     """Return the response to a request whose path belongs to no route."""
     near = suggestion(request.scope["path"].removeprefix(request.scope.get("root_path", "")), known_paths)
     hint = f" Did you mean {near}?" if near else ""

@@ -315,8 +315,9 @@ class LiveContext:
         try:
             last = await self._speak()
         except SpeechError as error:
-            self._metrics.failed(type(error).__name__)
-            log.info("live speech failed: %s", type(error).__name__)
+            if not isinstance(error, EmptyText):  # clients end contexts without text
+                self._metrics.failed(type(error).__name__)
+                log.info("live speech failed: %s", type(error).__name__)
             last = Failed(error)
         except Exception as error:
             log.exception("live speech failed with an unexpected error")

@@ -454,6 +454,13 @@ def test_wrong_connections_are_refused(server: str, voice: str, query: Any, stat
         assert content["error"]["param"] == next(iter(query), "voice_id")
 
 
+def test_unknown_path_of_a_socket_is_refused_with_a_reason(server: str) -> None:
+    with pytest.raises(InvalidStatus) as error, streaming(server, "multi-stream-inputs"):
+        pass
+    assert error.value.response.status_code == 404
+    assert json.loads(error.value.response.body)["detail"]["status"] == "not_found"
+
+
 def test_errors_name_the_fields_of_the_client(server: str) -> None:
     path = f"{server}/v1/text-to-speech"
     for url, body, param in (
