@@ -133,6 +133,13 @@ def test_lossless_formats_accept_any_rate(audio_format, rate_hz):
     np.testing.assert_allclose(decoded, sound, atol=0.51 / 32768)
 
 
+@pytest.mark.parametrize("audio_format", ["wav", "flac", "pcm"])
+def test_lossless_formats_keep_noise(audio_format):
+    noise = np.random.default_rng(1).normal(0, 0.05, 24_000).astype(np.float32)
+    decoded, _ = decode(encode(audio_format, noise), audio_format)
+    np.testing.assert_allclose(decoded, noise, atol=0.51 / 32768)
+
+
 @pytest.mark.parametrize(
     ("audio_format", "rate_hz"),
     [("mp3", 23_999), ("aac", 9_000), ("aac", 96_000), ("mp3", 0), ("opus", 48_001), ("wav", 7_999), ("pcm", -1)],
