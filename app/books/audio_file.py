@@ -1,33 +1,41 @@
 """Write one audio file with tags, chapters and a cover. The samples pass through, so the memory stays flat.
 
 FFmpeg writes the chapters of M4B (`chpl` and a text track) and of MP3 (the ID3 frames CHAP and CTOC). This module
-writes the chapters of FLAC and Ogg Opus as comments. A WAV file of more than 4 GB is an RF64 file.
+writes the chapters of FLAC and Ogg Opus as comments. A WAV file of more than 4 GB is an RF64 file. The same samples,
+tags and chapters give the same bytes.
 """
 
 from __future__ import annotations
 
+import base64
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 from app.audio import pcm
 from app.audio.formats import AUDIO_FORMATS, CodecRecipe
 from app.audio.resample import StreamResampler
+from app.books.cover import picture
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from av import AudioCodecContext
     from av.container import OutputContainer
+    from av.container.core import Chapter
     from numpy.typing import NDArray
 
+    from app.books.cover import Picture
     from app.types import Samples
 
 _MS = Fraction(1, 1000)
+_PCM_FRAME = 4096  # samples of a block, if the codec has no frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +54,22 @@ class _Container:
     recipe: str  # key of AUDIO_FORMATS: the codec and its options
     format: str  # FFmpeg's name of the container
     options: Mapping[str, str]
-    comments: bool = False  # whether chapters and cover are comments (Vorbis comments)
-    cover: bool = True
+    has_comments: bool = False  # whether chapters are Vorbis comments
+    cover: str = "stream"  # how the cover is written: "stream", "comment", or "" = not at all
 
 
-_CONTAINERS: Mapping[str, _Container] = {
+CONTAINERS: Mapping[str, _Container] = {
     "mp3": _Container("mp3", "mp3", {"id3v2_version": "3", "write_xing": "1"}),
     "m4b": _Container("m4a", "mp4", {"brand": "M4B ", "movflags": "+faststart"}),
     "m4a": _Container("m4a", "mp4", {"brand": "M4A ", "movflags": "+faststart"}),
-    "flac": _Container("flac", "flac", {}, comments=True),
-    "opus": _Container("opus", "ogg", {}, comments=True),
-    "wav": _Container("wav", "wav", {"rf64": "auto"}, cover=False),
+    "flac": _Container("flac", "flac", {}, has_comments=True),
+    "opus": _Container("opus", "ogg", {}, has_comments=True, cover="comment"),
+    "wav": _Container("wav", "wav", {"rf64": "auto"}, cover=""),
 }
 
 
 class AudioFile:
-    """An audio file that is being written. Use it with `with`: an exception leaves an incomplete file behind."""
+    """An audio file that is being written. Leaving its `with` block without `finish` leaves an incomplete file."""
 
     def __init__(
         self,
@@ -72,18 +80,24 @@ class AudioFile:
         tags: Mapping[str, str],
         chapters: Sequence[ChapterMark] = (),
         cover: bytes | None = None,
+        codec_rate_hz: int | None = None,
+        bit_rate: int | None = None,
     ) -> None:
-        """kind: mp3, m4b, m4a, flac, opus or wav. rate_hz: of the samples. tags: FFmpeg's names, for example title."""
-        container = _CONTAINERS[kind]
+        """kind: key of CONTAINERS. rate_hz: of the samples. tags: by FFmpeg's names, for example title.
+
+        codec_rate_hz, bit_rate (bits/s): of the file; None = as in answers of this format.
+        """
+        container = CONTAINERS[kind]
         self._container: OutputContainer = av.open(
             str(path), "w", format=container.format, options={"fflags": "+bitexact", **container.options}
         )
         recipe = AUDIO_FORMATS[container.recipe].recipe
-        codec, sample_format, bit_rate, options, codec_rate_hz = "pcm_s16le", "s16", None, {}, rate_hz
+        codec, sample_format, options = "pcm_s16le", "s16", {}
+        codec_rate_hz = codec_rate_hz or rate_hz
         if isinstance(recipe, CodecRecipe):
             codec, sample_format, options = recipe.codec, recipe.sample_format, dict(recipe.codec_options)
-            codec_rate_hz = recipe.codec_rate_hz(rate_hz)
-            bit_rate = recipe.bit_rate(codec_rate_hz)
+            codec_rate_hz = recipe.codec_rate_hz(codec_rate_hz)
+            bit_rate = bit_rate or recipe.bit_rate(codec_rate_hz)
         stream = self._container.add_stream(
             codec, rate=codec_rate_hz, layout="mono", options={"flags": "+bitexact", **options}
         )
@@ -92,68 +106,89 @@ class AudioFile:
         self._codec.time_base = self._time_base = Fraction(1, codec_rate_hz)
         if bit_rate is not None:
             self._codec.bit_rate = bit_rate
+        self._sample_format = sample_format
         self._rate_hz = codec_rate_hz
         self._resampler = StreamResampler(rate_hz, codec_rate_hz)
-        self._pending = np.zeros(0, np.float32)
-        self._position = 0
-        written = dict(tags)
-        if container.comments:
-            written.update(_chapter_comments(chapters))
+        self._pending: Samples = np.zeros(0, np.float32)
+        self._position_samples = 0
+        self._container.metadata.update(tags)
+        if container.has_comments:
+            self._container.metadata.update(_chapter_comments(chapters))
         elif chapters:
-            self._container.set_chapters(
-                [
-                    {
-                        "id": number,
-                        "start": round(chapter.start_s * 1000),
-                        "end": round(chapter.end_s * 1000),
-                        "time_base": _MS,
-                        "metadata": {"title": chapter.title},
-                    }
-                    for number, chapter in enumerate(chapters)
-                ]
-            )
-        self._container.metadata.update(written)
+            self._container.set_chapters([_chapter(number, each) for number, each in enumerate(chapters)])
+        cover_stream = None
+        if cover is not None and (found := picture(cover)) is not None:
+            if container.cover == "stream":
+                cover_stream = self._container.add_mux_stream(found.codec, width=found.width, height=found.height)
+                cover_stream.disposition = Disposition.attached_pic
+                cover_stream.time_base = Fraction(1, 90_000)
+            elif container.cover == "comment":
+                self._container.metadata["METADATA_BLOCK_PICTURE"] = _picture_block(cover, found)
         self._container.start_encoding()
-        self._frame_samples = self._codec.frame_size or 4096
+        if cover is not None and cover_stream is not None:
+            packet = av.Packet(cover)
+            packet.stream = cover_stream
+            packet.pts = packet.dts = 0
+            packet.is_keyframe = True
+            self._container.mux(packet)
+        self._frame_samples = self._codec.frame_size or _PCM_FRAME
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
 
     def write(self, samples: Samples) -> None:
-        """Encode mono samples (N,)."""
+        """Encode mono samples (N,). Samples outside [-1, 1] are clipped."""
         self._pending = np.concatenate((self._pending, self._resampler.push(pcm.clip(samples))))
         whole = len(self._pending) - len(self._pending) % self._frame_samples
         self._feed(self._pending[:whole])
         self._pending = self._pending[whole:].copy()
 
     def finish(self) -> None:
-        """Encode the remaining samples and complete the file."""
+        """Encode the remaining samples and complete the file. Raises OSError if the disk is full."""
         self._feed(np.concatenate((self._pending, self._resampler.flush())))
         for packet in self._codec.encode(None):
             self._container.mux(packet)
         self._container.close()
 
-    def close(self) -> None:
-        self._container.close()
-
     def _feed(self, samples: Samples) -> None:
+        """Encode samples (N,) frame by frame. Only the last frame of the file may be shorter."""
         converted: NDArray[np.float32] | NDArray[np.int16]
-        sample_format = self._codec.format.name
-        converted = pcm.to_int16(samples) if sample_format == "s16" else pcm.clip(samples)
+        converted = pcm.to_int16(samples) if self._sample_format == "s16" else pcm.clip(samples)
         for start in range(0, len(converted), self._frame_samples):
-            block = converted[None, start : start + self._frame_samples]
-            frame = av.AudioFrame.from_ndarray(block, format=sample_format, layout="mono")
+            block = converted[None, start : start + self._frame_samples]  # (1, <= frame_samples)
+            frame = av.AudioFrame.from_ndarray(block, format=self._sample_format, layout="mono")
             frame.sample_rate = self._rate_hz
             frame.time_base = self._time_base
-            frame.pts = self._position
-            self._position += block.shape[1]
+            frame.pts = self._position_samples
+            self._position_samples += block.shape[1]
             for packet in self._codec.encode(frame):
                 self._container.mux(packet)
 
 
+def _chapter(number: int, chapter: ChapterMark) -> Chapter:
+    """Return a chapter in the form of PyAV."""
+    start_ms, end_ms = round(chapter.start_s * 1000), round(chapter.end_s * 1000)
+    return {"id": number, "start": start_ms, "end": end_ms, "time_base": _MS, "metadata": {"title": chapter.title}}
+
+
 def _chapter_comments(chapters: Sequence[ChapterMark]) -> dict[str, str]:
+    """Return chapters as Vorbis comments: CHAPTER000=00:01:02.003 and CHAPTER000NAME."""
     comments = {}
     for number, chapter in enumerate(chapters):
         ms = round(chapter.start_s * 1000)
-        comments[f"CHAPTER{number:03}"] = (
-            f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}.{ms % 1000:03}"
-        )
+        clock = f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}.{ms % 1000:03}"
+        comments[f"CHAPTER{number:03}"] = clock
         comments[f"CHAPTER{number:03}NAME"] = chapter.title
     return comments
+
+
+def _picture_block(cover: bytes, found: Picture) -> str:
+    """Return a cover as the comment METADATA_BLOCK_PICTURE of Ogg: FLAC's block PICTURE in base64."""
+    media_type = found.media_type.encode()
+    kind = 3  # front cover
+    head = struct.pack(">II", kind, len(media_type)) + media_type + struct.pack(">I", 0)
+    head += struct.pack(">IIIII", found.width, found.height, 24, 0, len(cover))
+    return base64.b64encode(head + cover).decode("ascii")

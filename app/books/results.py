@@ -1,27 +1,37 @@
-"""Write the result of a book: one audio file with chapters, or a zip with one audio file for each chapter.
+"""Write the result of a book: one audio file with chapters, a zip with a file per chapter, or an EPUB to read along.
 
 Sentences are read one after another and encoded at once, so the memory does not grow with the book. A result is written
-to a temporary file in the folder of `out`, and renamed when it is complete.
+to a temporary file in the folder of `out`, and renamed when it is complete. The same sentences give the same bytes.
 """
 
 from __future__ import annotations
 
-import os
+import re
+import shutil
 import tempfile
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from app.audio import pcm
+from app.audio import provenance
 from app.books.audio_file import AudioFile, ChapterMark
+from app.books.cover import picture
+from app.books.mastering import Levels, LoudnessTarget, Meter, mastered
+from app.books.read_along import ReadAlongBook, add_file
+from app.books.sound import caption_parts, chapter_groups, chapter_marks, read_samples
 
 if TYPE_CHECKING:
     from app.books.book import Book, ResultFormat, SpokenSentence
     from app.text.captions import CaptionFormat
-    from app.types import Samples
+
+__all__ = ["MEDIA_TYPES", "ChapterMark", "Levels", "LoudnessTarget", "Result", "caption_parts", "write_result"]
 
 MEDIA_TYPES: Mapping[ResultFormat, str] = {
     "mp3": "audio/mpeg",
@@ -32,9 +42,21 @@ MEDIA_TYPES: Mapping[ResultFormat, str] = {
     "zip": "application/zip",
     "epub": "application/epub+zip",
 }
-# None = the sound as it is; a number = an integrated loudness in LUFS, for example -18; "acx" = the rules of ACX.
-LoudnessTarget = float | Literal["acx"] | None
-_BLOCK_BYTES = 1 << 16
+# ACX takes MP3 files of 44.1 kHz with a constant bit rate of 192 kbit/s.
+_ACX_RATE_HZ, _ACX_BIT_RATE = 44_100, 192_000
+_MP4_TAGS = {"media_type": "2", "gapless_playback": "1"}  # stik: audiobook; pgap
+_FORBIDDEN = re.compile(r"[<>:\"/\\|?*\x00-\x1f\x7f]+")  # in names of files on Windows
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
+_LONGEST_NAME_BYTES = 120
+
+
+@dataclass(frozen=True, slots=True)
+class AudioPart:
+    """One audio file of a result."""
+
+    title: str
+    seconds: float
+    levels: Levels  # of the sound before it is encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +67,49 @@ class Result:
     media_type: str
     seconds: float
     chapters: tuple[ChapterMark, ...]  # times in the whole book, also if each chapter has its own file
+    files: tuple[AudioPart, ...]
+    captions: tuple[Path, ...]  # the caption files beside `path`
+
+
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    """What all audio files of a result have in common."""
+
+    rate_hz: int
+    loudness: LoudnessTarget
+    tags: Mapping[str, str]
+    cover: bytes | None
+
+    def write(
+        self,
+        path: Path,
+        kind: str,
+        sentences: Iterable[SpokenSentence],
+        title: str,
+        *,
+        chapters: Sequence[ChapterMark] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> AudioPart:
+        """Write one audio file. sentences: iterated twice if a loudness is wanted."""
+        meter = Meter(self.rate_hz)
+        samples = 0
+        is_acx = self.loudness == "acx" and kind == "mp3"
+        with AudioFile(
+            path,
+            kind,
+            self.rate_hz,
+            tags={**self.tags, **(tags or {}), **(_MP4_TAGS if kind in {"m4a", "m4b"} else {})},
+            chapters=chapters,
+            cover=self.cover,
+            codec_rate_hz=_ACX_RATE_HZ if is_acx else None,
+            bit_rate=_ACX_BIT_RATE if is_acx else None,
+        ) as file:
+            for block in mastered(partial(read_samples, sentences, self.rate_hz), self.rate_hz, self.loudness):
+                meter.push(block)
+                samples += len(block)
+                file.write(block)
+            file.finish()
+        return AudioPart(title, samples / self.rate_hz, meter.finish())
 
 
 def write_result(
@@ -57,109 +122,141 @@ def write_result(
     captions: Sequence[CaptionFormat] = (),
     loudness: LoudnessTarget = None,
     tags: Mapping[str, str] | None = None,
+    chapter_format: str = "mp3",
 ) -> Result:
     """Write a book that was spoken to the file `out`. Blocks: call it in a thread.
 
     sentences: in the order of the book; iterated several times, so it must not be an iterator. sample_rate: of the
-    files of the sentences, in Hz. captions: the formats of caption files; they are written beside `out` with its name,
-    and in a zip beside each audio file. tags: further tags of each audio file (FFmpeg's names), for example comment.
+    files of the sentences, in Hz. captions: the formats of caption files. They are written beside `out` with its name;
+    in a zip, each audio file has its own. loudness: each audio file is brought to it. tags: further tags of each audio
+    file by FFmpeg's names, for example comment. chapter_format: of the audio files in a zip: mp3, m4a, flac, opus, wav.
 
     Raises OSError if the disk is full, and ValueError if there is no sentence.
     """
     if iter(sentences) is sentences:
         raise TypeError("sentences is iterated several times: give a sequence, not an iterator")
-    marks = chapter_marks(book, sentences)
-    if not marks:
+    places = chapter_marks(book, sentences, sample_rate)
+    if not places:
         raise ValueError("the book has no spoken sentence")
-    with _temporary(out) as path:
+    marks = [mark for _, mark in places]
+    # A zip and an EPUB contain the cover once, so that it is not repeated in each of their audio files.
+    cover = None if response_format in {"zip", "epub"} else book.cover
+    sound = _Sound(sample_rate, loudness, _tags(book, tags or {}), cover)
+    written: list[Path] = []
+    with _temporary_folder(out) as folder:
+        path = folder / "result"
         if response_format == "zip":
-            _write_zip(book, sentences, marks, path, rate_hz=sample_rate, tags=tags or {})
-        else:
-            _write_audio(
-                path, response_format, sample_rate, sentences, book=book, chapters=marks, tags=_tags(book, tags or {})
+            files = _write_zip(
+                book, sentences, sound, path, len(marks), captions=captions, chapter_format=chapter_format
             )
-    return Result(out, MEDIA_TYPES[response_format], marks[-1].end_s, tuple(marks))
-
-
-def chapter_marks(book: Book, sentences: Iterable[SpokenSentence]) -> list[ChapterMark]:
-    """Return the chapters that have sentences, with their times in the whole book."""
-    marks: list[ChapterMark] = []
-    last, clock_s = -1, 0.0
-    for sentence in sentences:
-        start_s = clock_s
-        clock_s += sentence.seconds + sentence.pause_s
-        if sentence.chapter == last:
-            start_s = marks.pop().start_s
-        last = sentence.chapter
-        marks.append(ChapterMark(book.chapters[last].title, start_s, clock_s))
-    return marks
+        elif response_format == "epub":
+            files = _write_epub(book, sentences, sound, path)
+        else:
+            files = [sound.write(path, response_format, sentences, book.title, chapters=marks)]
+        if response_format != "zip":
+            for kind in captions:
+                beside = out.with_suffix(f".{kind}")
+                _write_text(folder / "captions", caption_parts(book, sentences, kind, sample_rate))
+                (folder / "captions").replace(beside)
+                written.append(beside)
+        path.replace(out)
+    return Result(out, MEDIA_TYPES[response_format], marks[-1].end_s, tuple(marks), tuple(files), tuple(written))
 
 
 @contextmanager
-def _temporary(out: Path) -> Iterator[Path]:
-    """Yield a path in the folder of `out`. The file is renamed to `out` at the end, or removed after an exception."""
-    handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-    os.close(handle)
-    path = Path(name)
+def _temporary_folder(out: Path) -> Iterator[Path]:
+    """Yield a new folder beside `out`, which is removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        yield path
-        path.replace(out)
+        yield folder
     finally:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tags(book: Book, more: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags of all audio files. Players show `composer` as the narrator."""
     tags = {"title": book.title, "album": book.title, "artist": book.author, "album_artist": book.author}
     tags |= {"composer": book.narrator, "genre": "Audiobook", **more}
     return {name: value for name, value in tags.items() if value}
 
 
-def _samples(sentences: Iterable[SpokenSentence], rate_hz: int) -> Iterator[Samples]:
-    for sentence in sentences:
-        with sentence.sound.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                yield pcm.from_bytes(block)
-        if sentence.pause_s > 0:
-            yield pcm.silence(sentence.pause_s, rate_hz)
-
-
-def _write_audio(
-    path: Path,
-    kind: str,
-    rate_hz: int,
-    sentences: Iterable[SpokenSentence],
-    *,
-    book: Book,
-    chapters: Sequence[ChapterMark],
-    tags: Mapping[str, str],
-) -> None:
-    file = AudioFile(path, kind, rate_hz, tags=tags, chapters=chapters, cover=book.cover)
-    try:
-        for samples in _samples(sentences, rate_hz):
-            file.write(samples)
-        file.finish()
-    finally:
-        file.close()
+def _write_text(path: Path, parts: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for part in parts:
+            file.write(part)
 
 
 def _write_zip(
     book: Book,
     sentences: Iterable[SpokenSentence],
-    marks: Sequence[ChapterMark],
+    sound: _Sound,
     path: Path,
+    count: int,
     *,
-    rate_hz: int,
-    tags: Mapping[str, str],
-) -> None:
-    indices = list(dict.fromkeys(sentence.chapter for sentence in sentences))
-    with (
-        zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
-        tempfile.TemporaryDirectory(dir=path.parent) as folder,
-    ):
-        for number, (index, mark) in enumerate(zip(indices, marks, strict=True), 1):
-            audio = Path(folder) / f"{number:03}.mp3"
-            mine = [sentence for sentence in sentences if sentence.chapter == index]
-            chapter_tags = {**_tags(book, tags), "title": mark.title, "track": f"{number}/{len(marks)}"}
-            _write_audio(audio, "mp3", rate_hz, mine, book=book, chapters=(), tags=chapter_tags)
-            archive.write(audio, audio.name)
-            audio.unlink()
+    captions: Sequence[CaptionFormat],
+    chapter_format: str,
+) -> list[AudioPart]:
+    """Write the folders of audiobookshelf: "Author/Title/01 - Chapter.mp3", cover.jpg, metadata.opf."""
+    place = f"{_file_name(book.author or 'Unknown author')}/{_file_name(book.title or 'Untitled')}"
+    digits = max(2, len(str(count)))
+    files = []
+    audio = path.with_name("audio")
+    with zipfile.ZipFile(path, "w") as archive:
+        if book.cover is not None and (found := picture(book.cover)) is not None:
+            add_file(archive, f"{place}/cover{found.suffix}", book.cover)
+        add_file(archive, f"{place}/metadata.opf", _metadata(book, sound.tags).encode())
+        for number, (index, group) in enumerate(chapter_groups(sentences), 1):
+            spoken = list(group)
+            title = book.chapters[index].title
+            tags = {"title": title, "track": f"{number}/{count}"}
+            files.append(sound.write(audio, chapter_format, spoken, title, tags=tags))
+            name = f"{place}/{number:0{digits}} - {_file_name(title)}"
+            add_file(archive, f"{name}.{chapter_format}", audio)
+            for kind in captions:
+                text = "".join(caption_parts(book, spoken, kind, sound.rate_hz))
+                add_file(archive, f"{name}.{kind}", text.encode())
+    return files
+
+
+def _write_epub(book: Book, sentences: Iterable[SpokenSentence], sound: _Sound, path: Path) -> list[AudioPart]:
+    comment = sound.tags.get("comment", "")
+    made = provenance.parse(comment)
+    created_s = made.created_s if made is not None else None
+    time = datetime.fromtimestamp(created_s if created_s is not None else provenance.now_s(), UTC)
+    files = []
+    audio = path.with_name("audio")
+    with zipfile.ZipFile(path, "w") as archive:
+        written = ReadAlongBook(
+            archive, book, sound.rate_hz, description=comment, modified=time.strftime("%Y-%m-%dT%H:%M:%SZ")
+        )
+        for index, group in chapter_groups(sentences):
+            spoken = list(group)
+            title = book.chapters[index].title
+            part = sound.write(audio, "m4a", spoken, title, tags={"title": title})
+            files.append(part)
+            written.add_chapter(ChapterMark(title, 0.0, part.seconds), spoken, audio)
+        written.finish()
+    return files
+
+
+def _metadata(book: Book, tags: Mapping[str, str]) -> str:
+    """Return a package document with the metadata of a book, which audiobookshelf and Jellyfin read."""
+    comment = tags.get("comment", "")
+    fields = [f"<dc:title>{escape(book.title)}</dc:title>"]
+    fields += [f'<dc:creator opf:role="aut">{escape(book.author)}</dc:creator>'] * bool(book.author)
+    fields += [f'<dc:creator opf:role="nrt">{escape(book.narrator)}</dc:creator>'] * bool(book.narrator)
+    fields += [f"<dc:language>{escape(book.language or '')}</dc:language>"] * bool(book.language)
+    fields += [f"<dc:description>{escape(comment)}</dc:description>"] * bool(comment)
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<package xmlns="http://www.idpf.org/2007/opf" version="2.0">\n'
+        '<metadata xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:opf="http://www.idpf.org/2007/opf">\n'
+        + "\n".join(fields)
+        + "\n</metadata>\n</package>\n"
+    )
+
+
+def _file_name(text: str) -> str:
+    """Return a text as the name of a file that every system accepts."""
+    name = " ".join(_FORBIDDEN.sub(" ", unicodedata.normalize("NFC", text)).split()).strip(". ")
+    name = name.encode()[:_LONGEST_NAME_BYTES].decode("utf-8", "ignore").rstrip(". ")
+    return f"_{name}" if not name or _RESERVED.fullmatch(name) else name

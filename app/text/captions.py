@@ -548,10 +548,10 @@ _SRT_TIMES = re.compile(rf"(\A{_NUMBER}:{_NUMBER}:{_NUMBER}(?:[,.:]{_NUMBER})?--
 _WORD_JOINER = "\u2060"  # an invisible character without width
 
 
-def to_srt(captions: Sequence[Caption]) -> str:
-    """Return the captions as a SubRip file. The lines end with CR LF."""
+def to_srt(captions: Sequence[Caption], first: int = 1) -> str:
+    """Return the captions as a SubRip file. The lines end with CR LF. first: the number of the first caption."""
     blocks: list[str] = []
-    for number, caption in enumerate(captions, 1):
+    for number, caption in enumerate(captions, first):
         lines = [_SRT_TIMES.sub(rf"\1{_WORD_JOINER}", _named(line)) for line in caption.lines]
         times = f"{_clock(caption.start_ms, ',')} --> {_clock(caption.end_ms, ',')}"
         blocks.append("\r\n".join([str(number), times, *lines, "", ""]))

@@ -1,0 +1,107 @@
+"""Bring the audio of a whole file to a loudness: measure it, then read it again with a gain and a limiter.
+
+A target is a loudness in LUFS, or the rules of ACX, the publisher of audiobooks: an RMS level of -23 to -18 dB and
+peaks below -3 dB. The noise floor, for which ACX asks less than -60 dB, is only measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from app.audio import pcm
+from app.audio.limiter import Limiter
+from app.audio.loudness import SILENT_LUFS, LoudnessMeter
+
+if TYPE_CHECKING:
+    from app.types import Samples
+
+# None = the sound as it is; a number = an integrated loudness in LUFS, for example -18; "acx" = the rules of ACX.
+LoudnessTarget = float | Literal["acx"] | None
+LOUDEST_LUFS, QUIETEST_LUFS = -9.0, -40.0  # the valid targets
+
+_ACX_RMS_DB = -20.0  # near the middle of the allowed range; the limiter lowers the level by up to 1 dB
+_ACX_CEILING_DBTP = -3.6  # codecs raise peaks by up to 0.5 dB
+_CEILING_DBTP = -1.0
+_MAX_GAIN_DB = 30.0  # more gain would amplify noise
+_NOISE_WINDOW_S = 0.5  # the noise floor is the quietest window, as in Audacity's check for ACX
+_LOWEST_DB = -120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """The levels of a file of audio. A level below -120 dB is -120."""
+
+    lufs: float  # integrated loudness (ITU-R BS.1770); SILENT_LUFS for silence
+    rms_db: float  # of the whole file, in dB relative to a full-scale square wave
+    peak_db: float  # the largest sample
+    noise_floor_db: float  # RMS level of the quietest half second
+
+    @property
+    def meets_acx(self) -> bool:
+        """Whether the file keeps the rules of ACX for levels."""
+        return -23 <= self.rms_db <= -18 and self.peak_db <= -3 and self.noise_floor_db <= -60
+
+
+class Meter:
+    """Measures the levels of a stream."""
+
+    def __init__(self, rate_hz: int) -> None:
+        self._loudness = LoudnessMeter(rate_hz)
+        self._window = round(_NOISE_WINDOW_S * rate_hz)
+        self._pending: Samples = np.zeros(0, np.float32)  # less than a window
+        self._samples = 0
+        self._power = 0.0
+        self._peak = 0.0
+        self._floor = np.inf
+
+    def push(self, samples: Samples) -> None:
+        """Measure the next samples (N,)."""
+        self._loudness.push(samples)
+        self._samples += len(samples)
+        self._power += float(np.sum(np.square(samples, dtype=np.float64)))
+        self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
+        joined = np.concatenate((self._pending, samples))
+        count = len(joined) // self._window
+        if count:
+            windows = joined[: count * self._window].reshape(count, self._window)
+            self._floor = min(self._floor, float(np.mean(np.square(windows, dtype=np.float64), axis=1).min()))
+        self._pending = joined[count * self._window :].copy()
+
+    def finish(self) -> Levels:
+        mean = self._power / max(1, self._samples)
+        floor = self._floor if np.isfinite(self._floor) else mean
+        return Levels(self._loudness.finish(), _power_db(mean), _power_db(self._peak * self._peak), _power_db(floor))
+
+
+def _power_db(power: float) -> float:
+    return max(_LOWEST_DB, 10 * float(np.log10(max(power, 1e-20))))
+
+
+def mastered(read: Callable[[], Iterable[Samples]], rate_hz: int, target: LoudnessTarget) -> Iterator[Samples]:
+    """Yield the samples of a file at the loudness of the target, in blocks.
+
+    read: starts reading the file again; it is called twice, or once without a target. Digital silence stays silent.
+    """
+    if target is None:
+        yield from read()
+        return
+    meter = Meter(rate_hz)
+    for samples in read():
+        meter.push(samples)
+    levels = meter.finish()
+    ceiling = _CEILING_DBTP
+    if target == "acx":
+        gain_db, ceiling = _ACX_RMS_DB - levels.rms_db, _ACX_CEILING_DBTP
+    else:
+        gain_db = target - levels.lufs
+    if levels.lufs <= SILENT_LUFS or levels.rms_db <= _LOWEST_DB:
+        gain_db = 0.0
+    gain = np.float32(pcm.amplitude(min(gain_db, _MAX_GAIN_DB)))
+    limiter = Limiter(rate_hz, ceiling)
+    for samples in read():
+        yield limiter.push(samples * gain)
+    yield limiter.flush()
