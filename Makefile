@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PY) -m pip install --progress-bar on --constraint constraints.txt \
-	    --editable ".[espeak,watermark,words,asr,youtube,zeroconf]" --group dev
+	    --editable ".[espeak,watermark,words,asr,youtube,zeroconf,c2pa]" --group dev
 	touch $(STAMP)
 
 # torch comes first: TORCH=cuda is PyPI's build (CUDA on Linux), TORCH=cpu is the build of PyTorch's own index, which
@@ -192,7 +192,7 @@ lock: ## resolve all versions anew
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(VENV)/lock/bin/python -m pip install --quiet "torch==2.13.0"
-	$(VENV)/lock/bin/python -m pip install --quiet --editable ".[espeak,watermark,words,asr,youtube,zeroconf,ray]" --group dev --group browser
+	$(VENV)/lock/bin/python -m pip install --quiet --editable ".[espeak,watermark,words,asr,youtube,zeroconf,c2pa,ray]" --group dev --group browser
 	$(VENV)/lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > constraints.txt
 	rm -rf $(VENV)/lock
 	$(MAKE) hashes licenses

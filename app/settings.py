@@ -470,6 +470,18 @@ class Settings(BaseSettings):
         "docs/provenance.md. It needs the `watermark` extra. Without the extra, `model` and `cloned` add no watermark, "
         "and /health and the log say so; with `all` the server does not start.",
     )
+    c2pa_cert: Path | None = Field(
+        None,
+        alias="TTS_C2PA_CERT",
+        description="A PEM file with the certificate, and its chain, that signs files to keep (wav, mp3, m4a, m4b) "
+        "with C2PA. It is checked at the start. Unset = no signatures. It needs the `c2pa` extra. See "
+        "docs/provenance.md.",
+    )
+    c2pa_key: Path | None = Field(
+        None,
+        alias="TTS_C2PA_KEY",
+        description="A PEM file with the private key of `TTS_C2PA_CERT`, without a passphrase. Set both or neither.",
+    )
     verify: Literal["off", "auto", "all"] = Field(
         "auto",
         alias="TTS_VERIFY",
@@ -659,6 +671,13 @@ class Settings(BaseSettings):
         if (self.tls_cert is None) != (self.tls_key is None):
             present, missing = ("CERT", "KEY") if self.tls_key is None else ("KEY", "CERT")
             raise ValueError(f"TTS_TLS_{present} is set without TTS_TLS_{missing}. Set both for TLS, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _c2pa_pair(self) -> Settings:
+        if (self.c2pa_cert is None) != (self.c2pa_key is None):
+            present, missing = ("CERT", "KEY") if self.c2pa_key is None else ("KEY", "CERT")
+            raise ValueError(f"TTS_C2PA_{present} is set without TTS_C2PA_{missing}. Set both to sign, or neither")
         return self
 
     @property

@@ -18,6 +18,7 @@ from app.api.wyoming import WyomingServer
 from app.audio.alignment import Aligner
 from app.audio.detection import WatermarkDetector
 from app.audio.sandbox import Limits
+from app.audio.signing import FileSigner
 from app.audio.threads import ThreadLimit
 from app.audio.watermark import Watermark, WatermarkMissing
 from app.engines import registry
@@ -86,6 +87,7 @@ class CoreServices:
     word_timer: WordTimer
     adapters: AdapterRegistry
     usage: UsageStore
+    signer: FileSigner | None  # signs files to keep; None = TTS_C2PA_CERT is not set
 
 
 def core_services(
@@ -125,6 +127,7 @@ def core_services(
     )
     uploads = ThreadLimit()
     watermark = create_watermark(settings)
+    signer = create_signer(settings)
     take_checker = TakeChecker(settings.verify, aligner)
     lexicons = LexiconStore(settings.data_dir, voices)
     usage = UsageStore(settings.data_dir)
@@ -144,6 +147,7 @@ def core_services(
         lexicons=lexicons,
         word_timer=word_timer,
         adapters=adapters,
+        signer=signer,
         **({} if ring is None else {"on_sent": _counter(usage, metrics, ring)}),
     )
     detector = WatermarkDetector(uploads, SpeechFinder().contains_speech)
@@ -161,6 +165,7 @@ def core_services(
         word_timer,
         adapters,
         usage,
+        signer,
     )
 
 
@@ -192,6 +197,13 @@ def create_watermark(settings: Settings) -> Watermark:
         return Watermark(settings.watermark)
     except WatermarkMissing as error:
         raise ValueError(f"TTS_WATERMARK={settings.watermark}: {error.message}") from error
+
+
+def create_signer(settings: Settings) -> FileSigner | None:
+    """Create the signer of files; None if TTS_C2PA_CERT is not set. Raises ValueError if its certificate can't sign."""
+    if settings.c2pa_cert is None or settings.c2pa_key is None:
+        return None
+    return FileSigner(settings.c2pa_cert, settings.c2pa_key)
 
 
 def create_transcriber(settings: Settings, *, download: bool = True) -> Transcriber:

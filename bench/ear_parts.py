@@ -194,12 +194,12 @@ def _wav(samples: Samples) -> bytes:
 def _detected(one: Recording) -> tuple[bool, bool]:
     """Return whether the detector finds a watermark in the file, and in a copy with a watermark."""
     detector = WatermarkDetector(ThreadLimit(1), SpeechFinder().contains_speech)
-    plain = asyncio.run(detector.detect(one.path.read_bytes())).watermarked
+    plain = asyncio.run(detector.detect(one.path.read_bytes())).watermarked is True
     if not one.speech:
         return plain, True
     stage = watermark.StreamMarker(RATE_HZ, watermark.load())
     marked = np.concatenate((stage.push(one.samples), stage.flush()))
-    return plain, asyncio.run(detector.detect(_wav(marked))).watermarked
+    return plain, asyncio.run(detector.detect(_wav(marked))).watermarked is True
 
 
 def marks(recordings: Sequence[Recording]) -> dict[str, Any]:

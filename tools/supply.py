@@ -40,6 +40,7 @@ EXTRAS = (
     "asr",
     "youtube",
     "zeroconf",
+    "c2pa",
 )  # the extras in `make install` and in the images
 OSV = ("api.osv.dev", 443)
 

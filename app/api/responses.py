@@ -438,10 +438,43 @@ class ForgottenConversation(ResponseModel):
     deleted: Annotated[bool, Field(description="Whether this conversation was remembered.")]
 
 
+class FoundMetadata(ResponseModel):
+    generator: Annotated[str, Field(description="The program and its version.")]
+    model: str
+    voices: Annotated[list[str], Field(description="The ids of the voices.")]
+    created_at: Annotated[int | None, Field(description="Unix time in seconds; null = not stated.")]
+    source_type: Annotated[str, Field(description="IPTC's digital source type.")]
+
+
+class FoundSignature(ResponseModel):
+    state: Annotated[
+        Literal["valid", "invalid", "not_checked"],
+        Field(
+            description="`valid`: the file was not changed since it was signed. Whether the signer is trustworthy is "
+            "not checked."
+        ),
+    ]
+    issuer: Annotated[str | None, Field(description="The organisation in the certificate.")]
+    signer: Annotated[str | None, Field(description="The common name in the certificate.")]
+    generator: Annotated[str | None, Field(description="The program that made the manifest.")]
+    synthetic: Annotated[bool, Field(description="Whether the manifest says that an algorithm made the file.")]
+    problems: Annotated[list[str], Field(description="Why the state is not `valid`.")]
+
+
 class Detection(ResponseModel):
-    watermarked: Annotated[bool, Field(description="Whether the file carries the watermark.")]
-    score: Annotated[float, Field(description="The detector's confidence, 0 to 1; 0.5 or more means a watermark.")]
-    seconds: Annotated[float, Field(description="How much of the file was searched: at most the first 300 s.")]
+    watermarked: Annotated[
+        bool | None,
+        Field(description="Whether the file carries the watermark; null = the extra `watermark` is not installed."),
+    ]
+    score: Annotated[
+        float | None, Field(description="The detector's confidence, 0 to 1; 0.5 or more means a watermark.")
+    ]
+    speed: Annotated[
+        float | None, Field(description="How much faster than normal the marked audio is played; null = no watermark.")
+    ]
+    seconds: Annotated[float, Field(description="Seconds of audio that were checked, from the start of the file.")]
+    metadata: Annotated[FoundMetadata | None, Field(description="What the file's metadata say; null = nothing.")]
+    c2pa: Annotated[FoundSignature | None, Field(description="The C2PA manifest of the file; null = it has none.")]
 
 
 # ---- the server

@@ -1,13 +1,21 @@
-"""Detect the watermark in an audio file. This module does not depend on HTTP, engines or voices."""
+"""Find out whether an audio file says that its speech is synthetic: by watermark, metadata or a C2PA signature.
+
+This module does not depend on HTTP, engines or voices.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soxr
 
 from app.audio import watermark
 from app.audio.decode import TIME_LIMIT_S
+from app.audio.provenance import Provenance, parse
 from app.audio.sandbox import decode_short
+from app.audio.signing import read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,19 +24,28 @@ if TYPE_CHECKING:
     from app.types import Samples
 
 MAX_DETECT_S = 300.0  # detection uses only the first MAX_DETECT_S seconds of a file; this takes about 3 s
+# Audio that is played faster or slower, so that its pitch changes too, is searched at these speeds. The network finds
+# the mark within 1 % of the right speed. docs/provenance.md has the measurements.
+SPEEDS = tuple(round(1 + sign * step / 100, 2) for step in (2, 4, 6, 8, 10) for sign in (1, -1))
+SPEEDS_S = 15.0  # the loudest part of this length is searched at other speeds; each speed takes 0.3 s
+FOUND_AT_SPEED = 0.9  # the lowest score of the mark at another speed: ten searches find more by chance than one
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """The result of watermark detection in one file."""
+    """What says that the speech of one file is synthetic."""
 
-    watermarked: bool  # whether the score is at least watermark.FOUND
-    score: float  # from 0 (no watermark) to 1
+    # Whether the file has the watermark; None = not known, because the extra `watermark` is not installed.
+    watermarked: bool | None
+    score: float | None  # from 0 (no watermark) to 1
+    speed: float | None  # how much faster than normal the marked audio is played; None = no watermark
     seconds: float  # length of the audio that was used, from the start of the file
+    metadata: Provenance | None  # what the comment of the file says
+    c2pa: dict[str, Any] | None  # see `read_manifest`
 
 
 class WatermarkDetector:
-    """Detects the watermark in files. Use it from one event loop.
+    """Examines files. Use it from one event loop.
 
     The server marks only speech, but the detector network also finds the mark in steady tones. So a file without speech
     is always reported as not watermarked.
@@ -42,10 +59,11 @@ class WatermarkDetector:
         self._contains_speech = contains_speech
 
     async def detect(self, recording: bytes) -> Detection:
-        """Decode a file in the sandbox and search its first MAX_DETECT_S seconds for the watermark.
+        """Decode a file in the sandbox and search its first MAX_DETECT_S seconds for the watermark. Read its metadata
+        and its C2PA manifest.
 
         Raises BadReference if the file can't be decoded, and WatermarkMissing if the extra `watermark` is not
-        installed.
+        installed and nothing else says that the speech is synthetic.
         """
         return await self._threads.run(self._detect, recording)
 
@@ -53,7 +71,41 @@ class WatermarkDetector:
         decoded = decode_short(
             recording, watermark.DETECT_RATE_HZ, max_seconds=MAX_DETECT_S, what="file", time_limit_s=TIME_LIMIT_S
         )
-        score = watermark.detect(decoded.samples)
-        if score >= watermark.FOUND and not self._contains_speech(decoded.samples, watermark.DETECT_RATE_HZ):
-            score = 0.0
-        return Detection(score >= watermark.FOUND, score, decoded.seconds)
+        metadata, manifest = parse(decoded.comment), read_manifest(recording)
+        try:
+            watermark.load()
+        except watermark.WatermarkMissing:
+            if metadata is None and manifest is None:
+                raise
+            return Detection(None, None, None, decoded.seconds, metadata, manifest)
+        score, speed = 0.0, None
+        if self._contains_speech(decoded.samples, watermark.DETECT_RATE_HZ):
+            score, speed = search(decoded.samples)
+        return Detection(speed is not None, score, speed, decoded.seconds, metadata, manifest)
+
+
+def search(samples: Samples) -> tuple[float, float | None]:
+    """Search speech (N,) at DETECT_RATE_HZ for the watermark, at normal speed and then at SPEEDS.
+
+    Returns the score from 0 to 1, and how much faster than normal the marked audio is played; None = not marked. Takes
+    10 ms for each second of audio, and up to 3 s more if there is no mark at normal speed. Raises WatermarkMissing.
+    """
+    score = watermark.detect(samples)
+    if score >= watermark.FOUND:
+        return score, 1.0
+    part = _loudest(samples, round(SPEEDS_S * watermark.DETECT_RATE_HZ))
+    for speed in SPEEDS:
+        # Played slower by `speed`, the audio has its first pitch again.
+        found = watermark.detect(soxr.resample(part, watermark.DETECT_RATE_HZ, watermark.DETECT_RATE_HZ * speed))
+        if found >= FOUND_AT_SPEED:
+            return found, speed
+    return score, None
+
+
+def _loudest(samples: Samples, count: int) -> Samples:
+    """Return the `count` neighbouring samples with the highest energy."""
+    if len(samples) <= count:
+        return samples
+    energy = np.concatenate(([0.0], np.cumsum(np.square(samples, dtype=np.float64))))
+    start = int(np.argmax(energy[count:] - energy[:-count]))
+    return samples[start : start + count]

@@ -51,7 +51,7 @@ class HelperProcess:
                 stdout=subprocess.DEVNULL,
                 pass_fds=(there.fileno(),),
                 cwd=_ROOT,
-                env=_environment(),
+                env=child_environment(),
             )
         self._socket = here
         return here
@@ -68,6 +68,12 @@ class HelperProcess:
         self._socket = self._process = None
 
 
-def _environment() -> dict[str, str]:
+def root() -> Path:
+    """Return the folder in which a child process finds this package."""
+    return _ROOT
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child process: without tokens and keys."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return {**kept, "PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -19,12 +19,14 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from app.audio import pcm
 from app.audio.encoders import encoded_bytes, with_length
 from app.audio.formats import AUDIO_FORMATS
 from app.audio.resample import resampled_length
+from app.audio.signing import SIGNED_FORMATS
 from app.audio.threads import in_thread
 from app.errors import Busy, NothingSpoken, NotStored, SpeechError, SpeechTooShort
 from app.generator.checking import AnswerChecks, best_of_takes, is_whole, whole_takes
@@ -51,6 +53,7 @@ from app.types import ContextTurn, Scheduling, Utterance
 from app.voices.memory import RememberedTurn
 
 if TYPE_CHECKING:
+    from app.audio.signing import FileSigner
     from app.audio.threads import ThreadLimit
     from app.audio.watermark import Watermark
     from app.engines.adapters import AdapterRegistry
@@ -174,6 +177,7 @@ class SpeechGenerator:
         word_timer: WordTimer | None = None,
         adapters: AdapterRegistry | None = None,
         on_sent: OnSent = lambda *_: None,
+        signer: FileSigner | None = None,
     ) -> None:
         """Connect the services.
 
@@ -182,6 +186,7 @@ class SpeechGenerator:
         checker: checks the generated speech; None = no check. lexicons: the pronunciation dictionaries.
         word_timer: finds the times of words; None = a timer without an aligner. adapters: the LoRA adapters.
         on_sent: is called at the end of each answer that has audio, also if its client has disconnected.
+        signer: signs files with provenance; None = they are not signed.
         """
         self._manager = manager
         self._cache = cache
@@ -198,6 +203,7 @@ class SpeechGenerator:
         )
         self.adapters = adapters
         self._on_sent = on_sent
+        self._signer = signer
         self._prompts = Prompts(voices)
         self._context = ConversationContext(memory, uploads)
         self._checker = checker
@@ -312,7 +318,37 @@ class SpeechGenerator:
         sound = await self._cached(job, answer)
         stream = self._speak(job, answer) if sound is None else self._from_cache(job, answer, sound)
         answer.stream = self._counted(job, answer, stream)
+        if job.request.provenance and job.request.format in SIGNED_FORMATS and self._signer is not None:
+            answer.stream = self._signed(job, answer, answer.stream, self._signer)
         return answer
+
+    @staticmethod
+    async def _signed(
+        job: SpeechJob, answer: Answer, stream: AsyncGenerator[bytes], signer: FileSigner
+    ) -> AsyncGenerator[bytes]:
+        """Read a whole answer into a file, sign the file, and yield its bytes. Sets `size_bytes` before the first ones.
+
+        Raises NotStored, SpeechError.
+        """
+        assert job.provenance is not None  # noqa: S101 - the request has `provenance`
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / f"speech.{job.request.format}"
+                with path.open("wb") as file:
+                    async with contextlib.aclosing(stream):
+                        async for data in stream:
+                            file.write(data)
+                if path.stat().st_size:
+                    await in_thread(signer.sign, path, job.request.format, job.provenance)
+                answer.size_bytes = path.stat().st_size
+                with path.open("rb") as file:
+                    while data := file.read(SENT_BLOCK_BYTES):
+                        yield data
+        except OSError as error:
+            raise NotStored(
+                f"The answer can't be signed, because its temporary file can't be written ({error.strerror or error}). "
+                "Free some space in the temporary folder, or send the request without `provenance`."
+            ) from error
 
     async def _counted(self, job: SpeechJob, answer: Answer, stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
         """Yield the bytes of an answer, and report at the end how much was sent."""

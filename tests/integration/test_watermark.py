@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -15,7 +17,8 @@ from app.engines import espeak
 from app.settings import Settings
 from app.types import EngineInfo
 from tests.support.ears import decode, loudness_lufs
-from tests.support.live import ROOT, environment, serving
+from tests.support.live import ROOT, create_certificate, environment, serving, settings
+from tests.support.signing_certificate import SigningPair, create_pair
 
 pytestmark = pytest.mark.integration
 
@@ -25,6 +28,14 @@ TEXT = "We walked along the river after dinner, and the library closes at eight 
 @pytest.fixture(scope="module")
 def marking(tmp_path_factory: pytest.TempPathFactory) -> str:
     with serving(tmp_path_factory.mktemp("marking"), TTS_WATERMARK="all") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def signing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    pytest.importorskip("c2pa", reason="the extra `c2pa` is not installed")
+    folder = tmp_path_factory.mktemp("signing")
+    with serving(folder, **create_pair(folder / "certificate").variables) as url:
         yield url
 
 
@@ -95,6 +106,54 @@ def test_detection_in_a_file_without_audio_is_a_400(server: str) -> None:
     assert answer.status_code == 400
 
 
+def test_detection_names_the_metadata_of_a_file(server: str) -> None:
+    kept = detect(server, speak(server, provenance=True))
+    made = kept["metadata"]
+    assert isinstance(made, dict)
+    assert (made["model"], made["voices"], made["source_type"]) == ("espeak", ["onyx"], "algorithmicMedia")
+    assert abs(made["created_at"] - time.time()) < 60
+    assert (kept["watermarked"], kept["c2pa"]) == (False, None)
+    plain = detect(server, speak(server))
+    assert (plain["watermarked"], plain["metadata"], plain["c2pa"]) == (False, None, None)
+    opus = detect(server, speak(server, response_format="opus"))["metadata"]
+    assert isinstance(opus, dict)
+    assert (opus["model"], opus["created_at"]) == ("espeak", None)
+
+
+@pytest.mark.parametrize("fields", [{"response_format": "wav"}, {"response_format": "mp3"}, {"response_format": "m4a"}])
+def test_files_to_keep_are_signed_and_found(signing: str, fields: dict[str, object], tmp_path: Path) -> None:
+    c2pa = pytest.importorskip("c2pa", reason="the extra `c2pa` is not installed")
+    for _ in range(2):  # generated, and from the cache
+        data = speak(signing, provenance=True, **fields)
+        file = tmp_path / f"speech.{fields['response_format']}"
+        file.write_bytes(data)
+        with c2pa.Reader(str(file)) as reader:
+            assert reader.get_validation_state() == "Valid"
+    assert decode(data, str(fields["response_format"])).seconds > 3
+    found = detect(signing, data)
+    assert found["metadata"] is not None
+    signature = found["c2pa"]
+    assert isinstance(signature, dict)
+    assert (signature["state"], signature["issuer"], signature["synthetic"]) == ("valid", "Test operator", True)
+    assert detect(signing, speak(signing, **fields))["c2pa"] is None  # an answer that is streamed has no signature
+
+
+def test_captions_with_audio_are_signed(signing: str) -> None:
+    pytest.importorskip("c2pa", reason="the extra `c2pa` is not installed")
+    body = {"input": TEXT, "response_format": "wav", "return_audio": True}
+    answer = httpx.post(f"{signing}/v1/audio/captions", json=body, timeout=30)
+    assert b"c2pa" in answer.content
+
+
+def test_signing_needs_a_certificate_that_can_sign(tmp_path: Path) -> None:
+    pytest.importorskip("c2pa", reason="the extra `c2pa` is not installed")
+    pair = create_certificate(tmp_path)
+    with pytest.raises(ValueError, match="TTS_C2PA_CERT"), serving(tmp_path, **SigningPair(*pair).variables):
+        pass
+    with pytest.raises(ValueError, match="TTS_C2PA_CERT is set without TTS_C2PA_KEY"):
+        settings(tmp_path, TTS_C2PA_CERT=pair.cert)
+
+
 @pytest.fixture
 def without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watermark, "_package", lambda: None)
@@ -110,6 +169,9 @@ def test_missing_watermark_package_is_reported_and_speech_still_works(tmp_path: 
         assert len(speak(url)) > 1000
         answer = httpx.post(f"{url}/v1/audio/watermark/detect", files={"file": ("x.mp3", speak(url))})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_supported")
+        found = detect(url, speak(url, provenance=True))  # the metadata are found without the extra
+        assert (found["watermarked"], found["score"]) == (None, None)
+        assert found["metadata"] is not None
 
 
 def test_setting_all_without_the_watermark_package_prevents_the_start(tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ SETTINGS: dict[str, Any] = {
     "replicas": "1",
     "enhance": True,
     "watermark": "model",
+    "c2pa_cert": None,
+    "c2pa_key": None,
     "verify": "auto",
     "youtube": "auto",
     "asr": "auto",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soxr
 
-from app.audio import watermark
+from app.audio import detection, watermark
 from app.audio.detection import Detection, WatermarkDetector
 from app.audio.threads import ThreadLimit
 from app.audio.watermark import StreamMarker
@@ -42,6 +42,9 @@ def tones() -> dict[str, np.ndarray]:
         for hertz in (110, 195, 300)
     }
     found["chord"] = samples.music(len(t))
+    dice = np.random.default_rng(3)
+    found["noise"] = dice.standard_normal(len(t))
+    found["noise in bursts"] = dice.standard_normal(len(t)) * np.abs(np.sin(2 * np.pi * 1.9 * t))
     return {name: (0.2 * sound / np.abs(sound).max()).astype(np.float32) for name, sound in found.items()}
 
 
@@ -65,6 +68,24 @@ def test_marked_speech_is_detected(text):
     speech = samples.said(text)
     assert detect(marked(speech)).watermarked is True
     assert detect(speech).watermarked is False
+
+
+@pytest.mark.parametrize("speed", [0.93, 1.05, 1.1])
+def test_mark_is_found_in_speech_that_is_played_at_another_speed(speed):
+    speech = samples.said(samples.WORDS[0])
+    played = soxr.resample(marked(speech), RATE_HZ * speed, RATE_HZ)
+    found = detect(played)
+    assert found.watermarked is True
+    assert found.speed == pytest.approx(speed, abs=0.011)
+    assert detect(soxr.resample(speech, RATE_HZ * speed, RATE_HZ)).speed is None
+
+
+def test_search_examines_the_loudest_part():
+    quiet = np.zeros(60 * 100, np.float32)
+    quiet[3_000:3_500] = 1.0
+    part = detection._loudest(quiet, 600)
+    assert part.sum() == 500
+    assert len(detection._loudest(quiet[:500], 600)) == 500
 
 
 def test_marked_speech_late_in_a_recording_is_detected():

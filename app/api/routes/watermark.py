@@ -1,4 +1,4 @@
-"""`POST /audio/watermark/detect` checks whether an audio file has the watermark of generated speech."""
+"""`POST /audio/watermark/detect` finds what says that the speech of an audio file is synthetic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, File, UploadFile
 
 from app.api.errors import problems
-from app.api.responses import Detection
+from app.api.responses import Detection, FoundMetadata, FoundSignature
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
@@ -24,8 +24,24 @@ def router(detector: WatermarkDetector, gate: Gate) -> APIRouter:
     async def detect(
         file: Annotated[UploadFile, File(description="An audio file in any common format.")],
     ) -> Detection:
-        """Check an audio file for the inaudible watermark of generated speech (TTS_WATERMARK)."""
+        """Find what says that the speech of an audio file is synthetic: a watermark, metadata, a C2PA signature."""
         found = await detector.detect(await file.read())
-        return Detection(watermarked=found.watermarked, score=round(found.score, 4), seconds=round(found.seconds, 3))
+        made = found.metadata
+        return Detection(
+            watermarked=found.watermarked,
+            score=None if found.score is None else round(found.score, 4),
+            speed=found.speed,
+            seconds=round(found.seconds, 3),
+            metadata=None
+            if made is None
+            else FoundMetadata(
+                generator=made.generator,
+                model=made.model,
+                voices=list(made.voices),
+                created_at=made.created_s,
+                source_type=made.source_type,
+            ),
+            c2pa=None if found.c2pa is None else FoundSignature(**found.c2pa),
+        )
 
     return routes
