@@ -50,7 +50,7 @@ from app.text.normalizer import Normalizer
 from app.text.pronunciations import Lexicon, WordList, check_entry
 from app.types import Line, Reference, Sampling, SpeechRequest, SpokenLine, Utterance, Voice
 from app.voices.cloning import Cloner, import_preset_files
-from app.voices.presets import DEFAULT_VOICE, PROFILES
+from app.voices.presets import DEFAULT_VOICE, PROFILES, UNNAMED_VOICE
 from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber
 from app.voices.transcript_words import TranscriptChecker
@@ -192,7 +192,7 @@ def say(
     settings = _settings(TTS_ENGINE=engine, **weights)
     request = SpeechRequest(
         model="tts-1" if adapted is None else f"{adapted.model_id}:{adapter}",
-        lines=(Line(input_text, voice or (DEFAULT_VOICE if adapted is None else adapter)),),
+        lines=(Line(input_text, voice or (UNNAMED_VOICE if adapted is None else adapter)),),
         format=chosen,
         speed=speed,
         sample_rate_hz=sample_rate,
@@ -262,6 +262,8 @@ async def _say(
     """
     services = _services(settings)
     generator, manager = services.generator, services.manager
+    if (line := request.lines[0]).voice == UNNAMED_VOICE:
+        request = replace(request, lines=(replace(line, voice=manager.default_voice()),))
     async with manager:
         await _wait_for_engine(manager)
         sink = sys.stdout.buffer if str(output) == "-" else None

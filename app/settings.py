@@ -119,7 +119,8 @@ class Settings(BaseSettings):
         alias="CSM_SPEAKERS",
         min_length=1,
         description="The speaker numbers with which the CSM weights were trained, comma-separated, best first. Voices "
-        "get these numbers, and preset voices are created with the first one.",
+        "get these numbers, and preset voices are created with the first one. If there is only one, the default "
+        "voice is this speaker.",
     )
     csm_codec: str = Field(
         "kyutai/mimi",

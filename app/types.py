@@ -459,6 +459,11 @@ class EngineInfo:
         return self.prompts.codec != NO_CODEC
 
     @property
+    def only_speaker(self) -> int | None:
+        """The speaker number of a model that was trained with one speaker; None = it knows other numbers or none."""
+        return self.speakers[0] if self.capabilities.context and len(self.speakers) == 1 else None
+
+    @property
     def seeded(self) -> bool:
         """Whether the engine generates speech at random, so that another seed gives other audio for the same text."""
         return self.capabilities.temperature

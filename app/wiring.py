@@ -102,7 +102,7 @@ def core_services(
     manager = ModelManager(settings, registry.specs(), metrics.guard)
     voices = VoiceStore(settings.folder("cloned_voices"), settings.folder("voice_references"))
     adapters = AdapterRegistry(settings, manager, voices.known)
-    voices.adapter_voices = adapters.voices
+    voices.adapter_voices, voices.default_voice = adapters.voices, manager.default_voice
     cache = AnswerCache(settings.folder("audio_cache"), settings.cache_bytes)
     cache.scan()
     metrics.watch_load(manager.load)

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from app.api.requests import SpeechBody
     from app.api.sockets import Socket
     from app.api.speaking import Speaking
+    from app.engines.model_manager import ModelManager
     from app.generator.live import LiveContext
     from app.keys import Pass
     from app.voices.store import VoiceStore
@@ -341,6 +342,13 @@ class SessionSettings:
     )
     max_output_tokens: int | str = "inf"
     speech: Object = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: str, manager: ModelManager) -> Self:
+        """Return the settings of a new session with this model, with the voice of the model."""
+        settings = cls(model)
+        settings.output["voice"] = manager.default_voice(model)
+        return settings
 
     @property
     def voice(self) -> str:

@@ -39,7 +39,7 @@ from app.errors import BadReference, EmptyText, InvalidValue, TextTooLong, Unkno
 from app.text.languages import language_tag
 from app.text.pronunciations import MAX_ENTRIES, check_distinct, check_entry
 from app.types import LexiconEntry, Line, Sampling, SpeechRequest, UploadedTurn, conversation_key
-from app.voices.presets import DEFAULT_VOICE, NO_VOICE
+from app.voices.presets import DEFAULT_VOICE, NO_VOICE, UNNAMED_VOICE
 
 # Request fields that OpenAI's API does not have, and that some engines do not support. A request with such a field is
 # an error if the running engine does not support the field.
@@ -257,7 +257,9 @@ class SpokenBody(BaseModel):
         str | None,
         Field(description="The id of a model, or an alias such as `tts-1`. Default: the running model."),
     ] = None
-    voice: Annotated[VoiceField, Field(description="The id of a voice, or {'id': ...}. Default: alloy.")] = None
+    voice: Annotated[
+        VoiceField, Field(description="The id of a voice, or {'id': ...}. Default: that of the model.")
+    ] = None
     instructions: Annotated[
         str | None, Field(description="How to speak. If the engine ignores this field, X-TTS-Ignored lists it.")
     ] = None
@@ -401,9 +403,9 @@ class SpokenBody(BaseModel):
 
     @property
     def default_voice(self) -> str:
-        """The voice of a body without a voice: of the adapter in a model such as csm-1b:danish, or else alloy."""
+        """The voice of a body without a voice: of the adapter in a model such as csm-1b:danish, or else unnamed."""
         adapter = (self.model or "").rpartition(":")[2] if ":" in (self.model or "") else ""
-        return adapter.strip() or DEFAULT_VOICE
+        return adapter.strip() or UNNAMED_VOICE
 
     @property
     def ignored(self) -> tuple[str, ...]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
 from app.audio.formats import AUDIO_FORMATS
 from app.text.captions import MEDIA_TYPES
-from app.types import VoiceKind
 
 if TYPE_CHECKING:
     from app.engines.adapters import Adapter
@@ -77,6 +76,7 @@ class Model(ResponseModel):
     parameters: Annotated[
         list[str] | None, Field(description="The optional request fields that the model supports; null = not ready.")
     ]
+    default_voice: Annotated[str, Field(description="The voice of a speech request without `voice`.")]
     max_speakers: Annotated[int | None, Field(description="The maximum number of speakers in one utterance.")]
     clones: Annotated[bool | None, Field(description="Whether the model can speak with cloned voices.")]
     sounds: Annotated[
@@ -120,7 +120,10 @@ class ListedVoice(ResponseModel):
     voice_id: Annotated[str, Field(description="The same as `id`, for clients that read this name.")]
     name: str
     object: Literal["audio.voice"]
-    type: Annotated[VoiceKind, WithJsonSchema({"enum": ["preset", "cloned", "offline", "adapter"], "type": "string"})]
+    type: Annotated[
+        Literal["preset", "cloned", "offline", "adapter", "speaker"],
+        Field(description="`speaker` = the speaker of a model that was trained with one speaker."),
+    ]
     language: str
     description: str
     status: Annotated[VoiceStatus, Field(description="`needs words` = a cloned voice without a transcript.")]
@@ -132,7 +135,7 @@ class ListedVoice(ResponseModel):
             voice_id=voice.id,
             name=voice.name,
             object="audio.voice",
-            type=voice.kind,
+            type="speaker" if voice.kind == "none" else voice.kind,
             language=voice.language,
             description=voice.description,
             status="needs words" if voice.needs_words else "ready",

@@ -16,6 +16,7 @@ import structlog
 from app.api.requests import ConversationBody, DialogueBody
 from app.api.streaming import StreamingAnswer, TimedAudio, speech_stream
 from app.errors import SpeechError
+from app.voices.presets import UNNAMED_VOICE, speaker_voice
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -52,6 +53,12 @@ class Speaking:
         request = replace(request, conversation=body.conversation(owner), caller=owner)
         if voice is not None:
             request = replace(request, lines=tuple(replace(line, voice=voice) for line in request.lines))
+        if any(line.voice == UNNAMED_VOICE for line in request.lines):
+            default = self.manager.default_voice(request.model)
+            if speaker_voice(default) is not None and "speaker_id" in body.extras:
+                default = f"speaker:{body.speaker_id}"
+            lines = (replace(x, voice=default) if x.voice == UNNAMED_VOICE else x for x in request.lines)
+            request = replace(request, lines=tuple(lines))
         if isinstance(body, ConversationBody) and body.context:
             turns = await asyncio.to_thread(body.decode_context)
             request = replace(request, context=await self.generator.decode_context(request.model, turns))

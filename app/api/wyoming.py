@@ -32,7 +32,6 @@ from app.generator.live import Audio, Cancelled, Failed
 from app.generator.planning import SILENT_TEXT_S
 from app.generator.prompts import can_speak
 from app.settings import address_of
-from app.voices.presets import DEFAULT_VOICE
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -441,14 +440,15 @@ class WyomingServer:
         if any(value is not None and not isinstance(value, str) for value in (name, language)):
             raise InvalidValue("`name` and `language` of `voice` must be texts.", param="voice")
         await refresh(self._voices)
+        default = self.speaking.manager.default_voice()
         if name or not language:
-            return name or DEFAULT_VOICE, None
+            return name or default, None
         base = language.replace("_", "-").split("-")[0].lower()
         engine = self.speaking.manager.current
         if engine is not None and base in {tag.split("-")[0].lower() for tag in engine.info.languages}:
-            return DEFAULT_VOICE, language.replace("_", "-")
+            return default, language.replace("_", "-")
         known = [voice.id for voice in self._voices.all() if voice.language.split("-")[0].lower() == base]
-        return (DEFAULT_VOICE if not known or DEFAULT_VOICE in known else known[0]), None
+        return (default if not known or default in known else known[0]), None
 
     def count(self, error: SpeechError | None) -> None:
         """Count a text that was spoken, or its error."""

@@ -21,6 +21,7 @@ from app.engines.registry import find_spec
 from app.errors import Busy, NotReady, WeightsUnavailable
 from app.runtime.memory import available_bytes
 from app.types import Load
+from app.voices.presets import DEFAULT_VOICE
 from app.weights import hub
 
 if TYPE_CHECKING:
@@ -116,6 +117,15 @@ class ModelManager:
         """The ids of the models of this process that speak with LoRA adapters, the default model first."""
         specs = (manager.requested for manager in self._managers.values())
         return tuple(spec.model_id for spec in specs if spec.adapters)
+
+    def default_voice(self, name: str = "") -> str:
+        """Return the voice of requests without a voice for the model with this name; "" = the default model.
+
+        A model that was trained with one speaker speaks as this speaker.
+        """
+        spec = self.of(self.find_model(name) if name else None).requested
+        speakers: tuple[int, ...] = getattr(self._settings, spec.speakers) if spec.speakers else ()
+        return f"speaker:{speakers[0]}" if len(speakers) == 1 else DEFAULT_VOICE
 
     def of(self, model_id: str | None) -> EngineManager:
         """Return the manager of a model; the default manager for None and for models that are not served here."""

@@ -66,6 +66,7 @@ class EngineSpec:
     uses_gpu: bool = True  # a Ray replica reserves a GPU if the cluster has one
     rows_cpu: int = 8  # the number of rows for TTS_MAX_ROWS=auto on a CPU
     rows_gpu: int = 64  # the upper limit of TTS_MAX_ROWS=auto on a GPU
+    speakers: str = ""  # the field of Settings with the speaker numbers of the model; empty = the engine has none
     adapters: bool = False  # the engine speaks with LoRA adapters of single requests
     bare: str = ""  # the function that builds the BareEngine: a BareBuilder; empty = not supported
     model_setting: str = ""  # the environment variable that names the weights; empty = the engine has no weights
@@ -132,6 +133,7 @@ BUILT_IN = (
         "app.engines.csm.loading:build",
         on_devices=True,
         splits=True,
+        speakers="csm_speakers",
         adapters=True,
         bare="app.engines.csm.loading:build_bare",
         model_setting="CSM_MODEL",

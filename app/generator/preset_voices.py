@@ -189,7 +189,7 @@ class PresetVoiceMaker:
     async def _run(self) -> None:
         """Create all missing recordings, with the first model that can clone voices."""
         use = await self._manager.cloning_use()
-        if use is None:
+        if use is None or use.info.only_speaker is not None:  # the preset voices speak as the only speaker
             self._progress.state = "not needed"
             return
         try:

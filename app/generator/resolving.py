@@ -127,7 +127,7 @@ class RequestResolver:
         request, ignored = _supported(request, use, extras | ({"context"} if request.context else set()))
         if other_model:
             ignored = ("model", *ignored)
-        request, replaced = self._with_known_speakers(request, use)
+        request, replaced = self._with_known_speakers(self._with_only_speaker(request, info), use)
         ignored = (*ignored, *replaced)
         voices = await self._usable_voices(request, await self._ready_voices(request, info), use)
         long = sum(map(len, texts)) > LONG_TEXT_CHARS
@@ -218,7 +218,7 @@ class RequestResolver:
         """
         request = self._with_standard_voices(replace(job.request, lines=(line,)))
         request, _, texts = self._split_by_speaker(request)
-        request, _ = self._with_known_speakers(request, job.use)
+        request, _ = self._with_known_speakers(self._with_only_speaker(request, job.info), job.use)
         voices = await self._with_adapters(request, self._voices_of(request), job.use)
         texts, parsed = _parsed(texts, job.info.text.sounds, job.request.normalize)
         lines = tuple(
@@ -424,6 +424,18 @@ class RequestResolver:
         large = len(request.lexicon) > SMALL_LEXICON or sum(map(len, itertools.chain(*texts.values()))) > SMALL_TEXT
         found, key, unusable = await asyncio.to_thread(find) if reads_files or large else find()
         return found, key, (*ignored, "lexicon") if unusable else ignored
+
+    def _with_only_speaker(self, request: SpeechRequest, info: EngineInfo) -> SpeechRequest:
+        """Replace preset voices without a recording by the speaker of a model that was trained with one speaker."""
+        if info.only_speaker is None:
+            return request
+        lines = (
+            replace(line, voice=f"speaker:{info.only_speaker}")
+            if voice.kind == "preset" and not voice.recorded
+            else line
+            for line, voice in zip(request.lines, self._voices_of(request), strict=True)
+        )
+        return replace(request, lines=tuple(lines))
 
     def _with_known_speakers(self, request: SpeechRequest, use: ModelUse) -> tuple[SpeechRequest, tuple[str, ...]]:
         """Refuse the voices `speaker:N` if the engine has no numbered speakers. Raises UnknownVoice.

@@ -37,6 +37,7 @@ PROFILES: dict[str, Profile] = {
     "verse": Profile("Lively, male", 130, -12),
 }
 DEFAULT_VOICE = "alloy"
+UNNAMED_VOICE = ""  # the voice of a request that names none, before the model of the request is known
 
 # The name of a voice of the model Kokoro has three parts: the accent (a = American, b = British English), the sex, and
 # a name. Names that are joined with `+` mean a mix of voices, and a number in brackets is the share of a voice.

@@ -96,6 +96,8 @@ class VoiceStore:
         self._measured: dict[str, tuple[str, Mapping[str, Any]]] = {}
         # Returns the voices of LoRA adapters by name in lower case.
         self.adapter_voices: Callable[[], Mapping[str, Voice]] = dict
+        # Returns the voice of requests that name none; a list of voices begins with it, if it is not stored.
+        self.default_voice: Callable[[], str] = str
         self._refreshed_s = time.monotonic()
         self._reader = FolderReader()
         self._cloned = None if cloned is None else FolderStore(cloned, MARKER, self._reader, missing=INCOMPLETE)
@@ -139,8 +141,12 @@ class VoiceStore:
                 self._index = self._build_index()
 
     def all(self) -> list[Voice]:
-        """Return the preset voices, then the cloned voices from oldest to newest, then the voices of adapters."""
-        return [*self._index.by_id.values(), *self.adapter_voices().values()]
+        """Return the preset voices, then the cloned voices from oldest to newest, then the voices of adapters.
+
+        The only speaker of a model comes first.
+        """
+        speaker = speaker_voice(self.default_voice())
+        return [*([speaker] if speaker else []), *self._index.by_id.values(), *self.adapter_voices().values()]
 
     def get(self, voice: str) -> Voice:
         """Find a voice by its id, its name or an earlier id. The case of names does not matter. Raises UnknownVoice."""

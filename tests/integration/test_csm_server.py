@@ -55,6 +55,33 @@ def speak(url: str, **body: Any) -> httpx.Response:
     return httpx.post(f"{url}/v1/audio/speech", json={"input": "Hello there.", **SHORT, **body}, timeout=60)
 
 
+def test_fine_tune_with_one_speaker_is_the_default_voice(checkpoint: Path, tmp_path: Path) -> None:
+    """Requests without a voice, and standard voices without a recording, speak as the only speaker of the model."""
+    options = {"CSM_MODEL": str(checkpoint), "TTS_DTYPE": "float32", "CSM_SPEAKERS": "3", "TTS_CASTING": "auto"}
+    with serving(tmp_path, TTS_ENGINE="csm", **options) as url:
+        greedy = {"temperature": 0}
+        expected = speak(url, voice="speaker:3", **greedy).content
+        assert len(expected) > 1000
+        for given in ({}, {"voice": "alloy"}, {"voice": "af_heart"}, {"model": "csm-1b"}):
+            answer = speak(url, **greedy, **given)
+            assert (answer.status_code, answer.content == expected, answer.headers.get("x-tts-ignored")) == (
+                200, True, None,
+            ), given  # fmt: skip
+        other = speak(url, speaker_id=1, **greedy).content
+        assert other == speak(url, voice="speaker:1", **greedy).content != expected
+        turn = {"text": "Hello there.", **SHORT, **greedy}
+        assert httpx.post(f"{url}/v1/audio/conversation", json=turn, timeout=60).content == expected
+        turns = {"turns": [{"text": "Hello there.", "speaker": "Ann"}], **SHORT, **greedy}
+        assert httpx.post(f"{url}/v1/audio/dialogue", json=turns, timeout=60).content == expected
+        health = httpx.get(f"{url}/health").json()
+        assert health["default_voice"] == "speaker:3"
+        assert health["casting"]["state"] == "not needed"
+        voices = httpx.get(f"{url}/v1/audio/voices").json()["voices"]
+        assert (voices[0]["id"], voices[0]["type"]) == ("speaker:3", "speaker")
+        models = {each["id"]: each["default_voice"] for each in httpx.get(f"{url}/v1/models").json()["data"]}
+        assert models["csm-1b"] == models["tts-1"] == "speaker:3"
+
+
 def test_health_names_the_engine(url: str) -> None:
     health = httpx.get(f"{url}/health").json()
     assert (health["status"], health["engine"], health["model"]) == ("ok", "csm", "csm-1b")

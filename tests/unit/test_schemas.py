@@ -18,7 +18,7 @@ from app.api.requests import ENGINE_EXTRAS, ConversationBody, DialogueBody, Spee
 from app.audio.formats import AUDIO_FORMATS
 from app.errors import BadReference, TextTooLong, UnknownVoice
 from app.types import NO_EFFECT_ON_AUDIO, Line, Reference, Sampling, SpeechRequest, Turn, UploadedTurn
-from app.voices.presets import DEFAULT_VOICE, NO_VOICE
+from app.voices.presets import NO_VOICE, UNNAMED_VOICE
 
 pytestmark = pytest.mark.unit
 
@@ -34,7 +34,7 @@ def request(**fields: Any) -> SpeechRequest:
     return body(**fields).to_request(default_model="csm-1b", max_input_chars=100)
 
 
-PLAIN = SpeechRequest(model="csm-1b", lines=(Line("Hello.", DEFAULT_VOICE),))
+PLAIN = SpeechRequest(model="csm-1b", lines=(Line("Hello.", UNNAMED_VOICE),))
 
 
 def test_minimal_body_is_a_valid_request():
@@ -269,7 +269,7 @@ def test_text_limit_counts_characters(text):
 
 def test_text_is_passed_on_unchanged():
     text = " Two  spaces\r\n\ud83d and \x00 "
-    assert request(input=text).lines == (Line(text, DEFAULT_VOICE),)
+    assert request(input=text).lines == (Line(text, UNNAMED_VOICE),)
 
 
 def test_voice_object_is_accepted():
@@ -297,7 +297,7 @@ def test_conversation_accepts_all_speech_fields():
     assert ConversationBody.model_fields.keys() - SpokenBody.model_fields.keys() == {"text", "context"}
     fields = {"speed": 2, "temperature": 0, "topk": 7, "seed": 3, "response_format": "wav", "stream_format": "sse"}
     converted = conversation(**fields).to_request(default_model="csm-1b", max_input_chars=100)
-    line = Line("Hello.", DEFAULT_VOICE, 0)
+    line = Line("Hello.", UNNAMED_VOICE, 0)
     assert converted == dataclasses.replace(request(**fields), lines=(line,), default_speaker=0)
     assert conversation(**fields).extras == {"temperature", "top_k"}
 
@@ -306,8 +306,8 @@ def test_conversation_voice_depends_on_voice_and_speaker_id():
     def line(**fields: Any) -> Line:
         return conversation(**fields).to_request(default_model="csm-1b", max_input_chars=100).lines[0]
 
-    assert line() == Line("Hello.", DEFAULT_VOICE, 0)
-    assert line(context=[]) == Line("Hello.", DEFAULT_VOICE, 0)
+    assert line() == Line("Hello.", UNNAMED_VOICE, 0)
+    assert line(context=[]) == Line("Hello.", UNNAMED_VOICE, 0)
     assert line(context=[PREVIOUS_TURN], speaker_id=5) == Line("Hello.", NO_VOICE.id, 5)
     assert line(context=[PREVIOUS_TURN], voice="nova") == Line("Hello.", "nova", 0)
     with pytest.raises(UnknownVoice):
@@ -383,10 +383,13 @@ def test_dialogue_turns_become_lines():
 
 
 def test_missing_voices_and_speakers_get_defaults():
-    assert spoken({"text": "One."}, {"text": "Two."}) == (Line("One.", "alloy", 0), Line("Two.", "alloy", 0))
+    assert spoken({"text": "One."}, {"text": "Two."}) == (
+        Line("One.", UNNAMED_VOICE, 0),
+        Line("Two.", UNNAMED_VOICE, 0),
+    )
     assert spoken({"text": "One.", "voice": "nova"}, {"text": "Two."}) == (
         Line("One.", "nova", 0),
-        Line("Two.", "alloy", 1),
+        Line("Two.", UNNAMED_VOICE, 1),
     )
     assert spoken({"text": "One.", "speaker": 0}, {"text": "Two.", "speaker": 1}, voice="echo") == (
         Line("One.", "echo", 0),
@@ -398,7 +401,7 @@ def test_missing_voices_and_speakers_get_defaults():
         {"text": "Two.", "speaker": "b"},
         {"text": "Three.", "speaker": "a"},
         {"text": "Four.", "speaker": "a", "voice": "onyx"},
-    ) == (Line("One.", "nova", 0), Line("Two.", "alloy", 1), Line("Three.", "nova", 0), Line("Four.", "onyx", 2))
+    ) == (Line("One.", "nova", 0), Line("Two.", UNNAMED_VOICE, 1), Line("Three.", "nova", 0), Line("Four.", "onyx", 2))
 
 
 def test_dialogue_limit_counts_all_turns():

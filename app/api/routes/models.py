@@ -169,6 +169,7 @@ def _model(model_id: str, manager: ModelManager, voices: list[Voice], max_input_
         loaded=loaded is not None,
         bytes=None if loaded is None else own.loaded_bytes,
         parameters=list(info.capabilities.names) if info else None,
+        default_voice=manager.default_voice(model_id),
         max_speakers=info.text.max_speakers if info else None,
         clones=info.can_clone if info else None,
         sounds=sorted(info.text.sounds) if info else None,
@@ -185,6 +186,7 @@ def _with_adapter(base: Model, adapter: Adapter, model_id: str) -> Model:
     changes: dict[str, object] = {
         "id": model_id,
         "adapter_of": base.id,
+        "default_voice": adapter.name,
         "description": f"{base.description}, with the LoRA adapter {adapter.name}",
     }
     if base.status == "ready" and adapter.status != "ready":

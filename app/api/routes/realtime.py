@@ -78,7 +78,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, data_dir: Path, *
         settings = body.session or {}
         if len(str(settings)) > _MAX_SETTINGS:
             raise InvalidValue("The settings of the session are too long.", param="session")
-        default = SessionSettings(speaking.manager.requested.model_id)
+        default = SessionSettings.of(speaking.manager.requested.model_id, speaking.manager)
         changed, changes = changed_settings(default, settings, speaking, voices)
         await check_settings(changed, changes, speaking)
         admitted = getattr(caller.state, "admitted", None)
@@ -92,7 +92,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, data_dir: Path, *
         """Speak texts over a WebSocket."""
         sent = _sent_key(connection)
         model = connection.query_params.get("model") or ""
-        settings = SessionSettings(model or speaking.manager.requested.model_id)
+        settings = SessionSettings.of(model or speaking.manager.requested.model_id, speaking.manager)
 
         def check() -> Key | None:
             nonlocal settings

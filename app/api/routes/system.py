@@ -42,7 +42,7 @@ from app.api.routes.models import model_state
 from app.audio.formats import AUDIO_FORMATS
 from app.metrics import CONTENT_TYPE
 from app.settings import public_values
-from app.voices.presets import DEFAULT_VOICE, PROFILES
+from app.voices.presets import PROFILES
 from app.voices.voice_file import MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS
 from app.voices.youtube import MAX_SECTION_S, MIN_SECTION_S
 
@@ -102,7 +102,7 @@ class ServerState:
             cloned_voices_count=len(cloned),
             sample_rate=OUTPUT_RATE_HZ,
             limits=self.limits,
-            default_voice=DEFAULT_VOICE,
+            default_voice=self.manager.default_voice(),
             key_needed=key_needed,
         )
 

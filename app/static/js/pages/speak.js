@@ -15,7 +15,7 @@ const SAMPLING = Object.keys(SAMPLING_STEPS);
 
 /** Creates a select of voices in groups, with cloned voices first. clones: whether cloned voices can be chosen. */
 export function voiceSelect(list, chosen, props, clones = true) {
-  const groups = ["cloned", "adapter", "preset"].map((kind) => [kind, list.filter((voice) => (voice.type === "offline" ? "preset" : voice.type) === kind)]);
+  const groups = ["cloned", "adapter", "preset"].map((kind) => [kind, list.filter((voice) => (["offline", "speaker"].includes(voice.type) ? "preset" : voice.type) === kind)]);
   const known = list.some((voice) => voice.id === chosen);
   return h("select", props,
     !known && chosen && h("option", { value: chosen, selected: true }, chosen),
