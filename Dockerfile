@@ -39,6 +39,16 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip install --constraint constraints.txt --index-url "${TORCH_INDEX}" --no-deps torch \
     && python -m pip install --require-hashes --no-deps -r locks/server.txt
 
+# ---- the kernels for CPUs, for all instruction sets of this architecture: the images have no C++ compiler
+
+FROM base AS kernels
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+COPY app/nn/native /src
+RUN python /src/library.py /kernels
+
 # ---- the server, but for its libraries and its code
 
 FROM base AS server
@@ -69,6 +79,7 @@ CMD ["python", "-m", "app.main"]
 FROM server AS cpu
 COPY --from=libraries-cpu /opt/venv /opt/venv
 COPY app app
+COPY --from=kernels /kernels app/nn/native/prebuilt
 
 FROM server AS cuda
 # Triton compiles its launcher with a C compiler when the first kernel runs, and keeps the result.
@@ -81,6 +92,7 @@ USER 10001:10001
 ENV TRITON_CACHE_DIR=/app/models/cache/triton
 COPY --from=libraries-cuda /opt/venv /opt/venv
 COPY app app
+COPY --from=kernels /kernels app/nn/native/prebuilt
 
 FROM cuda AS with-weights
 ARG TTS_ENGINE=csm

@@ -493,7 +493,7 @@ def _findings(report: Report, missing: dict[str, str]) -> list[Finding]:
             Finding(
                 "note",
                 f"Speech is generated more slowly than it is played: {report.speed:g} seconds of audio in one second.",
-                "Streamed answers will pause. Use a GPU, TTS_QUANTIZE=int8 on an x86 CPU, or a smaller model.",
+                "Streamed answers will pause. Use a GPU, or TTS_QUANTIZE=int8 on a CPU.",
             )
         )
     found += _unchecked(report)

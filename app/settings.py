@@ -185,10 +185,11 @@ class Settings(BaseSettings):
         description="The number format of the model. `auto` = bfloat16 if the device supports it; otherwise float16 "
         "on a GPU and float32 on a CPU. If activations are too large for float16, `auto` = float32.",
     )
-    quantize: Literal["none", "int8"] = Field(
+    quantize: Literal["none", "int8", "int4"] = Field(
         "none",
         alias="TTS_QUANTIZE",
-        description="`int8` = 8-bit weights and activations on a CPU, which is faster and less exact.",
+        description="Quantize the weights on a CPU. `int8` = 8-bit weights and activations, which is faster and "
+        "slightly less exact. `int4` = 4-bit weights, which is faster again, much less exact, and not judged by ear.",
     )
     cuda_graphs: bool = Field(
         True,

@@ -7,7 +7,6 @@ import platform
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -22,6 +21,7 @@ from app.engines.dia.config import parse_config as parse_dia_config
 from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import DiaRunner
 from app.engines.shared.adapters import PreparedAdapter
+from app.engines.shared.quantization import Quantize
 from app.nn.dac.config import parse_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
@@ -31,8 +31,6 @@ from app.nn.mimi.model import MimiDecoder, MimiEncoder
 from app.runtime.cuda_graphs import GraphCapture
 from tests.support.random_csm import csm_config, write_tokenizer
 from tests.support.random_dia import SHAPES, dac_config, dia_config
-
-Quantize = Literal["none", "int8"]
 
 
 def device_name(device: torch.device) -> str:
@@ -79,10 +77,14 @@ def csm_runner(
     *,
     rows: int,
     quantize: Quantize = "none",
+    native: bool = True,
     record: bool = False,
     kernels: Sequence[Kernels] = (TORCH,),
 ) -> tuple[CsmRunner, GraphCapture | None]:
-    """Create a runner of CSM that never generates EOS. The second result is the graph capture, if `record` is set."""
+    """Create a runner of CSM that never generates EOS. The second result is the graph capture, if `record` is set.
+
+    native: use the native kernels for quantized weights.
+    """
     raw = csm_config(size)
     config = parse_csm_config(raw)
     model = CsmModel(config, device=device, dtype=dtype)
@@ -93,7 +95,7 @@ def csm_runner(
         encoder = MimiEncoder(codec)
     fill(decoder)
     fill(encoder)
-    csm_loading.adapt(model, quantize)
+    csm_loading.adapt(model, quantize, native=native)
     capture = GraphCapture(device) if record else None
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), raw)

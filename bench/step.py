@@ -31,7 +31,7 @@ import torch
 from app.engines.csm.decoding import FRAMES_AHEAD, MAX_GROUP
 from app.engines.csm.runner import CsmRunner
 from app.nn.kernels.choice import TORCH, candidates
-from app.nn.linear import Int8Linear, PackedLinear
+from app.nn.linear import PackedLinear, QuantizedLinear
 from app.nn.mimi.config import read_mimi_config
 from app.runtime.device import set_math_backends
 from app.runtime.sampling import Sampler, SamplingParams, exponential_noise
@@ -100,7 +100,9 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Generator[None, None, dict[str, Any]]:
+def ours(
+    args: argparse.Namespace, device: torch.device, dtype: torch.dtype, *, native: bool = True
+) -> Generator[None, None, dict[str, Any]]:
     """Measure frames of the runner, as the engine's loop generates them.
 
     Without CUDA graphs, also measures the backbone and the depth decoder alone, to calculate the runner's overhead.
@@ -108,7 +110,14 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
     record = device.type == "cuda" and not (args.plain or args.adapters)
     sets = candidates(args.kernels, device, dtype, compiled=args.compile).kernels if record else (TORCH,)
     runner, capture = csm_runner(
-        args.size, device, dtype, rows=args.rows, quantize=args.quantize, record=record, kernels=sets
+        args.size,
+        device,
+        dtype,
+        rows=args.rows,
+        quantize=args.quantize if native else "int8",
+        native=native,
+        record=record,
+        kernels=sets,
     )
     now, rows = clock(device), list(range(args.rows))
     line = SpokenLine(said(args.prompt), 0, Voice("none", "none", "none"))
@@ -209,8 +218,8 @@ def weight_bytes(module: torch.nn.Module) -> int:
     """Return the bytes of a module's matrices in the form in which a step reads them."""
     total = 0
     for part in module.modules():
-        if isinstance(part, Int8Linear | PackedLinear):
-            total += part.weight_count * (1 if isinstance(part, Int8Linear) else 2)
+        if isinstance(part, QuantizedLinear | PackedLinear):
+            total += part.weight_bytes
         else:
             total += sum(tensor.nbytes for tensor in part.parameters(recurse=False) if tensor.ndim > 1)
     return total
@@ -313,8 +322,12 @@ def main() -> None:
     parser.add_argument("--size", choices=["tiny", "full"], default="full")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
-    parser.add_argument("--quantize", choices=["none", "int8"], default="none", help="only for this server's model")
-    parser.add_argument("--against", choices=["transformers"])
+    parser.add_argument(
+        "--quantize", choices=["none", "int8", "int4"], default="none", help="only for this server's model"
+    )
+    parser.add_argument(
+        "--against", choices=["transformers", "torch-int8"], help="torch-int8: CSM with PyTorch's int8 kernel"
+    )
     parser.add_argument("--plain", action="store_true", help="on a GPU: without CUDA graphs")
     parser.add_argument("--kernels", choices=["auto", "torch", "triton"], default="auto", help="kernels of CUDA graphs")
     parser.add_argument("--compile", action="store_true", help="generate the kernels with torch.compile")
@@ -328,7 +341,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     args.prompt = args.prompt or {"csm": 30, "dia": 60}[args.model]
-    measure_ours, measure_theirs = ours, theirs
+    measure_ours: Callable[..., Generator[None, None, dict[str, Any]]] = ours
+    measure_theirs = theirs
     if args.model == "dia":
         from bench import step_dia
 
@@ -346,7 +360,14 @@ def main() -> None:
     if device.type != "cpu":
         turns.finish()
     if args.against:
-        result[args.against] = measure_theirs(args, device, dtype, turns)
+        if args.against == "torch-int8":
+            other = Turns(ours(args, device, dtype, native=False))
+            for _ in range(1 + -(-args.frames // TURN_FRAMES)):
+                other()
+                turns()
+            result[args.against] = other.finish()
+        else:
+            result[args.against] = measure_theirs(args, device, dtype, turns)
         print(f"{args.against:12}", result[args.against])
     result["ours"] = turns.finish() | {"peak_bytes": peak_bytes}
     print("ours        ", result["ours"])

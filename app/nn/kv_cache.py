@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from app.nn.attention import CachedAttention, DecodeAttention, PrefillAttention, grouped_attention
 from app.nn.kernels.choice import Kernels
+from app.nn.native.library import Library
+from app.nn.native.modules import NativeAttention, StagedNativeAttention
 from app.nn.rope import apply_rotary
 from app.nn.transformer import StackConfig, Stage
 
@@ -33,12 +35,15 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype,
         batched: bool | None = None,
+        library: Library | None = None,
     ) -> None:
         """Allocate the cache.
 
         batched: True = `decode_attention` computes all rows in one masked product; False = `decode_attention` computes
-        one row after another. None = False on a CPU, and True on other devices.
+        one row after another. None = False on a CPU, and True on other devices. library: computes attention with the
+        native kernels, which need float32; None = PyTorch computes attention.
         """
+        self._library = library
         shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
         self._batched = device.type != "cpu" if batched is None else batched
         # A masked product reads all positions, so all positions must contain finite numbers. If rows are computed one
@@ -59,9 +64,11 @@ class KVCache:
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
 
-    def prefill_attention(self, row: int, start: int, count: int) -> PrefillAttention:
+    def prefill_attention(self, row: int, start: int, count: int) -> PrefillAttention | NativeAttention:
         """Return causal attention for `count` new tokens of one row, at positions start..start+count-1."""
         end = start + count
+        if self._library is not None:
+            return self._native([row] * count, range(start, end), self._library)
         mask = torch.ones(count, end, dtype=torch.bool, device=self.k.device).tril(start)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -77,9 +84,14 @@ class KVCache:
 
         return attend
 
-    def decode_attention(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
+    def decode_attention(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention | NativeAttention:
         """Return attention for one new token of each of `rows`. positions: the position of the token in each row."""
+        if self._library is not None:
+            return self._native(rows, positions, self._library)
         return self._batched_decode(rows, positions) if self._batched else self._row_by_row_decode(rows, positions)
+
+    def _native(self, rows: Sequence[int], positions: Sequence[int], library: Library) -> NativeAttention:
+        return NativeAttention(library, self.k, self.v, scale=self._scale, rows=rows, positions=positions)
 
     def _batched_decode(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
         device = self.k.device
@@ -170,6 +182,7 @@ class SplitKVCache:
         positions: int,
         dtype: torch.dtype,
         batched: bool | None = None,
+        library: Library | None = None,
     ) -> None:
         self.parts = [
             KVCache(
@@ -179,16 +192,17 @@ class SplitKVCache:
                 device=stage.device,
                 dtype=dtype,
                 batched=batched,
+                library=library,
             )
             for stage in stages
         ]
         # For each layer: (index in `parts`, index of the layer inside this part)
         self._layers = [(part, layer) for part, stage in enumerate(stages) for layer in range(stage.layers)]
 
-    def prefill_attention(self, row: int, start: int, count: int) -> PrefillAttention:
+    def prefill_attention(self, row: int, start: int, count: int) -> PrefillAttention | NativeAttention:
         return self._by_layer([part.prefill_attention(row, start, count) for part in self.parts])
 
-    def decode_attention(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
+    def decode_attention(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention | NativeAttention:
         return self._by_layer([part.decode_attention(rows, positions) for part in self.parts])
 
     def copy_row(self, source: int, target: int, count: int) -> None:
@@ -199,7 +213,11 @@ class SplitKVCache:
         for part in self.parts:
             part.zero_row(row)
 
-    def _by_layer(self, attends: Sequence[PrefillAttention]) -> PrefillAttention:
+    def _by_layer(self, attends: Sequence[PrefillAttention | NativeAttention]) -> PrefillAttention | NativeAttention:
+        native = [attend for attend in attends if isinstance(attend, NativeAttention)]
+        if native:
+            return StagedNativeAttention(native, self._layers)
+
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             part, inner_layer = self._layers[layer]
             return attends[part](inner_layer, q, k, v)
@@ -219,8 +237,18 @@ class DepthKVCache:
     """The KV cache of a depth decoder: k and v, each (layers, rows, G, S, d). All rows are at the same position."""
 
     def __init__(
-        self, config: StackConfig, *, rows: int, positions: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: StackConfig,
+        *,
+        rows: int,
+        positions: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        library: Library | None = None,
     ) -> None:
+        """library: the native kernels compute attention, which need float32; None = PyTorch computes attention."""
+        self._library = library
+        self._native: dict[tuple[int, int, int], NativeAttention] = {}
         shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
@@ -246,11 +274,13 @@ class DepthKVCache:
             self._views[rows, start, count] = found
         return found
 
-    def attention(self, rows: int, start: int, count: int) -> PrefillAttention:
+    def attention(self, rows: int, start: int, count: int) -> PrefillAttention | NativeAttention:
         """Return causal attention for `count` new tokens of each of the first `rows` rows.
 
         The tokens are at positions start..start+count-1, in the order (row, position).
         """
+        if self._library is not None:
+            return self._native_attention(rows, start, count, self._library)
         views = self._view(rows, start, count)
         if count == 1:
             return self._decode_attention(rows, views)
@@ -267,6 +297,16 @@ class DepthKVCache:
             return attended.permute(0, 3, 1, 2, 4).reshape(rows * count, heads * size).to(q.dtype)
 
         return attend
+
+    def _native_attention(self, rows: int, start: int, count: int, library: Library) -> NativeAttention:
+        found = self._native.get((rows, start, count))
+        if found is None:
+            where = [row for row in range(rows) for _ in range(count)]
+            at = [*range(start, start + count)] * rows
+            found = self._native[rows, start, count] = NativeAttention(
+                library, self.k, self.v, scale=self._scale, rows=where, positions=at
+            )
+        return found
 
     def static_decode_attention(self, rows: int, position: int, kernels: Kernels) -> DecodeAttention:
         """Return attention for one new token of each of the first `rows` rows. All tokens are at `position`.

@@ -1,4 +1,4 @@
-"""Linear layers: plain, packed for bfloat16 on a CPU, and int8 on an x86 CPU."""
+"""Linear layers: plain, packed for bfloat16 on a CPU, and int8 with PyTorch's kernel on an x86 CPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: Linear) -> None:
         super().__init__()
-        self.weight_count = linear.weight.numel()
+        self.weight_bytes = 2 * linear.weight.numel()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.data, 1)
         self._bias = linear.bias.data if linear.bias is not None else None
 
@@ -61,7 +61,24 @@ class PackedLinear(nn.Module):
         )
 
 
-class Int8Linear(nn.Module):
+class QuantizedLinear(nn.Module):
+    """The base class of linear layers with quantized weights. They compute the RMSNorm before the layer themselves."""
+
+    weight_bytes: int  # the size of the weights and their scales
+
+    def __init__(self, norm: Tensor | None, eps: float) -> None:
+        """norm (inputs,): the weight of the RMSNorm, or None."""
+        super().__init__()
+        self._norm_floor = torch.full((1, 1), math.sqrt(len(norm) * eps)) if norm is not None else None
+
+    def lengths(self, x: Tensor) -> Tensor:
+        """Return (M, 1): the factor by which the norm of the layer divides each token, sqrt(D) times its RMS."""
+        assert self._norm_floor is not None  # noqa: S101 - only layers with a norm are asked
+        found: Tensor = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)
+        return found.hypot_(self._norm_floor)
+
+
+class Int8Linear(QuantizedLinear):
     """A Linear with int8 weights and 8-bit activations, on an x86 CPU. It returns float32.
 
     If `norm` is given, an Int8Linear computes linear(rms_norm(x)), with the norm's weight `norm` and `eps`. Each output
@@ -74,12 +91,12 @@ class Int8Linear(nn.Module):
     """
 
     def __init__(self, linear: Linear, norm: Tensor | None = None, eps: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(norm, eps)
         if linear.weight.shape[1] % 8:
             # The kernel rounds groups of 8 activations. An incomplete last group would be rounded differently.
             raise ValueError(f"an int8 linear needs a multiple of 8 inputs, but this one has {linear.weight.shape[1]}")
-        self.weight_count = linear.weight.numel()
         weight = linear.weight.data.float()
+        self.weight_bytes = weight.numel() + 4 * len(weight)
         scales = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
         rounded = torch.round(weight / scales[:, None]).to(torch.int8)
         zeros = torch.zeros(len(weight), dtype=torch.int64)
@@ -96,7 +113,6 @@ class Int8Linear(nn.Module):
         self._multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
         # x / sqrt(mean(x^2) + eps) * norm = x * (norm * sqrt(D)) / hypot(|x|, sqrt(D * eps))
         self._norm = norm.data.float() * math.sqrt(len(norm)) if norm is not None else None
-        self._norm_floor = torch.full((1, 1), math.sqrt(len(norm) * eps)) if norm is not None else None
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Compute the layer: x (M, inputs) -> (M, outputs). lengths: the result of `lengths`, if it is known."""
@@ -113,12 +129,6 @@ class Int8Linear(nn.Module):
             largest.div_(self.lengths(x32) if lengths is None else lengths)
         y.mul_(largest)
         return y if self._bias is None else y.add_(self._bias)
-
-    def lengths(self, x: Tensor) -> Tensor:
-        """Return (M, 1): the factor by which the norm of the layer divides each token, sqrt(D) times its RMS."""
-        assert self._norm_floor is not None  # noqa: S101 - only layers with a norm are asked
-        found: Tensor = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)
-        return found.hypot_(self._norm_floor)
 
     @staticmethod
     def supported() -> bool:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.nn.linear import Int8Linear
+from app.nn.linear import QuantizedLinear
 from app.runtime.pages import mark_for_huge_pages
 
 GATHERED_TOKENS = 2  # the largest number of tokens of each row for which the products are gathered
@@ -43,7 +43,7 @@ class Place:
     """A linear layer that an adapter can change.
 
     outputs: the number of outputs of each weight matrix that the layer joins. norm: the weight of the RMSNorm before
-    the layer; an Int8Linear computes this norm itself, so its input is without the norm. group: the name of the
+    the layer; a QuantizedLinear computes this norm itself, so its input is without the norm. group: the name of the
     selection that says which adapter each token of the layer uses.
     """
 
@@ -214,10 +214,10 @@ class AdaptedLinear(nn.Module):
         self._selection = selection
         self._dtype = dtype
         self._width = math.gcd(*place.outputs) if place.device.type == "cpu" else None
-        # An Int8Linear computes the norm before it. Then A contains the weight of the norm, and the input is only
+        # A QuantizedLinear computes the norm before it. Then A contains the weight of the norm, and the input is only
         # divided by the lengths of its tokens.
         self.norm: Tensor | None = None
-        if isinstance(self.inner, Int8Linear) and place.norm is not None:
+        if isinstance(self.inner, QuantizedLinear) and place.norm is not None:
             self.norm = place.norm.float() * math.sqrt(len(place.norm))
         self.matrices: dict[int, _Matrices] = {}
         self.tables: tuple[tuple[int, ...], _Tables] | None = None  # (slots, their matrices), set by LowRankAdapters
@@ -227,10 +227,15 @@ class AdaptedLinear(nn.Module):
         self._down: Tensor | None = None
         self._up: Tensor | None = None
 
+    @property
+    def active(self) -> bool:
+        """Whether a row of the next product has an adapter."""
+        return self._selection.active
+
     def forward(self, x: Tensor) -> Tensor:
         if not self._selection.active:
             return self.inner(x)  # type: ignore[no-any-return]
-        if self.norm is None or not isinstance(self.inner, Int8Linear):
+        if self.norm is None or not isinstance(self.inner, QuantizedLinear):
             return self.add(x, self.inner(x))
         lengths = self.inner.lengths(x)
         return self.add(x / lengths, self.inner(x, lengths))
@@ -380,7 +385,7 @@ class Selection:
 
 def applies_norm(linear: nn.Module) -> bool:
     """Whether a linear layer computes the RMSNorm before it."""
-    return isinstance(linear, Int8Linear) or (isinstance(linear, AdaptedLinear) and linear.norm is not None)
+    return isinstance(linear, QuantizedLinear) or (isinstance(linear, AdaptedLinear) and linear.norm is not None)
 
 
 class LowRankAdapters:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,16 @@ from torch.nn import functional
 from app.nn.attention import CachedAttention, DecodeAttention, PrefillAttention
 from app.nn.kernels.choice import Kernels
 from app.nn.kernels.torch_kernels import gate
-from app.nn.linear import Int8Linear, Linear, as_linear
-from app.nn.low_rank import applies_norm
+from app.nn.linear import Linear, QuantizedLinear, as_linear
+from app.nn.low_rank import AdaptedLinear, applies_norm
+from app.nn.native.modules import NativeAttention, NativeLinear, NativeStack, native_gate
 from app.nn.rope import Rope, apply_rotary, rotary
 
+if TYPE_CHECKING:
+    from app.nn.native.library import Library
+
+# Quantizes a linear layer: (linear, weight of the RMSNorm before the layer or None, eps) -> the quantized layer.
+QuantizeLinear = Callable[[Linear, Tensor | None, float], QuantizedLinear]
 # The cross-attention of one layer: (layer, block, normed (M, D), cos, sin) -> (M, D).
 CrossAttention = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
 
@@ -83,6 +89,7 @@ class Block(nn.Module):
         super().__init__()
         c = config
         self.config = c
+        self.library: Library | None = None  # the native kernels; None = PyTorch computes attention and gate
 
         def linear(inputs: int, outputs: int, bias: bool) -> nn.Module:
             return Linear(inputs, outputs, bias=bias, device=device, dtype=dtype)
@@ -104,7 +111,7 @@ class Block(nn.Module):
         x: Tensor,
         layer: int,
         position: tuple[Tensor, Tensor],
-        attend: PrefillAttention,
+        attend: PrefillAttention | NativeAttention,
         cross: CrossInput | None = None,
     ) -> Tensor:
         """Compute the layer: x (M, D) -> (M, D). position: cos and sin of the tokens' positions, from `rotary`."""
@@ -112,24 +119,30 @@ class Block(nn.Module):
         cos, sin = position
         tokens = x.shape[0]
         heads = self._norm_linear(x, self.attention_norm, self.qkv).view(tokens, c.heads + 2 * c.kv_heads, c.head_dim)
-        rotated = apply_rotary(heads[:, : c.heads + c.kv_heads], cos, sin)
-        x = x + self.out(attend(layer, rotated[:, : c.heads], rotated[:, c.heads :], heads[:, c.heads + c.kv_heads :]))
+        if isinstance(attend, NativeAttention):
+            attended = attend(layer, heads, cos, sin)
+        else:
+            rotated = apply_rotary(heads[:, : c.heads + c.kv_heads], cos, sin)
+            k, v = rotated[:, c.heads :], heads[:, c.heads + c.kv_heads :]
+            attended = attend(layer, rotated[:, : c.heads], k, v)
+        x = x + self.out(attended)
         if cross is not None:
             x = x + self._cross_attention(x, layer, position, cross)
-        mlp = self.down(gate(self._norm_linear(x, self.mlp_norm, self.gate_up), c.activation))
+        gate_up = self._norm_linear(x, self.mlp_norm, self.gate_up)
+        mlp = self.down(native_gate(self.library, gate_up) if self.library else gate(gate_up, c.activation))
         return x + mlp.to(x.dtype)  # type: ignore[no-any-return]
 
-    def quantize(self, *, attention: bool = True) -> None:
-        """Convert the weights of the MLP to int8. attention: also convert the weights of self-attention."""
+    def quantize(self, make: QuantizeLinear, *, attention: bool = True) -> None:
+        """Quantize the weights of the MLP. attention: also quantize the weights of self-attention."""
         eps = self.config.eps
         if attention:
-            self.qkv = Int8Linear(as_linear(self.qkv), self.attention_norm, eps)
-            self.out = Int8Linear(as_linear(self.out))
-        self.gate_up = Int8Linear(as_linear(self.gate_up), self.mlp_norm, eps)
-        self.down = Int8Linear(as_linear(self.down))
+            self.qkv = make(as_linear(self.qkv), self.attention_norm, eps)
+            self.out = make(as_linear(self.out), None, eps)
+        self.gate_up = make(as_linear(self.gate_up), self.mlp_norm, eps)
+        self.down = make(as_linear(self.down), None, eps)
 
     def _norm_linear(self, x: Tensor, norm: Tensor, linear: nn.Module) -> Tensor:
-        """Return linear(rms_norm(x)). An Int8Linear applies the norm itself, so `linear` gets x without the norm."""
+        """Return linear(rms_norm(x)). A QuantizedLinear applies the norm itself: it gets x without the norm."""
         if not applies_norm(linear):
             x = functional.rms_norm(x, (self.config.width,), norm, self.config.eps)
         return linear(x)  # type: ignore[no-any-return]
@@ -215,6 +228,7 @@ class Stack(nn.Module):
         self.norm = nn.Parameter(torch.empty(config.width, device=device, dtype=dtype), requires_grad=False)
         cos, sin = rotary(config.rope.frequencies(config.head_dim), torch.arange(max_positions))
         self.entries = nn.ModuleList([StageEntry(stage.device, cos, sin) for stage in self.stages])
+        self._native: NativeStack | None = None  # computes all blocks in one call
         self._entry_before: dict[int, nn.Module] = {}  # index of a stage's first layer -> the entry of the stage
         first = 0
         for stage, entry in zip(self.stages, self.entries, strict=True):
@@ -222,17 +236,44 @@ class Stack(nn.Module):
                 self._entry_before[first] = entry
             first += stage.layers
 
+    def use_native(self, library: Library) -> None:
+        """Compute attention and gates with the native kernels. All linear layers must be NativeLinear."""
+        layers = []
+        for block in self.blocks:
+            assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
+            block.library = library
+            linears = (block.qkv, block.out, block.gate_up, block.down)
+            layers.append(tuple(linear for linear in linears if isinstance(linear, NativeLinear)))
+        if len(self.stages) == 1:
+            self._native = NativeStack(library, layers, self.norm, self.config.eps, self.config.heads)
+
     def forward(
-        self, x: Tensor, positions: Tensor | slice, attend: PrefillAttention, cross: CrossInput | None = None
+        self,
+        x: Tensor,
+        positions: Tensor | slice,
+        attend: PrefillAttention | NativeAttention,
+        cross: CrossInput | None = None,
     ) -> Tensor:
         """Compute all blocks and the final norm: x (M, D) at positions (M,) -> (M, D)."""
+        if self._native is not None and isinstance(attend, NativeAttention) and not self._adapted():
+            x, cos, sin = self.entries[0](x, positions)
+            return self._native(x, cos, sin, attend)
         device = x.device
         for y in self.layer_outputs(x, positions, attend, cross):
             x = y
         return self.final_norm(x.to(device))
 
+    def _adapted(self) -> bool:
+        """Whether adapters are selected for a linear layer of a block."""
+        linears = (linear for block in self.blocks for linear in block.children())
+        return any(isinstance(linear, AdaptedLinear) and linear.active for linear in linears)
+
     def layer_outputs(
-        self, x: Tensor, positions: Tensor | slice, attend: PrefillAttention, cross: CrossInput | None = None
+        self,
+        x: Tensor,
+        positions: Tensor | slice,
+        attend: PrefillAttention | NativeAttention,
+        cross: CrossInput | None = None,
     ) -> Iterator[Tensor]:
         """Yield x after each layer, so that the caller can pause after any layer.
 

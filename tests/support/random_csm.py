@@ -63,7 +63,7 @@ def csm_config(size: str) -> dict[str, Any]:
             8,
             {"text_vocab_size": 320, "first_special": 300, "vocab_size": 67},
             (2, 64, 4, 2, 128),
-            (2, 32, 4, 2, 64),
+            (2, 32, 2, 1, 64),
             {
                 "hidden_size": 32, "num_filters": 4, "codebook_size": 64, "codebook_dim": 16, "upsample_groups": 32,
                 "vector_quantization_hidden_dimension": 16, "num_hidden_layers": 2, "intermediate_size": 64,

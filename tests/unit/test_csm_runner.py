@@ -295,8 +295,8 @@ def test_any_integer_is_a_seed(runner: CsmRunner) -> None:
         assert len(alone(runner, speech("Hi.", seed=seed, frames=2))) == 2
 
 
-@pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_bfloat16_and_int8_codes_do_not_depend_on_other_rows(tiny_csm: Path, quantize: str) -> None:
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+def test_bfloat16_and_quantized_codes_do_not_depend_on_other_rows(tiny_csm: Path, quantize: str) -> None:
     runner = make(tiny_csm, dtype=torch.bfloat16, quantize=quantize)
     requests = [speech(f"Number {i}.", i, 10) for i in range(4)]
     expected = [alone(runner, request) for request in requests]

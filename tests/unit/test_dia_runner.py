@@ -254,8 +254,8 @@ def test_any_integer_is_a_seed(runner: DiaRunner) -> None:
         assert len(alone(runner, speech("Hi.", seed=seed, frames=2))) == 2
 
 
-@pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_bfloat16_and_int8_codes_do_not_depend_on_other_rows(tiny_dia: Path, quantize: str) -> None:
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+def test_bfloat16_and_quantized_codes_do_not_depend_on_other_rows(tiny_dia: Path, quantize: str) -> None:
     runner = make(tiny_dia, dtype=torch.bfloat16, quantize=quantize)
     expected = [alone(runner, request) for request in REQUESTS[:4]]
     driver = Driver(runner)

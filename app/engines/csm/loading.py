@@ -29,11 +29,9 @@ from app.engines.shared.generation_config import NO_SAMPLING, own_sampling, vari
 from app.engines.shared.half_precision import check_range, load_in_range
 from app.engines.shared.loading import (
     REFERENCE_NOISE,
-    Quantize,
     adapter_slots,
     batched_engine,
     check_codec_size,
-    check_int8,
     codec_fingerprint,
     dtype_name,
     fetch,
@@ -42,13 +40,13 @@ from app.engines.shared.loading import (
     loading_on,
     pack_bfloat16,
     place_weights,
-    quantize_stack,
     with_or_without_graphs,
 )
+from app.engines.shared.quantization import Quantization, Quantize, choose_quantization, quantized_bytes
 from app.errors import EngineUnavailable, WeightsUnavailable
 from app.nn.kernels.choice import TORCH, Kernels
 from app.nn.kv_cache import KVCache
-from app.nn.linear import Int8Linear, Linear, replace_linears
+from app.nn.linear import Linear, replace_linears
 from app.nn.mimi import checkpoint as mimi_layout
 from app.nn.mimi.config import MimiConfig, read_mimi_config_file
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
@@ -116,17 +114,26 @@ def load_model(
     return model.eval(), codec
 
 
-def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
-    """Convert the loaded weights to the fastest form for the model's device. Raises EngineUnavailable."""
-    if quantize == "int8":
-        check_int8(model.devices)
+def adapt(
+    model: CsmModel, quantize: Quantize = "none", folder: Path | None = None, *, native: bool = True
+) -> Quantization | None:
+    """Convert the loaded weights to the fastest form for the model's device. Returns how they were quantized, or None.
+
+    folder: where compiled kernels are stored; None = the cache folder of the user. native: whether the native kernels
+    may be used. Raises EngineUnavailable.
+    """
+    config = model.config
+    quantization = choose_quantization(quantize, model.devices, (config.backbone, config.depth), folder, native=native)
+    if quantization is not None:
         for stack in (model.backbone, model.depth):
-            quantize_stack(stack, attention=True)
-        replace_linears(model, Int8Linear)
-        model.widen()  # the int8 kernel reads and returns float32, so bfloat16 would need conversions
+            quantization.quantize_stack(stack, attention=True)
+        replace_linears(model, quantization.quantize_output)
+        model.widen()  # the kernels read and return float32, so bfloat16 would need conversions
+        model.library = quantization.library
     else:
         pack_bfloat16(model)
     place_weights(model.device)
+    return quantization
 
 
 def load_codec(
@@ -194,14 +201,16 @@ def load_runner(
     adapter_slots: int = 0,
     adapter_rank: int = 0,
     adapter_bases: frozenset[str] = frozenset(),
+    kernels_folder: Path | None = None,
+    native: bool = True,
 ) -> CsmRunner:
     """Load CSM from `model_dir`, in either published layout. codec_dir: the folder of the codec; None = `model_dir`.
 
-    quantize: "int8" = 8-bit weights and activations, for CPUs. needs_range: True = raise HalfPrecisionOverflow if
-    values overflow in float16. tokenizer_dir: the folder of the tokenizer; None = `model_dir`. adapter_dir: a LoRA
-    adapter that is merged into the weights. sampling: the sampling parameters that the model sets, which are a part of
-    the fingerprint. `CsmRunner` and `load_model` describe the other options. Raises WeightsUnavailable,
-    EngineUnavailable.
+    quantize: "int8" or "int4" = quantized weights and 8-bit activations, for CPUs. kernels_folder, native: see `adapt`.
+    needs_range: True = raise HalfPrecisionOverflow if values overflow in float16. tokenizer_dir: the folder of the
+    tokenizer; None = `model_dir`. adapter_dir: a LoRA adapter that is merged into the weights. sampling: the sampling
+    parameters that the model sets, which are a part of the fingerprint. `CsmRunner` and `load_model` describe the other
+    options. Raises WeightsUnavailable, EngineUnavailable.
     """
     other = read_mimi_config_file(codec_dir) if codec_dir is not None else None
     adapter = None if adapter_dir is None else open_adapter(adapter_dir, checkpoint_name)
@@ -212,8 +221,11 @@ def load_runner(
     encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows, adapter=adapter)
     weights = (*model.parameters(), *decoder.parameters())
     digest = digest_of(weights, f"{model.config} {model.dtype} {decoder.config}")
-    fingerprint = f"csm {digest} {quantize}" + variant_of(adapter, sampling)
-    adapt(model, quantize)
+    quantization = adapt(model, quantize, kernels_folder, native=native)
+    kind = "none" if quantization is None else quantization.name
+    fingerprint = f"csm {digest} {kind}" + variant_of(adapter, sampling)
+    if quantization is not None:
+        notes = (*notes, *quantization.facts)
 
     def build(capture: GraphCapture | None, notes: Setup) -> CsmRunner:
         return CsmRunner(
@@ -225,7 +237,7 @@ def load_runner(
             guards=guards,
             on_guard=on_guard,
             reference_noise=reference_noise,
-            quantized=quantize != "none",
+            quantized=quantization is not None,
             fingerprint=fingerprint,
             codec_fingerprint=codec_fingerprint(encoder, encoder.config, model.config.codebooks),
             chunk=chunk,
@@ -355,6 +367,8 @@ def _load(
             adapter_slots=slots,
             adapter_rank=settings.adapter_rank,
             adapter_bases=bases_of(folders.model, "csm"),
+            kernels_folder=settings.folder("models") / "cache" / "kernels",
+            native=settings.kernels != "torch",
         )
 
 
@@ -385,7 +399,7 @@ def measure(
         rows=max_rows,
         positions=config.max_positions,
         device=meta,
-        dtype=torch.float32 if quantize == "int8" else dtype,
+        dtype=dtype if quantize == "none" else torch.float32,
     )
     cached = (cache.k.nbytes + cache.v.nbytes) // config.backbone.layers  # keys and values of one layer
     layers = tuple(_bytes_of(block, quantize) + cached for block in model.backbone.blocks)
@@ -395,9 +409,9 @@ def measure(
 
 def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
     total = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    if quantize == "int8":  # 1 byte for each weight; for each output 20 bytes: a scale, a zero point and a sum
+    if quantize != "none":
         weights = [part.weight for part in module.modules() if isinstance(part, Linear)]
-        total -= sum(weight.nbytes - weight.numel() - 20 * len(weight) for weight in weights)
+        total -= sum(weight.nbytes - quantized_bytes(weight, quantize) for weight in weights)
     return total
 
 

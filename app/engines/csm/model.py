@@ -28,6 +28,7 @@ from app.nn.kernels.choice import Kernels
 from app.nn.kv_cache import DepthKVCache, KVCache, SplitKVCache
 from app.nn.linear import Linear, as_linear
 from app.nn.low_rank import AdaptedLinear, LowRankAdapters
+from app.nn.native.library import Library
 from app.nn.transformer import Block, Stack, StackConfig, Stage
 from app.weights.tensors import Checkpoint
 
@@ -87,6 +88,7 @@ class CsmModel(nn.Module):
         self.register_buffer("offsets", torch.arange(c.codebooks, device=device) * c.audio_vocab, persistent=False)
         self.tied = False  # whether backbone and depth decoder share one audio table; `load_model` sets this
         self.base: Checkpoint | None = None  # the loaded tensors, on disk; `load_model` sets this
+        self.library: Library | None = None  # the native kernels, if they compute the model
         self.adapters: LowRankAdapters | None = None  # LoRA adapters of single rows; None = no adapter was ever added
 
     @property
@@ -104,9 +106,23 @@ class CsmModel(nn.Module):
         c, stages = self.config, self.backbone.stages
         positions = c.max_positions + scratch
         if len(stages) > 1:
-            return SplitKVCache(c.backbone, stages, rows=rows, positions=positions, dtype=self.dtype, batched=batched)
+            return SplitKVCache(
+                c.backbone,
+                stages,
+                rows=rows,
+                positions=positions,
+                dtype=self.dtype,
+                batched=batched,
+                library=self.library,
+            )
         return KVCache(
-            c.backbone, rows=rows, positions=positions, device=self.device, dtype=self.dtype, batched=batched
+            c.backbone,
+            rows=rows,
+            positions=positions,
+            device=self.device,
+            dtype=self.dtype,
+            batched=batched,
+            library=self.library,
         )
 
     def depth_kv_cache(self, rows: int) -> DepthKVCache:
@@ -114,7 +130,9 @@ class CsmModel(nn.Module):
         # The cache has 32 positions, so float32 takes little memory. On a CPU, a small float32 product starts ten times
         # as fast as a bfloat16 product.
         dtype = torch.float32 if self.device.type == "cpu" else self.dtype
-        return DepthKVCache(c.depth, rows=rows, positions=c.codebooks, device=self.device, dtype=dtype)
+        return DepthKVCache(
+            c.depth, rows=rows, positions=c.codebooks, device=self.device, dtype=dtype, library=self.library
+        )
 
     def embed_text(self, ids: Tensor) -> Tensor:  # (S,) int64 -> (S, D)
         return functional.embedding(ids, self.text_table).to(self.dtype)

@@ -28,12 +28,10 @@ from app.engines.shared.generation_config import NO_SAMPLING, own_sampling, vari
 from app.engines.shared.half_precision import check_range, load_in_range
 from app.engines.shared.loading import (
     REFERENCE_NOISE,
-    Quantize,
     adapter_slots,
     batched_engine,
     bytes_of,
     check_codec_size,
-    check_int8,
     codec_fingerprint,
     dtype_name,
     fetch,
@@ -42,9 +40,9 @@ from app.engines.shared.loading import (
     loading_on,
     pack_bfloat16,
     place_weights,
-    quantize_stack,
     with_or_without_graphs,
 )
+from app.engines.shared.quantization import Quantization, Quantize, choose_quantization
 from app.nn.dac.checkpoint import load_codec as load_dac
 from app.nn.dac.config import DacConfig, read_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
@@ -96,17 +94,23 @@ def load_model(
     return model.eval()
 
 
-def adapt(model: DiaModel, quantize: Quantize = "none") -> None:
-    """Convert the loaded weights to the fastest form for the model's device. Raises EngineUnavailable.
+def adapt(
+    model: DiaModel, quantize: Quantize = "none", folder: Path | None = None, *, native: bool = True
+) -> Quantization | None:
+    """Convert the loaded weights to the fastest form for the model's device. Returns how they were quantized, or None.
 
-    int8 converts only the MLP weights of the decoder, which are 72 % of the bytes that a step reads. int8 does not
-    convert attention weights: Dia does not scale attention scores, so the errors of 8-bit weights would be too large.
+    folder: where compiled kernels are stored; None = the cache folder of the user. native: whether the native kernels
+    may be used. Raises EngineUnavailable.
+
+    Quantization converts only the MLP weights of the decoder, which are 72 % of the bytes that a step reads. Attention
+    weights stay as they are: Dia does not scale attention scores, so the errors of 8-bit weights would be too large.
     """
-    if quantize == "int8":
-        check_int8((model.device,))
-        quantize_stack(model.decoder, attention=False)
+    quantization = choose_quantization(quantize, (model.device,), (model.config.decoder,), folder, native=native)
+    if quantization is not None:
+        quantization.quantize_stack(model.decoder, attention=False)
     pack_bfloat16(model)
     place_weights(model.device)
+    return quantization
 
 
 def load_codec(
@@ -154,6 +158,8 @@ def load_runner(
     adapter_slots: int = 0,
     adapter_rank: int = 0,
     adapter_bases: frozenset[str] = frozenset(),
+    kernels_folder: Path | None = None,
+    native: bool = True,
 ) -> DiaRunner:
     """Load Dia from `model_dir` and its codec from `codec_dir`.
 
@@ -171,7 +177,10 @@ def load_runner(
         notes = (*notes, *_codec_facts(decoder, errors))
     weights = (*model.parameters(), *model.buffers(), *decoder.parameters(), *decoder.buffers())
     digest = digest_of(weights, str((model.config, model.dtype, decoder.config)))
-    adapt(model, quantize)
+    quantization = adapt(model, quantize, kernels_folder, native=native)
+    kind = "none" if quantization is None else quantization.name
+    if quantization is not None:
+        notes = (*notes, *quantization.facts)
 
     def build(capture: GraphCapture | None, notes: Setup) -> DiaRunner:
         return DiaRunner(
@@ -183,8 +192,8 @@ def load_runner(
             exact=exact,
             on_guard=on_guard,
             reference_noise=reference_noise,
-            quantized=quantize != "none",
-            fingerprint=f"dia {digest} {quantize}" + variant_of(adapter, sampling),
+            quantized=quantization is not None,
+            fingerprint=f"dia {digest} {kind}" + variant_of(adapter, sampling),
             codec_fingerprint=codec_fingerprint(encoder, encoder.config, model.config.channels),
             chunk=chunk,
             capture=capture,
@@ -276,6 +285,8 @@ def _load(
             dtype=dtype,
             max_rows=rows,
             quantize=settings.quantize,
+            kernels_folder=settings.folder("models") / "cache" / "kernels",
+            native=settings.kernels != "torch",
             guards=guards,
             exact=exact,
             on_guard=context.on_guard,

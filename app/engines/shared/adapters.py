@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import UnknownModel, WeightsUnavailable
-from app.nn.linear import Int8Linear
+from app.nn.linear import QuantizedLinear
 from app.nn.low_rank import LowRankAdapters, Part, Place
 from app.nn.transformer import Block, Stack
 from app.weights import hub
@@ -258,7 +258,7 @@ def prepare(folder: Path, target: AdapterTarget, *, rank: int = MAX_RANK) -> Pre
 
 def matrix_dtype(model: AdaptedModel) -> torch.dtype:
     """Return the dtype of the matrices of adapters on a CPU: bfloat16, unless the model computes in float32."""
-    quantized = any(isinstance(part, Int8Linear) for part in model.modules())
+    quantized = any(isinstance(part, QuantizedLinear) for part in model.modules())
     return torch.bfloat16 if quantized else model.dtype
 
 

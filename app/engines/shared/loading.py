@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from app.engines.adapters import expected_count
 from app.engines.batched import BatchedEngine
-from app.errors import EngineUnavailable, WeightsUnavailable
+from app.errors import WeightsUnavailable
 from app.nn.kernels.choice import candidates
-from app.nn.linear import Int8Linear, PackedLinear, replace_linears
-from app.nn.transformer import Block, Stack
+from app.nn.linear import PackedLinear, replace_linears
 from app.runtime.cuda_graphs import GraphCapture, SplitCapture, use_frame_stream
 from app.runtime.device import cpu_threads, device_notes, set_math_backends, using
 from app.runtime.faults import is_device_lost
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Quantize = Literal["none", "int8"]
 BuiltRunner = TypeVar("BuiltRunner")
 
 
@@ -104,21 +102,6 @@ def load_weights(
         load(weights)
         if entry is not None:
             entry.keep(model)
-
-
-def check_int8(devices: Iterable[torch.device]) -> None:
-    """Raise EngineUnavailable if one of these devices can't use int8 weights."""
-    if any(device.type != "cpu" for device in devices):
-        raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
-    if not Int8Linear.supported():
-        raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
-
-
-def quantize_stack(stack: Stack, *, attention: bool) -> None:
-    """Convert the MLP weights of all blocks to int8. attention: also convert the self-attention weights."""
-    for block in stack.blocks:
-        assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
-        block.quantize(attention=attention)
 
 
 def pack_bfloat16(model: nn.Module) -> None:
@@ -228,7 +211,7 @@ def loading_on(devices: Sequence[torch.device], settings: Settings) -> Iterator[
 
 def dtype_name(settings: Settings, dtype: torch.dtype) -> str:
     """Return the name of the weights' dtype for GET /health."""
-    return "int8" if settings.quantize == "int8" else str(dtype).removeprefix("torch.")
+    return settings.quantize if settings.quantize != "none" else str(dtype).removeprefix("torch.")
 
 
 def adapter_slots(settings: Settings, device: torch.device) -> int:

@@ -1,0 +1,118 @@
+"""How the linear layers of a model on a CPU are quantized: with the native kernels, or with PyTorch's int8 kernel."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from app.errors import EngineUnavailable
+from app.nn.linear import Int8Linear, Linear, QuantizedLinear
+from app.nn.native.library import Library, NativeUnavailable, load
+from app.nn.native.modules import BLOCK_INPUTS, NativeLinear
+from app.nn.transformer import Block
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from app.nn.transformer import Stack, StackConfig
+    from app.runtime.cuda_graphs import Setup
+
+log = logging.getLogger(__name__)
+
+Quantize = Literal["none", "int8", "int4"]
+_BITS = {"int8": 8, "int4": 4}
+_VECTOR = 16  # the native attention and gate compute 16 values at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """Quantizes linear layers. name: a part of the fingerprint, because other kernels compute other codes."""
+
+    name: str
+    bits: int
+    library: Library | None  # None = PyTorch's int8 kernel
+    facts: Setup = ()  # values for /health
+
+    def quantize(self, linear: Linear, norm: Tensor | None = None, eps: float = 0.0) -> QuantizedLinear:
+        """Return `linear` with quantized weights. norm: the weight of the RMSNorm before the layer, or None."""
+        if self.library is None:
+            return Int8Linear(linear, norm, eps)
+        return NativeLinear(self.library, linear, bits=self.bits, norm=norm, eps=eps)
+
+    def quantize_output(self, linear: Linear) -> QuantizedLinear:
+        """Return a layer that computes logits or joins two stacks, with 8 bits: its errors matter most."""
+        return Int8Linear(linear) if self.library is None else NativeLinear(self.library, linear)
+
+    def quantize_stack(self, stack: Stack, *, attention: bool) -> None:
+        """Quantize the MLPs of all blocks. attention: also self-attention."""
+        for block in stack.blocks:
+            assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
+            block.quantize(self.quantize, attention=attention)
+        if attention and self.library is not None:
+            stack.use_native(self.library)
+
+
+def choose_quantization(
+    quantize: Quantize,
+    devices: Iterable[torch.device],
+    stacks: Iterable[StackConfig],
+    folder: Path | None = None,
+    *,
+    native: bool = True,
+) -> Quantization | None:
+    """Return how to quantize these stacks; None for "none". Compiles the native kernels if `folder` has none.
+
+    folder: where compiled kernels are stored; None = the cache folder of the user. native: whether the native kernels
+    may be used. Without them, int8 uses PyTorch's kernel and logs a warning. Raises EngineUnavailable.
+    """
+    if quantize == "none":
+        return None
+    if any(device.type != "cpu" for device in devices):
+        raise EngineUnavailable(f"{quantize} weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
+    bits = _BITS[quantize]
+    try:
+        _check(stacks, native=native)
+        library = load(folder or _user_folder(), torch.get_num_threads())
+    except NativeUnavailable as error:
+        if quantize != "int8":
+            raise EngineUnavailable(
+                f"{quantize} weights need the native kernels: {error}.", remedy="Set TTS_QUANTIZE=int8 or none."
+            ) from error
+        if not Int8Linear.supported():
+            raise EngineUnavailable(
+                f"int8 weights need the native kernels: {error}.", remedy="Set TTS_QUANTIZE=none."
+            ) from error
+        if native:
+            log.warning(
+                "int8 weights are slower and less exact here, because the native kernels are not used: %s", error
+            )
+        return Quantization("int8", bits, None, (("kernels", "torch"), ("kernels_reason", str(error))))
+    return Quantization(f"{quantize} blocks", bits, library, (("kernels", f"native {library.name}"),))
+
+
+def quantized_bytes(weight: Tensor, quantize: Quantize) -> int:
+    """Return the size of a weight (O, D) after quantization, as an upper limit.
+
+    Native kernels store a float16 scale for 32 weights. PyTorch's int8 kernel stores 20 bytes for each output.
+    """
+    scales = weight.numel() // BLOCK_INPUTS * 2
+    return weight.numel() * _BITS[quantize] // 8 + max(scales, 20 * len(weight))
+
+
+def _check(stacks: Iterable[StackConfig], *, native: bool) -> None:
+    if not native:
+        raise NativeUnavailable("TTS_KERNELS=torch turns them off")
+    for stack in stacks:
+        inputs = (stack.width, stack.ffn, stack.heads * stack.head_dim)
+        if any(size % BLOCK_INPUTS for size in inputs) or stack.head_dim % _VECTOR or stack.activation != "silu":
+            raise NativeUnavailable("they do not support the shape of this model")
+
+
+def _user_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tts-kernels"
