@@ -31,7 +31,7 @@ from app.api.live_contexts import (
     live_session,
     with_client_names,
 )
-from app.api.sockets import NORMAL, POLICY_VIOLATION, SERVER_ERROR, Closed
+from app.api.sockets import KEY_CHECK_S, NORMAL, POLICY_VIOLATION, SERVER_ERROR, Closed
 from app.audio import g711
 from app.errors import EmptyText, InvalidValue, SpeechError, Unauthorized, UnknownModel, UnsupportedFormat
 from app.generator.live import Audio, Done, Failed, Words
@@ -351,15 +351,20 @@ class StreamInput:
         return False
 
     async def _receive(self) -> Object:
-        """Wait for the next message. Raises TimeoutError if none arrives while all speech is over, Closed."""
+        """Wait for the next message. Raises TimeoutError if none arrives while all speech is over.
+
+        Raises also Unauthorized, Closed.
+        """
         self._active_s = time.monotonic()
         receiving = asyncio.ensure_future(self.socket.receive_json())
         try:
             while not receiving.done():
                 left_s = self._deadline_s() - time.monotonic()  # changes while speech is sent
-                await asyncio.wait({receiving}, timeout=max(0.0, min(left_s, self.options.inactivity_s)))
+                await asyncio.wait({receiving}, timeout=max(0.0, min(left_s, self.options.inactivity_s, KEY_CHECK_S)))
                 if not receiving.done() and self._deadline_s() <= time.monotonic():
                     raise TimeoutError
+                if self.socket.key is not None:
+                    self.gate.present(self.socket.key)
         finally:
             receiving.cancel()
         return receiving.result()

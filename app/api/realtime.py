@@ -33,7 +33,7 @@ from app.api.live_contexts import (
     live_session,
 )
 from app.api.requests import too_long
-from app.api.sockets import GOING_AWAY, POLICY_VIOLATION, Closed
+from app.api.sockets import GOING_AWAY, KEY_CHECK_S, POLICY_VIOLATION, Closed
 from app.audio import g711
 from app.errors import InvalidValue, NotFound, NotSupported, RequestError, SpeechError, Unauthorized
 from app.generator.live import Audio, Cancelled, Done, Failed, SentenceStarted, SpokenText, Words
@@ -62,7 +62,6 @@ TRUNCATE_WORDS_S = 1.0  # how long a truncation waits for the times of the words
 MAX_ITEMS = 500  # of a conversation, whose oldest ones are removed, and of the `input` of a response
 MAX_PARTS = 1_000  # of the content of an item
 TURN_S = 0.01  # after this time, other connections have their turn before the next event of this one
-KEY_CHECK_S = 5.0  # how often the API key of a connection is checked while the client sends nothing
 MAX_METADATA = 16
 _TEXT_TYPES = ("input_text", "output_text", "text")
 # Fields of a session that OpenAI does not have. They have the meaning that they have in a speech request.

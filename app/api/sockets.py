@@ -31,6 +31,7 @@ log: Any = structlog.get_logger("app.sockets")
 
 IN_THREAD_BYTES = 64 << 10  # a longer message is parsed in a thread
 NORMAL, GOING_AWAY, POLICY_VIOLATION, SERVER_ERROR = 1000, 1001, 1008, 1011  # close codes
+KEY_CHECK_S = 5.0  # how often the API key of a connection is checked while the client sends nothing
 MAX_REASON_BYTES = 123  # of a close message, as RFC 6455 demands
 _SWITCHING_PROTOCOLS = 101
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from app.api.live_contexts import (
     live_session,
     with_client_names,
 )
-from app.api.sockets import NORMAL, POLICY_VIOLATION, SERVER_ERROR, Closed
+from app.api.sockets import KEY_CHECK_S, NORMAL, POLICY_VIOLATION, SERVER_ERROR, Closed
 from app.errors import EmptyText, InvalidValue, NotSupported, SpeechError, TextTooLong, Unauthorized
 from app.generator.live import Audio, Done, Failed, Words
 from app.text.captions import words_of
@@ -169,14 +170,19 @@ class SpeechStream:
             return True
 
     async def _receive(self) -> Object | None:
-        """Wait for the next message; None if none has arrived in time."""
+        """Wait for the next message; None if none has arrived in time. Raises Unauthorized."""
+        waits_s = CONFIG_S if self._config is None else IDLE_S
+        since_s = time.monotonic()
         receiving = asyncio.ensure_future(self.socket.receive_json())
         try:
-            while not (await asyncio.wait({receiving}, timeout=CONFIG_S if self._config is None else IDLE_S))[0]:
+            while not (await asyncio.wait({receiving}, timeout=min(waits_s, KEY_CHECK_S)))[0]:
+                self.gate.present(self.socket.key)
+                if self._units:
+                    since_s = time.monotonic()
+                if time.monotonic() - since_s < waits_s:
+                    continue
                 if self._config is None:
                     await self._error("Timeout waiting for session.config")
-                elif self._units:
-                    continue
                 else:
                     await self._error("Idle timeout: no message received")
                 await self.socket.close(NORMAL)
