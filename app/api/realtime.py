@@ -15,7 +15,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -284,7 +284,8 @@ class Response:
     usage: Object | None = None
     timed: bool = False  # whether the transcript comes word by word with its times
     announced: int = 0  # characters of the text that were sent as a transcript
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[None] | None = None  # sends the events
+    after: asyncio.Task[None] | None = None  # of the response that must end before; None = there is none
 
     def shown(self) -> Object:
         """The response as the events show it."""
@@ -673,13 +674,15 @@ class RealtimeSession:
 
     async def _begin(self, response: Response, after: asyncio.Task[None] | None = None) -> None:
         """Send the events of a response. after: the task of a response that must end before."""
-        response.task = asyncio.create_task(self._speak(response, after), name="realtime response")
+        response.after = after
+        response.task = asyncio.create_task(self._speak(response), name="realtime response")
 
-    async def _speak(self, response: Response, after: asyncio.Task[None] | None) -> None:
+    async def _speak(self, response: Response) -> None:
         """Send all events of a response."""
         try:
-            if after is not None:
-                await asyncio.wait({after})
+            if response.after is not None:
+                await asyncio.wait({response.after})
+                response.after = None  # it refers to the one before
             await self._send("response.created", response=response.shown())
             item, place = response.item, {"response_id": response.id, "output_index": 0}
             await self._send("response.output_item.added", item=copy.copy(item), **place)
@@ -791,7 +794,21 @@ class RealtimeSession:
             error = RequestError("Cancellation failed: no such response is being spoken.")
             error.code = "response_cancel_not_active"
             raise error
+        await self._end_all(responses)
+
+    async def _end_all(self, responses: Sequence[Response]) -> None:
+        """Cancel responses, and send their last events before the next event of the client is handled.
+
+        The events of a response that waits for the end of another one are sent later. responses: in their order.
+        """
         await asyncio.gather(*(response.context.cancel() for response in responses))
+        ending: set[asyncio.Task[None]] = set()
+        for response in responses:
+            waits = response.after is not None and not response.after.done() and response.after not in ending
+            if response.task is not None and not waits:
+                ending.add(response.task)
+        if ending:
+            await asyncio.wait(ending)
 
     # ---- the conversation
 
@@ -896,7 +913,7 @@ class RealtimeSession:
     async def _clear_text(self, event: Object) -> None:
         response, self._buffered = self._buffered, None
         if response is not None:
-            await response.context.cancel()
+            await self._end_all([response])
         await self._send("input_text_buffer.cleared")
 
     # ---- audio
@@ -912,8 +929,7 @@ class RealtimeSession:
         await self._send("input_audio_buffer.cleared")
 
     async def _clear_output(self, event: Object) -> None:
-        running = [each for each in self._responses.values() if each.conversation]
-        await asyncio.gather(*(response.context.cancel() for response in running))
+        await self._end_all([each for each in self._responses.values() if each.conversation])
         await self._send("output_audio_buffer.cleared", response_id=None)
 
 

@@ -8,9 +8,11 @@ import json
 import math
 import random
 import re
+import socket
 import threading
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -499,6 +501,39 @@ def test_client_that_reads_no_data_pauses_only_its_own_response(server: str) -> 
     with calling(server, max_queue=1) as stuck, calling(server) as other:
         stuck.create(LONG)
         assert order(other.speak()) == FRAME
+    wait_until(lambda: is_free(server))
+
+
+def test_next_response_can_follow_a_cancel_although_the_client_reads_slowly(server: str) -> None:
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+    small.connect(("127.0.0.1", urlsplit(server).port))
+    with calling(server, max_queue=1, sock=small) as slow, calling(server) as other:
+        slow.send("response.create", response={"input": [message(LONG)]})
+        slow.until("response.output_audio.delta")
+        other.speak(LONG[:1_000])  # meanwhile, the audio for the slow client fills the buffers of its connection
+        slow.send("response.cancel")
+        slow.send("response.create", response={"input": [message("Hello.")]})
+        other.speak(LONG[1_000:2_000])
+        assert slow.until("response.done", "error")[-1]["response"]["status"] == "cancelled"
+        assert transcript_of(slow.until("response.done", "error")) == "Hello."
+
+
+def test_text_that_waits_is_cleared_while_another_one_is_spoken(server: str, caller: Caller) -> None:
+    for _ in range(2):
+        caller.send("input_text_buffer.append", text=LONG)
+        caller.send("input_text_buffer.commit")
+    first, second = (caller.until("input_text_buffer.committed")[-1]["response_id"] for _ in range(2))
+    caller.send("input_text_buffer.append", text=LONG)
+    caller.send("input_text_buffer.clear")
+    caller.send("response.cancel", response_id=second)
+    caller.send("input_audio_buffer.clear")
+    events = caller.until("input_text_buffer.cleared") + caller.until("input_audio_buffer.cleared")
+    assert "response.done" not in order(events)
+    caller.send("response.cancel", response_id=first)
+    done = [caller.until("response.done")[-1]["response"] for _ in range(3)]
+    assert [each["id"] for each in done[:2]] == [first, second]
+    assert {each["status"] for each in done} == {"cancelled"}
     wait_until(lambda: is_free(server))
 
 
