@@ -57,6 +57,7 @@ BOUNDED = {
     r"([\w'.-]+) $": (30, "what stands before a street"),
     r"[0-9]+/[0-9]+": (60, "a number that a bounded pattern has found"),
     r"[\w.-]+/[\w.-]+": (200, "a setting"),
+    r"[^\W\d_]*$": (8, "what stands before a raised text"),
     r"(?P<stem>.+)-(?P<num": (200, "a file name"),
 }
 
