@@ -79,7 +79,7 @@ test: install ## every test except the slow ones and those with a target of thei
 	$(PY) -m pytest $(PARALLEL) -m "$(FAST)"
 
 slow: install ## full-size models and other heavy tests
-	$(PY) -m pytest -m "slow and not ($(OWN_TARGET))"
+	$(PY) -m pytest -n auto --dist loadgroup --timeout=400 -m "slow and not ($(OWN_TARGET))"
 
 test-all: install
 	$(PY) -m pytest -m "browser or fleet or not ($(OWN_TARGET))"
@@ -107,10 +107,10 @@ oracle: install ## install the second reference implementation of CSM
 
 browser: install ## the web pages in Chromium (needs chromium: apt install chromium)
 	$(PY) -m pip install --quiet --constraint constraints.txt --group browser
-	$(PY) -m pytest -n auto -m browser tests/browser
+	$(PY) -m pytest $(PARALLEL) -m browser tests/browser
 
 fleet: install ## two servers behind HAProxy (needs haproxy: apt install haproxy)
-	$(PY) -m pytest tests/integration/contract -m fleet
+	$(PY) -m pytest -n auto --dist loadfile tests/integration/contract -m fleet
 
 # Ray (350 MB) listens on every interface, so the tests run in a network namespace where the system allows one.
 ray: install ## the contract tests on a local Ray cluster
@@ -129,8 +129,8 @@ fuzz: install ## coverage-guided fuzzing, FUZZ_SECONDS of each target
 kernels: install ## the Triton kernels under the interpreter against torch, then compiled for absent GPUs
 	$(call beside,.triton)
 	$(TRITON) -m pip install --quiet --no-deps "triton==3.7.1"
-	TRITON_INTERPRET=1 $(TRITON) -m pytest tests/parity/kernels
-	$(TRITON) -m pytest tests/parity/kernels
+	TRITON_INTERPRET=1 $(TRITON) -m pytest $(PARALLEL) tests/parity/kernels
+	$(TRITON) -m pytest $(PARALLEL) tests/parity/kernels
 
 # Each client in an environment of its own, as its users have it: LiteLLM needs another openai-python than the voice
 # frameworks. Clients in node and Java are skipped where node or a JDK is not installed.
@@ -139,12 +139,12 @@ clients: install ## third-party clients against a live server
 	    test -x $(CLIENTS)/$$at/bin/python || $(PYTHON) -m venv $(CLIENTS)/$$at; \
 	    $(CLIENTS)/$$at/bin/python -m pip install --quiet --requirement tests/clients/$$at.txt || exit 1; done
 	if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/clients/node; fi
-	$(PY) -m pytest tests/clients -m clients
+	$(PY) -m pytest -n auto --dist loadfile tests/clients -m clients
 
 openapi: install ## schemathesis: requests generated from /openapi.json, each answer checked against it
 	test -x $(CLIENTS)/schemathesis/bin/python || $(PYTHON) -m venv $(CLIENTS)/schemathesis
 	$(CLIENTS)/schemathesis/bin/python -m pip install --quiet --requirement tests/clients/openapi/requirements.txt
-	$(PY) -m pytest tests/clients/openapi -m openapi -n 2
+	$(PY) -m pytest $(PARALLEL) tests/clients/openapi -m openapi
 
 ##
 ## Check

@@ -101,6 +101,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return cores + (cores + 1) // 2
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep the slow tests of a file in one process of `make slow`, so that a checkpoint or an image is made only once.
+
+    Files whose models need several gigabytes have a mark of their own: they all run in the same process.
+    """
+    if item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group"):
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--shuffle",

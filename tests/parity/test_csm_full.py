@@ -18,7 +18,7 @@ from tests.support import csm_oracle
 from tests.support.generation import generate
 from tests.support.random_csm import fabricate_csm
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("full_size"), pytest.mark.timeout(1800)]
 
 CPU = torch.device("cpu")
 FRAMES = 3

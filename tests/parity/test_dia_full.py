@@ -21,7 +21,7 @@ from tests.support.ears import decode
 from tests.support.live import serving, wait_until
 from tests.support.random_dia import fabricate_dia
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("full_size"), pytest.mark.timeout(1800)]
 
 CPU = torch.device("cpu")
 FRAMES = 3
