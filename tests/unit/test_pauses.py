@@ -23,8 +23,9 @@ pytestmark = pytest.mark.unit
 @pytest.fixture
 def _as_it_was() -> Iterator[None]:
     interval_s = sys.getswitchinterval()
+    gc.unfreeze()  # tests/conftest.py has frozen the objects of the collection
     yield
-    gc.unfreeze()
+    gc.freeze()
     sys.setswitchinterval(interval_s)
 
 
