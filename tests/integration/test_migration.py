@@ -66,11 +66,8 @@ ONE_MINUTE = float_wav(at_24k(LONG))
 FOLDERS: dict[str, tuple[str, bytes, str | None]] = {
     "1710805983_anna": ("Anna", SHORT, samples.TEXT),
     "1710805984_without_words": ("Without Words", SHORT, None),
-    "1710805985_o'brien": ("O'Brien", SHORT, samples.TEXT),
-    "1710805986_wow!": ("Wow!", SHORT, samples.TEXT),
-    "1710805987_dr._no": ("Dr. No", SHORT, samples.TEXT),
-    "1710805988_renée": ("Renée", SHORT, samples.TEXT),
-    "1710805989_a_(b)_c": ("A (b) c", SHORT, samples.TEXT),
+    "1710805985_o'brien_wow!": ("O'Brien Wow!", SHORT, samples.TEXT),
+    "1710805988_dr._renée_(b)": ("Dr. Renée (b)", SHORT, samples.TEXT),
     "1710805990_one_minute": ("One Minute", ONE_MINUTE, " ".join(LONG)),
     "1710805991_one_minute_silent": ("One Minute Silent", ONE_MINUTE, None),
     "1710805992_long_text": ("Long Text", SHORT, "These are other words of a page that is not read here. " * 80),

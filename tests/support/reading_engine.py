@@ -6,13 +6,16 @@ Preset voice creation needs speech, which CSM and Dia with random weights do not
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from app.engines.espeak import TIMBRES, Library
 from app.errors import Busy, EngineError
+from app.generator.preset_voices import SENTENCE
 from app.types import AudioChunk, EngineInfo, Load, PromptLimits, TextPacking, VoicePrompt
+from app.voices.voice_features import measure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -30,6 +33,14 @@ trouble: list[str] = []  # failures of the next utterances: "busy", "noise", "si
 trouble_with_prompt: list[str] = []  # failures of the next utterances that have a prompt: "other voice", "other words"
 
 
+@functools.cache
+def pitches() -> list[float]:
+    """Return the pitch of each timbre in Hz."""
+    library = Library()
+    spoken_by = (library.synthesize(SENTENCE, f"{each.accent}+{each.variant}", each.pitch) for each in _TIMBRES)
+    return [measure(samples, RATE_HZ).pitch_hz for samples in spoken_by]
+
+
 class ReadingEngine:
     info = EngineInfo(
         id="reading",
@@ -45,7 +56,6 @@ class ReadingEngine:
 
     def __init__(self) -> None:
         self._library = Library()
-        self._pitches: dict[str, list[float]] = {}  # transcript -> pitches of its voices
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
         spoken.append(utterance)
@@ -79,17 +89,8 @@ class ReadingEngine:
 
     async def encode_reference(self, reference: Reference) -> VoicePrompt:
         """Return a code: the number of the timbre whose pitch is nearest."""
-        from app.voices.voice_features import measure
-
         pitch = measure(reference.samples, reference.rate_hz).pitch_hz
-        if reference.transcript not in self._pitches:
-            self._pitches[reference.transcript] = [
-                measure(
-                    self._library.synthesize(reference.transcript, f"{t.accent}+{t.variant}", t.pitch), RATE_HZ
-                ).pitch_hz
-                for t in _TIMBRES
-            ]
-        nearest = int(np.argmin([abs(pitch - each) for each in self._pitches[reference.transcript]]))
+        nearest = int(np.argmin([abs(pitch - each) for each in pitches()]))
         return VoicePrompt("", "mimi", np.array([[nearest]], np.int16), reference.transcript)
 
     async def __aenter__(self) -> Self:

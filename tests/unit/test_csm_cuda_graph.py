@@ -184,7 +184,7 @@ def test_next_line_follows_in_the_same_row(tiny_csm: Path) -> None:
     spoken = lines("First line.", "Second line.", "Third.")
     request = Utterance(spoken, Sampling(temperature=0.0), 1, 24 * FRAME_S)
     found = []
-    for some in (make(tiny_csm), captured(tiny_csm)):
+    for some in (make(tiny_csm), captured(tiny_csm, max_rows=2)):
         force_eos(some, {6, 13})
         found.append(alone(some, request))
     ours, theirs = found
@@ -210,7 +210,7 @@ def test_guards_end_stuck_lines_and_suppress_early_ends(tiny_csm: Path) -> None:
     """
     guards = Guards(min_frames=4, frames_per_token=1, slack_frames=5)
     counted: list[str] = []
-    some = captured(tiny_csm, guards=guards, on_guard=counted.append)
+    some = captured(tiny_csm, guards=guards, on_guard=counted.append, max_rows=2)
     some.model.head = AlwaysEos()
     codes = alone(some, speech("Never ends.", frames=999))
     assert (codes[:4, 0] != 0).all()
@@ -224,7 +224,7 @@ def test_guards_end_stuck_lines_and_suppress_early_ends(tiny_csm: Path) -> None:
             return logits
 
     found = []
-    for stuck in (make(tiny_csm, guards=Guards()), captured(tiny_csm, guards=Guards())):
+    for stuck in (make(tiny_csm, guards=Guards()), captured(tiny_csm, guards=Guards(), max_rows=2)):
         stuck.model.head = Same()
         for i in range(len(stuck.model.heads)):
             stuck.model.heads[i] = Same()
@@ -235,7 +235,7 @@ def test_guards_end_stuck_lines_and_suppress_early_ends(tiny_csm: Path) -> None:
 @pytest.mark.parametrize("capture", [False, True])
 def test_nan_ends_only_its_own_row(tiny_csm: Path, capture: bool) -> None:
     """NaN in a row ends that row. Other rows and the next utterance in the row are not affected."""
-    some = captured(tiny_csm) if capture else make(tiny_csm)
+    some = captured(tiny_csm, max_rows=2) if capture else make(tiny_csm)
     expected = alone(some, REQUESTS[0])
     driver = Driver(some)
     driver.start(0, REQUESTS[0])
