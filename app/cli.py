@@ -7,14 +7,16 @@ import contextlib
 import functools
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import numpy as np
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -30,9 +32,12 @@ from rich.table import Column, Table
 
 from app import __version__, first_day, wiring
 from app import main as server
+from app.api.job_requests import JobBody
 from app.audio.decode import decode
 from app.audio.encoders import open_encoder
 from app.audio.formats import AUDIO_FORMATS
+from app.books.book import MAX_TEXT_CHARS
+from app.books.reading import read_book
 from app.engines.registry import BUILT_IN, BuildContext, EngineSpec, find_spec, specs
 from app.errors import EngineUnavailable, SpeechError
 from app.first_day_page import page
@@ -41,6 +46,8 @@ from app.generator.job import spoken_language
 from app.generator.lexicons import LexiconStore, with_entry
 from app.generator.planning import read_text
 from app.generator.prompts import check_speakable
+from app.jobs.state import ENDED
+from app.jobs.store import JobStore
 from app.keys import SCOPES, BadKeys, KeyFile, KeyRing
 from app.settings import Settings, as_markdown
 from app.text.captions import MEDIA_TYPES, caption_file
@@ -62,6 +69,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from app.engines.model_manager import ModelManager
+    from app.jobs.runner import JobRunner
+    from app.jobs.state import Job, NewJob
     from app.text.captions import CaptionFormat
     from app.types import AudioFormat
     from app.voices.transcribe import Transcriber
@@ -74,6 +83,7 @@ out = Console()
 err = Console(stderr=True)
 
 NO_VOICE = "none"
+INTERRUPTED = 130  # the exit status after Ctrl+C
 MODEL_SETTINGS = ", ".join(spec.model_setting for spec in BUILT_IN if spec.model_setting)
 RECORDING_RATE_HZ, MAX_RECORDING_S = 24_000, 30.0
 SETTINGS_PAGE = Path("docs/settings.md")
@@ -212,6 +222,148 @@ def say(
     }
     names = frozenset(name for name, value in extras.items() if value is not None)
     asyncio.run(_say(settings, request, output, names, captions))
+
+
+@app.command()
+def book(
+    file: Annotated[Path, typer.Argument(help="The book: .epub, .html, .md or .txt; '-' = text from standard input.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file to write. Default: the name of the book, with .m4b.")
+    ] = None,
+    voice: Annotated[
+        str | None, typer.Option(help="The id of a voice; `voices` lists them. Default: that of the model.")
+    ] = None,
+    result_format: Annotated[
+        str | None,
+        typer.Option("--format", help="m4b, mp3, flac, opus, wav, zip or epub. Default: from the file name, or m4b."),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="The title. Default: from the book.")] = None,
+    author: Annotated[str | None, typer.Option(help="The author. Default: from the book.")] = None,
+    narrator: Annotated[str | None, typer.Option(help="The narrator, for the tags of the file.")] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(help="Also write captions beside the file: srt, vtt, lrc, json, or several with commas."),
+    ] = None,
+    loudness: Annotated[str | None, typer.Option(help="The loudness in LUFS, such as -18; or acx.")] = None,
+    speed: Annotated[float, typer.Option(min=0.25, max=4.0)] = 1.0,
+    language: Annotated[str | None, typer.Option(help="The language as a BCP 47 tag.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The random seed. Default: derived from the book.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
+) -> None:
+    """Speak a book into one file with chapters.
+
+    Each sentence is stored when it is spoken. After Ctrl+C or a crash, the same command continues where it was stopped.
+    """
+    settings = _settings(TTS_ENGINE=engine)
+    out_file = output or Path(f"{file.stem if str(file) != '-' else 'book'}.{result_format or 'm4b'}")
+    fields = {
+        "response_format": result_format or out_file.suffix.lstrip(".") or "m4b",
+        "voice": voice,
+        "title": title,
+        "author": author,
+        "narrator": narrator,
+        "captions": captions,
+        "loudness": loudness,
+        "speed": speed,
+        "language": language,
+        "seed": seed,
+    }
+    try:
+        body = JobBody.model_validate(fields)
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        content = read_book(data, "book.txt" if str(file) == "-" else file.name)
+        new = body.to_job("", content, default_model="tts-1", max_chars=MAX_TEXT_CHARS)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        _fail(f"--{str(problem['loc'][0]).replace('response_', '')}: {problem['msg']}")
+    except SpeechError as error:
+        _fail(error.message)
+    except OSError as error:
+        _fail(f"{file} can't be read: {error.strerror}.")
+    if not out_file.parent.is_dir():
+        _fail(f"{out_file} can't be written: the folder {out_file.parent} does not exist.")
+    try:
+        asyncio.run(_book(settings, new, out_file))
+    except KeyboardInterrupt:
+        err.print("Stopped. The same command continues here.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+async def _book(settings: Settings, new: NewJob, output: Path) -> None:
+    """Speak a book, or continue to speak it, and move its result to `output`."""
+    services = _services(settings)
+    store = JobStore(settings.data_dir / "books")
+    async with services.manager, services.preset_voices:
+        await _wait_for_engine(services.manager)
+        runner = wiring.create_jobs(services, store, keep_days=0)
+        async with runner:
+            try:
+                if (line := new.request.lines[0]).voice == UNNAMED_VOICE:
+                    line = replace(line, voice=services.manager.default_voice())
+                    new = replace(new, request=replace(new.request, lines=(line,)))
+                await services.generator.ignored_fields(_test_request(new), new.extras)
+                # The same book with the same options is the same job, but not with another engine.
+                engine = services.manager.engine().info.id
+                job, is_new = await store.call(store.create, new, f"{engine} {new.digest}")
+                if job.status in ("failed", "cancelled"):
+                    job = await store.call(store.retry, job.id)
+                elif job.status == "paused":
+                    job = await store.call(store.set_status, job.id, "queued", of=["paused"])
+                runner.wake()
+                if not is_new and job.progress.sentences_done:
+                    err.print(f"continuing after {job.progress.sentences_done} sentences", highlight=False)
+                job = await _shown_to_end(runner, job)
+                if job.status != "completed" or job.result is None:
+                    for sentence in (await store.call(store.sentences, job.id))[0]:
+                        if sentence.problem is not None:
+                            err.print(f"sentence {sentence.index}: {sentence.problem.message}", highlight=False)
+                    _fail(job.problem.message if job.problem else f"The book is {job.status}.")
+                await asyncio.to_thread(_move_results, store.job_folder(job.id) / job.result, output)
+                await runner.remove(job.id)
+            except SpeechError as error:
+                _fail(error.message)
+            except OSError as error:
+                _fail(f"{output} can't be written: {error.strerror}.")
+    length = timedelta(seconds=round(job.result_facts["seconds"]))
+    err.print(f"{engine}: {job.progress.sentences_done} sentences, {length} -> {output}", highlight=False)
+
+
+def _test_request(new: NewJob) -> SpeechRequest:
+    """Return a short request with the fields of a job, to check its voice and its fields."""
+    return replace(new.request, lines=(replace(new.request.lines[0], text="Yes."),))
+
+
+async def _shown_to_end(runner: JobRunner, job: Job) -> Job:
+    """Show the progress of a job until it has ended or is paused, and return it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("sentences", left="")
+        while job.status not in (*ENDED, "paused"):
+            await runner.changed(1.0)
+            job = await runner.store.call(runner.store.get, job.id)
+            progress = job.progress
+            left_s = "" if progress.eta_s is None else f"{timedelta(seconds=round(progress.eta_s))} left"
+            bar.update(
+                task,
+                completed=progress.sentences_done,
+                total=progress.sentences_total if progress.planned else None,
+                left=left_s,
+            )
+    return job
+
+
+def _move_results(result: Path, output: Path) -> None:
+    """Move the result of a job and the captions beside it. Raises OSError."""
+    for path in sorted(result.parent.glob(f"{result.stem}.*")):
+        target = output if path == result else output.with_suffix(path.suffix)
+        partial = target.with_name(target.name + ".part")
+        shutil.copyfile(path, partial)
+        partial.replace(target)
 
 
 def _caption_format(file: Path) -> str:

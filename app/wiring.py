@@ -180,15 +180,9 @@ def _counter(usage: UsageStore, metrics: Metrics, ring: KeyRing) -> OnSent:
     return count
 
 
-def create_jobs(settings: Settings, services: CoreServices, folder: Path) -> JobRunner:
-    """Create the service that speaks the jobs of a folder in the background."""
-
-    def voices_pending() -> bool:
-        return services.preset_voices.status()["state"] in ("waiting", "casting")
-
-    return JobRunner(
-        JobStore(folder), services.generator, voices_pending=voices_pending, keep_days=settings.jobs_keep_days
-    )
+def create_jobs(services: CoreServices, store: JobStore, *, keep_days: float) -> JobRunner:
+    """Create the service that speaks the jobs of a store in the background."""
+    return JobRunner(store, services.generator, voices_pending=services.preset_voices.is_creating, keep_days=keep_days)
 
 
 def create_watermark(settings: Settings) -> Watermark:
@@ -268,7 +262,9 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
     ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
     gate = Gate(ring, services.metrics, keyed_lists=settings.voice_lists == "keyed")
     wyoming = _wyoming_server(settings, speaking, services.voices, gate)
-    jobs = create_jobs(settings, services, settings.data_dir / "jobs") if settings.jobs_max_chars else None
+    jobs = None
+    if settings.jobs_max_chars:
+        jobs = create_jobs(services, JobStore(settings.data_dir / "jobs"), keep_days=settings.jobs_keep_days)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:

@@ -36,6 +36,7 @@ from app.api.routes import (
     elevenlabs_voices,
     jobs,
     lexicons,
+    long_speech,
     models,
     normalize,
     pages,
@@ -80,6 +81,7 @@ _UPLOAD_PATHS = (
     captions.CAPTIONS_PATH,
     conversation.CONVERSATION_PATH,
     jobs.JOBS_PATH,
+    long_speech.LONG_PATH,
     lexicons.LEXICON_PATH,
     watermark.DETECT_PATH,
     *voice_cloning.UPLOAD_PATHS,
@@ -286,7 +288,8 @@ def _v1_routers(services: AppServices, speaking: Speaking, settings: Settings) -
         adapters.router(services.adapters, gate),
     ]
     if services.jobs is not None:
-        routers.append(jobs.router(jobs.Jobs(services.jobs, speaking, gate, settings.jobs_max_chars)))
+        shared = jobs.Jobs(services.jobs, speaking, gate, settings.jobs_max_chars)
+        routers += [jobs.router(shared), long_speech.router(shared)]
     if services.youtube is not None:
         routers.append(youtube.router(services.youtube, creation, services.metrics, gate))
     return [

@@ -53,16 +53,21 @@ class Speaking:
         request = replace(request, conversation=body.conversation(owner), caller=owner)
         if voice is not None:
             request = replace(request, lines=tuple(replace(line, voice=voice) for line in request.lines))
-        if any(line.voice == UNNAMED_VOICE for line in request.lines):
-            default = self.manager.default_voice(request.model)
-            if speaker_voice(default) is not None and "speaker_id" in body.extras:
-                default = f"speaker:{body.speaker_id}"
-            lines = (replace(x, voice=default) if x.voice == UNNAMED_VOICE else x for x in request.lines)
-            request = replace(request, lines=tuple(lines))
+        request = self.with_default_voice(request, body)
         if isinstance(body, ConversationBody) and body.context:
             turns = await asyncio.to_thread(body.decode_context)
             request = replace(request, context=await self.generator.decode_context(request.model, turns))
         return request
+
+    def with_default_voice(self, request: SpeechRequest, body: SpokenBody) -> SpeechRequest:
+        """Return the request of a body with the voice of the model for the lines that name no voice."""
+        if all(line.voice != UNNAMED_VOICE for line in request.lines):
+            return request
+        default = self.manager.default_voice(request.model)
+        if speaker_voice(default) is not None and "speaker_id" in body.extras:
+            default = f"speaker:{body.speaker_id}"
+        lines = (replace(x, voice=default) if x.voice == UNNAMED_VOICE else x for x in request.lines)
+        return replace(request, lines=tuple(lines))
 
     async def answer(self, body: SpokenBody, owner: str, *, voice: str | None = None) -> Answer:
         """Get the answer from the cache, or start to generate it.

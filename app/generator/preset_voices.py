@@ -164,6 +164,14 @@ class PresetVoiceMaker:
                 for name in missing:
                     await self._decided[name].wait()
 
+    def is_creating(self, names: Collection[str]) -> bool:
+        """Return whether a recording of one of these voices is still to be created. These voices are created first."""
+        if self._task is None or self._task.done():
+            return False
+        missing = [name for name in names if self._is_missing(name)]
+        self._requested += [name for name in missing if name not in self._requested]
+        return bool(missing)
+
     def status(self) -> dict[str, Any]:
         """Return the progress for /health: the state, the number of ready voices, the current voice, the failures, and
         the recordings on disk that are damaged or doubtful.

@@ -15,7 +15,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -102,10 +102,10 @@ class JobRunner:
         store: JobStore,
         generator: SpeechGenerator,
         *,
-        voices_pending: Callable[[], bool] = lambda: False,
+        voices_pending: Callable[[Collection[str]], bool] = lambda _: False,
         keep_days: float = 0,
     ) -> None:
-        """voices_pending: whether recordings of preset voices are being created, so that their sound can still change.
+        """voices_pending: whether recordings of these voices are being created, so that their sound can still change.
 
         keep_days: jobs that ended longer ago are removed; 0 = never.
         """
@@ -261,7 +261,9 @@ class JobRunner:
             await self._check_sounds(job, folder)
         except OSError as error:
             raise NotStored(f"The files of the job can't be read: {error.strerror or error}.") from error
-        while self._voices_pending():  # a voice without its recording would sound otherwise in the next sentences
+        chapters = await store.call(store.chapters, job.id)
+        voices = {job.request.lines[0].voice, *(chapter.voice for chapter in chapters if chapter.voice)}
+        while self._voices_pending(voices):  # without its recording, a voice would change in the middle of the book
             await self.changed(BEAT_S)
         while True:
             await self._speak(await self._session(job, folder))
@@ -354,7 +356,7 @@ class JobRunner:
                 language=job.request.language or sentence.language,
             )
             try:
-                samples, take = await self._take(session, request)
+                samples, take = await self._take(session, request, is_first=not sentence.take)
             except (NotReady, EngineStopped):
                 raise
             except EngineError as error:
@@ -368,13 +370,18 @@ class JobRunner:
                 await in_thread(sounds.remove_older_takes, folder, sentence)
             self._notify()
 
-    async def _take(self, session: _Session, request: SpeechRequest) -> tuple[bytes, SpokenTake]:
+    async def _take(self, session: _Session, request: SpeechRequest, *, is_first: bool) -> tuple[bytes, SpokenTake]:
         """Speak a request to its end -> its samples (16 bit), and its facts. Waits while others need the row."""
         while True:
             samples = bytearray()
             try:
                 answer = await self._generator.answer(request, extras=session.job.extras, to_file=True, background=True)
                 await self._check_engine(session, answer.engine)
+                if answer.voice_not_ready and is_first and request.seed is not None:
+                    # The seed makes a voice without a recording, so all sentences get the seed of the voice.
+                    await answer.stream.aclose()
+                    request = replace(request, seed=None)
+                    continue
                 async with contextlib.aclosing(answer.stream) as stream:
                     async for data in stream:
                         samples += data

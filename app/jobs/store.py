@@ -233,6 +233,18 @@ class JobStore:
         ).fetchall()
         return [self._state(self._db, row) for row in rows[:limit]], len(rows) > limit
 
+    def counts(self, owner: str | None = None) -> tuple[dict[str, int], float]:
+        """Return the number of jobs by status, and the seconds of their speech. owner: as for `get`."""
+        rows = self._db.execute(
+            "SELECT status, count(*) AS jobs FROM jobs WHERE owner = coalesce(?, owner) GROUP BY status", (owner,)
+        )
+        seconds = self._db.execute(
+            "SELECT coalesce(sum(seconds), 0) AS seconds FROM sentences JOIN jobs ON jobs.id = job "
+            "WHERE sentences.status = 'done' AND owner = coalesce(?, owner)",
+            (owner,),
+        ).fetchone()
+        return {row["status"]: row["jobs"] for row in rows}, seconds["seconds"]
+
     def chapters(self, job_id: str) -> Sequence[ChapterState]:
         """Return the chapters of a job, in order."""
         rows = self._db.execute(

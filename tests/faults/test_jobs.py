@@ -21,19 +21,23 @@ from tests.support.live import wait_until
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from app.jobs.state import Job
+    from app.jobs.state import Job, NewJob
 
 pytestmark = pytest.mark.integration
 
 __all__ = ["small_disk"]  # a fixture of another file
 
 
-async def undisturbed(tmp_path: Path, store: JobStore, job: Job) -> bytes:
-    """Speak a copy of a job in this process, and return its result."""
-    shutil.copytree(store.folder, tmp_path / "copy")
+async def created(folder: Path, new: NewJob, tmp_path: Path) -> tuple[JobStore, Job, bytes]:
+    """Create a job -> its store, the job, and the result of a copy that is spoken without a disturbance."""
+    store = JobStore(folder)
+    job, _ = store.create(new)
+    store.close()  # a copy while the database is open would drop the locks of this process
+    shutil.copytree(folder, tmp_path / "copy")
     copy = JobStore(tmp_path / "copy")
     async with speaking(tmp_path / "data") as generator, JobRunner(copy, generator) as runner:
-        return result_of(copy, await ended(runner, job.id))
+        expected = result_of(copy, await ended(runner, job.id))
+    return JobStore(folder), job, expected
 
 
 def spoken(store: JobStore, job: Job) -> set[int]:
@@ -42,9 +46,7 @@ def spoken(store: JobStore, job: Job) -> set[int]:
 
 
 async def test_another_process_takes_a_job_over_when_its_holder_is_killed(tmp_path: Path) -> None:
-    store = JobStore(tmp_path / "jobs")
-    job, _ = store.create(new_job(sentences(30), "Then it ends here."))
-    expected = await undisturbed(tmp_path, store, job)
+    store, job, expected = await created(tmp_path / "jobs", new_job(sentences(30), "Then it ends here."), tmp_path)
     log = tmp_path / "log"
     with ExitStack() as stack:
         children = [stack.enter_context(process(store.folder, tmp_path / f"data-{n}", log)) for n in range(2)]
@@ -64,14 +66,12 @@ async def test_another_process_takes_a_job_over_when_its_holder_is_killed(tmp_pa
 def test_job_that_is_killed_fifty_times_equals_an_undisturbed_one(tmp_path: Path) -> None:
     """The process is killed at random moments. No sentence that was stored is spoken again."""
     count, kills = 300, 50
-    store = JobStore(tmp_path / "jobs")
-    job, _ = store.create(new_job(sentences(count)))
-    expected = asyncio.run(undisturbed(tmp_path, store, job))
+    store, job, expected = asyncio.run(created(tmp_path / "jobs", new_job(sentences(count)), tmp_path))
     log, dice = tmp_path / "log", random.Random(count)
     in_hand = 0
-    for _ in range(kills):
+    for number in range(kills):
         before, old = spoken(store, job), len(begun(log))
-        enough = len(before) + dice.randrange(max(1, min(2 * count // kills, count - len(before) - 1)))
+        enough = len(before) + dice.randrange(max(1, (count - len(before)) // (kills - number)))
         with process(store.folder, tmp_path / "data", log) as child:
             wait_until(lambda old=old, enough=enough: len(begun(log)) > old and len(spoken(store, job)) >= enough)
             time.sleep(dice.random() * 0.05)  # a random moment, not a wait
@@ -92,10 +92,8 @@ def test_job_that_is_killed_fifty_times_equals_an_undisturbed_one(tmp_path: Path
 
 
 async def test_full_disk_pauses_a_job_and_nothing_is_lost(small_disk: Path, tmp_path: Path) -> None:
-    store = JobStore(small_disk / "jobs")
     text = "It was late in the year, and the old boat came home over the cold and dark sea. " * 3
-    job, _ = store.create(new_job(text))
-    expected = await undisturbed(tmp_path, store, job)
+    store, job, expected = await created(small_disk / "jobs", new_job(text), tmp_path)
     ballast = small_disk / "ballast"
     free = shutil.disk_usage(small_disk).free
     ballast.write_bytes(bytes(free - 600_000))  # room for about two sentences

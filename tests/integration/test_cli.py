@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import av
 import httpx
 import huggingface_hub
 import numpy as np
@@ -14,12 +15,14 @@ import pytest
 
 from app import __version__
 from app.audio.formats import AUDIO_FORMATS
+from app.jobs.store import JobStore
 from app.types import Reference
 from app.voices.store import VoiceStore
 from tests.support import samples as recordings
 from tests.support.commands import run_command
 from tests.support.ears import SENTENCES, Recogniser, decode
 from tests.support.fake_hub import FakeHub
+from tests.support.jobs import sentences
 from tests.support.live import Process, environment, free_port, wait_until
 from tests.unit.test_hub_cache import listing
 
@@ -64,9 +67,11 @@ def test_say_reads_standard_input_and_writes_standard_output(tmp_path: Path, rec
         (("say", "Hello.", "-o", "out.xyz"), "mp3"),
         (("say", "Hello.", "--voice", "nobody"), "alloy"),
         (("say", "Hello.", "--speed", "9"), "speed"),
-        (("say", "   "), "input"),
+        (("say", "   "), "nothing that can be spoken"),
         (("say", "Hello.", "--temperature", "0.5"), "temperature"),
         (("say", "Hello.", "-o", "no/such/folder/out.mp3"), "written"),
+        (("book", "no-such-book.epub"), "can't be read"),
+        (("book", "-", "--format", "xyz"), "--format"),
         (("download", "espeak"), "needs no weights"),
         (("download", "nonsense"), "is not an engine"),
         (("say", "Hello.", "--engine", "nonsense"), "TTS_ENGINE"),
@@ -104,6 +109,37 @@ def test_ctrl_c_leaves_no_partial_file(tmp_path: Path) -> None:
         child.send_signal(signal.SIGINT)
         assert child.wait(60) != 0
     assert not list(tmp_path.glob("long.mp3*"))
+
+
+def test_book_continues_after_ctrl_c(tmp_path: Path) -> None:
+    text = "".join(f"# Chapter {n}\n\n{sentences(12)} The chapter {n} ends here.\n\n" for n in range(2))
+    (tmp_path / "book.md").write_text(text)
+    data = tmp_path / "data"
+    store = JobStore(data / "books")
+    command = [sys.executable, "-m", "app.cli", "book", "book.md", "-o", "out.m4b"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**environment(data), "TTS_MAX_ROWS": "2"},
+        stderr=subprocess.PIPE,
+        # Background jobs of a shell ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as child:
+        wait_until(lambda: [job for job in store.newest()[0] if job.progress.sentences_done > 2])
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) == 130
+        assert child.stderr is not None
+        assert b"continues here" in child.stderr.read()
+    assert not (tmp_path / "out.m4b").exists()
+    spoken = store.newest()[0][0].progress.sentences_done
+    done = cli(tmp_path, "book", "book.md", "-o", "out.m4b", COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    assert f"continuing after {spoken} sentences" in done.stderr.decode()
+    with av.open(str(tmp_path / "out.m4b")) as file:
+        assert [chapter["metadata"]["title"] for chapter in file.chapters()] == ["Chapter 0", "Chapter 1"]
+    assert store.newest() == ([], False)  # nothing stays after the result was written
+    assert [path.name for path in (data / "books").iterdir() if path.is_dir()] == []
+    store.close()
 
 
 def test_voice_ids_are_not_cut_in_a_narrow_terminal(tmp_path: Path) -> None:

@@ -323,6 +323,46 @@ def test_official_client_does_not_repeat_a_conflict(ann: Caller) -> None:
     assert caught.value.response.headers["x-should-retry"] == "false"
 
 
+def test_chatterbox_clients_find_their_paths_and_fields(ann: Caller) -> None:
+    http, path = ann.http, "/v1/audio/speech/long"
+    body = {"input": "It was late in the year. The boat was old.", "voice": "nova", "response_format": "wav"}
+    created = http.post(path, json=body | {"quality_preset": "high", "session_id": "a"})
+    assert sorted(created.headers["x-tts-ignored"].split(", ")) == ["quality_preset", "session_id"]
+    job = created.json()
+    assert {"job_id", "status", "estimated_processing_time_seconds", "total_chunks", "message"} < job.keys()
+    with http.stream("GET", job["sse_url"]) as stream:
+        lines = [line for line in stream.iter_lines() if line]
+    assert [line for line in lines[-2:] if line.startswith("event")] == ["event: completed"]
+    progress = json.loads(lines[-3].removeprefix("data: "))
+    assert (progress["status"], progress["progress"], progress["total_chunks"]) == ("completed", 100, 2)
+    state = http.get(job["status_url"]).json()
+    assert (state["status"], state["can_pause"], state["can_resume"]) == ("completed", False, False)
+    assert seconds_of(http.get(state["download_url"]).content) > 2
+    assert [each["status"] for each in http.get(job["status_url"] + "/details").json()["chunks"]] == ["done", "done"]
+    change = {"display_name": "A boat", "tags": ["draft"], "is_archived": True}
+    assert http.patch(job["status_url"], json=change).json()["metadata"]["display_name"] == "A boat"
+    listed = http.get("/v1/audio/speech/long-history").json()["jobs"]
+    assert job["job_id"] not in [each["job_id"] for each in listed]
+    listed = http.get("/v1/audio/speech/long-history", params={"include_archived": True}).json()["jobs"]
+    assert listed[0]["job_id"] == job["job_id"]
+    assert http.get("/v1/audio/speech/long-history/stats").json()["by_status"]["completed"] >= 1
+
+    other = http.post(path, json=body | {"paused": True}).json()["status_url"]
+    assert http.get(other + "/download").status_code == 409
+    assert http.put(other + "/pause").json()["can_resume"]
+    assert http.delete(other, params={"action": "cancel"}).json()["status"] == "cancelled"
+    assert http.put(other + "/resume").status_code == 409
+    assert http.post(other + "/retry", json={"preserve_chunks": True}).json()["status"] in (
+        "pending",
+        "chunking",
+        "processing",
+    )
+    assert http.put(other + "/pause").json()["status"] == "paused"
+    assert http.put(other + "/resume").json()["status"] != "paused"
+    assert http.delete(other).json()["status"] == "deleted"
+    assert http.get(other).status_code == 404
+
+
 def test_server_without_jobs_has_no_such_route(tmp_path: Path) -> None:
     with serving(tmp_path, wait=False, TTS_JOBS_MAX_CHARS=0) as url:
         assert httpx.get(url + JOBS).status_code == 404

@@ -39,9 +39,9 @@ def sentences(count: int) -> str:
 
 
 @asynccontextmanager
-async def speaking(data: Path) -> AsyncIterator[SpeechGenerator]:
+async def speaking(data: Path, **variables: object) -> AsyncIterator[SpeechGenerator]:
     """Run the offline voice, and yield its generator."""
-    services = core_services(settings(data))
+    services = core_services(settings(data, **variables))
     async with services.manager:
         await services.manager.settled()
         yield services.generator
@@ -93,7 +93,7 @@ def process(jobs: Path, data: Path, log: Path) -> Iterator[subprocess.Popen[byte
 
 
 async def _main(jobs: Path, data: Path, log: Path) -> None:
-    async with speaking(data) as generator:
+    async with speaking(data, TTS_MAX_ROWS=4) as generator:
         runner = LoggedRunner(JobStore(jobs), generator)
         runner.log = log
         async with runner:

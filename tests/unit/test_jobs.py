@@ -295,7 +295,9 @@ async def test_job_is_spoken_again_with_the_same_bytes_after_pause_crash_and_los
     async with speaking(tmp_path / "data") as generator:
         plain = JobStore(tmp_path / "plain")
         job, _ = plain.create(new_job(sentences(8), "Then it ends."))
+        plain.close()
         shutil.copytree(tmp_path / "plain", tmp_path / "disturbed")
+        plain = JobStore(tmp_path / "plain")
         async with JobRunner(plain, generator) as runner:
             completed = await ended(runner, job.id)
             assert completed.status == "completed"

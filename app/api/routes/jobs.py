@@ -97,11 +97,46 @@ class Jobs:
             default_model=self.speaking.manager.requested.model_id,
             max_chars=self.max_chars,
         )
+        new = replace(new, request=self.speaking.with_default_voice(new.request, body))
         ignored = await self.check(new)
         store = self.runner.store
         job, _ = await store.call(store.create, new, key)
         self.runner.wake()
         return job, (*body.ignored, *ignored)
+
+    async def pause(self, job_id: str, request: Request) -> Job:
+        """Pause a job. Raises NotFound, Conflict."""
+        return await self._with_status(job_id, request, "paused", ["queued", "running"])
+
+    async def resume(self, job_id: str, request: Request) -> Job:
+        """Continue a paused job. Raises NotFound, Conflict."""
+        return await self._with_status(job_id, request, "queued", ["paused"], kept=["running"])
+
+    async def cancel(self, job_id: str, request: Request) -> Job:
+        """Cancel a job. Raises NotFound, Conflict."""
+        return await self._with_status(job_id, request, "cancelled", ["queued", "running", "paused", "failed"])
+
+    async def retry(self, job_id: str, request: Request) -> Job:
+        """Continue a job that has failed or was cancelled. Raises NotFound, Conflict."""
+        job = await self.find(job_id, request)
+        store = self.runner.store
+        changed = await store.call(store.retry, job.id)
+        self.runner.wake()
+        return changed
+
+    async def _with_status(
+        self,
+        job_id: str,
+        request: Request,
+        status: JobStatus,
+        of: Collection[JobStatus],
+        kept: Collection[JobStatus] = (),
+    ) -> Job:
+        job = await self.find(job_id, request)
+        store = self.runner.store
+        changed = await store.call(store.set_status, job.id, status, of=of, kept=kept)
+        self.runner.wake()
+        return changed
 
     async def check(self, new: NewJob) -> tuple[str, ...]:
         """Check that a job can be spoken -> the names of the fields that the engine ignores. Raises RequestError."""
@@ -305,38 +340,25 @@ async def _events(jobs: Jobs, job_id: str, request: Request) -> AsyncGenerator[b
 
 
 def _add_status_routes(routes: APIRouter, jobs: Jobs) -> None:
-    store = jobs.runner.store
-
-    async def change(
-        job_id: str, request: Request, status: JobStatus, of: Collection[JobStatus], kept: Collection[JobStatus] = ()
-    ) -> AudioJob:
-        job = await jobs.find(job_id, request)
-        changed = await store.call(store.set_status, job.id, status, of=of, kept=kept)
-        jobs.runner.wake()
-        return await jobs.shown(changed)
-
     @routes.post(JOBS_PATH + "/{job_id}/pause", operation_id="pause_job", responses=problems(400, 404, 409, 507))
     async def pause_job(job_id: JobId, request: Request) -> AudioJob:
         """Pause a job. Its spoken sentences stay."""
-        return await change(job_id, request, "paused", ["queued", "running"])
+        return await jobs.shown(await jobs.pause(job_id, request))
 
     @routes.post(JOBS_PATH + "/{job_id}/resume", operation_id="resume_job", responses=problems(400, 404, 409, 507))
     async def resume_job(job_id: JobId, request: Request) -> AudioJob:
         """Continue a paused job."""
-        return await change(job_id, request, "queued", ["paused"], kept=["running"])
+        return await jobs.shown(await jobs.resume(job_id, request))
 
     @routes.post(JOBS_PATH + "/{job_id}/cancel", operation_id="cancel_job", responses=problems(400, 404, 409, 507))
     async def cancel_job(job_id: JobId, request: Request) -> AudioJob:
         """Cancel a job. Its spoken sentences stay until it is deleted, so `retry` can continue it."""
-        return await change(job_id, request, "cancelled", ["queued", "running", "paused", "failed"])
+        return await jobs.shown(await jobs.cancel(job_id, request))
 
     @routes.post(JOBS_PATH + "/{job_id}/retry", operation_id="retry_job", responses=problems(400, 404, 409, 507))
     async def retry_job(job_id: JobId, request: Request) -> AudioJob:
         """Continue a job that has failed or was cancelled. Sentences that have failed get another seed."""
-        job = await jobs.find(job_id, request)
-        changed = await store.call(store.retry, job.id)
-        jobs.runner.wake()
-        return await jobs.shown(changed)
+        return await jobs.shown(await jobs.retry(job_id, request))
 
 
 def _add_sentence_routes(routes: APIRouter, jobs: Jobs) -> None:
