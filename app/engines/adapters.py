@@ -427,7 +427,10 @@ class AdapterRegistry:
         except WeightsUnavailable as error:
             name = adapter.source or adapter.name
             # The error must not show a path of this machine to the caller.
-            message = f"{error.reason.rstrip('.')}. {error.remedy}".replace(str(where), name).strip()
+            message = f"{error.reason.rstrip('.')}. {error.remedy}".strip()
+            if not adapter.source:  # the advice to serve the adapter merged needs a place that the operator knows
+                message = message.replace(f"={where}", "=<its repository or folder>")
+            message = message.replace(str(where), name)
             raise BadAdapter(message, param="source" if adapter.source else "adapter") from error
         adapter.key, adapter.rank, adapter.base, adapter.bytes = prepared.key, prepared.rank, prepared.base, size
         adapter.status, adapter.error = "ready", ""

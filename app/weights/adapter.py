@@ -43,6 +43,9 @@ _UNSUPPORTED = (
 # Values of init_lora_weights with which PEFT changes the weights of the base before the training.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _LORA = re.compile(r"^(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+|token_adapter\.[a-z_]+)(?P<rest>(\.[^.]+)*)$")
+# An arbitrary regular expression can take hours for one name. Names of modules need no repeated groups.
+_LONGEST_PATTERN, _MOST_REPEATS = 300, 2
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
 _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)*(base_model\.model\.)?(_orig_mod\.|module\.)*")
 
 
@@ -166,7 +169,7 @@ def open_adapter(folder: Path, rename: Callable[[str], str] = lambda name: name)
         raise WeightsUnavailable(f"{weights} contains no tensors.", remedy="Save the adapter again.")
     try:
         updates = _updates_of(stored, config, rename)
-    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
         raise WeightsUnavailable(
             f"The adapter in {folder} can't be read: {error}.", remedy="Save the adapter again."
         ) from error
@@ -201,6 +204,11 @@ def _updates_of(
     stored: Mapping[str, Stored], config: Mapping[str, Any], rename: Callable[[str], str]
 ) -> dict[str, _Update]:
     """Return a mapping: name of a tensor of the base -> the adapter's changes to this tensor."""
+    for option in ("rank_pattern", "alpha_pattern"):
+        for pattern in config.get(option) or ():
+            repeats = len(re.findall(r"[*+]", pattern))
+            if len(pattern) > _LONGEST_PATTERN or repeats > _MOST_REPEATS or _REPEATED_GROUP.search(pattern):
+                raise ValueError(f"{option} contains {pattern[:40]!r}, which is not a simple pattern")
     updates: dict[str, _Update] = {}
     adapters: set[str] = set()
 

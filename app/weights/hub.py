@@ -463,7 +463,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises WeightsUnavailable."""
     try:
         raw = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsUnavailable(f"{path} can't be read: {error}.", remedy="Save or download it again.") from error
     if not isinstance(raw, dict):
         raise WeightsUnavailable(f"{path} is not a JSON object.", remedy="Save or download it again.")
@@ -491,6 +491,25 @@ def refuse_unreadable(files: ModelFiles, folder: Path, *, adapter: bool, weights
         missing = [ADAPTER_WEIGHTS]
     if missing or (config is not None and quantisation(config)):
         raise unusable_files(folder, setting=files.setting, example=example) or missing_error(files, missing)
+    if weights:
+        _refuse_lacking_shards(folder)
+
+
+def _refuse_lacking_shards(folder: Path) -> None:
+    """Raise WeightsUnavailable if the only weights in a folder are shards of which some are missing."""
+    lacking: dict[str, str] = {}  # shard -> the index that names it
+    shards: set[str] = set()
+    for index in folder.glob(f"*{_INDEX}"):
+        named = _indexed_shards(index)
+        shards |= named
+        lacking |= {shard: index.name for shard in sorted(named) if not (folder / shard).is_file()}
+    others = {path.name for path in folder.iterdir()} - shards - {ADAPTER_WEIGHTS}
+    if lacking and not any(name.endswith(".safetensors") or may_hold_a_model(name) for name in others):
+        shard, index_name = next(iter(lacking.items()))
+        raise WeightsUnavailable(
+            f"{folder} lacks {len(lacking)} of the files that {index_name} names, such as {shard}.",
+            remedy="Copy or download the missing files.",
+        )
 
 
 def is_hub_id(name: str) -> bool:
@@ -572,6 +591,6 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             return {}, 0
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}, 0
     return (header, length) if isinstance(header, dict) else ({}, 0)

@@ -242,7 +242,7 @@ def index_file(path: Path) -> dict[str, InFile]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsUnavailable(f"{path} can't be read: {error}.", remedy=AGAIN) from error
 
 

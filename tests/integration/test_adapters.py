@@ -319,6 +319,15 @@ def changed(change: str) -> dict[str, bytes]:
             files[config] = b"{"
         case "a list":
             files[config] = b"[]"
+        case "nested JSON":
+            files[config] = b'{"r": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        case "nested header":
+            nested = b"[" * 100_000 + b"]" * 100_000
+            files[weights] = len(nested).to_bytes(8, "little") + nested
+        case "huge rank":
+            files[config] = json.dumps({"r": 10**400, "lora_alpha": 1}).encode()
+        case "slow pattern":
+            files[config] = json.dumps({"r": 4, "lora_alpha": 1, "rank_pattern": {r"([a-z_.]+)+X": 4}}).encode()
         case "no rank":
             files[config] = b'{"peft_type": "LORA"}'
         case "another method":
@@ -333,6 +342,8 @@ def changed(change: str) -> dict[str, bytes]:
             del files[weights]
         case "rank 300":
             files = adapter_files(31, rank=300)
+        case "DoRA":
+            files = adapter_files(31, use_dora=True)
         case "NaN":
             files = adapter_files(31, scale=float("nan"))
     return files
@@ -346,6 +357,10 @@ def changed(change: str) -> dict[str, bytes]:
         ("pickle", "adapter", "not a safetensors file"),
         ("no JSON", "adapter", "can't be read"),
         ("a list", "adapter", "not a JSON object"),
+        ("nested JSON", "adapter", "can't be read"),
+        ("nested header", "adapter", "can't be read"),
+        ("huge rank", "adapter", "can't be read"),
+        ("slow pattern", "adapter", "not a simple pattern"),
         ("no rank", "adapter", "no rank"),
         ("another method", "adapter", "LOHA"),
         ("another rank", "adapter", "rank"),
@@ -353,6 +368,7 @@ def changed(change: str) -> dict[str, bytes]:
         ("no config", "config", "is missing"),
         ("no weights", "adapter", "is missing"),
         ("rank 300", "adapter", "rank 300"),
+        ("DoRA", "adapter", "Serve it merged: CSM_MODEL=<its repository or folder>."),
         ("NaN", "adapter", "NaN"),
     ],
 )

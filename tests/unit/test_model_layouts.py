@@ -161,6 +161,15 @@ def test_published_layouts_are_loaded(published: Path, one_file: Path, base: tup
         assert load(tmp_path, folder) == base
 
 
+def test_missing_shard_is_named(published: Path, tmp_path: Path) -> None:
+    folder = copy(published, tmp_path / "model")
+    shard = max(folder.glob("*.safetensors"))
+    shard.unlink()
+    words = refusal(tmp_path, folder)
+    assert shard.name in words
+    assert "lacks 1 of the files" in words
+
+
 def test_merged_fine_tune_is_loaded(lora: tuple[Path, Path], base: tuple[Any, ...], tmp_path: Path) -> None:
     merged = load(tmp_path, lora[1])
     assert merged[0] != base[0]
