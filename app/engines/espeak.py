@@ -45,7 +45,7 @@ FRAME_S = 0.08  # the server counts usage in frames of this length, as for CSM
 # Seconds of audio that the first, the second, and each later step of an utterance returns. Prefill computes all audio
 # of the utterance. The second step is short because its audio is soon needed. Later steps are long, because a small
 # number of steps leaves more CPU time for other requests.
-FIRST_S, SECOND_S, NEXT_S = 0.16, 0.4, 1.0
+FIRST_S, SECOND_S, NEXT_S = 0.4, 0.4, 1.0
 WORDS_PER_MINUTE = 165
 AUTO_ROWS = 32
 TEXT = TextPacking(
@@ -60,7 +60,9 @@ _PHONEMES_IPA = 2
 _PHONEME_NAMES = 0x100
 _END_PAUSE = 0x1000
 _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
-_BUFFER_MS = 200  # audio in each call of the callback, in milliseconds; fewer calls take less time in Python
+# Audio in each call of the callback, in milliseconds. Each call waits for the GIL, so few calls save time while the
+# event loop is busy. The audio of the variant klatt4 depends on this value.
+_BUFFER_MS = 4_000
 _MAX_DATA_PATH_BYTES = 150  # the library copies the path into 160 bytes without a check of its length
 
 # Random parts of a voice: variations of the pitch, and noise. The library draws them from a state that it keeps between
@@ -431,7 +433,7 @@ def build(settings: Settings, _: BuildContext) -> BatchedEngine:
         capabilities=Capabilities(language=True),
         languages=tuple(sorted(library.languages)),
         trained=False,
-        fingerprint=f"espeak-ng-1.52 steady {WORDS_PER_MINUTE} {sorted(TIMBRES.items())}",
+        fingerprint=f"espeak-ng-1.52 steady {_BUFFER_MS} {WORDS_PER_MINUTE} {sorted(TIMBRES.items())}",
         text=TEXT,
     )
     runner = EspeakRunner(library, settings.rows(AUTO_ROWS))

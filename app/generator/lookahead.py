@@ -30,28 +30,31 @@ def rows_ahead(job: SpeechJob) -> int:
 
 
 class SubmittedUtterance:
-    """An utterance that the engine is already generating. The caller reads its audio later."""
+    """An utterance for the engine. The generation begins at `start`, or when the first chunk is read."""
 
     def __init__(self, stream: AsyncGenerator[AudioChunk]) -> None:
         self._stream = stream
-        self._first: asyncio.Task[AudioChunk | None] = asyncio.create_task(self._begin())
+        self._first: asyncio.Task[AudioChunk | None] | None = None
 
-    async def _begin(self) -> AudioChunk | None:
-        """Start the generation and return the first chunk."""
+    def start(self) -> None:
+        """Start the generation in advance."""
+        self._first = asyncio.create_task(self._next())
+
+    async def _next(self) -> AudioChunk | None:
         return await anext(self._stream, None)
 
     async def chunks(self) -> AsyncGenerator[AudioChunk]:
         """Yield the audio of the utterance."""
-        chunk = await self._first
+        chunk = await (self._next() if self._first is None else self._first)
         while chunk is not None:
             yield chunk
-            chunk = await anext(self._stream, None)
+            chunk = await self._next()
 
     async def aclose(self) -> None:
         """Cancel the generation of the utterance."""
-        if not self._first.done():
+        if self._first is not None:
             self._first.cancel()
-        await asyncio.gather(self._first, return_exceptions=True)
+            await asyncio.gather(self._first, return_exceptions=True)
         await self._stream.aclose()
 
 
@@ -124,7 +127,9 @@ class Lookahead:
                     continue
                 utterances.append(part)
             index = len(self._submitted)
-            self._submitted.append(self._submit(utterances[index], self._taken + index))
+            utterance = self._submit(utterances[index], self._taken + index)
+            utterance.start()
+            self._submitted.append(utterance)
 
     async def _plan(self) -> PlannedUtterance | Pause | None:
         """Plan the next utterance or pause, store it in `_parts`, and return it; None at the end."""

@@ -1,13 +1,16 @@
 """Decides which answer may encode audio next, and measures how much unplayed audio each listener has.
 
 An answer that has sent no audio yet encodes first. If a listener has enough audio, the answer to this listener waits
-briefly for answers without audio.
+briefly for answers without audio. The event loop processes the further chunks of all answers one by one, so that it has
+time for other work between two of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
+import itertools
 import math
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -53,6 +56,10 @@ class EncodeOrder:
         self._none_pending.set()
         # one core stays free for the event loop, which encodes the first audio of answers
         self._threads = asyncio.Semaphore(spare_cores())
+        # chunks that wait for an iteration: (time at which the listener has no audio left, number, future)
+        self._chunks: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
+        self._chunk_taken = False
 
     def begin(self) -> PendingFirstAudio:
         """Register an answer that waits for its first audio. The caller must call `done`."""
@@ -73,6 +80,31 @@ class EncodeOrder:
         await self._yield_to_first_audio(min(ahead_s - THREAD_AHEAD_S, MAX_YIELD_S))
         async with self._threads:
             yield
+
+    async def one_by_one(self, ahead_s: float) -> None:
+        """Wait until a chunk of an answer that has audio may be processed: one in each iteration of the event loop.
+
+        The listener with the least audio is first. Between two chunks, the event loop can begin other answers, and
+        cancel answers. ahead_s: as for `thread`.
+        """
+        loop = asyncio.get_running_loop()
+        if self._chunk_taken:
+            turn: asyncio.Future[None] = loop.create_future()
+            heapq.heappush(self._chunks, (loop.time() + ahead_s, next(self._numbers), turn))
+            await turn
+        else:
+            self._chunk_taken = True
+            loop.call_soon(self._next_iteration)
+
+    def _next_iteration(self) -> None:
+        """Let the chunk of the listener with the least audio be processed."""
+        while self._chunks:
+            turn = heapq.heappop(self._chunks)[2]
+            if not turn.done():
+                turn.set_result(None)
+                asyncio.get_running_loop().call_soon(self._next_iteration)
+                return
+        self._chunk_taken = False
 
     async def next_chunk(self, ahead_s: float) -> None:
         """Wait until an answer may take its next chunk from the engine. ahead_s: as for `thread`.

@@ -745,6 +745,8 @@ class SpeechGenerator:
                             starts = number == 0 and not begun  # planning would delay the first audio of the answer
                             if not starts:
                                 await ahead.submit(rows_ahead(job))
+                                left_s = math.inf if job.background else job.playback.time_left_s(time.monotonic())
+                                await self._order.one_by_one(left_s)
                             if chunk is not None:
                                 take.add(chunk)
                             for samples in take.release():

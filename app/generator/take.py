@@ -130,14 +130,16 @@ class Take:
         following: asyncio.Task[AudioChunk | None] | None = None
         try:
             while True:
-                if following is None:
-                    following = asyncio.ensure_future(anext(stream, None))
                 due_s = self.due_s if any(map(len, self._held)) else 0.0
-                await asyncio.wait({following}, timeout=due_s if 0 < due_s < math.inf else None)
-                if not following.done():
-                    yield None
-                    continue
-                chunk, following = following.result(), None
+                if 0 < due_s < math.inf or following is not None:
+                    following = following or asyncio.ensure_future(anext(stream, None))
+                    await asyncio.wait({following}, timeout=due_s if 0 < due_s < math.inf else None)
+                    if not following.done():
+                        yield None
+                        continue
+                    chunk, following = following.result(), None
+                else:
+                    chunk = await anext(stream, None)
                 if chunk is None:
                     return
                 yield chunk

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
@@ -1538,6 +1540,23 @@ async def test_answers_ahead_of_their_listeners_take_no_chunk_before_the_first_a
     assert not waiting.done()
     pending.done()
     await asyncio.wait_for(waiting, 5)
+
+
+async def test_chunks_are_processed_one_in_each_iteration_and_first_for_the_listener_with_the_least_audio():
+    order = pacing.EncodeOrder()
+    processed: list[float] = []
+
+    async def process(ahead_s: float) -> None:
+        await order.one_by_one(ahead_s)
+        processed.append(ahead_s)
+
+    tasks = [asyncio.create_task(process(ahead_s)) for ahead_s in (5.0, 3.0, math.inf, 1.0, 2.0)]
+    tasks[4].cancel()
+    iterations = [await asyncio.sleep(0, len(processed)) for _ in range(20)]
+    assert processed == [5.0, 1.0, 3.0, math.inf]  # the first one found no other chunk
+    assert max(after - before for before, after in itertools.pairwise(iterations)) == 1
+    await asyncio.wait_for(order.one_by_one(0.0), 5)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_underruns_count_only_after_the_first_audio():
