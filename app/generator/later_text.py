@@ -1,12 +1,15 @@
 """A text that arrives in parts while its first part is already spoken, for example the answer of a language model.
 
 `TextParts` collects the text and cuts it into pieces (`text/incremental.py`). If no more text arrives for a while, it
-returns text that may go on. `LaterLines` turns each piece into lines, in the same way as the text of a request.
+returns text that may go on. A sentence of one or two words is joined to its neighbour, as in the text of a request, if
+the listener does not wait for it. `LaterLines` turns each piece into lines, in the same way as the text of a request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import time
 from collections import deque
 from dataclasses import replace
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING
 from app.errors import TextTooLong
 from app.text.incremental import IncrementalSplitter, Piece
 from app.text.script import SPEAKER_TAG
+from app.text.sentences import MIN_WORDS, word_count
 from app.types import Line
 
 if TYPE_CHECKING:
@@ -25,7 +29,11 @@ if TYPE_CHECKING:
 
 SENTENCE_WAIT_S = 0.25  # a sentence that is the end of the text so far is spoken if no more text arrives in this time
 WORDS_WAIT_S = 1.0  # the same for words that are no sentence, if the listener has no audio left
+JOIN_LEFT_S = 1.0  # a short sentence waits for the next one while the listener has more audio left than this
+JOINED_CHARS = 300  # the longest piece of joined sentences
 RECENT_CHARS = 1_000
+# A sentence of words only. With a figure, a tag or a mark of Markdown, the number of its spoken words is not known yet.
+_PLAIN = re.compile(r"[^\W\d_][\w\s,;:.!?'’…。！？，、-]*")
 _BLOCK_CHARS = 16_384  # a long text is cut in blocks, so that other tasks can run in between
 
 
@@ -62,7 +70,7 @@ class TextParts:
     @property
     def ready(self) -> bool:
         """Whether `next` returns without waiting."""
-        return bool(self._queued) or self.ended
+        return self.ended or (bool(self._queued) and not self._waits_to_join())
 
     async def append(self, text: str) -> None:
         """Add text. Raises TextTooLong. Text after the end is ignored."""
@@ -122,7 +130,15 @@ class TextParts:
                 return None
             self._changed.clear()
             await self._changed.wait()
+        while self._waits_to_join():
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._time_left_s() - JOIN_LEFT_S):
+                    await self._changed.wait()
         piece = self._queued.popleft()
+        while self.pieces and self._queued and self._joins(piece, self._queued[0]):
+            end = self._queued.popleft().end_char
+            piece = Piece(self.text[piece.start_char : end], piece.start_char, end)
         self.pieces.append(piece)
         self.offsets.append(piece.start_char)
         return piece
@@ -130,6 +146,21 @@ class TextParts:
     def _complete(self) -> None:
         self._stop_timer()
         self._add(self._splitter.finish())
+
+    def _waits_to_join(self) -> bool:
+        """Whether the next piece is so short that it waits for the one after it. The first piece never waits."""
+        alone = bool(self.pieces) and len(self._queued) == 1 and not self.ended
+        return alone and _is_short(self._queued[0]) and self._time_left_s() > JOIN_LEFT_S
+
+    def _joins(self, piece: Piece, following: Piece) -> bool:
+        """Whether two pieces are spoken as one: a short sentence and its neighbour in the same line."""
+        between = self.text[piece.end_char : following.start_char]
+        return (
+            (_is_short(piece) or _is_short(following))
+            and "\n" not in between
+            and following.end_char - piece.start_char <= JOINED_CHARS
+            and not SPEAKER_TAG.search(following.text)
+        )
 
     def _add(self, pieces: list[Piece]) -> None:
         self._queued += pieces
@@ -209,6 +240,10 @@ class LaterLines:
         self._tag = _last_tag(piece.text) or self._tag
         lines = await self._resolver.resolve_later(self._job, line)
         return [replace(each, turn=turn, prompt=await self._prompts.of(each.voice, self._job.engine)) for each in lines]
+
+
+def _is_short(piece: Piece) -> bool:
+    return word_count(piece.text) < MIN_WORDS and _PLAIN.fullmatch(piece.text) is not None
 
 
 def _last_tag(text: str) -> str:

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING
 
 from app.errors import EmptyText, TextTooLong
@@ -212,13 +213,16 @@ class Planner:
                 number += 1
                 voice, prompt = text.voice, text.prompt
                 line_begun = not text.new_turn
+                is_start = job.later is None or text.turn == 0
                 for part in text.parts:
                     if isinstance(part, Pause):
                         any_pause = True
                         yield part
                         continue
                     texts_left -= 1
-                    async with contextlib.aclosing(self._planned(part.text, voice, prompt)) as planned:
+                    async with contextlib.aclosing(
+                        self._planned(part.text, voice, prompt, is_start=is_start)
+                    ) as planned:
                         async for passage in planned:
                             if isinstance(passage, Pause):
                                 any_pause = True
@@ -248,16 +252,16 @@ class Planner:
             yield Pause(SILENT_TEXT_S)
 
     async def _planned(
-        self, text: SpannedText, voice: Voice, prompt: VoicePrompt | None
+        self, text: SpannedText, voice: Voice, prompt: VoicePrompt | None, *, is_start: bool
     ) -> AsyncGenerator[_Passage | Pause]:
-        """Yield the sentences of a text and, if it is long, its pauses.
+        """Yield the sentences of a text and, if it is long, its pauses. is_start: see `sentences.split`.
 
         A long text is planned in windows. While one window is spoken, a thread plans the next one.
         """
         if len(text) <= LONG_TEXT_CHARS:
             in_thread = len(text) > IN_THREAD_CHARS
-            passage = await asyncio.to_thread(self._plan, text, voice, prompt) if in_thread else None
-            yield replace(passage or self._plan(text, voice, prompt), is_last=True)
+            plan = partial(self._plan, text, voice, prompt, is_start=is_start)
+            yield replace(await asyncio.to_thread(plan) if in_thread else plan(), is_last=True)
             return
         cut = windows(text)
         any_words = False
@@ -293,11 +297,17 @@ class Planner:
         ]
 
     def _plan(
-        self, text: SpannedText, voice: Voice, prompt: VoicePrompt | None, *, is_window: bool = False
+        self,
+        text: SpannedText,
+        voice: Voice,
+        prompt: VoicePrompt | None,
+        *,
+        is_window: bool = False,
+        is_start: bool = True,
     ) -> _Passage:
         """Normalise the text and split it into sentences that are short enough for the engine.
 
-        is_window: the text belongs to a window of a longer text.
+        is_window: the text belongs to a window of a longer text. is_start: see `sentences.split`.
         """
         info, normalizer = self._job.info, self._normalizer if self._job.request.normalize else None
         prompt_s = 0.0 if prompt is None else prompt.codes.shape[1] * info.frame_s
@@ -305,7 +315,16 @@ class Planner:
         shown = text.text if self._job.later is None else self._job.later.recent
         language = self._job.language_of(shown, voice)
         lexicon = self._job.lexicons.get(voice.id)
-        sentences = _sentences(text, normalizer, language, info.text, prompt_s, lexicon=lexicon, is_window=is_window)
+        sentences = _sentences(
+            text,
+            normalizer,
+            language,
+            info.text,
+            prompt_s,
+            lexicon=lexicon,
+            is_window=is_window,
+            is_start=is_start,
+        )
         return _Passage(sentences, guess_language(shown))
 
 
@@ -363,11 +382,12 @@ def _sentences(
     *,
     lexicon: Lexicon | None = None,
     is_window: bool = False,
+    is_start: bool = True,
 ) -> list[SpannedText]:
     """Normalise a text, and split it into sentences that are short enough for an engine.
 
     normalizer: None = the text is not normalised. prompt_s: the length of the voice's recording in seconds. is_window:
-    the text belongs to a window of a longer text.
+    the text belongs to a window of a longer text. is_start: see `sentences.split`.
     """
     words = text
     if normalizer is not None:
@@ -377,7 +397,7 @@ def _sentences(
         words = lexicon.replaced(text)
     size = _size(words.text, packing)
     longest = _natural_chars(packing.max_chars, prompt_s, packing)
-    return split(words, max(1, longest * len(words) // size) if size else 1)
+    return split(words, max(1, longest * len(words) // size) if size else 1, is_start=is_start)
 
 
 def spell_sounds(text: SpannedText, sounds: frozenset[str], *, normalize: bool) -> SpannedText:

@@ -15,7 +15,7 @@ import sentencex
 from app.text.spans import SpannedText, join
 
 # A sentence with fewer words sounds unnatural alone, so it is joined to the sentence before or after it.
-_MIN_WORDS = 3
+MIN_WORDS = 3
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LIST_LABEL = re.compile(r"(?:.*\s)?[\"'(\[]?(?:[0-9]{1,3}|[A-Za-z]|[ivxIVX]{1,5})[.)]", re.DOTALL)
 _ABBREVIATION = re.compile(
@@ -34,19 +34,20 @@ _CUTS = (
 )
 
 
-def split(text: SpannedText, max_chars: int, language: str = "en") -> list[SpannedText]:
+def split(text: SpannedText, max_chars: int, language: str = "en", *, is_start: bool = True) -> list[SpannedText]:
     """Split `text` into sentences or parts of sentences of at most `max_chars` characters.
 
     No part is blank, so a blank text gives an empty list. A part never contains words of two paragraphs. The first part
     may be short, so that its audio is ready early. The time grows linearly with the length of the text.
 
-    language: BCP 47 tag. Raises ValueError if max_chars is below 1.
+    language: BCP 47 tag. is_start: False = other text is spoken before this text, so the first part is not short.
+    Raises ValueError if max_chars is below 1.
     """
     if max_chars < 1:
         raise ValueError(f"max_chars must be at least 1, not {max_chars}")
     pieces: list[SpannedText] = []
     for paragraph in _paragraphs(text):
-        joined = _join_short(_sentences(paragraph, language), max_chars, is_start=not pieces)
+        joined = _join_short(_sentences(paragraph, language), max_chars, is_start=is_start and not pieces)
         for sentence in joined:
             pieces.extend(_cut(sentence, max_chars))
     return pieces
@@ -88,7 +89,8 @@ def _sentences(paragraph: SpannedText, language: str) -> list[SpannedText]:
     return [paragraph[start:end].strip() for start, end in pairwise([*starts, len(paragraph)])]
 
 
-def _word_count(piece: str) -> int:
+def word_count(piece: str) -> int:
+    """Return the number of words of a sentence."""
     return len(piece.split()) + max(0, len(_CJK.findall(piece)) - 1)
 
 
@@ -98,7 +100,7 @@ def _append(before: SpannedText, after: SpannedText) -> SpannedText:
 
 
 def _join_short(sentences: list[SpannedText], max_chars: int, *, is_start: bool) -> list[SpannedText]:
-    """Join each sentence of fewer than _MIN_WORDS words to the sentence after or before it.
+    """Join each sentence of fewer than MIN_WORDS words to the sentence after or before it.
 
     Two sentences are not joined if the result would have more than max_chars characters. is_start: True = the first
     sentence is the start of the whole text, and may stay short.
@@ -113,7 +115,7 @@ def _join_short(sentences: list[SpannedText], max_chars: int, *, is_start: bool)
         waiting = None
         is_last = index == len(sentences) - 1
         is_first = is_start and not joined
-        if _word_count(piece.text) >= _MIN_WORDS or (is_first and not is_last):
+        if word_count(piece.text) >= MIN_WORDS or (is_first and not is_last):
             joined.append(piece)
         elif joined and (is_last or (len(joined) > 1 or not is_start)) and len(joined[-1]) + len(piece) < max_chars:
             joined[-1] = _append(joined[-1], piece)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,7 @@ from app.generator.live import (
 )
 from app.generator.speech import KEPT_UTTERANCES, SpeechGenerator
 from app.metrics import Metrics
+from app.runtime.playback import Playback
 from app.text.normalizer import Normalizer
 from app.types import (
     AudioChunk,
@@ -72,10 +74,11 @@ TEXTS = (
 )
 
 
-# No sentence is so short that it is joined to another one, and no first sentence is cut at a clause.
+# No first sentence is so short that it is joined to another one, and none is cut at a clause.
 LONG_SENTENCES = (
     "This is the first one. It costs $3.50 on 3/4/1984 at 5 p.m. here. And what is the third?",
     "Wait for it now. [pause:0.2s] Then 10 % of 2.5 km are left. <break time='100ms'/> That is all.",
+    "I have looked it up. Yes! It is open until ten. I see. Thank you very much for that. Bye. See you all there.",
     "Guten Tag zusammen. Das kostet heute 3,50 Euro. Ist das nicht schön?",
 )
 
@@ -201,7 +204,7 @@ async def append_in(context: LiveContext, text: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1_000])
 async def test_text_in_parts_is_spoken_as_the_whole_text(tmp_path: Path, size: int) -> None:
-    """The same words with the same normalisation. Only a sentence of one or two words is joined to another one."""
+    """The same words with the same normalisation."""
     engine = CodedEngine()
     async with serve(tmp_path, engine) as server:
         for text in TEXTS:
@@ -240,9 +243,9 @@ async def test_spans_name_the_sentences_of_the_callers_text(tmp_path: Path) -> N
         context = server.open()
         _, events = await asyncio.gather(append_in(context, text, 4), read(context))
     started = [event for event in events if isinstance(event, SentenceStarted)]
-    assert [text[e.start_char : e.end_char] for e in started] == ["Hello there.", "It costs $3.50 today.", "Really?"]
+    assert [text[e.start_char : e.end_char] for e in started] == ["Hello there.", "It costs $3.50 today. Really?"]
     assert [e.start_s for e in started] == sorted(e.start_s for e in started)
-    assert [event.index for event in events if isinstance(event, SentenceDone)] == [0, 1, 2]
+    assert [event.index for event in events if isinstance(event, SentenceDone)] == [0, 1]
 
 
 async def test_first_sentence_is_spoken_before_the_rest_of_the_text_arrives(tmp_path: Path) -> None:
@@ -400,6 +403,64 @@ async def test_text_parts_end_only_one_time(tmp_path: Path) -> None:
     while (piece := await parts.next()) is not None:
         found.append(piece.text)
     assert found == ["One.", "Two"]
+
+
+async def pieces_of(text: str, *, audio_s: float = 0.0) -> list[str]:
+    """Return the pieces of a text that is complete. audio_s: what the listener has not played yet."""
+    parts = TextParts(1_000)
+    if audio_s:
+        parts.playback = Playback()
+        parts.playback.add(audio_s, time.monotonic())
+    await parts.append(text)
+    parts.end()
+    found = []
+    while (piece := await parts.next()) is not None:
+        assert text[piece.start_char : piece.end_char] == piece.text
+        found.append(piece.text)
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Yes.|I think so. No.|That is wrong. I see.",
+        "It is late here.|Yes. I see.|We go home now.",
+        "It is late here.|Yes.\n|And this is a new line.",
+        "It is late here.|**Yes.**|And then we go home.",
+        "It is late here.|[S2] Yes.|[S1] And then we go home.",
+        "It is late here.|Say $5.|And then we go home.",
+        f"It is late here.|{'This is a long sentence ' * 13}now.|Yes.",
+    ],
+)
+async def test_short_sentences_are_joined_to_a_neighbour(text: str) -> None:
+    bare = text.replace("|", " ").replace("\n ", "\n")
+    assert await pieces_of(bare) == [piece.strip() for piece in text.split("|")]
+
+
+async def test_short_sentence_waits_for_the_next_one_while_the_listener_has_audio() -> None:
+    parts = TextParts(1_000)
+    parts.playback = Playback()
+    parts.playback.add(3_600.0, time.monotonic())
+    await parts.append("It is late here. Yes. And")
+    first = await parts.next()
+    assert first is not None
+    assert (first.text, parts.ready) == ("It is late here.", False)
+    await parts.append(" now it rains. I see. S")
+    assert parts.ready
+    assert (piece := await parts.next()) is not None
+    assert piece.text == "Yes. And now it rains. I see."
+    await parts.append("o. We")
+    waiting = asyncio.create_task(parts.next())
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    assert not parts.ready
+    await parts.append(" go home now. And")
+    assert (piece := await waiting) is not None
+    assert piece.text == "So. We go home now."
+    await parts.append(" so. We")
+    parts.playback = None  # the listener has no audio left
+    assert (piece := await parts.next()) is not None
+    assert piece.text == "And so."
 
 
 SENTENCES = [SentenceStarted(0, 0, 11, 0.0), SentenceStarted(1, 12, 33, 1.0), SentenceStarted(2, 34, 47, 3.0)]
