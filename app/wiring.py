@@ -182,7 +182,13 @@ def _counter(usage: UsageStore, metrics: Metrics, ring: KeyRing) -> OnSent:
 
 def create_jobs(services: CoreServices, store: JobStore, *, keep_days: float) -> JobRunner:
     """Create the service that speaks the jobs of a store in the background."""
-    return JobRunner(store, services.generator, voices_pending=services.preset_voices.is_creating, keep_days=keep_days)
+    return JobRunner(
+        store,
+        services.generator,
+        voices_pending=services.preset_voices.is_creating,
+        keep_days=keep_days,
+        signer=services.signer,
+    )
 
 
 def create_watermark(settings: Settings) -> Watermark:

@@ -20,6 +20,7 @@ from app.api.responses import (
 )
 from app.books.results import MEDIA_TYPES
 from app.jobs.state import JobStatus, SentenceStatus
+from app.text import captions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -236,6 +237,16 @@ def file_response(*media_types: str) -> dict[int | str, Schema]:
             "content": dict.fromkeys(media_types, BINARY),
         },
     }
+
+
+def job_captions() -> Schema:
+    """Return the OpenAPI description of the captions of a job."""
+    kinds = {kind: media_type.partition(";")[0] for kind, media_type in captions.MEDIA_TYPES.items()}
+    content: Schema = {
+        media_type: {"schema": {"type": "string"}} for kind, media_type in kinds.items() if kind != "json"
+    }
+    content[kinds["json"]] = {"schema": {"type": "object"}}
+    return {"content": content, "headers": {"Content-Disposition": text_header("The name of the file.")}}
 
 
 RESULT_MEDIA_TYPES = tuple(sorted(set(MEDIA_TYPES.values())))

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from app.audio.provenance import Provenance
+from app.audio.signing import SIGNED_FORMATS
 from app.audio.threads import in_thread
 from app.books.book import Book, Chapter, SpokenSentence
 from app.books.results import write_result
@@ -34,6 +35,7 @@ from app.jobs.store import LostJob
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from app.audio.signing import FileSigner
     from app.generator.speech import SpeechGenerator
     from app.jobs.state import Job, JobStatus, SentenceState
     from app.jobs.store import JobStore
@@ -104,15 +106,17 @@ class JobRunner:
         *,
         voices_pending: Callable[[Collection[str]], bool] = lambda _: False,
         keep_days: float = 0,
+        signer: FileSigner | None = None,
     ) -> None:
         """voices_pending: whether recordings of these voices are being created, so that their sound can still change.
 
-        keep_days: jobs that ended longer ago are removed; 0 = never.
+        keep_days: jobs that ended longer ago are removed; 0 = never. signer: signs the results; None = not signed.
         """
         self.store = store
         self._generator = generator
         self._voices_pending = voices_pending
         self._keep_days = keep_days
+        self._signer = signer
         self._holder = secrets.token_hex(8)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._rows: dict[str, asyncio.Semaphore] = {}  # model -> rows that jobs may use
@@ -407,33 +411,18 @@ class JobRunner:
 
     async def _write(self, job: Job, folder: Path) -> tuple[str, dict[str, Any]]:
         """Write the result of a job -> the name of its file, and facts about it. Raises NotStored."""
-        chapters = await self.store.call(self.store.chapters, job.id)
-        texts = [await self.store.call(self.store.chapter_text, job.id, each.index) for each in chapters]
-        about = job.about
-        cover = folder / "cover"
-        book = Book(
-            title=about.title,
-            author=about.author,
-            narrator=about.narrator,
-            language=about.language,
-            cover=cover.read_bytes() if cover.is_file() else None,
-            chapters=tuple(Chapter(each.title, text) for each, text in zip(chapters, texts, strict=True)),
-        )
-        name = f"result.{job.options.response_format}"
-        voices: dict[str, None] = {}
-        sentences = []
-        async for page in self._pages(job.id):
-            voices.update(dict.fromkeys(each.voice for each in page))
-            sentences += [spoken(folder, each) for each in page]
+        book, sentences, voices = await self.spoken_book(job)
+        kind = job.options.response_format
+        name = f"result.{kind}"
         use = await self._generator.use(job.request.model)
-        provenance = Provenance(use.model_id, tuple(voices), int(job.created_at), trained=use.info.trained)
+        provenance = Provenance(use.model_id, voices, int(job.created_at), trained=use.info.trained)
         stop = threading.Event()
         writing = asyncio.ensure_future(
             asyncio.to_thread(
                 write_result,
                 book,
                 _Sentences(sentences, stop),
-                response_format=job.options.response_format,
+                response_format=kind,
                 out=folder / name,
                 sample_rate=job.request.sample_rate_hz,
                 captions=job.options.captions,
@@ -451,10 +440,35 @@ class JobRunner:
             raise NotStored(f"The result can't be written: {error.strerror or error}.") from error
         except ValueError as error:
             raise EmptyText("The book contains no text that can be spoken.") from error
+        if self._signer is not None and kind in SIGNED_FORMATS:
+            await in_thread(self._signer.sign, folder / name, kind, provenance)
         return name, {"seconds": written.seconds, "media_type": written.media_type}
 
+    async def spoken_book(self, job: Job) -> tuple[Book, list[SpokenSentence], tuple[str, ...]]:
+        """Return the book of a job, its spoken sentences, and the ids of its voices."""
+        folder = self.store.job_folder(job.id)
+        chapters = await self.store.call(self.store.chapters, job.id)
+        texts = [await self.store.call(self.store.chapter_text, job.id, each.index) for each in chapters]
+        about = job.about
+        cover = folder / "cover"
+        book = Book(
+            title=about.title,
+            author=about.author,
+            narrator=about.narrator,
+            language=about.language,
+            cover=cover.read_bytes() if cover.is_file() else None,
+            chapters=tuple(Chapter(each.title, text) for each, text in zip(chapters, texts, strict=True)),
+        )
+        voices: dict[str, None] = {}
+        sentences = []
+        async for page in self._pages(job.id):
+            done = [each for each in page if each.status == "done"]
+            voices.update(dict.fromkeys(each.voice for each in done))
+            sentences += [_spoken(folder, each) for each in done]
+        return book, sentences, tuple(voices)
 
-def spoken(folder: Path, sentence: SentenceState) -> SpokenSentence:
+
+def _spoken(folder: Path, sentence: SentenceState) -> SpokenSentence:
     """Return a sentence of a job for its result. folder: of the job."""
     return SpokenSentence(
         sentence.chapter,

@@ -35,6 +35,8 @@ def prepare(folder: Path) -> None:
     (folder / _FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in (folder / _FOLDER).glob(f"*{_PARTIAL}"):
         path.unlink(missing_ok=True)
+    for path in folder.glob(".result*"):  # a result that was not completed
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def keep(folder: Path, sentence: SentenceState, samples: bytes, holder: str) -> None:

@@ -323,6 +323,22 @@ def test_official_client_does_not_repeat_a_conflict(ann: Caller) -> None:
     assert caught.value.response.headers["x-should-retry"] == "false"
 
 
+def test_captions_have_the_times_of_the_result(ann: Caller) -> None:
+    waiting = ann.create(TWO | {"paused": True})
+    assert ann.error("GET", f"/{waiting['id']}/captions") == (409, "job_not_completed")
+    job = ann.completed(ann.create(TWO | {"captions": "srt"})["id"])
+    path = f"{JOBS}/{job['id']}/captions"
+    srt = ann.http.get(path)
+    assert srt.headers["content-type"].startswith("application/x-subrip")
+    assert "It was a dark and cold night." in srt.text
+    words = ann.http.get(path, params={"format": "json"}).json()["words"]
+    assert [word["word"] for word in words][-1].startswith("again")
+    assert words[-1]["end"] == pytest.approx(job["result"]["seconds"] - 1.5, abs=0.5)
+    for kind in ("vtt", "lrc"):
+        assert "quiet" in ann.http.get(path, params={"format": kind}).text
+    assert ann.error("GET", f"/{job['id']}/captions", params={"format": "doc"}) == (400, "literal_error")
+
+
 def test_chatterbox_clients_find_their_paths_and_fields(ann: Caller) -> None:
     http, path = ann.http, "/v1/audio/speech/long"
     body = {"input": "It was late in the year. The boat was old.", "voice": "nova", "response_format": "wav"}

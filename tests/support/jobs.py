@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import shutil
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +18,7 @@ from app.jobs.state import ENDED, About, NewChapter, NewJob, Options
 from app.jobs.store import JobStore
 from app.types import Line, SpeechRequest
 from app.wiring import core_services
-from tests.support.live import ROOT, environment, settings
+from tests.support.live import ROOT, environment, settings, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -90,6 +93,50 @@ def process(jobs: Path, data: Path, log: Path) -> Iterator[subprocess.Popen[byte
     finally:
         child.kill()
         child.wait(20)
+
+
+async def created(folder: Path, new: NewJob, tmp_path: Path) -> tuple[JobStore, Job, bytes]:
+    """Create a job -> its store, the job, and the result of a copy that is spoken without a disturbance."""
+    store = JobStore(folder)
+    job, _ = store.create(new)
+    store.close()  # a copy while the database is open would drop the locks of this process
+    shutil.copytree(folder, tmp_path / "copy")
+    copy = JobStore(tmp_path / "copy")
+    async with speaking(tmp_path / "data") as generator, JobRunner(copy, generator) as runner:
+        expected = result_of(copy, await ended(runner, job.id))
+    return JobStore(folder), job, expected
+
+
+def spoken(store: JobStore, job: Job) -> set[int]:
+    """Return the sentences that are spoken and stored."""
+    return {each.index for each in store.sentences(job.id, limit=10_000)[0] if each.status == "done"}
+
+
+def killed_at_random(tmp_path: Path, *, count: int, kills: int) -> None:
+    """Kill the process of a job at random moments. No stored sentence is spoken again, and the result is the same."""
+    store, job, expected = asyncio.run(created(tmp_path / "jobs", new_job(sentences(count)), tmp_path))
+    log, dice = tmp_path / "log", random.Random(count)
+    in_hand = 0
+    for number in range(kills):
+        before, old = spoken(store, job), len(begun(log))
+        enough = len(before) + dice.randrange(max(1, (count - len(before)) // (kills - number)))
+        with process(store.folder, tmp_path / "data", log) as child:
+            wait_until(lambda old=old, enough=enough: len(begun(log)) > old and len(spoken(store, job)) >= enough)
+            time.sleep(dice.random() * 0.05)  # a random moment, not a wait
+            child.kill()
+            child.wait()
+        indexes = {index for _, index in begun(log)[old:]}
+        assert not before & indexes
+        in_hand += len(indexes - spoken(store, job))
+        with store._transaction() as db:  # otherwise each round waits for the end of the lease
+            db.execute("UPDATE jobs SET beat_at = 0")
+    with process(store.folder, tmp_path / "data", log):
+        wait_until(lambda: store.get(job.id).status == "completed")
+    assert result_of(store, store.get(job.id)) == expected
+    indexes = {index for _, index in begun(log)}
+    assert len(indexes) == count
+    assert len(begun(log)) - count <= in_hand  # only sentences in hand were begun twice
+    store.close()
 
 
 async def _main(jobs: Path, data: Path, log: Path) -> None:

@@ -25,6 +25,7 @@ from app.api.job_responses import (
     JobSentences,
     event_of,
     file_response,
+    job_captions,
     job_events,
 )
 from app.api.requests import id_of_voice
@@ -32,9 +33,11 @@ from app.api.responses import IGNORED_HEADER
 from app.api.streaming import SSE_END, SSE_HEADERS, Stream, StreamingAnswer, event
 from app.audio.formats import wav_header
 from app.books.reading import read_book
+from app.books.results import caption_parts
 from app.errors import Conflict, EmptyText, NotFound, NotReady, SpeechError
 from app.jobs.sounds import SAMPLE_BYTES, sound_path
 from app.jobs.state import ENDED
+from app.text.captions import MEDIA_TYPES, CaptionFormat
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
@@ -275,6 +278,30 @@ def _add_job_routes(routes: APIRouter, jobs: Jobs) -> None:
     async def result(job_id: JobId, request: Request) -> FileResponse:
         """Get the file that a completed job has made. The header `Range` reads a part of it."""
         return result_file(jobs, await jobs.find(job_id, request))
+
+    @routes.get(
+        JOBS_PATH + "/{job_id}/captions",
+        operation_id="get_job_captions",
+        response_class=Response,
+        responses={200: job_captions(), **problems(400, 404, 409, 507)},
+    )
+    async def captions(
+        job_id: JobId,
+        request: Request,
+        kind: Annotated[CaptionFormat, Query(alias="format", description="The format of the captions.")] = "srt",
+    ) -> Response:
+        """Get the captions of a completed job. Their words have times if the job was created with `captions`."""
+        job = await jobs.find(job_id, request)
+        if job.status != "completed":
+            raise Conflict(
+                f"The job is {job.status}. Its captions exist when it is completed.", code="job_not_completed"
+            )
+        book, sentences, _ = await jobs.runner.spoken_book(job)
+        rate_hz = job.request.sample_rate_hz
+        content = await asyncio.to_thread(lambda: "".join(caption_parts(book, sentences, kind, rate_hz)))
+        name = quote(file_name(job.about.title or job.id, f".{kind}"))
+        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
+        return Response(content, media_type=MEDIA_TYPES[kind], headers=headers)
 
 
 def result_file(jobs: Jobs, job: Job) -> FileResponse:

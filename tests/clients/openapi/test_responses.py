@@ -110,6 +110,7 @@ OPERATIONS = {
     "GET /v1/audio/adapters",
     "GET /v1/audio/jobs",
     "GET /v1/audio/jobs/{job_id}",
+    "GET /v1/audio/jobs/{job_id}/captions",
     "GET /v1/audio/jobs/{job_id}/events",
     "GET /v1/audio/jobs/{job_id}/result",
     "GET /v1/audio/jobs/{job_id}/sentences",
