@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.nn.linear import QuantizedLinear
+from app.nn.native.library import Library
+from app.nn.native.modules import VECTOR, NativeLinear, NativeLowRank
 from app.runtime.pages import mark_for_huge_pages
 
 GATHERED_TOKENS = 2  # the largest number of tokens of each row for which the products are gathered
@@ -214,9 +216,14 @@ class AdaptedLinear(nn.Module):
         self._selection = selection
         self._dtype = dtype
         self._width = math.gcd(*place.outputs) if place.device.type == "cpu" else None
+        self._library: Library | None = None  # the native kernels; None = PyTorch computes the products
+        if isinstance(self.inner, NativeLinear) and self._width is not None and self._width % VECTOR == 0:
+            self._library = self.inner.library if dtype == torch.bfloat16 else None
         # A QuantizedLinear computes the norm before it. Then A contains the weight of the norm, and the input is only
         # divided by the lengths of its tokens.
         self.norm: Tensor | None = None
+        self._norm_floor = 0.0 if place.norm is None else len(place.norm) * place.eps
+        self._native: NativeLowRank | None = None  # the products of `_found` with the native kernels
         if isinstance(self.inner, QuantizedLinear) and place.norm is not None:
             self.norm = place.norm.float() * math.sqrt(len(place.norm))
         self.matrices: dict[int, _Matrices] = {}
@@ -235,6 +242,11 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self._selection.active:
             return self.inner(x)  # type: ignore[no-any-return]
+        slots = self._selection.slots
+        if self._library is not None and len(x) <= GATHERED_TOKENS * len(slots):
+            y: Tensor = self.inner(x)
+            found = self._native_found(len(x) // len(slots), self._library)
+            return y if found is None else found.add(x, y)
         if self.norm is None or not isinstance(self.inner, QuantizedLinear):
             return self.add(x, self.inner(x))
         lengths = self.inner.lengths(x)
@@ -278,6 +290,20 @@ class AdaptedLinear(nn.Module):
         added: Tensor = torch.ops.aten._embedding_bag(tables.up, at.up, at.starts, False, 0, False, small)[0]
         return y.add_(added.view(len(x), -1))
 
+    def _native_found(self, per_row: int, library: Library) -> NativeLowRank | None:
+        batch = (self._selection.version, self._selection.slots, per_row)
+        if self._found_for != batch:
+            self._found, self._found_for = self._find(per_row), batch
+            self._native = None
+            if self._found is not None:
+                tables, at = self._found
+                floor = self._norm_floor if self.norm is not None else None
+                indices = (at.down, at.token, at.up, at.small, at.starts)
+                self._native = NativeLowRank(
+                    library, (tables.down, tables.up.view(-1, self._width or 1)), indices, floor
+                )
+        return self._native
+
     def _find(self, per_row: int) -> tuple[_Tables, _Indices] | None:
         """Return the matrices and the indices of the selected adapters; None = they do not change this layer."""
         slots = self._selection.slots
@@ -298,7 +324,7 @@ class AdaptedLinear(nn.Module):
 
     def forget_tables(self) -> None:
         """Free the joined matrices of an earlier batch."""
-        self.tables = self._found = self._found_for = None
+        self.tables = self._found = self._found_for = self._native = None
 
     def _add_indexed(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         assert self._down is not None  # noqa: S101 - `reserve` has created the static tensors

@@ -14,7 +14,7 @@ import torch
 from app.errors import EngineUnavailable
 from app.nn.linear import Int8Linear, Linear, QuantizedLinear
 from app.nn.native.library import Library, NativeUnavailable, load
-from app.nn.native.modules import BLOCK_INPUTS, NativeLinear
+from app.nn.native.modules import BLOCK_INPUTS, VECTOR, NativeLinear
 from app.nn.transformer import Block
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 Quantize = Literal["none", "int8", "int4"]
 _BITS = {"int8": 8, "int4": 4}
-_VECTOR = 16  # the native attention and gate compute 16 values at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ def _check(stacks: Iterable[StackConfig], *, native: bool) -> None:
         raise NativeUnavailable("TTS_KERNELS=torch turns them off")
     for stack in stacks:
         inputs = (stack.width, stack.ffn, stack.heads * stack.head_dim)
-        if any(size % BLOCK_INPUTS for size in inputs) or stack.head_dim % _VECTOR or stack.activation != "silu":
+        if any(size % BLOCK_INPUTS for size in inputs) or stack.head_dim % VECTOR or stack.activation != "silu":
             raise NativeUnavailable("they do not support the shape of this model")
 
 

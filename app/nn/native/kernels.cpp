@@ -61,6 +61,18 @@ struct Attention {
   float scale;
 };
 
+struct LowRank {            // the matrices A and B of the adapters of a batch, bfloat16; see _Indices in low_rank.py
+  const uint16_t* down_table;  // (lines, D)
+  const uint16_t* up_table;    // (lines, width)
+  const int64_t* down;
+  const int64_t* token;
+  const int64_t* up;
+  const int64_t* chosen;       // null = 0, 1, 2 ...
+  const int64_t* starts;
+  int64_t inputs, width, down_count, up_count, blocks;
+  float norm_floor;            // D * eps of the RMSNorm before the layer; -1 = no norm
+};
+
 struct Layer {
   Linear qkv, out, gate_up, down;
 };
@@ -555,6 +567,51 @@ void pack_output(const float* w, int output, uint8_t* block, uint16_t* scale) {
   }
 }
 
+// ---- low-rank adapters ----------------------------------------------------------------------------------------------
+
+Vec load_bfloat16(const uint16_t* p) {
+  uint32_t wide[16];
+  for (int i = 0; i < 16; ++i) wide[i] = (uint32_t)p[i] << 16;
+  Vec v;
+  std::memcpy(&v, wide, sizeof v);
+  return v;
+}
+
+// small[i] = line down[i] times token[i] of x (n, D), divided by the length of the token if the layer has a norm
+void multiply_lines(Pool& pool, const LowRank& a, const float* x, float* small) {
+  constexpr int64_t kLines = 16;  // lines of one part of the work
+  pool.run((a.down_count + kLines - 1) / kLines, [&](int64_t part) {
+    int64_t measured = -1;  // the token whose length is known
+    float inverse = 1.0f;
+    for (int64_t i = part * kLines; i < std::min(a.down_count, (part + 1) * kLines); ++i) {
+      const float* token = x + a.token[i] * a.inputs;
+      if (a.norm_floor >= 0 && a.token[i] != measured) {
+        measured = a.token[i];
+        Vec squares = {};
+        for (int64_t j = 0; j < a.inputs; j += 16) squares += load(token + j) * load(token + j);
+        inverse = 1.0f / std::sqrt(sum_of(squares) + a.norm_floor);
+      }
+      const uint16_t* line = a.down_table + a.down[i] * a.inputs;
+      Vec sum = {};
+      for (int64_t j = 0; j < a.inputs; j += 16) sum += load_bfloat16(line + j) * load(token + j);
+      small[i] = sum_of(sum) * inverse;
+    }
+  });
+}
+
+// Block b of y (blocks, width) += sum of small[chosen[j]] times line up[j], for j in starts[b]..starts[b + 1]
+void add_lines(Pool& pool, const LowRank& a, const float* small, float* y) {
+  pool.run(a.blocks, [&](int64_t b) {
+    const int64_t begin = a.starts[b], end = b + 1 < a.blocks ? a.starts[b + 1] : a.up_count;
+    for (int64_t i = 0; begin < end && i < a.width; i += 16) {
+      Vec sum = {};
+      for (int64_t j = begin; j < end; ++j)
+        sum += small[a.chosen ? a.chosen[j] : j] * load_bfloat16(a.up_table + a.up[j] * a.width + i);
+      store(y + b * a.width + i, load(y + b * a.width + i) + sum);
+    }
+  });
+}
+
 }  // namespace
 
 extern "C" {
@@ -588,6 +645,15 @@ void tts_gate(void* pool, const float* gate_up, int64_t n, int64_t width, float*
 
 void tts_attend(void* pool, const Attention* a, int64_t layer, const float* heads, int64_t n, float* y) {
   attend(*static_cast<Pool*>(pool), *a, layer, heads, n, y);
+}
+
+// Add the products of low-rank adapters: x (n, D), y (n, O).
+void tts_add_low_rank(void* any_pool, const LowRank* a, const float* x, float* y) {
+  Pool& pool = *static_cast<Pool*>(any_pool);
+  thread_local std::vector<float> small;
+  small.resize(std::max<size_t>(small.size(), a->down_count));
+  multiply_lines(pool, *a, x, small.data());
+  add_lines(pool, *a, small.data(), y);
 }
 
 // Compute all layers and the final norm: x (n, D), which changes, -> y (n, D).

@@ -132,6 +132,7 @@ class Library:
                 ("tts_linear", (address, address, address, count, address)),
                 ("tts_gate", (address, address, count, count, address)),
                 ("tts_attend", (address, address, count, address, count, address)),
+                ("tts_add_low_rank", (address, address, address, address)),
                 ("tts_stack", (address, address, count, address, address, ctypes.c_float, address, count, address)),
             ):
                 getattr(handle, function).argtypes, getattr(handle, function).restype = arguments, None
@@ -141,6 +142,7 @@ class Library:
         self.pool: int | None = handle.tts_pool(threads)
         self.pack, self.linear, self.gate = handle.tts_pack, handle.tts_linear, handle.tts_gate
         self.attend, self.stack = handle.tts_attend, handle.tts_stack
+        self.add_low_rank = handle.tts_add_low_rank
 
     def __del__(self) -> None:
         if getattr(self, "pool", None) is not None:

@@ -18,6 +18,7 @@ from app.runtime.pages import mark_for_huge_pages
 if TYPE_CHECKING:
     from app.nn.native.library import Library
 
+VECTOR = 16  # the kernels compute this many values at the same time
 BLOCK_OUTPUTS, BLOCK_INPUTS = 16, 32  # one float16 scale for 32 weights of an output
 _PACKED_AT_ONCE = 1 << 24  # weights that are converted to float32 at the same time
 
@@ -64,6 +65,26 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _LowRank(ctypes.Structure):
+    """The struct LowRank of kernels.cpp."""
+
+    _fields_ = (
+        ("down_table", ctypes.c_void_p),
+        ("up_table", ctypes.c_void_p),
+        ("down", ctypes.c_void_p),
+        ("token", ctypes.c_void_p),
+        ("up", ctypes.c_void_p),
+        ("chosen", ctypes.c_void_p),
+        ("starts", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("down_count", ctypes.c_int64),
+        ("up_count", ctypes.c_int64),
+        ("blocks", ctypes.c_int64),
+        ("norm_floor", ctypes.c_float),
+    )
+
+
 class NativeLinear(QuantizedLinear):
     """A Linear with 8-bit or 4-bit weights and 8-bit activations. It returns float32.
 
@@ -80,7 +101,7 @@ class NativeLinear(QuantizedLinear):
         outputs, inputs = linear.weight.shape
         if inputs % BLOCK_INPUTS:
             raise ValueError(f"a native linear needs a multiple of {BLOCK_INPUTS} inputs, but this one has {inputs}")
-        self._library, self.outputs = library, outputs
+        self.library, self.outputs = library, outputs
         rows, blocks = -(-outputs // BLOCK_OUTPUTS), inputs // BLOCK_INPUTS
         row_bytes = blocks * BLOCK_OUTPUTS * BLOCK_INPUTS * bits // 8
         self._weights = _zeros(rows * row_bytes)
@@ -117,7 +138,7 @@ class NativeLinear(QuantizedLinear):
         del lengths
         x32 = x.float().contiguous()
         y = torch.empty(len(x32), self.outputs)
-        self._library.linear(self._library.pool, self._address, x32.data_ptr(), len(x32), y.data_ptr())
+        self.library.linear(self.library.pool, self._address, x32.data_ptr(), len(x32), y.data_ptr())
         return y
 
 
@@ -134,6 +155,37 @@ def native_gate(library: Library, gate_up: Tensor) -> Tensor:
     y = torch.empty(count, width)
     library.gate(library.pool, gate_up.contiguous().data_ptr(), count, width, y.data_ptr())
     return y
+
+
+class NativeLowRank:
+    """The products of the low-rank adapters of a batch with the input of one linear layer."""
+
+    def __init__(
+        self,
+        library: Library,
+        tables: tuple[Tensor, Tensor],
+        indices: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor],
+        norm_floor: float | None,
+    ) -> None:
+        """Set the matrices.
+
+        tables: A (lines, inputs) and B (lines, width), bfloat16. indices: down, token, up, small and starts of
+        `_Indices` in low_rank.py. norm_floor: inputs * eps of the RMSNorm before the layer, None = no norm.
+        """
+        self._library, self._held = library, (tables, indices)
+        addresses = [None if part is None else part.data_ptr() for part in (*tables, *indices)]
+        down, _, up, _, starts = indices
+        self._struct = _LowRank(
+            *addresses, tables[0].shape[1], tables[1].shape[1], len(down), len(up), len(starts),
+            -1.0 if norm_floor is None else norm_floor,
+        )  # fmt: skip
+        self._address = ctypes.addressof(self._struct)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add the products of x (n, inputs), without the norm, to y (n, outputs) float32, and return y."""
+        x = x.float().contiguous()
+        self._library.add_low_rank(self._library.pool, self._address, x.data_ptr(), y.data_ptr())
+        return y
 
 
 class NativeAttention:
