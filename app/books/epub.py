@@ -13,7 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 from urllib.parse import unquote
@@ -26,10 +26,11 @@ from app.books.book import (
     EmptyBook,
     ProtectedBook,
 )
-from app.books.chapters import ChapterList, first_heading, title_of
+from app.books.chapters import ChapterList, first_heading, split_by_headings, title_of
 from app.books.cover import picture
 from app.books.document import Block, NoteMark
 from app.books.encodings import decode
+from app.books.plain_text import heading_level, with_headings
 from app.errors import BadBook
 
 Element = Any  # of lxml, which has no types
@@ -314,7 +315,7 @@ def _authors(metadata: Element) -> str:
     names: dict[str, str] = {}
     for creator in metadata.iter("{*}creator"):
         role = roles.get(creator.get("id", ""), creator.get("{http://www.idpf.org/2007/opf}role", "aut"))
-        if name := _text_of(creator):
+        if (name := _text_of(creator)) and name.casefold() != "unknown":  # as programs write for no author
             names.setdefault(name, role)
     authors = [name for name, role in names.items() if role == "aut"]
     return ", ".join((authors or list(names))[:10])
@@ -390,6 +391,11 @@ def _add_chapters(book: _Reading, item: _Item, chapters: ChapterList) -> None:
             _add_document(blocks[: parts[0][0]], "", chapters)
         for (start, label), (end, _) in pairwise([*parts, (len(blocks), "")]):
             chapters.start(title_of(blocks[start:end]) or label, blocks[start:end])
+    elif (marked := with_headings(blocks)) is not blocks:
+        first = first_heading(marked) or 0
+        if first:
+            _add_document(marked[:first], "", chapters)
+        split_by_headings(marked[first:], chapters)
     else:
         _add_document(blocks, entries[0].label if entries else "", chapters)
 
@@ -397,6 +403,9 @@ def _add_chapters(book: _Reading, item: _Item, chapters: ChapterList) -> None:
 def _add_document(blocks: Sequence[Block], label: str, chapters: ChapterList) -> None:
     """Add a document as one chapter, or to the chapter before. label: its title in the table of contents, or ""."""
     place = first_heading(blocks)
+    if place is None and not label and heading_level(" ".join(blocks[0].text.split())):
+        chapters.start(title_of([replace(blocks[0], level=1), *blocks[1:]]), blocks)
+        return
     if place is None or (not label and blocks[place].level > _DEEPEST_CHAPTER):
         if label:
             chapters.start(label, blocks)

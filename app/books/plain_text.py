@@ -95,6 +95,22 @@ def read_plain_text(text: str) -> PlainText:
     return PlainText(fields, _with_numbers(_without_contents(blocks)))
 
 
+def with_headings(blocks: Sequence[Block]) -> Sequence[Block]:
+    """Turn paragraphs such as "Chapter 1" into headings, for HTML that does not mark its headings.
+
+    The blocks do not change if a heading is marked as "Chapter 1", or if fewer than _LEAST_IN_CONTENTS paragraphs are
+    such headings.
+    """
+    levels = [heading_level(" ".join(block.text.split())) for block in blocks]
+    if any(level and block.level for level, block in zip(levels, blocks, strict=True)):
+        return blocks
+    if sum(map(bool, levels)) < _LEAST_IN_CONTENTS:
+        return blocks
+    return _without_contents(
+        [replace(block, level=level or block.level) for block, level in zip(blocks, levels, strict=True)]
+    )
+
+
 def _blocks(groups: Sequence[Sequence[str]]) -> Iterator[Block]:
     """Yield the blocks of a text. groups: the lines between blank lines."""
     lengths = sorted(len(line) for group in groups for line in group)
@@ -102,10 +118,10 @@ def _blocks(groups: Sequence[Sequence[str]]) -> Iterator[Block]:
     is_wrapped = width <= _WIDEST
     after_heading = False
     for group in groups:
-        if all(_heading_level(line.strip()) for line in group) and len(group) >= _LEAST_IN_CONTENTS:
-            yield from (Block(_single_spaced(line), _heading_level(line.strip())) for line in group)
+        if all(heading_level(line.strip()) for line in group) and len(group) >= _LEAST_IN_CONTENTS:
+            yield from (Block(_single_spaced(line), heading_level(line.strip())) for line in group)
             continue
-        level = _heading_level(group[0].strip()) if len(group) <= 3 and _is_short(group) else 0
+        level = heading_level(group[0].strip()) if len(group) <= 3 and _is_short(group) else 0
         if not level and after_heading and len(group) == 1 and _is_subtitle(group[0].strip()):
             yield Block(_single_spaced(group[0]), 3)
             after_heading = False
@@ -123,7 +139,7 @@ def _is_short(group: Sequence[str]) -> bool:
     return sum(len(line.strip()) for line in group) <= _LONGEST_HEADING
 
 
-def _heading_level(line: str) -> int:
+def heading_level(line: str) -> int:
     """Return 1 for the heading of a part or a book, 2 for that of a chapter, and 0 for other lines."""
     if len(line) > _LONGEST_HEADING or (match := _HEADING.fullmatch(line)) is None:
         return 0

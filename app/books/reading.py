@@ -13,7 +13,7 @@ from app.books.document import Block
 from app.books.encodings import decode
 from app.books.epub import read_epub
 from app.books.markdown import read_markdown
-from app.books.plain_text import read_plain_text
+from app.books.plain_text import read_plain_text, with_headings
 from app.text.languages import language_tag
 
 SUFFIXES = (".txt", ".md", ".html", ".epub")  # the types of files; others with the same content are also accepted
@@ -47,7 +47,7 @@ def read_book(data: bytes, filename: str, *, title_page: bool = False) -> Book:
         return read_epub(data, title_page=title_page, default_title=title)
     text = decode(data)
     if kind == ".html":
-        return _book(title, "", None, _html_blocks(text))
+        return _book(title, "", None, with_headings(_html_blocks(text)))
     if kind == ".md":
         fields, blocks = read_markdown(text)
         language = fields.get("lang") or fields.get("language")

@@ -239,6 +239,19 @@ def test_page_of_links_is_a_table_of_contents() -> None:
     assert [each.title for each in read_book(epub({"toc.xhtml": contents, **chapters}), "x.epub").chapters] == names
 
 
+def test_chapters_without_marked_headings_are_found() -> None:
+    paragraphs = "".join(f"<p>CHAPTER {number}</p><p>Words {number}.</p>" for number in ("I", "II", "III"))
+    documents = {"a.xhtml": page(f"<p>Contents</p><p>CHAPTER I</p><p>CHAPTER II</p><p>CHAPTER III</p>{paragraphs}")}
+    documents["b.xhtml"] = page("<p>Chapter IV</p><p>Words IV.</p>")
+    documents["c.xhtml"] = page("<p>The chapter goes on.</p>")
+    expected = [(f"CHAPTER {number}", f"CHAPTER {number}\n\nWords {number}.") for number in ("I", "II", "III")]
+    assert texts(read_book(epub(documents), "x.epub")) == [
+        *expected,
+        ("Chapter IV", "Chapter IV\n\nWords IV.\n\nThe chapter goes on."),
+    ]
+    assert texts(read_book(paragraphs.encode(), "x.html")) == expected
+
+
 def test_authors_are_joined_and_translators_left_out() -> None:
     metadata = (
         METADATA + '<dc:creator opf:role="trl">A Translator</dc:creator><dc:creator id="c">Bo Writer</dc:creator>'
