@@ -66,11 +66,26 @@ class JobChapter(ResponseModel):
     seconds: Annotated[float, Field(ge=0, description="Its length as far as it is spoken, with pauses.")]
 
 
+class JobLevels(ResponseModel):
+    """The levels of the audio files of a result, before they are encoded. ACX is a publisher of audiobooks."""
+
+    lufs_lowest: Annotated[float, Field(description="Integrated loudness of the softest file in LUFS.")]
+    lufs_highest: float
+    rms_db_lowest: Annotated[float, Field(description="RMS level of the softest file; ACX: at least -23 dB.")]
+    rms_db_highest: Annotated[float, Field(description="RMS level of the loudest file; ACX: at most -18 dB.")]
+    peak_db: Annotated[float, Field(description="The largest sample; ACX: at most -3 dB.")]
+    noise_floor_db: Annotated[
+        float, Field(description="The quietest half second of the file with the most noise; ACX: at most -60 dB.")
+    ]
+    meets_acx: bool
+
+
 class JobResult(ResponseModel):
     """The file that the job has made. `GET /v1/audio/jobs/{id}/result` returns it."""
 
     media_type: str
     seconds: Seconds
+    levels: Annotated[JobLevels | None, Field(description="null = not known for a result of an older version.")] = None
 
 
 class AudioJob(ResponseModel):

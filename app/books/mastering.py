@@ -6,7 +6,7 @@ peaks below -3 dB. The noise floor, for which ACX asks less than -60 dB, is only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -44,6 +44,33 @@ class Levels:
     def meets_acx(self) -> bool:
         """Whether the file keeps the rules of ACX for levels."""
         return -23 <= self.rms_db <= -18 and self.peak_db <= -3 and self.noise_floor_db <= -60
+
+
+@dataclass(frozen=True, slots=True)
+class LevelRange:
+    """The levels of all audio files of a result."""
+
+    lufs_lowest: float
+    lufs_highest: float
+    rms_db_lowest: float
+    rms_db_highest: float
+    peak_db: float  # of the loudest file
+    noise_floor_db: float  # of the file with the most noise
+    meets_acx: bool  # whether every file keeps the rules of ACX for levels
+
+    @classmethod
+    def of(cls, levels: Sequence[Levels]) -> LevelRange:
+        """Return the range of some levels, rounded to 0.1 dB."""
+        lufs, rms = [each.lufs for each in levels], [each.rms_db for each in levels]
+        return cls(
+            lufs_lowest=round(min(lufs), 1),
+            lufs_highest=round(max(lufs), 1),
+            rms_db_lowest=round(min(rms), 1),
+            rms_db_highest=round(max(rms), 1),
+            peak_db=round(max(each.peak_db for each in levels), 1),
+            noise_floor_db=round(max(each.noise_floor_db for each in levels), 1),
+            meets_acx=all(each.meets_acx for each in levels),
+        )
 
 
 class Meter:

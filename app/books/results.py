@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from app.audio import provenance
 from app.books.audio_file import AudioFile, ChapterMark
 from app.books.cover import picture
-from app.books.mastering import Levels, LoudnessTarget, Meter, mastered
+from app.books.mastering import LevelRange, Levels, LoudnessTarget, Meter, mastered
 from app.books.read_along import ReadAlongBook, add_file
 from app.books.sound import caption_parts, chapter_groups, chapter_marks, read_samples
 
@@ -69,6 +69,11 @@ class Result:
     chapters: tuple[ChapterMark, ...]  # times in the whole book, also if each chapter has its own file
     files: tuple[AudioPart, ...]
     captions: tuple[Path, ...]  # the caption files beside `path`
+
+    @property
+    def levels(self) -> LevelRange:
+        """The levels of all audio files."""
+        return LevelRange.of([file.levels for file in self.files])
 
 
 @dataclass(frozen=True, slots=True)

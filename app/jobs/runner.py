@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -442,7 +442,8 @@ class JobRunner:
             raise EmptyText("The book contains no text that can be spoken.") from error
         if self._signer is not None and kind in SIGNED_FORMATS:
             await in_thread(self._signer.sign, folder / name, kind, provenance)
-        return name, {"seconds": written.seconds, "media_type": written.media_type}
+        facts = {"seconds": written.seconds, "media_type": written.media_type, "levels": asdict(written.levels)}
+        return name, facts
 
     async def spoken_book(self, job: Job) -> tuple[Book, list[SpokenSentence], tuple[str, ...]]:
         """Return the book of a job, its spoken sentences, and the ids of its voices."""

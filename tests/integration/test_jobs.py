@@ -116,6 +116,7 @@ def test_job_becomes_a_file_with_its_chapters(ann: Caller, done: dict[str, Any])
     assert result.headers["content-type"] == "audio/wav"
     assert result.headers["content-disposition"] == "attachment; filename*=UTF-8''The%20Lighthouse.wav"
     assert seconds_of(result.content) == pytest.approx(done["result"]["seconds"], abs=0.01)
+    assert -24 < done["result"]["levels"]["lufs_lowest"] < -16
     first, second = done["chapters"]
     assert (first["start_s"], second["start_s"]) == (0.0, first["seconds"])
     assert first["seconds"] + second["seconds"] == pytest.approx(done["result"]["seconds"], abs=0.01)

@@ -319,6 +319,8 @@ def test_mp3_for_acx_keeps_its_rules(sentences: list[SpokenSentence], tmp_path: 
     assert -23 <= found.rms_db <= -18
     assert found.peak_db <= -3
     assert result.files[0].levels.rms_db == pytest.approx(found.rms_db, abs=0.5)
+    assert result.levels.rms_db_lowest == result.levels.rms_db_highest == round(result.files[0].levels.rms_db, 1)
+    assert result.levels.meets_acx == result.files[0].levels.meets_acx
 
 
 def test_levels_of_known_signals() -> None:
