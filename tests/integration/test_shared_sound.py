@@ -70,7 +70,7 @@ def test_every_format_comes_from_one_generation(http: httpx.Client, first: str) 
     before_s = spoken_s(http)
     lengths_s = []
     for name in AUDIO_FORMATS:
-        for rate_hz in (8_000, 24_000, 48_000):
+        for rate_hz in (8_000, 24_000, 48_000) if first == "pcm" else (24_000,):
             got = speak(http, text, response_format=name, sample_rate=rate_hz)
             assert got.headers["x-cache"] == "hit"
             assert int(got.headers["content-length"]) == len(got.content)
@@ -83,18 +83,22 @@ def test_every_format_comes_from_one_generation(http: httpx.Client, first: str) 
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("name", "changes"),
     [
-        {},
-        {"sample_rate": 16_000},
-        {"sample_rate": 44_100, "speed": 1.3},
-        {"speed": 0.8, "voice": "nova"},
-        {"enhance": False},
-        {"max_audio_length_ms": 1500},
-        {"seed": 11},
+        *((name, changes) for name in AUDIO_FORMATS for changes in ({}, {"sample_rate": 44_100, "speed": 1.3})),
+        *(
+            (name, changes)
+            for name in ("pcm", "opus")
+            for changes in (
+                {"sample_rate": 16_000},
+                {"speed": 0.8, "voice": "nova"},
+                {"enhance": False},
+                {"max_audio_length_ms": 1500},
+                {"seed": 11},
+            )
+        ),
     ],
 )
-@pytest.mark.parametrize("name", list(AUDIO_FORMATS))
 def test_cached_answer_has_the_same_bytes(http: httpx.Client, name: str, changes: dict[str, Any]) -> None:
     """Only the length in the header differs, because it is unknown when a stream begins."""
     text = f"Said in the format {name} with {' and '.join(changes) or 'nothing'} chosen. It has two sentences."
