@@ -46,6 +46,7 @@ def _reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for each in lists:
         each.clear()
     yield
+    engine.released.set()
     for each in lists:
         each.clear()
 
@@ -129,6 +130,7 @@ def test_requested_voice_is_created_first_and_its_request_waits(tmp_path: Path) 
 def test_voice_that_is_not_ready_in_time_is_spoken_with_its_seed_and_not_cached(
     tmp_path: Path, two_candidates: int
 ) -> None:
+    engine.released.clear()
     engine.trouble += ["slow"] * 4
     with start(tmp_path, TTS_CASTING_WAIT_S=0.2) as url:
         answers = [say(url, "alloy") for _ in range(2)]
@@ -138,6 +140,7 @@ def test_voice_that_is_not_ready_in_time_is_spoken_with_its_seed_and_not_cached(
             assert answer.headers["x-cache"] == "off"
             assert answer.headers["x-tts-seed"] == str(seed_of("alloy"))
         engine.trouble.clear()
+        engine.released.set()
         wait_until(lambda: references(tmp_path).recording_of("alloy") is not None)
         later = say(url, "alloy")
         assert "x-voice-state" not in later.headers

@@ -510,8 +510,10 @@ def test_new_transcript_of_a_voice_is_checked_like_an_upload(http: httpx.Client,
     others = " ".join(samples.WORDS[3:6])
     half = " ".join(samples.TEXT.split()[: len(samples.TEXT.split()) // 2])
     path = f"/voice-cloning/voices/{clone(http, sample, transcript=first).json()['voice']['id']}"
-    levels = {samples.TEXT: "good", others: "warning", half: "warning", "Hello.": "warning", "123": "warning"}
-    for words, level in {**levels, samples.TEXT.upper(): "good"}.items():
+    levels = {samples.TEXT: "good", others: "warning"}
+    if not first:
+        levels |= {half: "warning", "Hello.": "warning", "123": "warning", samples.TEXT.upper(): "good"}
+    for words, level in levels.items():
         draft = http.post("/voice-cloning/check", data={"transcript": first}, files={"audio_file": sample}).json()
         adopted = http.post(
             "/voice-cloning/clone", data={"draft_id": draft["draft_id"], "name": "Berta", "transcript": words}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -30,6 +31,7 @@ _TIMBRES = list(TIMBRES.values())
 
 spoken: list[Utterance] = []
 trouble: list[str] = []  # failures of the next utterances: "busy", "noise", "silence", "error", "slow"
+released = threading.Event()  # background utterances that are "slow" wait for it
 trouble_with_prompt: list[str] = []  # failures of the next utterances that have a prompt: "other voice", "other words"
 
 
@@ -77,7 +79,7 @@ class ReadingEngine:
             samples = np.random.default_rng(0).normal(0, 0.1, len(samples)).astype(np.float32)
         for start in range(0, len(samples), 10 * FRAME):
             if kind == "slow" and utterance.scheduling.background:
-                await asyncio.sleep(0.3)
+                await asyncio.to_thread(released.wait, 60)
             if kind == "silence":
                 return
             if kind == "error" and start:
