@@ -62,7 +62,7 @@ _OPENING, _CLOSING = "\"'\u201c\u2018([\u00bf\u00a1", "\"'\u201d\u2019)] \n"
 MAX_CONTEXTS = 5  # open contexts of one connection, as in the original
 MAX_CLOSED_CONTEXTS = 10  # of one connection, whose speech is still sent; a new context waits for the end of one
 DEFAULT_FORMAT = "mp3_44100_128"
-INACTIVITY_S, MAX_INACTIVITY_S = 20, 180
+INACTIVITY_S, MAX_INACTIVITY_S = 20, 300  # ElevenLabs documents 180; older agents of LiveKit send 300
 MAX_SEED = 2**32 - 1
 _PATHS = re.compile(r"(?:/api)?/v1/(?:text-to-speech|text-to-dialogue|voices)(?:/|$)|/v2/")
 # Field of a speech request -> field of ElevenLabs

@@ -203,7 +203,7 @@ def test_sentence_of_auto_mode_is_spoken_immediately(server: str, monkeypatch: p
 
 def test_message_sequence_of_livekit_works(server: str) -> None:
     """The client flushes each sentence. An empty text with flush, and close_context, end the context."""
-    with streaming(server, "multi-stream-input", sync_alignment="true", inactivity_timeout="180") as socket:
+    with streaming(server, "multi-stream-input", sync_alignment="true", inactivity_timeout="300") as socket:
         send(socket, {"text": " ", "context_id": "c"})
         for sentence in ("Hello there. ", "It costs $3.50 today. "):
             send(socket, {"text": sentence, "context_id": "c", "flush": True})
