@@ -1,10 +1,12 @@
 // The Server page: the engines and their states, the load of the server, and plots of its metrics.
 
-import { call, errorBox, health, models } from "../api.js";
+import { call, errorBox, getJson, hasKey, health, models } from "../api.js";
 import { ROOT, button, copy, h, number, quoted, t } from "../ui.js";
 import { problemList } from "../voices/problems.js";
 
 const POINTS = 60; // five minutes: /health is read every 5 s
+const USAGE_DAYS = 30;
+const USAGE_EVERY_MS = 60_000;
 const SVG = "http://www.w3.org/2000/svg";
 const history = { rows: [], queue: [], audio: [], first: [], requests: [], memory: [] }; // kept while the person is on other pages
 let before = null; // the counters before: { counters, at_s }
@@ -62,6 +64,39 @@ function plot(label, values, shown, limit) {
   return h("figure", { class: "card plot" }, h("figcaption", { class: "hint" }, label), h("span", { class: "now" }, shown), svg);
 }
 
+/** Bars of the minutes of audio per day, and a table of all counts. rows: of /v1/usage. */
+function usagePlot(rows) {
+  if (!rows.length) return h("p", {}, t("server.usage.none"));
+  const today = Date.parse(new Date().toISOString().slice(0, 10));
+  const days = Array.from({ length: USAGE_DAYS }, (_, n) => new Date(today - (USAGE_DAYS - 1 - n) * 864e5).toISOString().slice(0, 10));
+  const minutes = days.map((day) => rows.filter((row) => row.day === day).reduce((sum, row) => sum + row.seconds / 60, 0));
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("viewBox", `0 0 ${USAGE_DAYS} 40`);
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("aria-hidden", "true"); // the table has the same numbers
+  const top = Math.max(...minutes, 1e-9);
+  for (const [n, value] of minutes.entries()) {
+    if (!value) continue;
+    const bar = document.createElementNS(SVG, "rect");
+    const height = Math.max(0.7, (value / top) * 38);
+    for (const [name, at] of Object.entries({ x: n + 0.1, y: 39 - height, width: 0.8, height })) bar.setAttribute(name, at);
+    svg.append(bar);
+  }
+  const base = document.createElementNS(SVG, "path");
+  base.setAttribute("d", `M0 39H${USAGE_DAYS}`);
+  base.setAttribute("class", "base");
+  svg.append(base);
+  const total = (name) => rows.reduce((sum, row) => sum + row[name], 0);
+  const cells = (row) => [row.key ?? "–", row.model, number(row.requests), number(row.characters), number(row.seconds / 60, 1)].map((value) => h("td", {}, value));
+  return h("div", { class: "stack" },
+    h("figure", { class: "plot bars" }, h("figcaption", { class: "hint" }, t("server.usage.label")),
+      h("span", { class: "now" }, t("server.usage.sum", { minutes: number(total("seconds") / 60, 1), requests: number(total("requests")) })), svg),
+    h("details", { class: "fold" }, h("summary", {}, t("server.usage.all")),
+      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": t("server.usage") }, h("table", { class: "usage" },
+        h("thead", {}, h("tr", {}, ["usage.day", "usage.key", "engine", "usage.requests", "usage.characters", "usage.minutes"].map((key) => h("th", { scope: "col" }, t(`server.${key}`))))),
+        h("tbody", {}, rows.toReversed().map((row) => h("tr", {}, h("th", { scope: "row" }, row.day), cells(row))))))));
+}
+
 function duration(value_s) {
   if (value_s < 120) return t("server.seconds", { s: Math.round(value_s) });
   if (value_s < 7200) return t("server.minutes", { n: Math.round(value_s / 60) });
@@ -75,6 +110,9 @@ export async function mount(main) {
   const rows = h("tbody");
   const plots = h("div", { class: "plots" });
   const facts = h("dl", { class: "facts-list" });
+  const usage = h("section", { class: "stack", "aria-label": t("server.usage"), hidden: true }, h("h2", {}, t("server.usage")));
+  const counts = h("div", { class: "card" });
+  usage.append(counts);
   const column = (key) => h("th", { scope: "col" }, t(key));
   main.append(
     notice,
@@ -85,6 +123,7 @@ export async function mount(main) {
       h("div", { class: "card" }, h("table", { class: "engines" },
         h("thead", {}, h("tr", {}, ["server.engine", "server.model.status", "server.where", "server.can"].map(column))), rows))),
     h("section", { class: "stack", "aria-label": t("server.live") }, h("h2", {}, t("server.live")), plots),
+    usage,
     h("section", { class: "card stack", "aria-label": t("server.links") },
       facts,
       h("div", { class: "row wrap" }, [["/docs", "server.docs"], ["/metrics", "server.metrics"], ["/health", "server.health"]].map(([path, key]) => h("a", { class: "button", href: ROOT + path }, t(key)))),
@@ -163,6 +202,19 @@ export async function mount(main) {
     ].flat().filter(Boolean));
   }
 
+  let counted_at = -Infinity;
+  let shownCounts = "";
+  /** Reads the usage once a minute. It is not shown to a key without the scope `admin`. */
+  async function count() {
+    if (performance.now() - counted_at < USAGE_EVERY_MS || (health.last?.key_needed && !hasKey())) return;
+    counted_at = performance.now();
+    const { data } = await getJson("/v1/usage");
+    usage.hidden = false;
+    if (JSON.stringify(data) === shownCounts) return; // an open table stays open
+    shownCounts = JSON.stringify(data);
+    counts.replaceChildren(usagePlot(data));
+  }
+
   let unmounted = false;
   let list = null;
   const refresh = async () => {
@@ -172,6 +224,7 @@ export async function mount(main) {
         const text = await (await fetch(`${ROOT}/metrics`)).text();
         record(health.last, sums(text), performance.now() / 1000);
         list = await models(true);
+        await count().catch(() => {});
       }
     } catch {
       // Try again in 5 s.
