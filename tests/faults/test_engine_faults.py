@@ -31,7 +31,7 @@ WHOLE_S = 3.2
 @contextlib.contextmanager
 def failing(folder: Path) -> Iterator[httpx.Client]:
     spec = EngineSpec("failing", "failing-1", "tests.support.faulty_engines:build")
-    with serving_engine(spec, folder, TTS_ENHANCE=False) as url, httpx.Client(base_url=url, timeout=30) as http:
+    with serving_engine(spec, folder, TTS_ENHANCE=False) as url, httpx.Client(base_url=url, timeout=120) as http:
         yield http
 
 

@@ -26,7 +26,7 @@ def test_stalled_reader_loses_its_row(tmp_path: Path) -> None:
     ):
         wait_until(lambda: rows(url)["active"] == 1, 5)  # between two utterances, a request has no row for a moment
         # This request waits for the stalled one and gets its row after the timeout, while that socket is still open.
-        assert httpx.post(f"{url}/v1/audio/speech", json={"input": "My turn?"}, timeout=30).status_code == 200
+        assert httpx.post(f"{url}/v1/audio/speech", json={"input": "My turn?"}, timeout=120).status_code == 200
         wait_until(lambda: rows(url)["active"] == 0)
         raw.settimeout(10)
         received = b""

@@ -44,7 +44,7 @@ def served(folder: Path) -> Iterator[httpx.Client]:
     """Start a server whose engine supports context."""
     spec = EngineSpec("listening", "listening-1", "tests.support.listening_engine:build")
     limits = {"TTS_MAX_UPLOAD_BYTES": 16_000_000, "TTS_MAX_BODY_BYTES": 1 << 20, "TTS_MAX_INPUT_CHARS": 1000}
-    with serving_engine(spec, folder, **limits) as url, httpx.Client(base_url=url, timeout=30) as client:
+    with serving_engine(spec, folder, **limits) as url, httpx.Client(base_url=url, timeout=120) as client:
         yield client
 
 

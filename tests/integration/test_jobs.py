@@ -390,7 +390,7 @@ def test_listener_of_events_does_not_delay_the_shutdown(tmp_path: Path) -> None:
     with Process(tmp_path, TTS_SHUTDOWN_GRACE_S="60") as process:
         process.wait()
         body = {"input": "This sentence takes a while to say, and there are many of them. " * 100}
-        with httpx.Client(base_url=process.url, timeout=30) as http:
+        with httpx.Client(base_url=process.url, timeout=120) as http:
             job = http.post(JOBS, json=body).json()
             with http.stream("GET", f"{JOBS}/{job['id']}/events") as stream:
                 lines = stream.iter_lines()

@@ -200,7 +200,7 @@ def test_rate_limit_headers_count_down_to_the_limit(tmp_path: Path) -> None:
 def test_running_streams_count_towards_the_concurrency_limit(tmp_path: Path) -> None:
     key = KeyFile(tmp_path).add("two-at-once", ["speak"], concurrent=2)
     body = {"input": LONG, "response_format": "pcm", "cache": False}
-    with serving(tmp_path, TTS_OUTBOX_S=1) as url, httpx.Client(base_url=url, headers=bearer(key), timeout=30) as http:
+    with serving(tmp_path, TTS_OUTBOX_S=1) as url, httpx.Client(base_url=url, headers=bearer(key), timeout=120) as http:
         with (
             http.stream("POST", "/v1/audio/speech", json=body) as one,
             http.stream("POST", "/v1/audio/speech", json=body) as two,
@@ -223,7 +223,7 @@ def test_parallel_requests_do_not_exceed_the_rate_limit(tmp_path: Path) -> None:
     with serving(tmp_path) as url, ThreadPoolExecutor(12) as pool:
 
         def ask(_: int) -> int:
-            return httpx.post(f"{url}/v1/audio/speech", json=SPEECH, headers=bearer(key), timeout=30).status_code
+            return httpx.post(f"{url}/v1/audio/speech", json=SPEECH, headers=bearer(key), timeout=120).status_code
 
         statuses = list(pool.map(ask, range(12)))
     assert sorted(statuses) == [200] * 5 + [429] * 7

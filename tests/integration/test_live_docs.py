@@ -51,6 +51,6 @@ def test_client_of_the_page_writes_the_speech(addresses: dict[str, str], tmp_pat
     written = decode((tmp_path / "hello.pcm").read_bytes(), "pcm")
     body = {"input": "Hello there.", "voice": "alloy", "response_format": "pcm"}
     url = f"http:{addresses['//127.0.0.1:8000']}/v1/audio/speech"
-    speech = decode(httpx.post(url, json=body, timeout=30).content, "pcm")
+    speech = decode(httpx.post(url, json=body, timeout=120).content, "pcm")
     assert written.seconds == pytest.approx(speech.seconds, rel=0.2)
     assert written.loudness_dbfs == pytest.approx(speech.loudness_dbfs, abs=2)

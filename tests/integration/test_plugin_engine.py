@@ -50,7 +50,7 @@ def pitch_hz(samples: np.ndarray) -> float:
 
 def speak(url: str, text: str, voice: str = "alloy") -> np.ndarray:
     body = {"input": text, "voice": voice, "response_format": "wav", "normalize": False}
-    response = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=30)
+    response = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=120)
     assert response.status_code == 200, response.text
     return decode(response.content, RATE_HZ, max_seconds=60.0).samples
 

@@ -57,7 +57,7 @@ def start(folder: Path, **variables: Any) -> Any:
 
 def say(url: str, voice: str, **extra: Any) -> httpx.Response:
     return httpx.post(
-        f"{url}{SPEECH}", json={"input": TEXT, "voice": voice, "response_format": "pcm", **extra}, timeout=30
+        f"{url}{SPEECH}", json={"input": TEXT, "voice": voice, "response_format": "pcm", **extra}, timeout=120
     )
 
 

@@ -35,7 +35,7 @@ def test_server_starts_in_seconds_and_finishes_streams_on_sigterm(tmp_path: Path
     with Process(tmp_path) as process:
         process.wait("/ready")
         received = []
-        with httpx.stream("POST", f"{process.url}/v1/audio/speech", json=body, timeout=30) as answer:
+        with httpx.stream("POST", f"{process.url}/v1/audio/speech", json=body, timeout=120) as answer:
             pieces = answer.iter_raw()
             received.append(next(pieces))
             process.child.terminate()
@@ -57,11 +57,11 @@ def test_end_of_shutdown_grace_sends_errors_to_open_requests(tmp_path: Path) -> 
     with Process(tmp_path, TTS_SHUTDOWN_GRACE_S="1", TTS_MAX_ROWS="1", TTS_OUTBOX_S="0.5") as process:
         process.wait()
         speech = f"{process.url}/v1/audio/speech"
-        with httpx.stream("POST", speech, json={**body, "stream_format": "sse"}, timeout=30) as answer:
+        with httpx.stream("POST", speech, json={**body, "stream_format": "sse"}, timeout=120) as answer:
             pieces = answer.iter_raw(1024)
             next(pieces)
             waiting = threading.Thread(
-                target=lambda: queued.append(httpx.post(speech, json={"input": "My turn?"}, timeout=30))
+                target=lambda: queued.append(httpx.post(speech, json={"input": "My turn?"}, timeout=120))
             )
             waiting.start()
             wait_until(lambda: httpx.get(f"{process.url}/health").json()["queue"]["waiting"] == 1)
@@ -155,7 +155,7 @@ def test_sigkill_during_a_request_leaves_no_partial_cache_entry(tmp_path: Path) 
         def ask() -> None:
             with (
                 contextlib.suppress(httpx.TransportError),
-                httpx.stream("POST", f"{process.url}/v1/audio/speech", json=body, timeout=30) as answer,
+                httpx.stream("POST", f"{process.url}/v1/audio/speech", json=body, timeout=120) as answer,
             ):
                 for _ in answer.iter_raw(1024):
                     time.sleep(0.001)
@@ -167,7 +167,7 @@ def test_sigkill_during_a_request_leaves_no_partial_cache_entry(tmp_path: Path) 
         asking.join(10)
     with Process(tmp_path) as again:
         again.wait()
-        answer = httpx.post(f"{again.url}/v1/audio/speech", json=body, timeout=30)
+        answer = httpx.post(f"{again.url}/v1/audio/speech", json=body, timeout=120)
         assert answer.headers["x-cache"] == "miss"
         assert decode(answer.content, "wav").seconds > 100
 

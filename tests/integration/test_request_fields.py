@@ -468,7 +468,7 @@ def able(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         variables = {"TTS_ENGINE": "able", "TTS_FALLBACK_ENGINE": "", "TTS_API_KEYS": ",".join(KEYS)}
         with (
             serving(tmp_path_factory.mktemp("able"), **variables) as url,
-            httpx.Client(base_url=url, timeout=30) as http,
+            httpx.Client(base_url=url, timeout=120) as http,
         ):
             yield Server(http)
 
@@ -476,7 +476,7 @@ def able(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def bare(server: str) -> Iterator[Server]:
     """Start a server with the offline voice, which lacks most parameters."""
-    with httpx.Client(base_url=server, timeout=30) as http:
+    with httpx.Client(base_url=server, timeout=120) as http:
         yield Server(http)
 
 

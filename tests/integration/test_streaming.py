@@ -55,7 +55,7 @@ def test_queued_request_is_answered_when_a_row_is_free(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5) as url, stuck_reader(url) as raw:
         answers: list[httpx.Response] = []
         waiting = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/v1/audio/speech", json={"input": "My turn?"}, timeout=30))
+            target=lambda: answers.append(httpx.post(f"{url}/v1/audio/speech", json={"input": "My turn?"}, timeout=120))
         )
         waiting.start()
         wait_until(lambda: httpx.get(f"{url}/health").json()["queue"]["waiting"] == 1)

@@ -34,7 +34,7 @@ def test_every_answer_is_counted_once_for_its_key(tmp_path: Path) -> None:
     def speak(url: str, key: str, path: str = "speech", **fields: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"}
         body = {"input": TEXT, "response_format": "pcm", **fields}
-        return httpx.post(f"{url}/v1/audio/{path}", json=body, headers=headers, timeout=30)
+        return httpx.post(f"{url}/v1/audio/{path}", json=body, headers=headers, timeout=120)
 
     with serving(tmp_path) as url:
         assert usage(url, admin) == []

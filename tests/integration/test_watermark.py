@@ -46,7 +46,7 @@ def speak(url: str, **fields: object) -> bytes:
 
 
 def detect(url: str, data: bytes, prefix: str = "/v1") -> dict[str, object]:
-    answer = httpx.post(f"{url}{prefix}/audio/watermark/detect", files={"file": ("x", data)}, timeout=30)
+    answer = httpx.post(f"{url}{prefix}/audio/watermark/detect", files={"file": ("x", data)}, timeout=120)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -141,7 +141,7 @@ def test_files_to_keep_are_signed_and_found(signing: str, fields: dict[str, obje
 def test_captions_with_audio_are_signed(signing: str) -> None:
     pytest.importorskip("c2pa", reason="the extra `c2pa` is not installed")
     body = {"input": TEXT, "response_format": "wav", "return_audio": True}
-    answer = httpx.post(f"{signing}/v1/audio/captions", json=body, timeout=30)
+    answer = httpx.post(f"{signing}/v1/audio/captions", json=body, timeout=120)
     assert b"c2pa" in answer.content
 
 

@@ -51,7 +51,7 @@ OPEN = {
 @pytest.fixture(scope="module")
 def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     data = tmp_path_factory.mktemp("shapes")
-    with serving(data) as url, httpx.Client(base_url=url, timeout=30) as http_client:
+    with serving(data) as url, httpx.Client(base_url=url, timeout=120) as http_client:
         yield http_client
 
 

@@ -143,14 +143,14 @@ def test_disconnect_during_the_stream_frees_the_row(served: Fleet) -> None:
 def test_slow_reader_does_not_delay_other_requests(served: Fleet) -> None:
     with stuck_reader(served.url, LONG):
         for number in range(6):
-            answer = httpx.post(served.speech, json={"input": f"Number {number}.", "cache": False}, timeout=30)
+            answer = httpx.post(served.speech, json={"input": f"Number {number}.", "cache": False}, timeout=120)
             assert answer.status_code == 200
     wait_until(served.quiet)
 
 
 def test_a_dialogue_is_one_file(served: Fleet) -> None:
     turns = [{"text": "Who is there?", "voice": "alloy"}, {"text": "It is me.", "voice": "onyx"}]
-    answer = httpx.post(f"{served.url}/v1/audio/dialogue", json={"turns": turns, "response_format": "wav"}, timeout=30)
+    answer = httpx.post(f"{served.url}/v1/audio/dialogue", json={"turns": turns, "response_format": "wav"}, timeout=120)
     assert answer.status_code == 200, answer.text
     assert decode(answer.content, "wav").seconds > 1
 
