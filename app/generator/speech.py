@@ -211,6 +211,8 @@ class SpeechGenerator:
         self._order = EncodeOrder()
         self._generations = Generations()
         self.encoding = 0  # answers that are being encoded; the engine may have finished them
+        self._foreground = 0  # answers that are being sent, without background work
+        self._foreground_ended_s = -math.inf
         self._encoded = EncodedAnswers()
         self._measured = asyncio.Semaphore(MEASURED_ANSWERS)
 
@@ -269,6 +271,10 @@ class SpeechGenerator:
         The parameters and the errors are those of `answer`.
         """
         return (await self._resolver.resolve(request, extras, random_seed=False)).ignored
+
+    def quiet_s(self) -> float:
+        """Return the seconds since the end of the last answer to a request; 0 = an answer is being sent."""
+        return 0.0 if self._foreground else time.monotonic() - self._foreground_ended_s
 
     async def use(self, model: str) -> ModelUse:
         """Return the engine of a model, which stays loaded. model: as the caller has named it.
@@ -352,11 +358,16 @@ class SpeechGenerator:
 
     async def _counted(self, job: SpeechJob, answer: Answer, stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
         """Yield the bytes of an answer, and report at the end how much was sent."""
+        foreground = not job.background
+        self._foreground += foreground
         try:
             async with contextlib.aclosing(stream):
                 async for data in stream:
                     yield data
         finally:
+            if foreground:
+                self._foreground -= 1
+                self._foreground_ended_s = time.monotonic()
             if answer.audio_s:
                 self._on_sent(job.request, job.use.model_id, sum(map(len, job.texts)), answer.audio_s)
 

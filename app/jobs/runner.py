@@ -45,6 +45,11 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 2.0  # seconds between two renewals of the leases; a lease ends after LEASE_S
 MAX_JOBS = 8  # the jobs that one process speaks at the same time; they share its rows
+# On a CPU each sentence of a job takes time from the requests, also where the engine has free rows. So few sentences
+# are spoken at the same time, and after a request a job waits for QUIET_S. Under a constant load it speaks a sentence
+# every MAX_QUIET_WAIT_S in each of its rows.
+ROWS_ON_CPU, MAX_ROWS = 2, 1_024
+QUIET_S, MAX_QUIET_WAIT_S, QUIET_CHECK_S = 1.0, 10.0, 0.1
 BUSY_WAIT_S = 0.25  # wait after a sentence was preempted by another request
 NOT_READY_WAIT_S = 5.0  # wait before a job whose engine can't speak is claimed again
 PLANNING_CHECK_S = 0.25  # seconds between two searches for sentences while chapters are planned
@@ -71,6 +76,7 @@ class _Session:
     engine: str | None  # the engine with which the job was begun; None = it is not begun
     rows: asyncio.Semaphore
     usable_rows: int
+    shares_cpu: bool  # whether the engine runs on the CPU that also serves the requests
     began_s: float
     characters: int = 0  # of the sentences that this process has spoken
 
@@ -324,15 +330,17 @@ class JobRunner:
             await asyncio.gather(planning, *speaking, return_exceptions=True)
 
     async def _session(self, job: Job, folder: Path) -> _Session:
-        """Begin to speak a job. Jobs with the same model share half of the rows of its engine.
+        """Begin to speak a job. Jobs with the same model share half of the rows of its engine, or ROWS_ON_CPU rows.
 
         The other rows stay free, so that a request rarely ends the sentence of a job. Raises NotReady.
         """
         model = job.request.model
-        usable = max(1, (await self._generator.use(model)).engine.load.max_rows // 2)
+        use = await self._generator.use(model)
+        shares_cpu = use.info.device == "cpu"
+        usable = max(1, min(use.engine.load.max_rows // 2, ROWS_ON_CPU if shares_cpu else MAX_ROWS))
         engine = (await self.store.call(self.store.get, job.id)).engine
         rows = self._rows.setdefault(model, asyncio.Semaphore(usable))
-        return _Session(job, folder, engine, rows, usable, time.monotonic())
+        return _Session(job, folder, engine, rows, usable, shares_cpu, time.monotonic())
 
     async def _plan(self, job: Job) -> None:
         """Split the chapters that are not planned into sentences, in order."""
@@ -352,6 +360,8 @@ class JobRunner:
         """Speak one sentence and store it. An error of the engine fails only the sentence."""
         store, job, folder = self.store, session.job, session.folder
         async with session.rows:
+            if session.shares_cpu:
+                await self._wait_for_quiet()
             request = replace(
                 _of_sentence(job.request, sentence.text, sentence.voice),
                 caller=job.owner,
@@ -373,6 +383,12 @@ class JobRunner:
             if await store.call(store.done, job.id, self._holder, sentence, take, rate):
                 await in_thread(sounds.remove_older_takes, folder, sentence)
             self._notify()
+
+    async def _wait_for_quiet(self) -> None:
+        """Wait until no request was answered for QUIET_S, at most MAX_QUIET_WAIT_S."""
+        until_s = time.monotonic() + MAX_QUIET_WAIT_S
+        while self._generator.quiet_s() < QUIET_S and time.monotonic() < until_s:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(QUIET_CHECK_S)
 
     async def _take(self, session: _Session, request: SpeechRequest, *, is_first: bool) -> tuple[bytes, SpokenTake]:
         """Speak a request to its end -> its samples (16 bit), and its facts. Waits while others need the row."""

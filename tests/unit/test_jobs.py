@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -354,7 +355,7 @@ class FailingGenerator:
 
     def __init__(self, generator: SpeechGenerator) -> None:
         self._generator = generator
-        self.use, self.plan = generator.use, generator.plan
+        self.use, self.plan, self.quiet_s = generator.use, generator.plan, generator.quiet_s
 
     async def answer(self, request: SpeechRequest, **options: object) -> object:
         if "broken" in request.lines[0].text:
@@ -420,6 +421,26 @@ async def test_several_jobs_share_the_rows(tmp_path: Path) -> None:
             runner.wake()
             assert (await ended(runner, short.id)).status == "completed"
             assert store.get(long.id).status == "running"
+
+
+async def test_job_on_a_cpu_waits_while_requests_are_answered(tmp_path: Path) -> None:
+    async with speaking(tmp_path / "data") as generator:
+        store = JobStore(tmp_path / "jobs")
+        job, _ = store.create(new_job(sentences(4)))
+        request = SpeechRequest("espeak", (Line(sentences(60), "alloy"),), format="pcm", use_cache=False)
+        assert generator.quiet_s() == math.inf
+        answer = await generator.answer(request)
+        await anext(answer.stream)
+        assert generator.quiet_s() == 0.0
+        async with JobRunner(store, generator) as runner:
+            while not store.get(job.id).progress.planned:
+                await runner.changed(1.0)
+            for _ in range(3):
+                await anext(answer.stream)
+            assert store.get(job.id).progress.sentences_done == 0
+            await answer.stream.aclose()
+            assert 0.0 < generator.quiet_s() < math.inf
+            assert (await ended(runner, job.id)).status == "completed"
 
 
 async def test_job_goes_on_in_the_next_process_after_a_shutdown(tmp_path: Path) -> None:
