@@ -79,7 +79,7 @@ def test_sandbox_cannot_open_files_start_processes_or_lift_limits() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CHILD],
         cwd=ROOT,
-        env=helper_process._environment(),
+        env=helper_process.child_environment(),
         capture_output=True,
         text=True,
         check=True,

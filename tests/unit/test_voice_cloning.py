@@ -93,7 +93,7 @@ def test_sandbox_limits_are_enforced(limits, message):
 def test_sandbox_environment_contains_no_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("TTS_API_KEYS", "secret")
-    assert "secret" not in helper_process._environment().values()
+    assert "secret" not in helper_process.child_environment().values()
 
 
 def test_clipping_is_measured_at_any_level():
