@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from app.books.book import Book
 
 MAX_TITLE_CHARS = 500
+MAX_INDEX = 2**31 - 1  # of a chapter or a sentence
 MAX_FORM_FIELDS = 64
 TEST_CHARS = 200  # so much of a text is enough to check the fields of a request
 
@@ -237,7 +238,7 @@ class ChapterVoiceBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    index: Annotated[int, Field(ge=0)]
+    index: Annotated[int, Field(ge=0, le=MAX_INDEX)]
     voice: Annotated[str, StringConstraints(min_length=1)]
 
 

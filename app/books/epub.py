@@ -215,7 +215,9 @@ class _Reading:
 def _check_directory(data: bytes) -> None:
     """Check the size of the directory of a zip file before `zipfile` reads it. Raises BadBook or BookTooLarge."""
     at = data.rfind(_END_OF_DIRECTORY, -(1 << 16) - 22)
-    if not data.startswith(b"PK") or at < 0 or at + 22 > len(data):
+    if data.startswith(b"PK") and not 0 <= at <= len(data) - 22:
+        raise BadBook(_DAMAGED.format("its end is missing"))
+    if not data.startswith(b"PK"):
         raise BadBook(
             "The file is not an EPUB: an EPUB is a zip file. If it is another kind of text, rename it to .html or .txt."
         )

@@ -96,4 +96,10 @@ def _front_matter(lines: list[str]) -> tuple[dict[str, str], list[str]]:
     if end is None or not any(":" in line for line in lines[1:end]):
         return {}, lines
     matches = [match for line in lines[1:end] if (match := _FIELD.fullmatch(line))]
-    return {match[1].lower(): match[2].strip().strip("\"'") for match in matches}, lines[end + 1 :]
+    return {match[1].lower(): _value(match[2].strip()) for match in matches}, lines[end + 1 :]
+
+
+def _value(text: str) -> str:
+    """Return a value of the front matter without quotes. A list such as ["A", "B"] becomes "A, B"."""
+    parts = text[1:-1].split(",") if text.startswith("[") and text.endswith("]") else [text]
+    return ", ".join(value for part in parts if (value := part.strip().strip("\"'")))

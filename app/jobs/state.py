@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
@@ -202,6 +203,15 @@ def sentence_seed(job_seed: int, index: int, take: int) -> int:
 
 _PLAIN = ("model", "format", "speed", "sample_rate_hz", "seed", "instructions", "language", "normalize", "enhance")
 _ALSO_PLAIN = ("verify", "best_of", "default_speaker", "timestamps")
+
+
+# Control characters and halves of characters, which UTF-8 or XML can't represent.
+_NO_TEXT = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def storable(text: str) -> str:
+    """Return a text of the same length with spaces instead of the characters that no file can store."""
+    return _NO_TEXT.sub(" ", text)
 
 
 def request_to_json(request: SpeechRequest) -> str:

@@ -40,6 +40,7 @@ from app.jobs.state import (
     request_from_json,
     request_to_json,
     sentence_seed,
+    storable,
 )
 from app.types import TimedWord
 
@@ -187,7 +188,7 @@ class JobStore:
                     "paused" if new.paused else "queued",
                     now,
                     now,
-                    json.dumps(asdict(new.about)),
+                    _about_to_json(new.about),
                     request_to_json(new.request),
                     json.dumps(sorted(new.extras)),
                     json.dumps(asdict(new.options)),
@@ -198,7 +199,7 @@ class JobStore:
             db.executemany(
                 "INSERT INTO chapters (job, number, title, voice, characters, text) VALUES (?, ?, ?, ?, ?, ?)",
                 (
-                    (job_id, number, chapter.title, chapter.voice, len(chapter.text), chapter.text)
+                    (job_id, number, storable(chapter.title), chapter.voice, len(chapter.text), storable(chapter.text))
                     for number, chapter in enumerate(new.chapters)
                 ),
             )
@@ -375,6 +376,7 @@ class JobStore:
                 changes["problem"] = None
             revision = self._change(db, job_id, **changes)
             take = row["take"] + 1
+            spoken = storable(text or row["text"])
             db.execute(
                 "UPDATE sentences SET status = 'pending', problem = NULL, take = ?, seed = ?, text = ?, "
                 "characters = ?, voice = ?, language = ?, samples = NULL, seconds = NULL, words = NULL, "
@@ -382,8 +384,8 @@ class JobStore:
                 (
                     take,
                     sentence_seed(job.seed, index, take) if seed is None else seed,
-                    text or row["text"],
-                    len(text or row["text"]),
+                    spoken,
+                    len(spoken),
                     voice or row["voice"],
                     row["language"] if text is None else None,
                     revision,
@@ -411,7 +413,7 @@ class JobStore:
             self._job(db, job_id)
             changes: dict[str, Any] = {}
             if about is not None:
-                changes["about"] = json.dumps(asdict(about))
+                changes["about"] = _about_to_json(about)
             if name is not None:
                 changes["name"] = name
             if labels is not None:
@@ -751,6 +753,11 @@ def _options(text: str) -> Options:
 
 def _problem(text: str | None) -> Problem | None:
     return None if text is None else Problem(**json.loads(text))
+
+
+def _about_to_json(about: About) -> str:
+    values = asdict(about).items()
+    return json.dumps({name: storable(value) if isinstance(value, str) else value for name, value in values})
 
 
 def _to_json(problem: Problem | None) -> str | None:

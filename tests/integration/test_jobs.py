@@ -285,6 +285,23 @@ def test_wrong_request_is_refused_at_once(ann: Caller, body: dict[str, Any], cod
     assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == (code, param)
 
 
+def test_indexes_above_every_limit_are_refused(ann: Caller, done: dict[str, Any]) -> None:
+    path, many = f"/{done['id']}", 10**20
+    for query in ("chapter", "after"):
+        assert ann.error("GET", f"{path}/sentences?{query}={many}") == (400, "less_than_equal")
+    assert ann.error("GET", f"{path}/sentences/{many}/audio") == (400, "less_than_equal")
+    assert ann.error("POST", f"{path}/sentences/{many}/redo") == (400, "less_than_equal")
+    chapters = {"chapters": [{"index": many, "voice": "nova"}]}
+    assert ann.error("PATCH", path, json=chapters) == (400, "less_than_equal")
+
+
+def test_half_of_a_character_is_no_internal_error(ann: Caller) -> None:
+    body = b'{"input": "One \\ud800 word.", "paused": true}'
+    made = ann.http.post(JOBS, content=body, headers={"Content-Type": "application/json"})
+    assert made.status_code == 202
+    assert ann.http.delete(f"{JOBS}/{made.json()['id']}").status_code == 200
+
+
 def test_unknown_model_and_wrong_files_are_refused_at_once(ann: Caller) -> None:
     assert ann.error("POST", "", json=TWO | {"model": "gpt-5"}) == (404, "model_not_found")
     assert ann.error("POST", "", files={"file": ("a.exe", b"MZ")})[0] == 400

@@ -289,7 +289,7 @@ BOMB = page("<p>" + "a" * 9_000_000 + "</p>")
     [
         (b"", BadBook, "zip file"),
         (b"<html>", BadBook, "zip file"),
-        (epub(ONE)[:-30], BadBook, "zip file"),
+        (epub(ONE)[:-30], BadBook, "damaged: its end is missing"),
         (epub({}), BadBook, "spine"),
         (epub({}, opf=OPF.format(version="3.0", metadata="", manifest="", spine='<itemref idref="x"/>', guide="")), BadBook, "exists"),
         (epub({"../../../etc/passwd": "root"}), BadBook, "exists"),
@@ -376,6 +376,11 @@ def test_markdown_is_divided_at_its_headings() -> None:
         ("One", "One\n\nSome words here."),
         ("Two", "Two\n\nno heading.\n\n1. first. 2. second.\n\nA, B. c, d."),
     ]
+
+
+@pytest.mark.parametrize("author", ['[Ann One, "Ben Two"]', "Ann One, Ben Two", "'Ann One, Ben Two'"])
+def test_authors_of_markdown_may_be_a_list(author: str) -> None:
+    assert read_book(f"---\nauthor: {author}\n---\n\nText.".encode(), "a.md").author == "Ann One, Ben Two"
 
 
 GUTENBERG = """\ufeffThe Project Gutenberg eBook of The Lamp Keeper

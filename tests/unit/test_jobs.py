@@ -194,6 +194,19 @@ def test_redo_changes_one_sentence_and_queues_a_completed_job(store: JobStore) -
         store.redo(job.id, 3)
 
 
+def test_characters_that_no_file_can_store_become_spaces(store: JobStore) -> None:
+    odd, clean = "a\x00b\x08c\ud800d\ufffee\tf\ng\U0001f600", "a b c d e\tf\ng\U0001f600"
+    new = new_job(odd)
+    store.create(replace(new, about=About(odd, odd, odd), chapters=(NewChapter(odd, odd),)))
+    job = store.claim("a")
+    assert job is not None
+    assert (job.about, store.chapters(job.id)[0].title) == (About(clean, clean, clean), clean)
+    assert store.chapter_text(job.id, 0) == clean
+    store.add_sentences(job.id, "a", 0, [PlannedSentence(clean, "alloy", None, 0.5, True)], voice=None)
+    assert store.redo(job.id, 0, text=odd).text == clean
+    assert store.update(job.id, about=About(title=odd)).about.title == clean
+
+
 def test_speech_of_a_sentence_that_was_changed_meanwhile_is_dropped(store: JobStore) -> None:
     job = planned(store)
     [first, *_] = store.pending(job.id, 10)

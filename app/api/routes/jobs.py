@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, Response
 
 from app.api.errors import problems
 from app.api.http_protocol import STOPPING
-from app.api.job_requests import TEST_CHARS, JobChangeBody, RedoBody, job_body_schema, read_job
+from app.api.job_requests import MAX_INDEX, TEST_CHARS, JobChangeBody, RedoBody, job_body_schema, read_job
 from app.api.job_responses import (
     RESULT_MEDIA_TYPES,
     AudioJob,
@@ -54,7 +54,7 @@ MAX_LISTED_SENTENCES = 5_000
 MAX_KEY_CHARS = 255
 
 JobId = Annotated[str, Path(max_length=100)]
-SentenceIndex = Annotated[int, Path(ge=0, description="The index of the sentence in the job.")]
+SentenceIndex = Annotated[int, Path(ge=0, le=MAX_INDEX, description="The index of the sentence in the job.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,8 +395,10 @@ def _add_sentence_routes(routes: APIRouter, jobs: Jobs) -> None:
     async def list_sentences(
         job_id: JobId,
         request: Request,
-        chapter: Annotated[int | None, Query(ge=0, description="Only the sentences of this chapter.")] = None,
-        after: Annotated[int, Query(ge=-1, description="Only sentences with a larger index.")] = -1,
+        chapter: Annotated[
+            int | None, Query(ge=0, le=MAX_INDEX, description="Only the sentences of this chapter.")
+        ] = None,
+        after: Annotated[int, Query(ge=-1, le=MAX_INDEX, description="Only sentences with a larger index.")] = -1,
         limit: Annotated[int, Query(ge=1, le=MAX_LISTED_SENTENCES)] = 1_000,
     ) -> JobSentences:
         """List the sentences of a job, in order."""
