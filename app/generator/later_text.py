@@ -125,16 +125,15 @@ class TextParts:
 
     async def next(self) -> Piece | None:
         """Wait for the next piece and return it; None at the end of the text."""
-        while not self._queued:
-            if self.ended:
-                return None
-            self._changed.clear()
-            await self._changed.wait()
-        while self._waits_to_join():
+        while not self.ready:
+            # A short piece that is alone waits for the next one, at most until the listener needs it.
+            timeout_s = self._time_left_s() - JOIN_LEFT_S if self._queued else None
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._time_left_s() - JOIN_LEFT_S):
+                async with asyncio.timeout(timeout_s):
                     await self._changed.wait()
+        if not self._queued:  # the text has ended, or its rest was dropped during the wait
+            return None
         piece = self._queued.popleft()
         while self.pieces and self._queued and self._joins(piece, self._queued[0]):
             end = self._queued.popleft().end_char

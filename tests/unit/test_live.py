@@ -463,6 +463,19 @@ async def test_short_sentence_waits_for_the_next_one_while_the_listener_has_audi
     assert piece.text == "And so."
 
 
+async def test_text_can_be_dropped_while_its_short_sentence_waits_for_the_next_one() -> None:
+    parts = TextParts(1_000)
+    parts.playback = Playback()
+    parts.playback.add(3_600.0, time.monotonic())
+    await parts.append("It is late here. Yes. And")
+    await parts.next()
+    waiting = asyncio.create_task(parts.next())
+    await asyncio.sleep(0)
+    parts.end(drop_unflushed=True)
+    assert await waiting is None
+    assert parts.text == "It is late here."
+
+
 SENTENCES = [SentenceStarted(0, 0, 11, 0.0), SentenceStarted(1, 12, 33, 1.0), SentenceStarted(2, 34, 47, 3.0)]
 TEXT = "Hi you all. Ten is a number, too. And the rest."
 
