@@ -812,9 +812,16 @@ class RealtimeSession:
 
     # ---- the conversation
 
-    def _add_item(self, item: Object, context: LiveContext | None = None) -> None:
-        """Add an item at the end of the conversation. context: speaks the item; None = the client has sent it."""
+    def _add_item(self, item: Object, context: LiveContext | None = None, *, place: int | None = None) -> None:
+        """Add an item to the conversation, and remove its oldest items if it has too many.
+
+        context: speaks the item; None = the client has sent it. place: the number of items before it; None = the end.
+        """
+        later = [] if place is None else [*self._items.items()][place:]
+        for key, _ in later:
+            del self._items[key]
         self._items[item["id"]] = item
+        self._items.update(later)
         if context is not None:
             for earlier in self._spoken.values():
                 earlier.context = None
@@ -845,14 +852,12 @@ class RealtimeSession:
         if previous is None:
             previous = next(reversed(self._items), None)
             self._add_item(item)
+        elif previous == "root":
+            previous = None
+            self._add_item(item, place=0)
         else:
-            if previous != "root":
-                self._item(previous, "previous_item_id")
-            before = [] if previous == "root" else [*self._items][: [*self._items].index(previous) + 1]
-            after = {key: self._items.pop(key) for key in [*self._items] if key not in before}
-            self._add_item(item)
-            self._items |= after
-            previous = None if previous == "root" else previous
+            self._item(previous, "previous_item_id")
+            self._add_item(item, place=[*self._items].index(previous) + 1)
         await self._send("conversation.item.added", item=item, previous_item_id=previous)
         await self._send("conversation.item.done", item=item, previous_item_id=previous)
 
