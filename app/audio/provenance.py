@@ -49,7 +49,7 @@ class Provenance:
             "voice": ", ".join(self.voices[:MAX_VOICES]),
         }
         if self.created_s is not None:
-            fields["created"] = datetime.fromtimestamp(self.created_s, UTC).strftime(_TIME)
+            fields["created"] = time_text(self.created_s)
         pairs = (f"{name}={_UNSAFE.sub(' ', value)}" for name, value in fields.items())
         return "; ".join((_START, *pairs))[:MAX_COMMENT_CHARS]
 
@@ -62,6 +62,11 @@ class Provenance:
 def now_s() -> int:
     """Return the time for `Provenance.created_s`."""
     return int(time.time())
+
+
+def time_text(unix_s: int) -> str:
+    """Return a Unix time as text, such as 2026-11-29T00:00:00Z."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime(_TIME)
 
 
 def parse(comment: str) -> Provenance | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
+import secrets
 import struct
 import subprocess  # nosec B404
 import sys
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from app import __version__
 from app.audio.formats import wav_header
 from app.audio.helper_process import child_environment, root
-from app.audio.provenance import Provenance, now_s
+from app.audio.provenance import Provenance, now_s, time_text
 from app.errors import SpeechError
 
 if TYPE_CHECKING:
@@ -71,15 +71,14 @@ class FileSigner:
         import c2pa  # noqa: PLC0415 - an extra
 
         media_type = SIGNED_FORMATS[audio_format]
-        number, name = tempfile.mkstemp(prefix=".signing-", dir=path.parent)
-        signed = Path(name)
+        signed = path.with_name(f".signing-{secrets.token_hex(8)}")
         try:
             if media_type == "audio/wav":
                 _complete_wav_header(path)
             info = c2pa.C2paSignerInfo(self._algorithm, self._chain, self._key, None)
             with (
                 path.open("rb") as source,
-                os.fdopen(number, "w+b") as target,
+                signed.open("x+b") as target,
                 c2pa.Context(c2pa.Settings.from_dict(SETTINGS)) as context,
                 c2pa.Signer.from_info(info) as signer,
                 c2pa.Builder(_manifest(provenance), context=context) as builder,
@@ -169,12 +168,11 @@ def _algorithm_of(key: object) -> str:
 
 def _manifest(provenance: Provenance) -> Found:
     generator = {"name": "tts-server", "version": __version__}
-    when = datetime.fromtimestamp(now_s() if provenance.created_s is None else provenance.created_s, UTC)
     action = {
         "action": "c2pa.created",
         "digitalSourceType": _SOURCE_TYPES + provenance.source_type,
         "softwareAgent": generator,
-        "when": when.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "when": time_text(now_s() if provenance.created_s is None else provenance.created_s),
         "parameters": {"description": provenance.comment},
     }
     return {

@@ -426,8 +426,10 @@ class JobRunner:
     # ---- the result
 
     async def _write(self, job: Job, folder: Path) -> tuple[str, dict[str, Any]]:
-        """Write the result of a job -> the name of its file, and facts about it. Raises NotStored."""
+        """Write the result of a job -> the name of its file, and facts about it. Raises NotStored, EmptyText."""
         book, sentences, voices = await self.spoken_book(job)
+        if not sentences:
+            raise EmptyText("The book contains no text that can be spoken.")
         kind = job.options.response_format
         name = f"result.{kind}"
         use = await self._generator.use(job.request.model)
@@ -454,8 +456,6 @@ class JobRunner:
             raise
         except OSError as error:
             raise NotStored(f"The result can't be written: {error.strerror or error}.") from error
-        except ValueError as error:
-            raise EmptyText("The book contains no text that can be spoken.") from error
         if self._signer is not None and kind in SIGNED_FORMATS:
             await in_thread(self._signer.sign, folder / name, kind, provenance)
         facts = {"seconds": written.seconds, "media_type": written.media_type, "levels": asdict(written.levels)}

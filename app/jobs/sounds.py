@@ -37,6 +37,8 @@ def prepare(folder: Path) -> None:
         path.unlink(missing_ok=True)
     for path in folder.glob(".result*"):  # a result that was not completed
         shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".signing*"):  # a copy whose signing was interrupted
+        path.unlink(missing_ok=True)
 
 
 def keep(folder: Path, sentence: SentenceState, samples: bytes, holder: str) -> None:

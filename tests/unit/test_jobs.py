@@ -332,6 +332,7 @@ async def test_job_is_spoken_again_with_the_same_bytes_after_pause_crash_and_los
         kept = sounds.sound_path(store.job_folder(job.id), spoken[1])
         kept_at = kept.stat().st_mtime_ns
         (kept.parent / "000000-0.pcm.x.part").write_bytes(b"half")
+        (store.job_folder(job.id) / ".signing-x").write_bytes(b"half")
         store.set_status(job.id, "queued", of=("paused",))
         async with JobRunner(store, generator) as runner:
             completed = await ended(runner, job.id)
@@ -339,6 +340,7 @@ async def test_job_is_spoken_again_with_the_same_bytes_after_pause_crash_and_los
             assert result_of(store, completed) == expected
         assert kept.stat().st_mtime_ns == kept_at  # what was spoken was not spoken again
         assert not list(kept.parent.glob("*.part"))
+        assert not list(store.job_folder(job.id).glob(".*"))
 
 
 async def test_redone_sentence_is_the_only_change_of_the_result(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from app.audio.decode import decode
 from app.audio.encoders import open_encoder
 from app.audio.provenance import Provenance, parse
 from app.audio.signing import SIGNED_FORMATS, FileSigner, read_manifest
+from app.errors import SpeechError
 from tests.support.live import create_certificate
 from tests.support.signing_certificate import SigningPair, create_pair
 
@@ -74,6 +75,14 @@ def test_signed_wav_stream_has_real_sizes(signer: FileSigner, tmp_path: Path) ->
     signer.sign(path, "wav", MADE)
     with wave.open(str(path)) as reader:
         assert reader.getnframes() == len(SOUND)
+
+
+def test_file_that_is_gone_can_not_be_signed_and_nothing_stays(signer: FileSigner, tmp_path: Path) -> None:
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(SpeechError, match="can't be signed"):
+        signer.sign(tmp_path / "gone.wav", "wav", MADE)
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("audio_format", ["wav", "mp3", "m4a"])
