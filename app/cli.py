@@ -256,6 +256,10 @@ def book(
     """
     settings = _settings(TTS_ENGINE=engine)
     out_file = output or Path(f"{file.stem if str(file) != '-' else 'book'}.{result_format or 'm4b'}")
+    if not out_file.parent.is_dir():
+        _fail(f"{out_file} can't be written: the folder {out_file.parent} does not exist.")
+    if out_file.is_dir():
+        _fail(f"{out_file} is a folder. Name a file in it.")
     fields = {
         "response_format": result_format or out_file.suffix.lstrip(".") or "m4b",
         "voice": voice,
@@ -280,8 +284,6 @@ def book(
         _fail(error.message)
     except OSError as error:
         _fail(f"{file} can't be read: {error.strerror}.")
-    if not out_file.parent.is_dir():
-        _fail(f"{out_file} can't be written: the folder {out_file.parent} does not exist.")
     try:
         asyncio.run(_book(settings, new, out_file))
     except KeyboardInterrupt:

@@ -174,7 +174,7 @@ class JobRunner:
                     if job_id not in held:
                         task.cancel()
                 await self._claim()
-                if self._keep_days and time.monotonic() - removed_s >= REMOVE_EVERY_S:
+                if time.monotonic() - removed_s >= REMOVE_EVERY_S:
                     removed_s = time.monotonic()
                     await self._remove_old()
             except NotStored as error:
@@ -204,8 +204,11 @@ class JobRunner:
         self.wake()
 
     async def _remove_old(self) -> None:
-        for job_id in await self.store.call(self.store.ended_before, time.time() - self._keep_days * DAY_S):
-            await self.remove(job_id)
+        for name in await self.store.call(self.store.orphans):
+            await in_thread(sounds.remove, self.store.job_folder(name))
+        if self._keep_days:
+            for job_id in await self.store.call(self.store.ended_before, time.time() - self._keep_days * DAY_S):
+                await self.remove(job_id)
 
     async def remove(self, job_id: str) -> None:
         """Delete a job with all its files. Raises NotFound."""
@@ -346,14 +349,13 @@ class JobRunner:
         """Split the chapters that are not planned into sentences, in order."""
         store = self.store
         while True:
-            chapters = await store.call(store.chapters, job.id)
-            chapter = next((each for each in chapters if not each.planned), None)
+            chapter = await store.call(store.next_to_plan, job.id)
             if chapter is None:
                 return
-            text = await store.call(store.chapter_text, job.id, chapter.index)
-            request = _of_sentence(job.request, text, chapter.voice or job.request.lines[0].voice)
+            number, text, voice = chapter
+            request = _of_sentence(job.request, text, voice or job.request.lines[0].voice)
             sentences = await plan_chapter(self._generator, request) if text.strip() else []
-            await store.call(store.add_sentences, job.id, self._holder, chapter.index, sentences, voice=chapter.voice)
+            await store.call(store.add_sentences, job.id, self._holder, number, sentences, voice=voice)
             self._notify()
 
     async def _sentence(self, session: _Session, sentence: SentenceState) -> None:

@@ -271,6 +271,13 @@ class JobStore:
             for row in rows
         ]
 
+    def next_to_plan(self, job_id: str) -> tuple[int, str, str | None] | None:
+        """Return the number, the text and the voice of the first chapter that is not planned; None = all are."""
+        row = self._db.execute(
+            "SELECT number, text, voice FROM chapters WHERE job = ? AND planned = 0 ORDER BY number LIMIT 1", (job_id,)
+        ).fetchone()
+        return None if row is None else (row["number"], row["text"], row["voice"])
+
     def chapter_text(self, job_id: str, number: int) -> str:
         """Return the text of a chapter."""
         row = self._db.execute("SELECT text FROM chapters WHERE job = ? AND number = ?", (job_id, number)).fetchone()
@@ -441,6 +448,13 @@ class JobStore:
             self._job(db, job_id)
             db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
+    def orphans(self) -> list[str]:
+        """Return the names of folders without a job: its creation failed, or its deletion was interrupted."""
+        found = [path.name for path in self.folder.glob("job_*")]
+        with self._transaction() as db:  # waits for a job that another process is creating
+            known = {row["id"] for row in db.execute("SELECT id FROM jobs")}
+        return [name for name in found if name not in known]
+
     def ended_before(self, unix_s: float) -> Sequence[str]:
         """Return the ids of the jobs that have ended, and that did not change since this time."""
         rows = self._db.execute(
@@ -500,9 +514,10 @@ class JobStore:
             row = db.execute("SELECT voice FROM chapters WHERE job = ? AND number = ?", (job_id, chapter)).fetchone()
             if row["voice"] != voice:
                 return
-            job = self._job(db, job_id)
+            job = db.execute("SELECT seed FROM jobs WHERE id = ?", (job_id,)).fetchone()
             revision = self._change(db, job_id)
-            first = job.progress.sentences_total
+            last = db.execute("SELECT max(number) AS number FROM sentences WHERE job = ?", (job_id,)).fetchone()
+            first = 0 if last["number"] is None else last["number"] + 1
             db.executemany(
                 "INSERT INTO sentences (job, number, chapter, text, voice, language, characters, pause_s, "
                 "starts_paragraph, seed, changed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -517,7 +532,7 @@ class JobStore:
                         len(each.text),
                         each.pause_s,
                         int(each.starts_paragraph),
-                        sentence_seed(job.seed, number, 0),
+                        sentence_seed(job["seed"], number, 0),
                         revision,
                     )
                     for number, each in enumerate(sentences, first)

@@ -72,6 +72,7 @@ def test_say_reads_standard_input_and_writes_standard_output(tmp_path: Path, rec
         (("say", "Hello.", "-o", "no/such/folder/out.mp3"), "written"),
         (("book", "no-such-book.epub"), "can't be read"),
         (("book", "-", "--format", "xyz"), "--format"),
+        (("book", "-", "-o", "/"), "is a folder"),
         (("download", "espeak"), "needs no weights"),
         (("download", "nonsense"), "is not an engine"),
         (("say", "Hello.", "--engine", "nonsense"), "TTS_ENGINE"),

@@ -259,6 +259,29 @@ def test_voice_of_a_chapter_acts_on_sentences_that_are_not_spoken(store: JobStor
         store.update(job.id, voices={5: "onyx"})
 
 
+def test_chapters_are_planned_in_order_with_one_sequence_of_sentences(store: JobStore) -> None:
+    store.create(new_job("One.", "", "Three."))
+    job = store.claim("a")
+    assert job is not None
+    for number, text, count in ((0, "One.", 2), (1, "", 0), (2, "Three.", 1)):
+        assert store.next_to_plan(job.id) == (number, text, None)
+        parts = [PlannedSentence(text, "alloy", None, 0.5, True)] * count
+        store.add_sentences(job.id, "a", number, parts, voice=None)
+    assert store.next_to_plan(job.id) is None
+    assert [(each.index, each.chapter) for each in store.sentences(job.id)[0]] == [(0, 0), (1, 0), (2, 2)]
+
+
+async def test_folders_without_a_job_are_removed(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs")
+    job, _ = store.create(new_job("One.", paused=True))
+    lost = store.job_folder("job_lost")
+    (lost / "sentences").mkdir(parents=True)
+    async with speaking(tmp_path) as generator, JobRunner(store, generator) as runner:
+        while lost.exists():
+            await runner.changed(0.05)
+        assert store.job_folder(job.id).is_dir()
+
+
 def test_deleted_job_is_gone_with_its_sentences(store: JobStore) -> None:
     job = planned(store)
     store.delete(job.id)
