@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -159,7 +160,7 @@ class JobStore:
         another content.
         """
         digest = new.digest
-        with self._transaction() as db:
+        with contextlib.ExitStack() as undo, self._transaction() as db:
             if idempotency_key is not None:
                 found = db.execute(
                     "SELECT id, digest FROM jobs WHERE owner = ? AND idempotency_key = ?", (new.owner, idempotency_key)
@@ -174,6 +175,7 @@ class JobStore:
             job_id = f"job_{secrets.token_hex(12)}"
             folder = self.job_folder(job_id)
             folder.mkdir(mode=0o700)
+            undo.push(lambda error, *_: shutil.rmtree(folder, ignore_errors=True) if error else None)
             if new.cover is not None:
                 (folder / "cover").write_bytes(new.cover)
             now = time.time()

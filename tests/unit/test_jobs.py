@@ -103,6 +103,12 @@ def test_repeated_key_returns_the_first_job_and_another_body_is_a_conflict(store
             store.create(other, "key")
 
 
+def test_job_that_can_not_be_stored_leaves_no_files(store: JobStore) -> None:
+    with pytest.raises(OverflowError):
+        store.create(replace(new_job("One."), seed=2**70))
+    assert not [path for path in store.folder.iterdir() if path.is_dir()]
+
+
 def test_jobs_of_another_owner_do_not_exist(store: JobStore) -> None:
     mine, _ = store.create(new_job("One.", owner="me"))
     store.create(new_job("Two.", owner="you"))
