@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from app.books.book import Book, ResultFormat, SpokenSentence
     from app.text.captions import CaptionFormat
 
-__all__ = ["MEDIA_TYPES", "ChapterMark", "Levels", "LoudnessTarget", "Result", "caption_parts", "write_result"]
+__all__ = [
+    "MEDIA_TYPES",
+    "ChapterMark",
+    "Levels",
+    "LoudnessTarget",
+    "Result",
+    "caption_parts",
+    "file_name",
+    "write_result",
+]
 
 MEDIA_TYPES: Mapping[ResultFormat, str] = {
     "mp3": "audio/mpeg",
@@ -202,7 +211,7 @@ def _write_zip(
     chapter_format: str,
 ) -> list[AudioPart]:
     """Write the folders of audiobookshelf: "Author/Title/01 - Chapter.mp3", cover.jpg, metadata.opf."""
-    place = f"{_file_name(book.author or 'Unknown author')}/{_file_name(book.title or 'Untitled')}"
+    place = f"{file_name(book.author or 'Unknown author')}/{file_name(book.title or 'Untitled')}"
     digits = max(2, len(str(count)))
     files = []
     audio = path.with_name("audio")
@@ -215,7 +224,7 @@ def _write_zip(
             title = book.chapters[index].title
             tags = {"title": title, "track": f"{number}/{count}"}
             files.append(sound.write(audio, chapter_format, spoken, title, tags=tags))
-            name = f"{place}/{number:0{digits}} - {_file_name(title)}"
+            name = f"{place}/{number:0{digits}} - {file_name(title)}"
             add_file(archive, f"{name}.{chapter_format}", audio)
             for kind in captions:
                 text = "".join(caption_parts(book, spoken, kind, sound.rate_hz))
@@ -260,7 +269,7 @@ def _metadata(book: Book, tags: Mapping[str, str]) -> str:
     )
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
     """Return a text as the name of a file that every system accepts."""
     name = " ".join(_FORBIDDEN.sub(" ", unicodedata.normalize("NFC", text)).split()).strip(". ")
     name = name.encode()[:_LONGEST_NAME_BYTES].decode("utf-8", "ignore").rstrip(". ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import unicodedata
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
@@ -33,7 +33,7 @@ from app.api.responses import IGNORED_HEADER
 from app.api.streaming import SSE_END, SSE_HEADERS, Stream, StreamingAnswer, event
 from app.audio.formats import wav_header
 from app.books.reading import read_book
-from app.books.results import caption_parts
+from app.books.results import caption_parts, file_name
 from app.errors import Conflict, EmptyText, NotFound, NotReady, SpeechError
 from app.jobs.sounds import SAMPLE_BYTES, sound_path
 from app.jobs.state import ENDED
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
 JOBS_PATH = "/audio/jobs"
 EVENT_CHECK_S = 1.0  # seconds between two looks at a job that another process may speak
-KEEP_ALIVE_S = 15.0  # a comment is sent after so many seconds without an event, so that proxies keep the connection
+# A comment is sent after so many seconds without an event, so that proxies keep the connection.
+KEEP_ALIVE_S, SSE_COMMENT = 15.0, b": waiting\n\n"
 EVENT_SENTENCES = 200  # the most sentences in one event
 MAX_LISTED_SENTENCES = 5_000
 MAX_KEY_CHARS = 255
@@ -106,6 +107,28 @@ class Jobs:
         job, _ = await store.call(store.create, new, key)
         self.runner.wake()
         return job, (*body.ignored, *ignored)
+
+    async def follow(self, job_id: str, request: Request) -> AsyncGenerator[Job | None]:
+        """Yield a job now and after each change, until it has ended or was deleted, or the server stops.
+
+        Yields None after KEEP_ALIVE_S without a change.
+        """
+        store = self.runner.store
+        revision, since_s = -1, 0.0
+        while True:
+            try:
+                job = await store.call(store.get, job_id)
+            except NotFound:  # the job was deleted
+                return
+            if job.revision != revision:
+                revision, since_s = job.revision, time.monotonic()
+                yield job
+            elif time.monotonic() - since_s >= KEEP_ALIVE_S:
+                since_s = time.monotonic()
+                yield None
+            if job.status in ENDED or STOPPING in request.scope["state"]:
+                return
+            await self.runner.changed(EVENT_CHECK_S)
 
     async def pause(self, job_id: str, request: Request) -> Job:
         """Pause a job. Raises NotFound, Conflict."""
@@ -299,9 +322,7 @@ def _add_job_routes(routes: APIRouter, jobs: Jobs) -> None:
         book, sentences, _ = await jobs.runner.spoken_book(job)
         rate_hz = job.request.sample_rate_hz
         content = await asyncio.to_thread(lambda: "".join(caption_parts(book, sentences, kind, rate_hz)))
-        name = quote(file_name(job.about.title or job.id, f".{kind}"))
-        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
-        return Response(content, media_type=MEDIA_TYPES[kind], headers=headers)
+        return Response(content, media_type=MEDIA_TYPES[kind], headers=_attachment(job, f".{kind}"))
 
 
 def result_file(jobs: Jobs, job: Job) -> FileResponse:
@@ -313,18 +334,17 @@ def result_file(jobs: Jobs, job: Job) -> FileResponse:
     path = jobs.runner.store.job_folder(job.id) / job.result
     if not path.is_file():
         raise NotFound("The file of the result was removed from the server. Redo a sentence to make it again.")
-    name = file_name(job.about.title or job.id, path.suffix)
     return FileResponse(
         path,
         media_type=job.result_facts["media_type"],
-        headers={"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}", "Cache-Control": "no-store"},
+        headers={**_attachment(job, path.suffix), "Cache-Control": "no-store"},
     )
 
 
-def file_name(title: str, suffix: str) -> str:
-    """Return the name of a file for a title, without characters that file systems do not accept."""
-    kept = "".join(char if unicodedata.category(char)[0] != "C" and char not in '/\\:*?"<>|' else "_" for char in title)
-    return f"{kept.strip(' .')[:100] or 'speech'}{suffix}"
+def _attachment(job: Job, suffix: str) -> dict[str, str]:
+    """Return the header with which browsers save a file under the title of its job."""
+    name = quote(file_name(job.about.title or job.id) + suffix)
+    return {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
 
 
 @contextlib.asynccontextmanager
@@ -335,34 +355,28 @@ async def _event_stream(jobs: Jobs, job_id: str, request: Request) -> AsyncItera
 async def _events(jobs: Jobs, job_id: str, request: Request) -> AsyncGenerator[bytes]:
     """Yield the events of a job, until it has ended or the server stops."""
     store = jobs.runner.store
-    job = await store.call(store.get, job_id)
-    yield event({"type": "job.updated", "job": (await jobs.shown(job)).model_dump()})
-    sent, silent_s = job.revision, 0.0
-    while job.status not in ENDED and STOPPING not in request.scope["state"]:
-        await jobs.runner.changed(EVENT_CHECK_S)
-        try:
-            job = await store.call(store.get, job_id)
-        except NotFound:  # the job was deleted
-            break
-        if job.revision == sent:
-            silent_s += EVENT_CHECK_S
-            if silent_s >= KEEP_ALIVE_S:
-                silent_s = 0.0
-                yield b": waiting\n\n"
-            continue
-        after, more = -1, True
-        while more:
-            found, more = await store.call(
-                store.sentences, job_id, after=after, changed_after=sent, limit=EVENT_SENTENCES
-            )
-            if found:
-                after = found[-1].index
-                yield event({"type": "job.sentences", "data": [JobSentence.of(each).model_dump() for each in found]})
-        sent, silent_s = job.revision, 0.0
-        if job.status not in ENDED:
-            yield event({"type": "job.updated", "job": AudioJob.of(job).model_dump()})
-    if job.status in ENDED:
-        yield event(event_of(await jobs.shown(job)))
+    sent: int | None = None
+    async with contextlib.aclosing(jobs.follow(job_id, request)) as states:
+        async for job in states:
+            if job is None:
+                yield SSE_COMMENT
+                continue
+            after, more = -1, sent is not None
+            while more:
+                found, more = await store.call(
+                    store.sentences, job_id, after=after, changed_after=sent, limit=EVENT_SENTENCES
+                )
+                if found:
+                    after = found[-1].index
+                    shown = [JobSentence.of(each).model_dump() for each in found]
+                    yield event({"type": "job.sentences", "data": shown})
+            if sent is None:
+                yield event({"type": "job.updated", "job": (await jobs.shown(job)).model_dump()})
+            elif job.status not in ENDED:
+                yield event({"type": "job.updated", "job": AudioJob.of(job).model_dump()})
+            sent = job.revision
+            if job.status in ENDED:
+                yield event(event_of(await jobs.shown(job)))
     yield SSE_END
 
 

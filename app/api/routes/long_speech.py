@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -12,14 +13,12 @@ from pydantic import ConfigDict, Field
 from starlette.responses import FileResponse, Response
 
 from app.api.errors import problems
-from app.api.http_protocol import STOPPING
 from app.api.job_requests import job_body_schema
 from app.api.job_responses import RESULT_MEDIA_TYPES, Count, JobSentence, file_response
 from app.api.requests import ReportedBody
 from app.api.responses import IGNORED_HEADER, ResponseModel, Schema
-from app.api.routes.jobs import EVENT_CHECK_S, JobId, Jobs, result_file
+from app.api.routes.jobs import SSE_COMMENT, JobId, Jobs, result_file
 from app.api.streaming import SSE_HEADERS, Stream, StreamingAnswer
-from app.errors import NotFound
 from app.jobs.state import ENDED
 from app.jobs.store import MAX_LABELS, MAX_NAME_CHARS
 
@@ -261,30 +260,29 @@ def _add_routes(routes: APIRouter, jobs: Jobs) -> None:
 
 async def _events(jobs: Jobs, job_id: str, request: Request) -> AsyncGenerator[bytes]:
     """Yield a `progress` event after each change of the percentage or the status, and the end."""
-    store = jobs.runner.store
     sent = None
-    while STOPPING not in request.scope["state"]:
-        try:
-            job = await store.call(store.get, job_id)
-        except NotFound:  # the job was deleted
-            return
-        state = LongJob.of(job, _collection(request))
-        progress = state.progress
-        news = LongEvent(
-            status=state.status,
-            progress=progress.overall_progress,
-            current_chunk=progress.current_chunk,
-            total_chunks=progress.total_chunks,
-            estimated_remaining_seconds=progress.estimated_remaining_seconds,
-        )
-        if (news.status, round(news.progress)) != sent:
-            sent = news.status, round(news.progress)
-            yield b"event: progress\ndata: " + news.model_dump_json().encode() + b"\n\n"
-        if job.status in ENDED:
-            name = b"completed" if job.status == "completed" else b"error"
-            yield b"event: " + name + b"\ndata: " + state.model_dump_json().encode() + b"\n\n"
-            return
-        await jobs.runner.changed(EVENT_CHECK_S)
+    async with contextlib.aclosing(jobs.follow(job_id, request)) as states:
+        async for job in states:
+            if job is None:
+                yield SSE_COMMENT
+                continue
+            state = LongJob.of(job, _collection(request))
+            progress = state.progress
+            news = LongEvent(
+                status=state.status,
+                progress=progress.overall_progress,
+                current_chunk=progress.current_chunk,
+                total_chunks=progress.total_chunks,
+                estimated_remaining_seconds=progress.estimated_remaining_seconds,
+            )
+            if (news.status, round(news.progress)) != sent:
+                sent = news.status, round(news.progress)
+                yield b"event: progress\ndata: " + news.model_dump_json().encode() + b"\n\n"
+            else:
+                yield SSE_COMMENT
+            if job.status in ENDED:
+                name = b"completed" if job.status == "completed" else b"error"
+                yield b"event: " + name + b"\ndata: " + state.model_dump_json().encode() + b"\n\n"
 
 
 class LongEvent(ResponseModel):
