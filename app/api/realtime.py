@@ -59,9 +59,9 @@ MAX_SESSION_S = 60 * 60.0
 IDLE_S = 15 * 60.0  # a connection without messages and without speech is closed after this time
 MAX_RESPONSES = 8  # of one connection at the same time
 TRUNCATE_WORDS_S = 1.0  # how long a truncation waits for the times of the words
-MAX_ITEMS = 500  # of a conversation, whose oldest ones are removed, and of the `input` of a response
+MAX_ITEMS = 500  # in a conversation, which loses its oldest items, and in the `input` of a response
 MAX_PARTS = 1_000  # of the content of an item
-TURN_S = 0.01  # after this time, other connections have their turn before the next event of this one
+TURN_S = 0.01  # after this time, other connections run before the next event of this one is handled
 MAX_METADATA = 16
 _TEXT_TYPES = ("input_text", "output_text", "text")
 # Fields of a session that OpenAI does not have. They have the meaning that they have in a speech request.
@@ -285,7 +285,9 @@ class Response:
     timed: bool = False  # whether the transcript comes word by word with its times
     announced: int = 0  # characters of the text that were sent as a transcript
     task: asyncio.Task[None] | None = None  # sends the events
-    after: asyncio.Task[None] | None = None  # of the response that must end before; None = there is none
+    after: asyncio.Task[None] | None = (
+        None  # sends the events of the response that must end first; None = there is none
+    )
 
     def shown(self) -> Object:
         """The response as the events show it."""
@@ -590,7 +592,7 @@ class RealtimeSession:
         if wanted.get("input") is not None:
             changes.params["input"] = "response.input"
         response = await self._open(text, in_conversation=in_conversation, metadata=metadata, changes=changes)
-        await self._begin(response)
+        self._begin(response)
 
     def _text_of(self, items: object) -> str:
         """The text to speak: that of the last message in `items`, or of the conversation. Raises RequestError."""
@@ -672,8 +674,8 @@ class RealtimeSession:
         self._responses[response.id] = response
         return response
 
-    async def _begin(self, response: Response, after: asyncio.Task[None] | None = None) -> None:
-        """Send the events of a response. after: the task of a response that must end before."""
+    def _begin(self, response: Response, after: asyncio.Task[None] | None = None) -> None:
+        """Start to send the events of a response. after: the task of a response that must end first."""
         response.after = after
         response.task = asyncio.create_task(self._speak(response), name="realtime response")
 
@@ -904,7 +906,7 @@ class RealtimeSession:
             changes = Changes(params={"input": name, "text": name})
             response = await self._open("", in_conversation=True, metadata=None, changes=changes)
             self._buffered = response
-            await self._begin(response, earlier[-1] if earlier else None)
+            self._begin(response, earlier[-1] if earlier else None)
         with self._buffered.changes.naming_params():
             await self._buffered.context.append(text)
 

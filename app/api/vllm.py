@@ -231,7 +231,7 @@ class SpeechStream:
         opened = self._utterance
         if (0 if opened is None else opened.chars) + len(text) > limit or self._waiting_chars + len(text) > 4 * limit:
             raise TextTooLong(
-                f"The text has more than {limit} characters (TTS_MAX_INPUT_CHARS). Send input.done before."
+                f"The text has more than {limit} characters (TTS_MAX_INPUT_CHARS). Send `input.done`, then the rest."
             )
         if opened is None:
             opened = self._utterance = _Utterance.create(self._count, config)
