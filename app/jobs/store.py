@@ -416,12 +416,16 @@ class JobStore:
     ) -> Job:
         """Change the description of a job, or the voices of chapters. A voice acts on sentences that are not spoken.
 
+        A completed job whose description changes is queued again, because its result has the description.
+
         voices: chapter -> voice. Raises NotFound, InvalidValue.
         """
         with self._transaction() as db:
-            self._job(db, job_id)
+            job = self._job(db, job_id)
             changes: dict[str, Any] = {}
             if about is not None:
+                if job.status == "completed" and about != job.about:
+                    changes["status"] = "queued"
                 changes["about"] = _about_to_json(about)
             if name is not None:
                 changes["name"] = name

@@ -213,6 +213,13 @@ def test_characters_that_no_file_can_store_become_spaces(store: JobStore) -> Non
     assert store.update(job.id, about=About(title=odd)).about.title == clean
 
 
+def test_result_is_made_again_when_the_description_changes(store: JobStore) -> None:
+    job = planned(store, 0)
+    assert store.complete(job.id, "a", "result.mp3", {}, revision=store.get(job.id).revision)
+    assert store.update(job.id, about=job.about, name="a name").status == "completed"
+    assert store.update(job.id, about=About("Another title")).status == "queued"
+
+
 def test_speech_of_a_sentence_that_was_changed_meanwhile_is_dropped(store: JobStore) -> None:
     job = planned(store)
     [first, *_] = store.pending(job.id, 10)
