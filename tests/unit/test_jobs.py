@@ -356,9 +356,9 @@ async def test_job_is_spoken_again_with_the_same_bytes_after_pause_crash_and_los
 
         store = JobStore(tmp_path / "disturbed")
         async with JobRunner(store, generator) as runner:
-            while store.get(job.id).progress.sentences_done < 3:
+            while (await store.call(store.get, job.id)).progress.sentences_done < 3:
                 await runner.changed(1.0)
-            store.set_status(job.id, "paused", of=("running",))
+            await store.call(store.set_status, job.id, "paused", of=("running",))
             runner.wake()
         store = JobStore(tmp_path / "disturbed")
         assert store.get(job.id).status == "paused"
