@@ -8,15 +8,19 @@ threads may need, so this module calls it only while no request runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from app.runtime import memory
 
 log = logging.getLogger(__name__)
 
+_M_MMAP_THRESHOLD = -3  # from malloc.h
+_SEPARATE_BYTES = 1 << 20
+_LARGEST_THRESHOLD_BYTES = 32 << 20
 INTERVAL_S = 5.0  # seconds between two checks
 GROWTH_BYTES = 32 << 20  # free memory is returned only if the process has grown by more than this
 
@@ -55,6 +59,26 @@ def trim() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def separate_large_blocks() -> Iterator[None]:
+    """Inside the context, let glibc allocate each block of 1 MiB or more as a mapping of its own.
+
+    Such a block goes back to the system when it is freed. Without this, the weights of a model and the buffers for
+    reading them share the heaps of several threads with small blocks, and an unloaded model leaves holes in them.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(_M_MMAP_THRESHOLD, _SEPARATE_BYTES)
+    try:
+        yield
+    finally:
+        # glibc raises its threshold up to this value by itself, until a program sets it. Steps of a model allocate and
+        # free blocks of some MiB, and a new mapping for each would cost page faults.
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD_BYTES)
 
 
 def _malloc_trim() -> Callable[[int], int] | None:

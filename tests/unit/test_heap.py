@@ -78,3 +78,20 @@ async def test_memory_that_was_in_use_at_the_last_call_is_returned_later(
     trimming.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await trimming
+
+
+@pytest.mark.skipif(heap._malloc_trim() is None, reason="only glibc has mallopt")
+def test_large_blocks_return_to_the_system_beside_small_ones() -> None:
+    def left_bytes() -> int:
+        """Return the memory that stays after large blocks between small ones were freed."""
+        before_bytes = memory.resident_bytes()
+        blocks = [(torch.ones(3 << 18), torch.ones(20_000)) for _ in range(40)]  # 3 MiB and 80 kB each
+        small = [part for _, part in blocks]
+        del blocks
+        left = memory.resident_bytes() - before_bytes - sum(part.nbytes for part in small)
+        heap.trim()
+        return left
+
+    with heap.separate_large_blocks():
+        assert left_bytes() < 30 << 20
+    assert left_bytes() > 60 << 20  # large blocks are in the heap again

@@ -19,6 +19,7 @@ from app.nn.linear import PackedLinear, replace_linears
 from app.runtime.cuda_graphs import GraphCapture, SplitCapture, use_frame_stream
 from app.runtime.device import cpu_threads, device_notes, set_math_backends, using
 from app.runtime.faults import is_device_lost
+from app.runtime.heap import separate_large_blocks
 from app.runtime.pages import use_huge_pages
 from app.weights import download, hub
 from app.weights.tensors import digest_of
@@ -205,7 +206,7 @@ def loading_on(devices: Sequence[torch.device], settings: Settings) -> Iterator[
     set_math_backends(tf32=settings.tf32)
     if any(device.type == "cpu" for device in devices):
         torch.set_num_threads(cpu_threads())
-    with using(devices[0]):
+    with using(devices[0]), separate_large_blocks():
         yield
 
 
