@@ -252,7 +252,14 @@ def test_conversation_context_changes_the_speech(url: str) -> None:
 
     def answer(*turns: tuple[int, str, int], speaker: int = 0) -> bytes:
         context = [{"speaker": number, "text": text, "audio": recording(seed)} for number, text, seed in turns]
-        body = {"text": "And then?", "speaker_id": speaker, "context": context, "temperature": 0, **SHORT}
+        body = {
+            "text": "And then?",
+            "speaker_id": speaker,
+            "context": context,
+            **SHORT,
+            "seed": 2,
+            "max_audio_length_ms": 3000,
+        }
         response = httpx.post(f"{url}/v1/audio/conversation", json=body, timeout=60)
         assert response.status_code == 200, response.text
         return response.content

@@ -190,7 +190,10 @@ def whole_file(samples, encoder):
 def test_stream_with_full_context_equals_the_whole_file(library, perth, oracle):
     samples = spoken(library, "onyx", DETECT_RATE_HZ)
     expected = whole_file(samples, oracle[0])
-    assert snr_db(expected, marked(samples, perth, DETECT_RATE_HZ, lookahead=REACH)) > 80
+    streamed = marked(samples, perth, DETECT_RATE_HZ, lookahead=REACH)
+    edge = DETECT_RATE_HZ // 2  # the whole file mirrors its end, and a stream can't
+    assert snr_db(expected[:-edge], streamed[:-edge]) > 100
+    assert snr_db(expected, streamed) > 60
     got = marked(samples, perth, DETECT_RATE_HZ)
     assert snr_db(expected, got) > 30
     with torch.inference_mode():
