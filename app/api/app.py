@@ -222,7 +222,12 @@ def create_api(
         services.voices,
         services.cloner,
         settings,
-        system.limits(settings.max_input_chars, services.cloner.sample_range_s, services.cloner.best_range_s),
+        system.limits(
+            settings.max_input_chars,
+            settings.jobs_max_chars,
+            services.cloner.sample_range_s,
+            services.cloner.best_range_s,
+        ),
     )
     system_routes = system.router(state, services.metrics, services.gate)
     for prefix in ("", *PREFIXES):

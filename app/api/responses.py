@@ -562,6 +562,15 @@ class YouTubeState(ResponseModel):
 Range = dict[Literal["minimum", "exclusiveMinimum", "maximum"], float]  # bounds, named as in JSON Schema
 
 
+class JobLimits(ResponseModel):
+    """What a new job of `/v1/audio/jobs` accepts."""
+
+    input_chars: int
+    file_types: Annotated[list[str], Field(description="The extensions of the files of books, such as `.epub`.")]
+    response_formats: list[str]
+    captions: list[str]
+
+
 class Limits(ResponseModel):
     input_chars: int
     dialogue_turns: int
@@ -571,6 +580,7 @@ class Limits(ResponseModel):
     youtube_s: Annotated[Range, Field(description="Values of `duration`, the length of a video section in seconds.")]
     voice_name_chars: Annotated[int, Field(description="The maximum length of a voice's name.")]
     voice_description_chars: Annotated[int, Field(description="The maximum length of a voice's description.")]
+    jobs: Annotated[JobLimits | None, Field(description="null = this server has no jobs.")]
     fields: Annotated[dict[str, Range], Field(description="Bounds of the number fields of a speech request.")]
 
 

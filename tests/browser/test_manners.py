@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.browser]
 
-PAGES = ("/", "/voice-cloning", "/dialogue", "/live", "/server", "/pronunciation")
+PAGES = ("/", "/voice-cloning", "/dialogue", "/live", "/books", "/server", "/pronunciation")
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 AXE = (Path(__file__).parent / "vendor" / "axe-4.14.1.min.js").read_text()
@@ -238,11 +238,13 @@ def test_longer_captions_fit(server: str, visit: Visit, viewport: dict[str, int]
     words = pseudo(json.loads((STATIC / "i18n" / "en.json").read_text()))
     of_voices = pseudo(json.loads((STATIC / "i18n" / "voices" / "en.json").read_text()))
     of_live = pseudo(json.loads((STATIC / "i18n" / "live" / "en.json").read_text()))
+    of_books = pseudo(json.loads((STATIC / "i18n" / "books" / "en.json").read_text()))
 
     def lengthen(page: Page) -> None:
         page.route("**/i18n/en.json", lambda route: route.fulfill(json=words))
         page.route("**/i18n/voices/en.json", lambda route: route.fulfill(json=of_voices))
         page.route("**/i18n/live/en.json", lambda route: route.fulfill(json=of_live))
+        page.route("**/i18n/books/en.json", lambda route: route.fulfill(json=of_books))
 
     for path in PAGES:
         page = visit(server + path, prepare=lengthen, viewport=viewport).page

@@ -33,6 +33,7 @@ LANGUAGES = {
     path.stem: json.loads(path.read_text())
     | json.loads((path.parent / "voices" / path.name).read_text())
     | json.loads((path.parent / "live" / path.name).read_text())
+    | json.loads((path.parent / "books" / path.name).read_text())
     for path in sorted((STATIC / "i18n").glob("*.json"))
 }
 CODE = "".join(path.read_text() for path in [*(STATIC / "js").rglob("*.js"), *STATIC.glob("*.html")])
@@ -217,6 +218,12 @@ def test_the_api_has_what_the_pages_need(server: str) -> None:
         "youtube_s": {"minimum": 1.0, "maximum": 600.0},
         "voice_name_chars": 100,
         "voice_description_chars": 1000,
+        "jobs": {
+            "input_chars": 20_000_000,
+            "file_types": [".txt", ".md", ".html", ".epub"],
+            "response_formats": ["mp3", "m4b", "wav", "flac", "opus", "zip", "epub"],
+            "captions": ["srt", "vtt", "lrc", "json"],
+        },
     }
     assert health["default_voice"] == DEFAULT_VOICE
     assert fields["speed"] == {"minimum": 0.25, "maximum": 4.0}

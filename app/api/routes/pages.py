@@ -31,6 +31,7 @@ PATHS = (
     "/voice-cloning",
     "/dialogue",
     "/live",
+    "/books",
     "/server",
     "/pronunciation",
 )  # the pages of the studio; static/js/main.js has the same list

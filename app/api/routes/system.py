@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from app import __version__
 from app.api.auth import KEY_OPTIONAL, operation_id
 from app.api.errors import problems
+from app.api.job_requests import RESULT_FORMATS
 from app.api.requests import MAX_DIALOGUE_TURNS, number_ranges
 from app.api.responses import (
     OUTPUT_RATE_HZ,
@@ -26,6 +27,7 @@ from app.api.responses import (
     EngineState,
     Health,
     HealthVoice,
+    JobLimits,
     Limits,
     Marking,
     MemoryUse,
@@ -40,8 +42,10 @@ from app.api.responses import (
 )
 from app.api.routes.models import model_state
 from app.audio.formats import AUDIO_FORMATS
+from app.books.reading import SUFFIXES
 from app.metrics import CONTENT_TYPE
 from app.settings import public_values
+from app.text.captions import CaptionFormat
 from app.voices.presets import PROFILES
 from app.voices.voice_file import MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS
 from app.voices.youtube import MAX_SECTION_S, MIN_SECTION_S
@@ -167,9 +171,12 @@ class ServerState:
         }
 
 
-def limits(max_input_chars: int, sample_range_s: tuple[float, float], best_range_s: tuple[float, float]) -> Limits:
+def limits(
+    max_input_chars: int, max_job_chars: int, sample_range_s: tuple[float, float], best_range_s: tuple[float, float]
+) -> Limits:
     """Return the limits of requests, for /health.
 
+    max_job_chars: 0 = the server has no jobs.
     sample_range_s: lengths of recordings that can be used without cutting. best_range_s: recommended lengths.
     """
     shortest_s, longest_s = sample_range_s
@@ -183,6 +190,14 @@ def limits(max_input_chars: int, sample_range_s: tuple[float, float], best_range
         youtube_s={"minimum": MIN_SECTION_S, "maximum": MAX_SECTION_S},
         voice_name_chars=MAX_NAME_CHARS,
         voice_description_chars=MAX_DESCRIPTION_CHARS,
+        jobs=JobLimits(
+            input_chars=max_job_chars,
+            file_types=list(SUFFIXES),
+            response_formats=list(RESULT_FORMATS),
+            captions=list(get_args(CaptionFormat)),
+        )
+        if max_job_chars
+        else None,
         fields=number_ranges(),
     )
 

@@ -11,6 +11,7 @@ const ROUTES = {
   "/voice-cloning": { title: "nav.voices", load: () => import("./pages/voices.js") },
   "/dialogue": { title: "nav.dialogue", load: () => import("./pages/dialogue.js") },
   "/live": { title: "nav.live", load: () => import("./pages/live.js") },
+  "/books": { title: "nav.books", load: () => import("./pages/books.js") },
   "/server": { title: "nav.server", load: () => import("./pages/server.js") },
   "/pronunciation": { title: "lexicon.title", load: () => import("./pages/pronunciation.js") },
 };
