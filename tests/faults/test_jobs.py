@@ -67,7 +67,7 @@ async def test_full_disk_pauses_a_job_and_nothing_is_lost(small_disk: Path, tmp_
         assert paused.status == "paused"
         assert paused.problem is not None
         assert paused.problem.code == "storage_error"
-        assert "No space left on device" in paused.problem.message
+        assert any(text in paused.problem.message for text in ("No space left on device", "disk is full"))
         kept = spoken(store, job)
         assert 0 < len(kept) < 3
         folder = store.job_folder(job.id)

@@ -100,7 +100,8 @@ def test_disconnected_client_is_removed_from_the_queue(tmp_path: Path) -> None:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/audio/speech", json={"input": "I give up."}, timeout=0.3)
         wait_until(lambda: httpx.get(f"{url}/health").json()["queue"]["waiting"] == 0)
-        assert 'tts_requests_total{route="/audio/speech",status="499"} 1.0' in httpx.get(f"{url}/metrics").text
+        counted = 'tts_requests_total{route="/audio/speech",status="499"} 1.0'
+        wait_until(lambda: counted in httpx.get(f"{url}/metrics").text)
 
 
 def test_first_bytes_arrive_long_before_generation_ends(server: str) -> None:

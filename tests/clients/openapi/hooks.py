@@ -23,7 +23,7 @@ REASONS = {
     "youtube_url_invalid",
     "not_supported",
 }
-UNDERSTOOD = {401, 403, 404, 412, 429, 507}
+UNDERSTOOD = {401, 403, 404, 409, 412, 429, 507}
 KNOWN = {name: os.environ[f"KNOWN_{name.upper()}"].split() for name in ("voice_id", "consent_id")}
 
 
