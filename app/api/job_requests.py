@@ -61,7 +61,10 @@ class JobChapterBody(BaseModel):
     title: Annotated[Title | None, Field(description="For the list of chapters; it is not spoken.")] = None
     input: Annotated[Text | None, Field(description="The text of the chapter. Required without a file.")] = None
     index: Annotated[
-        int | None, Field(ge=0, description="Only with a file: which of its chapters gets this title or voice, from 0.")
+        int | None,
+        Field(
+            strict=False, ge=0, description="Only with a file: which of its chapters gets this title or voice, from 0."
+        ),
     ] = None
     voice: Annotated[VoiceField, Field(description="The voice of this chapter. Default: the voice of the job.")] = None
 
@@ -238,7 +241,7 @@ class ChapterVoiceBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    index: Annotated[int, Field(ge=0, le=MAX_INDEX)]
+    index: Annotated[int, Field(strict=False, ge=0, le=MAX_INDEX)]
     voice: Annotated[str, StringConstraints(min_length=1)]
 
 
