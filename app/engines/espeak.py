@@ -156,20 +156,8 @@ class Library:
                 "The offline voice (eSpeak NG) is not installed.",
                 remedy="Install it with: pip install 'espeakng-loader==0.2.4'  (eSpeak NG is GPL-3.0-or-later)",
             )
-        import espeakng_loader  # noqa: PLC0415 - an optional extra
-
         with _library_lock:
-            self._dll = ctypes.CDLL(espeakng_loader.get_library_path())
-            self._dll.espeak_TextToPhonemes.restype = ctypes.c_char_p
-            self._dll.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_VoiceRecord))
-            data = _prepared(Path(espeakng_loader.get_data_path()))
-            self.rate_hz: int = self._dll.espeak_Initialize(
-                _AUDIO_OUTPUT_SYNCHRONOUS, _BUFFER_MS, os.fsencode(data), _INITIALIZE_DONT_EXIT
-            )
-            if self.rate_hz <= 0:
-                raise EngineUnavailable(
-                    f"eSpeak NG could not read its data in {data}.", remedy="Reinstall espeakng-loader."
-                )
+            self._dll, self.rate_hz = _initialized()
             self._parts: list[bytes] = []  # int16 samples of the current synthesis, one entry for each callback
             self._places: list[
                 tuple[int, int | None]
@@ -258,6 +246,24 @@ class Library:
             parts, self._parts = self._parts, []
             places, self._places = self._places, []
         return pcm.from_bytes(b"".join(parts)), places
+
+
+@functools.cache
+def _initialized() -> tuple[ctypes.CDLL, int]:
+    """Load the library and initialise it. Returns the library and its sample rate in Hz. Raises EngineUnavailable.
+
+    The library has one state for the process. If it is initialised again, its next synthesis may have other pauses.
+    """
+    import espeakng_loader  # noqa: PLC0415 - an optional extra
+
+    dll = ctypes.CDLL(espeakng_loader.get_library_path())
+    dll.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    dll.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_VoiceRecord))
+    data = _prepared(Path(espeakng_loader.get_data_path()))
+    rate_hz = dll.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, _BUFFER_MS, os.fsencode(data), _INITIALIZE_DONT_EXIT)
+    if rate_hz <= 0:
+        raise EngineUnavailable(f"eSpeak NG could not read its data in {data}.", remedy="Reinstall espeakng-loader.")
+    return dll, rate_hz
 
 
 @functools.cache

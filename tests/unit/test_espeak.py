@@ -120,9 +120,17 @@ def test_two_libraries_in_one_process_are_independent():
     assert np.array_equal(one, two)
 
 
+def test_first_sentence_of_a_further_library_sounds_like_the_next():
+    """eSpeak NG adds a pause to the first sentence after it was initialised for the third time."""
+    library = [Library() for _ in range(4)][-1]
+    first, second = (library.synthesize(SENTENCE, "gmw/en-US+f2", 50) for _ in range(2))
+    assert np.array_equal(first, second)
+
+
 def test_library_works_without_a_temporary_folder(tmp_path, monkeypatch):
     """The speech then differs a little from call to call."""
     espeak._prepared.cache_clear()
+    espeak._initialized.cache_clear()
     try:
         with monkeypatch.context() as patch:
             patch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
@@ -130,6 +138,7 @@ def test_library_works_without_a_temporary_folder(tmp_path, monkeypatch):
         assert len(library.synthesize(SENTENCE, "gmw/en-US+f2", 50)) > 20_000
     finally:
         espeak._prepared.cache_clear()
+        espeak._initialized.cache_clear()
         Library()  # the library has one data path: use the temporary folder again
 
 
