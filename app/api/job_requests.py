@@ -274,10 +274,15 @@ async def read_job(request: Request) -> tuple[JobBody, tuple[str, bytes] | None]
         if "lexicon" in content:
             content["lexicon"] = _parsed(content["lexicon"])
         file = form.get("file")
-        body = _validated({name: value for name, value in content.items() if value != ""})
+        body = _validated({name: value for name, value in content.items() if not _is_left_out(name, value)})
         if not isinstance(file, UploadFile):
             return body, None
         return body, (file.filename or "", await file.read())
+
+
+def _is_left_out(name: str, value: object) -> bool:
+    """Whether a form field has no value. A form has no null: JavaScript sends the text "null" for it."""
+    return value == "" or (value == "null" and name not in ("input", "title", "author", "narrator"))
 
 
 def _validated(content: Any) -> JobBody:

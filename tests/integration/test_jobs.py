@@ -161,6 +161,9 @@ def test_events_report_sentences_and_the_end(ann: Caller) -> None:
 
 def test_book_is_uploaded_as_a_form(ann: Caller) -> None:
     fields = {"voice": "nova", "response_format": "flac", "chapters": '[{"index": 1, "voice": "echo"}]', "speed": "1.5"}
+    fields |= dict.fromkeys(
+        ("model", "stream_format", "captions", "progress", "seed"), "null"
+    )  # as JavaScript sends null
     created = ann.http.post(JOBS, data=fields, files={"file": ("My book.md", BOOK)})
     assert created.status_code == 202, created.text
     job = created.json()

@@ -48,7 +48,11 @@ def judged(url: str, *options: str, known: dict[str, Sequence[str]] | None = Non
 
 
 def test_server_without_keys_passes_schemathesis(tmp_path: Path) -> None:
-    with serving(tmp_path / "data") as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
+    # An unload waits for the sentences of the jobs that the fuzzer has created, but not as long as the fuzzer waits.
+    with (
+        serving(tmp_path / "data", TTS_LOAD_WAIT_S=10) as url,
+        httpx.Client(base_url=f"{url}/v1", timeout=60) as http,
+    ):
         text = "This is how I sound when I talk for a while. " * 4
         sample = http.post("/audio/speech", json={"input": text, "response_format": "flac"}).content
         voices = [
