@@ -54,7 +54,8 @@ MEDIA_TYPES: Mapping[ResultFormat, str] = {
 # ACX takes MP3 files of 44.1 kHz with a constant bit rate of 192 kbit/s.
 _ACX_RATE_HZ, _ACX_BIT_RATE = 44_100, 192_000
 _MP4_TAGS = {"media_type": "2", "gapless_playback": "1"}  # stik: audiobook; pgap
-_FORBIDDEN = re.compile(r"[<>:\"/\\|?*\x00-\x1f\x7f]+")  # in names of files on Windows
+# in names of files on Windows; and controls of the direction of text, which hide the real suffix
+_FORBIDDEN = re.compile(r"[<>:\"/\\|?*\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 _LONGEST_NAME_BYTES = 120
 

@@ -114,7 +114,9 @@ def test_job_becomes_a_file_with_its_chapters(ann: Caller, done: dict[str, Any])
     assert (done["progress"]["sentences_done"], done["progress"]["sentences_total"]) == (3, 3)
     result = ann.http.get(f"{JOBS}/{done['id']}/result")
     assert result.headers["content-type"] == "audio/wav"
-    assert result.headers["content-disposition"] == "attachment; filename*=UTF-8''The%20Lighthouse.wav"
+    assert result.headers["content-disposition"] == (
+        "attachment; filename=\"The Lighthouse.wav\"; filename*=UTF-8''The%20Lighthouse.wav"
+    )
     assert seconds_of(result.content) == pytest.approx(done["result"]["seconds"], abs=0.01)
     assert -24 < done["result"]["levels"]["lufs_lowest"] < -16
     first, second = done["chapters"]

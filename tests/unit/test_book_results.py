@@ -196,7 +196,9 @@ def test_zip_has_the_folders_of_audiobookshelf(sentences: list[SpokenSentence], 
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "a/b\\c:d*", "CON", ". .", "", "x" * 500, "..", "嵐" * 100], ids=range(8)
+    "name",
+    ["../../etc/passwd", "a/b\\c:d*", "CON", ". .", "", "x" * 500, "..", "嵐" * 100, "\u202egpj.exe"],
+    ids=range(9),
 )
 def test_names_in_a_zip_are_safe(name: str, sentences: list[SpokenSentence], tmp_path: Path) -> None:
     book = replace(BOOK, title=name, author=name, cover=None, chapters=tuple(Chapter(name, "") for _ in range(4)))
@@ -207,7 +209,7 @@ def test_names_in_a_zip_are_safe(name: str, sentences: list[SpokenSentence], tmp
             assert len(parts) == 3
             for part in parts:
                 assert part not in {"", ".", ".."}
-                assert not re.search(r'[<>:"\\|?*\x00-\x1f]', part)
+                assert not re.search(r'[<>:"\\|?*\x00-\x1f\u202e]', part)
                 assert part.upper() != "CON"
                 assert len(part.encode()) < 200
 

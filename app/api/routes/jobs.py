@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
@@ -342,9 +343,14 @@ def result_file(jobs: Jobs, job: Job) -> FileResponse:
 
 
 def _attachment(job: Job, suffix: str) -> dict[str, str]:
-    """Return the header with which browsers save a file under the title of its job."""
-    name = quote(file_name(job.about.title or job.id) + suffix)
-    return {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
+    """Return the header with which browsers and curl save a file under the title of its job.
+
+    curl reads only `filename`, which is ASCII. Browsers prefer `filename*` (RFC 6266).
+    """
+    title = file_name(job.about.title or job.id)
+    ascii_title = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().strip(" .") or job.id
+    names = f"filename=\"{ascii_title}{suffix}\"; filename*=UTF-8''{quote(title + suffix)}"
+    return {"Content-Disposition": f"attachment; {names}"}
 
 
 @contextlib.asynccontextmanager
