@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -271,8 +271,9 @@ async def read_job(request: Request) -> tuple[JobBody, tuple[str, bytes] | None]
         return _validated(await request.json()), None
     async with request.form(max_files=1, max_fields=MAX_FORM_FIELDS) as form:
         content: dict[str, Any] = {name: value for name, value in form.items() if isinstance(value, str)}
-        if "lexicon" in content:
-            content["lexicon"] = _parsed(content["lexicon"])
+        for name in ("chapters", "lexicon", "captions"):
+            if name in content:
+                content[name] = _items([text for text in form.getlist(name) if isinstance(text, str)])
         file = form.get("file")
         body = _validated({name: value for name, value in content.items() if not _is_left_out(name, value)})
         if not isinstance(file, UploadFile):
@@ -280,9 +281,15 @@ async def read_job(request: Request) -> tuple[JobBody, tuple[str, bytes] | None]
         return body, (file.filename or "", await file.read())
 
 
+def _items(parts: Sequence[str]) -> object:
+    """Return the value of a list in a form: one part has the whole list, or each item has a part (OpenAPI)."""
+    values = [_parsed(part) for part in parts]
+    return values if len(values) > 1 or isinstance(values[0], dict) else values[0]
+
+
 def _is_left_out(name: str, value: object) -> bool:
     """Whether a form field has no value. A form has no null: JavaScript sends the text "null" for it."""
-    return value == "" or (value == "null" and name not in ("input", "title", "author", "narrator"))
+    return value in ("", None) or (value == "null" and name not in ("input", "title", "author", "narrator"))
 
 
 def _validated(content: Any) -> JobBody:

@@ -176,6 +176,12 @@ def test_book_is_uploaded_as_a_form(ann: Caller) -> None:
     ]
     job = ann.completed(job["id"])
     assert ann.http.get(f"{JOBS}/{job['id']}/result").content.startswith(b"fLaC")
+    one_by_one = {
+        "chapters": ['{"index": 0, "voice": "nova"}', '{"index": 1, "voice": "echo"}'],
+        "captions": ["srt", "vtt"],
+    }
+    created = ann.http.post(JOBS, data=one_by_one | {"paused": "true"}, files={"file": ("My book.md", BOOK)})
+    assert [each["voice"] for each in created.json()["chapters"]] == ["nova", "echo"], created.text
     assert {each["voice"] for each in ann.get(f"{job['id']}/sentences")["data"]} == {"nova", "echo"}
 
 
