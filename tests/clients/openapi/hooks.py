@@ -20,10 +20,13 @@ REASONS = {
     "unsupported_format",  # a sample rate that the format has not
     "invalid_value",  # consents that do not exist; names of unassigned characters
     "bad_reference",  # random bytes are no recording
+    "book_type_unknown",  # random bytes are no book
+    "book_not_readable",
+    "book_empty",
     "youtube_url_invalid",
     "not_supported",
 }
-UNDERSTOOD = {401, 403, 404, 409, 412, 429, 507}
+UNDERSTOOD = {401, 403, 404, 409, 412, 429, 507}  # 409: for example, a job that is not paused can't be resumed
 KNOWN = {name: os.environ[f"KNOWN_{name.upper()}"].split() for name in ("voice_id", "consent_id")}
 
 
