@@ -19,6 +19,7 @@ from app.books.book import MAX_CHAPTERS, ResultFormat
 from app.errors import EmptyText, InvalidValue, TextTooLong
 from app.jobs.state import About, NewChapter, NewJob, Options
 from app.text.captions import CaptionFormat
+from app.text.pronunciations import MAX_ENTRIES
 from app.types import Line, SpeechRequest
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 MAX_TITLE_CHARS = 500
 MAX_INDEX = 2**31 - 1  # of a chapter or a sentence
-MAX_FORM_FIELDS = 64
+MAX_FORM_FIELDS = MAX_CHAPTERS + MAX_ENTRIES + 64  # each item of a list may be a field of its own
 TEST_CHARS = 200  # so much of a text is enough to check the fields of a request
 
 
