@@ -242,12 +242,9 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self._selection.active:
             return self.inner(x)  # type: ignore[no-any-return]
-        slots = self._selection.slots
-        if self._library is not None and len(x) <= GATHERED_TOKENS * len(slots):
-            y: Tensor = self.inner(x)
-            found = self._native_found(len(x) // len(slots), self._library)
-            return y if found is None else found.add(x, y)
-        if self.norm is None or not isinstance(self.inner, QuantizedLinear):
+        gathered = self._width is not None and len(x) <= GATHERED_TOKENS * len(self._selection.slots)
+        natively = gathered and self._library is not None  # then the library computes the norm
+        if natively or self.norm is None or not isinstance(self.inner, QuantizedLinear):
             return self.add(x, self.inner(x))
         lengths = self.inner.lengths(x)
         return self.add(x / lengths, self.inner(x, lengths))
@@ -255,7 +252,8 @@ class AdaptedLinear(nn.Module):
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """Return y with the products of the selected adapters. May change y.
 
-        x: the input of the layer, divided by the lengths of its tokens if the layer computes the norm.
+        x: the input of the layer. If the layer computes the norm and PyTorch computes the products, x is divided by the
+        lengths of its tokens.
         """
         selection = self._selection
         if selection.index is not None:
@@ -277,6 +275,9 @@ class AdaptedLinear(nn.Module):
         batch = (self._selection.version, self._selection.slots, per_row)
         if self._found_for != batch:  # most steps have the same rows as the step before
             self._found, self._found_for = self._find(per_row), batch
+            self._native = None if self._found is None else self._natively(*self._found)
+        if self._native is not None:
+            return self._native.add(x, y)
         if self._found is None:
             return y
         tables, at = self._found
@@ -290,19 +291,13 @@ class AdaptedLinear(nn.Module):
         added: Tensor = torch.ops.aten._embedding_bag(tables.up, at.up, at.starts, False, 0, False, small)[0]
         return y.add_(added.view(len(x), -1))
 
-    def _native_found(self, per_row: int, library: Library) -> NativeLowRank | None:
-        batch = (self._selection.version, self._selection.slots, per_row)
-        if self._found_for != batch:
-            self._found, self._found_for = self._find(per_row), batch
-            self._native = None
-            if self._found is not None:
-                tables, at = self._found
-                floor = self._norm_floor if self.norm is not None else None
-                indices = (at.down, at.token, at.up, at.small, at.starts)
-                self._native = NativeLowRank(
-                    library, (tables.down, tables.up.view(-1, self._width or 1)), indices, floor
-                )
-        return self._native
+    def _natively(self, tables: _Tables, at: _Indices) -> NativeLowRank | None:
+        """Return the products with the native kernels; None if PyTorch computes them."""
+        if self._library is None:
+            return None
+        floor = self._norm_floor if self.norm is not None else None
+        indices = (at.down, at.token, at.up, at.small, at.starts)
+        return NativeLowRank(self._library, (tables.down, tables.up.view(-1, self._width or 1)), indices, floor)
 
     def _find(self, per_row: int) -> tuple[_Tables, _Indices] | None:
         """Return the matrices and the indices of the selected adapters; None = they do not change this layer."""

@@ -17,6 +17,7 @@ from app.errors import EngineUnavailable
 from app.nn.attention import PrefillAttention
 from app.nn.kv_cache import KVCache
 from app.nn.linear import Int8Linear, Linear, replace_linears
+from app.nn.low_rank import GATHERED_TOKENS, LowRankAdapters, Part, Place
 from app.nn.native import library as native
 from app.nn.native.library import InstructionSet, Library, NativeUnavailable, choose, compile_library, instruction_sets
 from app.nn.native.modules import NativeAttention, NativeLinear, native_gate
@@ -216,6 +217,37 @@ def test_attention_of_torch_and_the_kernels_write_the_same_cache(library: Librar
     torch.testing.assert_close(found, expected(1, q, k, v), rtol=1e-5, atol=1e-6)
     assert torch.equal(ours.k[1, 2, :, :6], theirs.k[1, 2, :, :6])
     assert torch.equal(ours.v[1, 2, :, :6], theirs.v[1, 2, :, :6])
+
+
+def adapted(library: Library, norm: Tensor | None) -> tuple[LowRankAdapters, torch.nn.Module, Tensor]:
+    """Return adapters with one adapter in slot 1, the adapted layer, and the matrix that the adapter adds."""
+    parent = torch.nn.Module()
+    parent.linear = NativeLinear(library, plain(64, 48), norm=norm, eps=1e-5)
+    place = Place(parent, "linear", (48,), CPU, norm, 1e-5)
+    adapters = LowRankAdapters({"linear": place}, torch.bfloat16)
+    random = torch.Generator().manual_seed(5)
+    down, up = torch.randn(4, 64, generator=random), torch.randn(4, 48, generator=random)
+    adapters.set_slot(1, {"linear": [Part(0, down, up)]})
+    return adapters, parent.linear, (down.T @ up).T
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("tokens", [1, 2, 5])  # 5 tokens of a row are a prompt, which PyTorch computes
+def test_adapters_add_their_products_in_each_order_of_calls(library: Library, normed: bool, tokens: int) -> None:
+    """`add` alone is called for products that the model has computed before, and then `forward` for the same rows."""
+    norm = torch.rand(64, generator=torch.Generator().manual_seed(6)) + 0.5 if normed else None
+    adapters, layer, matrix = adapted(library, norm)
+    x = torch.randn(2 * tokens, 64, generator=torch.Generator().manual_seed(7))
+    seen = x if norm is None else functional.rms_norm(x, (64,), norm, 1e-5)
+    adapters.select((1, 0))
+    if not normed:
+        found = layer.add(x, torch.zeros(2 * tokens, 48))  # type: ignore[operator]
+        torch.testing.assert_close(found[:tokens], (seen @ matrix.T)[:tokens], rtol=0.05, atol=0.3)
+    base = layer.inner(x)  # type: ignore[operator]
+    # A prompt is rounded to the dtype of the matrices. In a step, a row without an adapter keeps its bits.
+    error = {"rtol": 0.01, "atol": 0.01} if tokens > GATHERED_TOKENS else {"rtol": 0.0, "atol": 0.0}
+    torch.testing.assert_close(layer(x)[tokens:], base[tokens:], **error)
+    torch.testing.assert_close(layer(x)[:tokens] - base[:tokens], (seen @ matrix.T)[:tokens], rtol=0.05, atol=0.3)
 
 
 # ---- where the kernels can't be used
