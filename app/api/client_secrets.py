@@ -61,7 +61,7 @@ class ClientSecrets:
         owner = None if key is None else [key.name, key.sha256]
         content = json.dumps([expires_at, owner, session, secrets.token_hex(8)], separators=(",", ":"))
         packed = zlib.compress(content.encode("utf-8", "surrogatepass"), 9)
-        value = f"{PREFIX}{_text(packed)}.{_text(self._signature(packed))}"
+        value = self._signed(packed)
         if len(value) > MAX_CHARS:
             value = PREFIX + secrets.token_urlsafe(32)
             self._held.put(_digest(value), Secret(expires_at, key, session))
@@ -78,12 +78,13 @@ class ClientSecrets:
 
     def _read(self, value: str) -> Secret | None:
         """Return the content of a secret with a valid signature."""
-        content, _, signature = value.removeprefix(PREFIX).partition(".")
-        if not signature or len(value) > MAX_CHARS:
+        content, dot, _ = value.removeprefix(PREFIX).partition(".")
+        if not dot or len(value) > MAX_CHARS:
             return None
         with contextlib.suppress(ValueError):
             packed = _bytes(content)
-            if not hmac.compare_digest(self._signature(packed), _bytes(signature)):
+            # The texts are compared, not their bytes: several texts of base64 stand for the same bytes.
+            if not hmac.compare_digest(self._signed(packed).encode(), value.encode()):
                 return None
             unpacked = zlib.decompressobj().decompress(packed, MAX_CONTENT_BYTES)
             expires_at, owner, session, _ = json.loads(unpacked.decode("utf-8", "surrogatepass"))
@@ -91,10 +92,12 @@ class ClientSecrets:
             return Secret(expires_at, key, session)
         return None
 
-    def _signature(self, content: bytes) -> bytes:
+    def _signed(self, content: bytes) -> str:
+        """Return the text of the secret with this content."""
         if not self._signing_key:
             self._signing_key = _read_or_create(self._path)
-        return hmac.new(self._signing_key, content, hashlib.sha256).digest()
+        signature = hmac.new(self._signing_key, content, hashlib.sha256).digest()
+        return f"{PREFIX}{_text(content)}.{_text(signature)}"
 
 
 def _read_or_create(path: Path) -> bytes:
