@@ -124,7 +124,9 @@ def _up(served: Fleet) -> bool:
 
 def _count(url: str) -> float:
     lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith('tts_requests_total{route="/audio/speech"'))
+    return sum(
+        float(line.split()[-1]) for line in lines if line.startswith('tts_requests_total{route="/v1/audio/speech"')
+    )
 
 
 @pytest.mark.fleet
