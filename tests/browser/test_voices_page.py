@@ -164,7 +164,7 @@ def test_a_voice_made_from_a_file_can_speak(learning: str, sample: bytes, visit:
     )
     assert 0 <= start_s < 0.3  # the sample starts with 0.25 s of silence
     assert 8 <= end_s - start_s <= 20
-    canvas = page.locator(".trim-screen canvas").first
+    canvas = page.locator("canvas.trim-screen")
     assert canvas.bounding_box()["width"] > 300  # type: ignore[index]
     onward(page)
     step(page, "words")

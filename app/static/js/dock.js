@@ -5,6 +5,38 @@ import { button, clock, debounce, h, icon, notify, number, t } from "./ui.js";
 
 const LEAST_SPAN_S = 10;
 
+/**
+ * Draws a waveform on a canvas. Null erases it. All positions are fractions of the width.
+ * end: where the sound ends. played: the position of the player. extremes(from, to) -> [lowest, highest] sample.
+ */
+export function paint(canvas, shape) {
+  const ratio = devicePixelRatio || 1;
+  const [width, height] = [Math.round(canvas.clientWidth * ratio), Math.round(canvas.clientHeight * ratio)];
+  if (!width || !height) return;
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  const brush = canvas.getContext("2d");
+  const style = getComputedStyle(canvas);
+  const colour = (name) => style.getPropertyValue(name).trim();
+  brush.clearRect(0, 0, width, height);
+  if (!shape) return;
+  const step = Math.max(2, Math.round(3 * ratio));
+  const played_x = shape.played * width;
+  const scale = 0.48 / Math.max(0.2, shape.peak); // enlarges quiet speech, but not silence
+  brush.fillStyle = colour("--rest");
+  brush.globalAlpha = 0.5;
+  brush.fillRect(0, Math.floor(height / 2), width, 1);
+  brush.globalAlpha = 1;
+  for (let x = 0; x < shape.end * width; x += step) {
+    const [low, high] = shape.extremes(x / width, (x + step) / width);
+    const [top, bottom] = [(0.5 - high * scale) * height, (0.5 - low * scale) * height];
+    const past = x < played_x;
+    brush.fillStyle = colour(past ? "--accent" : "--rest");
+    brush.fillRect(x, top, past ? Math.max(1, 2 * ratio) : ratio, Math.max(ratio, bottom - top));
+  }
+  brush.fillStyle = colour("--text");
+  brush.fillRect(Math.min(width - 2 * ratio, played_x), 0, 2 * ratio, height);
+}
+
 /** Draws the waveform of a track on a canvas. When a growing track fills the canvas, the time span grows by half. */
 export class Wave {
   #span_s = LEAST_SPAN_S;
@@ -43,34 +75,13 @@ export class Wave {
   }
 
   #paint() {
-    const { canvas } = this;
-    const ratio = devicePixelRatio || 1;
-    const [width, height] = [Math.round(canvas.clientWidth * ratio), Math.round(canvas.clientHeight * ratio)];
-    if (!width || !height) return;
-    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-    const brush = canvas.getContext("2d");
-    const style = getComputedStyle(canvas);
-    const colour = (name) => style.getPropertyValue(name).trim();
-    brush.clearRect(0, 0, width, height);
     const track = this.#track;
-    if (!track) return;
-    const step = Math.max(2, Math.round(3 * ratio));
-    const played_x = (this.at_s / this.#span_s) * width;
-    const end_x = (track.seconds / this.#span_s) * width;
-    const scale = 0.48 / Math.max(0.2, track.peak); // enlarges quiet speech, but not silence
-    brush.fillStyle = colour("--rest");
-    brush.globalAlpha = 0.5;
-    brush.fillRect(0, Math.floor(height / 2), width, 1);
-    brush.globalAlpha = 1;
-    for (let x = 0; x < end_x; x += step) {
-      const [low, high] = track.extremes((x / width) * this.#span_s, ((x + step) / width) * this.#span_s);
-      const [top, bottom] = [(0.5 - high * scale) * height, (0.5 - low * scale) * height];
-      const past = x < played_x;
-      brush.fillStyle = colour(past ? "--accent" : "--rest");
-      brush.fillRect(x, top, past ? Math.max(1, 2 * ratio) : ratio, Math.max(ratio, bottom - top));
-    }
-    brush.fillStyle = colour("--text");
-    brush.fillRect(Math.min(width - 2 * ratio, played_x), 0, 2 * ratio, height);
+    paint(this.canvas, track && {
+      end: track.seconds / this.#span_s,
+      played: this.at_s / this.#span_s,
+      peak: track.peak,
+      extremes: (from, to) => track.extremes(from * this.#span_s, to * this.#span_s),
+    });
   }
 }
 

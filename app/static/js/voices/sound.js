@@ -140,21 +140,14 @@ export function quietNear(level, at_s, around_s) {
   return best < 0 ? at_s : (best + 0.5) * FRAME_S;
 }
 
-/** [highest, lowest] values of `count` equal intervals between two times. */
-export function extremes({ samples, rate }, from_s, to_s, count) {
-  const highs = new Float32Array(count);
-  const lows = new Float32Array(count);
-  const first = from_s * rate;
-  const step = ((to_s - from_s) * rate) / count;
-  for (let n = 0; n < count; n++) {
-    let low = 0;
-    let high = 0;
-    for (let at = Math.max(0, Math.floor(first + n * step)); at < Math.min(samples.length, first + (n + 1) * step); at++) {
-      if (samples[at] < low) low = samples[at];
-      if (samples[at] > high) high = samples[at];
-    }
-    highs[n] = high;
-    lows[n] = low;
+/** [lowest, highest] sample between two times. */
+export function extremes({ samples, rate }, from_s, to_s) {
+  let low = 0;
+  let high = 0;
+  const end = Math.min(samples.length, to_s * rate);
+  for (let at = Math.max(0, Math.floor(from_s * rate)); at < end; at++) {
+    if (samples[at] < low) low = samples[at];
+    if (samples[at] > high) high = samples[at];
   }
-  return [highs, lows];
+  return [low, high];
 }

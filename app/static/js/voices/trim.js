@@ -1,14 +1,13 @@
 // The Trim step: two handles on the waveform, two fields and keys select the part of a recording that is used.
 
+import { paint } from "../dock.js";
 import { Track, player } from "../player.js";
 import { button, h, number, seconds, t } from "../ui.js";
-import WaveSurfer from "../../vendor/wavesurfer/wavesurfer.esm.js";
 import { cleanest, extremes, forPlayer, goodLength, lengthRange, levels, quietNear } from "./sound.js";
 
 const SNAP_S = 0.15; // a handle snaps to the quietest moment within this distance
 const STEP_S = { ArrowLeft: -0.05, ArrowDown: -0.05, ArrowRight: 0.05, ArrowUp: 0.05, PageUp: 1, PageDown: -1 };
 const CROWDED_S = 45; // in longer recordings the handles are too close together: a zoom button is shown
-const COLUMNS = 1200; // points of the drawn waveform
 
 /** Seconds of "1:23.4", "83,4" or "83.4 s"; NaN when the text is not a time. */
 export function readTime(text) {
@@ -37,13 +36,12 @@ export async function trim(sound, span, changed) {
   let view = { from_s: 0, to_s: total_s };
   let playing = false;
 
-  const screen = h("div", { class: "trim-screen", "aria-hidden": "true" });
+  const screen = h("canvas", { class: "trim-screen", "aria-hidden": "true" });
   const before = h("div", { class: "trim-shade" });
   const after = h("div", { class: "trim-shade" });
-  const head = h("div", { class: "trim-head" });
   const handle = (edge) => h("div", { class: `trim-handle ${edge}`, role: "slider", tabindex: 0, "aria-label": t(`trim.${edge}`), "aria-describedby": "trim-keys", data: { edge } });
   const handles = { from: handle("from"), to: handle("to") };
-  const wave = h("div", { class: "trim-wave" }, screen, before, after, head, handles.from, handles.to);
+  const wave = h("div", { class: "trim-wave" }, screen, before, after, handles.from, handles.to);
   const field = (edge) => h("input", { id: `trim-${edge}`, inputmode: "decimal", autocomplete: "off", size: 7, onchange: (event) => {
     const value = readTime(event.target.value);
     if (!Number.isNaN(value)) move(edge, value, { redraw: false });
@@ -73,16 +71,32 @@ export async function trim(sound, span, changed) {
     h("p", { class: "hint", id: "trim-keys" }, t("trim.keys")),
   );
 
-  const css = getComputedStyle(document.documentElement);
-  const colours = () => ({ waveColor: css.getPropertyValue("--accent").trim(), progressColor: css.getPropertyValue("--accent").trim() });
-  let surfer = null;
+  const peak = extremes(sound, 0, total_s).reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  let frame = 0;
+  let drawn = ""; // the view and width of the columns kept in `columns`
+  let columns = new Map();
 
   function draw() {
-    const peaks = extremes(sound, view.from_s, view.to_s, COLUMNS);
-    const peak = Math.max(0.05, ...peaks[0], ...peaks[1].map((low) => -low));
-    surfer.setOptions({ barHeight: 0.95 / peak, ...colours() });
-    surfer.load("", peaks, view.to_s - view.from_s);
+    frame ||= requestAnimationFrame(() => {
+      frame = 0;
+      const span_s = view.to_s - view.from_s;
+      const at_s = player.track === track ? player.at_s : from_s;
+      const shown = JSON.stringify([view, screen.clientWidth, devicePixelRatio]);
+      if (shown !== drawn) columns = new Map();
+      drawn = shown;
+      paint(screen, {
+        end: 1,
+        played: Math.max(0, Math.min(1, (at_s - view.from_s) / span_s)),
+        peak,
+        extremes(from, to) {
+          if (!columns.has(from)) columns.set(from, extremes(sound, view.from_s + from * span_s, view.from_s + to * span_s));
+          return columns.get(from);
+        },
+      });
+    });
   }
+  const resized = new ResizeObserver(draw);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
 
   function around() {
     const margin_s = Math.max(2, 0.4 * (to_s - from_s));
@@ -149,8 +163,7 @@ export async function trim(sound, span, changed) {
     const mine = player.track === track;
     playing = mine && player.playing;
     listen.textContent = t(playing ? "trim.pause" : "trim.play");
-    head.hidden = !mine || player.at_s < view.from_s || player.at_s > view.to_s;
-    head.style.insetInlineStart = `${x_of(player.at_s)}%`;
+    draw();
     if (playing && player.at_s >= to_s) {
       player.pause();
       player.seek(to_s);
@@ -218,16 +231,17 @@ export async function trim(sound, span, changed) {
     span: () => ({ from_s, to_s }),
     keys,
     shown() {
-      surfer = WaveSurfer.create({ container: screen, height: 120, cspNonce: document.querySelector("link[nonce]")?.nonce, interact: false, cursorWidth: 0, hideScrollbar: true, ...colours() });
+      resized.observe(screen);
+      dark.addEventListener("change", draw);
       if (total_s >= CROWDED_S) zoom.click();
-      else draw();
       show();
       showPlayed();
     },
     close() {
       player.removeEventListener("change", showPlayed);
       player.unload(track);
-      surfer?.destroy();
+      resized.disconnect();
+      dark.removeEventListener("change", draw);
     },
   };
 }
