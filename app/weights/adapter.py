@@ -82,7 +82,7 @@ class Adapter:
 
         prefix: the adapter puts this text before the names of the tensors of `base`. tied: pairs of names that mean one
         tensor. A change under one name of a pair applies to both names. Raises WeightsUnavailable if the shapes do not
-        fit.
+        fit, or if values are NaN or infinite.
         """
         tensors = dict(base.tensors)
         wrong: list[str] = []
@@ -94,6 +94,11 @@ class Adapter:
             self._merged.add(prefix + name)
             own = update.whole is not None and update.own
             names = next((pair for pair in shared if name in pair and not own), (name,))
+            if not _is_finite(update):
+                raise WeightsUnavailable(
+                    f"The adapter in {self.folder} has NaN or infinite values ({prefix}{name}).",
+                    remedy="Use an earlier checkpoint of the training.",
+                )
             merged = _merged(tensors[name], update)
             if isinstance(merged, str):
                 wrong.append(f"{prefix}{name} {merged}")
@@ -374,6 +379,17 @@ def _is_equal(whole: Stored, base: Checkpoint | None, name: str) -> bool:
         return False
     pairs = ((block, whole.rows(start, start + len(block))) for start, block in base.blocks(name))
     return all(torch.equal(ours.to(theirs.dtype), theirs) for ours, theirs in pairs)
+
+
+def _is_finite(update: _Update) -> bool:
+    """Whether all values of an update are numbers. Reads them in blocks."""
+    stored = (update.whole, update.a, update.b, update.magnitude, update.offset, update.rows)
+    return all(
+        bool(block.isfinite().all())
+        for each in stored
+        if each is not None and each.shape
+        for _, block in Checkpoint({"": each}, "").blocks("")
+    )
 
 
 def _whole(stored: Stored) -> Tensor:

@@ -207,7 +207,8 @@ def _select(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container[str]
     if names := next(complete, None):
         taken.update(names)
     elif layouts:
-        names, lacking = layouts[0]
+        # Shards without an index and without some shards may be left over from another save.
+        names, lacking = next((each for each in layouts if each[0][0].endswith(_INDEX) or not each[1]), layouts[0])
         taken.update(names)
         missing += lacking
     elif files.weights:
@@ -233,16 +234,34 @@ def _layout_files(layout: str, sizes: Mapping[str, int]) -> tuple[list[str], lis
     """Return the names of a layout's existing files and missing files. ([], []) = no file of the layout exists."""
     found = sorted((name for name in sizes if fnmatch(name, layout)), key=lambda name: (sizes[name], name))
     names = found[:1]  # files that match one pattern have the same weights; use the smallest file
-    if not names or not layout.endswith(_INDEX):
+    if not layout.endswith(_INDEX):
         return names, []
-    shards = [match for name in sizes if (match := _SHARD.fullmatch(name)) and match["stem"] + _INDEX == layout]
-    names += [match.string for match in shards]
-    if not shards:
+    sets = shard_sets(name for name in sizes if (match := _SHARD.fullmatch(name)) and match["stem"] + _INDEX == layout)
+    if not names:  # the shards have no index, which only repeats their names
+        return sets[0] if sets else ([], [])
+    if not sets:
         return names, [f"the shards of {layout}"]
-    count = max(int(match["count"]) for match in shards)
-    have = {int(match["number"]) for match in shards}
-    stem = layout.removesuffix(_INDEX)
-    return names, [f"{stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1) if n not in have]
+    names += [shard for shards, _ in sets for shard in shards]
+    return names, max(sets, key=lambda each: len(each[0]) + len(each[1]))[1]
+
+
+def shard_sets(names: Iterable[str]) -> list[tuple[list[str], list[str]]]:
+    """Return (shards, missing shards) of each set of shards, such as model-00001-of-00002.safetensors.
+
+    Complete sets come first, then sets with fewer shards.
+    """
+    sets: dict[tuple[str, int], dict[int, str]] = {}
+    for name in sorted(names):
+        if match := _SHARD.fullmatch(name):
+            sets.setdefault((match["stem"], int(match["count"])), {})[int(match["number"])] = name
+    found = [
+        (
+            list(have.values()),
+            [f"{stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1) if n not in have],
+        )
+        for (stem, count), have in sorted(sets.items(), key=lambda each: each[0][1])
+    ]
+    return sorted(found, key=lambda each: bool(each[1]))
 
 
 # ---- files on disk
@@ -445,11 +464,12 @@ def missing_files(folder: Path, files: ModelFiles) -> list[str]:
 def _missing(folder: Path, files: ModelFiles, sizes: Mapping[str, int]) -> list[str]:
     chosen, missing = _select(files, sizes, sizes)
     for index in (name for name in chosen if name.endswith(_INDEX)):
-        missing += sorted(_indexed_shards(folder / index) - sizes.keys() - set(missing))
+        missing += sorted(indexed_shards(folder / index) - sizes.keys() - set(missing))
     return missing
 
 
-def _indexed_shards(index: Path) -> set[str]:
+def indexed_shards(index: Path) -> set[str]:
+    """Return the names of the shards that an index file names."""
     try:
         return set(json.loads(index.read_bytes())["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -497,17 +517,21 @@ def refuse_unreadable(files: ModelFiles, folder: Path, *, adapter: bool, weights
 
 def _refuse_lacking_shards(folder: Path) -> None:
     """Raise WeightsUnavailable if the only weights in a folder are shards of which some are missing."""
-    lacking: dict[str, str] = {}  # shard -> the index that names it
+    lacking: dict[str, str] = {}  # shard -> how the folder shows that it belongs to the weights
     shards: set[str] = set()
     for index in folder.glob(f"*{_INDEX}"):
-        named = _indexed_shards(index)
+        named = indexed_shards(index)
         shards |= named
-        lacking |= {shard: index.name for shard in sorted(named) if not (folder / shard).is_file()}
+        lacking |= {shard: f"{index.name} names" for shard in sorted(named) if not (folder / shard).is_file()}
     others = {path.name for path in folder.iterdir()} - shards - {ADAPTER_WEIGHTS}
+    for have, absent in shard_sets(others):
+        if absent:
+            others -= set(have)
+            lacking = dict.fromkeys(absent, f"belong to {have[0]}") | lacking
     if lacking and not any(name.endswith(".safetensors") or may_hold_a_model(name) for name in others):
-        shard, index_name = next(iter(lacking.items()))
+        shard, which = next(iter(lacking.items()))
         raise WeightsUnavailable(
-            f"{folder} lacks {len(lacking)} of the files that {index_name} names, such as {shard}.",
+            f"{folder} lacks {list(lacking.values()).count(which)} of the files that {which}, such as {shard}.",
             remedy="Copy or download the missing files.",
         )
 
@@ -555,9 +579,11 @@ def has_tensor(folder: Path, prefix: str | tuple[str, ...]) -> bool:
     """
     unusable: set[str] = set()
     for index in folder.glob(f"*{_INDEX}"):
-        shards = _indexed_shards(index)
+        shards = indexed_shards(index)
         if not all((folder / shard).is_file() for shard in shards):
             unusable |= shards
+    for have, absent in shard_sets({path.name for path in folder.iterdir()} - unusable):
+        unusable |= set(have) if absent else set()
     files = (
         path
         for path in folder.glob("*.safetensors")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from app.errors import WeightsUnavailable
-from app.weights.hub import ADAPTER_WEIGHTS
+from app.weights.hub import ADAPTER_WEIGHTS, indexed_shards, shard_sets
 from app.weights.kinds import CONVERT, may_hold_a_model, unusable_files
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
@@ -293,6 +293,7 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
     found: list[Checkpoint] = []
     absent: list[str] = []
     sharded: set[str] = set()
+    sets = {shard: each for each in shard_sets(names) for shard in each[0]}
     for name in dict.fromkeys(names):
         path = folder / name
         if not path.is_file():
@@ -300,18 +301,21 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
                 absent.append(name)
             continue
         if name.endswith(".index.json"):
-            shards = sorted(set(json.loads(path.read_text("utf-8"))["weight_map"].values()))
-            sharded.update(shards)
+            shards = sorted(indexed_shards(path))
             lacking = [shard for shard in shards if not (folder / shard).is_file()]
             if lacking:
                 absent += lacking
+                sharded.update(set(shards) - set(lacking))
                 continue
-            tensors: dict[str, Stored] = {}
-            for shard in shards:
-                tensors.update(index_file(folder / shard))
-            found.append(Checkpoint(tensors, str(path)))
+            sharded.update(shards)
+            found.append(_joined(folder, shards, path))
         elif name not in sharded:
-            found.append(Checkpoint(index_file(path), str(path)))
+            shards, lacking = sets.get(name, ([name], []))
+            sharded.update(shards)
+            if lacking:
+                absent += lacking
+            else:
+                found.append(_joined(folder, shards, path))
     if not found:
         found = [_open_pickle(path) for path in sorted(folder.glob("*.pt*")) if may_hold_a_model(path.name)]
     if not found:
@@ -320,6 +324,13 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
         what = f"lacks {some_names(absent)}" if absent else "contains no .safetensors file"
         raise WeightsUnavailable(f"{folder} {what}.", remedy="Download the model again.")
     return found
+
+
+def _joined(folder: Path, files: Iterable[str], origin: Path) -> Checkpoint:
+    tensors: dict[str, Stored] = {}
+    for name in files:
+        tensors.update(index_file(folder / name))
+    return Checkpoint(tensors, str(origin))
 
 
 def digest_of(tensors: Iterable[Tensor], of: str) -> str:

@@ -170,6 +170,48 @@ def test_missing_shard_is_named(published: Path, tmp_path: Path) -> None:
     assert "lacks 1 of the files" in words
 
 
+@pytest.mark.parametrize(("index", "where"), [("missing", "local"), ("broken", "local"), ("missing", "hub")])
+def test_shards_without_a_readable_index_are_loaded(  # noqa: PLR0917 - fixtures
+    index: str, where: str, published: Path, base: tuple[Any, ...], tmp_path: Path, start_hub: Callable[..., FakeHub]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(published, folder)
+    names = {path.name: path.name.replace("transformers-", "model-") for path in folder.glob("*.safetensors*")}
+    for old, new in names.items():
+        (folder / old).rename(folder / new.replace("transformers.", "model."))
+    file = folder / "model.safetensors.index.json"
+    file.unlink() if index == "missing" else file.write_text('{"weight_map": ')
+    shards = sorted(folder.glob("model-*"))
+    if where == "local":
+        assert load(tmp_path, folder) == base
+        shards[0].unlink()
+        words = refusal(tmp_path, folder)
+    else:
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        lost = {name: data for name, data in files.items() if name != shards[0].name}
+        start_hub({"me/model": files, "me/lost": lost})
+        assert load(tmp_path, "me/model") == base
+        words = refusal(tmp_path, "me/lost")
+    assert shards[0].name in words
+
+
+def test_shards_that_another_save_has_left_are_ignored(
+    published: Path, one_file: Path, base: tuple[Any, ...], tmp_path: Path
+) -> None:
+    folder = copy(one_file, tmp_path / "model")
+    shutil.copy(max(published.glob("*.safetensors")), folder / "model-00002-of-00003.safetensors")
+    assert load(tmp_path, folder) == base
+
+
+def test_half_of_a_shard_is_reported(published: Path, tmp_path: Path) -> None:
+    folder = copy(published, tmp_path / "model")
+    shard = max(folder.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:5000])
+    words = refusal(tmp_path, folder)
+    assert shard.name in words
+    assert "truncated" in words
+
+
 def test_merged_fine_tune_is_loaded(lora: tuple[Path, Path], base: tuple[Any, ...], tmp_path: Path) -> None:
     merged = load(tmp_path, lora[1])
     assert merged[0] != base[0]
@@ -515,10 +557,10 @@ def set_config(**values: Any) -> Callable[[Path], None]:
     return lambda folder: change_json(folder / "adapter_config.json", **values)
 
 
-def set_tensor(name: str, *shape: int) -> Callable[[Path], None]:
+def set_tensor(name: str, *shape: int, value: float = 1.0) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         file = folder / "adapter_model.safetensors"
-        save_file(load_file(file) | {name: torch.ones(*shape)}, file)
+        save_file(load_file(file) | {name: torch.full(shape, value)}, file)
 
     return change
 
@@ -579,6 +621,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "another width of a saved module": (set_tensor("base_model.model.lm_head.weight", 9, 9), "another base"),
     "half of a pair": (set_tensor("base_model.model.lm_head.lora_A.weight", 4, 64), "A or B of LoRA is missing"),
     "two adapters": (two_adapters, "several adapters"),
+    "NaN": (set_tensor(f"{PATH}q_proj.lora_A.weight", 4, 64, value=torch.nan), "NaN or infinite values"),
 }  # fmt: skip
 
 
