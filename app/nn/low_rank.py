@@ -115,10 +115,10 @@ class _Matrices:
         self._use_blocks_of(memory.joined([self.up]))
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Add (x A^T) B^T of several tokens of one row to y. x (m, inputs) and y (m, outputs)."""
-        small = functional.linear(x, self.down)
+        """Add (x A^T) B^T of several tokens of one row to y. x (m, inputs) and y (m, outputs) have the same dtype."""
+        small = functional.linear(x, self.down.to(x.dtype))
         for ranks, columns, up in self.blocks:
-            y[:, columns].addmm_(small[:, ranks], up)
+            y[:, columns].addmm_(small[:, ranks], up.to(x.dtype))
 
 
 class _Memory:
@@ -265,7 +265,9 @@ class AdaptedLinear(nn.Module):
         found = [(i, each) for i, slot in enumerate(slots) if (each := self.matrices.get(slot)) is not None]
         if not found:
             return y
-        x, total = x.to(found[0][1].dtype), y.to(found[0][1].dtype)
+        # With quantized weights, y is in float32 and the matrices are in bfloat16: y is not rounded.
+        dtype = torch.promote_types(y.dtype, found[0][1].dtype)
+        x, total = x.to(dtype), y.to(dtype)
         for i, each in found:
             rows = slice(i * per_row, (i + 1) * per_row)
             each.add(x[rows], total[rows])

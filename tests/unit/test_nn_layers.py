@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from app.nn.kv_cache import KVCache
 from app.nn.linear import Int8Linear, Linear, PackedLinear
+from app.nn.low_rank import GATHERED_TOKENS, LowRankAdapters, Part, Place
 from app.nn.rope import Rope
 from app.nn.transformer import StackConfig
 
@@ -94,3 +96,23 @@ def test_int8_linear_with_a_fused_norm_is_accurate(bias: bool) -> None:
     for expected, tolerance in ((plain(normed), 0.03), (Int8Linear(plain)(normed), 0.005)):
         error = (y - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-6)
         assert float(error.max()) < tolerance
+
+
+def test_prompt_beside_an_adapter_keeps_its_bits() -> None:
+    """A model with quantized weights computes in float32, and its adapters are in bfloat16."""
+    random = torch.Generator().manual_seed(0)
+    parent = nn.Module()
+    parent.layer = Linear(16, 32, bias=False, device=CPU, dtype=torch.float32)
+    with torch.no_grad():
+        parent.layer.weight.normal_(generator=random)
+    adapters = LowRankAdapters({"layer": Place(parent, "layer", (32,), CPU)}, torch.bfloat16)
+    x = torch.randn(2 * (GATHERED_TOKENS + 3), 16, generator=random)
+    plain = parent.layer(x)
+    down, up = (torch.randn(*shape, generator=random).bfloat16() for shape in ((4, 16), (4, 32)))
+    adapters.set_slot(1, {"layer": [Part(0, down, up)]})
+    adapters.select((0, 1))
+    adapted = parent.layer(x)
+    half = len(x) // 2
+    assert torch.equal(adapted[:half], plain[:half])
+    added = x[half:] @ down.float().T @ up.float()
+    assert torch.allclose(adapted[half:], plain[half:] + added, rtol=1e-5, atol=1e-4)
