@@ -8,6 +8,9 @@ with huge pages of 2 MiB. Most systems use huge pages only for memory that a pro
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # from linux/mman.h; MADV_COLLAPSE exists since Linux 6.1
@@ -26,12 +29,14 @@ def mark_for_huge_pages(address: int, size_bytes: int) -> None:
 def use_huge_pages() -> None:
     """Move the memory that this process uses now to huge pages. Later allocations are not affected.
 
-    Takes a few seconds for 2 GB. On a system without huge pages, does nothing.
+    Memory of which less than half is in use keeps its small pages: the stacks of threads and the heaps of small objects
+    would grow, and they would keep this memory after an unload. Takes a few seconds for 2 GB. On a system without huge
+    pages, does nothing.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "malloc_trim"):
         # Return freed memory to the system first. Otherwise freed memory would get huge pages too.
         libc.malloc_trim(ctypes.c_size_t(0))
@@ -41,8 +46,29 @@ def use_huge_pages() -> None:
             continue
         start, end = (int(part, 16) for part in span.split("-"))
         start, end = -(-start // _PAGE_BYTES) * _PAGE_BYTES, end // _PAGE_BYTES * _PAGE_BYTES
-        if start >= end or libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE):
-            continue
+        can_move = True
         # Each call moves one page, because a call for the whole span stops at the first gap without memory.
-        for page in range(start, end, _PAGE_BYTES):
-            libc.madvise(ctypes.c_void_p(page), ctypes.c_size_t(_PAGE_BYTES), _MADV_COLLAPSE)
+        for page in _half_used(start, end):
+            failed = libc.madvise(ctypes.c_void_p(page), ctypes.c_size_t(_PAGE_BYTES), _MADV_COLLAPSE)
+            if failed and ctypes.get_errno() == errno.EINVAL:
+                can_move = False
+                break
+        if not can_move:
+            # Linux before 6.1 moves the pages later by itself.
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE)
+
+
+def _half_used(start: int, end: int) -> Iterator[int]:
+    """Yield the addresses of the huge pages from `start` to `end` of which at least half are in memory."""
+    if start >= end:
+        return
+    small = os.sysconf("SC_PAGE_SIZE")
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
+        file.seek(start // small * 8)
+        # The highest bit of the 8 bytes of a small page: the page is in memory.
+        present = file.read((end - start) // small * 8)[7::8]
+    each = _PAGE_BYTES // small
+    for number, page in enumerate(range(start, end, _PAGE_BYTES)):
+        used = sum(byte >> 7 for byte in present[number * each : (number + 1) * each])
+        if 2 * used >= each:
+            yield page

@@ -49,3 +49,13 @@ def test_memory_after_untouched_pages_is_on_huge_pages() -> None:
     use_huge_pages()
     assert large_bytes(address + behind) >= 7 * PAGE_BYTES
     assert all(memory[at] == at // mmap.PAGESIZE % 251 for at in range(behind, len(memory), mmap.PAGESIZE))
+
+
+def test_sparse_memory_does_not_grow() -> None:
+    """A huge page for the first page of a stack would keep 2 MiB for each thread."""
+    memory = mmap.mmap(-1, 16 * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for at in range(0, len(memory), PAGE_BYTES):
+        memory[at] = 1
+    use_huge_pages()
+    assert large_bytes(address + 8 * PAGE_BYTES) == 0
