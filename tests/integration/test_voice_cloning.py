@@ -73,9 +73,11 @@ def clone(http: httpx.Client, audio: bytes, name: str = "Anna", **fields: Any) -
 
 
 def everything(folder: Path) -> list[str]:
-    """Return all stored files except logs, locks, and the counts of usage, which are written later."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*"))
-    return sorted(str(path) for path in paths if path.parts[0] not in ("logs", "usage") and path.name != ".lock")
+    """Return all stored files except logs, locks, and databases, which other tasks of the server write."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        str(path) for path in paths if path.parts[0] not in ("logs", "usage", "jobs") and path.name != ".lock"
+    )
 
 
 # ---- what a clone is

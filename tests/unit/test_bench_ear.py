@@ -45,7 +45,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def figures(folder: Path, *options: str) -> dict[str, object]:
     """Return the JSON object in the last line of the command."""
     command = [sys.executable, "-m", "bench.ear", "--speech", str(folder), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=True)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=True)
+    except subprocess.CalledProcessError as error:
+        error.add_note(error.stderr[-2000:])
+        raise
     found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -14,7 +14,7 @@ import os
 import platform
 import secrets
 import shutil
-import subprocess
+import subprocess  # nosec B404
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ def compile_library(wanted: InstructionSet, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         command = [*compiler.split(), *_OPTIONS, *wanted.options, str(SOURCE), "-o", str(partial)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False)  # noqa: S603 # nosec B603
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
             raise NativeUnavailable(f"the compiler {compiler} failed: {errors[0] if errors else done.returncode}")
