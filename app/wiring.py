@@ -17,6 +17,7 @@ from app.api.speaking import Speaking
 from app.api.wyoming import WyomingServer
 from app.audio.alignment import Aligner
 from app.audio.detection import WatermarkDetector
+from app.audio.reencode import FileEncoder
 from app.audio.sandbox import Limits
 from app.audio.signing import FileSigner
 from app.audio.threads import ThreadLimit
@@ -81,6 +82,7 @@ class CoreServices:
     preset_voices: PresetVoiceMaker
     watermark: Watermark
     detector: WatermarkDetector
+    files: FileEncoder
     checker: TranscriptChecker
     take_checker: TakeChecker
     lexicons: LexiconStore
@@ -159,6 +161,7 @@ def core_services(
         preset_voices,
         watermark,
         detector,
+        FileEncoder(uploads),
         checker,
         take_checker,
         lexicons,
@@ -334,6 +337,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             services.preset_voices,
             services.watermark,
             services.detector,
+            services.files,
             services.take_checker,
             normalizer,
             services.lexicons,

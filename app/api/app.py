@@ -34,6 +34,7 @@ from app.api.routes import (
     custom_voices,
     elevenlabs,
     elevenlabs_voices,
+    encode,
     jobs,
     lexicons,
     long_speech,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
     from app.api.auth import Gate
     from app.audio.detection import WatermarkDetector
+    from app.audio.reencode import FileEncoder
     from app.audio.watermark import Watermark
     from app.engines.adapters import AdapterRegistry
     from app.engines.model_manager import ModelManager
@@ -83,6 +85,7 @@ _UPLOAD_PATHS = (
     jobs.JOBS_PATH,
     long_speech.LONG_PATH,
     lexicons.LEXICON_PATH,
+    encode.ENCODE_PATH,
     watermark.DETECT_PATH,
     *voice_cloning.UPLOAD_PATHS,
     *custom_voices.UPLOAD_PATHS,
@@ -103,6 +106,7 @@ class AppServices:
     preset_voices: PresetVoiceMaker
     watermark: Watermark
     detector: WatermarkDetector
+    files: FileEncoder
     checker: TakeChecker
     normalizer: Normalizer
     lexicons: LexiconStore
@@ -304,6 +308,7 @@ def _v1_routers(services: AppServices, speaking: Speaking, settings: Settings) -
         voice_cloning.lists_router(voices, gate),
         models.router(services.manager, voices, services.adapters, gate, speaking.max_input_chars),
         watermark.router(services.detector, gate),
+        encode.router(services.files, gate),
         usage.router(services.usage, gate),
     ]
 

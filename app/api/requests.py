@@ -123,7 +123,7 @@ def _either(names: list[str]) -> str:
     return " or ".join(([", ".join(names[:-1])] if names[:-1] else []) + names[-1:])
 
 
-class _FormatName:
+class FormatName:
     """The type of an audio format's name. AUDIO_FORMATS is read at each use, because a plug-in may add a format."""
 
     @classmethod
@@ -263,7 +263,7 @@ class SpokenBody(BaseModel):
     instructions: Annotated[
         str | None, Field(description="How to speak. If the engine ignores this field, X-TTS-Ignored lists it.")
     ] = None
-    response_format: Annotated[str, _FormatName] | None = None
+    response_format: Annotated[str, FormatName] | None = None
     speed: Annotated[
         Annotated[float, Field(ge=0.25, le=4.0, allow_inf_nan=False), NUMBER] | None,
         Field(description="The tempo: 2 is twice as fast. The pitch does not change."),

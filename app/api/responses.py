@@ -822,6 +822,12 @@ def speech_response() -> Schema:
     }
 
 
+def encoded_response() -> Schema:
+    """Return the OpenAPI description of the 200 response with an encoded file."""
+    content = {row.media_type: BINARY for row in AUDIO_FORMATS.values()}
+    return {"description": "The encoded file as a stream.", "content": content}
+
+
 _CAPTION_HEADERS = {
     **_SPEECH_HEADERS,
     "Content-Disposition": text_header("The name of the caption file, such as `speech.srt`."),

@@ -74,6 +74,7 @@ ROUTES = [
     ("speak", "POST", "/v1/voice-cloning/generate", {"json": {"voice_id": "alloy", "text": "Hello."}}),
     ("speak", "POST", "/v1/voice-cloning/voices/alloy/preview", {}),
     ("speak", "POST", "/v1/audio/watermark/detect", {"files": {"file": b"x"}}),
+    ("speak", "POST", "/v1/audio/encode", {"files": {"file": b"x"}}),
     ("clone", "POST", "/v1/voice-cloning/clone", {"data": {"name": "x"}}),
     ("clone", "POST", "/v1/voice-cloning/check", {}),
     ("clone", "POST", "/v1/voice-cloning/import", {"files": {"file": b"x"}}),

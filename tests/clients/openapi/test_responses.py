@@ -145,6 +145,7 @@ OPERATIONS = {
     "POST /v1/audio/captions",
     "POST /v1/audio/conversation",
     "POST /v1/audio/dialogue",
+    "POST /v1/audio/encode",
     "POST /v1/audio/jobs",
     "POST /v1/audio/jobs/{job_id}/cancel",
     "POST /v1/audio/jobs/{job_id}/pause",
