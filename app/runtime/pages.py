@@ -8,7 +8,6 @@ with huge pages of 2 MiB. Most systems use huge pages only for memory that a pro
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +35,7 @@ def use_huge_pages() -> None:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         # Return freed memory to the system first. Otherwise freed memory would get huge pages too.
         libc.malloc_trim(ctypes.c_size_t(0))
@@ -46,16 +45,11 @@ def use_huge_pages() -> None:
             continue
         start, end = (int(part, 16) for part in span.split("-"))
         start, end = -(-start // _PAGE_BYTES) * _PAGE_BYTES, end // _PAGE_BYTES * _PAGE_BYTES
-        can_move = True
         # Each call moves one page, because a call for the whole span stops at the first gap without memory.
         for page in _half_used(start, end):
-            failed = libc.madvise(ctypes.c_void_p(page), ctypes.c_size_t(_PAGE_BYTES), _MADV_COLLAPSE)
-            if failed and ctypes.get_errno() == errno.EINVAL:
-                can_move = False
-                break
-        if not can_move:
-            # Linux before 6.1 moves the pages later by itself.
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE)
+            if libc.madvise(ctypes.c_void_p(page), ctypes.c_size_t(_PAGE_BYTES), _MADV_COLLAPSE):
+                # No huge page is free now, or Linux is older than 6.1: the system moves the memory later by itself.
+                libc.madvise(ctypes.c_void_p(page), ctypes.c_size_t(_PAGE_BYTES), _MADV_HUGEPAGE)
 
 
 def _half_used(start: int, end: int) -> Iterator[int]:
