@@ -60,14 +60,14 @@ class EdgeTrimmer:
         self._soft = 0  # number of windows in `_lead`, from the first soft window on
         self._held: list[Samples] = []  # the part of a pause beyond tail_s
         self._kept_of_pause = 0  # number of samples of the current pause that were returned
-        self._sounded = False
+        self.sounds = 0  # number of blocks of the input with a window that is not silent
         self._before_samples = 0  # number of samples up to the first sound, including its window
         self.removed_samples = 0  # number of samples removed at the start; final when `sounded` is True
 
     @property
     def sounded(self) -> bool:
         """Whether the input so far has a window that is not silent."""
-        return self._sounded
+        return self.sounds > 0
 
     def push(self, samples: Samples) -> Samples:
         samples = np.concatenate((self._partial, samples))
@@ -85,9 +85,9 @@ class EdgeTrimmer:
     def flush(self) -> Samples:
         last, self._partial = self._partial, _NOTHING
         out = self._pass(last[None]) if len(last) else _NOTHING
-        if not self._sounded and self._soft:
+        if not self.sounds and self._soft:
             out = self._begin(self._soft)
-        elif not self._sounded:
+        elif not self.sounds:
             out = self._last_of_lead(self._lead_samples)
         self._held, self._lead = [], []
         return out
@@ -103,7 +103,7 @@ class EdgeTrimmer:
         self._windows += len(windows)
         out = []
         for at, level in enumerate(levels):
-            if self._sounded:
+            if self.sounds:
                 out.append(self._after(windows[at:], levels[at:] >= threshold))
                 break
             self._lead.append(windows[at].copy())
@@ -121,7 +121,7 @@ class EdgeTrimmer:
         """Begin the output at the first sound: return the last `soft` windows before it, and lead_s of the audio before
         these windows.
         """
-        self._sounded = True
+        self.sounds += 1
         size = sum(map(len, self._lead[-soft:])) + self._lead_samples
         lead, self._lead = self._last_of_lead(size), []
         self.removed_samples = self._before_samples - len(lead)
@@ -135,6 +135,7 @@ class EdgeTrimmer:
         """Process windows (n, size) that come after the first sound."""
         if not loud.any():
             return self._pause(windows.reshape(-1))
+        self.sounds += 1
         end = int(np.flatnonzero(loud)[-1]) + 1
         out = [*self._held, windows[:end].reshape(-1)]
         self._held = []

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
 CACHED_VOICES = 32  # number of voices that the pool remembers for each device, about as many as a prefix cache can hold
+CACHED_ANSWERS = 256  # the same number for answers that go on with another utterance
 # The load of a device is the share of its rows in use. If the prefix cache of a device has the voices of a request, the
 # pool subtracts CACHED_BONUS from the load of this device.
 CACHED_BONUS = 0.25
@@ -54,6 +55,7 @@ class _Member:
     failures: int = 0  # number of consecutive utterances that failed here and succeeded on another device
     disabled: str = ""  # the reason why the pool has stopped using the device; empty = the pool uses the device
     voices: LRU[str, bool] = field(default_factory=lambda: LRU(CACHED_VOICES))
+    answers: LRU[str, bool] = field(default_factory=lambda: LRU(CACHED_ANSWERS))  # answers that go on on this device
 
     @property
     def device(self) -> str:
@@ -173,6 +175,8 @@ class EnginePool:
                 failure = error
             else:
                 member.remember(voices)
+                if utterance.continuation is not None:
+                    member.answers.put(utterance.continuation.answer, True)
                 self._count_failures(member, tried)
                 return
             finally:
@@ -219,7 +223,9 @@ class EnginePool:
             # Later utterances of an answer do not wait, and utterances that failed on another device do not wait. The
             # first utterance of an answer takes a free row only if no older utterance waits.
             if utterance.scheduling.continuation or failure is not None or (free and (waited or not self._waiting)):
-                return min(free or usable, key=lambda member: member.weight(voices))
+                answer = "" if utterance.continuation is None else utterance.continuation.answer
+                kept = [member for member in free if answer in member.answers]
+                return min(kept or free or usable, key=lambda member: member.weight(voices))
             if not waited and len(self._waiting) >= self._max_queue + self._free_rows:
                 rows = sum(member.rows for member in usable)
                 raise Busy(

@@ -82,7 +82,8 @@ class SpeechJob:
     held: bool = False  # whether nothing is sent before the whole answer has been checked
     background: bool = False  # whether the job gives way to all other requests
     later: LaterText | None = None  # the text that arrives while the first part is spoken; None = the text is complete
-    # The spoken utterances of this answer; empty if `later` is None.
+    answer_id: str = ""  # identifies the answer for the engine; "" if `later` is None
+    # The last spoken utterances of this answer; empty if `later` is None.
     spoken_turns: list[ContextTurn] = field(default_factory=list)
 
     context: tuple[ContextTurn, ...] = ()  # remembered turns, then uploaded turns
@@ -97,6 +98,11 @@ class SpeechJob:
     def info(self) -> EngineInfo:
         """The description of the engine."""
         return self.use.info
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether each utterance goes on after the one before it as if both were one utterance."""
+        return self.later is not None and self.info.text.continues and self.info.capabilities.context
 
     @property
     def comment(self) -> str:

@@ -21,7 +21,7 @@ def rows_ahead(job: SpeechJob) -> int:
     """Return how many utterances to submit in advance: 1, or up to the number of free rows if they may run in
     parallel.
     """
-    if job.later is not None and job.info.text.continues and job.info.capabilities.context:
+    if job.goes_on:
         return 0
     if not (job.info.text.independent or job.request.parallel):
         return 1

@@ -16,6 +16,7 @@ import logging
 import math
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -43,13 +44,13 @@ from app.generator.prompts import Prompts
 from app.generator.resolving import RequestResolver, check_extra
 from app.generator.sound import HELD_IN_MEMORY_BYTES, Recording
 from app.generator.stored_times import unpack
-from app.generator.take import Take
+from app.generator.take import Edges, Take
 from app.generator.timeline import Timeline
 from app.generator.timestamps import AnswerTimes
 from app.generator.word_timing import WordTimer
 from app.text.punctuation import has_words
 from app.text.script import Pause
-from app.types import ContextTurn, Scheduling, Utterance
+from app.types import ContextTurn, Continuation, Scheduling, Utterance
 from app.voices.memory import RememberedTurn
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s a
 # If the next text is late, this much silence follows the last sentence. The silence pushes the end of the sentence
 # through the filters and the encoder: the watermark and MP3 together delay up to 0.3 s of audio.
 WAITING_SILENCE_S = 0.35
-KEPT_UTTERANCES = 2  # an utterance of a text that arrives in parts continues the voice of this many utterances
+# If the engine has not kept its state, an utterance of a text that arrives in parts has this many turns as context.
+KEPT_UTTERANCES = 2
 # How often an utterance is generated if it is silent, breaks a rule of the output guard, or fails the check.
 ATTEMPTS = 2
 RETRY_SEED_STEP = 1_000_003  # is added to the seed for each further take
@@ -307,7 +309,7 @@ class SpeechGenerator:
         job = await self._resolver.resolve(request, extras, random_seed=random_seed)
         text.playback = job.playback
         later = LaterLines(self._resolver, self._prompts, job, request.lines[0], text)
-        return await self._answer_to(replace(job, later=later, texts=later.texts))
+        return await self._answer_to(replace(job, later=later, texts=later.texts, answer_id=uuid.uuid4().hex))
 
     async def _answer_to(self, job: SpeechJob) -> Answer:
         answer = Answer(
@@ -676,6 +678,7 @@ class SpeechGenerator:
         silence_s = 0.0  # silence to send before the next utterance
         begun = False
         progress = job.progress
+        joint = _Joint()
         try:
             while (part := await ahead.next()) is not None:
                 if isinstance(part, Pause):
@@ -686,14 +689,15 @@ class SpeechGenerator:
                         silence_s = 0.0
                     continue
                 begun = True
-                level_lufs = part.lines[0].voice.level_lufs
-                expect_level(job.info.level_lufs if level_lufs is None else level_lufs)
+                if joint.edges is None:
+                    level_lufs = part.lines[0].voice.level_lufs
+                    expect_level(job.info.level_lufs if level_lufs is None else level_lufs)
                 start: int | None = None
                 end: int | None = None
                 marks: list[WordMark] = []
                 try:
                     async with contextlib.aclosing(
-                        self._utterance(job, part, ahead, spoken, checks, marks=marks)
+                        self._utterance(job, part, ahead, spoken, checks, joint=joint, marks=marks)
                     ) as produced:
                         async for samples in produced:
                             if silence_s:
@@ -705,10 +709,14 @@ class SpeechGenerator:
                 finally:
                     if start is not None:
                         job.timeline.add(part.lines, start, end, marks)
-                if job.later is not None and not await ahead.planned_within(_time_left_s(job)):
+                waits = job.later is not None and not await ahead.planned_within(_time_left_s(job))
+                follows = not waits and isinstance(await ahead.peek(), PlannedUtterance)
+                if not follows and len(tail := joint.end()):
+                    yield tail
+                if waits:
                     yield pcm.silence(WAITING_SILENCE_S, rate_hz)
                     silence_s = 0.0
-                elif isinstance(await ahead.peek(), PlannedUtterance):
+                elif follows and joint.edges is None:
                     silence_s += SENTENCE_GAP_S
             if silence_s and not begun:  # the whole text is silent
                 yield pcm.silence(silence_s, rate_hz)
@@ -723,9 +731,12 @@ class SpeechGenerator:
         spoken: list[tuple[Take, RememberedTurn]],
         checks: AnswerChecks,
         *,
+        joint: _Joint,
         marks: list[WordMark],
     ) -> AsyncGenerator[Samples]:
         """Yield the audio of one utterance with trimmed and faded edges. Meanwhile, submit the next utterances.
+
+        joint: the end of the utterance before, if this one goes on after it. It gets the end of this one.
 
         If a take fails before any of its audio was sent, the utterance is generated again with another seed. If this
         ends with an error, a take that only the check has rejected is used. Raises NothingSpoken, SpeechTooShort and
@@ -748,6 +759,7 @@ class SpeechGenerator:
                     hold=job.info.seeded and number > 0,
                     until_end=job.held,
                     keep=checks.scope == "all",
+                    edges=joint.edges,
                 )
                 takes.append(take)
                 try:
@@ -785,6 +797,7 @@ class SpeechGenerator:
                 submitted = self._submit(job, planned, number, attempt)
             take = best_of_takes(takes, planned.text)
             self._check(job, planned, take, number)
+            joint.edges = take.edges if job.goes_on else None
             checks.record(number, takes, take)
             for samples in take.release():
                 begun = begun or self._begin(job, planned)
@@ -793,6 +806,7 @@ class SpeechGenerator:
                 spoken.append((take, RememberedTurn(planned.lines[0].voice.id, planned.text, take.codes)))
                 if job.later is not None and job.info.capabilities.context:
                     job.spoken_turns.append(ContextTurn(planned.lines[0].speaker, planned.text, take.codes))
+                    del job.spoken_turns[:-KEPT_UTTERANCES]
         finally:
             marks += next((each.marks for each in takes if each.sent), ())
             await submitted.aclose()
@@ -891,16 +905,18 @@ class SpeechGenerator:
 
     def _submit(self, job: SpeechJob, planned: PlannedUtterance, number: int, attempt: int = 0) -> SubmittedUtterance:
         """Send an utterance to the engine. number: its index in the answer. attempt: 0 for the first take."""
-        spoken = job.spoken_turns[-KEPT_UTTERANCES:]
+        spoken = job.spoken_turns
+        place = 0 if job.goes_on else number
         utterance = Utterance(
             lines=planned.lines,
             sampling=job.request.sampling,
-            seed=(job.seed + number + attempt * RETRY_SEED_STEP) & MAX_SEED,
+            seed=(job.seed + place + attempt * RETRY_SEED_STEP) & MAX_SEED,
             max_seconds=10.0 + len(planned.text),  # a limit that no real speech reaches; the engines have lower limits
             language=job.request.language,
             context=(*job.context, *spoken),
             optional_turns=job.remembered if job.request.context else job.remembered + len(spoken),
             adapter=planned.lines[0].voice.adapter,
+            continuation=Continuation(job.answer_id, number) if job.goes_on else None,
             scheduling=Scheduling(
                 continuation=number > 0 or attempt > 0,
                 background=job.background,
@@ -909,6 +925,18 @@ class SpeechGenerator:
             ),
         )
         return SubmittedUtterance(job.engine.speak(utterance))
+
+
+@dataclass(slots=True)
+class _Joint:
+    """The place between two utterances that go on one after another."""
+
+    edges: Edges | None = None  # of the last utterance, whose end is not sent yet; None = nothing goes on
+
+    def end(self) -> Samples:
+        """Return the end of the last utterance, because no utterance goes on now."""
+        edges, self.edges = self.edges, None
+        return pcm.silence(0, 1) if edges is None else edges.flush()
 
 
 def _time_left_s(job: SpeechJob) -> float:

@@ -8,6 +8,7 @@ the listener has less than RELEASE_S seconds of audio left.
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import time
 from collections.abc import AsyncGenerator
@@ -29,13 +30,38 @@ if TYPE_CHECKING:
 RELEASE_S = 2.0  # held audio is sent, even if it is not checked, when the listener has less audio left than this
 
 
+class Edges:
+    """Trims and fades both ends of an utterance, or of several that go on one after another."""
+
+    def __init__(self, rate_hz: int) -> None:
+        self.trimmer = EdgeTrimmer(rate_hz)
+        self._stages = chain(self.trimmer, Fader(rate_hz))
+
+    def push(self, samples: Samples) -> Samples:
+        """Process samples (N,) and return the samples that are ready."""
+        return self._stages.push(samples)
+
+    def flush(self) -> Samples:
+        """End the audio and return its faded end. Further calls return nothing."""
+        return self._stages.flush()
+
+
 class Take:
     """Holds the audio of one attempt until the audio is sent. Trims and fades both ends of the audio."""
 
-    def __init__(self, job: SpeechJob, *, hold: bool, until_end: bool = False, keep: bool = False) -> None:
+    def __init__(
+        self,
+        job: SpeechJob,
+        *,
+        hold: bool,
+        until_end: bool = False,
+        keep: bool = False,
+        edges: Edges | None = None,
+    ) -> None:
         """hold: hold audio back while the listener has enough audio; False = send each chunk immediately.
 
         until_end: hold all audio back until `end`. keep: keep the audio that was sent, so that it can be checked.
+        edges: of the utterance before, if this one goes on after it; None = the utterance begins with silence.
         """
         self._job = job
         self._hold = hold or until_end
@@ -43,8 +69,8 @@ class Take:
         self._keep = keep
         self._audio: list[Samples] | None = []  # all audio so far; None = it is not kept
         self._size = 0
-        self._edges = EdgeTrimmer(job.info.rate_hz)
-        self._shape = chain(self._edges, Fader(job.info.rate_hz))
+        self.edges = Edges(job.info.rate_hz) if edges is None else copy.deepcopy(edges)
+        self._sounds_before = self.edges.trimmer.sounds
         self._held: list[Samples] = []
         self._codes: list[Codes] = []
         self._rules: list[str] = []
@@ -56,7 +82,7 @@ class Take:
     @property
     def silent(self) -> bool:
         """Whether the take has only silence so far."""
-        return not self._edges.sounded
+        return self.edges.trimmer.sounds == self._sounds_before
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -66,7 +92,7 @@ class Take:
     @property
     def marks(self) -> list[WordMark]:
         """The places of words in the trimmed audio, from engines that know them."""
-        removed = self._edges.removed_samples
+        removed = 0 if self._sounds_before else self.edges.trimmer.removed_samples
         return [replace(mark, sample=max(0, mark.sample - removed)) for mark in self._marks]
 
     @property
@@ -86,11 +112,15 @@ class Take:
         kept = self._job.request.conversation is not None or self._job.later is not None
         if chunk.codes is not None and kept:
             self._codes.append(chunk.codes)
-        self._hold_back(self._shape.push(chunk.samples))
+        self._hold_back(self.edges.push(chunk.samples))
 
     def end(self) -> None:
-        """End the take after its last chunk: add the faded end to the held audio, and stop holding audio back."""
-        self._hold_back(self._shape.flush())
+        """End the take after its last chunk: add the faded end to the held audio, and stop holding audio back.
+
+        If the next utterance goes on after this one, `edges` keeps the end.
+        """
+        if not self._job.goes_on:
+            self._hold_back(self.edges.flush())
         self._hold = False
 
     def _hold_back(self, samples: Samples) -> None:

@@ -1,25 +1,29 @@
 """The prefix cache keeps the keys and values of voice prompts, so that a voice prompt is prefilled only once.
 
-The key of an entry is a digest of the model and of the prompt: the speaker, text and codes of each prompt segment.
+The key of an entry is a digest of the model and of the prompt: the speaker, text and codes of each prompt segment. An
+engine may also keep the state of a row for an utterance that goes on after it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor
 
 from app.lru import LRU
 
 # The keys and values of a prompt: k, v (layers, heads, positions, head_dim). If the model's layers are on several
-# devices, the tuple has k and v for each device.
+# devices, the tuple has k and v for each device. The state of a row has further tensors.
 Prefix = tuple[Tensor, ...]
 
 
 class PrefixCache:
     """Keeps the most recently used prefixes, up to `limit_bytes` in total. Only the engine's thread may use it."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, on_evict: Callable[[bytes], None] = lambda _: None) -> None:
+        """on_evict: gets the key of each prefix that is removed because the cache is full."""
         self._limit_bytes = limit_bytes
-        self._prefixes: LRU[bytes, Prefix] = LRU(limit_bytes, size=_bytes)
+        self._prefixes: LRU[bytes, Prefix] = LRU(limit_bytes, size=_bytes, on_evict=on_evict)
 
     def __len__(self) -> int:
         return len(self._prefixes)
@@ -35,6 +39,10 @@ class PrefixCache:
         """
         if key not in self._prefixes and _bytes(prefix) <= self._limit_bytes:
             self._prefixes.put(key, prefix)
+
+    def pop(self, key: bytes) -> None:
+        """Remove a prefix, if the cache contains it."""
+        self._prefixes.pop(key)
 
 
 def _bytes(prefix: Prefix) -> int:

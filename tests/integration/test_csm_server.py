@@ -16,6 +16,7 @@ import pytest
 
 from app.audio.encoders import open_encoder
 from app.audio.formats import AUDIO_FORMATS
+from app.generator.speech import WAITING_SILENCE_S
 from tests.integration.test_realtime import audio_of, calling
 from tests.support.commands import run_command
 from tests.support.ears import decode
@@ -198,6 +199,61 @@ def test_realtime_speech_is_the_speech_of_a_request(url: str, monkeypatch: pytes
         caller.send("input_text_buffer.commit")
         assert audio_of(caller.until("response.done")) == expected[sentence]
         assert audio_of(caller.speak(text, seed=4)) != expected[text]
+
+
+@pytest.fixture
+def short_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line ends after about a second without a broken rule, so that the next line goes on after its frames."""
+    monkeypatch.setattr("app.generator.speech.ATTEMPTS", 1)
+    limits = "app.engines.csm.limits.Limits"
+    monkeypatch.setattr(f"{limits}.line_limit", lambda self, state, line: 4 + len(state.lines[line]))
+    monkeypatch.setattr(f"{limits}.is_capped", lambda self, state: False)
+    monkeypatch.setattr("app.audio.guard.LineGuard.check_frame", lambda self, codes: None)
+
+
+@pytest.mark.usefixtures("short_lines")
+def test_sentences_in_parts_are_joined_as_in_one_request(url: str) -> None:
+    texts = (
+        "Go on now then. I am up here. So are you all.",
+        "It is late here. It costs 3.50 euros. And it rains a lot.",
+        "One is the first here. Two is the second one. Three is not.",
+    )
+    settings = {"seed": 5, "temperature": 0.8, "enhance": False}
+    expected = [speak(url, input=text, max_audio_length_ms=None, **settings).content for text in texts]
+    with calling(url) as caller:
+        caller.send("session.update", session={"type": "realtime", **settings})
+        caller.until("session.updated")
+        for text, whole in zip(texts, expected, strict=True):
+            for start in range(0, len(text), 5):
+                caller.send("input_text_buffer.append", text=text[start : start + 5])
+            caller.send("input_text_buffer.commit")
+            assert audio_of(caller.until("response.done")) == whole
+
+
+@pytest.mark.usefixtures("short_lines")
+def test_late_sentence_goes_on_after_silence(url: str) -> None:
+    """The speech is that of one request, with silence and fades at the place where the text was late."""
+    text, settings = "Go on now then. I am up here.", {"seed": 5, "temperature": 0.8, "enhance": False}
+    whole = np.frombuffer(speak(url, input=text, max_audio_length_ms=None, **settings).content, "<i2").astype(int)
+    waiting = round(WAITING_SILENCE_S * 24_000)
+    with calling(url) as caller:
+        caller.send("session.update", session={"type": "realtime", **settings})
+        caller.until("session.updated")
+        caller.send("input_text_buffer.append", text=text[:17])
+        events = caller.until("response.output_audio.delta")
+        while np.frombuffer(audio_of(events), "<i2")[-waiting:].any():
+            events += caller.until("response.output_audio.delta")
+        before = len(audio_of(events)) // 2
+        caller.send("input_text_buffer.append", text=text[17:])
+        caller.send("input_text_buffer.commit")
+        events += caller.until("response.done")
+    late = np.frombuffer(audio_of(events), "<i2").astype(int)
+    joint = before - waiting
+    faded = round(0.015 * 24_000)
+    assert len(late) == len(whole) + waiting
+    assert np.abs(late[: joint - faded] - whole[: joint - faded]).max() <= 1
+    assert np.abs(late[before + faded :] - whole[joint + faded :]).max() <= 1
+    assert 0 < joint < len(whole)
 
 
 def test_original_weight_layout_needs_a_codec(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The module needs only torch, numpy and the readers of checkpoints.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from app.engines.csm.loading import load_runner
 from app.engines.csm.runner import CsmRunner
-from app.types import Sampling, SpokenLine, Utterance, Voice, VoicePrompt
+from app.types import Continuation, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from tests.support.driver import Driver
 
 CPU = torch.device("cpu")
@@ -45,3 +46,21 @@ def alone(runner: CsmRunner, utterance: Utterance, row: int = 0) -> np.ndarray:
     driver.start(row, utterance)
     driver.finish()
     return driver.frames(row)
+
+
+def in_parts(driver: Driver, whole: Utterance, between: Utterance | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Speak each line as an own utterance that goes on after the one before, in another row -> codes, samples.
+
+    between: is spoken in all these rows before each line.
+    """
+    frames, samples = [], []
+    for index, line in enumerate(whole.lines):
+        for row in (0, 1) if between is not None else ():
+            driver.start(row, between)
+            driver.finish()
+        part = replace(whole, lines=(line,), continuation=Continuation("an answer", index))
+        driver.start(index % 2, part)
+        driver.finish()
+        frames.append(driver.frames(index % 2))
+        samples.append(driver.samples(index % 2))
+    return np.concatenate(frames), np.concatenate(samples)

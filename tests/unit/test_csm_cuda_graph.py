@@ -36,7 +36,7 @@ from app.runtime.cuda_graphs import WARM_UPS, GraphCapture
 from app.runtime.faults import is_out_of_memory
 from app.runtime.sampling import SamplingParams
 from app.types import Sampling, Utterance
-from tests.support.csm_requests import FRAME_S, alone, make, prompt, speech
+from tests.support.csm_requests import FRAME_S, alone, in_parts, make, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_csm import csm_config
 from tests.support.recordable import META, OnlyPinnedUploads, operations
@@ -201,6 +201,18 @@ def test_frame_limit_ends_lines_as_in_eager_steps(tiny_csm: Path) -> None:
     ours, theirs = (alone(some, request) for some in (make(tiny_csm, guards=guards), captured(tiny_csm, guards=guards)))
     assert len(ours) == 21
     assert np.array_equal(ours, theirs)
+
+
+def test_later_utterance_goes_on_as_in_one_utterance(tiny_csm: Path) -> None:
+    runner = captured(tiny_csm, max_rows=2, guards=Guards(min_frames=2, frames_per_token=0, slack_frames=5))
+    whole = Utterance(lines("First line.", "Second.", "And the third."), Sampling(), 1, 60.0)
+    driver = Driver(runner)
+    driver.start(1, whole)
+    driver.finish()
+    expected = driver.frames(1), driver.samples(1)
+    codes, samples = in_parts(driver, whole)
+    assert np.array_equal(codes, expected[0])
+    assert np.abs(samples - expected[1]).max() < 1e-5
 
 
 def test_guards_end_stuck_lines_and_suppress_early_ends(tiny_csm: Path) -> None:

@@ -15,7 +15,7 @@ from app.engines.csm.limits import Guards
 from app.engines.csm.runner import CsmRunner
 from app.errors import BadReference, TextTooLong
 from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, VoicePrompt
-from tests.support.csm_requests import FRAME_S, VOICE, alone, codes_of, make, prompt, speech
+from tests.support.csm_requests import FRAME_S, VOICE, alone, codes_of, in_parts, make, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_csm import fabricate_csm
 
@@ -128,15 +128,15 @@ def test_codes_do_not_depend_on_prefill_chunks(tiny_csm: Path, runner: CsmRunner
     assert np.array_equal(alone(make(tiny_csm, chunk=chunk), request), alone(runner, request))
 
 
-def force_eos(runner: CsmRunner, at: set[int]) -> None:
-    """Make the model draw EOS only at these frames, counted over all rows."""
+def force_eos(runner: CsmRunner, at: set[int], codebooks: int | None = None) -> None:
+    """Make the model draw EOS only at these frames, counted over all rows. codebooks: None = in all codebooks."""
     frame = runner.model.frame
     draws = {"n": 0}
 
     def forced(h: torch.Tensor, cache: object, pick: object, adapters: Sequence[int]) -> torch.Tensor:
         codes = frame(h, cache, pick, adapters)  # type: ignore[arg-type]
         if draws["n"] in at:
-            codes[:] = runner.config.eos_code
+            codes[:, :codebooks] = runner.config.eos_code
         draws["n"] += 1
         return codes
 
@@ -223,6 +223,36 @@ def test_full_context_is_reset_to_the_prompt(tmp_path: Path) -> None:
     assert min(positions) >= state.base
     assert sum(after < before for before, after in itertools.pairwise(positions)) >= 2
     assert audible == sum(runner._limits.line_limit(state, line) for line in range(6))
+
+
+@pytest.mark.parametrize("end", ["failed", "silent", "audible"])
+def test_later_utterance_goes_on_as_in_one_utterance(tmp_path: Path, end: str) -> None:
+    """The codes and samples are equal, also if lines do not fit into the context, and if others used the rows.
+
+    end: how each line ends: at its limit, with a frame of EOS codes, or with EOS codes in all codebooks but the last.
+    """
+    short = fabricate_csm(tmp_path, changes={"max_position_embeddings": 160})
+    guards = Guards(min_frames=0, frames_per_token=1, slack_frames=20)
+    texts = [f"Line {i} of all." for i in range(7)]
+
+    def driver(**options: object) -> Driver:
+        runner = make(short, guards=guards, **options)
+        if end != "failed":
+            force_eos(runner, set(range(6, 200, 7)), None if end == "silent" else -1)
+        return Driver(runner)
+
+    one, many, without = driver(), driver(), driver(prefix_bytes=0)
+    whole = Utterance(lines(*texts, voice=prompt(make(short))), Sampling(), 1, 10_000.0)
+    one.start(3, whole)
+    one.finish()
+    assert len(one.frames(3)) == 7 * {"failed": 33, "silent": 6, "audible": 7}[end]
+    codes, samples = in_parts(many, whole, speech("Other.", 9, 7) if end == "failed" else None)
+    assert np.array_equal(codes, one.frames(3))
+    assert np.array_equal(samples, one.samples(3))
+    assert len(many.runner._prefill.prefixes) == (3 if end == "failed" else 2)  # type: ignore[attr-defined]
+    codes, _ = in_parts(without, whole)  # no state is kept
+    assert not np.array_equal(codes, one.frames(3))
+    assert not without.runner._prefill._kept  # type: ignore[attr-defined]
 
 
 def test_speech_ends_at_max_seconds(runner: CsmRunner) -> None:

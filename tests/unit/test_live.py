@@ -42,6 +42,7 @@ from app.text.normalizer import Normalizer
 from app.types import (
     AudioChunk,
     Capabilities,
+    Continuation,
     EngineInfo,
     Line,
     Load,
@@ -358,7 +359,8 @@ async def test_voice_continues_from_the_codes_of_the_last_utterances(tmp_path: P
         line.text for each in engine.utterances for line in each.lines
     ]
     for number, utterance in enumerate(in_parts):
-        assert utterance.seed == 5 + number
+        assert utterance.seed == 5
+        assert utterance.continuation == Continuation(in_parts[0].continuation.answer, number)
         assert utterance.optional_turns == len(utterance.context) or not utterance.context
         earlier = in_parts[max(0, number - KEPT_UTTERANCES) : number]
         assert [turn.text for turn in utterance.context] == [each.lines[0].text for each in earlier]

@@ -23,7 +23,7 @@ from app.engines.pool import EnginePool
 from app.engines.registry import BuildContext, EngineSpec, specs
 from app.errors import Busy, EngineError, EngineStopped, EngineUnavailable, OutOfMemory
 from app.settings import Settings
-from app.types import Sampling, Scheduling, SpokenLine, Utterance, Voice, VoicePrompt
+from app.types import Continuation, Sampling, Scheduling, SpokenLine, Utterance, Voice, VoicePrompt
 from tests.support.random_csm import fabricate_csm
 
 pytestmark = [
@@ -151,6 +151,14 @@ async def test_voice_returns_to_the_device_that_has_its_prompt(engine: EnginePoo
         assert rows(engine) == [0, 1]
         async with held(engine, 1, prompt=prompt("a")):  # a busy device is not chosen for its prompt
             assert rows(engine) == [1, 1]
+
+
+async def test_answer_goes_on_on_the_device_that_has_its_state(engine: EnginePool) -> None:
+    async with held(engine, 1):  # so that the first utterance is on the second device
+        await whole(engine, say(continuation=Continuation("a", 0)))
+    await until(lambda: rows(engine) == [0, 0])
+    async with held(engine, 1, continuation=Continuation("a", 1)):
+        assert rows(engine) == [0, 1]
 
 
 async def test_full_pool_queues_requests_and_refuses_the_rest(engine: EnginePool) -> None:

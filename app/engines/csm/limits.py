@@ -53,13 +53,21 @@ class Limits:
         """Whether the current line has reached the guard's limit."""
         return self.guards is not None and len(state.line_frames) >= self.guards.limit(len(state.lines[state.line]))
 
+    def fits(self, state: CsmRow) -> bool:
+        """Whether every line and its speech fit into the context after the whole prompt."""
+        return state.base + max(self._lengths(state)) <= self.max_positions
+
+    def _lengths(self, state: CsmRow) -> list[int]:
+        """The largest number of positions of each line and its speech."""
+        return [len(ids) + self.line_limit(state, line) for line, ids in enumerate(state.lines)]
+
     def fit_context(self, state: CsmRow, remembered: int) -> None:
         """Remove the oldest conversation turns from the prompt until every line and its speech fit into the context.
 
         remembered: how many turns may be removed. If a line still does not fit, raises BadReference if the voice prompt
         is too long, or TextTooLong if the text or the conversation is too long.
         """
-        lengths = [len(ids) + self.line_limit(state, line) for line, ids in enumerate(state.lines)]
+        lengths = self._lengths(state)
         while remembered and state.base + max(lengths) > self.max_positions:
             del state.segments[state.voices]
             remembered -= 1

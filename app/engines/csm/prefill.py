@@ -1,6 +1,7 @@
 """Chunked prefill of CSM's rows: the model reads prompts and lines in chunks into the KV cache of a row.
 
-If the prefix cache contains the voice prompts, the prompts' keys and values are copied from the prefix cache.
+If the prefix cache contains the voice prompts, the prompts' keys and values are copied from the prefix cache. The
+prefix cache also keeps the state of rows whose answer goes on with another utterance.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import torch
 from torch import Tensor
 
 from app.engines.csm.prompt import Segment
+from app.engines.csm.rows import KeptRow
 from app.runtime.cuda_graphs import upload
 from app.runtime.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
     from app.engines.csm.limits import Limits
     from app.engines.csm.model import CsmModel
-    from app.engines.csm.rows import CsmRow
+    from app.engines.csm.rows import CsmRow, Part
     from app.nn.kv_cache import KVCache, SplitKVCache
-
-# A part of the input: the token ids of a text, or frames of codes (T, K).
-Part = tuple[int, ...] | np.ndarray | Tensor
+    from app.nn.mimi.model import MimiStream
+    from app.types import Continuation
 
 
 class Prefill:
@@ -51,10 +52,54 @@ class Prefill:
         self._fingerprint = fingerprint
         self._chunk = chunk
         self._context_lines = context_lines
-        self.prefixes = PrefixCache(prefix_bytes)
+        self._kept: dict[bytes, KeptRow] = {}  # the rows in `prefixes`
+        self.prefixes = PrefixCache(prefix_bytes, on_evict=self._forget)
+
+    def keep(self, row: int, state: CsmRow, stream: MimiStream) -> None:
+        """Keep the state of a row whose last line has ended, for the next utterance of its answer."""
+        assert state.continuation is not None and state.end_parts is not None  # noqa: S101, PT018 - the caller checks
+        cached = self._cache.export_prefix(row, state.position)
+        answer, index = state.continuation.answer, state.continuation.index
+        key = _row_key(answer, index + 1)
+        for old in (index - 1, index + 1, *([index] if state.end_parts else [])):  # a failed utterance can be repeated
+            self._remove(_row_key(answer, old))
+        self._kept[key] = KeptRow(
+            state.segments,
+            state.voices,
+            state.spoken,
+            state.position,
+            state.draws,
+            state.decoded,
+            state.end_parts,
+            state.adapter_key,
+            cached,
+            stream,
+        )
+        self.prefixes.put(key, (*cached, *stream.tensors))
+        if self.prefixes.get(key) is None:  # larger than the whole cache
+            self._remove(key)
+
+    def find(self, continuation: Continuation) -> KeptRow | None:
+        """Return the state with which an utterance goes on; None = there is none."""
+        key = _row_key(continuation.answer, continuation.index)
+        return self._kept.get(key) if self.prefixes.get(key) is not None else None
+
+    def _remove(self, key: bytes) -> None:
+        self.prefixes.pop(key)
+        self._forget(key)
+
+    def _forget(self, key: bytes) -> None:
+        self._kept.pop(key, None)
 
     def begin(self, row: int, state: CsmRow) -> None:
-        """Set the row's unread input: the prompt and the first line. Copy cached voice prompts to the KV cache."""
+        """Set the row's unread input: the prompt and the first line. Copy cached voice prompts to the KV cache.
+
+        If the utterance goes on after another one, the input is the end of its last line and the first line.
+        """
+        if state.kept is not None:
+            self._cache.import_prefix(row, state.kept.keys_and_values)
+            self._begin_line(state, state.kept.parts)
+            return
         voices = state.voice_segments
         cached = self.prefixes.get(self._key(state)) if voices else None
         segments = state.segments
@@ -97,18 +142,29 @@ class Prefill:
         the output guard. Then the next line overwrites the ended line in the KV cache, so that the model does not
         continue the failure.
         """
+        end = self.end_line(state, unread_frames, failed=failed)
+        state.line += 1
+        self._begin_line(state, end)
+
+    def end_line(self, state: CsmRow, unread_frames: list[Tensor], *, failed: bool = False) -> list[Part]:
+        """End the row's current line, and return its last inputs, which are not in the KV cache.
+
+        The parameters are those of `begin_next_line`. The result is empty if the line has failed.
+        """
         if state.line_frames and not failed:
             codes = torch.stack(state.line_frames).T.numpy().astype(np.int16)
             state.spoken.append(Segment(state.lines[state.line], codes))
         state.line_frames = []
-        state.line += 1
-        following = state.lines[state.line]
-        most = self._limits.max_positions - len(following) - self._limits.line_limit(state, state.line)
         if failed:
             state.position = state.line_start
-            parts: list[Part] = [following]
-        else:
-            parts = [*(frame[None] for frame in unread_frames), self._eos(), following]
+            return []
+        return [*(frame[None] for frame in unread_frames), self._eos()]
+
+    def _begin_line(self, state: CsmRow, end: list[Part]) -> None:
+        """Set the row's unread input for its current line. end: the inputs before this line from `end_line`."""
+        following = state.lines[state.line]
+        most = self._limits.max_positions - len(following) - self._limits.line_limit(state, state.line)
+        parts: list[Part] = [*end, following]
         count = len(state.spoken)
         kept = state.spoken[max(0, count - (count if self._context_lines is None else self._context_lines)) :]
         full = state.position + sum(map(len, parts[:-1])) > most
@@ -145,3 +201,8 @@ class Prefill:
         """Return the key of the row's voice prompts in the prefix cache."""
         parts = (self._fingerprint.encode(), state.adapter_key.encode(), *(s.digest for s in state.voice_segments))
         return hashlib.sha256(b"".join(parts)).digest()
+
+
+def _row_key(answer: str, index: int) -> bytes:
+    """Return the key of the state with which the utterance with this index goes on."""
+    return f"{answer} {index}".encode()

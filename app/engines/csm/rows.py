@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from app.audio.guard import LineGuard
     from app.engines.csm.prompt import Segment
+    from app.nn.mimi.model import MimiStream
     from app.runtime.sampling import ReferenceNoise, SamplingParams
+    from app.types import Continuation
+
+# A part of the input: the token ids of a text, or frames of codes (T, K).
+Part: TypeAlias = "tuple[int, ...] | np.ndarray | Tensor"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRow:
+    """The state at the end of an utterance, with which the next utterance of the same answer goes on."""
+
+    segments: list[Segment]
+    voices: int
+    spoken: list[Segment]
+    position: int
+    draws: int
+    decoded: int
+    parts: list[Part]  # the end of the last line: inputs that are not in the KV cache
+    adapter_key: str
+    keys_and_values: tuple[Tensor, ...]
+    stream: MimiStream  # the state of the codec
 
 
 @dataclass(eq=False, slots=True)
@@ -42,6 +64,9 @@ class CsmRow:
     reference: ReferenceNoise | None = None
     adapter_key: str = ""  # the LoRA adapter of the utterance; "" = none
     adapter: int = 0  # the slot of the adapter; 0 = none
+    continuation: Continuation | None = None  # None = the state is not kept at the end
+    kept: KeptRow | None = None  # the state with which the utterance begins; None = it begins with its prompt
+    end_parts: list[Part] | None = None  # see KeptRow.parts; set when the last line has ended
 
     @property
     def base(self) -> int:

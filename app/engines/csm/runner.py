@@ -203,18 +203,43 @@ class CsmRunner:
             max_frames=max(1, round(utterance.max_seconds * self.codec.frame_hz)),
             reference=reference_noise_of(utterance.seed, enabled=self._reference_noise),
             adapter_key=utterance.adapter,
+            continuation=utterance.continuation,
+            # without a kept state, each utterance of an answer has its own noise
+            draws=0 if utterance.continuation is None else utterance.continuation.index << 16,
         )
-        self._limits.fit_context(state, utterance.optional_turns)
+        if not self._goes_on(state):
+            self._limits.fit_context(state, utterance.optional_turns)
         self._guard_line(state)
         state.adapter = self.adapters.acquire(utterance.adapter)
         self._rows[row] = state
+
+    def _goes_on(self, state: CsmRow) -> bool:
+        """Set the state with which the utterance goes on after the one before it in its answer, if it was kept."""
+        kept = None if state.continuation is None else self._prefill.find(state.continuation)
+        if kept is None or kept.adapter_key != state.adapter_key:
+            return False
+        known = [segment.digest for segment in kept.segments[: kept.voices]]
+        if any(segment.digest not in known for segment in state.voice_segments):
+            return False
+        own = state.segments, state.voices
+        state.segments, state.voices = list(kept.segments), kept.voices
+        if not self._limits.fits(state):
+            state.segments, state.voices = own
+            return False
+        state.kept, state.spoken = kept, list(kept.spoken)
+        state.position, state.draws, state.decoded = kept.position, kept.draws, kept.decoded
+        return True
 
     @torch.inference_mode()
     def prefill(self, row: int) -> bool:
         state = self._rows[row]
         if state.unread is None:
-            self._decoder.reset(row)
+            if state.kept is None:
+                self._decoder.reset(row)
+            else:
+                self._decoder.import_row(row, state.kept.stream)
             self._prefill.begin(row, state)
+            state.kept = None
         return self._read_chunk(row, state)
 
     @torch.inference_mode()
@@ -320,8 +345,11 @@ class CsmRunner:
     def drain(self, row: int) -> Samples:
         return self._chunks.drain(self._rows, row)
 
+    @torch.inference_mode()
     def release(self, row: int) -> None:
         if (state := self._rows.pop(row, None)) is not None:
+            if state.end_parts is not None:
+                self._prefill.keep(row, state, self._decoder.export_row(row))
             self.adapters.release(state.adapter_key)
         self._graph_samples.pop(row, None)
         if self._graph is not None:
@@ -501,6 +529,8 @@ class CsmRunner:
                 self._graph.stop(row)
         if state.frames >= state.max_frames or (line_ended and state.line + 1 == len(state.lines)):
             state.over = True
+            if state.continuation is not None:
+                state.end_parts = self._prefill.end_line(state, [frame] if audible else [], failed=rule is not None)
             return not audible, not audible, rule
         if line_ended:
             self._prefill.begin_next_line(state, [frame] if audible else [], failed=rule is not None)

@@ -30,6 +30,14 @@ _WINDOW_FLOATS = 1 << 24  # the largest number of values of a convolution's wind
 
 
 @dataclass(frozen=True, slots=True)
+class MimiStream:
+    """A copy of the state of one stream of the decoder."""
+
+    done: int  # number of latents that `decode` has decoded
+    tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Rows:
     """The rows that one call of the decoder computes."""
 
@@ -393,6 +401,21 @@ class MimiDecoder(nn.Module):
         for cached in (self._keys, self._values):
             cached[:, target] = cached[:, source]
         self._done[target] = self._done[source]
+
+    def export_row(self, row: int) -> MimiStream:
+        """Return a copy of the stream of a row."""
+        states = [state[row].clone() for state in (*self._states.values(), self._done_on_device)]
+        cached = [cached[:, row].clone() for cached in (self._keys, self._values)]
+        return MimiStream(self._done[row], (*states, *cached))
+
+    def import_row(self, row: int, stream: MimiStream) -> None:
+        """Continue a stream from `export_row` in this row."""
+        *states, keys, values = stream.tensors
+        for state, new in zip((*self._states.values(), self._done_on_device), states, strict=True):
+            state[row] = new
+        self._keys[:, row] = keys
+        self._values[:, row] = values
+        self._done[row] = stream.done
 
     def zero_row(self, row: int) -> None:
         """Zero the keys and values of a row that contains NaN or Inf; see KVCache.zero_row."""
