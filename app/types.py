@@ -334,7 +334,7 @@ class Scheduling:
 
 
 @dataclass(frozen=True, slots=True)
-class Continuation:
+class AnswerPart:
     """The place of an utterance in an answer whose text arrives in parts.
 
     An engine may keep its state at the end of the utterance, so that the next one goes on as in one utterance. Without
@@ -357,7 +357,7 @@ class Utterance:
     context: tuple[ContextTurn, ...] = ()  # earlier turns, oldest first
     optional_turns: int = 0  # number of first turns of `context` that the engine may leave out to save space
     adapter: str = ""  # the key of the LoRA adapter that speaks (see app/engines/shared/adapters.py); "" = none
-    continuation: Continuation | None = None  # None = the answer has no later utterances that go on after this one
+    part: AnswerPart | None = None  # None = the answer has no later utterances that go on after this one
     scheduling: Scheduling = field(default_factory=Scheduling)
 
 

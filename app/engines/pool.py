@@ -175,8 +175,8 @@ class EnginePool:
                 failure = error
             else:
                 member.remember(voices)
-                if utterance.continuation is not None:
-                    member.answers.put(utterance.continuation.answer, True)
+                if utterance.part is not None:
+                    member.answers.put(utterance.part.answer, True)
                 self._count_failures(member, tried)
                 return
             finally:
@@ -223,7 +223,7 @@ class EnginePool:
             # Later utterances of an answer do not wait, and utterances that failed on another device do not wait. The
             # first utterance of an answer takes a free row only if no older utterance waits.
             if utterance.scheduling.continuation or failure is not None or (free and (waited or not self._waiting)):
-                answer = "" if utterance.continuation is None else utterance.continuation.answer
+                answer = "" if utterance.part is None else utterance.part.answer
                 kept = [member for member in free if answer in member.answers]
                 return min(kept or free or usable, key=lambda member: member.weight(voices))
             if not waited and len(self._waiting) >= self._max_queue + self._free_rows:

@@ -50,7 +50,7 @@ from app.generator.timestamps import AnswerTimes
 from app.generator.word_timing import WordTimer
 from app.text.punctuation import has_words
 from app.text.script import Pause
-from app.types import ContextTurn, Continuation, Scheduling, Utterance
+from app.types import AnswerPart, ContextTurn, Scheduling, Utterance
 from app.voices.memory import RememberedTurn
 
 if TYPE_CHECKING:
@@ -916,7 +916,7 @@ class SpeechGenerator:
             context=(*job.context, *spoken),
             optional_turns=job.remembered if job.request.context else job.remembered + len(spoken),
             adapter=planned.lines[0].voice.adapter,
-            continuation=Continuation(job.answer_id, number) if job.goes_on else None,
+            part=AnswerPart(job.answer_id, number) if job.goes_on else None,
             scheduling=Scheduling(
                 continuation=number > 0 or attempt > 0,
                 background=job.background,

@@ -13,7 +13,7 @@ import torch
 
 from app.engines.csm.loading import load_runner
 from app.engines.csm.runner import CsmRunner
-from app.types import Continuation, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
+from app.types import AnswerPart, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from tests.support.driver import Driver
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def in_parts(driver: Driver, whole: Utterance, between: Utterance | None = None)
         for row in (0, 1) if between is not None else ():
             driver.start(row, between)
             driver.finish()
-        part = replace(whole, lines=(line,), continuation=Continuation("an answer", index))
+        part = replace(whole, lines=(line,), part=AnswerPart("an answer", index))
         driver.start(index % 2, part)
         driver.finish()
         frames.append(driver.frames(index % 2))

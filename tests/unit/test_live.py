@@ -40,9 +40,9 @@ from app.metrics import Metrics
 from app.runtime.playback import Playback
 from app.text.normalizer import Normalizer
 from app.types import (
+    AnswerPart,
     AudioChunk,
     Capabilities,
-    Continuation,
     EngineInfo,
     Line,
     Load,
@@ -360,7 +360,7 @@ async def test_voice_continues_from_the_codes_of_the_last_utterances(tmp_path: P
     ]
     for number, utterance in enumerate(in_parts):
         assert utterance.seed == 5
-        assert utterance.continuation == Continuation(in_parts[0].continuation.answer, number)
+        assert utterance.part == AnswerPart(in_parts[0].part.answer, number)
         assert utterance.optional_turns == len(utterance.context) or not utterance.context
         earlier = in_parts[max(0, number - KEPT_UTTERANCES) : number]
         assert [turn.text for turn in utterance.context] == [each.lines[0].text for each in earlier]

@@ -23,7 +23,7 @@ from app.engines.pool import EnginePool
 from app.engines.registry import BuildContext, EngineSpec, specs
 from app.errors import Busy, EngineError, EngineStopped, EngineUnavailable, OutOfMemory
 from app.settings import Settings
-from app.types import Continuation, Sampling, Scheduling, SpokenLine, Utterance, Voice, VoicePrompt
+from app.types import AnswerPart, Sampling, Scheduling, SpokenLine, Utterance, Voice, VoicePrompt
 from tests.support.random_csm import fabricate_csm
 
 pytestmark = [
@@ -61,7 +61,8 @@ async def engine(tiny_csm: Path, tmp_path: Path) -> AsyncIterator[EnginePool]:
 
 def say(text: str = "Hello there.", *, seconds: float = 0.4, seed: int = 1, **more: Any) -> Utterance:
     line = SpokenLine(text, 0, VOICE, more.pop("prompt", None))
-    return Utterance((line,), Sampling(), seed, seconds, scheduling=Scheduling(**more))
+    part = more.pop("part", None)
+    return Utterance((line,), Sampling(), seed, seconds, part=part, scheduling=Scheduling(**more))
 
 
 def prompt(name: str) -> VoicePrompt:
@@ -155,9 +156,9 @@ async def test_voice_returns_to_the_device_that_has_its_prompt(engine: EnginePoo
 
 async def test_answer_goes_on_on_the_device_that_has_its_state(engine: EnginePool) -> None:
     async with held(engine, 1):  # so that the first utterance is on the second device
-        await whole(engine, say(continuation=Continuation("a", 0)))
+        await whole(engine, say(part=AnswerPart("a", 0)))
     await until(lambda: rows(engine) == [0, 0])
-    async with held(engine, 1, continuation=Continuation("a", 1)):
+    async with held(engine, 1, part=AnswerPart("a", 1)):
         assert rows(engine) == [0, 1]
 
 

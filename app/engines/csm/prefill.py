@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from app.engines.csm.rows import CsmRow, Part
     from app.nn.kv_cache import KVCache, SplitKVCache
     from app.nn.mimi.model import MimiStream
-    from app.types import Continuation
+    from app.types import AnswerPart
 
 
 class Prefill:
@@ -57,9 +57,9 @@ class Prefill:
 
     def keep(self, row: int, state: CsmRow, stream: MimiStream) -> None:
         """Keep the state of a row whose last line has ended, for the next utterance of its answer."""
-        assert state.continuation is not None and state.end_parts is not None  # noqa: S101, PT018 - the caller checks
+        assert state.part is not None and state.end_parts is not None  # noqa: S101, PT018 - the caller checks
         cached = self._cache.export_prefix(row, state.position)
-        answer, index = state.continuation.answer, state.continuation.index
+        answer, index = state.part.answer, state.part.index
         key = _row_key(answer, index + 1)
         for old in (index - 1, index + 1, *([index] if state.end_parts else [])):  # a failed utterance can be repeated
             self._remove(_row_key(answer, old))
@@ -79,9 +79,9 @@ class Prefill:
         if self.prefixes.get(key) is None:  # larger than the whole cache
             self._remove(key)
 
-    def find(self, continuation: Continuation) -> KeptRow | None:
+    def find(self, part: AnswerPart) -> KeptRow | None:
         """Return the state with which an utterance goes on; None = there is none."""
-        key = _row_key(continuation.answer, continuation.index)
+        key = _row_key(part.answer, part.index)
         return self._kept.get(key) if self.prefixes.get(key) is not None else None
 
     def _remove(self, key: bytes) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from app.engines.csm.prompt import Segment
     from app.nn.mimi.model import MimiStream
     from app.runtime.sampling import ReferenceNoise, SamplingParams
-    from app.types import Continuation
+    from app.types import AnswerPart
 
 # A part of the input: the token ids of a text, or frames of codes (T, K).
 Part: TypeAlias = "tuple[int, ...] | np.ndarray | Tensor"
@@ -64,7 +64,7 @@ class CsmRow:
     reference: ReferenceNoise | None = None
     adapter_key: str = ""  # the LoRA adapter of the utterance; "" = none
     adapter: int = 0  # the slot of the adapter; 0 = none
-    continuation: Continuation | None = None  # None = the state is not kept at the end
+    part: AnswerPart | None = None  # None = the state is not kept at the end
     kept: KeptRow | None = None  # the state with which the utterance begins; None = it begins with its prompt
     end_parts: list[Part] | None = None  # see KeptRow.parts; set when the last line has ended
 

@@ -203,9 +203,9 @@ class CsmRunner:
             max_frames=max(1, round(utterance.max_seconds * self.codec.frame_hz)),
             reference=reference_noise_of(utterance.seed, enabled=self._reference_noise),
             adapter_key=utterance.adapter,
-            continuation=utterance.continuation,
+            part=utterance.part,
             # without a kept state, each utterance of an answer has its own noise
-            draws=0 if utterance.continuation is None else utterance.continuation.index << 16,
+            draws=0 if utterance.part is None else utterance.part.index << 16,
         )
         if not self._goes_on(state):
             self._limits.fit_context(state, utterance.optional_turns)
@@ -215,7 +215,7 @@ class CsmRunner:
 
     def _goes_on(self, state: CsmRow) -> bool:
         """Set the state with which the utterance goes on after the one before it in its answer, if it was kept."""
-        kept = None if state.continuation is None else self._prefill.find(state.continuation)
+        kept = None if state.part is None else self._prefill.find(state.part)
         if kept is None or kept.adapter_key != state.adapter_key:
             return False
         known = [segment.digest for segment in kept.segments[: kept.voices]]
@@ -529,7 +529,7 @@ class CsmRunner:
                 self._graph.stop(row)
         if state.frames >= state.max_frames or (line_ended and state.line + 1 == len(state.lines)):
             state.over = True
-            if state.continuation is not None:
+            if state.part is not None:
                 state.end_parts = self._prefill.end_line(state, [frame] if audible else [], failed=rule is not None)
             return not audible, not audible, rule
         if line_ended:
