@@ -343,6 +343,7 @@ class AnswerPart:
 
     answer: str  # the same for all utterances of the answer
     index: int  # index of the utterance in the answer, from 0
+    is_last: bool = False  # whether no utterance goes on after this one
 
 
 @dataclass(frozen=True, slots=True)

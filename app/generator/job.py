@@ -44,6 +44,10 @@ class LaterText(Protocol):
         """Whether `next` can return without waiting for text."""
 
     @property
+    def ended(self) -> bool:
+        """Whether `next` has returned all text."""
+
+    @property
     def size_bytes(self) -> int:
         """The size in bytes of all text that has arrived so far, as UTF-8."""
 

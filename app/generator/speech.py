@@ -916,7 +916,7 @@ class SpeechGenerator:
             context=(*job.context, *spoken),
             optional_turns=job.remembered if job.request.context else job.remembered + len(spoken),
             adapter=planned.lines[0].voice.adapter,
-            part=AnswerPart(job.answer_id, number) if job.goes_on else None,
+            part=AnswerPart(job.answer_id, number, job.later.ended) if job.goes_on and job.later is not None else None,
             scheduling=Scheduling(
                 continuation=number > 0 or attempt > 0,
                 background=job.background,

@@ -14,7 +14,7 @@ import torch
 from app.engines.csm.limits import Guards
 from app.engines.csm.runner import CsmRunner
 from app.errors import BadReference, TextTooLong
-from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, VoicePrompt
+from app.types import AnswerPart, ContextTurn, Reference, Sampling, SpokenLine, Utterance, VoicePrompt
 from tests.support.csm_requests import FRAME_S, VOICE, alone, codes_of, in_parts, make, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_csm import fabricate_csm
@@ -249,7 +249,15 @@ def test_later_utterance_goes_on_as_in_one_utterance(tmp_path: Path, end: str) -
     codes, samples = in_parts(many, whole, speech("Other.", 9, 7) if end == "failed" else None)
     assert np.array_equal(codes, one.frames(3))
     assert np.array_equal(samples, one.samples(3))
-    assert len(many.runner._prefill.prefixes) == (3 if end == "failed" else 2)  # type: ignore[attr-defined]
+    assert len(many.runner._prefill.prefixes) == (3 if end == "failed" else 1)  # type: ignore[attr-defined]
+    if end != "failed":  # a cancelled answer keeps nothing
+        many.start(0, dataclasses.replace(whole, lines=whole.lines[:1], part=AnswerPart("b", 0)))
+        many.finish()
+        assert len(many.runner._prefill.prefixes) == 2  # type: ignore[attr-defined]
+        many.start(0, dataclasses.replace(whole, lines=whole.lines[:1], part=AnswerPart("b", 1)))
+        many.iterate()
+        many.stop(0)
+        assert len(many.runner._prefill.prefixes) == 1  # type: ignore[attr-defined]
     codes, _ = in_parts(without, whole)  # no state is kept
     assert not np.array_equal(codes, one.frames(3))
     assert not without.runner._prefill._kept  # type: ignore[attr-defined]

@@ -360,7 +360,7 @@ async def test_voice_continues_from_the_codes_of_the_last_utterances(tmp_path: P
     ]
     for number, utterance in enumerate(in_parts):
         assert utterance.seed == 5
-        assert utterance.part == AnswerPart(in_parts[0].part.answer, number)
+        assert utterance.part == AnswerPart(in_parts[0].part.answer, number, number == len(in_parts) - 1)
         assert utterance.optional_turns == len(utterance.context) or not utterance.context
         earlier = in_parts[max(0, number - KEPT_UTTERANCES) : number]
         assert [turn.text for turn in utterance.context] == [each.lines[0].text for each in earlier]

@@ -79,6 +79,11 @@ class Prefill:
         if self.prefixes.get(key) is None:  # larger than the whole cache
             self._remove(key)
 
+    def drop(self, part: AnswerPart) -> None:
+        """Free the states of an answer that has ended. part: its last utterance."""
+        for index in (part.index - 1, part.index):
+            self._remove(_row_key(part.answer, index))
+
     def find(self, part: AnswerPart) -> KeptRow | None:
         """Return the state with which an utterance goes on; None = there is none."""
         key = _row_key(part.answer, part.index)
