@@ -10,7 +10,17 @@ import pytest
 
 from tests.browser.test_manners import DESKTOP, PHONE, axe_violations, scrolls_sideways, settle
 from tests.support.live import wait_until
-from tests.support.studio import LONG, at_s, newest_take, speak, until, wait_audible, wait_state, wait_takes
+from tests.support.studio import (
+    LONG,
+    at_s,
+    newest_take,
+    speak,
+    until,
+    wait_audible,
+    wait_state,
+    wait_takes,
+    wait_worth_keeping,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +109,7 @@ def test_words_are_lit_while_the_speech_is_streamed(server: str, visit: Visit) -
     words = set(LONG.split())
     wait_until(lambda: [each for each in page.evaluate(LIT) if each in words] != [])
     assert page.get_attribute(".speak", "data-state") == "streaming"
+    wait_worth_keeping(page)
     page.get_by_role("button", name="Stop", exact=True).click()
     wait_state(page, "partial")
     wait_words(page)  # a take that was stopped has the times of its words too
@@ -254,7 +265,7 @@ def test_the_text_is_hidden_in_a_blind_comparison(server: str, visit: Visit) -> 
         speak(page, TEXT)
         wait_state(page, "done")
         wait_takes(page, count)
-    rows = page.locator('section[aria-label="Takes"] .take')
+    rows = page.locator(".take")
     rows.nth(0).get_by_role("button", name="A", exact=False).first.wait_for()
     page.locator('[data-mark="A"]').first.click()
     page.locator('[data-mark="B"]').nth(1).click()

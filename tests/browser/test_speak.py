@@ -273,7 +273,7 @@ def test_takes_are_kept_in_memory_when_storage_is_blocked(server: str, visit: Vi
     page = visit(server, prepare=forbid).page
     speak(page, SHORT)
     wait_takes(page, 1)
-    assert page.locator("main").get_by_text("does not let the page store anything").is_visible()
+    page.locator("main").get_by_text("does not let the page store anything").wait_for()
     page.get_by_role("button", name="Play Take 1").click()
     wait_audible(page)
 
@@ -308,8 +308,8 @@ def test_two_takes_are_compared_at_the_same_second(server: str, visit: Visit) ->
     wait_takes(page, 1)
     page.get_by_role("button", name="Speak", exact=True).click()
     wait_takes(page, 2)
-    page.get_by_role("button", name="Take 1 as A").click()
-    page.get_by_role("button", name="Take 2 as B").click()
+    page.get_by_role("button", name=re.compile("Take 1: .* as A")).click()
+    page.get_by_role("button", name=re.compile("Take 2: .* as B")).click()
     page.get_by_role("button", name="Compare A and B").click()
     page.get_by_role("slider", name="Position").press("ArrowRight")
     page.get_by_role("slider", name="Position").press("ArrowRight")

@@ -60,8 +60,8 @@ def wait_audible(page: Page) -> None:
 
 
 def wait_worth_keeping(page: Page) -> None:
-    """Wait until enough audio has arrived that Stop keeps it as a take."""
-    until(page, "async () => (await import('/static/js/player.js')).player.track?.seconds > 0.6")
+    """Wait until enough audio was heard that Stop keeps it as a take."""
+    until(page, "async () => (await import('/static/js/player.js')).player.at_s > 0.6")
 
 
 def newest_take(page: Page) -> dict[str, Any]:

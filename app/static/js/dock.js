@@ -1,6 +1,7 @@
 // The player bar at the bottom of every page: play, position, A/B comparison, volume, save.
 
 import { player } from "./player.js";
+import { speech } from "./speech.js";
 import { button, clock, debounce, h, icon, notify, number, t } from "./ui.js";
 
 const LEAST_SPAN_S = 10;
@@ -106,7 +107,8 @@ export function mount(dock) {
   const volume = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: player.volume, "aria-label": t("dock.volume"), oninput: (event) => (player.volume = Number(event.target.value)) });
   const keep = button(t("save"), () => player.track && saveMenu(player.track), { look: "quiet save" });
   keep.prepend(icon("save"));
-  dock.replaceChildren(toggle, h("div", { class: "track" }, title, slider), time, ab, h("label", { class: "volume" }, icon("volume"), volume), keep);
+  const halt = button(t("dock.stop"), () => speech.stop(), { name: "stop", look: "round stop", hidden: true });
+  dock.replaceChildren(toggle, halt, h("div", { class: "track" }, title, slider), time, ab, h("label", { class: "volume" }, icon("volume"), volume), keep);
 
   const seek = (event) => {
     const box = canvas.getBoundingClientRect();
@@ -142,6 +144,9 @@ export function mount(dock) {
   const refresh = () => {
     const { track } = player;
     dock.hidden = !track;
+    const held = halt === document.activeElement && !speech.busy;
+    halt.hidden = !speech.busy || speech.track !== track;
+    if (held) toggle.focus();
     document.documentElement.classList.toggle("docked", Boolean(track));
     if (!track) return;
     if (track !== watched) {
@@ -164,7 +169,9 @@ export function mount(dock) {
       abButtons();
     }
     const blind = player.pair?.blind;
-    title.textContent = blind ? t("ab.blind") : [track.about?.voice, track.about?.text].filter(Boolean).join(" · ");
+    const part = player.at_s > 0 && track.parts.findLast((each) => each.start_s <= player.at_s + 0.02);
+    const words = blind ? t("ab.blind") : part ? part.text : [track.about?.voice, track.about?.text].filter(Boolean).join(" · ");
+    if (title.textContent !== words) title.textContent = words;
     time.textContent = `${clock(player.at_s)} / ${clock(track.seconds)}`;
     slider.setAttribute("aria-valuemax", Math.round(track.seconds));
     slider.setAttribute("aria-valuenow", Math.round(player.at_s));
@@ -176,8 +183,10 @@ export function mount(dock) {
   };
   const slow = debounce(refresh, 40);
   player.addEventListener("change", refresh);
+  speech.addEventListener("change", refresh);
   refresh();
   return () => {
+    speech.removeEventListener("change", refresh);
     player.removeEventListener("change", refresh);
     watched?.removeEventListener("grow", slow);
     watched?.removeEventListener("end", refresh);

@@ -127,8 +127,8 @@ document.addEventListener("keydown", (event) => {
     " ": () => player.track && player.toggle(),
     x: () => player.swap(),
     X: () => player.swap(),
-    ArrowLeft: () => player.seek(player.at_s - 1),
-    ArrowRight: () => player.seek(player.at_s + 1),
+    ArrowLeft: () => (event.shiftKey ? player.step(-1) : player.seek(player.at_s - 1)),
+    ArrowRight: () => (event.shiftKey ? player.step(1) : player.seek(player.at_s + 1)),
     "/": () => document.querySelector("main textarea, main input[type=search]")?.focus(),
     "?": keyList,
   }[event.key];

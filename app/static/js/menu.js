@@ -24,5 +24,5 @@ export function menu(setLanguage, setTheme) {
 }
 
 export const keyList = () => dialog(t("menu.keys"), () => h("dl", { class: "keys" },
-  [["Ctrl+Enter", "keys.speak"], ["Esc", "keys.stop"], ["Space", "keys.pause"], ["X", "keys.swap"], ["← →", "keys.seek"], ["/", "keys.text"], ["?", "keys.list"]].map(([key, what]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, t(what))]),
+  [["Ctrl+Enter", "keys.speak"], ["Esc", "keys.stop"], ["Space", "keys.pause"], ["X", "keys.swap"], ["← →", "keys.seek"], ["Shift+← →", "keys.sentence"], ["/", "keys.text"], ["?", "keys.list"]].map(([key, what]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, t(what))]),
 ));

@@ -7,6 +7,7 @@ export const RATE = 24_000;
 const PEAK_SAMPLES = RATE / 100; // one pair of extremes for 10 ms
 const START_S = 0.12; // buffered before playback starts; each underrun doubles it, up to 1 s
 const FADE_S = 0.01;
+const AGAIN_S = 0.7; // later than this in a sentence, a step back goes to its start
 
 /** Audio that may still grow: int16 at 24 kHz, and its extremes for drawing. Dispatches "grow" and "end". */
 export class Track extends EventTarget {
@@ -16,6 +17,7 @@ export class Track extends EventTarget {
   peak = 0;
   parts = []; // the server's progress events: { sentence, turn, text, start_s }
   timed = []; // the server's events with the times of words
+  cut = false; // whether the text goes on after the audio
   #samples = new Int16Array(RATE * 8);
   #peaks = new Int16Array(800 * 2);
   #odd = null; // the first byte of a sample whose second byte has not arrived
@@ -73,6 +75,20 @@ export class Track extends EventTarget {
   end() {
     this.ended = true;
     this.dispatchEvent(new Event("end"));
+  }
+
+  /** A finished track of the first seconds of this one. */
+  until(end_s) {
+    const before = ({ start }) => start < end_s;
+    const timed = this.timed.map((event) => ({ ...event, words: event.words?.filter(before), sentences: event.sentences?.filter(before) }));
+    const parts = this.parts.filter((part) => part.start_s < end_s);
+    return Track.of(this.samples(0, Math.round(end_s * RATE)).slice(), { about: this.about, seed: this.seed, parts, timed, cut: true });
+  }
+
+  /** The starts of the sentences, in seconds. */
+  get starts() {
+    const timed = this.timed.flatMap((event) => event.sentences ?? []).map((sentence) => sentence.start);
+    return timed.length ? timed : this.parts.map((part) => part.start_s);
   }
 
   samples(from = 0, to = this.length) {
@@ -358,6 +374,13 @@ class Player extends EventTarget {
     this.#at = Math.round(Math.max(0, Math.min(at_s, this.track.seconds)) * RATE);
     if (this.playing && this.#sink) this.#start();
     this.#changed();
+  }
+
+  /** Moves to the start of the next sentence (1), or of this sentence or the one before it (-1). */
+  step(by) {
+    const { starts } = this.track ?? { starts: [] };
+    const to = by > 0 ? starts.find((start) => start > this.at_s + 0.05) : starts.findLast((start) => start < this.at_s - AGAIN_S) ?? 0;
+    if (to !== undefined) this.seek(to);
   }
 
   /** Loads two finished tracks for an A/B comparison, at one level. */

@@ -11,9 +11,9 @@ const EARLY_S = 0.02; // a word is lit this much before it is heard
 const shown = new WeakMap(); // slot -> Reading
 
 const STYLE = `
-html.docked { scroll-padding-block-end: calc(var(--dock) + var(--bar) + var(--sp-2)); }
 .read { max-height: 12.5rem; overflow-y: auto; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.7; position: relative; padding-inline: 3px; margin-inline: -3px; }
 .read span { cursor: pointer; border-radius: 3px; }
+.read .unmade { color: var(--muted); cursor: auto; }
 .read span:hover { background: var(--sunken); }
 .read [data-now] { background: var(--accent); color: var(--on-accent); box-shadow: 0 0 0 2px var(--accent); }
 @media (forced-colors: active) { .read [data-now] { forced-color-adjust: none; background: Highlight; color: HighlightText; } }
@@ -133,7 +133,10 @@ class Reading {
         this.#ended = false;
         this.#fresh = true;
       }
-      if (track.ended && !this.#ended) this.#ended = this.#fresh = true; // the page has changed above the text
+      if (track.ended && !this.#ended) {
+        this.#ended = this.#fresh = true; // the page has changed above the text
+        if (!track.cut) this.box.querySelector(".unmade")?.classList.remove("unmade");
+      }
       this.#script.update();
       if (this.#script.renewed) {
         this.#script.renewed = false;
@@ -189,7 +192,8 @@ class Reading {
       nodes.push(span);
       place = Math.max(place, to);
     }
-    if (last > place) nodes.push(text.slice(place, last));
+    const made = end < entries.length || (player.track.ended && !player.track.cut);
+    if (last > place) nodes.push(made ? text.slice(place, last) : h("span", { class: "unmade", title: t("read.unmade") }, text.slice(place, last)));
     this.box.replaceChildren(...nodes);
     this.#lit = null;
     if (!held) this.box.scrollTop = 0;

@@ -89,6 +89,7 @@ class Speech extends EventTarget {
       this.state = "done";
       announce(t("status.finished", { s: number(track.seconds, 1) }));
     } else {
+      track.cut = true;
       this.error = failed instanceof ApiError ? failed : new ApiError({ message: String(failed.message ?? failed) });
       this.state = track.seconds >= WORTH_KEEPING_S ? "partial" : "error";
       if (this.state === "error") player.unload(track);
@@ -141,16 +142,19 @@ class Speech extends EventTarget {
     this.#changed();
   }
 
-  /** Stops playback and the request. Half a second of audio or more is kept as a partial take. */
+  /** Stops playback and the request. What was heard is kept as a partial take, if it is half a second or more. */
   async stop() {
     if (!this.busy) return;
-    const { track } = this;
-    const about = track.about;
+    const whole = this.track;
+    const { about } = whole;
+    const heard_s = player.track === whole ? player.at_s : whole.seconds;
     this.#abort.abort(new DOMException("stopped", "AbortError"));
     this.#abort = null;
     player.stop();
-    track.end();
-    const kept = track.seconds >= WORTH_KEEPING_S;
+    whole.end();
+    const kept = heard_s >= WORTH_KEEPING_S;
+    const track = kept ? (this.track = whole.until(heard_s)) : whole;
+    if (kept && player.track === whole) player.load(track, { play: false, at_s: heard_s });
     this.state = kept ? "partial" : "idle";
     this.again_s = null;
     announce(t("status.stopped"));
@@ -192,7 +196,7 @@ export async function trackOf(take) {
   if (player.track?.take === take.id) return player.track;
   const samples = await takes.sound(take.id);
   if (!samples) return null;
-  return Track.of(samples, { take: take.id, seed: take.seed, parts: take.parts ?? [], timed: take.timed ?? [], about: { kind: take.kind, text: take.text, voice: take.voice, model: take.model, body: take.body } });
+  return Track.of(samples, { take: take.id, seed: take.seed, parts: take.parts ?? [], timed: take.timed ?? [], cut: Boolean(take.partial), about: { kind: take.kind, text: take.text, voice: take.voice, model: take.model, body: take.body } });
 }
 
 /** A voice speaks a sample sentence. No take is kept. */

@@ -102,7 +102,9 @@ export async function mount(main, { go }) {
   const limits = limitOf("jobs");
   const trouble = h("div");
   const view = h("div", { class: "stack" });
-  main.append(trouble, view);
+  const readSlot = h("div", { hidden: true });
+  const showPlayed = () => player.track && import("../read.js").then(({ show: along }) => along(readSlot), () => {});
+  main.append(trouble, readSlot, view);
   if (health.last && !limits) {
     view.append(h("p", { class: "empty" }, t("books.off")));
     return {};
@@ -527,7 +529,7 @@ export async function mount(main, { go }) {
       player.prepare();
       stopListening();
       try {
-        player.load(Track.of(await soundOf(sentence.index), { about: { text: sentence.text, voice: nameOf(sentence.voice) } }));
+        player.load(Track.of(await soundOf(sentence.index), { about: { text: sentence.text, voice: nameOf(sentence.voice), model: job.model, body: { voice: sentence.voice } }, parts: [{ sentence: 0, text: sentence.text, start_s: 0 }] }));
       } catch (error) {
         fail(error);
       }
@@ -539,7 +541,7 @@ export async function mount(main, { go }) {
       stopListening();
       let stopped = false;
       const text = `${titleOf(job)}: ${chapter.title || t("books.chapter", { n: chapter.index + 1 })}`;
-      const track = Object.assign(new Track(), { about: { text, voice: nameOf(chapter.voice ?? job.voice) } });
+      const track = Object.assign(new Track(), { about: { text, voice: nameOf(chapter.voice ?? job.voice), model: job.model, body: { voice: chapter.voice ?? job.voice } } });
       stopListening = () => (stopped = true);
       player.load(track);
       try {
@@ -615,6 +617,7 @@ export async function mount(main, { go }) {
     return id ? showBook(id, focus) : showList();
   }
 
+  player.addEventListener("change", showPlayed);
   if (!location.hash) show("", false);
   return {
     hash(id) {
@@ -623,6 +626,7 @@ export async function mount(main, { go }) {
     },
     unmount() {
       closed = true;
+      player.removeEventListener("change", showPlayed);
       clearInterval(timer);
       stopFollowing();
       stopListening();

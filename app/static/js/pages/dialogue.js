@@ -4,7 +4,7 @@ import { canSpeak, errorBox, health, limitOf, models, serverVoice, speaksClones,
 import { player } from "../player.js";
 import { drawSeed, speech, whenListed } from "../speech.js";
 import { announce, button, debounce, dialog, h, newId, notify, number, store, t } from "../ui.js";
-import { banner, ignoredBadges, modelSelect, modelToUse, partialBadges, snippetTabs, timeBadges, voiceSelect } from "./speak.js";
+import { banner, ignoredBadges, modelSelect, modelToUse, partialBadges, snippetSlot, timeBadges, voiceSelect } from "./speak.js";
 
 const OTHER_VOICES = ["onyx", "nova", "echo", "shimmer", "fable"]; // first choices for further speakers: they sound different
 const ACCIDENT_MS = 400;
@@ -54,16 +54,16 @@ export async function mount(main) {
   const empty = h("div", { class: "empty" }, h("p", {}, t("dialogue.empty")), button(t("dialogue.sample"), () => {
     useScript([1, 2, 3, 4].map((n) => ({ name: n % 2 ? "Ann" : "Ben", text: t(`dialogue.sample.${n}`) })));
   }));
-  const [codeTabs, showCode] = snippetTabs();
-  const section = h("section", { class: "stack speak-all", "aria-label": t("nav.dialogue"), data: { state: "idle" } },
+  const [codeSlot, showCode] = snippetSlot();
+  const section = h("section", { class: "speak-all", "aria-label": t("nav.dialogue"), data: { state: "idle" } },
     h("div", { class: "head" }, h("div", { class: "row wrap" }, modelSlot, count), h("div", { class: "row wrap" }, button(t("dialogue.paste"), paste), button(t("dialogue.clear"), clear, { look: "quiet" }))),
     voiceHint, empty, list,
     h("div", { class: "row wrap" }, button(t("dialogue.add"), () => add(lines.length), {})),
-    h("div", { class: "act row wrap" }, go, badges),
+    h("div", { class: "act" }, go, badges),
     h("p", { class: "hint" }, t("dialogue.hint")),
   );
   const readSlot = h("div", { hidden: true });
-  main.append(bannerSlot, section, trouble, readSlot, h("section", { class: "stack", "aria-label": t("snippet") }, h("h2", {}, t("snippet")), h("div", {}, codeTabs)));
+  main.append(bannerSlot, section, trouble, readSlot, h("section", { class: "stack", "aria-label": t("snippet") }, h("h2", {}, t("snippet")), codeSlot));
 
   // -- lines
 

@@ -21,13 +21,14 @@ const STYLE = `
 [data-mark=heard] { text-decoration-color: var(--ok); }
 [data-mark=now] { text-decoration: none; background: color-mix(in oklab, var(--accent) 26%, var(--surface)); box-shadow: 0 0 0 2px color-mix(in oklab, var(--accent) 26%, var(--surface)); }
 [data-mark=unheard] { text-decoration-style: dotted; text-decoration-color: var(--muted); }
-.live-stop { min-width: 148px; min-height: 48px; }
-.live .acts { position: sticky; inset-block-end: calc(var(--dock) + var(--bar)); padding-block: var(--sp-2); background: var(--bg); }
+.live-main { display: flex; flex-direction: column; gap: var(--sp-3); }
+.live .act { grid-area: auto; align-self: stretch; flex-wrap: nowrap; }
+.live .act button { flex: 0 1 auto; padding-inline: var(--sp-2); }
 .live .legend { gap: var(--sp-1) var(--sp-4); font-size: 0.875rem; }
 .live fieldset { border: none; margin: 0; padding: 0; gap: var(--sp-1) var(--sp-5); }
 .live legend { padding: 0; font-weight: 600; font-size: 0.875rem; }
 .live form textarea { width: 100%; field-sizing: content; }
-@media (max-width: 719px) { .live-stop { flex: 1 0 100%; } }
+@media (max-width: 900px) { html:has(.live .act) { --act: 79px; } }
 @media (forced-colors: active) { [data-mark=now] { forced-color-adjust: none; background: Highlight; } [data-mark] { text-decoration-color: CanvasText; } }
 `;
 const sheet = new CSSStyleSheet();
@@ -178,7 +179,7 @@ export async function mount(main) {
   }
 
   // ---- actions
-  const stop = h("button", { type: "button", class: "go live-stop", onclick: halt }, t("stop"), h("kbd", { "aria-hidden": "true" }, "Esc"));
+  const stop = h("button", { type: "button", class: "go", onclick: halt }, t("stop"), h("kbd", { "aria-hidden": "true" }, "Esc"));
   const again = button(t("live.again"), () => {
     asking?.abort();
     live.clear();
@@ -224,13 +225,13 @@ export async function mount(main) {
   } }), t(`live.${name}`));
   const trouble = h("div");
   const section = h("section", { class: "speak live", "aria-label": t("nav.live"), data: { state: "idle" } },
-    h("div", { class: "stack" },
+    h("div", { class: "live-main" },
       h("fieldset", { class: "row wrap" }, h("legend", {}, t("live.modes")), mode("type"), mode("llm")),
       source,
       h("div", { class: "head" }, label, progress),
       h("div", { class: "live-field" }, behind, field),
       legend,
-      h("div", { class: "row wrap acts" }, stop, again, clear),
+      h("div", { class: "act" }, stop, again, clear),
       trouble,
     ),
     h("div", { class: "card stack" },

@@ -1,14 +1,13 @@
 // The Speak page: text, settings and one button; below them the takes, the history and the request as code.
 
-import { canSpeak, errorBox, hasKey, health, limitOf, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
+import { canSpeak, errorBox, health, limitOf, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
 import { saveMenu } from "../dock.js";
 import { player } from "../player.js";
-import { drawSeed, preview, speech, trackOf, whenListed } from "../speech.js";
+import { drawSeed, preview, speech, whenListed } from "../speech.js";
 import { takes } from "../takes.js";
-import { ROOT, announce, button, copy, debounce, h, icon, notify, number, quoted, seconds, store, t, tabs } from "../ui.js";
+import { announce, button, copy, debounce, h, number, quoted, seconds, store, t, tabs } from "../ui.js";
 
 const ACCIDENT_MS = 400; // a second click within this time is a double click, not Stop
-const SHOWN = 30; // entries of the history at first
 const SPEED_STEP = 0.05;
 const SAMPLING_STEPS = { temperature: 0.05, top_k: 1, top_p: 0.01, cfg_scale: 0.1 };
 const SAMPLING = Object.keys(SAMPLING_STEPS);
@@ -61,6 +60,23 @@ export function banner(list, chosen, use) {
   );
 }
 
+/** Creates a place for a request as code, which is loaded when it is seen. Returns [element, refresh(path, body)]. */
+export function snippetSlot() {
+  const slot = h("div", { class: "code-slot" });
+  let request = null;
+  let show = null;
+  new IntersectionObserver(async (entries, observer) => {
+    if (!entries.some((entry) => entry.isIntersecting)) return;
+    observer.disconnect();
+    const { snippetTabs } = await import("./snippets.js");
+    const [tabs, refresh] = snippetTabs();
+    slot.replaceChildren(...tabs);
+    show = refresh;
+    if (request) show(...request);
+  }).observe(slot);
+  return [slot, (...shown) => { request = shown; show?.(...shown); }];
+}
+
 // ---- badges: the progress of a request
 
 const badge = (key, value, look = "") => h("span", { class: `badge ${look}`, data: { badge: key } }, `${t(`badge.${key}`)} `, h("strong", {}, value));
@@ -79,150 +95,15 @@ export const ignoredBadges = ({ ignored }) => (ignored ? [badge("ignored", ignor
 
 export const partialBadges = ({ state, track }) => (state === "partial" ? [badge("partial", seconds(track.seconds), "warn")] : []);
 
-// ---- the request as code
-
-const inShell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-const OPENAI_FIELDS = ["model", "voice", "input", "response_format", "speed"];
-
-export function snippets(path, body) {
-  const url = location.origin + ROOT + path;
-  const keyed = hasKey() || health.last?.key_needed;
-  const file = `speech.${body.response_format}`;
-  const json = JSON.stringify(body, null, 2);
-  const curl = [`curl ${url}`, ...(keyed ? ['  -H "Authorization: Bearer $API_KEY"'] : []), '  -H "Content-Type: application/json"', `  -d ${inShell(json)}`, `  -o ${file}`].join(" \\\n");
-  const js = `const answer = await fetch(${JSON.stringify(url)}, {\n  method: "POST",\n  headers: { "Content-Type": "application/json"${keyed ? ", Authorization: `Bearer ${process.env.API_KEY}`" : ""} },\n  body: JSON.stringify(${json.replaceAll("\n", "\n  ")}),\n});\nif (!answer.ok) throw new Error((await answer.json()).error.message);\nconst sound = await answer.arrayBuffer(); // ${body.response_format}\n`;
-  let python;
-  if (path === "/v1/audio/speech") {
-    const known = Object.entries(body).filter(([name]) => OPENAI_FIELDS.includes(name));
-    const ours = Object.entries(body).filter(([name]) => !OPENAI_FIELDS.includes(name));
-    const lines = known.map(([name, value]) => `    ${name}=${JSON.stringify(value)},`);
-    if (ours.length) lines.push(`    extra_body={${ours.map(([name, value]) => `${JSON.stringify(name)}: ${JSON.stringify(value)}`).join(", ")}},`);
-    python = `${keyed ? "import os\n\n" : ""}from openai import OpenAI\n\nclient = OpenAI(base_url=${JSON.stringify(`${location.origin}${ROOT}/v1`)}, api_key=${keyed ? 'os.environ["API_KEY"]' : '"unused"'})\nwith client.audio.speech.with_streaming_response.create(\n${lines.join("\n")}\n) as response:\n    response.stream_to_file(${JSON.stringify(file)})\n`;
-  } else {
-    python = `${keyed ? "import os\n" : ""}from pathlib import Path\n\nimport httpx\n\nanswer = httpx.post(\n    ${JSON.stringify(url)},\n${keyed ? '    headers={"Authorization": f"Bearer {os.environ[\'API_KEY\']}"},\n' : ""}    json=${json.replaceAll("\n", "\n    ")},\n    timeout=600,\n)\nPath(${JSON.stringify(file)}).write_bytes(answer.raise_for_status().content)\n`;
-  }
-  return { curl, python, js };
-}
-
-/** Creates tabs that show a request as code. Returns [elements, refresh(path, body)]. */
-export function snippetTabs() {
-  const blocks = Object.fromEntries(["curl", "python", "js"].map((kind) => [kind, h("code", { lang: "en" })]));
-  const panel = (kind) => h("div", { class: "code" }, h("pre", { tabindex: 0 }, blocks[kind]), button(t("copy"), () => copy(blocks[kind]), { name: "copy", look: "quiet" }));
-  const list = tabs(t("snippet"), [["curl", "curl", panel("curl")], ["python", "Python", panel("python")], ["js", "JavaScript", panel("js")]]);
-  return [list, (path, body) => {
-    for (const [kind, code] of Object.entries(snippets(path, body))) blocks[kind].textContent = code;
-  }];
-}
-
-// ---- lists of takes
-
-const marks = { A: null, B: null }; // ids of the takes to compare
-
-function shapeSvg(shape) {
-  const ns = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(ns, "svg");
-  svg.setAttribute("viewBox", "0 0 64 20");
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  svg.classList.add("shape");
-  const path = document.createElementNS(ns, "path");
-  path.setAttribute("d", shape.map((high, x) => `M${x + 0.5} ${10 - Math.max(0.5, 9 * high)}V${10 + Math.max(0.5, 9 * high)}`).join(""));
-  svg.append(path);
-  return svg;
-}
-
-async function playTake(take) {
-  const track = await trackOf(take);
-  if (!track) return notify(t("take.gone"));
-  if (player.track === track && !player.pair) return player.toggle();
-  return player.load(track);
-}
-
-async function compare(blind) {
-  const all = await takes.all();
-  const chosen = [marks.A, marks.B].map((id) => all.find((take) => take.id === id));
-  const tracks = await Promise.all(chosen.map((take) => take && trackOf(take)));
-  if (tracks.some((track) => !track)) return notify(t("take.gone"));
-  if (tracks[0] === tracks[1]) return;
-  const on = blind ? crypto.getRandomValues(new Uint8Array(1))[0] & 1 : 0;
-  await player.compare(tracks[0], tracks[1], { on, at_s: 0 });
-  player.pair.blind = blind;
-  player.pair.pick = () => {
-    const { pair } = player;
-    pair.blind = false;
-    takes.change(chosen[pair.on].id, { star: true });
-    player.dispatchEvent(new Event("change"));
-    notify(t("ab.picked", { name: "AB"[pair.on] }));
-  };
-  player.dispatchEvent(new Event("change"));
-}
-
-async function removeTake(take, row) {
-  const next = row.nextElementSibling ?? row.previousElementSibling;
-  const nextId = next?.dataset.take;
-  const list = row.parentElement;
-  if (player.track?.take === take.id) player.unload(player.track);
-  for (const name of ["A", "B"]) if (marks[name] === take.id) marks[name] = null;
-  const undo = await takes.remove(take.id);
-  notify(t("take.deleted"), t("undo"), undo);
-  const target = nextId && list.querySelector(`[data-take="${nextId}"] button`);
-  (target ?? document.querySelector("main h1"))?.focus();
-}
-
-function takeRow(take, { count, words, again }) {
-  const label = words ? take.text.slice(0, 60) : t("take.name", { n: count });
-  const row = h("li", { class: "take", data: { take: take.id } },
-    button(t("take.play", { name: label }), () => playTake(take), { name: "play", look: "quiet" }),
-    shapeSvg(take.shape),
-    h("div", { class: "facts" },
-      words && h("span", { class: "words" }, take.text),
-      !words && h("b", {}, t("take.name", { n: count })),
-      h("span", {}, seconds(take.seconds)),
-      words && h("span", {}, `${take.voice} · ${take.model}`),
-      take.seed && !words && h("span", {}, t("take.seed", { seed: String(take.seed) })),
-      take.first_s !== null && !words && h("span", {}, t("take.first", { s: number(take.first_s, 2) })),
-      take.factor !== null && !words && h("span", {}, t("take.factor", { x: number(take.factor, 1) })),
-      take.partial && h("span", { class: "bad" }, t("take.partial")),
-    ),
-    h("div", { class: "row tools" },
-      !words && ["A", "B"].map((name) => button(name, () => {
-        marks[name] = marks[name] === take.id ? null : take.id;
-        const other = name === "A" ? "B" : "A";
-        if (marks[other] === marks[name]) marks[other] = null;
-        takes.dispatchEvent(new Event("change"));
-      }, { look: "mark", "aria-pressed": String(marks[name] === take.id), "aria-label": t("take.mark", { name, take: label }), data: { mark: name } })),
-      again && button(t("take.again"), () => again(take), { name: "again", look: "quiet" }),
-      button(t(take.star ? "take.unstar" : "take.star"), () => takes.change(take.id, { star: !take.star }), { name: "star", look: take.star ? "quiet starred" : "quiet", "aria-pressed": null }),
-      button(t("save"), async () => {
-        const track = await trackOf(take);
-        if (track) saveMenu(track);
-        else notify(t("take.gone"));
-      }, { name: "save", look: "quiet" }),
-      button(t("take.delete"), () => removeTake(take, row), { name: "delete", look: "quiet" }),
-    ),
-  );
-  return row;
-}
-
-/** Replaces the rows of a list. The focus stays on the same button of the same take. */
-function refill(list, rows) {
-  const held = list.contains(document.activeElement) && document.activeElement.closest("[data-take]");
-  const buttons = held ? [...held.querySelectorAll("button")] : [];
-  const at = buttons.indexOf(document.activeElement);
-  list.replaceChildren(...rows);
-  if (held) list.querySelector(`[data-take="${held.dataset.take}"]`)?.querySelectorAll("button")[at]?.focus();
-}
-
 // ---- the page
 
-export async function mount(main) {
+export async function mount(main, { go: open }) {
   const kept = store.get("speak", {});
   const settings = { voice: store.get("voice", serverVoice()), model: "", format: "mp3", speed: 1, language: "", seed: null, lock: false, sampling: {}, ...kept };
   let unspeakable = ""; // the chosen voice, while the model can't speak it and the server's default voice replaces it
   const keep = () => store.set("speak", { ...settings, voice: unspeakable || settings.voice });
   let voiceList = [];
   let modelList = [];
-  let shown = SHOWN;
   let pressed_ms = 0;
 
   // -- the text
@@ -314,23 +195,13 @@ export async function mount(main) {
     h("div", { class: "act" }, go, badges, saveNow),
   );
 
-  // -- takes, history, snippet
-  const takeList = h("ul", { class: "takes" });
-  const takeHead = h("h2", {}, t("takes"));
-  const blind = h("input", { type: "checkbox" });
-  const compareNow = button(t("ab.compare"), () => compare(blind.checked));
-  const compareRow = h("div", { class: "row wrap" }, h("label", { class: "check" }, blind, t("ab.blind_choice")), compareNow);
-  const takeSection = h("section", { class: "stack", "aria-label": t("takes") }, h("div", { class: "head" }, takeHead, compareRow), takeList);
-  const search = h("input", { type: "search", placeholder: t("history.search"), "aria-label": t("history.search"), oninput: () => { shown = SHOWN; fillHistory(); } });
-  const historyList = h("ul", { class: "takes" });
-  const more = button(t("history.more"), () => { shown += SHOWN; fillHistory(); });
-  const historyHint = h("p", { class: "hint" });
-  const [codeTabs, showCode] = snippetTabs();
-  const panels = tabs(t("speak.below"), [
-    ["history", t("history"), h("div", { class: "stack" }, search, historyHint, historyList, more)],
-    ["snippet", t("snippet"), h("div", { class: "stack" }, codeTabs)],
-  ]);
-  main.append(bannerSlot, section, trouble, readSlot, takeSection, h("section", { "aria-label": t("speak.below") }, panels));
+  // -- takes and code
+  const isOwn = (take) => take.kind === "speech" && take.text === text.value && take.voice === settings.voice && take.model === settings.model;
+  const takePanel = h("div", {}, h("p", { class: "hint" }, t("take.empty")));
+  let list = null; // loaded when there is a take
+  const [codeSlot, showCode] = snippetSlot();
+  const panels = tabs(t("speak.below"), [["takes", t("takes"), takePanel], ["snippet", t("snippet"), codeSlot]]);
+  main.append(bannerSlot, section, trouble, readSlot, h("section", { "aria-label": t("speak.below") }, panels));
 
   // -- state and request
   const mine = () => speech.source === "speak";
@@ -361,7 +232,7 @@ export async function mount(main) {
     samplingHint.hidden = !lacking.length;
     sounds.replaceChildren(...(model()?.sounds ?? []).map((name) => button(`(${name})`, () => insert(`(${name})`), { lang: "en" })));
     showCode("/v1/audio/speech", { ...body(false), response_format: settings.format });
-    fillTakes();
+    list?.fill();
   }
 
   const keepDraft = () => store.set("draft", text.value);
@@ -484,44 +355,25 @@ export async function mount(main) {
   if (mine()) showState.lastError = speech.error;
 
   function showPlayed() {
-    const playing = player.track?.take;
-    for (const row of main.querySelectorAll(".take")) {
-      const now = row.dataset.take === playing && !player.pair?.blind;
-      if (now !== "now" in row.dataset) {
-        if (now) row.dataset.now = "";
-        else delete row.dataset.now;
-      }
-      const [first] = row.querySelectorAll("button");
-      const look = now && player.playing ? "pause" : "play";
-      if (!first.firstChild.classList.contains(`i-${look}`)) first.replaceChildren(icon(look));
-    }
     if (player.track) import("../read.js").then(({ show }) => show(readSlot), () => {}); // without the server the text is not shown
     saveNow.hidden ||= !player.track;
   }
 
-  async function fillTakes() {
-    const all = await takes.all();
-    const group = all.filter((take) => take.kind === "speech" && take.text === text.value && take.voice === settings.voice && take.model === settings.model).reverse();
-    refill(takeList, group.map((take, n) => takeRow(take, { count: n + 1 })));
-    takeHead.textContent = t("takes.count", { n: group.length });
-    takeSection.hidden = group.length === 0;
-    compareRow.hidden = group.length < 2;
-    compareNow.disabled = !(marks.A && marks.B);
-    showPlayed();
-  }
-
-  async function fillHistory() {
-    const all = await takes.all();
-    const query = search.value.trim().toLowerCase();
-    const found = query ? all.filter((take) => `${take.text} ${take.voice} ${take.model}`.toLowerCase().includes(query)) : all;
-    refill(historyList, found.slice(0, shown).map((take) => takeRow(take, { words: true, again: take.kind === "speech" ? reuse : null })));
-    more.hidden = found.length <= shown;
-    search.hidden = all.length === 0;
-    historyHint.textContent = t(!takes.lasting ? "history.memory" : all.length === 0 ? "history.empty" : found.length === 0 ? "history.none" : "history.hint");
-    showPlayed();
+  let closed = false;
+  async function showTakes() {
+    if (list || !(await takes.all()).length) return;
+    const { takeList } = await import("./takelist.js");
+    if (list || closed) return;
+    list = takeList(reuse, isOwn);
+    takePanel.replaceChildren(list.element);
+    await list.fill();
   }
 
   function reuse(take) {
+    if (take.kind === "dialogue") {
+      store.set("dialogue", { model: take.model, lines: take.body.turns.map(({ speaker, voice, text: words }) => ({ name: speaker, voice, text: words })) });
+      return open("/dialogue");
+    }
     text.value = take.text;
     Object.assign(settings, { voice: take.voice, model: take.model || settings.model, speed: take.body.speed ?? 1, language: take.body.language ?? "", seed: Number(take.seed), lock: true });
     settings.sampling = Object.fromEntries(SAMPLING.map((name) => [name, take.body[name]]).filter(([, value]) => value !== undefined));
@@ -537,8 +389,6 @@ export async function mount(main) {
     text.focus();
     announce(t("take.taken"));
   }
-
-  const refillAll = () => Promise.all([fillTakes(), fillHistory()]);
 
   function fillVoices() {
     const clones = speaksClones(modelList);
@@ -592,7 +442,7 @@ export async function mount(main) {
     showLimits();
     showBanner();
   };
-  const listeners = [[speech, "change", showState], [player, "change", showPlayed], [takes, "change", refillAll], [health, "look", healthRead], [health, "changed", () => lists(true)], [window, "pagehide", keepDraft]];
+  const listeners = [[speech, "change", showState], [player, "change", showPlayed], [takes, "change", showTakes], [health, "look", healthRead], [health, "changed", () => lists(true)], [window, "pagehide", keepDraft]];
   for (const [target, kind, listener] of listeners) target.addEventListener(kind, listener);
   const listed = lists(false);
   fillVoices();
@@ -601,10 +451,12 @@ export async function mount(main) {
   typed();
   showState();
   changed();
-  await Promise.all([listed, fillHistory()]);
+  await Promise.all([listed, showTakes()]);
   return {
     unmount() {
       keepDraft();
+      list?.unmount();
+      closed = true;
       clearTimeout(ticking);
       for (const [target, kind, listener] of listeners) target.removeEventListener(kind, listener);
     },

@@ -7,7 +7,7 @@ import { ROOT, announce, button, dialog, download, h, icon, language, languageNa
 import { levelBadge, qualityList } from "../voices/quality.js";
 import { problemList } from "../voices/problems.js";
 import { forPlayer, read } from "../voices/sound.js";
-import { snippetTabs } from "./speak.js";
+import { snippetSlot } from "./speak.js";
 
 const PATH = "/v1/voice-cloning/voices";
 
@@ -93,7 +93,7 @@ export async function mount(main, { go }) {
     list.replaceChildren(...[
       ownNone && h("div", { class: "empty" }, h("p", {}, t("voices.none")), h("a", { class: "button", href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, t("voices.make"))),
       ...groups.filter(([, members]) => members.length).map(([kind, members]) => h("section", { "aria-label": t(`voice.kind.${kind}`) }, h("h2", {}, t(`voice.kind.${kind}`)), h("ul", {}, members.map(row)))),
-      query && !matching.length && h("p", { class: "hint" }, t("history.none")),
+      query && !matching.length && h("p", { class: "hint" }, t("take.none")),
       problemList("server.doubts", doubts),
       problemList("voices.problems", problems),
     ].filter(Boolean));
@@ -147,7 +147,7 @@ export async function mount(main, { go }) {
 
   function card(voice) {
     const { known } = voice;
-    const [code, showCode] = snippetTabs();
+    const [code, showCode] = snippetSlot();
     showCode("/v1/audio/speech", { voice: voice.id, input: t("sample.1"), response_format: "mp3" });
     const standard = isDefault(voice);
     const title = h("h2", { tabindex: -1, id: "voice-title" }, voice.name);

@@ -1,0 +1,197 @@
+"""What a person always reaches: Speak and Stop, saving what was heard, the sentences, and one list of takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from playwright.sync_api import expect
+
+from app.audio.decode import decode
+from app.audio.provenance import parse
+from tests.browser.test_manners import PHONE, axe_violations, scrolls_sideways
+from tests.support.studio import (
+    LONG,
+    SHORT,
+    at_s,
+    newest_take,
+    speak,
+    until,
+    wait_audible,
+    wait_state,
+    wait_takes,
+    wait_worth_keeping,
+    write,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from playwright.sync_api import Page
+
+    from tests.browser.conftest import Watched
+
+    Visit = Callable[..., Watched]
+
+pytestmark = [pytest.mark.integration, pytest.mark.browser]
+
+LAPTOP = {"width": 1280, "height": 720}
+# Whether a button can be pressed without scrolling: its centre is on the screen, and nothing covers it.
+REACHED = """(selector) => {
+  const box = document.querySelector(selector).getBoundingClientRect();
+  return Boolean(document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2)?.closest(selector));
+}"""
+SPEAKS = ("/audio/speech", "/audio/dialogue", "/audio/conversation")
+
+
+def spoken(watched: Watched) -> int:
+    return len([url for url in watched.requests if url.endswith(SPEAKS)])
+
+
+def save(page: Page, name: str) -> bytes:
+    page.locator("#dock").get_by_role("button", name="Save").click()
+    with page.expect_download() as saving:
+        page.locator(f'[data-format="{name}"]').click()
+    return saving.value.path().read_bytes()
+
+
+@pytest.mark.parametrize("viewport", [PHONE, LAPTOP], ids=["phone", "laptop"])
+def test_speak_and_stop_are_reached_in_every_state(server: str, visit: Visit, viewport: dict[str, int]) -> None:
+    page = visit(server, viewport=viewport).page
+    assert page.evaluate(REACHED, ".go")
+    write(page, LONG)  # the text has the focus
+    page.evaluate("document.getElementById('text').style.height = '900px'")
+    assert page.evaluate(REACHED, ".go")
+    page.keyboard.press("Control+Enter")
+    wait_audible(page)
+    for button in (".go.stop", "#dock .stop"):
+        assert page.evaluate(REACHED, button)
+    until(page, "async () => (await import('/static/js/player.js')).player.at_s > 0.6")
+    page.locator("#dock .stop").click()
+    wait_state(page, "partial")
+    assert page.locator("#dock .stop").is_hidden()
+    wait_takes(page, 1)
+    page.evaluate("scrollTo(0, 0)")
+    assert page.evaluate(REACHED, ".go")
+    assert axe_violations(page) == []
+    assert not scrolls_sideways(page)
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    last = page.locator("main .hint:visible").last.bounding_box()
+    top = page.evaluate(
+        "Math.min(...[...document.querySelectorAll('.act, #dock')].filter((each) => getComputedStyle(each).position"
+        " === 'fixed').map((each) => each.getBoundingClientRect().top))"
+    )
+    assert last
+    assert last["y"] + last["height"] <= top  # nothing is hidden under the dock
+
+
+def test_stop_in_the_dock_works_on_another_page(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    speak(page, LONG)
+    wait_audible(page)
+    page.get_by_role("navigation").get_by_role("link", name="Server").click()
+    page.get_by_role("button", name="Stop speaking").click()
+    expect(page.locator("#status")).to_have_text("Stopped")
+    assert page.locator("#dock .stop").is_hidden()
+
+
+def test_a_stopped_take_is_saved_as_it_was_heard(server: str, visit: Visit) -> None:
+    watched = visit(server)
+    page = watched.page
+    speak(page, LONG)
+    wait_worth_keeping(page)
+    page.keyboard.press("Escape")
+    wait_state(page, "partial")
+    wait_takes(page, 1)
+    take = newest_take(page)
+    assert take["seconds"] == pytest.approx(at_s(page), abs=1e-3)
+    asked = spoken(watched)
+    for name in ("mp3", "flac", "ogg"):
+        made = decode(save(page, name), 24_000, max_seconds=60)
+        assert len(made.samples) / 24_000 == pytest.approx(take["seconds"], abs=0.1)  # codecs pad
+        assert parse(made.comment) is not None
+    srt = save(page, "srt").decode()
+    assert "Sentence number zero" in srt or "Sentence number 0" in srt
+    assert "Sentence number 9" not in srt
+    assert spoken(watched) == asked  # nothing is spoken again
+    # The text that was not spoken has another shade.
+    assert "Sentence number 9" in page.locator(".read .unmade").inner_text()
+
+
+@pytest.mark.parametrize("path", ["/dialogue", "/live"])
+def test_other_pages_save_without_speaking_again(server: str, visit: Visit, path: str) -> None:
+    watched = visit(server + path)
+    page = watched.page
+    if path == "/dialogue":
+        page.get_by_role("button", name="Fill in a sample").click()
+        page.get_by_role("button", name="Speak all").click()
+        wait_takes(page, 1)
+        assert page.evaluate(REACHED, ".go")
+    else:
+        page.locator("#live-text").press_sequentially("Good morning. ")
+        wait_audible(page)
+        page.wait_for_selector('#dock[data-playing="false"]')
+    asked = spoken(watched)
+    assert decode(save(page, "mp3"), 24_000, max_seconds=60).seconds > 0.5
+    assert spoken(watched) == asked
+
+
+def test_saving_can_be_cancelled(server: str, visit: Visit) -> None:
+    def hold(_: Any) -> None:
+        """Never answer."""
+
+    page = visit(server, prepare=lambda page: page.route("**/v1/audio/encode", hold)).page
+    speak(page, SHORT)
+    wait_takes(page, 1)
+    page.locator("#dock").get_by_role("button", name="Save").click()
+    page.locator('[data-format="opus"]').click()
+    waiting = page.get_by_role("region", name="Saving OPUS")
+    waiting.get_by_role("progressbar").wait_for()
+    waiting.get_by_role("button", name="Cancel").click()
+    waiting.wait_for(state="detached")
+    assert page.locator(".toast").count() == 0  # the person's own act is not an error
+
+
+def test_keys_move_by_sentences(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    speak(page, "This is the first sentence here. Here comes the second sentence. And now the third one is spoken.")
+    wait_state(page, "done")
+    page.get_by_role("button", name="Pause", exact=True).click()
+    page.locator("h1").focus()
+    page.get_by_role("slider", name="Position").press("Home")
+    page.locator("h1").focus()
+    starts = page.evaluate("async () => (await import('/static/js/player.js')).player.track.starts")
+    assert len(starts) == 3
+    found = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft", "ArrowLeft"):
+        page.keyboard.press(f"Shift+{key}")
+        found.append(at_s(page))
+    assert found == pytest.approx([starts[n] for n in (1, 2, 2, 1, 0)], abs=1e-3)
+    page.keyboard.press("Shift+ArrowRight")
+    expect(page.locator("#dock .what")).to_contain_text("Here comes the second sentence")
+    page.keyboard.press("?")
+    assert page.get_by_role("dialog").get_by_text("A sentence back or forward").is_visible()
+
+
+def test_one_list_has_the_takes_of_all_pages(server: str, visit: Visit) -> None:
+    page = visit(f"{server}/dialogue").page
+    page.get_by_role("button", name="Fill in a sample").click()
+    page.get_by_role("button", name="Speak all").click()
+    wait_takes(page, 1)
+    page.get_by_role("button", name="Remove all lines").click()
+    page.get_by_role("navigation").get_by_role("link", name="Speak").click()
+    page.wait_for_selector(".take")
+    for count in (2, 3):
+        speak(page, SHORT)
+        wait_state(page, "done")
+        wait_takes(page, count)
+    rows = page.locator(".take")
+    expect(rows).to_have_count(3)  # no take is listed twice
+    assert [row.locator("b").inner_text() for row in rows.all()] == ["Take 2", "Take 1", "Take 1"]
+    assert page.locator(".take[data-own]").count() == 2
+    page.get_by_role("searchbox").fill("umbrella")
+    expect(rows).to_have_count(1)
+    page.get_by_role("button", name="Use again").click()
+    page.wait_for_selector('main[data-page="/dialogue"]')
+    expect(page.locator(".line")).to_have_count(4)
