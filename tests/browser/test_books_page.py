@@ -98,6 +98,8 @@ def test_a_dropped_book_is_spoken_corrected_and_saved(library: str, visit: Visit
     expect(sentences).to_have_count(2 + 1)  # the heading is read, too
     page.get_by_role("button", name="Play sentence 2").click()
     wait_audible(page)
+    expect(page.locator(".read")).to_have_text("The lamp was lit every evening.")  # the text can be read along
+    expect(page.locator("#dock .what")).to_have_text("The lamp was lit every evening.")
 
     page.get_by_role("button", name="Redo sentence 3").click()
     dialog = page.get_by_role("dialog", name="Redo a sentence")

@@ -171,7 +171,7 @@ def test_keys_move_by_sentences(server: str, visit: Visit) -> None:
     page.keyboard.press("Shift+ArrowRight")
     expect(page.locator("#dock .what")).to_contain_text("Here comes the second sentence")
     page.keyboard.press("?")
-    assert page.get_by_role("dialog").get_by_text("A sentence back or forward").is_visible()
+    page.get_by_role("dialog").get_by_text("A sentence back or forward").wait_for()
 
 
 def test_one_list_has_the_takes_of_all_pages(server: str, visit: Visit) -> None:

@@ -1,7 +1,8 @@
 // Saves a track as a file of audio or captions.
 
 import { ApiError, call, health, limitOf } from "./api.js";
-import { RATE, wav } from "./player.js";
+import { RATE } from "./player.js";
+import { wav } from "./wav.js";
 import { button, dialog, download, h, notify, number, t } from "./ui.js";
 
 const FIRST_FORMAT = "wav"; // the page writes it without the server

@@ -3,7 +3,7 @@
 import { ApiError, speakStream } from "./api.js";
 import { Track, player } from "./player.js";
 import { takes } from "./takes.js";
-import { announce, number, t } from "./ui.js";
+import { announce, h, number, seconds, t } from "./ui.js";
 
 const WORTH_KEEPING_S = 0.5;
 const TRIES = 3; // requests to a busy server
@@ -209,3 +209,21 @@ export function preview(voice, model) {
     preview: true,
   });
 }
+
+// ---- badges: the progress of a request
+
+export const badge = (key, value, look = "") => h("span", { class: `badge ${look}`, data: { badge: key } }, `${t(`badge.${key}`)} `, h("strong", {}, value));
+
+/** Badges for the time to first audio, the speed of the engine and the wait for a busy server. */
+export function timeBadges({ state, again_s, pressed_ms, first_s, factor }) {
+  const waited_s = (performance.now() - pressed_ms) / 1000;
+  return [
+    again_s ? badge("busy", t("badge.again", { s: again_s }), "warn") : state === "waiting" && waited_s > 0.3 && badge("waiting", seconds(waited_s)),
+    first_s !== null && badge("first", `${number(first_s, 2)} s`),
+    factor !== null && badge("factor", `${number(factor, 1)}×`),
+  ].filter(Boolean);
+}
+
+export const ignoredBadges = ({ ignored }) => (ignored ? [badge("ignored", ignored, "warn")] : []);
+
+export const partialBadges = ({ state, track }) => (state === "partial" ? [badge("partial", seconds(track.seconds), "warn")] : []);

@@ -1,11 +1,11 @@
-// The Speak page: text, settings and one button; below them the takes, the history and the request as code.
+// The Speak page: text, settings and one button; below them the takes and the request as code.
 
 import { canSpeak, errorBox, health, limitOf, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
-import { saveMenu } from "../dock.js";
+import { saveMenu, snippetSlot } from "../dock.js";
 import { player } from "../player.js";
-import { drawSeed, preview, speech, whenListed } from "../speech.js";
+import { badge, drawSeed, ignoredBadges, partialBadges, preview, speech, timeBadges, whenListed } from "../speech.js";
 import { takes } from "../takes.js";
-import { announce, button, copy, debounce, h, number, quoted, seconds, store, t, tabs } from "../ui.js";
+import { announce, button, copy, debounce, h, number, quoted, store, t, tabs } from "../ui.js";
 
 const ACCIDENT_MS = 400; // a second click within this time is a double click, not Stop
 const SPEED_STEP = 0.05;
@@ -59,41 +59,6 @@ export function banner(list, chosen, use) {
     other && other.id !== chosen && h("div", { class: "row" }, button(t("banner.use", { engine: other.id }), () => use(other.id))),
   );
 }
-
-/** Creates a place for a request as code, which is loaded when it is seen. Returns [element, refresh(path, body)]. */
-export function snippetSlot() {
-  const slot = h("div", { class: "code-slot" });
-  let request = null;
-  let show = null;
-  new IntersectionObserver(async (entries, observer) => {
-    if (!entries.some((entry) => entry.isIntersecting)) return;
-    observer.disconnect();
-    const { snippetTabs } = await import("./snippets.js");
-    const [tabs, refresh] = snippetTabs();
-    slot.replaceChildren(...tabs);
-    show = refresh;
-    if (request) show(...request);
-  }).observe(slot);
-  return [slot, (...shown) => { request = shown; show?.(...shown); }];
-}
-
-// ---- badges: the progress of a request
-
-const badge = (key, value, look = "") => h("span", { class: `badge ${look}`, data: { badge: key } }, `${t(`badge.${key}`)} `, h("strong", {}, value));
-
-/** Badges for the time to first audio, the speed of the engine and the wait for a busy server. */
-export function timeBadges({ state, again_s, pressed_ms, first_s, factor }) {
-  const waited_s = (performance.now() - pressed_ms) / 1000;
-  return [
-    again_s ? badge("busy", t("badge.again", { s: again_s }), "warn") : state === "waiting" && waited_s > 0.3 && badge("waiting", seconds(waited_s)),
-    first_s !== null && badge("first", `${number(first_s, 2)} s`),
-    factor !== null && badge("factor", `${number(factor, 1)}×`),
-  ].filter(Boolean);
-}
-
-export const ignoredBadges = ({ ignored }) => (ignored ? [badge("ignored", ignored, "warn")] : []);
-
-export const partialBadges = ({ state, track }) => (state === "partial" ? [badge("partial", seconds(track.seconds), "warn")] : []);
 
 // ---- the page
 

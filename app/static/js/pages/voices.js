@@ -1,13 +1,13 @@
 // The Voices page: a list of voices, the details of one voice, and the wizard for a new voice (voices/wizard.js).
 
 import { call, errorBox, getJson, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
+import { snippetSlot } from "../dock.js";
 import { Track, player } from "../player.js";
 import { preview, speech } from "../speech.js";
 import { ROOT, announce, button, dialog, download, h, icon, language, languageName, loadTexts, notify, number, quoted, seconds, store, t } from "../ui.js";
 import { levelBadge, qualityList } from "../voices/quality.js";
 import { problemList } from "../voices/problems.js";
 import { forPlayer, read } from "../voices/sound.js";
-import { snippetSlot } from "./speak.js";
 
 const PATH = "/v1/voice-cloning/voices";
 

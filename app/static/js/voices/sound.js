@@ -1,7 +1,8 @@
 // Recordings: reading files, levels, phrases, WAV. A recording is { samples (N,) float32, rate }, mono, at its own rate.
 
 import { limitOf } from "../api.js";
-import { RATE, wav } from "../player.js";
+import { RATE } from "../player.js";
+import { wav } from "../wav.js";
 
 const FRAME_S = 0.02;
 const MAX_READ_BYTES = 200 * 2 ** 20; // larger files are not decoded here
