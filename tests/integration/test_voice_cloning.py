@@ -516,12 +516,14 @@ def test_new_transcript_of_a_voice_is_checked_like_an_upload(http: httpx.Client,
     if not first:
         levels |= {half: "warning", "Hello.": "warning", "123": "warning", samples.TEXT.upper(): "good"}
     for words, level in levels.items():
-        draft = http.post("/voice-cloning/check", data={"transcript": first}, files={"audio_file": sample}).json()
-        adopted = http.post(
-            "/voice-cloning/clone", data={"draft_id": draft["draft_id"], "name": "Berta", "transcript": words}
-        )
-        changed = http.patch(path, json={"transcript": words})
-        for quality in (changed.json()["quality"], adopted.json()["voice"]["quality"]):
+        reports = [http.patch(path, json={"transcript": words}).json()["quality"]]
+        if words in (samples.TEXT, others):
+            draft = http.post("/voice-cloning/check", data={"transcript": first}, files={"audio_file": sample}).json()
+            adopted = http.post(
+                "/voice-cloning/clone", data={"draft_id": draft["draft_id"], "name": "Berta", "transcript": words}
+            )
+            reports.append(adopted.json()["voice"]["quality"])
+        for quality in reports:
             of_words = [check for check in quality["checks"] if check["id"].startswith("transcript_")]
             assert of_words, words
             assert ({check["level"] for check in of_words} == {"good"}) == (level == "good"), (words, of_words)

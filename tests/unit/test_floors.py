@@ -6,6 +6,7 @@ The tests read the source, including imports inside functions and under TYPE_CHE
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 import textwrap
@@ -112,8 +113,13 @@ def goes_down(found: Import) -> bool:
     )
 
 
-ALL = [found for path in sorted((ROOT / "app").rglob("*.py")) for found in imports_of(path)]
-OURS = [found for found in ALL if found.package == "app"]
+@functools.cache
+def all_imports() -> list[Import]:
+    return [found for path in sorted((ROOT / "app").rglob("*.py")) for found in imports_of(path)]
+
+
+def own_imports() -> list[Import]:
+    return [found for found in all_imports() if found.package == "app"]
 
 
 def offences(bad: list[Import]) -> str:
@@ -121,16 +127,16 @@ def offences(bad: list[Import]) -> str:
 
 
 def test_imports_are_found():
-    assert len(OURS) > 100
+    assert len(own_imports()) > 100
 
 
 def test_every_package_has_a_floor():
-    rooms = {room_of(found.module) for found in ALL} | {room_of(found.target) for found in OURS}
+    rooms = {room_of(found.module) for found in all_imports()} | {room_of(found.target) for found in own_imports()}
     assert rooms <= FLOOR.keys()
 
 
 def test_imports_go_only_to_lower_floors():
-    bad = [found for found in OURS if not goes_down(found)]
+    bad = [found for found in own_imports() if not goes_down(found)]
     assert not bad, offences(bad)
 
 
@@ -156,20 +162,22 @@ def test_import_rule_for_known_pairs(here, there, allowed):
 def test_heavy_libraries_are_imported_only_by_their_packages():
     """Files in LAZY_TORCH import torch only inside functions and work without it."""
     rooms = (*TORCH_ROOMS, *LAZY_TORCH)
-    bad = [found for found in ALL if found.package == "torch" and not found.file.startswith(rooms)]
+    bad = [found for found in all_imports() if found.package == "torch" and not found.file.startswith(rooms)]
     assert not bad, offences(bad)
     plain = {f"app/runtime/{name}.py" for name in PLAIN_RUNTIME}
-    bad = [found for found in ALL if found.package == "torch" and found.file in plain]
+    bad = [found for found in all_imports() if found.package == "torch" and found.file in plain]
     assert not bad, offences(bad)
-    bad = [found for found in ALL if found.package == "transformers" and found.file != "app/voices/transcribe.py"]
+    bad = [
+        found for found in all_imports() if found.package == "transformers" and found.file != "app/voices/transcribe.py"
+    ]
     assert not bad, offences(bad)
 
 
 def test_http_libraries_are_imported_only_by_the_api():
     web = {"fastapi", "starlette", "uvicorn"}
-    bad = [found for found in ALL if found.package in web and FLOOR[room_of(found.module)] < FLOOR["api"]]
+    bad = [found for found in all_imports() if found.package in web and FLOOR[room_of(found.module)] < FLOOR["api"]]
     assert not bad, offences(bad)
-    bad = [found for found in ALL if room_of(found.module) == "api" and found.package in {"torch", "numpy"}]
+    bad = [found for found in all_imports() if room_of(found.module) == "api" and found.package in {"torch", "numpy"}]
     assert not bad, offences(bad)
 
 

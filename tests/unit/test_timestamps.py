@@ -329,9 +329,9 @@ def test_each_spoken_word_has_exactly_one_time(
             self.use_marks = False
 
         monkeypatch.setattr(WordTimer, "__init__", without_marks)
-    texts = [random_text(seed, 2) for seed in range(4 if aligned else 12)]
+    texts = [random_text(seed, 2) for seed in range(3 if aligned else 6)]
     if not aligned:
-        texts.append(random_text(99, 120))
+        texts.append(random_text(99, 60))
     requests = [ask(text, normalize=normalize, lexicon=ENTRIES) for text in texts]
     dialogue = tuple(random_text(seed, 2) for seed in (200, 201, 202))
     requests.append(ask(*dialogue, normalize=normalize, lexicon=ENTRIES))
