@@ -183,6 +183,8 @@ class Voice:
     needs_words: bool = False
     adapter: str = ""  # the key of the LoRA adapter with which the voice speaks; "" = none
     reference_id: str = ""  # id of the voice whose recording this voice uses; "" = its own recording, if it has one
+    tags: tuple[str, ...] = ()  # words of its owner, for finding it
+    color: str = ""  # "#rrggbb", the colour in which pages show the voice; "" = none
 
 
 @dataclass(frozen=True, slots=True)

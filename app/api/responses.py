@@ -115,6 +115,9 @@ class AudioModelList(ResponseModel):
     data: list[Model]
 
 
+COLOR_HELP = "The colour of the voice in pages, as `#rrggbb`; empty = none."
+
+
 class ListedVoice(ResponseModel):
     id: str
     voice_id: Annotated[str, Field(description="The same as `id`, for clients that read this name.")]
@@ -127,6 +130,8 @@ class ListedVoice(ResponseModel):
     language: str
     description: str
     status: Annotated[VoiceStatus, Field(description="`needs words` = a cloned voice without a transcript.")]
+    tags: list[str]
+    color: Annotated[str, Field(description=COLOR_HELP)]
 
     @classmethod
     def of(cls, voice: Voice) -> Self:
@@ -139,6 +144,8 @@ class ListedVoice(ResponseModel):
             language=voice.language,
             description=voice.description,
             status="needs words" if voice.needs_words else "ready",
+            tags=list(voice.tags),
+            color=voice.color,
         )
 
 
@@ -313,6 +320,8 @@ class ClonedVoice(ResponseModel):
     quality: StoredQuality
     consent: VoiceConsent | None
     origin: str
+    tags: list[str]
+    color: Annotated[str, Field(description=COLOR_HELP)]
 
     @classmethod
     def of(cls, stored: StoredVoice, quality: Mapping[str, Any] | None = None) -> Self:
@@ -336,6 +345,8 @@ class ClonedVoice(ResponseModel):
             quality=dict(stored.quality if quality is None else quality),
             consent=agreed,
             origin=stored.origin,
+            tags=list(voice.tags),
+            color=voice.color,
         )
 
 

@@ -146,12 +146,28 @@ class VoiceCreation:
         return await self.cloner.run(adopt)
 
     async def change(
-        self, voice_id: str, *, name: str | None, description: str | None, transcript: str | None
+        self,
+        voice_id: str,
+        *,
+        name: str | None,
+        description: str | None,
+        transcript: str | None,
+        tags: list[str] | None = None,
+        color: str | None = None,
     ) -> StoredVoice:
         """Change a voice, or repair a folder that is not usable as a voice. A value that is None does not change.
 
         Raises NotFound, InvalidValue, BadReference, NotStored, Busy.
         """
+        marks = partial(self.voices.change, tags=tags, color=color)
+        if voice_id not in self.voices.refused and transcript is None:
+            return await asyncio.to_thread(marks, voice_id, name=name, description=description)
+        stored = await self._with_words(voice_id, name=name, description=description, transcript=transcript)
+        return stored if tags is None and color is None else await asyncio.to_thread(marks, stored.id)
+
+    async def _with_words(
+        self, voice_id: str, *, name: str | None, description: str | None, transcript: str | None
+    ) -> StoredVoice:
         if voice_id in self.voices.refused:
 
             def mend() -> StoredVoice:
@@ -165,12 +181,8 @@ class VoiceCreation:
                 )
 
             return await self.cloner.run(mend)
-        if transcript is not None:
-            check = partial(change_voice, self.voices, self.cloner, voice_id)
-            return await self.cloner.run(lambda: check(name=name, description=description, transcript=transcript))
-        return await asyncio.to_thread(
-            self.voices.change, voice_id, name=name, description=description, transcript=transcript
-        )
+        check = partial(change_voice, self.voices, self.cloner, voice_id)
+        return await self.cloner.run(lambda: check(name=name, description=description, transcript=transcript or ""))
 
     async def consent(self, text: str | None) -> Consent:
         """Read a consent from a form field. Raises InvalidValue.

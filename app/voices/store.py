@@ -21,7 +21,7 @@ import secrets
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,9 @@ from app.voices.voice_file import (
     Consent,
     StoredVoice,
     check_language,
+    clean_color,
     clean_name,
+    clean_tags,
     clean_text,
     clean_transcript,
     codes_file,
@@ -439,12 +441,14 @@ class VoiceStore:
         name: str | None = None,
         description: str | None = None,
         transcript: str | None = None,
+        tags: Sequence[str] | None = None,
+        color: str | None = None,
         quality: Mapping[str, Any] | None = None,
     ) -> StoredVoice:
         """Change fields of a cloned voice and return the voice. A field that is None does not change. Blocks.
 
-        quality: the quality report with the checks of the new transcript. Raises NotFound, InvalidValue, NotStored,
-        Busy.
+        color: `#rrggbb`, or "" for none. quality: the quality report with the checks of the new transcript. Raises
+        NotFound, InvalidValue, NotStored, Busy.
         """
         folders = self._writable()
         with self._lock, folders.locked():
@@ -456,6 +460,10 @@ class VoiceStore:
                 voice = replace(voice, name=self._free_name(clean_name(name), owner=voice_id))
             if description is not None:
                 voice = replace(voice, description=clean_text(description, "description", MAX_DESCRIPTION_CHARS))
+            if tags is not None:
+                voice = replace(voice, tags=clean_tags(tags))
+            if color is not None:
+                voice = replace(voice, color=clean_color(color))
             if transcript is not None:
                 words = clean_transcript(transcript)
                 if not words:

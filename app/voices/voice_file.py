@@ -12,7 +12,7 @@ import re
 import time
 import unicodedata
 import wave
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ MAX_NAME_CHARS = 100
 MAX_DESCRIPTION_CHARS = 1_000
 MAX_TRANSCRIPT_CHARS = 2_000  # a recording has at most 60 s, and fast speech has 25 characters a second
 MAX_CONSENT_CHARS = 2_000
+MAX_TAGS, MAX_TAG_CHARS = 20, 40
 MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 48_000
 MAX_REFERENCE_S = 60.0
 MARKER = "voice.json"
@@ -42,6 +43,8 @@ LANGUAGE_TAG = r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,4}$"  # BCP 47; also acc
 _FORMAT = 1
 _WAV_HEADER_BYTES = 44
 _LANGUAGE = re.compile(LANGUAGE_TAG)
+COLOR = r"^(#[0-9a-fA-F]{6})?$"
+_COLOR = re.compile(COLOR)
 # Invisible characters that are not in the Unicode category Cf: fillers of Korean and Khmer, joiners, selectors of
 # Mongolian letters, and the blank of Braille.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
@@ -160,6 +163,21 @@ def clean_transcript(text: str, max_chars: int = MAX_TRANSCRIPT_CHARS) -> str:
 def name_key(name: str) -> str:
     """Return a key for comparing names. Names that differ only in case or in the width of letters have the same key."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return tags in their order, without empty and repeated ones. Raises InvalidValue: too many, or too long."""
+    cleaned = {name_key(tag): tag for tag in (clean_text(tag, "tags", MAX_TAG_CHARS) for tag in tags) if tag}
+    if len(cleaned) > MAX_TAGS:
+        raise InvalidValue(f"`tags` has {len(cleaned)} tags. Use at most {MAX_TAGS}.", param="tags")
+    return tuple(cleaned.values())
+
+
+def clean_color(color: str) -> str:
+    """Return a colour as `#rrggbb` in lower case; "" = no colour. Raises InvalidValue."""
+    if color and not _COLOR.fullmatch(color):
+        raise InvalidValue("`color` must be empty or have the form `#rrggbb`, for example `#0b675e`.", param="color")
+    return color.lower()
 
 
 def check_language(tag: str) -> None:
@@ -293,6 +311,8 @@ def to_json(stored: StoredVoice) -> bytes:
         "quality": dict(stored.quality),
         "consent": None if stored.consent is None else dict(stored.consent),
         **({"aliases": list(stored.aliases)} if stored.aliases else {}),
+        **({"tags": list(voice.tags)} if voice.tags else {}),
+        **({"color": voice.color} if voice.color else {}),
     }
     return json.dumps(content, indent=2, ensure_ascii=False).encode()
 
@@ -325,6 +345,8 @@ def parse(content: bytes, voice_id: str) -> StoredVoice:
                 description=_string(data["description"]),
                 language=_string(data["language"]),
                 speaker=int(data["speaker_id"]),
+                tags=clean_tags(_string(tag) for tag in data.get("tags", ())),
+                color=clean_color(_string(data.get("color", ""))),
             )
         return StoredVoice(
             voice=replace(voice, digest=voice_digest(sha256, transcript), needs_words=needs_words(voice, transcript)),

@@ -24,7 +24,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.browser]
 
 def lines(page: Page) -> list[tuple[str, str, str]]:
     return [
-        (row.locator("input").input_value(), row.locator("select").input_value(), row.locator("textarea").input_value())
+        (
+            row.locator("input").input_value(),
+            str(row.locator(".pick").get_attribute("value")),
+            row.locator("textarea").input_value(),
+        )
         for row in page.locator(".line").all()
     ]
 

@@ -15,7 +15,7 @@ import pytest
 from tests.browser.test_manners import DESKTOP, PHONE, axe_violations, scrolls_sideways, settle
 from tests.support.ears import SENTENCES, Recogniser, decode
 from tests.support.live import serving, wait_until
-from tests.support.studio import LONG, speak, until, wait_audible
+from tests.support.studio import LONG, pick_voice, speak, until, wait_audible, wait_voices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -198,10 +198,10 @@ def test_voice_is_that_of_the_speak_page(server: str, visit: Visit) -> None:
 
     page = visit(server, prepare=watch).page
     settle(page)
-    page.get_by_label("Voice", exact=True).select_option("onyx")
+    pick_voice(page, "Voice", "onyx")
     page.get_by_role("navigation").get_by_role("link", name="Live").click()
-    page.wait_for_selector("#live-voice optgroup", state="attached")
-    assert page.locator("#live-voice").input_value() == "onyx"
+    wait_voices(page)
+    assert page.locator("#live-voice").get_attribute("value") == "onyx"
     page.locator("#live-language").fill("de")
     page.locator("#live-language").press("Enter")
     write_live(page, "Guten Morgen.")
@@ -251,7 +251,7 @@ def test_wrong_voice_is_an_error_in_words(server: str, visit: Visit) -> None:
     page = visit(f"{server}/live").page
     page.evaluate("localStorage.setItem('studio.speak', JSON.stringify({ voice: 'nobody' }))")
     page.reload()
-    page.wait_for_selector("#live-voice optgroup", state="attached")
+    wait_voices(page)
     write_live(page, "Hello.")
     page.locator(".error").wait_for()
     assert "nobody" in page.locator(".error").inner_text()
@@ -441,7 +441,7 @@ def test_page_with_marks_passes_axe(
 
 def test_tab_key_visits_the_controls_in_order(server: str, visit: Visit) -> None:
     page = visit(f"{server}/live").page
-    page.wait_for_selector("#live-voice optgroup", state="attached")
+    wait_voices(page)
     page.get_by_label("your keyboard").focus()
     found = []
     for _ in range(6):

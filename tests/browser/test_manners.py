@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.live import ROOT
-from tests.support.studio import SHORT, speak, until, wait_audible, wait_state, wait_takes, write
+from tests.support.studio import (
+    SHORT,
+    pick_voice,
+    speak,
+    until,
+    wait_audible,
+    wait_state,
+    wait_takes,
+    wait_voices,
+    write,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,8 +219,8 @@ def test_html_in_a_voice_name_is_shown_as_text(server: str, visit: Visit) -> Non
     watched = visit(server, prepare=plant)
     watched.expected.add("400")
     page = watched.page
-    page.wait_for_selector("#voice optgroup", state="attached")
-    page.get_by_label("Voice", exact=True).select_option(HOSTILE)
+    wait_voices(page)
+    pick_voice(page, "Voice", HOSTILE)
     speak(page, HOSTILE)
     wait_state(page, "error")
     assert HOSTILE[:20] in page.locator(".error").inner_text()  # the API quotes it

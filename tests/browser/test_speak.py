@@ -28,12 +28,14 @@ from tests.support.studio import (
     SHORT,
     at_s,
     newest_take,
+    pick_voice,
     samples,
     speak,
     until,
     wait_audible,
     wait_state,
     wait_takes,
+    wait_voices,
     wait_worth_keeping,
     write,
 )
@@ -176,8 +178,8 @@ def test_playback_works_without_a_secure_context(server: str, visit: Visit) -> N
 
 def test_settings_reach_the_request(server: str, visit: Visit) -> None:
     page = visit(server).page
-    page.wait_for_selector("#voice option[value=onyx]", state="attached")
-    page.get_by_label("Voice", exact=True).select_option("onyx")
+    wait_voices(page)
+    pick_voice(page, "Voice", "onyx")
     page.get_by_label("Speed", exact=True).fill("1.5")
     page.locator("main").get_by_text("Sampling, seed, format").click()
     page.get_by_label("Seed", exact=True).fill("41")
@@ -570,7 +572,7 @@ def test_a_stopped_server_is_reported(tmp_path: Path, visit: Visit) -> None:
     with serving(tmp_path) as url:
         watched = visit(url)
         watched.expected |= {"net::ERR", "worklet's module"}
-        watched.page.wait_for_selector("#voice option", state="attached")
+        wait_voices(watched.page)
     speak(watched.page, SHORT)
     wait_state(watched.page, "error")
     assert watched.page.locator("main").get_by_text("The server does not answer. Your text is safe.").is_visible()
@@ -581,7 +583,7 @@ def test_a_stopped_server_is_reported(tmp_path: Path, visit: Visit) -> None:
 def test_the_time_to_first_audio_is_measured(server: str, visit: Visit) -> None:
     """Prints the times (pytest -s). The test has no limit for them."""
     page = visit(server).page
-    page.wait_for_selector("#voice option", state="attached")
+    wait_voices(page)
     found = []
     for n in range(10):
         speak(page, f"{SHORT} {n}")

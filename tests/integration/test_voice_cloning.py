@@ -625,6 +625,24 @@ def test_changes_name_unknown_fields(
     assert replaced.headers.get("X-TTS-Ignored") == header
 
 
+def test_tags_and_colour_are_kept_with_the_voice(http: httpx.Client, sample: bytes) -> None:
+    voice = clone(http, sample).json()["voice"]
+    path = f"/voice-cloning/voices/{voice['id']}"
+    assert (voice["tags"], voice["color"]) == ([], "")
+    marks = {"tags": [" warm ", "WARM", "for  books", ""], "color": "#0B675E"}
+    changed = http.patch(path, json={**marks, "transcript": voice["transcript"]}).json()
+    assert (changed["tags"], changed["color"]) == (["WARM", "for books"], "#0b675e")
+    (listed,) = [each for each in http.get("/audio/voices").json()["voices"] if each["id"] == voice["id"]]
+    assert (listed["tags"], listed["color"]) == (["WARM", "for books"], "#0b675e")
+    exported = http.get(f"{path}/export").content
+    imported = http.post("/voice-cloning/import", files={"file": ("voice.zip", exported)}).json()["voice"]
+    assert (imported["tags"], imported["color"]) == (["WARM", "for books"], "#0b675e")
+    assert http.patch(path, json={"name": "Berta"}).json()["tags"] == ["WARM", "for books"]
+    assert http.patch(path, json={"tags": [], "color": ""}).json()["tags"] == []
+    for wrong in ({"color": "red"}, {"tags": ["x" * 41]}, {"tags": [str(n) for n in range(21)]}):
+        assert http.patch(path, json=wrong).status_code == 400
+
+
 @pytest.mark.parametrize("files", [("reference.wav", "transcript.txt"), ("reference.wav",), ("notes.txt",), ()])
 def test_incomplete_folder_names_both_layouts(http: httpx.Client, folder: Path, files: tuple[str, ...]) -> None:
     # Each case has its own name, so that the list can't show the reason of an earlier case.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,21 @@ def wait_state(page: Page, *states: str) -> None:
 def until(page: Page, expression: str, timeout_s: float = 60.0) -> None:
     """Wait until the expression is true. Playwright's wait_for_function needs eval, which the pages forbid."""
     wait_until(lambda: page.evaluate(expression), timeout_s)
+
+
+def pick_voice(page: Page, label: str, voice: str) -> None:
+    """Choose the voice with this id in the gallery that the button with this label opens."""
+    page.get_by_label(label, exact=True).click()
+    gallery = page.get_by_role("dialog", name="Choose a voice")
+    gallery.get_by_role("list", name="All voices").locator("li").first.wait_for()
+    row = gallery.locator("li").filter(has=page.locator(".choose"))
+    row.and_(page.locator(f"[data-voice={json.dumps(voice)}]")).locator(".choose").click()
+    gallery.wait_for(state="detached")
+
+
+def wait_voices(page: Page) -> None:
+    """Wait until the page knows the voices of the server."""
+    page.wait_for_selector('.pick:not([data-voices="0"])', state="attached")
 
 
 def wait_takes(page: Page, count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
@@ -14,6 +15,7 @@ from app.api.errors import problems
 from app.api.requests import GenerateBody, PreviewBody, ReportedBody
 from app.api.responses import (
     BINARY,
+    COLOR_HELP,
     IGNORED_HEADER,
     Cloned,
     ClonedVoice,
@@ -43,7 +45,7 @@ from app.api.voice_creation import (
 from app.errors import NotFound, UnknownVoice
 from app.text.lexicon_file import parse_lexicon
 from app.voices import archive
-from app.voices.voice_file import wav
+from app.voices.voice_file import COLOR, MAX_TAG_CHARS, MAX_TAGS, wav
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
@@ -67,6 +69,11 @@ class VoicePatch(ReportedBody):
     name: Annotated[str, WithJsonSchema({"type": "string", **NAME_SCHEMA})] | None = None
     description: Annotated[str, WithJsonSchema({"type": "string", **DESCRIPTION_SCHEMA})] | None = None
     transcript: Annotated[str | None, Field(description="The exact words of the stored recording.")] = None
+    tags: Annotated[
+        list[Annotated[str, Field(max_length=MAX_TAG_CHARS)]] | None,
+        Field(max_length=MAX_TAGS, description="Words for finding the voice. They replace the stored ones."),
+    ] = None
+    color: Annotated[str | None, Field(pattern=COLOR, description=COLOR_HELP)] = None
 
 
 def router(speaking: Speaking, gate: Gate, creation: VoiceCreation, lexicons: LexiconStore) -> APIRouter:
@@ -165,12 +172,17 @@ def _add_voice_routes(routes: APIRouter, creation: VoiceCreation) -> None:
         responses={200: IGNORED_HEADER, **problems(400, 404, 408, 413, 429, 507)},
     )
     async def change(voice_id: str, body: VoicePatch, response: Response) -> ClonedVoice:
-        """Change the name, the description or the transcript of a voice.
+        """Change the name, the description, the transcript, the tags or the colour of a voice.
 
         For a folder in `refused`, this also tries to convert the folder to a voice.
         """
         stored = await creation.change(
-            voice_id, name=body.name, description=body.description, transcript=body.transcript
+            voice_id,
+            name=body.name,
+            description=body.description,
+            transcript=body.transcript,
+            tags=body.tags,
+            color=body.color,
         )
         body.name_ignored(response)
         return ClonedVoice.of(stored, voices.quality_of(stored))
@@ -238,6 +250,9 @@ def _add_file_routes(routes: APIRouter, creation: VoiceCreation, lexicons: Lexic
             consent=unpacked.consent,
             origin="import",
         )
+        if voice.voice.tags or voice.voice.color:
+            change = partial(voices.change, stored.id, tags=voice.voice.tags, color=voice.voice.color)
+            stored = await asyncio.to_thread(change)
         if unpacked.lexicon is not None:
             entries = parse_lexicon(unpacked.lexicon).entries
             await asyncio.to_thread(lexicons.replace, entries, stored.id)

@@ -35,7 +35,7 @@ const STYLE = `
 .chapter { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: var(--sp-2) var(--sp-3); align-items: center; }
 .chapter h3 { overflow-wrap: anywhere; }
 .chapter .tools { grid-column: 1 / -1; }
-.chapter .tools select { flex: 1 1 160px; min-width: 0; max-width: 300px; }
+.chapter .tools select, .chapter .tools .pick { flex: 1 1 160px; min-width: 0; max-width: 300px; }
 .sentences { grid-column: 1 / -1; display: grid; grid-template-columns: minmax(0, 1fr); border-block-start: 1px solid var(--line); }
 .sentence { display: grid; grid-template-columns: auto minmax(0, 1fr) auto; gap: var(--sp-1) var(--sp-2); align-items: start; padding-block: var(--sp-1); border-block-end: 1px solid var(--line); }
 .sentence p { overflow-wrap: anywhere; }
@@ -234,7 +234,7 @@ export async function mount(main, { go }) {
       const body = new FormData();
       const named = title.value.trim() || text.value.trim().split(/\s+/).slice(0, 6).join(" ");
       body.append("file", file ?? new File([text.value], "book.txt"));
-      const fields = { title: file ? title.value.trim() : named, author: author.value.trim(), voice: voiceBox.querySelector("select")?.value, model: modelBox.querySelector("select")?.value, response_format: format.value, captions: kept.captions.join(","), paused: String(paused) };
+      const fields = { title: file ? title.value.trim() : named, author: author.value.trim(), voice: voiceBox.querySelector(".pick")?.value, model: modelBox.querySelector("select")?.value, response_format: format.value, captions: kept.captions.join(","), paused: String(paused) };
       for (const [name, value] of Object.entries(fields)) if (value) body.append(name, value);
       try {
         const job = await (await call(PATH, { method: "POST", body })).json();

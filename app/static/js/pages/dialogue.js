@@ -90,7 +90,7 @@ export async function mount(main) {
     } });
     const voice = voiceSelect(voiceList, line.voice, { "aria-label": `${t("dialogue.voice")}: ${t("dialogue.line", { n })}`, onchange: (event) => {
       for (const other of lines) if (other.name === line.name) other.voice = event.target.value; // all lines of one speaker have one voice
-      draw(line.id, "select");
+      draw(line.id, ".pick");
     } }, speaksClones(modelList));
     return h("li", { class: "line", data: { line: line.id, speaker: colour(line) } },
       h("div", { class: "who" }, name, voice),

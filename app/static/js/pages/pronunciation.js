@@ -4,7 +4,6 @@
 import { call, errorBox, serverVoice, voices } from "../api.js";
 import { speech, whenListed } from "../speech.js";
 import { announce, button, download, h, icon, notify, quoted, store, t } from "../ui.js";
-import { voiceSelect } from "./speak.js";
 
 const PATH = "/v1/audio/lexicon";
 const SHOWN = 200; // rows; the search finds the others
@@ -186,12 +185,10 @@ export async function mount(main) {
   }
 
   await load();
-  const select = voiceSelect(voiceList, "", { id: "lexicon-voice", onchange: (event) => {
+  const select = h("select", { id: "lexicon-voice", onchange: (event) => {
     voice = event.target.value;
     load();
-  } });
-  select.prepend(h("option", { value: "", selected: true }, t("lexicon.server")));
-  select.value = "";
+  } }, h("option", { value: "" }, t("lexicon.server")), voiceList.map((each) => h("option", { value: each.id }, each.name)));
   choice.append(h("label", { for: "lexicon-voice" }, t("lexicon.dictionary")), select);
   speech.addEventListener("change", changed);
   return {

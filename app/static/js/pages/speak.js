@@ -12,19 +12,27 @@ const SPEED_STEP = 0.05;
 const SAMPLING_STEPS = { temperature: 0.05, top_k: 1, top_p: 0.01, cfg_scale: 0.1 };
 const SAMPLING = Object.keys(SAMPLING_STEPS);
 
-/** Creates a select of voices in groups, with cloned voices first. clones: whether cloned voices can be chosen. */
+/** Creates a button that shows a voice and opens the gallery. It has a `value` and the event "change", as a select has. */
 export function voiceSelect(list, chosen, props, clones = true) {
-  const groups = ["cloned", "adapter", "preset"].map((kind) => [kind, list.filter((voice) => (["offline", "speaker"].includes(voice.type) ? "preset" : voice.type) === kind)]);
-  const known = list.some((voice) => voice.id === chosen);
-  return h("select", props,
-    !known && chosen && h("option", { value: chosen, selected: true }, chosen),
-    groups.filter(([, members]) => members.length).map(([kind, members]) => h("optgroup", { label: t(`voice.kind.${kind}`) },
-      members.map((voice) => {
-        const about = kind === "cloned" && !clones ? t("voice.needs_clones") : voice.description;
-        return h("option", { value: voice.id, selected: voice.id === chosen, disabled: kind === "cloned" && !clones }, about ? `${voice.name} (${about})` : voice.name);
-      }),
-    )),
-  );
+  const pick = h("button", { type: "button", role: "combobox", "aria-haspopup": "dialog", "aria-expanded": "false", ...props, class: "pick", value: chosen, data: { voices: list.length }, onclick: async () => {
+    const { choose } = await import("../gallery.js");
+    const id = await choose(list, pick.value, clones);
+    if (id === undefined || id === pick.value) return;
+    pick.value = id;
+    show();
+    pick.dispatchEvent(new Event("change"));
+  }, onkeydown: (event) => {
+    if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
+    event.preventDefault();
+    pick.click();
+  } });
+  const show = () => {
+    const voice = list.find((each) => each.id === pick.value);
+    const about = voice?.type === "cloned" && !clones ? t("voice.needs_clones") : voice?.description;
+    pick.replaceChildren(h("b", {}, voice?.name ?? pick.value), about ? h("span", { class: "hint" }, about) : "");
+  };
+  show();
+  return pick;
 }
 
 /** Creates a select of models. A model that is not ready can be chosen, and shows its state. */

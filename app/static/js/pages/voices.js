@@ -2,6 +2,7 @@
 
 import { call, errorBox, getJson, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
 import { snippetSlot } from "../dock.js";
+import { loadStyles } from "../gallery.js";
 import { Track, player } from "../player.js";
 import { preview, speech } from "../speech.js";
 import { ROOT, announce, button, dialog, download, h, icon, language, languageName, loadTexts, notify, number, quoted, seconds, store, t } from "../ui.js";
@@ -11,17 +12,8 @@ import { forPlayer, read } from "../voices/sound.js";
 
 const PATH = "/v1/voice-cloning/voices";
 
-/** Loads the styles of this page before its elements are shown. */
-function loadStyles() {
-  const href = `${ROOT}/static/voices.css`;
-  if (document.querySelector(`link[href="${href}"]`)) return null;
-  return new Promise((resolve) => {
-    document.head.append(h("link", { rel: "stylesheet", href, onload: resolve, onerror: resolve }));
-  });
-}
-
 export async function mount(main, { go }) {
-  const styles = loadStyles();
+  const styles = Promise.all([loadStyles("voices"), loadStyles("gallery")]);
   await loadTexts("voices/");
   let all = []; // all voices, as /v1/audio/voices lists them; cloned ones with `known`
   let modelList = [];
