@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.browser]
 HOSTILE = '<img src=x onerror="window.owned = true">'
 CLONING = "/v1/voice-cloning"
 RECORDED_S = 3.5
+SENTENCE = "My own words, in my own voice."
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,7 @@ def test_a_voice_made_from_a_file_can_speak(learning: str, sample: bytes, visit:
     assert focused(page, page.get_by_label("It is my own voice."))
     agree(page)
     step(page, "try")
+    page.get_by_label("Sentence", exact=True).fill(SENTENCE)
     page.get_by_role("button", name="Speak", exact=True).click()
     wait_audible(page)
     page.get_by_role("button", name="Compare with the sample").click()
@@ -201,8 +203,11 @@ def test_a_voice_made_from_a_file_can_speak(learning: str, sample: bytes, visit:
     assert httpx.get(f"{learning}/v1/models/reading-1").json()["clones"] is True
     shows(page, "can use it")
     page.get_by_role("button", name="Use as default").click()
-    page.get_by_role("navigation").get_by_role("link", name="Speak").click()
+    page.get_by_role("button", name="Compare with your recording").click()
+    page.wait_for_selector("#dock .ab:not([hidden])")
+    page.get_by_role("button", name="Speak with this voice").click()
     wait_voices(page)
+    assert page.get_by_role("textbox").first.input_value() == SENTENCE
     assert page.get_by_label("Voice", exact=True).get_attribute("value") == voice["id"]
     page.reload()
     wait_voices(page)
@@ -319,6 +324,33 @@ def test_a_voice_is_made_from_the_microphone(offline: str, visit: Visit) -> None
     assert recording.seconds > 2
     assert abs(recording.samples).max() > 0.1
     shows(page, "can't use recordings")
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_words_that_differ_from_the_script_are_noticed(offline: str, visit: Visit, *, same: bool) -> None:
+    page = visit(f"{offline}/voice-cloning#new", permissions=["microphone"]).page
+    step(page, "sample")
+    heard = page.locator("blockquote.script").inner_text().upper() if same else "Something else was said here."
+    answer = {"draft_id": "d", "transcript": heard, "audio_duration": 4, "quality": {"level": "good", "checks": []}}
+    page.route("**/v1/voice-cloning/check", lambda route: route.fulfill(json=answer))  # there is no recogniser here
+    page.locator("button.record").click()
+    page.wait_for_selector('[data-recorder="recording"]')
+    until(page, f"() => document.querySelector('.wizard progress')?.value > {RECORDED_S}")
+    page.locator("button.record").click()
+    shows(page, "s recorded")
+    onward(page)
+    trimmed(page)
+    with page.expect_response("**/v1/voice-cloning/check"):
+        onward(page)
+    step(page, "words")
+    page.get_by_text("The server recognises the words").wait_for(state="hidden")
+    if same:
+        assert page.locator("[data-differs]").count() == 0
+        return
+    shows(page, "What you said is not the text you were shown.")
+    page.get_by_role("button", name="Use what was heard").click()
+    assert page.get_by_label("Words", exact=True).input_value() == heard
+    assert page.locator("[data-differs]").count() == 0
 
 
 def test_a_recorded_consent_is_stored_with_the_voice(offline: str, sample: bytes, visit: Visit) -> None:
@@ -460,21 +492,24 @@ def test_a_file_without_audio_is_refused_with_the_error_of_the_api(offline: str,
     upload(page, b"This is not sound. " * 100, "letter.mp3")
     shows(page, "This browser cannot decode this file.")
     onward(page)
-    step(page, "words")  # nothing to trim
-    page.get_by_label("Words", exact=True).fill("Whatever it says.")
-    onward(page)
     shows(page, "This recording cannot be used.")
     message = httpx.post(
         f"{offline}{CLONING}/check",
         files={"audio_file": ("letter.mp3", b"This is not sound. " * 100)},
-        data={"transcript": "Whatever it says."},
     ).json()["error"]["message"]
     assert message in page.locator(".error").inner_text()
-    onward(page)
-    shows(page, "The recording has not passed the check.")
-    page.get_by_role("button", name="Another sample").click()
-    step(page, "sample")
+    step(page, "sample")  # the fault is shown where the file was chosen
+    assert focused(page, page.get_by_role("button", name="Choose a file"))
     assert own(offline) == []
+
+
+def test_a_silent_file_and_an_engine_without_clones_are_noticed_at_once(offline: str, visit: Visit) -> None:
+    page = visit(f"{offline}/voice-cloning").page
+    upload(page, samples.file(np.zeros(24_000 * 5, np.float32), "wav"), "silent.wav")
+    page.locator('[data-help="clones"]').get_by_text("The running engine cannot use recordings.").wait_for()
+    onward(page)
+    shows(page, "The file contains only silence. Choose another file.")
+    page.locator('[data-help="clones"]').get_by_role("link", name="See the engines of the server").wait_for()
 
 
 def test_an_expired_draft_is_sent_again(offline: str, sample: bytes, visit: Visit) -> None:
@@ -617,9 +652,9 @@ def test_a_refused_video_is_explained_and_a_cancelled_one_is_deleted(fetching: s
     shows(page, "The video cannot be used.")
     request = {"youtube_url": f"{site.url}/gone", "voice_name": "A", "transcript": samples.TEXT}
     message = httpx.post(f"{fetching}{CLONING}/clone-from-youtube", json=request, timeout=60).json()["error"]["message"]
+    step(page, "sample")  # the fault is shown where the link was written
     assert message in page.locator(".error").inner_text()
-    page.get_by_role("button", name="Change the request").click()
-    step(page, "sample")
+    assert focused(page, page.get_by_label("Address of the video"))
     page.get_by_label("Address of the video").fill(f"{site.url}/slow.mp3")
     onward(page)
     step(page, "consent")
@@ -675,7 +710,7 @@ def test_cloned_voices_are_not_offered_to_an_engine_that_cannot_speak_them(
     page.get_by_role("heading", name="Ann", level=2).wait_for()
     marked = "needs a model that speaks clones"
     page.locator(f'[data-voice="{voice["id"]}"]').get_by_text(marked).wait_for()
-    page.locator("article").get_by_text(marked).wait_for()
+    page.locator("article").get_by_text("The running engine cannot use recordings.").wait_for()
     assert page.get_by_role("button", name="Play the recording", exact=True).count() == 1
     assert page.get_by_role("button", name="Speak a sentence").count() == 0
     assert page.locator("[data-act=default]").count() == 0
@@ -721,12 +756,15 @@ def test_a_voice_is_edited_and_found(offline: str, sample: bytes, visit: Visit) 
     box.get_by_label("Name").fill(HOSTILE)
     box.get_by_label("Description").fill(HOSTILE)
     box.get_by_label("Words of the recording").fill(samples.TEXT + " Yes.")
+    box.get_by_label("Tags").fill("warm, for books")
+    box.get_by_label("Colour").fill("#c2410c")
     box.get_by_role("button", name="Save").click()
     page.get_by_role("heading", name=HOSTILE, level=2).wait_for()
     assert focused(page, page.get_by_role("button", name="Edit"))
     (kept,) = own(offline)
     assert (kept["name"], kept["description"], kept["transcript"]) == (HOSTILE, HOSTILE, samples.TEXT + " Yes.")
-    page.get_by_label("Search the voices").fill("onerror")
+    assert (kept["tags"], kept["color"]) == (["warm", "for books"], "#c2410c")
+    page.get_by_label("Search the voices").fill("for books")
     assert page.locator(".voice-list li.voice").count() == 1
     page.get_by_label("Search the voices").fill("nobody has this name")
     shows(page, "Nothing found.")

@@ -2,10 +2,11 @@
 
 import { call, errorBox, getJson, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
 import { snippetSlot } from "../dock.js";
-import { loadStyles } from "../gallery.js";
+import { loadStyles, tint } from "../gallery.js";
 import { Track, player } from "../player.js";
 import { preview, speech } from "../speech.js";
 import { ROOT, announce, button, dialog, download, h, icon, language, languageName, loadTexts, notify, number, quoted, seconds, store, t } from "../ui.js";
+import { cloneHelp } from "../voices/clone_help.js";
 import { levelBadge, qualityList } from "../voices/quality.js";
 import { problemList } from "../voices/problems.js";
 import { forPlayer, read } from "../voices/sound.js";
@@ -21,6 +22,7 @@ export async function mount(main, { go }) {
   let doubts = {}; // recordings that are doubtful or not used: path -> reason
   let shown = ""; // the details shown: "", the id of a voice, or "new"
   let openWizard = null;
+  let justSaved = null; // { id, sentence, spoken } of the voice that the wizard saved last
   let closed = false;
 
   const search = h("input", { type: "search", placeholder: t("voices.search"), "aria-label": t("voices.search"), oninput: () => fill() });
@@ -62,9 +64,10 @@ export async function mount(main, { go }) {
 
   function row(voice) {
     const { known } = voice;
-    const about = known ? [seconds(known.audio_duration), known.language] : [voice.description || t(`voice.kind.${voice.type}`)];
+    const about = known ? [seconds(known.audio_duration), known.language, ...voice.tags] : [voice.description || t(`voice.kind.${voice.type}`)];
     return h("li", { class: "voice", data: { voice: voice.id } },
       button(t(known ? "voices.sample_of" : "voice.preview_of", { name: voice.name }), () => (known ? playSample(voice) : speakSentence(voice)), { name: "play", look: "quiet round" }),
+      tint(voice),
       h("a", { href: link(voice), data: { route: "/voice-cloning" }, "aria-current": shown === voice.id ? "true" : null },
         h("b", {}, voice.name),
         h("span", { class: "hint" }, about.filter(Boolean).join(" · ")),
@@ -77,7 +80,7 @@ export async function mount(main, { go }) {
 
   function fill() {
     const query = search.value.trim().toLocaleLowerCase();
-    const matching = all.filter((voice) => `${voice.name} ${voice.description ?? ""} ${voice.id} ${voice.language}`.toLocaleLowerCase().includes(query));
+    const matching = all.filter((voice) => `${voice.name} ${voice.description ?? ""} ${voice.id} ${voice.language} ${(voice.tags ?? []).join(" ")}`.toLocaleLowerCase().includes(query));
     const groups = [["cloned", matching.filter((voice) => voice.known)], ...["adapter", "preset"].map((kind) => [kind, matching.filter((voice) => !voice.known && (voice.type === "adapter") === (kind === "adapter"))])];
     const held = document.activeElement?.closest?.("[data-voice]")?.dataset.voice;
     const onButton = document.activeElement?.tagName === "BUTTON";
@@ -98,16 +101,56 @@ export async function mount(main, { go }) {
 
   const samples = new Map();
 
+  async function sampleOf(voice) {
+    if (!samples.has(voice.id)) {
+      const answer = await call(`${PATH}/${voice.id}/reference`);
+      const sound = await read(await answer.blob());
+      samples.set(voice.id, Track.of(await forPlayer(sound), { about: { voice: voice.name, text: t("voices.sample") } }));
+    }
+    return samples.get(voice.id);
+  }
+
   async function playSample(voice) {
     player.prepare();
     if (player.track && player.track === samples.get(voice.id)) return player.toggle();
     try {
-      if (!samples.has(voice.id)) {
-        const answer = await call(`${PATH}/${voice.id}/reference`);
-        const sound = await read(await answer.blob());
-        samples.set(voice.id, Track.of(await forPlayer(sound), { about: { voice: voice.name, text: t("voices.sample") } }));
+      player.load(await sampleOf(voice));
+    } catch (error) {
+      trouble.replaceChildren(errorBox(error));
+    }
+  }
+
+  /** Opens the Speak page with this voice. After the wizard, its text is the sentence that was tried there. */
+  async function use(voice) {
+    const before = store.get("draft", "");
+    const sentence = justSaved?.id === voice.id ? justSaved.sentence : "";
+    store.set("speak", { ...store.get("speak", {}), voice: voice.id });
+    if (sentence) store.set("draft", sentence);
+    await go("/");
+    if (!sentence || !before.trim() || before === sentence) return;
+    notify(t("voices.text_replaced"), t("undo"), () => {
+      const text = document.getElementById("text");
+      text.value = before;
+      text.dispatchEvent(new Event("input"));
+    });
+  }
+
+  /** Compares the recording of a voice with a sentence that the voice speaks. */
+  async function compare(voice) {
+    player.prepare();
+    trouble.replaceChildren();
+    try {
+      const recording = await sampleOf(voice);
+      let spoken = justSaved?.id === voice.id ? justSaved.spoken : null;
+      if (!spoken) {
+        const text = justSaved?.sentence || t("voices.sentence", { name: voice.name });
+        const started = speech.start({ source: "preview", path: "/v1/audio/speech", body: { input: text, voice: voice.id }, facts: { kind: "speech", text, voice: voice.name }, preview: true });
+        spoken = speech.track;
+        await started;
+        if (speech.track !== spoken || speech.state !== "done") return;
+        justSaved = { sentence: "", ...(justSaved?.id === voice.id ? justSaved : {}), id: voice.id, spoken };
       }
-      player.load(samples.get(voice.id));
+      await player.compare(recording, spoken);
     } catch (error) {
       trouble.replaceChildren(errorBox(error));
     }
@@ -149,11 +192,14 @@ export async function mount(main, { go }) {
     speakButton.prepend(icon("volume"));
     return h("article", { class: "card stack", "aria-labelledby": "voice-title", data: { shown: voice.id } },
       h("div", { class: "phone-only" }, h("a", { class: "button quiet", href: `${ROOT}/voice-cloning`, data: { route: "/voice-cloning" } }, icon("back"), t("voices.back"))),
-      h("div", { class: "head" }, title, known?.quality?.level && known.status !== "needs words" && levelBadge(known.quality.level)),
+      h("div", { class: "head" }, h("div", { class: "row" }, tint(voice), title), known?.quality?.level && known.status !== "needs words" && levelBadge(known.quality.level)),
       voice.description && h("p", { class: "quoted" }, voice.description),
+      voice.tags?.length > 0 && h("div", { class: "row wrap", "aria-label": t("gallery.tags"), role: "group" }, voice.tags.map((tag) => h("span", { class: "badge" }, tag))),
       doubtOf(voice) && h("div", { class: "banner" }, h("p", {}, quoted(doubtOf(voice)))),
-      !speakable(voice) && h("p", { class: "hint" }, t("voice.needs_clones")),
+      !speakable(voice) && cloneHelp(modelList),
       h("div", { class: "row wrap" },
+        known && speakable(voice) && button(t("voices.use"), () => use(voice), { look: "primary", data: { act: "use" } }),
+        known && speakable(voice) && button(t("voices.compare"), () => compare(voice)),
         known && playButton, speakable(voice) && speakButton,
         (speakable(voice) || standard) && button(t(standard ? "voices.is_default" : "voices.make_default"), () => makeDefault(voice), { "aria-pressed": String(standard), data: { act: "default" } })),
       facts(voice),
@@ -208,10 +254,21 @@ export async function mount(main, { go }) {
       const name = h("input", { id: "edit-name", value: voice.name, maxlength: limitOf("voice_name_chars"), autocomplete: "off", autofocus: true });
       const description = h("input", { id: "edit-description", value: known.description, maxlength: limitOf("voice_description_chars"), autocomplete: "off" });
       const words = h("textarea", { id: "edit-words", rows: 5, value: known.transcript, lang: known.language });
+      const tags = h("input", { id: "edit-tags", value: known.tags.join(", "), autocomplete: "off", "aria-describedby": "edit-tags-hint" });
+      let chosen = known.color;
+      const color = h("input", { id: "edit-color", type: "color", value: known.color || "#808080", oninput: () => showColor(color.value) });
+      const none = button(t("voices.no_color"), () => showColor(""), { look: "quiet" });
+      const showColor = (value) => {
+        chosen = value;
+        none.setAttribute("aria-pressed", String(!value));
+      };
+      showColor(known.color);
       const wrong = h("div");
       return h("form", { class: "stack", onsubmit: async (event) => {
         event.preventDefault();
         const changes = {};
+        if (tags.value !== known.tags.join(", ")) changes.tags = tags.value.split(",");
+        if (chosen !== known.color) changes.color = chosen;
         if (name.value.trim() !== voice.name) changes.name = name.value;
         if (description.value !== known.description) changes.description = description.value;
         if (words.value.trim() !== known.transcript) changes.transcript = words.value;
@@ -219,7 +276,7 @@ export async function mount(main, { go }) {
           if (Object.keys(changes).length) await getJson(`${PATH}/${voice.id}`, { json: changes, method: "PATCH" });
         } catch (error) {
           wrong.replaceChildren(errorBox(error, [], t("voices.edit_failed")));
-          (error.param === "transcript" ? words : error.param === "description" ? description : name).focus();
+          ({ transcript: words, description, color }[error.param] ?? (error.param?.startsWith("tags") ? tags : name)).focus();
           return;
         }
         close();
@@ -231,6 +288,9 @@ export async function mount(main, { go }) {
       h("div", { class: "field" }, h("label", { for: "edit-name" }, t("voice.name")), name),
       h("div", { class: "field" }, h("label", { for: "edit-description" }, t("voice.description")), description),
       h("div", { class: "field" }, h("label", { for: "edit-words" }, t("voices.words")), words, h("span", { class: "hint" }, t("words.hint"))),
+      h("div", { class: "pair names" },
+        h("div", { class: "field" }, h("label", { for: "edit-tags" }, t("gallery.tags")), tags, h("span", { class: "hint", id: "edit-tags-hint" }, t("voices.tags_hint"))),
+        h("div", { class: "field" }, h("label", { for: "edit-color" }, t("voices.color")), h("div", { class: "row" }, color, none))),
       wrong,
       h("div", { class: "row end" }, button(t("cancel"), () => close()), h("button", { class: "primary" }, t("voices.keep"))));
     });
@@ -313,8 +373,9 @@ export async function mount(main, { go }) {
     trouble.replaceChildren();
     library.hidden = tools.hidden = true;
     openWizard = wizard({
-      languages: list.flatMap((model) => model.languages ?? []),
-      async saved(voice, message) {
+      models: list,
+      async saved(voice, message, tried) {
+        justSaved = { id: voice.id, ...tried };
         endWizard();
         await load();
         history.replaceState({}, "", link(voice));

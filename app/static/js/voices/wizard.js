@@ -9,18 +9,24 @@ import { meter } from "./meter.js";
 import { qualityList } from "./quality.js";
 import { Recorder, possible } from "./recorder.js";
 import { script } from "./scripts.js";
-import { cut, forPlayer, goodLength, lengthRange, read, wavOf } from "./sound.js";
+import { cut, forPlayer, goodLength, lengthRange, levels, read, wavOf } from "./sound.js";
+import { cloneHelp } from "./clone_help.js";
+import { sameWords } from "./same_words.js";
 
 const STEPS = ["sample", "trim", "words", "check", "consent", "try"];
 const WHOLE_STEPS = ["sample", "words", "check", "consent", "try"]; // for a file that this browser can't decode
 const YOUTUBE_STEPS = ["sample", "consent", "fetch", "words", "check", "try"];
+const SILENT_DB = -55; // a recording without a louder moment has no voice in it
+const SAME_SHARE = 0.7; // of the words of the script that must be heard
 const ACCEPT = "audio/*,video/*,.wav,.mp3,.m4a,.ogg,.opus,.flac,.webm,.mp4";
 
 /**
  * Creates the wizard. Returns { element, focus(), leave(), unsaved(), keys(event), close() }.
- * languages: language tags of the engines. saved(voice, message) is called when the voice is saved, cancelled() by Cancel.
+ * models: the models of the server. saved(voice, message, { sentence, spoken }) is called when the voice is saved: the
+ * sentence that was tried, and its track or null. cancelled() is called by Cancel.
  */
-export function wizard({ languages, saved, cancelled }) {
+export function wizard({ models, saved, cancelled }) {
+  const languages = models.flatMap((model) => model.languages ?? []);
   const range = lengthRange();
   const w = {
     step: "sample", source: "record", language: pageLanguage, visits: 0,
@@ -165,6 +171,9 @@ export function wizard({ languages, saved, cancelled }) {
     const spoken = h("select", { id: "wizard-language", onchange: choose },
       named.map(([code, name]) => h("option", { value: code, selected: code === w.language }, name)), h("option", { value: "" }, t("sample.language_other")));
     const tag = h("input", { "aria-label": t("language"), placeholder: t("language"), autocomplete: "off", hidden: true, onchange: choose });
+    const wrong = h("div");
+    if (w.refused) wrong.replaceChildren(errorBox(w.refused, [], t(w.source === "youtube" ? "fetch.failed" : "check.refused")));
+    w.refused = null;
     const recorded = recordPanel();
     const uploaded = uploadPanel();
     const fetched = youtubePanel();
@@ -173,12 +182,14 @@ export function wizard({ languages, saved, cancelled }) {
     const chosen = () => tablist.querySelector("[aria-selected=true]").dataset.tab;
     tablist.addEventListener("click", () => {
       showFault("");
+      wrong.replaceChildren();
       if (chosen() !== "record") recorded.close();
     });
     return {
-      content: [h("div", { class: "field narrow" }, h("label", { for: "wizard-language" }, t("sample.language")), spoken, tag), h("div", {}, tablist, ...panels)],
+      content: [cloneHelp(models), wrong, h("div", { class: "field narrow" }, h("label", { for: "wizard-language" }, t("sample.language")), spoken, tag), h("div", {}, tablist, ...panels)],
       close: recorded.close,
-      valid() {
+      async valid() {
+        wrong.replaceChildren();
         if (!spoken.value && !tag.value.trim()) return [t("sample.language_missing"), tag];
         const kind = chosen();
         if (kind === "youtube") {
@@ -190,10 +201,31 @@ export function wizard({ languages, saved, cancelled }) {
         if (w.from !== kind) return [missing, control];
         w.source = kind;
         if (w.sound && w.sound.samples.length / w.sound.rate < range.minimum) return [t("sample.short", { s: range.minimum, ...goodLength() }), control];
+        if (w.sound && Math.max(...levels(w.sound)) < SILENT_DB) return [t(kind === "record" ? "sample.silent" : "sample.silent_file"), control];
+        if (!w.whole) return null;
+        // This browser cannot read the file. Whether the server can is known only after a check.
+        next.disabled = true;
+        wrong.replaceChildren(h("p", { class: "hint" }, h("progress", { "aria-label": t("check.running") }), " ", t("check.running")));
+        try {
+          await ask(working.signal);
+          wrong.replaceChildren();
+        } catch (error) {
+          if (error.name === "AbortError" || error.param === "transcript") return null;
+          wrong.replaceChildren(errorBox(error, [], t("check.refused")));
+          return [t("sample.other"), control];
+        } finally {
+          next.disabled = false;
+        }
         return null;
       },
     };
   }
+
+  /** Why the microphone did not open, in words. */
+  const refusal = (error) => {
+    const why = { NotAllowedError: "record.denied", NotFoundError: "record.none", NotReadableError: "record.used" }[error.name];
+    return why ? t(why) : String(error.message);
+  };
 
   function recordPanel() {
     const recorder = new Recorder();
@@ -255,8 +287,7 @@ export function wizard({ languages, saved, cancelled }) {
       try {
         await recorder.open(device);
       } catch (error) {
-        const why = { NotAllowedError: "record.denied", NotFoundError: "record.none", NotReadableError: "record.used" }[error.name];
-        const box = errorBox(new Error(why ? t(why) : String(error.message)), [button(t("record.upload"), () => toUpload())]);
+        const box = errorBox(new Error(refusal(error)), [button(t("record.upload"), () => toUpload())]);
         trouble.replaceChildren(box);
         return false;
       }
@@ -484,6 +515,33 @@ export function wizard({ languages, saved, cancelled }) {
         listen.hidden = true;
       }
     }
+    /** Compares the text that was read with what the server hears. Without a recogniser nothing is shown. */
+    async function listenTo(script, signal) {
+      const form = asForm();
+      form.delete("transcript");
+      let heard = "";
+      listen.hidden = false;
+      try {
+        const found = await (await call("/v1/voice-cloning/check", { method: "POST", body: form, signal })).json();
+        heard = found.transcript ?? "";
+      } catch {
+        return; // the Check step shows errors of the recording
+      } finally {
+        listen.hidden = true;
+      }
+      w.compared = w.made + JSON.stringify(w.span);
+      if (signal.aborted || !heard || w.words.trim() !== script.trim() || sameWords(script, heard) >= SAME_SHARE) return;
+      const use = button(t("words.use_heard"), () => {
+        text.value = w.words = heard;
+        w.wordsOf = "recogniser";
+        from();
+        trouble.replaceChildren();
+        text.focus();
+      });
+      trouble.replaceChildren(h("div", { class: "banner", data: { differs: "" } }, h("p", { class: "headline" }, t("words.differs")), h("p", {}, t("words.heard")), h("blockquote", { class: "script", lang: w.language }, heard), h("div", { class: "row wrap" }, use, button(t("words.record_again"), () => show("sample"), { look: "quiet" }))));
+      announce(t("words.differs"));
+    }
+
     return {
       content: [
         h("p", {}, t("words.why")),
@@ -491,7 +549,11 @@ export function wizard({ languages, saved, cancelled }) {
         h("div", { class: "row" }, button(t("words.play"), playSample)),
         listen, trouble,
       ],
-      shown: () => !w.words.trim() && w.source !== "youtube" && recognise(working.signal),
+      shown() {
+        if (w.source === "youtube") return;
+        if (!w.words.trim()) recognise(working.signal);
+        else if (w.wordsOf === "script" && w.compared !== w.made + JSON.stringify(w.span)) listenTo(w.words, working.signal);
+      },
       async valid() {
         if (!text.value.trim()) return [t("words.missing"), text];
         w.words = text.value;
@@ -586,8 +648,8 @@ export function wizard({ languages, saved, cancelled }) {
       trouble.replaceChildren();
       try {
         await recorder.open();
-      } catch {
-        return trouble.replaceChildren(errorBox(new Error(t("record.denied"))));
+      } catch (error) {
+        return trouble.replaceChildren(errorBox(new Error(refusal(error))));
       }
       recorder.begin();
       press.textContent = t("record.stop");
@@ -661,6 +723,11 @@ export function wizard({ languages, saved, cancelled }) {
         if (!made) throw new ApiError({});
       } catch (error) {
         if (error.name === "AbortError") return;
+        if (["youtube_url", "start_time", "duration"].includes(error.param)) {
+          w.refused = error;
+          show("sample");
+          return showFault(t("youtube.other"), document.getElementById(error.param === "youtube_url" ? "youtube-url" : error.param === "duration" ? "youtube-duration" : "youtube-start"));
+        }
         live.hidden = true;
         trouble.replaceChildren(errorBox(error, [button(t("again"), () => show("fetch")), button(t("fetch.change"), () => show("sample"), { look: "quiet" })], error.status >= 400 && error.status < 500 ? t("fetch.failed") : undefined));
         return;
@@ -756,7 +823,7 @@ export function wizard({ languages, saved, cancelled }) {
       }
       w.saved = true;
       await voices(true).catch(() => {});
-      saved(voice, message);
+      saved(voice, message, { sentence: w.sentence.trim(), spoken: w.spoken });
     } catch (error) {
       next.disabled = false;
       showFault(`${error.headline ?? ""} ${error.message}`.trim(), error.param === "name" ? document.getElementById("voice-name") : next);
@@ -797,7 +864,8 @@ export function wizard({ languages, saved, cancelled }) {
     close() {
       working.abort();
       part.close?.();
-      for (const track of [sampleTrack, w.spoken]) if (track) player.unload(track);
+      if (sampleTrack) player.unload(sampleTrack);
+      if (w.spoken && !w.saved) player.unload(w.spoken);
     },
   };
 }
