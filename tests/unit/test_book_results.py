@@ -26,7 +26,7 @@ import pytest
 
 from app.books.book import Book, Chapter, SpokenSentence
 from app.books.cover import Picture, picture
-from app.books.mastering import Meter, mastered
+from app.books.mastering import LevelRange, Levels, Meter, mastered
 from app.books.reading import read_book
 from app.books.results import write_result
 from app.types import TimedWord
@@ -387,3 +387,15 @@ def test_memory_does_not_grow_with_the_book(sentences: list[SpokenSentence], tmp
 )
 def test_size_of_a_picture_is_read_without_decoding(data: bytes, expected: Picture | None) -> None:
     assert picture(data) == expected
+
+
+def test_levels_of_a_quiet_file_are_exact() -> None:
+    meter = Meter(24_000)
+    meter.push(np.full(24_000, 1e-4, np.float32))
+    found = meter.finish()
+    assert (found.rms_db, found.peak_db, found.noise_floor_db) == pytest.approx((-80, -80, -80), abs=0.01)
+
+
+def test_level_range_covers_all_files_and_is_rounded() -> None:
+    found = LevelRange.of([Levels(-20.04, -21.06, -3.26, -60.44), Levels(-18.26, -19.04, -1.23, -70.0)])
+    assert found == LevelRange(-20.0, -18.3, -21.1, -19.0, -1.2, -60.4, meets_acx=False)

@@ -508,3 +508,25 @@ async def test_job_goes_on_in_the_next_process_after_a_shutdown(tmp_path: Path) 
         async with JobRunner(store, generator) as runner:
             assert (await ended(runner, job.id)).status == "completed"
         await asyncio.sleep(0)
+
+
+async def test_renewed_lease_does_not_interrupt_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    beat = JobStore.beat
+
+    def counted(of: JobStore, holder: str) -> set[str]:
+        held.append(beat(of, holder))
+        return held[-1]
+
+    async with speaking(tmp_path / "data") as generator:
+        store = JobStore(tmp_path / "jobs")
+        job, _ = store.create(new_job(sentences(30)))
+        async with JobRunner(store, generator) as runner:
+            while (task := runner._tasks.get(job.id)) is None:
+                await runner.changed(0.05)
+            monkeypatch.setattr(JobStore, "beat", counted)
+            while len(held) < 2:  # the second renewal begins after the runner has compared its jobs with the first
+                runner.wake()
+                await runner.changed(0.05)
+            assert held[0] == {job.id}
+            assert task.cancelling() == 0
