@@ -11,7 +11,6 @@ delay every request, and is not needed because 256 random bits can't be guessed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import math
@@ -27,6 +26,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from app.durable_file import lock_file, replace_file
 from app.errors import Forbidden, RateLimited, Unauthorized
 
 log = logging.getLogger(__name__)
@@ -177,23 +177,13 @@ class KeyFile:
         except ValidationError as error:
             wrong = error.errors()[0]
             raise BadKeys(f"{wrong['loc'][-1]}: {wrong['msg']}.") from None
-        temporary = self.path.with_name(f".new-{secrets.token_hex(8)}")
-        try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(self.path, data)
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:
         """Hold the lock of the key file, so that two processes do not overwrite each other's changes."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(self.path.with_name(".lock"), os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
-            with contextlib.suppress(OSError):  # some file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with lock_file(self.path.with_name(".lock")):
             yield
 
 

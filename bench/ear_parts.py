@@ -19,9 +19,7 @@ watermark
 from __future__ import annotations
 
 import asyncio
-import io
 import multiprocessing
-import wave
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +43,7 @@ from app.voices.presets import DEFAULT_VOICE, PROFILES
 from app.voices.transcribe import NoTranscriber
 from app.voices.transcript_words import TranscriptChecker
 from app.voices.vad import SpeechFinder
+from app.voices.voice_file import wav
 
 if TYPE_CHECKING:
     from app.types import Samples
@@ -183,14 +182,6 @@ def loudness(recordings: Sequence[Recording]) -> dict[str, Any]:
 # ---- watermark
 
 
-def _wav(samples: Samples) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setparams((1, 2, RATE_HZ, 0, "NONE", ""))
-        out.writeframes(pcm.to_bytes(samples))
-    return file.getvalue()
-
-
 def _detected(one: Recording) -> tuple[bool, bool]:
     """Return whether the detector finds a watermark in the file, and in a copy with a watermark."""
     detector = WatermarkDetector(ThreadLimit(1), SpeechFinder().contains_speech)
@@ -199,7 +190,7 @@ def _detected(one: Recording) -> tuple[bool, bool]:
         return plain, True
     stage = watermark.StreamMarker(RATE_HZ, watermark.load())
     marked = np.concatenate((stage.push(one.samples), stage.flush()))
-    return plain, asyncio.run(detector.detect(_wav(marked))).watermarked is True
+    return plain, asyncio.run(detector.detect(wav(marked, RATE_HZ))).watermarked is True
 
 
 def marks(recordings: Sequence[Recording]) -> dict[str, Any]:

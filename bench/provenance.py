@@ -13,7 +13,6 @@ import asyncio
 import io
 import json
 import multiprocessing
-import wave
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from app.audio.detection import WatermarkDetector
 from app.audio.stretch import StreamStretcher
 from app.audio.threads import ThreadLimit
 from app.voices.vad import SpeechFinder
+from app.voices.voice_file import wav
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -107,14 +107,6 @@ CHANGES: dict[str, Change] = {
 UNMARKED = ("none", "mp3 64 kbit/s", "speed and pitch 1.05")  # changes of the files without a mark
 
 
-def _wav(samples: Samples) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setparams((1, 2, RATE_HZ, 0, "NONE", ""))
-        out.writeframes(pcm.to_bytes(samples))
-    return file.getvalue()
-
-
 def examined(entry: tuple[Path, bool]) -> dict[str, tuple[bool, float]]:
     """Return for each change whether the mark is found, and its score. entry: the file, and whether a person speaks."""
     path, is_speech = entry
@@ -123,7 +115,7 @@ def examined(entry: tuple[Path, bool]) -> dict[str, tuple[bool, float]]:
     results: dict[str, tuple[bool, float]] = {}
 
     def look(name: str, samples: Samples) -> None:
-        found = asyncio.run(detector.detect(_wav(samples)))
+        found = asyncio.run(detector.detect(wav(samples, RATE_HZ)))
         results[name] = bool(found.watermarked), found.score or 0.0
 
     for name in UNMARKED if is_speech else ("none",):

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.durable_file import write_file
 from app.errors import Unauthorized
 from app.keys import FOLDER, Key
 from app.lru import LRU
@@ -110,13 +111,12 @@ def _read_or_create(path: Path) -> bytes:
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123
-                file.write(key)
             try:
+                write_file(draft, key)
                 with contextlib.suppress(FileExistsError):  # another process has created the file
                     os.link(draft, path)
             finally:
-                draft.unlink()
+                draft.unlink(missing_ok=True)
         if len(found := path.read_bytes()) == _KEY_BYTES:
             return found
         log.warning("%s is damaged. Delete it. Until then, client secrets are valid in one process only", path)

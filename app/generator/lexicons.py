@@ -7,9 +7,7 @@ export contains it and a deletion removes it. The dictionaries of preset voices 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.durable_file import lock_file, replace_file
 from app.errors import InvalidValue, NotFound, NotStored
 from app.text.lexicon_file import LexiconFile, format_lexicon, parse_lexicon
 from app.text.pronunciations import MAX_ENTRIES, WordList, check_distinct, folded, key_of
@@ -174,28 +173,19 @@ class LexiconStore:
     def _exclusively(self) -> Iterator[None]:
         """Hold the lock of all dictionaries, so that two processes do not overwrite each other's changes."""
         try:
-            file = os.fdopen(os.open(self._data_dir / ".lexicon.lock", os.O_RDWR | os.O_CREAT, 0o600), "rb")
+            file = lock_file(self._data_dir / ".lexicon.lock")
         except OSError as error:
             raise _not_stored(error) from error
         with file:
-            with contextlib.suppress(OSError):  # some file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     @staticmethod
     def _write(path: Path, data: bytes) -> None:
         """Replace a file atomically. Only its owner can read it. Raises NotStored."""
-        temporary = path.with_name(f".{path.name}.new")  # the lock allows one writer at a time
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            replace_file(path, data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             raise _not_stored(error) from error
 
 

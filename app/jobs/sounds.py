@@ -5,11 +5,11 @@ A file is written under a temporary name, synced and renamed, so a file with its
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING
 
+from app.durable_file import replace_file
 from app.errors import NotStored
 from app.jobs.state import SentenceState
 
@@ -46,14 +46,8 @@ def keep(folder: Path, sentence: SentenceState, samples: bytes, holder: str) -> 
     path = sound_path(folder, sentence)
     partial = path.with_name(f"{path.name}.{holder}{_PARTIAL}")
     try:
-        with partial.open("wb") as file:
-            file.write(samples)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        replace_file(path, samples, mode=0o666, temporary=partial)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise NotStored(f"The sound of a sentence can't be stored: {error.strerror or error}.") from error
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
 
+from app.durable_file import replace_file, sync_folder, write_file
 from app.errors import Busy, NotStored
 
 log = logging.getLogger(__name__)
@@ -126,10 +127,10 @@ class FolderStore(Generic[R]):
         try:
             temporary.mkdir(mode=0o700, parents=True)
             for file, data in files.items():
-                _write(temporary / file, data)
-            _sync(temporary)
+                write_file(temporary / file, data, mode=0o666)
+            sync_folder(temporary)
             temporary.rename(self.folder / name)
-            _sync(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             raise _not_stored(error) from error
         finally:
@@ -152,23 +153,18 @@ class FolderStore(Generic[R]):
         path = self.folder / name / file
         temporary = path.with_name(f"{_NEW}{_writer()}-{secrets.token_hex(8)}")
         try:
-            _write(temporary, data)
-            temporary.replace(path)
-            _sync(path.parent)
+            replace_file(path, data, mode=0o666, temporary=temporary)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise _not_stored(error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def remove(self, name: str) -> bool:
         """Remove a record. Returns False if the record does not exist. Raises NotStored."""
         removed = self.folder / f"{_REMOVED}{_writer()}-{secrets.token_hex(8)}"
         try:
             (self.folder / name).rename(removed)
-            _sync(self.folder)
+            sync_folder(self.folder)
         except FileNotFoundError:
             self.refresh(full=True)
             return False
@@ -245,26 +241,6 @@ def _signature(path: Path) -> _Signature | None:
     except FileNotFoundError:
         return None
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Sync a folder to disk, so that renames in the folder survive a power failure.
-
-    Errors are ignored, because some network file systems can't sync a folder.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _writer() -> str:

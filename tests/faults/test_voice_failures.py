@@ -155,14 +155,14 @@ def test_failed_rename_leaves_no_files(tmp_path, monkeypatch, call):
 
 def remove_before_write(monkeypatch: pytest.MonkeyPatch, remove: Callable[[], Any]) -> None:
     """Call `remove` just before the store writes its next file."""
-    write = folder_store._write
+    replace_file = folder_store.replace_file
 
-    def remove_then_write(path: Path, data: bytes) -> None:
-        monkeypatch.setattr(folder_store, "_write", write)
+    def remove_then_replace(path: Path, data: bytes, **options: Any) -> None:
+        monkeypatch.setattr(folder_store, "replace_file", replace_file)
         remove()
-        write(path, data)
+        replace_file(path, data, **options)
 
-    monkeypatch.setattr(folder_store, "_write", remove_then_write)
+    monkeypatch.setattr(folder_store, "replace_file", remove_then_replace)
 
 
 def test_changing_a_voice_that_another_process_deletes_gives_not_found(tmp_path, monkeypatch):

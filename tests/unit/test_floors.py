@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
 FLOORS = (
     # the name "app" is the file app/__init__.py, with the version
-    ("app", "types", "errors", "settings", "metrics", "logs", "keys", "lru", "usage"),
+    ("app", "types", "errors", "settings", "metrics", "logs", "keys", "lru", "durable_file", "usage"),
     ("text", "audio", "voices", "books", "nn", "weights", "runtime"),
     ("engines",),
     ("generator",),
@@ -34,6 +34,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Pairs of packages on one floor of which the first may import the second. Each module may import types and errors of
 # floor 0.
 NEIGHBOURS = {
+    ("keys", "durable_file"),
     ("voices", "audio"),
     ("books", "text"),
     ("books", "audio"),
