@@ -312,6 +312,24 @@ def test_int8_uses_pytorch_without_the_kernels(
         choose_quantization("int4", [CPU], [CONFIG], tmp_path)
 
 
+def test_data_folder_that_cannot_be_written_uses_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "/bin/false")  # the folder fails before the compiler is called
+    (tmp_path / "file").touch()
+    found = choose_quantization("int8", [CPU], [CONFIG], tmp_path / "file" / "kernels")
+    assert found is not None
+    assert found.library is None
+    assert "Not a directory" in str(dict(found.facts)["kernels_reason"])
+
+
+def test_unknown_cpu_uses_pytorch(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The folder has kernels that another CPU compiled."""
+    monkeypatch.setattr(native, "cpu_features", frozenset)
+    found = choose_quantization("int8", [CPU], [CONFIG], folder)
+    assert found is not None
+    assert found.library is None
+    assert "the CPU has no" in str(dict(found.facts)["kernels_reason"])
+
+
 def test_unsupported_shapes_use_pytorch(tmp_path: Path) -> None:
     odd = StackConfig(layers=1, width=64, heads=8, kv_heads=2, head_dim=8, ffn=96, eps=1e-5, rope=Rope(10_000.0))
     found = choose_quantization("int8", [CPU], [odd], tmp_path)

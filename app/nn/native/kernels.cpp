@@ -80,7 +80,7 @@ struct Layer {
 struct Tokens {             // quantized activations of n tokens
   std::vector<int8_t> values;   // (n, D)
   std::vector<float> scales;    // (n, D / 32)
-  std::vector<int32_t> sums;    // (n, D / 32) the sum of each block
+  std::vector<int32_t> sums;    // (n, D / 32) the sum of each block, times -128 or -8; see multiply_block_row
   void resize(int64_t n, int64_t inputs) {
     if ((int64_t)values.size() < n * inputs) {
       values.resize(n * inputs);
@@ -215,8 +215,9 @@ uint16_t float_to_half(float value) {
 
 // ---- activations ----------------------------------------------------------------------------------------------------
 
-// Quantize one token: 32 values share the scale max(|x|) / 127. A block of zeros has the scale 0.
-void quantize(const float* x, int64_t inputs, int8_t* values, float* scales, int32_t* sums) {
+// Quantize one token: 32 values share the scale max(|x|) / 127. A block of zeros has the scale 0. zero: the number that is
+// added to each packed weight.
+void quantize(const float* x, int64_t inputs, int zero, int8_t* values, float* scales, int32_t* sums) {
   for (int64_t b = 0; b < inputs / kIn; ++b, x += kIn, values += kIn) {
     float largest = 0;
     for (int i = 0; i < kIn; ++i) largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
@@ -232,7 +233,7 @@ void quantize(const float* x, int64_t inputs, int8_t* values, float* scales, int
       sum += q;
     }
     scales[b] = largest * (1.0f / 127.0f) + probe;
-    sums[b] = sum;
+    sums[b] = -sum * zero;
   }
 }
 
@@ -288,16 +289,17 @@ void multiply_block_row(const Linear& w, const Tokens& x, int64_t first, int64_t
       const int64_t at = (first + t) * blocks + b;
       const int8_t* a = x.values.data() + at * kIn;
       // Weights are stored without a sign: 128 (or 8) is added to each. The sum of the activations corrects this.
-      __m512i sum = _mm512_set1_epi32(-x.sums[at] * (kBits == 8 ? 128 : 8));
+      __m512i sum = _mm512_set1_epi32(x.sums[at]);
       __m512i other = _mm512_setzero_si512();
       for (int j = 0; j < 8; j += 2) {
         int32_t four, next;
         std::memcpy(&four, a + 4 * j, 4);
         std::memcpy(&next, a + 4 * j + 4, 4);
         sum = _mm512_dpbusd_epi32(sum, group[j], _mm512_set1_epi32(four));
-        other = _mm512_dpbusd_epi32(other, group[j + 1], _mm512_set1_epi32(next));
+        if constexpr (kTokens < 4) other = _mm512_dpbusd_epi32(other, group[j + 1], _mm512_set1_epi32(next));
+        else sum = _mm512_dpbusd_epi32(sum, group[j + 1], _mm512_set1_epi32(next));
       }
-      __m512 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, other));
+      __m512 whole = _mm512_cvtepi32_ps(kTokens < 4 ? _mm512_add_epi32(sum, other) : sum);
       total[t] = _mm512_fmadd_ps(whole, _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[at])), total[t]);
     }
   }
@@ -334,7 +336,7 @@ void multiply_block_row(const Linear& w, const Tokens& x, int64_t first, int64_t
         const int8_t* a = x.values.data() + at * kIn;
         __m256i sum;
 #if defined(__AVXVNNI__)
-        sum = _mm256_set1_epi32(-x.sums[at] * (kBits == 8 ? 128 : 8));
+        sum = _mm256_set1_epi32(x.sums[at]);
         for (int j = 0; j < 8; ++j) {
           int32_t four;
           std::memcpy(&four, a + 4 * j, 4);
@@ -358,7 +360,7 @@ void multiply_block_row(const Linear& w, const Tokens& x, int64_t first, int64_t
             std::memcpy(&four, a + 4 * j, 4);
             pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(group[j], _mm256_set1_epi32(four)));
           }
-          sum = _mm256_add_epi32(_mm256_madd_epi16(pairs, ones), _mm256_set1_epi32(-8 * x.sums[at]));
+          sum = _mm256_add_epi32(_mm256_madd_epi16(pairs, ones), _mm256_set1_epi32(x.sums[at]));
         }
 #endif
         __m256 factor = _mm256_mul_ps(scale, _mm256_set1_ps(x.scales[at]));
@@ -472,7 +474,7 @@ void linear(Pool& pool, const Linear& w, const float* x, int64_t n, bool gated, 
         token = changed.data();
       }
       const int64_t at = t * (w.inputs / kIn);
-      quantize(token, w.inputs, quantized.values.data() + at * kIn, quantized.scales.data() + at, quantized.sums.data() + at);
+      quantize(token, w.inputs, w.bits == 8 ? 128 : 8, quantized.values.data() + at * kIn, quantized.scales.data() + at, quantized.sums.data() + at);
     }
   });
   multiply(pool, w, quantized, n, y, add);
