@@ -7,6 +7,7 @@ the library for all instruction sets of this architecture: the images do this, b
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -111,7 +112,8 @@ def compile_library(wanted: InstructionSet, folder: Path) -> Path:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NativeUnavailable(f"the kernels could not be compiled: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder on a read-only disk
+            partial.unlink(missing_ok=True)
     log.info("compiled the native kernels: %s", target)
     return target
 
