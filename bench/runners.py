@@ -17,6 +17,7 @@ from app.engines.csm.model import CsmModel
 from app.engines.csm.prompt import TextEncoder
 from app.engines.csm.runner import CsmRunner
 from app.engines.dia import loading as dia_loading
+from app.engines.dia.adapters import places_of as dia_places_of
 from app.engines.dia.config import parse_config as parse_dia_config
 from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import DiaRunner
@@ -28,6 +29,7 @@ from app.nn.kernels.choice import TORCH, Kernels
 from app.nn.low_rank import Part
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
+from app.nn.transformer import StackConfig
 from app.runtime.cuda_graphs import GraphCapture
 from tests.support.random_csm import csm_config, write_tokenizer
 from tests.support.random_dia import SHAPES, dac_config, dia_config
@@ -106,7 +108,7 @@ def csm_runner(
     return runner, capture
 
 
-def add_random_adapters(runner: CsmRunner, count: int) -> list[int]:
+def add_random_adapters(runner: CsmRunner | DiaRunner, count: int) -> list[int]:
     """Add LoRA adapters of rank 8 to 16 with random weights on all layers of both stacks. Returns their slots."""
     model, slots = runner.model, []
     random = torch.Generator().manual_seed(0)
@@ -117,9 +119,10 @@ def add_random_adapters(runner: CsmRunner, count: int) -> list[int]:
     for number in range(count):
         rank = 8 + number % 9
         parts = {}
-        for name, place in places_of(model).items():
+        places = places_of(model) if isinstance(model, CsmModel) else dia_places_of(model)
+        for name, place in places.items():
             if ".blocks." in name:
-                inputs = inputs_of(model, name)
+                inputs = inputs_of(getattr(model.config, name.partition(".")[0]), name)
                 parts[name] = [
                     Part(i, numbers(rank, inputs), numbers(rank, outputs)) for i, outputs in enumerate(place.outputs)
                 ]
@@ -128,10 +131,11 @@ def add_random_adapters(runner: CsmRunner, count: int) -> list[int]:
     return slots
 
 
-def inputs_of(model: CsmModel, name: str) -> int:
+def inputs_of(config: StackConfig, name: str) -> int:
     """Return the number of inputs of a linear layer in a block, such as `backbone.blocks.0.qkv`."""
-    config = model.config.backbone if name.startswith("backbone") else model.config.depth
     widths = {"out": config.heads * config.head_dim, "down": config.ffn}
+    if (cross := config.cross) is not None:
+        widths |= {"cross_kv": cross.width, "cross_out": cross.heads * cross.head_dim}
     return widths.get(name.rpartition(".")[2], config.width)
 
 

@@ -21,7 +21,7 @@ from app.engines.dia.runner import DiaRunner
 from app.nn.kernels.choice import TORCH, candidates
 from app.nn.transformer import Block
 from app.types import Sampling, SpokenLine, Utterance, Voice
-from bench.runners import dia_runner, fill, resident_bytes
+from bench.runners import add_random_adapters, dia_runner, fill, resident_bytes
 from bench.step import TURN_FRAMES, clock, limit, spread, watch, weight_bytes
 from tests.support.random_dia import SHAPES, dac_config, dia_config
 
@@ -59,6 +59,8 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         while not runner.prefill(row):
             pass
     prefill_s = (now() - began) / args.rows
+    slots = add_random_adapters(runner, args.registered)[: args.adapters] if args.adapters else []
+    adapted = (yield from _adapted(runner, args, slots, now)) if slots else {}
     steps, lone = _captured(runner, args) if record else (yield from _plain(runner, args, now))
     codes = torch.randint(0, config.codebook_size, (SOUND_FRAMES, args.rows, config.channels)).short().numpy()
     sounds: list[float] = []
@@ -74,6 +76,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         "codec_s": round(codec_s, 4),
         "frame_s": {"median": round(frame_s, 4), "min": round(min(steps) + codec_s, 4)},
         **({"one_row_s": spread(lone), "over_one_row": _ratio(steps, lone)} if args.rows > 1 else {}),
+        **adapted,
         "prefill_s": round(prefill_s, 4),
         "rtf": round(frame_s * codec.frame_hz, 3),
         "times_real_time": round(args.rows / (frame_s * codec.frame_hz), 2),
@@ -102,6 +105,34 @@ def _plain(
             steps.append(done - start)
             lone.append(now() - done)
     return steps, lone
+
+
+def _adapted(
+    runner: DiaRunner, args: argparse.Namespace, slots: list[int], now: Callable[[], float]
+) -> Generator[None, None, dict[str, Any]]:
+    """Alternate between steps with LoRA adapters and steps without, and compare their times."""
+    rows = list(range(args.rows))
+    times: tuple[list[float], list[float]] = ([], [])
+    for slot in slots:
+        runner.model.prepare_adapter(slot)
+    for index in range(2 * (args.frames + WARM_UP_STEPS)):
+        with_adapters = index % 2
+        for row, slot in enumerate(slots):
+            runner._rows[row].adapter = slot if with_adapters else 0
+        start = now()
+        runner.step(rows)
+        if index >= 2 * WARM_UP_STEPS:
+            times[with_adapters].append(now() - start)
+            if index % TURN_FRAMES == 0:
+                yield
+    for row in rows:
+        runner._rows[row].adapter = 0
+    plain, adapted = map(spread, times)
+    return {
+        "adapted_step_s": adapted,
+        "step_s": plain,
+        "adapter_ratio": {name: round(adapted[name] / plain[name], 3) for name in adapted},
+    }
 
 
 def _captured(runner: DiaRunner, args: argparse.Namespace) -> tuple[list[float], list[float]]:
