@@ -758,7 +758,13 @@ def unknown_variables(environment: Iterable[str], env_file: Path = Path(".env"))
     unknown = [
         name for name in names if name.upper().startswith(PREFIXES) and name.upper() not in known | OTHER_VARIABLES
     ]
-    return {name: next(iter(difflib.get_close_matches(name.upper(), known, 1, 0.6)), "") for name in sorted(unknown)}
+    return {name: _nearest(name.upper(), known) for name in sorted(unknown)}
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    """Return the most similar setting, or "". HOST and PORT have no prefix, so TTS_PORT means PORT."""
+    bare = name.partition("_")[2]
+    return bare if bare in known else next(iter(difflib.get_close_matches(name, known, 1, 0.6)), "")
 
 
 def public_values(settings: Settings) -> dict[str, object]:

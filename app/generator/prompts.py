@@ -119,8 +119,8 @@ def check_speakable(voice: Voice, info: EngineInfo, *, is_fallback: bool) -> Non
     problem = f"The voice {voice.name!r} is cloned from a recording, and the {info.id} engine can't clone voices."
     if is_fallback:
         raise VoiceNotReady(
-            f"{problem} This server uses a fallback engine because the configured engine can't run. GET /health gives "
-            "the reason. Try again later.",
+            f"{problem} It speaks in place of the configured engine, which can't run. Use a preset voice until then. "
+            "GET /health gives the reason and says what the operator of the server can do.",
             param="voice",
             retry_after_s=30,
         )

@@ -258,6 +258,8 @@ def test_empty_variable_in_the_file_has_its_default_value(tmp_path):
         ("CSM_DEVICEMAP", "CSM_DEVICE_MAP"),
         ("DIA_MODELL", "DIA_MODEL"),
         ("tts_engin", "TTS_ENGINE"),
+        ("TTS_PORT", "PORT"),
+        ("TTS_HOST", "HOST"),
         ("TTS_QQQQQQQQQQQQQQQQQQ", ""),
     ],
 )
