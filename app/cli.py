@@ -8,7 +8,11 @@ import functools
 import json
 import re
 import shutil
+import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the imports below take seconds, and Ctrl+C ends them silently
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -313,7 +317,7 @@ async def _book(settings: Settings, new: NewJob, output: Path) -> None:
                     job = await store.call(store.set_status, job.id, "queued", of=["paused"])
                 runner.wake()
                 if not is_new and job.progress.sentences_done:
-                    err.print(f"continuing after {job.progress.sentences_done} sentences", highlight=False)
+                    err.print(f"continuing after {_sentences(job)}", highlight=False)
                 job = await _shown_to_end(runner, job)
                 if job.status != "completed" or job.result is None:
                     for sentence in (await store.call(store.sentences, job.id))[0]:
@@ -327,7 +331,13 @@ async def _book(settings: Settings, new: NewJob, output: Path) -> None:
             except OSError as error:
                 _fail(f"{output} can't be written: {error.strerror}.")
     length = timedelta(seconds=round(job.result_facts["seconds"]))
-    err.print(f"{engine}: {job.progress.sentences_done} sentences, {length} -> {output}", highlight=False)
+    err.print(f"{engine}: {_sentences(job)}, {length} -> {output}", highlight=False)
+
+
+def _sentences(job: Job) -> str:
+    """Return the number of the spoken sentences in words."""
+    count = job.progress.sentences_done
+    return f"{count} sentence{'' if count == 1 else 's'}"
 
 
 def _test_request(new: NewJob) -> SpeechRequest:
@@ -987,6 +997,8 @@ def _fail(message: str) -> NoReturn:
 
 def main() -> None:
     """Run the command line."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     app()
 
 

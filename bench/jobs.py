@@ -7,6 +7,8 @@
 
 A live request is a sentence over HTTP. Its client reads the whole answer, waits up to 0.4 s, and sends the next one.
 `first_ms` is the time to the first byte of audio. Blocks of requests alternate between a paused and a running job.
+`p95_ratio` is the median of the ratios of each block with the job to the block before it, so the load of the machine by
+other programs matters less.
 
 The last line of standard output is one JSON object.
 """
@@ -83,8 +85,18 @@ async def beside(server: Server, http: httpx.AsyncClient, rounds: int, requests:
     for kind, found in times.items():
         cuts = statistics.quantiles(found, n=20)
         result[kind] = {"p50_ms": round(1e3 * cuts[9], 1), "p95_ms": round(1e3 * cuts[18], 1)}
-    p95 = [statistics.quantiles(times[kind], n=20)[18] for kind in ("alone", "beside")]
-    return result | {"p95_ratio": round(p95[1] / p95[0], 2)}
+    blocks = [
+        [times[kind][start : start + requests] for start in range(0, rounds * requests, requests)]
+        for kind in ("alone", "beside")
+    ]
+    for name, cut in (("p50", 9), ("p95", 18)):
+        ratios = [
+            statistics.quantiles(with_job, n=20)[cut] / statistics.quantiles(alone, n=20)[cut]
+            for alone, with_job in zip(*blocks, strict=True)
+        ]
+        result[f"{name}_ratio"] = round(statistics.median(ratios), 2)
+        result[f"{name}_ratios"] = [round(ratio, 2) for ratio in sorted(ratios)]
+    return result
 
 
 async def memory(server: Server, http: httpx.AsyncClient, characters: int) -> dict[str, object]:
@@ -107,7 +119,8 @@ async def memory(server: Server, http: httpx.AsyncClient, characters: int) -> di
     half = [rss for share, rss in samples if share >= 0.5]
     quarter = [rss for share, rss in samples if 0.1 <= share <= 0.5]
     return {
-        "status": state["status"], "sentences": progress["sentences_done"], "wall_s": round(seconds),
+        "status": state["status"], "error": state["error"], "sentences": progress["sentences_done"],
+        "wall_s": round(seconds),
         "audio_s": round(progress["seconds_done"]), "rss_start_mib": round(start / MIB, 1),
         "rss_max_first_half_mib": max(quarter, default=0.0), "rss_max_second_half_mib": max(half, default=0.0),
     }  # fmt: skip
@@ -126,8 +139,8 @@ async def measure(options: argparse.Namespace, variables: dict[str, str]) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("espeak", "csm"), default="espeak")
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--requests", type=int, default=25, help="live requests in each block")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=16, help="live requests in each block")
     parser.add_argument("--characters", type=int, default=0)
     parser.add_argument("--kills", type=int, default=0)
     options = parser.parse_args()

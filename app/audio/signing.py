@@ -8,6 +8,7 @@ process (`signing_reader.py`). This module does not depend on HTTP.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import secrets
 import struct
@@ -22,7 +23,7 @@ from app import __version__
 from app.audio.formats import wav_header
 from app.audio.helper_process import child_environment, root
 from app.audio.provenance import Provenance, now_s, time_text
-from app.errors import SpeechError
+from app.errors import NotStored, SpeechError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +49,22 @@ def missing() -> str | None:
     return None
 
 
+class _SignedFile(io.FileIO):
+    """A file that keeps the error of a write. The C2PA library only says that a write has failed."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[super().write(left) or 0 :]
+        except OSError as error:
+            self.error = error
+            raise
+        return len(data)
+
+
 class FileSigner:
     """Signs files with one certificate. Thread-safe."""
 
@@ -66,19 +83,21 @@ class FileSigner:
     def sign(self, path: Path, audio_format: str, provenance: Provenance) -> None:
         """Sign a complete file. It is replaced when the signed copy is complete. Blocks.
 
-        audio_format: a key of SIGNED_FORMATS. Raises SpeechError if the file can't be signed.
+        audio_format: a key of SIGNED_FORMATS. Raises NotStored if the disk is full, and SpeechError for all
+        other reasons.
         """
         import c2pa  # noqa: PLC0415 - an extra
 
         media_type = SIGNED_FORMATS[audio_format]
         signed = path.with_name(f".signing-{secrets.token_hex(8)}")
+        target = None
         try:
             if media_type == "audio/wav":
                 _complete_wav_header(path)
             info = c2pa.C2paSignerInfo(self._algorithm, self._chain, self._key, None)
             with (
                 path.open("rb") as source,
-                signed.open("x+b") as target,
+                _SignedFile(signed, "x+") as target,
                 c2pa.Context(c2pa.Settings.from_dict(SETTINGS)) as context,
                 c2pa.Signer.from_info(info) as signer,
                 c2pa.Builder(_manifest(provenance), context=context) as builder,
@@ -87,6 +106,10 @@ class FileSigner:
             signed.chmod(path.stat().st_mode & 0o777)
             signed.replace(path)
         except (c2pa.C2paError, OSError) as error:
+            if target is not None and target.error is not None:
+                raise NotStored(
+                    f"The signed file can't be written: {target.error.strerror}. Free some space."
+                ) from error
             raise SpeechError(
                 f"The file can't be signed ({error}). Check TTS_C2PA_CERT: certificates expire."
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import re
 from itertools import pairwise
 
@@ -34,6 +35,16 @@ _LANGUAGES = {
 # Other characters than letters that books use in Latin script.
 _USUAL = frozenset("“”„‘’‚«»‹›–—…€£§©®°·•¿¡†‡½¼¾ºª²³×\xa0\xad")
 
+_CYRILLIC = ("cp1251", "koi8_r", "koi8_u", "iso8859_5", "cp866")
+_WORD = re.compile(r"[^\W\d_]+|[^\x00-\x7f]")
+_CYRILLIC_LETTERS = "\u0400-\u045f\u0490\u0491"
+_CYRILLIC_WORD = re.compile(
+    "[\u0400-\u042f\u0490]?[\u0430-\u045f\u0491]+|[\u0400-\u042f\u0490]+"  # Word, word, WORD
+    f"|[^{_CYRILLIC_LETTERS}\\w\u2500-\u259f]"  # a sign
+)
+_FREQUENT = "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфіъёїє_____"  # the letters by their frequency; all others are rare
+_MEAN_RANK = 11.0  # of the letters of a text in _FREQUENT; Hebrew and Greek that are read as Cyrillic have about 14
+_CAPITAL_RANKS = 3
 
 _RARE_LETTER = re.compile(r"œ(?!u)|[þðÞÐ¶]")
 _SIGN_INSIDE = re.compile(r"(?<=[^\W\d_])[^\w\s'’\-\u2010-\u2015.\xad](?=[^\W\d_])|(?<=[^\W\d_])[¶£¥¤¦¬±¼µ]")
@@ -53,7 +64,7 @@ def decode(data: bytes) -> str:
         if b"\x00" not in data:
             return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start > len(data) - 4:  # only the last character is cut off
+        if error.start > len(data) - 4 and error.reason == "unexpected end of data":  # the last character is cut off
             return data.decode("utf-8", "replace")
     if (wide := _wide_encoding(data)) is not None:
         return data.decode(wide, "replace")
@@ -98,10 +109,31 @@ def _guessed(data: bytes) -> str:
     for encoding in ("cp932", "euc_jp"):
         if _has_kana(sample.decode(encoding, "replace")):
             return encoding
+    if (cyrillic := _cyrillic_encoding(sample)) is not None:
+        return cyrillic
     best = from_bytes(sample).best()
     if best is not None and _is_other_script(best.encoding, str(best)):
         return best.encoding
     return min(_LATIN, key=lambda encoding: _strangeness(sample.decode(encoding, "replace"), encoding))
+
+
+def _cyrillic_encoding(sample: bytes) -> str | None:
+    """Return the code page of a text in Cyrillic script; None for any other text.
+
+    Only the right code page gives words with a usual order of capitals and small letters. The frequency of the letters
+    decides between code pages that differ only in the case of the letters.
+    """
+    found: list[tuple[float, str]] = []
+    for encoding in _CYRILLIC:
+        words = _WORD.findall(sample.decode(encoding, "replace"))
+        letters = [char for word in words if not word.isascii() for char in word]
+        usual = sum(len(word) for word in words if _CYRILLIC_WORD.fullmatch(word))
+        if usual > 0.9 * len(letters):
+            ranks = sum(_FREQUENT.find(char.lower()) % len(_FREQUENT) for char in letters)
+            capitals = sum(char.isupper() for char in letters)
+            found.append(((ranks + _CAPITAL_RANKS * capitals) / max(1, len(letters)), encoding))
+    rank, encoding = min(found, default=(math.inf, ""))
+    return encoding if rank < _MEAN_RANK else None
 
 
 def _is_other_script(encoding: str, text: str) -> bool:

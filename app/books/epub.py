@@ -10,6 +10,7 @@ import io
 import posixpath
 import re
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,8 +135,8 @@ class _Archive:
         ) as error:
             raise BadBook(_DAMAGED.format("it is not a complete zip file")) from error
         infos = self._zip.infolist()
-        self._infos = {posixpath.normpath(info.filename): info for info in infos if not info.is_dir()}
-        self._lower = {name.lower(): name for name in self._infos}
+        self._infos = {_entry_name(info.filename): info for info in infos if not info.is_dir()}
+        self._similar = {_simplified(name): name for name in self._infos}
         self._unpacked = 0
 
     def __enter__(self) -> _Archive:
@@ -145,8 +146,11 @@ class _Archive:
         self._zip.close()
 
     def find(self, path: str) -> str | None:
-        """Return the name of an entry; None if the archive has no such entry. Upper and lower case may differ."""
-        return path if path in self._infos else self._lower.get(path.lower())
+        """Return the name of an entry; None if the archive has no such entry.
+
+        Case, percent-encoding and the composition of accented letters may differ.
+        """
+        return path if path in self._infos else self._similar.get(_simplified(path))
 
     def names(self, suffix: str) -> list[str]:
         return sorted(name for name in self._infos if name.lower().endswith(suffix))
@@ -230,6 +234,15 @@ def _parse_xml(data: bytes) -> Element:
     return document.parse_xml(decode(data))
 
 
+def _entry_name(name: str) -> str:
+    """Return the name of an entry of the archive in the form of `_resolved`."""
+    return posixpath.normpath(name.replace("\\", "/").lstrip("/"))
+
+
+def _simplified(path: str) -> str:
+    return unicodedata.normalize("NFC", unquote(path)).casefold()
+
+
 def _text_of(element: Element | None) -> str:
     return "" if element is None else " ".join("".join(element.itertext()).split())[:500]
 
@@ -244,7 +257,9 @@ def _resolved(base: str, href: str) -> tuple[str, str]:
         return "", ""
     if not path:
         return base, unquote(fragment)
-    joined = posixpath.normpath(posixpath.join(posixpath.dirname(base), unquote(path)))
+    # A path with a leading slash starts at the root of the archive.
+    folder = "" if path.startswith("/") else posixpath.dirname(base)
+    joined = posixpath.normpath(posixpath.join(folder, unquote(path).lstrip("/")))
     return ("" if joined.startswith(("../", "/")) or joined == ".." else joined), unquote(fragment)
 
 
@@ -259,8 +274,9 @@ def _read_package(archive: _Archive) -> _Package:
     language = _text_of(next(metadata.iter("{*}language"), None))
     package.language = language if re.fullmatch(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{1,8})*", language) else None
     for item in root.iter("{*}item"):
-        target, _ = _resolved(path, item.get("href", ""))
-        name = archive.find(target)
+        href = item.get("href", "")
+        # Some programs write paths with a leading slash that start at the folder of the package document.
+        name = archive.find(_resolved(path, href)[0]) or archive.find(_resolved(path, href.lstrip("/"))[0])
         if name is None:
             continue
         properties = frozenset(item.get("properties", "").split())
@@ -283,9 +299,10 @@ def _read_package(archive: _Archive) -> _Package:
     if not references:
         raise BadBook(_DAMAGED.format("it has no list of its documents (spine)"))
     seen = set()
-    for reference in references:
+    linear = [each for each in references if each.get("linear", "yes").strip().lower() != "no"]
+    for reference in linear or references:
         item = package.items.get(reference.get("idref", ""))
-        if item is None or reference.get("linear", "yes").lower() == "no" or item.path in seen:
+        if item is None or item.path in seen:
             continue
         seen.add(item.path)
         if item.media_type in _DOCUMENT_TYPES or item.path.lower().endswith((".xhtml", ".html", ".htm")):
@@ -299,7 +316,7 @@ def _package_path(archive: _Archive) -> str:
     """Return the path of the package document. Raises BadBook."""
     if (container := archive.find("META-INF/container.xml")) is not None:
         for rootfile in _parse_xml(archive.read(container)).iter("{*}rootfile"):
-            path = posixpath.normpath(unquote(rootfile.get("full-path", "")))
+            path = posixpath.normpath(unquote(rootfile.get("full-path", "")).lstrip("/"))
             if (name := archive.find(path)) is not None:
                 return name
     packages = archive.names(".opf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -25,7 +26,7 @@ _KINDS = {
     ".xhtml": ".html",
     **{suffix: suffix for suffix in SUFFIXES},
 }
-# Other types of books -> what to do.
+_EXAMINED_CHARS, _MOST_ODD = 20_000, 0.05  # a tenth of random bytes are control characters
 _CONVERT = "Convert the file to EPUB, for example with calibre, and send the EPUB."
 _ZIP, _PDF = b"PK\x03\x04", b"%PDF-"
 
@@ -46,6 +47,11 @@ def read_book(data: bytes, filename: str, *, title_page: bool = False) -> Book:
     if kind == ".epub":
         return read_epub(data, title_page=title_page, default_title=title)
     text = decode(data)
+    if _is_binary(text):
+        raise UnknownBookType(
+            "The file contains no text, but binary data such as a program, a picture or audio. Send a file of one of "
+            f"these types: {', '.join(SUFFIXES)}."
+        )
     if kind == ".html":
         return _book(title, "", None, with_headings(_html_blocks(text)))
     if kind == ".md":
@@ -75,6 +81,13 @@ def _kind(data: bytes, suffix: str) -> str:
             return ".epub"
         raise UnknownBookType(f"The file is a zip archive and not text. Send one of its files: {', '.join(SUFFIXES)}.")
     return kind
+
+
+def _is_binary(text: str) -> bool:
+    """Return whether many characters of a decoded file are control characters or no characters at all."""
+    start = text[:_EXAMINED_CHARS]
+    odd = sum(char == "\ufffd" or (not char.isspace() and unicodedata.category(char)[0] == "C") for char in start)
+    return odd - start.count("\xad") - start.count("\u200b") > _MOST_ODD * len(start)
 
 
 def _html_blocks(text: str) -> Sequence[Block]:

@@ -236,6 +236,14 @@ class JobStore:
         ).fetchall()
         return [self._state(self._db, row) for row in rows[:limit]], len(rows) > limit
 
+    def count(self, owner: str | None = None, *, archived: bool | None = None) -> int:
+        """Return the number of jobs. The parameters are those of `newest`."""
+        row = self._db.execute(
+            "SELECT count(*) AS jobs FROM jobs WHERE owner = coalesce(?, owner) AND archived = coalesce(?, archived)",
+            (owner, archived),
+        ).fetchone()
+        return int(row["jobs"])
+
     def counts(self, owner: str | None = None) -> tuple[dict[str, int], float]:
         """Return the number of jobs by status, and the seconds of their speech. owner: as for `get`."""
         rows = self._db.execute(

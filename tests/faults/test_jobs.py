@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from app.audio.signing import FileSigner, read_manifest
 from app.jobs import sounds
 from app.jobs.runner import JobRunner
+from app.jobs.store import JobStore
 from tests.faults.test_disk import small_disk
 from tests.support.jobs import (
     begun,
@@ -24,9 +26,12 @@ from tests.support.jobs import (
     spoken,
 )
 from tests.support.live import wait_until
+from tests.support.signing_certificate import create_pair
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from app.jobs.state import Job
 
 
 pytestmark = pytest.mark.integration
@@ -79,3 +84,34 @@ async def test_full_disk_pauses_a_job_and_nothing_is_lost(small_disk: Path, tmp_
         assert result_of(store, completed) == expected
         for n, at in times.items():
             assert sounds.sound_path(folder, store.sentence(job.id, n)).stat().st_mtime_ns == at
+
+
+@pytest.mark.parametrize("when", ["written", "signed"])
+async def test_full_disk_pauses_a_job_whose_result_is_made(when: str, small_disk: Path, tmp_path: Path) -> None:
+    store = JobStore(small_disk / "jobs")
+    job, _ = store.create(new_job("It was late in the year, and the old boat came home over the cold and dark sea."))
+    pytest.importorskip("c2pa", reason="the extra `c2pa` is not installed")
+    pair = create_pair(tmp_path / "certificate")
+    ballast = small_disk / "ballast"
+
+    class FullRunner(JobRunner):
+        async def _write(self, job: Job, folder: Path) -> tuple[str, dict[str, Any]]:
+            if not ballast.exists():
+                free = shutil.disk_usage(small_disk).free
+                sound = 2 * sum(each.samples or 0 for each in store.sentences(job.id)[0])
+                ballast.write_bytes(bytes(free - (sound // 2 if when == "written" else sound * 3 // 2)))
+            return await super()._write(job, folder)
+
+    signer = FileSigner(pair.cert, pair.key)
+    async with speaking(tmp_path / "data") as generator, FullRunner(store, generator, signer=signer) as runner:
+        paused = await ended(runner, job.id)
+        assert (paused.status, paused.problem and paused.problem.code) == ("paused", "storage_error")
+        assert "No space left on device" in paused.problem.message  # type: ignore[union-attr]
+        assert not [path for path in store.job_folder(job.id).iterdir() if path.name.startswith(".")]
+        ballast.write_bytes(b"")
+        store.set_status(job.id, "queued", of=("paused",))
+        runner.wake()
+        completed = await ended(runner, job.id)
+        found = read_manifest(result_of(store, completed))
+    assert found is not None
+    assert found["state"] == "valid"

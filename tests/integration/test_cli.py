@@ -23,7 +23,7 @@ from tests.support.commands import run_command
 from tests.support.ears import SENTENCES, Recogniser, decode
 from tests.support.fake_hub import FakeHub
 from tests.support.jobs import sentences
-from tests.support.live import Process, environment, free_port, wait_until
+from tests.support.live import ROOT, Process, environment, free_port, wait_until
 from tests.unit.test_hub_cache import listing
 
 if TYPE_CHECKING:
@@ -110,6 +110,20 @@ def test_ctrl_c_leaves_no_partial_file(tmp_path: Path) -> None:
         child.send_signal(signal.SIGINT)
         assert child.wait(60) != 0
     assert not list(tmp_path.glob("long.mp3*"))
+
+
+def test_ctrl_c_while_the_command_is_loaded_shows_no_traceback(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "app.cli", "book", "book.md"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as child:
+        assert child.stderr is not None
+        assert any(b"| numpy" in line or b"  numpy" in line for line in child.stderr)  # the imports have begun
+        child.send_signal(signal.SIGINT)
+        assert b"Traceback" not in child.stderr.read()
+        assert child.wait(20) in (-signal.SIGINT, 130)
 
 
 def test_book_continues_after_ctrl_c(tmp_path: Path) -> None:

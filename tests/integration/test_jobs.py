@@ -244,6 +244,9 @@ def test_repeated_request_with_the_same_key_returns_the_first_job(ann: Caller) -
     job = ann.create(TWO | {"seed": "random"}, **key)
     assert ann.create(TWO | {"seed": "random"}, **key)["id"] == job["id"]
     assert ann.error("POST", "", json=TWO | {"title": "Other"}, headers=key) == (409, "idempotency_key_in_use")
+    empty = ann.http.post(JOBS, json=TWO, headers={"Idempotency-Key": ""})
+    assert empty.status_code == 400
+    assert empty.json()["error"]["message"] == "`idempotency-key`: String should have at least 1 character"
 
 
 def test_each_key_sees_its_own_jobs_and_admin_sees_all(keys: dict[str, Caller], done: dict[str, Any]) -> None:
@@ -386,6 +389,9 @@ def test_chatterbox_clients_find_their_paths_and_fields(ann: Caller) -> None:
     assert [each["status"] for each in http.get(job["status_url"] + "/details").json()["chunks"]] == ["done", "done"]
     change = {"display_name": "A boat", "tags": ["draft"], "is_archived": True}
     assert http.patch(job["status_url"], json=change).json()["metadata"]["display_name"] == "A boat"
+    page = http.get("/v1/audio/speech/long-history", params={"limit": 1, "include_archived": True}).json()
+    assert len(page["jobs"]) == 1
+    assert page["total"] == http.get("/v1/audio/speech/long-history/stats").json()["total_jobs"] > 1
     listed = http.get("/v1/audio/speech/long-history").json()["jobs"]
     assert job["job_id"] not in [each["job_id"] for each in listed]
     listed = http.get("/v1/audio/speech/long-history", params={"include_archived": True}).json()["jobs"]

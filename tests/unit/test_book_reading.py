@@ -3,6 +3,8 @@
 # ruff: noqa: E501 - a document is easier to read in one line
 from __future__ import annotations
 
+import itertools
+import random
 import re
 import struct
 import zlib
@@ -229,6 +231,51 @@ def test_epub_2_is_divided_by_its_table_of_contents() -> None:
         ("Last", "Four."),
         ("Notes", "Notes\n\nKept."),
     ]
+
+
+@pytest.mark.parametrize(
+    ("href", "entry"),
+    [
+        ("/OEBPS/a b.xhtml", "OEBPS/a b.xhtml"),
+        ("/a%20b.xhtml", "OEBPS/a b.xhtml"),
+        ("a%20b.xhtml", "OEBPS/a%20b.xhtml"),
+        ("a%20b.xhtml", "OEBPS/A b.xhtml"),
+        ("caf%C3%A9.xhtml", "OEBPS/cafe\u0301.xhtml"),
+        ("text/a.xhtml", "OEBPS\\text\\a.xhtml"),
+        ("./text/../a.xhtml", "/OEBPS/a.xhtml"),
+    ],
+)
+def test_names_of_documents_are_found_as_other_programs_write_them(href: str, entry: str) -> None:
+    opf = OPF.format(
+        version="2.0",
+        metadata=METADATA,
+        manifest=f'<item id="a" href="{href}" media-type="application/xhtml+xml"/>',
+        spine='<itemref idref="a"/>',
+        guide="",
+    )
+    assert texts(read_book(epub({}, opf=opf, more={entry: page("<p>Words.</p>")}), "x.epub"))[0][1] == "Words."
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+def test_documents_of_an_epub_have_their_own_encoding(encoding: str) -> None:
+    text = f'<?xml version="1.0" encoding="UTF-16"?>\n{page("<h1>Größe</h1><p>Grüße — «ja».</p>")}'
+    assert texts(read_book(epub({"a.xhtml": text.encode(encoding)}), "x.epub")) == [("Größe", "Größe\n\nGrüße — «ja».")]
+
+
+def test_book_whose_documents_are_all_outside_the_reading_order_is_read() -> None:
+    only, other = {"a.xhtml": page("<p>Words.</p>")}, {"b.xhtml": page("<p>More.</p>")}
+    assert texts(read_book(epub({**only, **other}, not_linear=["b.xhtml"]), "x.epub"))[0][1] == "Words."
+    assert texts(read_book(epub(only, not_linear=["a.xhtml"]), "x.epub"))[0][1] == "Words."
+
+
+def test_nested_navigation_divides_a_document() -> None:
+    nav = page(
+        '<nav epub:type="toc"><ol><li><a href="a.xhtml">Part</a><ol><li><a href="a.xhtml#one">One</a></li>'
+        '<li><span>Group</span><ol><li><a href="a.xhtml#two">Two</a></li></ol></li></ol></li></ol></nav>'
+    )
+    body = '<p>Before.</p><div id="one"><p>First words.</p></div><div id="two"><p>Second words.</p></div>'
+    read = texts(read_book(epub({"nav.xhtml": nav, "a.xhtml": page(body)}, properties={"nav.xhtml": "nav"}), "x.epub"))
+    assert "\n\n".join(text for _, text in read) == "Before.\n\nFirst words.\n\nSecond words."
 
 
 def test_page_of_links_is_a_table_of_contents() -> None:
@@ -492,7 +539,14 @@ def test_lines_of_a_file_without_wrapping_are_paragraphs() -> None:
         ("Litwo! Ojczyzno moja! ty jesteś jak zdrowie; ile cię trzeba cenić, ten tylko się dowie.", "cp1250"),
         ("Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива.", "cp1251"),
         ("Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива.", "koi8-r"),
+        *itertools.product(
+            ("Да.", "Привет, мир!", "МАМА МЫЛА РАМУ", "Она ушла домой, а он остался ждать."),
+            ("cp1251", "koi8-r", "iso8859-5", "cp866"),
+        ),
+        ("Їжак їсть яблука у садку.", "cp1251"),
         ("吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。", "shift_jis"),
+        ("吾輩は猫である。", "shift_jis"),
+        ("Καλημέρα κόσμε, είμαι εδώ.", "cp1253"),
         ("吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。", "euc_jp"),
         ("道可道，非常道。名可名，非常名。无名天地之始。", "gb18030"),
         ("Bäume und “Häuser”", "utf-8"),
@@ -529,6 +583,10 @@ def test_any_bytes_give_a_book_or_a_bad_book(data: bytes, name: str) -> None:
         (b"x", "a.exe", UnknownBookType, ".epub"),
         (b"x", "a.acsm", ProtectedBook, "DRM"),
         (b"PK\x03\x04...", "a.txt", UnknownBookType, "zip archive"),
+        (random.Random(1).randbytes(300), "a.txt", UnknownBookType, "binary"),
+        (random.Random(2).randbytes(30_000), "a.md", UnknownBookType, "binary"),
+        (random.Random(3).randbytes(3_000), "a.html", UnknownBookType, "binary"),
+        (b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00>\x00\x01\x00\x00\x00" * 50, "a", UnknownBookType, "binary"),
         (b" \n ", "a.txt", EmptyBook, "no text"),
         (b"<p> </p>", "a.html", EmptyBook, "no text"),
         (b"<p>x<!-- y", "a.html", BadBook, "comment"),

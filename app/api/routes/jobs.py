@@ -220,6 +220,7 @@ def _add_collection_routes(routes: APIRouter, jobs: Jobs) -> None:
         idempotency_key: Annotated[
             str | None,
             Header(
+                min_length=1,
                 max_length=MAX_KEY_CHARS,
                 description="A text that you choose. A repeated request with the same key returns the first job.",
             ),

@@ -129,7 +129,7 @@ class LongDetails(LongJob):
 
 class LongHistory(ResponseModel):
     jobs: list[LongJob]
-    total: Count
+    total: Annotated[int, Field(ge=0, description="The number of all jobs, also of those that are not listed.")]
 
 
 class LongStats(ResponseModel):
@@ -210,7 +210,8 @@ def _add_routes(routes: APIRouter, jobs: Jobs) -> None:
         """List the caller's jobs, the newest first."""
         archived = None if include_archived else False
         found, _ = await store.call(store.newest, jobs.owner(request), limit=limit, archived=archived)
-        return LongHistory(jobs=[LongJob.of(job, _collection(request)) for job in found], total=len(found))
+        total = await store.call(store.count, jobs.owner(request), archived=archived)
+        return LongHistory(jobs=[LongJob.of(job, _collection(request)) for job in found], total=total)
 
     @routes.get(HISTORY_PATH + "/stats", operation_id="long_speech_stats", responses=problems(400, 507))
     async def stats(request: Request) -> LongStats:
