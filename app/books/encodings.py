@@ -43,7 +43,7 @@ _CYRILLIC_WORD = re.compile(
     f"|[^{_CYRILLIC_LETTERS}\\w\u2500-\u259f]"  # a sign
 )
 _FREQUENT = "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфіъёїє_____"  # the letters by their frequency; all others are rare
-_MEAN_RANK = 11.0  # of the letters of a text in _FREQUENT; Hebrew and Greek that are read as Cyrillic have about 14
+_MEAN_RANK = 11.5  # of the letters of a text in _FREQUENT; Hebrew and Greek that are read as Cyrillic have about 14
 _CAPITAL_RANKS = 3
 
 _RARE_LETTER = re.compile(r"œ(?!u)|[þðÞÐ¶]")

@@ -121,7 +121,7 @@ def killed_at_random(tmp_path: Path, *, count: int, kills: int) -> None:
         before, old = spoken(store, job), len(begun(log))
         enough = len(before) + dice.randrange(max(1, (count - len(before)) // (kills - number)))
         with process(store.folder, tmp_path / "data", log) as child:
-            wait_until(lambda old=old, enough=enough: len(begun(log)) > old and len(spoken(store, job)) >= enough)
+            wait_until(lambda old=old, enough=enough: len(begun(log)) > old and len(spoken(store, job)) >= enough, 300)
             time.sleep(dice.random() * 0.05)  # a random moment, not a wait
             child.kill()
             child.wait()
@@ -131,7 +131,7 @@ def killed_at_random(tmp_path: Path, *, count: int, kills: int) -> None:
         with store._transaction() as db:  # otherwise each round waits for the end of the lease
             db.execute("UPDATE jobs SET beat_at = 0")
     with process(store.folder, tmp_path / "data", log):
-        wait_until(lambda: store.get(job.id).status == "completed")
+        wait_until(lambda: store.get(job.id).status == "completed", 300)
     assert result_of(store, store.get(job.id)) == expected
     indexes = {index for _, index in begun(log)}
     assert len(indexes) == count
