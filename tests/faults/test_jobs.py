@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from app.audio.signing import FileSigner, read_manifest
+from app.audio.signing import SIGNED_FORMATS, FileSigner, read_manifest
 from app.jobs import sounds
 from app.jobs.runner import JobRunner
 from app.jobs.store import JobStore
@@ -39,26 +38,28 @@ pytestmark = pytest.mark.integration
 __all__ = ["small_disk"]  # a fixture of another file
 
 
-async def test_another_process_takes_a_job_over_when_its_holder_is_killed(tmp_path: Path) -> None:
-    store, job, expected = await created(tmp_path / "jobs", new_job(sentences(30), "Then it ends here."), tmp_path)
+async def test_another_process_takes_a_job_over_in_the_middle_of_a_sentence(tmp_path: Path) -> None:
+    new = new_job(sentences(12), "Then it ends here.", response_format="epub")
+    store, job, expected = await created(tmp_path / "jobs", new, tmp_path)
     log = tmp_path / "log"
-    with ExitStack() as stack:
-        children = [stack.enter_context(process(store.folder, tmp_path / f"data-{n}", log)) for n in range(2)]
-        wait_until(lambda: len(spoken(store, job)) >= 5)
-        [holder] = {child for child, _ in begun(log)}
-        next(child for child in children if child.pid == holder).kill()
-        kept = spoken(store, job)
-        wait_until(lambda: store.get(job.id).status == "completed")
+    with process(store.folder, tmp_path / "data-0", log, dies_at=6) as holder:
+        wait_until(lambda: begun(log))
+        with process(store.folder, tmp_path / "data-1", log):
+            wait_until(lambda: holder.poll() is not None)
+            kept = spoken(store, job)
+            assert list(store.job_folder(job.id).glob("sentences/*.part"))
+            wait_until(lambda: store.get(job.id).status == "completed")
     assert result_of(store, store.get(job.id)) == expected
-    again = {index for child, index in begun(log) if child != holder}
-    assert not again & kept
+    again = {index for child, index in begun(log) if child != holder.pid}
+    assert again == set(range(13)) - kept
+    assert not list(store.job_folder(job.id).glob("sentences/*.part"))
     store.close()
 
 
 @pytest.mark.slow
 def test_job_that_is_killed_again_and_again_equals_an_undisturbed_one(tmp_path: Path) -> None:
     """`python -m bench.jobs --kills 50` does the same with 300 sentences."""
-    killed_at_random(tmp_path, count=60, kills=6)
+    killed_at_random(tmp_path, count=60, kills=6, response_format="zip")
 
 
 async def test_full_disk_pauses_a_job_and_nothing_is_lost(small_disk: Path, tmp_path: Path) -> None:
@@ -115,3 +116,23 @@ async def test_full_disk_pauses_a_job_whose_result_is_made(when: str, small_disk
         found = read_manifest(result_of(store, completed))
     assert found is not None
     assert found["state"] == "valid"
+
+
+async def test_results_of_jobs_are_signed_and_verified_by_the_reader_of_c2pa(tmp_path: Path) -> None:
+    c2pa = pytest.importorskip("c2pa", reason="the extra `c2pa` is not installed")
+    pair = create_pair(tmp_path / "certificate")
+    store = JobStore(tmp_path / "jobs")
+    signer = FileSigner(pair.cert, pair.key)
+    kinds = ("wav", "mp3", "m4b", "flac")
+    jobs = [store.create(new_job("One line.", response_format=kind))[0] for kind in kinds]
+    async with speaking(tmp_path / "data") as generator, JobRunner(store, generator, signer=signer) as runner:
+        for kind, job in zip(kinds, jobs, strict=True):
+            completed = await ended(runner, job.id)
+            assert completed.status == "completed", completed.problem
+            path = store.job_folder(job.id) / f"result.{kind}"
+            if kind == "flac":  # has only the comment
+                assert read_manifest(path.read_bytes()) is None
+                continue
+            with path.open("rb") as file, c2pa.Reader(SIGNED_FORMATS[kind], file) as reader:
+                assert reader.get_validation_state() == "Valid"
+                assert "c2pa.created" in reader.json()

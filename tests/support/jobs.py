@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.jobs import sounds
 from app.jobs.runner import JobRunner
+from app.jobs.sounds import keep
 from app.jobs.state import ENDED, About, NewChapter, NewJob, Options
 from app.jobs.store import JobStore
 from app.types import Line, SpeechRequest
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from app.generator.speech import SpeechGenerator
-    from app.jobs.state import Job
+    from app.jobs.state import Job, SentenceState
 
 
 def new_job(*texts: str, response_format: str = "wav", **fields: object) -> NewJob:
@@ -66,15 +69,27 @@ def result_of(store: JobStore, job: Job) -> bytes:
 
 
 class LoggedRunner(JobRunner):
-    """A runner that writes `PID INDEX` to a file when it begins to speak a sentence."""
+    """A runner that writes `PID INDEX` to a file when it begins to speak a sentence.
+
+    It kills its process while it writes the sound of the sentence `dies_at`.
+    """
 
     log: Path
+    dies_at: int | None = None
 
     async def _sentence(self, session, sentence):  # type: ignore[no-untyped-def]
         async with session.rows:
             with self.log.open("a") as file:
                 file.write(f"{os.getpid()} {sentence.index}\n")
         await super()._sentence(session, sentence)
+
+    def keep_or_die(self, folder: Path, sentence: SentenceState, samples: bytes, holder: str) -> None:
+        """Store the sound of a sentence, or die when half of it is written."""
+        if sentence.index == self.dies_at:
+            path = sounds.sound_path(folder, sentence)
+            path.with_name(f"{path.name}.{holder}.part").write_bytes(samples[: len(samples) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        keep(folder, sentence, samples, holder)
 
 
 def begun(log: Path) -> list[tuple[int, int]]:
@@ -84,9 +99,13 @@ def begun(log: Path) -> list[tuple[int, int]]:
 
 
 @contextmanager
-def process(jobs: Path, data: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Speak the jobs of a folder in another process, until the block ends or the process is killed."""
+def process(jobs: Path, data: Path, log: Path, dies_at: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Speak the jobs of a folder in another process, until the block ends or the process is killed.
+
+    dies_at: the sentence in whose middle the process kills itself.
+    """
     command = [sys.executable, "-m", "tests.support.jobs", str(jobs), str(data), str(log)]
+    command += [] if dies_at is None else [str(dies_at)]
     child = subprocess.Popen(command, cwd=ROOT, env=environment(data))
     try:
         yield child
@@ -112,9 +131,11 @@ def spoken(store: JobStore, job: Job) -> set[int]:
     return {each.index for each in store.sentences(job.id, limit=10_000)[0] if each.status == "done"}
 
 
-def killed_at_random(tmp_path: Path, *, count: int, kills: int) -> None:
+def killed_at_random(tmp_path: Path, *, count: int, kills: int, response_format: str = "wav") -> None:
     """Kill the process of a job at random moments. No stored sentence is spoken again, and the result is the same."""
-    store, job, expected = asyncio.run(created(tmp_path / "jobs", new_job(sentences(count)), tmp_path))
+    store, job, expected = asyncio.run(
+        created(tmp_path / "jobs", new_job(sentences(count), response_format=response_format), tmp_path)
+    )
     log, dice = tmp_path / "log", random.Random(count)
     in_hand = 0
     for number in range(kills):
@@ -139,13 +160,14 @@ def killed_at_random(tmp_path: Path, *, count: int, kills: int) -> None:
     store.close()
 
 
-async def _main(jobs: Path, data: Path, log: Path) -> None:
+async def _main(jobs: Path, data: Path, log: Path, dies_at: int | None = None) -> None:
     async with speaking(data, TTS_MAX_ROWS=4) as generator:
         runner = LoggedRunner(JobStore(jobs), generator)
-        runner.log = log
+        runner.log, runner.dies_at = log, dies_at
+        sounds.keep = runner.keep_or_die
         async with runner:
             await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(*map(Path, sys.argv[1:])))
+    asyncio.run(_main(*map(Path, sys.argv[1:4]), *map(int, sys.argv[4:])))

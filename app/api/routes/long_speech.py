@@ -129,7 +129,7 @@ class LongDetails(LongJob):
 
 class LongHistory(ResponseModel):
     jobs: list[LongJob]
-    total: Annotated[int, Field(ge=0, description="The number of all jobs, also of those that are not listed.")]
+    total: Annotated[int, Field(ge=0, description="The number of all jobs, also beyond `limit`.")]
 
 
 class LongStats(ResponseModel):
