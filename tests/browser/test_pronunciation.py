@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
     from tests.browser.conftest import Watched
 
@@ -53,24 +53,48 @@ def test_an_entry_is_added_replaced_removed_and_restored(server: str, visit: Vis
     page.get_by_text("There are no entries yet.").wait_for()
     fill(page, "SQL", "sequel")
     page.get_by_role("button", name="Add").click()
-    page.get_by_role("button", name="Remove SQL").wait_for()
+    page.get_by_role("button", name="Remove SQL", exact=True).wait_for()
     assert rows(page) == [["SQL", "sequel"]]
     assert page.get_by_label("Word or phrase").input_value() == ""
     fill(page, "sql", "squeal")
     page.get_by_role("button", name="Add").click()
-    page.get_by_role("button", name="Remove sql").wait_for()
+    page.get_by_role("button", name="Remove sql", exact=True).wait_for()
     assert [entry["say"] for entry in dictionaries()] == ["squeal"]
     fill(page, "US", "you ess")
     page.get_by_label("Capitals matter").check()
     page.keyboard.press("Enter")
-    page.get_by_role("button", name="Remove US").wait_for()
+    page.get_by_role("button", name="Remove US", exact=True).wait_for()
     assert [(entry["word"], entry["case_sensitive"]) for entry in dictionaries()] == [("sql", False), ("US", True)]
-    page.get_by_role("button", name="Remove sql").click()
+    page.get_by_role("button", name="Remove sql", exact=True).click()
     until(page, "() => document.querySelectorAll('tbody tr').length === 1")
     assert [entry["word"] for entry in dictionaries()] == ["US"]
     page.get_by_role("button", name="Undo").click()
     until(page, "() => document.querySelectorAll('tbody tr').length === 2")
     assert sorted(entry["word"] for entry in dictionaries()) == ["US", "sql"]
+
+
+def test_the_next_entry_can_be_written_while_one_is_stored(server: str, visit: Visit, dictionaries: Any) -> None:
+    page = visit(f"{server}/pronunciation").page
+    page.get_by_text("There are no entries yet.").wait_for()
+    held: list[Route] = []
+
+    def hold_the_first(route: Route) -> None:
+        if route.request.method == "PUT" and not held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/v1/audio/lexicon", hold_the_first)
+    fill(page, "SQL", "sequel")
+    with page.expect_request(lambda sent: sent.method == "PUT"):
+        page.keyboard.press("Enter")
+    fill(page, "US", "you ess")
+    page.keyboard.press("Enter")
+    fill(page, "York", "jork")
+    held[0].continue_()
+    page.get_by_role("button", name="Remove US", exact=True).wait_for()
+    assert page.get_by_label("Word or phrase").input_value() == "York"
+    assert sorted(entry["word"] for entry in dictionaries()) == ["SQL", "US"]
 
 
 def test_an_entry_is_heard_before_it_is_stored(server: str, visit: Visit, dictionaries: Any) -> None:
@@ -94,9 +118,9 @@ def test_changes_of_another_person_are_never_overwritten(server: str, visit: Vis
     watched = visit(f"{server}/pronunciation")
     watched.expected.add("412")
     page = watched.page
-    page.get_by_role("button", name="Remove SQL").wait_for()
+    page.get_by_role("button", name="Remove SQL", exact=True).wait_for()
     dictionaries("", [{"word": "SQL", "say": "squeal"}, {"word": "York", "say": "yawk"}])  # another person
-    page.get_by_role("button", name="Remove SQL").click()
+    page.get_by_role("button", name="Remove SQL", exact=True).click()
     page.locator(".error").get_by_text(CONFLICT).wait_for()
     assert rows(page) == [["SQL", "squeal"], ["York", "yawk"]]
     assert [entry["say"] for entry in dictionaries()] == ["squeal", "yawk"]
@@ -124,7 +148,7 @@ def test_form_and_file_stay_until_they_are_stored(server: str, visit: Visit, dic
     page.locator(".error").get_by_text(CONFLICT).wait_for()
     assert page.get_by_label("Word or phrase").input_value() == "SQL"
     page.get_by_role("button", name="Repeat my change").click()
-    page.get_by_role("button", name="Remove SQL").wait_for()
+    page.get_by_role("button", name="Remove SQL", exact=True).wait_for()
     assert page.get_by_label("Word or phrase").input_value() == ""
     assert [entry["word"] for entry in dictionaries()] == ["York", "SQL"]
     dictionaries("", [])
@@ -133,19 +157,19 @@ def test_form_and_file_stay_until_they_are_stored(server: str, visit: Visit, dic
     page.locator("input[type=file]").set_input_files(path)
     page.locator(".error").get_by_text(CONFLICT).wait_for()
     page.get_by_role("button", name="Repeat my change").click()
-    page.get_by_role("button", name="Remove US").wait_for()
+    page.get_by_role("button", name="Remove US", exact=True).wait_for()
     assert [entry["word"] for entry in dictionaries()] == ["US"]
 
 
 def test_a_voice_has_its_own_dictionary(server: str, visit: Visit, dictionaries: Any) -> None:
     dictionaries("", [{"word": "SQL", "say": "sequel"}])
     page = visit(f"{server}/pronunciation").page
-    page.get_by_role("button", name="Remove SQL").wait_for()
+    page.get_by_role("button", name="Remove SQL", exact=True).wait_for()
     page.get_by_label("Dictionary", exact=True).select_option("nova")
     page.get_by_text("There are no entries yet.").wait_for()
     fill(page, "York", "yawk")
     page.get_by_role("button", name="Add").click()
-    page.get_by_role("button", name="Remove York").wait_for()
+    page.get_by_role("button", name="Remove York", exact=True).wait_for()
     assert [entry["word"] for entry in dictionaries("nova")] == ["York"]
     assert [entry["word"] for entry in dictionaries()] == ["SQL"]
 
@@ -164,7 +188,7 @@ def test_a_wrong_entry_shows_the_message_of_the_api(server: str, visit: Visit, d
 def test_a_file_is_imported_and_exported(server: str, visit: Visit, dictionaries: Any, tmp_path: Path) -> None:
     dictionaries("", [{"word": "SQL", "say": "old"}])
     page = visit(f"{server}/pronunciation").page
-    page.get_by_role("button", name="Remove SQL").wait_for()
+    page.get_by_role("button", name="Remove SQL", exact=True).wait_for()
     text = (
         "# names\nSQL\tsequel\nUS\tyou ess\tcase\n\\#1\tnumber one\n"
         "Win\tn\u026a\tipa\nJoe\tjoh\tcase ipa=d\u0292o\nbroken\n"

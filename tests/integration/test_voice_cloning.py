@@ -139,7 +139,10 @@ def test_fallback_engine_answers_503_for_a_cloned_voice(tmp_path: Path, sample: 
         answer = http.post("/audio/speech", json={"input": "Hello.", "voice": "Anna"})
         assert answer.status_code == 503
         assert answer.headers["retry-after"]
-        assert problem(answer)["code"] == "voice_not_supported_by_engine"
+        error = problem(answer)
+        assert error["code"] == "voice_not_supported_by_engine"
+        assert "in place of the configured engine" in error["message"]
+        assert "Use a preset voice" in error["message"]
 
 
 @pytest.mark.parametrize("kind", ["film", pytest.param("webm", marks=pytest.mark.slow)])

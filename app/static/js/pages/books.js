@@ -289,6 +289,7 @@ export async function mount(main, { go }) {
     const waiting = new Set(); // called when a sentence or the book has changed
     let actsShown = ""; // the status whose buttons are shown
     let refreshing = 0;
+    let asked = null; // the last request for the state
     const heading = h("h2", { tabindex: -1, id: "book-name" });
     const about = h("p", { class: "hint" });
     const state = h("div", { class: "row wrap" });
@@ -350,7 +351,11 @@ export async function mount(main, { go }) {
       for (const wake of waiting) wake();
     }
 
-    const refresh = async () => shown === id && !closed && fill(await getJson(own));
+    const refresh = async () => {
+      if (shown !== id || closed) return;
+      asked = getJson(own);
+      fill(await asked);
+    };
     const refreshSoon = () => { refreshing ||= setTimeout(() => { refreshing = 0; refresh().catch(() => {}); }, REFRESH_MS); };
 
     const changed = (sentence) => chapters[sentence.chapter]?.changed(sentence);
@@ -368,12 +373,20 @@ export async function mount(main, { go }) {
 
     async function remove() {
       if (!(await confirm(t("books.delete_title", { title: titleOf(job) }), t("books.delete_text"), t("books.delete")))) return;
+      stopFollowing();
+      stopListening();
+      clearTimeout(refreshing);
+      refreshing = 0;
+      try {
+        await asked;
+      } catch { /* the book is deleted all the same */ }
       try {
         await call(own, { method: "DELETE" });
         notify(t("books.deleted", { title: titleOf(job) }));
         go("/books");
       } catch (error) {
         fail(error);
+        if (!ENDED.includes(job.status)) stopFollowing = follow();
       }
     }
 

@@ -44,6 +44,7 @@ function merged(before, more) {
 export async function mount(main) {
   let entries = [];
   let etag = ""; // of the entries that are shown
+  let saving = Promise.resolve(); // the last change that was sent
   let voiceList = [];
   let voice = ""; // "" = the dictionary of the server
   let closed = false;
@@ -127,7 +128,12 @@ export async function mount(main) {
    * Stores the entries that `change` returns for the entries that are shown. Returns false after an error. If another
    * person has changed the dictionary meanwhile, shows the new entries and a button that calls `repeat`.
    */
-  async function save(change, repeat) {
+  function save(change, repeat) {
+    saving = saving.then(() => put(change, repeat)); // one after the other, so that each has the entries of the last
+    return saving;
+  }
+
+  async function put(change, repeat) {
     try {
       await use(await call(path(), { method: "PUT", headers: etag ? { "If-Match": etag } : {}, json: { entries: change(entries) } }));
       return true;
@@ -143,6 +149,7 @@ export async function mount(main) {
     const entry = written();
     if (!(await save((now) => merged(now, [entry]), add))) return;
     announce(t("lexicon.saved", { word: entry.word }));
+    if (keyOf(written()) !== keyOf(entry)) return; // the next entry is being written already
     for (const input of [word, say, ipa]) input.value = "";
     cased.checked = false;
     word.focus();
