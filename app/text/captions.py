@@ -15,8 +15,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
-from operator import itemgetter
+from itertools import chain, groupby, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from app.text.caption_breaks import CLOSERS, JOINED, SENTENCE_ENDS, BreakRules, char_width, split_long
@@ -278,17 +277,22 @@ def _is_mark(char: str) -> bool:
 
 def _without_mark_runs(ranges: list[tuple[int, int, str]], heard: _Heard) -> list[tuple[int, int, str]]:
     """Return the words without long runs of marks that are not spoken, such as a row of dashes with spaces."""
-    text, offset = heard.text, heard.start
-    silent = [not any(map(str.isalnum, text[start - offset : end - offset])) for start, end, _ in ranges]
+    words: list[list[tuple[int, int, str]]] = []  # a word that may be broken has several ranges
+    for each in ranges:
+        if not words or each[2]:
+            words.append([])
+        words[-1].append(each)
+    ends = [(word[0][0], word[-1][1]) for word in words]
+    silent = [not any(map(str.isalnum, heard.text[at - heard.start : end - heard.start])) for at, end in ends]
     if sum(silent) <= _MOST_MARKS:
         return ranges
     spoken = {char for word in heard.sentence.words for char in range(word.start_char, word.end_char)}
-    silent = [quiet and spoken.isdisjoint(range(*each[:2])) for quiet, each in zip(silent, ranges, strict=True)]
+    silent = [quiet and spoken.isdisjoint(range(*each)) for quiet, each in zip(silent, ends, strict=True)]
     kept: list[tuple[int, int, str]] = []
-    for quiet, group in groupby(zip(silent, ranges, strict=True), key=itemgetter(0)):
-        run = [each for _, each in group]
+    for quiet, group in groupby(zip(silent, words, strict=True), key=lambda each: each[0]):
+        run = [word for _, word in group]
         if not quiet or len(run) <= _MOST_MARKS:
-            kept += run
+            kept += chain.from_iterable(run)
     return kept or ranges
 
 

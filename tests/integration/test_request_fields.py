@@ -488,14 +488,20 @@ def models(able: Server) -> dict[str, type[SpokenBody]]:
 # ---- tests that the table is complete
 
 
+OTHERS = (
+    "/v1/audio/jobs",  # see tests/integration/test_jobs.py
+    "/v1/audio/speech/long",
+    "/v1/audio/encode",  # speaks no text
+)
+
+
 def models_of(schema: dict[str, Any]) -> dict[str, type[SpokenBody]]:
     """Return path -> body model of each route that accepts one of SPEAKING_BODIES or returns audio."""
     models = {body.__name__: body for body in SPEAKING_BODIES}
     found = {}
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
-            # tests/integration/test_jobs.py has the jobs
-            if method == "get" or path.startswith(("/v1/audio/jobs", "/v1/audio/speech/long")):
+            if method == "get" or path.startswith(OTHERS):
                 continue
             content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
             kinds = [content.get("schema", {}), *content.get("schema", {}).get("anyOf", [])]

@@ -164,7 +164,7 @@ export async function choose(list, chosen, clones) {
       rows.get(voice.id).hidden = !fits;
       n += fits;
     }
-    standing.textContent = t(n ? "gallery.count" : "history.none", { n });
+    standing.textContent = t(n ? "gallery.count" : "take.none", { n });
     enter(rows.get(chosen)?.hidden === false ? rows.get(chosen) : [...cards.children].find((row) => !row.hidden), false);
   }
 
