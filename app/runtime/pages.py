@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # from linux/mman.h; MADV_COLLAPSE exists since Linux 6.1
+_PAGEMAP = Path("/proc/self/pagemap")
 _PAGE_BYTES = 2 << 20
 
 
@@ -30,10 +31,10 @@ def use_huge_pages() -> None:
 
     Memory of which less than half is in use keeps its small pages: the stacks of threads and the heaps of small objects
     would grow, and they would keep this memory after an unload. Takes a few seconds for 2 GB. On a system without huge
-    pages, does nothing.
+    pages, or without /proc/self/pagemap (some sandboxes of containers), does nothing.
     """
     maps = Path("/proc/self/maps")
-    if not maps.exists():
+    if not (maps.exists() and os.access(_PAGEMAP, os.R_OK)):
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
@@ -57,7 +58,7 @@ def _half_used(start: int, end: int) -> Iterator[int]:
     if start >= end:
         return
     small = os.sysconf("SC_PAGE_SIZE")
-    with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
+    with _PAGEMAP.open("rb", buffering=0) as file:
         file.seek(start // small * 8)
         # The highest bit of the 8 bytes of a small page: the page is in memory.
         present = file.read((end - start) // small * 8)[7::8]

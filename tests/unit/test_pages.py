@@ -27,6 +27,11 @@ def test_huge_pages_keep_the_values() -> None:
     assert torch.equal(numbers, torch.arange(4 << 20, dtype=torch.int64))
 
 
+def test_system_without_a_page_map_keeps_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.runtime.pages._PAGEMAP", tmp_path / "missing")
+    use_huge_pages()
+
+
 def large_bytes(address: int) -> int:
     """Return how many bytes of the mapping around the address are on huge pages."""
     inside = False
