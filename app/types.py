@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -345,7 +346,8 @@ class AnswerPart:
 
     answer: str  # the same for all utterances of the answer
     index: int  # index of the utterance in the answer, from 0
-    is_last: bool = False  # whether no utterance goes on after this one
+    # Set when the answer has ended or is cancelled.
+    over: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

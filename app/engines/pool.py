@@ -176,6 +176,8 @@ class EnginePool:
             else:
                 member.remember(voices)
                 if utterance.part is not None:
+                    for other in self._members:  # their states are older
+                        other.answers.pop(utterance.part.answer)
                     member.answers.put(utterance.part.answer, True)
                 self._count_failures(member, tried)
                 return

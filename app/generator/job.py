@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -44,10 +45,6 @@ class LaterText(Protocol):
         """Whether `next` can return without waiting for text."""
 
     @property
-    def ended(self) -> bool:
-        """Whether `next` has returned all text."""
-
-    @property
     def size_bytes(self) -> int:
         """The size in bytes of all text that has arrived so far, as UTF-8."""
 
@@ -87,6 +84,7 @@ class SpeechJob:
     background: bool = False  # whether the job gives way to all other requests
     later: LaterText | None = None  # the text that arrives while the first part is spoken; None = the text is complete
     answer_id: str = ""  # identifies the answer for the engine; "" if `later` is None
+    over: threading.Event = field(default_factory=threading.Event)  # set when the answer has ended or is cancelled
     # The last spoken utterances of this answer; empty if `later` is None.
     spoken_turns: list[ContextTurn] = field(default_factory=list)
 

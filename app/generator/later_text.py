@@ -213,11 +213,6 @@ class LaterLines:
         return self._text.ready
 
     @property
-    def ended(self) -> bool:
-        """Whether `next` has returned all text."""
-        return self._text.ended and not self._text.pending
-
-    @property
     def size_bytes(self) -> int:
         """The size of the whole text so far, as UTF-8."""
         return len(self._text.text.encode("utf-8", "ignore"))

@@ -710,8 +710,9 @@ class SpeechGenerator:
                     if start is not None:
                         job.timeline.add(part.lines, start, end, marks)
                 waits = job.later is not None and not await ahead.planned_within(_time_left_s(job))
-                follows = not waits and isinstance(await ahead.peek(), PlannedUtterance)
-                if not follows and len(tail := joint.end()):
+                following = None if waits else await ahead.peek()
+                follows = isinstance(following, PlannedUtterance)
+                if not _is_joined(part, following) and len(tail := joint.end()):
                     yield tail
                 if waits:
                     yield pcm.silence(WAITING_SILENCE_S, rate_hz)
@@ -721,6 +722,7 @@ class SpeechGenerator:
             if silence_s and not begun:  # the whole text is silent
                 yield pcm.silence(silence_s, rate_hz)
         finally:
+            job.over.set()
             await ahead.aclose()
 
     async def _utterance(
@@ -916,7 +918,7 @@ class SpeechGenerator:
             context=(*job.context, *spoken),
             optional_turns=job.remembered if job.request.context else job.remembered + len(spoken),
             adapter=planned.lines[0].voice.adapter,
-            part=AnswerPart(job.answer_id, number, job.later.ended) if job.goes_on and job.later is not None else None,
+            part=AnswerPart(job.answer_id, number, job.over) if job.goes_on else None,
             scheduling=Scheduling(
                 continuation=number > 0 or attempt > 0,
                 background=job.background,
@@ -937,6 +939,13 @@ class _Joint:
         """Return the end of the last utterance, because no utterance goes on now."""
         edges, self.edges = self.edges, None
         return pcm.silence(0, 1) if edges is None else edges.flush()
+
+
+def _is_joined(spoken: PlannedUtterance, following: PlannedUtterance | Pause | None) -> bool:
+    """Whether the next part is an utterance of the same voices, so that the engine can go on with its state."""
+    if not isinstance(following, PlannedUtterance):
+        return False
+    return {line.voice.id for line in following.lines} <= {line.voice.id for line in spoken.lines}
 
 
 def _time_left_s(job: SpeechJob) -> float:

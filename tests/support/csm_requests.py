@@ -5,6 +5,7 @@ The module needs only torch, numpy and the readers of checkpoints.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,14 +54,15 @@ def in_parts(driver: Driver, whole: Utterance, between: Utterance | None = None)
 
     between: is spoken in all these rows before each line.
     """
-    frames, samples = [], []
+    frames, samples, over = [], [], threading.Event()
     for index, line in enumerate(whole.lines):
         for row in (0, 1) if between is not None else ():
             driver.start(row, between)
             driver.finish()
-        part = replace(whole, lines=(line,), part=AnswerPart("an answer", index, index + 1 == len(whole.lines)))
+        part = replace(whole, lines=(line,), part=AnswerPart("an answer", index, over))
         driver.start(index % 2, part)
         driver.finish()
         frames.append(driver.frames(index % 2))
         samples.append(driver.samples(index % 2))
+    over.set()
     return np.concatenate(frames), np.concatenate(samples)

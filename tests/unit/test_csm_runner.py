@@ -249,15 +249,25 @@ def test_later_utterance_goes_on_as_in_one_utterance(tmp_path: Path, end: str) -
     codes, samples = in_parts(many, whole, speech("Other.", 9, 7) if end == "failed" else None)
     assert np.array_equal(codes, one.frames(3))
     assert np.array_equal(samples, one.samples(3))
-    assert len(many.runner._prefill.prefixes) == (3 if end == "failed" else 1)  # type: ignore[attr-defined]
-    if end != "failed":  # a cancelled answer keeps nothing
-        many.start(0, dataclasses.replace(whole, lines=whole.lines[:1], part=AnswerPart("b", 0)))
+    if end == "silent":  # an answer that has ended keeps nothing, also if its text stopped without a last utterance
+        part = AnswerPart("b", 0)
+        many.start(0, dataclasses.replace(whole, lines=whole.lines[:1], part=part))
         many.finish()
         assert len(many.runner._prefill.prefixes) == 2  # type: ignore[attr-defined]
-        many.start(0, dataclasses.replace(whole, lines=whole.lines[:1], part=AnswerPart("b", 1)))
-        many.iterate()
-        many.stop(0)
+        part.over.set()
+        many.start(0, dataclasses.replace(whole, lines=whole.lines[:1]))
+        many.finish()
         assert len(many.runner._prefill.prefixes) == 1  # type: ignore[attr-defined]
+        assert not many.runner._prefill._kept  # type: ignore[attr-defined]
+    if end == "audible":  # the check rejects a take that has ended well, so the utterance is spoken again
+        parts = [
+            dataclasses.replace(whole, lines=(line,), part=AnswerPart("c", index))
+            for index, line in enumerate(whole.lines[:2])
+        ]
+        for part in (parts[0], dataclasses.replace(parts[1], seed=2), parts[1]):
+            many.start(0, part)
+            many.finish()
+        assert np.array_equal(many.frames(0), one.frames(3)[7:14])
     codes, _ = in_parts(without, whole)  # no state is kept
     assert not np.array_equal(codes, one.frames(3))
     assert not without.runner._prefill._kept  # type: ignore[attr-defined]

@@ -360,11 +360,25 @@ async def test_voice_continues_from_the_codes_of_the_last_utterances(tmp_path: P
     ]
     for number, utterance in enumerate(in_parts):
         assert utterance.seed == 5
-        assert utterance.part == AnswerPart(in_parts[0].part.answer, number, number == len(in_parts) - 1)
+        assert utterance.part == AnswerPart(in_parts[0].part.answer, number)
         assert utterance.optional_turns == len(utterance.context) or not utterance.context
         earlier = in_parts[max(0, number - KEPT_UTTERANCES) : number]
         assert [turn.text for turn in utterance.context] == [each.lines[0].text for each in earlier]
         assert all(turn.codes.shape == (32, 5) for turn in utterance.context)
+        assert utterance.part.over.is_set()
+
+
+@pytest.mark.parametrize(("tag", "gaps"), [("[S1]", 0), ("[S2]", 1)])
+async def test_only_sentences_of_the_same_voice_are_joined(tmp_path: Path, tag: str, gaps: int) -> None:
+    """The state of an engine does not contain the prompt of another voice."""
+    engine = CodedEngine()
+    async with serve(tmp_path, engine) as server:
+        context = server.open()
+        text = f"[S1] Hello you there now. {tag} I am fine here today."
+        _, events = await asyncio.gather(append_in(context, text, 5), read(context))
+    assert len(engine.utterances) == 2
+    voiced = np.frombuffer(audio_of(events), "<i2")[1920:-1920] != 0
+    assert np.count_nonzero(np.diff(voiced.astype(int)) < 0) == gaps
 
 
 @pytest.mark.parametrize("text", ["", "  \n ", "\u200b"])

@@ -160,6 +160,14 @@ async def test_answer_goes_on_on_the_device_that_has_its_state(engine: EnginePoo
     await until(lambda: rows(engine) == [0, 0])
     async with held(engine, 1, part=AnswerPart("a", 1)):
         assert rows(engine) == [0, 1]
+    await until(lambda: rows(engine) == [0, 0])
+    await whole(engine, say(part=AnswerPart("b", 0)))
+    async with held(engine, 2, part=AnswerPart("b", 1)):
+        assert rows(engine) == [2, 0]
+        await whole(engine, say(part=AnswerPart("b", 1)))  # the device has no free row, so the other one speaks
+    await until(lambda: rows(engine) == [0, 0])
+    async with held(engine, 1, part=AnswerPart("b", 2)):
+        assert rows(engine) == [0, 1]
 
 
 async def test_full_pool_queues_requests_and_refuses_the_rest(engine: EnginePool) -> None:

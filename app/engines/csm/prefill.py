@@ -56,13 +56,17 @@ class Prefill:
         self.prefixes = PrefixCache(prefix_bytes, on_evict=self._forget)
 
     def keep(self, row: int, state: CsmRow, stream: MimiStream) -> None:
-        """Keep the state of a row whose last line has ended, for the next utterance of its answer."""
+        """Keep the state of a row whose last line has ended, for the next utterance of its answer.
+
+        The state with which the row began stays too, because another take of the utterance may follow.
+        """
+        self._free_ended()
         assert state.part is not None and state.end_parts is not None  # noqa: S101, PT018 - the caller checks
         cached = self._cache.export_prefix(row, state.position)
         answer, index = state.part.answer, state.part.index
         key = _row_key(answer, index + 1)
-        for old in (index - 1, index + 1, *([index] if state.end_parts else [])):  # a failed utterance can be repeated
-            self._remove(_row_key(answer, old))
+        self._remove(_row_key(answer, index - 1))
+        self._remove(key)
         self._kept[key] = KeptRow(
             state.segments,
             state.voices,
@@ -74,20 +78,21 @@ class Prefill:
             state.adapter_key,
             cached,
             stream,
+            state.part.over,
         )
         self.prefixes.put(key, (*cached, *stream.tensors))
         if self.prefixes.get(key) is None:  # larger than the whole cache
             self._remove(key)
 
-    def drop(self, part: AnswerPart) -> None:
-        """Free the states of an answer that has ended. part: its last utterance."""
-        for index in (part.index - 1, part.index):
-            self._remove(_row_key(part.answer, index))
-
     def find(self, part: AnswerPart) -> KeptRow | None:
         """Return the state with which an utterance goes on; None = there is none."""
         key = _row_key(part.answer, part.index)
         return self._kept.get(key) if self.prefixes.get(key) is not None else None
+
+    def _free_ended(self) -> None:
+        """Free the states of answers that have ended, so that they do not evict voice prompts."""
+        for key in [key for key, kept in self._kept.items() if kept.over.is_set()]:
+            self._remove(key)
 
     def _remove(self, key: bytes) -> None:
         self.prefixes.pop(key)
@@ -105,6 +110,7 @@ class Prefill:
             self._cache.import_prefix(row, state.kept.keys_and_values)
             self._begin_line(state, state.kept.parts)
             return
+        self._free_ended()
         voices = state.voice_segments
         cached = self.prefixes.get(self._key(state)) if voices else None
         segments = state.segments

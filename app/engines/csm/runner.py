@@ -348,10 +348,8 @@ class CsmRunner:
     @torch.inference_mode()
     def release(self, row: int) -> None:
         if (state := self._rows.pop(row, None)) is not None:
-            if state.part is not None and state.end_parts is not None and not state.part.is_last:
+            if state.part is not None and state.end_parts is not None and not state.part.over.is_set():
                 self._prefill.keep(row, state, self._decoder.export_row(row))
-            elif state.part is not None and state.end_parts != []:  # after a failed line, the utterance can be repeated
-                self._prefill.drop(state.part)
             self.adapters.release(state.adapter_key)
         self._graph_samples.pop(row, None)
         if self._graph is not None:
