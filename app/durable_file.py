@@ -42,14 +42,14 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600, temporary: Path 
 def sync_folder(folder: Path) -> None:
     """Sync a folder to disk, so that renames in the folder survive a power failure.
 
-    Errors of the sync are ignored, because some network file systems can't sync a folder.
+    Errors are ignored, because some network file systems can't sync a folder.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def lock_file(path: Path) -> BinaryIO:

@@ -100,3 +100,16 @@ def test_file_that_exists_is_not_overwritten_by_write_file(path: Path) -> None:
     with pytest.raises(FileExistsError):
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_folder_that_cannot_be_synced_does_not_undo_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse_folders(path: Path, flags: int, mode: int = 0o777) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "no reading of folders", str(path))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuse_folders)
+    replace_file(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
