@@ -90,6 +90,21 @@ def test_a_voice_is_heard_found_and_chosen(offline: str, visit: Visit) -> None:
     expect(opened(page).locator(".starred")).to_have_count(1)
 
 
+@pytest.mark.parametrize(("path", "id_"), [("/", "voice"), ("/live", "live-voice")])
+def test_a_choice_holds_when_the_engine_changes_meanwhile(offline: str, visit: Visit, path: str, id_: str) -> None:
+    page = visit(offline + path).page
+    wait_voices(page)
+    old = page.locator(f"#{id_}").element_handle()
+    page.locator(f"#{id_}").click()
+    gallery = page.get_by_role("dialog", name="Choose a voice")
+    gallery.wait_for()
+    page.evaluate("import('/static/js/api.js').then(({ health }) => health.dispatchEvent(new Event('changed')))")
+    page.wait_for_function("(old) => !old.isConnected", arg=old)
+    gallery.locator('[data-voice="onyx"] .choose').click()
+    expect(page.locator(f"#{id_}")).to_have_attribute("value", "onyx")
+    expect(page.locator(f"#{id_}")).to_be_focused()
+
+
 def test_five_voices_speak_one_after_the_other(offline: str, visit: Visit) -> None:
     page = visit(offline).page
     gallery = opened(page)

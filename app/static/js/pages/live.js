@@ -269,6 +269,7 @@ export async function mount(main) {
     const select = voiceSelect(voiceList, voice, { id: "live-voice", onchange: (event) => {
       voice = event.target.value;
       live.commit(); // text that is typed now has the new voice
+      if (!event.target.isConnected) fill();
       keep();
     } }, speaksClones(modelList));
     select.classList.add("grow");

@@ -17,10 +17,12 @@ export function voiceSelect(list, chosen, props, clones = true) {
   const pick = h("button", { type: "button", role: "combobox", "aria-haspopup": "dialog", "aria-expanded": "false", ...props, class: "pick", value: chosen, data: { voices: list.length }, onclick: async () => {
     const { choose } = await import("../gallery.js");
     const id = await choose(list, pick.value, clones);
-    if (id === undefined || id === pick.value) return;
-    pick.value = id;
-    show();
-    pick.dispatchEvent(new Event("change"));
+    if (id !== undefined && (id !== pick.value || !pick.isConnected)) {
+      pick.value = id;
+      show();
+      pick.dispatchEvent(new Event("change"));
+    }
+    if (!pick.isConnected) document.getElementById(pick.id)?.focus(); // the page has drawn the button anew meanwhile
   }, onkeydown: (event) => {
     if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
     event.preventDefault();
@@ -372,6 +374,7 @@ export async function mount(main, { go: open }) {
     const select = voiceSelect(voiceList, settings.voice, { id: "voice", onchange: (event) => {
       settings.voice = event.target.value;
       unspeakable = voiceHint.textContent = "";
+      if (!event.target.isConnected) fillVoices();
       changed();
     } }, clones);
     voiceHint.textContent = unspeakable && t("voice.replaced", { name: voiceList.find((voice) => voice.id === unspeakable)?.name ?? unspeakable });
