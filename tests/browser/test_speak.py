@@ -313,6 +313,7 @@ def test_two_takes_are_compared_at_the_same_second(server: str, visit: Visit) ->
     page.get_by_role("button", name=re.compile("Take 1: .* as A")).click()
     page.get_by_role("button", name=re.compile("Take 2: .* as B")).click()
     page.get_by_role("button", name="Compare A and B").click()
+    page.get_by_role("group", name="Compare A and B").wait_for()  # until then, the player has the take before
     page.get_by_role("slider", name="Position").press("ArrowRight")
     page.get_by_role("slider", name="Position").press("ArrowRight")
     page.get_by_role("button", name="Pause", exact=True).click()
