@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import File, Form, UploadFile
 from pydantic import BeforeValidator, JsonValue
@@ -159,15 +159,6 @@ class VoiceCreation:
 
         Raises NotFound, InvalidValue, BadReference, NotStored, Busy.
         """
-        marks = partial(self.voices.change, tags=tags, color=color)
-        if voice_id not in self.voices.refused and transcript is None:
-            return await asyncio.to_thread(marks, voice_id, name=name, description=description)
-        stored = await self._with_words(voice_id, name=name, description=description, transcript=transcript)
-        return stored if tags is None and color is None else await asyncio.to_thread(marks, stored.id)
-
-    async def _with_words(
-        self, voice_id: str, *, name: str | None, description: str | None, transcript: str | None
-    ) -> StoredVoice:
         if voice_id in self.voices.refused:
 
             def mend() -> StoredVoice:
@@ -180,9 +171,15 @@ class VoiceCreation:
                     transcript=transcript,
                 )
 
-            return await self.cloner.run(mend)
-        check = partial(change_voice, self.voices, self.cloner, voice_id)
-        return await self.cloner.run(lambda: check(name=name, description=description, transcript=transcript or ""))
+            stored = await self.cloner.run(mend)
+            if tags is None and color is None:
+                return stored
+            return await asyncio.to_thread(partial(self.voices.change, stored.id, tags=tags, color=color))
+        changes: dict[str, Any] = {"name": name, "description": description, "tags": tags, "color": color}
+        if transcript is not None:
+            check = partial(change_voice, self.voices, self.cloner, voice_id)
+            return await self.cloner.run(lambda: check(transcript=transcript, **changes))
+        return await asyncio.to_thread(partial(self.voices.change, voice_id, **changes))
 
     async def consent(self, text: str | None) -> Consent:
         """Read a consent from a form field. Raises InvalidValue.

@@ -184,7 +184,7 @@ class LexiconStore:
         """Replace a file atomically. Only its owner can read it. Raises NotStored."""
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            replace_file(path, data)
+            replace_file(path, data, temporary=path.with_name(f".{path.name}.new"))  # the lock allows one writer
         except OSError as error:
             raise _not_stored(error) from error
 

@@ -527,12 +527,10 @@ def convert_old_folder(store: VoiceStore, cloner: Cloner, folder: Path) -> Store
     return stored
 
 
-def change_voice(
-    store: VoiceStore, cloner: Cloner, voice_id: str, *, name: str | None, description: str | None, transcript: str
-) -> StoredVoice:
+def change_voice(store: VoiceStore, cloner: Cloner, voice_id: str, *, transcript: str, **changes: Any) -> StoredVoice:
     """Change a voice that gets another transcript, and check this transcript. Blocks. Raises SpeechError.
 
-    name, description: the new values; None = no change.
+    changes: other fields of `VoiceStore.change`.
     """
     store.refresh()
     stored = store.find(voice_id)
@@ -544,7 +542,7 @@ def change_voice(
             report = cloner.new_report(reference, stored.quality, stored.voice.language)
         except (DamagedVoice, UnknownVoice) as error:
             log.warning("The new transcript of the voice %s was not checked: %s", stored.id, error)
-    changed = store.change(voice_id, name=name, description=description, transcript=transcript, quality=report)
+    changed = store.change(voice_id, transcript=transcript, quality=report, **changes)
     if report and (problem := _doubts(report)):
         store.mark_doubtful(f"cloned_voices/{changed.id}", problem)
     return changed
