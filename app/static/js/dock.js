@@ -96,23 +96,6 @@ export const saveMenu = async (track, format) => {
   }
 };
 
-/** Creates a place for a request as code, which is loaded when it is seen. Returns [element, refresh(path, body)]. */
-export function snippetSlot() {
-  const slot = h("div", { class: "code-slot" });
-  let request = null;
-  let show = null;
-  new IntersectionObserver(async (entries, observer) => {
-    if (!entries.some((entry) => entry.isIntersecting)) return;
-    observer.disconnect();
-    const { snippetTabs } = await import("./pages/snippets.js");
-    const [tabs, refresh] = snippetTabs();
-    slot.replaceChildren(...tabs);
-    show = refresh;
-    if (request) show(...request);
-  }).observe(slot);
-  return [slot, (...shown) => { request = shown; show?.(...shown); }];
-}
-
 export function mount(dock) {
   const toggle = button(t("dock.play"), () => player.toggle(), { name: "play", look: "primary round" });
   const canvas = h("canvas", { "aria-hidden": "true" });

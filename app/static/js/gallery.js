@@ -2,8 +2,8 @@
 
 import { errorBox } from "./api.js";
 import { player } from "./player.js";
-import { speech } from "./speech.js";
-import { ROOT, announce, button, debounce, dialog, h, icon, languageName, loadTexts, store, t } from "./ui.js";
+import { preview, speech } from "./speech.js";
+import { announce, button, debounce, dialog, h, icon, languageName, loadStyles, loadTexts, store, t } from "./ui.js";
 
 const SENTENCE_CHARS = 300;
 const AT_ONCE = 5; // voices that speak the sentence one after the other
@@ -27,14 +27,8 @@ export function tint(voice) {
   return dot;
 }
 
-/** Loads the styles of the gallery. Resolves when they apply. */
-export function loadStyles(name) {
-  const href = `${ROOT}/static/${name}.css`;
-  if (document.querySelector(`link[href="${href}"]`)) return null;
-  return new Promise((resolve) => {
-    document.head.append(h("link", { rel: "stylesheet", href, onload: resolve, onerror: resolve }));
-  });
-}
+/** The text of a voice in which a search looks. */
+export const searched = (voice) => `${voice.name} ${voice.description ?? ""} ${voice.id} ${voice.language} ${(voice.tags ?? []).join(" ")}`.toLocaleLowerCase();
 
 const place = { query: "", kind: "all", language: "", tag: "", top: 0 }; // kept until the page is reloaded
 const tracks = new Map(); // what the voices have said here: [voice, sentence] -> track
@@ -64,7 +58,7 @@ export async function choose(list, chosen, clones) {
       await (player.track === tracks.get(key) ? player.play() : player.load(tracks.get(key)));
       return true;
     }
-    const started = speech.start({ source: "gallery", path: "/v1/audio/speech", body: { input: text, voice: voice.id }, facts: { kind: "speech", text, voice: voice.name }, preview: true });
+    const started = preview(voice, { text, source: "gallery" });
     const { track } = speech;
     track.about.heard = key;
     await started;
@@ -155,7 +149,7 @@ export async function choose(list, chosen, clones) {
     enter(shown[Math.max(0, Math.min(shown.length - 1, to))]);
   });
 
-  const sought = new Map(list.map((voice) => [voice.id, `${voice.name} ${voice.description ?? ""} ${voice.id} ${voice.language} ${(voice.tags ?? []).join(" ")}`.toLocaleLowerCase()]));
+  const sought = new Map(list.map((voice) => [voice.id, searched(voice)]));
   function filter() {
     const query = place.query.trim().toLocaleLowerCase();
     let n = 0;

@@ -200,12 +200,12 @@ export async function trackOf(take) {
 }
 
 /** A voice speaks a sample sentence. No take is kept. */
-export function preview(voice, model) {
+export function preview(voice, { model, text = t("voices.sentence", { name: voice.name }), source = "preview" } = {}) {
   return speech.start({
-    source: "preview",
+    source,
     path: "/v1/audio/speech",
-    body: { input: t("voices.sentence", { name: voice.name }), voice: voice.id, ...(model ? { model } : {}) },
-    facts: { kind: "speech", text: t("voices.sentence", { name: voice.name }), voice: voice.name, model },
+    body: { input: text, voice: voice.id, ...(model ? { model } : {}) },
+    facts: { kind: "speech", text, voice: voice.name, model },
     preview: true,
   });
 }

@@ -108,6 +108,15 @@ export async function loadTexts(folder) {
   folders.push(folder);
 }
 
+/** Loads styles that only some pages use. name: such as "voices". Resolves when they apply. */
+export function loadStyles(name) {
+  const href = `${ROOT}/static/${name}.css`;
+  if (document.querySelector(`link[href="${href}"]`)) return null;
+  return new Promise((resolve) => {
+    document.head.append(h("link", { rel: "stylesheet", href, onload: resolve, onerror: resolve }));
+  });
+}
+
 export async function loadLanguage(name) {
   const preferred = name ?? (store.get("language", "") || navigator.languages.map((tag) => tag.slice(0, 2)).find((tag) => tag in LANGUAGES) || "en");
   const chosen = preferred in LANGUAGES ? preferred : "en";
@@ -267,4 +276,21 @@ export function tabs(label, entries, chosen = entries[0][0]) {
   }
   show(chosen);
   return [list, ...entries.map(([, , panel]) => panel)];
+}
+
+/** Creates a place for a request as code, which is loaded when it is seen. Returns [element, refresh(path, body)]. */
+export function snippetSlot() {
+  const slot = h("div", { class: "code-slot" });
+  let request = null;
+  let show = null;
+  new IntersectionObserver(async (entries, observer) => {
+    if (!entries.some((entry) => entry.isIntersecting)) return;
+    observer.disconnect();
+    const { snippetTabs } = await import("./pages/snippets.js");
+    const [tabs, refresh] = snippetTabs();
+    slot.replaceChildren(...tabs);
+    show = refresh;
+    if (request) show(...request);
+  }).observe(slot);
+  return [slot, (...shown) => { request = shown; show?.(...shown); }];
 }

@@ -377,9 +377,7 @@ export async function mount(main, { go }) {
       stopListening();
       clearTimeout(refreshing);
       refreshing = 0;
-      try {
-        await asked;
-      } catch { /* the book is deleted all the same */ }
+      await asked?.catch(() => {}); // the book is deleted all the same
       try {
         await call(own, { method: "DELETE" });
         notify(t("books.deleted", { title: titleOf(job) }));

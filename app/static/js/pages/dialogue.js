@@ -1,10 +1,9 @@
 // The Dialogue page: a list of lines, each with a speaker, a voice and a text. All lines are one request.
 
 import { canSpeak, errorBox, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
-import { snippetSlot } from "../dock.js";
 import { player } from "../player.js";
 import { drawSeed, ignoredBadges, partialBadges, speech, timeBadges, whenListed } from "../speech.js";
-import { announce, button, debounce, dialog, h, newId, notify, number, store, t } from "../ui.js";
+import { announce, button, debounce, dialog, h, newId, notify, number, snippetSlot, store, t } from "../ui.js";
 import { banner, modelSelect, modelToUse, voiceSelect } from "./speak.js";
 
 const OTHER_VOICES = ["onyx", "nova", "echo", "shimmer", "fable"]; // first choices for further speakers: they sound different

@@ -1,11 +1,11 @@
 // The Speak page: text, settings and one button; below them the takes and the request as code.
 
 import { canSpeak, errorBox, health, limitOf, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
-import { saveMenu, snippetSlot } from "../dock.js";
+import { saveMenu } from "../dock.js";
 import { player } from "../player.js";
 import { badge, drawSeed, ignoredBadges, partialBadges, preview, speech, timeBadges, whenListed } from "../speech.js";
 import { takes } from "../takes.js";
-import { announce, button, copy, debounce, h, number, quoted, store, t, tabs } from "../ui.js";
+import { announce, button, copy, debounce, h, number, quoted, snippetSlot, store, t, tabs } from "../ui.js";
 
 const ACCIDENT_MS = 400; // a second click within this time is a double click, not Stop
 const SPEED_STEP = 0.05;
@@ -379,7 +379,7 @@ export async function mount(main, { go: open }) {
     } }, clones);
     voiceHint.textContent = unspeakable && t("voice.replaced", { name: voiceList.find((voice) => voice.id === unspeakable)?.name ?? unspeakable });
     select.classList.add("grow");
-    voiceSlot.replaceChildren(select, button(t("voice.preview"), () => preview(voiceList.find((voice) => voice.id === settings.voice) ?? { id: settings.voice, name: settings.voice }, settings.model), { name: "play" }));
+    voiceSlot.replaceChildren(select, button(t("voice.preview"), () => preview(voiceList.find((voice) => voice.id === settings.voice) ?? { id: settings.voice, name: settings.voice }, { model: settings.model }), { name: "play" }));
   }
 
   function fillModels() {

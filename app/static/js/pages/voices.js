@@ -1,11 +1,10 @@
 // The Voices page: a list of voices, the details of one voice, and the wizard for a new voice (voices/wizard.js).
 
 import { call, errorBox, getJson, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
-import { snippetSlot } from "../dock.js";
-import { loadStyles, tint } from "../gallery.js";
+import { searched, tint } from "../gallery.js";
 import { Track, player } from "../player.js";
 import { preview, speech } from "../speech.js";
-import { ROOT, announce, button, dialog, download, h, icon, language, languageName, loadTexts, notify, number, quoted, seconds, store, t } from "../ui.js";
+import { ROOT, announce, button, dialog, download, h, icon, language, languageName, loadStyles, loadTexts, notify, number, quoted, seconds, snippetSlot, store, t } from "../ui.js";
 import { cloneHelp } from "../voices/clone_help.js";
 import { levelBadge, qualityList } from "../voices/quality.js";
 import { problemList } from "../voices/problems.js";
@@ -80,7 +79,7 @@ export async function mount(main, { go }) {
 
   function fill() {
     const query = search.value.trim().toLocaleLowerCase();
-    const matching = all.filter((voice) => `${voice.name} ${voice.description ?? ""} ${voice.id} ${voice.language} ${(voice.tags ?? []).join(" ")}`.toLocaleLowerCase().includes(query));
+    const matching = all.filter((voice) => searched(voice).includes(query));
     const groups = [["cloned", matching.filter((voice) => voice.known)], ...["adapter", "preset"].map((kind) => [kind, matching.filter((voice) => !voice.known && (voice.type === "adapter") === (kind === "adapter"))])];
     const held = document.activeElement?.closest?.("[data-voice]")?.dataset.voice;
     const onButton = document.activeElement?.tagName === "BUTTON";
@@ -144,7 +143,7 @@ export async function mount(main, { go }) {
       let spoken = justSaved?.id === voice.id ? justSaved.spoken : null;
       if (!spoken) {
         const text = justSaved?.sentence || t("voices.sentence", { name: voice.name });
-        const started = speech.start({ source: "preview", path: "/v1/audio/speech", body: { input: text, voice: voice.id }, facts: { kind: "speech", text, voice: voice.name }, preview: true });
+        const started = preview(voice, { text });
         spoken = speech.track;
         await started;
         if (speech.track !== spoken || speech.state !== "done") return;
