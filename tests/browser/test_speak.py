@@ -276,6 +276,7 @@ def test_takes_are_kept_in_memory_when_storage_is_blocked(server: str, visit: Vi
     speak(page, SHORT)
     wait_takes(page, 1)
     page.locator("main").get_by_text("does not let the page store anything").wait_for()
+    until(page, "async () => !(await import('/static/js/player.js')).player.playing")  # until then, the button pauses
     page.get_by_role("button", name="Play Take 1").click()
     wait_audible(page)
 

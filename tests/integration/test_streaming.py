@@ -7,14 +7,13 @@ import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import httpx
 import openai
 import pytest
 
 from tests.support.ears import decode
-from tests.support.live import LONG, serving, stuck_reader, wait_until
+from tests.support.live import LONG, request_speech, serving, stuck_reader, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,10 +102,8 @@ def test_disconnected_client_is_removed_from_the_queue(tmp_path: Path) -> None:
         def waiting() -> int:
             return int(httpx.get(f"{url}/health").json()["queue"]["waiting"])
 
-        where = urlsplit(url)
-        with socket.create_connection((where.hostname, where.port)) as raw:
-            raw.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n")
-            raw.sendall(b'Content-Length: 23\r\n\r\n{"input": "I give up."}')
+        with socket.socket() as raw:
+            request_speech(raw, url, {"input": "I give up."})
             wait_until(lambda: waiting() == 1)
         wait_until(lambda: waiting() == 0)
         counted = 'tts_requests_total{route="/v1/audio/speech",status="499"} 1.0'

@@ -31,7 +31,7 @@ from app.settings import Settings
 from app.types import Capabilities, Line, SpeechRequest
 from tests.support import misbehaving as model
 from tests.support.human_speech import recordings
-from tests.support.live import recognisers, serving, wait_until
+from tests.support.live import recognisers, request_speech, serving, wait_until
 from tests.support.samples import RATE_HZ as SAID_HZ
 from tests.support.samples import WORDS, said
 
@@ -520,14 +520,10 @@ def test_best_of_is_refused_if_the_queue_is_full(tmp_path: Path) -> None:
 def test_disconnected_client_frees_all_rows_of_best_of(faulty: Server) -> None:
     faulty.script(**{TEXT: [CLEAN]})
     faulty.runner.gate = gate = model.Gate(RATE_HZ)
-    body = json.dumps({"input": TEXT, "cache": False, "best_of": 4}).encode()
-    where = faulty.http.base_url
+    body = {"input": TEXT, "cache": False, "best_of": 4}
     try:
-        with socket.create_connection((where.host, where.port)) as raw:
-            raw.sendall(
-                b"POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
-                b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-            )
+        with socket.socket() as raw:
+            request_speech(raw, str(faulty.http.base_url), body)
             assert gate.reached.wait(60)
     finally:
         faulty.runner.gate = None

@@ -82,18 +82,24 @@ def serving_engine(spec: EngineSpec, data_dir: Path, **variables: Any) -> Iterat
         yield url
 
 
+def request_speech(raw: socket.socket, url: str, body: dict[str, Any], key: str = "any") -> None:
+    """Connect a socket, and send a request for speech through it. The test can close the socket at any moment."""
+    where = urlsplit(url)
+    content = json.dumps(body).encode()
+    raw.connect((where.hostname, where.port))
+    raw.sendall(
+        b"POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+        b"Authorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s" % (key.encode(), len(content), content)
+    )
+
+
 @contextmanager
 def stuck_reader(url: str, text: str = LONG, key: str = "any") -> Iterator[socket.socket]:
     """Open a connection that requests long speech, reads only its beginning, and has small socket buffers."""
-    where = urlsplit(url)
-    body = json.dumps({"input": text, "response_format": "pcm", "cache": False}).encode()
+    body = {"input": text, "response_format": "pcm", "cache": False}
     with socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
-        raw.connect((where.hostname, where.port))
-        raw.sendall(
-            b"POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
-            b"Authorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s" % (key.encode(), len(body), body)
-        )
+        request_speech(raw, url, body, key)
         assert raw.recv(1024).startswith(b"HTTP/1.1 200")
         yield raw
 
