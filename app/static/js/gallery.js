@@ -7,6 +7,8 @@ import { announce, button, debounce, dialog, h, icon, languageName, loadStyles, 
 
 const SENTENCE_CHARS = 300;
 const AT_ONCE = 5; // voices that speak the sentence one after the other
+const SLICE = 50; // cards made without a pause: with a thousand at once a telephone would stand still for seconds
+const PAUSE_MS = 15;
 const KINDS = {
   all: () => true,
   favourites: (voice) => favourites().includes(voice.id),
@@ -42,7 +44,7 @@ export async function choose(list, chosen, clones) {
   const standing = h("p", { class: "hint", role: "status" });
   const trouble = h("div");
   const sentence = h("input", { id: "gallery-sentence", maxlength: SENTENCE_CHARS, autocomplete: "off", value: store.get("draft", "").split(/(?<=[.!?])\s/)[0].slice(0, SENTENCE_CHARS), placeholder: t("voices.sentence", { name: "…" }) });
-  const rows = new Map();
+  const rows = new Map(); // the id of a voice -> its card
   const cards = h("ul", { class: "cards", "aria-label": t("voices.list") });
 
   // ---- listening
@@ -77,12 +79,12 @@ export async function choose(list, chosen, clones) {
 
   async function five() {
     if (inTurn) return halt();
-    const shown = list.filter((voice) => speakable(voice) && !rows.get(voice.id).hidden);
+    const shown = list.filter((voice) => speakable(voice) && fits(voice));
     const first = [...shown.filter(KINDS.favourites), ...shown.filter((voice) => !KINDS.favourites(voice))].slice(0, AT_ONCE);
     inTurn = true;
     for (const voice of first) {
       announce(voice.name);
-      rows.get(voice.id).scrollIntoView({ block: "nearest" });
+      rows.get(voice.id)?.scrollIntoView({ block: "nearest" });
       const spoken = await hear(voice);
       const { track } = player;
       if (!inTurn || !spoken) break;
@@ -96,9 +98,8 @@ export async function choose(list, chosen, clones) {
   const together = button(t("gallery.five"), five);
 
   function showPlayed() {
-    for (const voice of list) {
-      const row = rows.get(voice.id);
-      const look = sounds(voice) ? "pause" : "play";
+    for (const [id, row] of rows) {
+      const look = sounds({ id }) ? "pause" : "play";
       if (row.dataset.look === look) continue;
       row.dataset.look = look;
       row.querySelector(".hear")?.replaceChildren(icon(look));
@@ -150,16 +151,27 @@ export async function choose(list, chosen, clones) {
   });
 
   const sought = new Map(list.map((voice) => [voice.id, searched(voice)]));
-  function filter() {
-    const query = place.query.trim().toLocaleLowerCase();
-    let n = 0;
-    for (const voice of list) {
-      const fits = KINDS[place.kind](voice) && (!place.language || voice.language.startsWith(place.language)) && (!place.tag || (voice.tags ?? []).includes(place.tag)) && sought.get(voice.id).includes(query);
-      rows.get(voice.id).hidden = !fits;
-      n += fits;
+  const fits = (voice) => KINDS[place.kind](voice) && (!place.language || voice.language.startsWith(place.language)) && (!place.tag || (voice.tags ?? []).includes(place.tag)) && sought.get(voice.id).includes(place.query.trim().toLocaleLowerCase());
+
+  const reach = () => enter(rows.get(chosen)?.hidden === false ? rows.get(chosen) : [...cards.children].find((row) => !row.hidden), false);
+
+  /** Makes the next cards, in the order of the list. Those that are left follow when the page has had time for other things. */
+  function fill(close, count) {
+    for (const voice of list.slice(rows.size, rows.size + count)) {
+      const row = card(voice, close);
+      row.hidden = !fits(voice);
+      rows.set(voice.id, row);
+      cards.append(row);
     }
-    standing.textContent = t(n ? "gallery.count" : "take.none", { n });
-    enter(rows.get(chosen)?.hidden === false ? rows.get(chosen) : [...cards.children].find((row) => !row.hidden), false);
+    if (!cards.querySelector("[tabindex='0']")) reach();
+    if (rows.size < list.length) setTimeout(() => cards.isConnected && fill(close, SLICE), PAUSE_MS);
+  }
+
+  function filter() {
+    const fitting = new Set(list.filter(fits).map(({ id }) => id));
+    for (const [id, row] of rows) row.hidden = !fitting.has(id);
+    standing.textContent = t(fitting.size ? "gallery.count" : "take.none", { n: fitting.size });
+    reach();
   }
 
   const among = (name, label, values, all, named = (value) => value) => {
@@ -179,8 +191,7 @@ export async function choose(list, chosen, clones) {
   const heard = [[player, "change", showPlayed], [speech, "change", showState]];
   for (const [target, kind, listener] of heard) target.addEventListener(kind, listener);
   const picked = dialog(t("gallery.title"), (close) => {
-    for (const voice of list) rows.set(voice.id, card(voice, close));
-    cards.append(...rows.values());
+    fill(close, place.top ? list.length : Math.max(SLICE, list.findIndex(({ id }) => id === chosen) + 1)); // the place that was left has to be there
     filter();
     const first = rows.get(chosen);
     (first && !first.hidden ? first.querySelector(".choose") : search).setAttribute("autofocus", "");

@@ -98,6 +98,7 @@ let words = {};
 const folders = [""]; // the folders below i18n whose texts are loaded: "" = the texts that all pages share
 export let language = "en";
 let numbers = new Map();
+let languageNames;
 
 const textsOf = async (folder, name) => (await fetch(`${ROOT}/static/i18n/${folder}${name}.json`)).json();
 
@@ -123,6 +124,7 @@ export async function loadLanguage(name) {
   words = Object.assign({}, ...await Promise.all(folders.map((folder) => textsOf(folder, chosen))));
   language = chosen;
   numbers = new Map();
+  languageNames = undefined;
   document.documentElement.lang = chosen;
   document.documentElement.dir = words["dir"] ?? "ltr";
   for (const element of document.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
@@ -155,7 +157,8 @@ export function clock(value) {
 /** A language tag's name in the page's language; the tag itself where the browser knows no name. */
 export function languageName(tag) {
   try {
-    return new Intl.DisplayNames([language], { type: "language" }).of(tag);
+    languageNames ??= new Intl.DisplayNames([language], { type: "language" });
+    return languageNames.of(tag);
   } catch {
     return tag;
   }
