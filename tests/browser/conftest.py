@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # A host name other than localhost: for the browser, plain http is then insecure, as with an address in a LAN.
 ELSEWHERE = "studio.test"
+PATIENCE_MS = 45_000  # for what a page is expected to do or to show, on a busy machine
 
 WATCH = """
 window.observed = { violations: [], shift: 0 };
@@ -55,6 +56,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         pytest.skip("Chromium is not installed: apt-get install chromium")
     recording = tmp_path_factory.mktemp("microphone") / "recording.wav"
     recording.write_bytes(samples.file(0.7 * samples.speech(), "wav"))
+    playwright.expect.set_options(timeout=PATIENCE_MS)
     with playwright.sync_playwright() as driver:
         arguments = [
             "--no-sandbox",
@@ -95,7 +97,7 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Watched]]:
     def open_page(url: str, *, prepare: Callable[[Page], Any] | None = None, **options: Any) -> Watched:
         options = {"viewport": {"width": 1280, "height": 800}, "locale": "en-GB", **options}
         context = chromium.new_context(**options)
-        context.set_default_timeout(45_000)
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         context.add_init_script(WATCH)
         context.add_init_script(LISTEN)

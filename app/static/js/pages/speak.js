@@ -82,7 +82,7 @@ export async function mount(main, { go: open }) {
   let pressed_ms = 0;
 
   // -- the text
-  const text = h("textarea", { id: "text", rows: 8, spellcheck: "true", value: store.get("draft", ""), placeholder: t("speak.placeholder"), "aria-describedby": "count", oninput: () => typed() });
+  const text = h("textarea", { id: "text", rows: 8, spellcheck: "true", value: store.get("draft", ""), placeholder: t("speak.placeholder"), "aria-describedby": "count", oninput: () => typed(), onblur: () => keepDraft() });
   const count = h("span", { class: "count", id: "count" });
   const insert = (tag) => {
     const [from, to] = [text.selectionStart, text.selectionEnd];
