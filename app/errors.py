@@ -14,6 +14,7 @@ SpeechError
 │   ├── ForeignHost (a web page sent the request to a name that is not the server's)
 │   ├── Conflict (the object is in a state in which this request is not possible)
 │   ├── PreconditionFailed (the object has changed since the caller read it)
+│   ├── RangeNotSatisfiable (the header Range begins after the end of the file)
 │   ├── BadAdapter (a LoRA adapter can't be used)
 │   ├── BadBook (the file of a book can't be read; `code` says why)
 │   ├── VoiceNotSupported (the engine can't clone voices)
@@ -128,6 +129,14 @@ class PreconditionFailed(RequestError):
     """The object has changed since the caller read it, so the header If-Match names another state."""
 
     code = "precondition_failed"
+
+
+class RangeNotSatisfiable(RequestError):
+    """The header Range begins after the end of the file."""
+
+    code = "range_not_satisfiable"
+
+    size_bytes = 0  # of the file
 
 
 class VoiceNotSupported(RequestError):

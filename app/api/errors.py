@@ -43,6 +43,7 @@ STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.Conflict, 409),
     (errors.PreconditionFailed, 412),
     (errors.BodyTooLarge, 413),
+    (errors.RangeNotSatisfiable, 416),
     (errors.RequestError, 400),
     (errors.Busy, 429),
     (errors.NotReady, 503),
@@ -94,6 +95,14 @@ PROBLEMS: Mapping[int, tuple[str, tuple[str, str | None, str | None]]] = {
     413: (
         "The body is too large.",
         ("The request body is larger than 1048576 bytes (TTS_MAX_BODY_BYTES).", None, "request_too_large"),
+    ),
+    416: (
+        "The header `Range` begins after the end of the file.",
+        (
+            "The file has 169032 bytes. Send a `Range` that begins before its end.",
+            None,
+            "range_not_satisfiable",
+        ),
     ),
     429: (
         "The queue is full, or the API key has reached its rate limit. Retry-After says when to try again.",
@@ -168,6 +177,8 @@ def response_to(error: errors.SpeechError) -> JSONResponse:
     # OpenAI's clients repeat a 409 by themselves.
     if isinstance(error, errors.OutOfMemory | errors.NotStored | errors.DamagedVoice | errors.Conflict):
         headers["x-should-retry"] = "false"
+    if isinstance(error, errors.RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size_bytes}"
     if isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return _json(status_of(error), body_of(error), headers)
@@ -274,8 +285,27 @@ def described(error: ValidationError | RequestValidationError, *outer: str) -> t
 
     outer: is put before the location of each problem, which must begin with `body` or another part of the request.
     """
-    problems = [(_field_at((*outer, *problem["loc"])), problem["msg"]) for problem in error.errors()[:5]]
+    problems = [(_field_at((*outer, *problem["loc"])), _in_words(problem)) for problem in error.errors()[:5]]
     return problems[0][0], "; ".join(f"`{field}`: {problem}" for field, problem in problems)
+
+
+def _in_words(problem: Mapping[str, Any]) -> str:
+    """Return what is wrong with a field. pydantic's words for a wrong length do not fit fields that clients send."""
+    limits = problem.get("ctx", {})
+    match problem["type"]:
+        case "string_too_short" | "too_short" if limits["min_length"] == 1:
+            return "must not be empty"
+        case "string_too_short":
+            return f"must have at least {limits['min_length']} characters"
+        case "string_too_long":
+            return f"must have at most {limits['max_length']} characters"
+        case "too_short":
+            return f"must have at least {limits['min_length']} items"
+        case "too_long":
+            return f"must have at most {limits['max_length']} items"
+        case "string_unicode":
+            return "must not contain halves of characters (surrogates)"
+    return str(problem["msg"])
 
 
 def _field_at(location: Sequence[str | int]) -> str:

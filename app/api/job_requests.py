@@ -181,7 +181,7 @@ class JobBody(SpeechBody):
             self.paused is True,
         )
         if self.seed == "random":
-            return replace(new, seed=secrets.randbits(31))
+            return replace(new, seed=secrets.randbits(31), random_seed=True)
         derived = int.from_bytes(sha256(new.digest.encode()).digest()[:4]) >> 1
         return replace(new, seed=derived if request.seed is None else request.seed)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse
 
+from app.api.errors import response_to
 from app.api.responses import (
     BINARY,
     ResponseModel,
@@ -19,13 +23,19 @@ from app.api.responses import (
     text_header,
 )
 from app.books.results import MEDIA_TYPES
+from app.errors import RangeNotSatisfiable
 from app.jobs.state import JobStatus, SentenceStatus
 from app.text import captions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from starlette.types import Message, Receive, Scope, Send
+
     from app.jobs.state import ChapterState, Job, Problem, SentenceState
+
+_RANGE = re.compile(r"\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.ASCII)  # 0-99, 100- or -100
+_NOT_SATISFIABLE = 416
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -252,6 +262,41 @@ def file_response(*media_types: str) -> dict[int | str, Schema]:
             "content": dict.fromkeys(media_types, BINARY),
         },
     }
+
+
+class ResultFile(FileResponse):
+    """A file that can be read in parts. Its errors have OpenAI's format.
+
+    A header `Range` that is not valid is ignored, as RFC 9110 demands.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _is_range(Headers(scope=scope).get("range", "")):
+            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
+        refused = False
+
+        async def checked(message: Message) -> None:
+            nonlocal refused
+            if message.get("status") == _NOT_SATISFIABLE:
+                refused = True
+                size = Headers(raw=message["headers"])["content-range"].rpartition("/")[2]
+                error = RangeNotSatisfiable(f"The file has {size} bytes. Send a `Range` that begins before its end.")
+                error.size_bytes = int(size)
+                await response_to(error)(scope, receive, send)
+            elif not refused:
+                await send(message)
+
+        await super().__call__(scope, receive, checked)
+
+
+def _is_range(header: str) -> bool:
+    """Return whether a header `Range` asks for bytes, and each of its parts has an order."""
+    unit, _, parts = header.partition("=")
+    found = [_RANGE.fullmatch(part) for part in parts.split(",")]
+    return unit.strip().lower() == "bytes" and all(
+        match is not None and any(match.groups()) and (not all(match.groups()) or int(match[1]) <= int(match[2]))
+        for match in found
+    )
 
 
 def job_captions() -> Schema:

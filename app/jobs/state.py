@@ -70,11 +70,12 @@ class NewJob:
     seed: int
     cover: bytes | None = None
     paused: bool = False  # whether the job waits for `resume` before it speaks
+    random_seed: bool = False  # whether the caller has asked for a random seed
     name: str = ""  # a name for lists of jobs
 
     @property
     def digest(self) -> str:
-        """The SHA-256 (hex) of what the caller has sent, to recognise a repeated request. A random seed is left out."""
+        """The SHA-256 (hex) of what is spoken and how. A random seed is left out."""
         content = (
             asdict(self.about),
             [asdict(chapter) for chapter in self.chapters],
@@ -85,6 +86,11 @@ class NewJob:
             self.name,
         )
         return sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def request_digest(self) -> str:
+        """The SHA-256 (hex) of all that the caller has sent, to recognise a repeated request."""
+        return sha256(json.dumps((self.digest, self.paused, self.random_seed)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,19 +159,9 @@ class JobStore:
         A second call with the same owner and key returns the job of the first call. Raises Conflict if that job had
         another content.
         """
-        digest = new.digest
         with contextlib.ExitStack() as undo, self._transaction() as db:
-            if idempotency_key is not None:
-                found = db.execute(
-                    "SELECT id, digest FROM jobs WHERE owner = ? AND idempotency_key = ?", (new.owner, idempotency_key)
-                ).fetchone()
-                if found is not None:
-                    if found["digest"] != digest:
-                        raise Conflict(
-                            "Another job was created with this Idempotency-Key. Send another key, or the same body.",
-                            code="idempotency_key_in_use",
-                        )
-                    return self._job(db, found["id"]), False
+            if (first := self.repeated(new, idempotency_key)) is not None:
+                return first, False
             job_id = f"job_{secrets.token_hex(12)}"
             folder = self.job_folder(job_id)
             folder.mkdir(mode=0o700)
@@ -186,7 +176,7 @@ class JobStore:
                     job_id,
                     new.owner,
                     idempotency_key,
-                    digest,
+                    new.request_digest,
                     "paused" if new.paused else "queued",
                     now,
                     now,
@@ -206,6 +196,23 @@ class JobStore:
                 ),
             )
             return self._job(db, job_id), True
+
+    def repeated(self, new: NewJob, idempotency_key: str | None) -> Job | None:
+        """Return the job of an earlier request with the same owner and key; None = there is none.
+
+        Raises Conflict if that request had another body.
+        """
+        found = self._db.execute(
+            "SELECT id, digest FROM jobs WHERE owner = ? AND idempotency_key = ?", (new.owner, idempotency_key)
+        ).fetchone()
+        if found is None:
+            return None
+        if found["digest"] != new.request_digest:
+            raise Conflict(
+                "Another job was created with this Idempotency-Key. Send another key, or the same body.",
+                code="idempotency_key_in_use",
+            )
+        return self._job(self._db, found["id"])
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
         """Return a job. owner: only a job of this owner; None = of any owner. Raises NotFound."""

@@ -130,6 +130,18 @@ def test_part_of_the_result_is_sent_for_a_range(ann: Caller, done: dict[str, Any
     part = ann.http.get(path, headers={"Range": "bytes=100-199"})
     assert (part.status_code, part.content) == (206, whole[100:200])
     assert part.headers["content-range"] == f"bytes 100-199/{len(whole)}"
+    assert ann.http.get(path, headers={"Range": "Bytes= -5, 0-1"}).status_code == 206
+    for wrong in ("words=1", "bytes=", "bytes=a-b", "bytes=5-2", "bytes=--5", "bytes"):  # as if it were not sent
+        ignored = ann.http.get(path, headers={"Range": wrong})
+        assert (ignored.status_code, len(ignored.content)) == (200, len(whole)), wrong
+
+
+def test_range_behind_the_end_of_the_result_is_an_error_in_words(ann: Caller, done: dict[str, Any]) -> None:
+    answer = ann.http.get(f"{JOBS}/{done['id']}/result", headers={"Range": "bytes=99999999-"})
+    size = ann.http.head(f"{JOBS}/{done['id']}/result").headers["content-length"]
+    assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{size}")
+    assert answer.json()["error"]["code"] == "range_not_satisfiable"
+    assert size in answer.json()["error"]["message"]
 
 
 def test_sentences_are_listed_and_heard(ann: Caller, done: dict[str, Any]) -> None:
@@ -246,7 +258,12 @@ def test_repeated_request_with_the_same_key_returns_the_first_job(ann: Caller) -
     assert ann.error("POST", "", json=TWO | {"title": "Other"}, headers=key) == (409, "idempotency_key_in_use")
     empty = ann.http.post(JOBS, json=TWO, headers={"Idempotency-Key": ""})
     assert empty.status_code == 400
-    assert empty.json()["error"]["message"] == "`idempotency-key`: String should have at least 1 character"
+    assert empty.json()["error"]["message"] == "`Idempotency-Key`: must not be empty"
+    long = ann.http.post(JOBS, json=TWO, headers={"Idempotency-Key": "k" * 256})
+    assert long.json()["error"]["message"] == "`Idempotency-Key`: must have at most 255 characters"
+    body = TWO | {"paused": True}
+    assert ann.error("POST", "", json=body | {"seed": "random"}, headers=key) == (409, "idempotency_key_in_use")
+    assert ann.error("POST", "", json=TWO, headers=key) == (409, "idempotency_key_in_use")
 
 
 def test_each_key_sees_its_own_jobs_and_admin_sees_all(keys: dict[str, Caller], done: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ EXPECTED_STATUS = {
     "BodyTooLarge": 413,
     "Conflict": 409,
     "PreconditionFailed": 412,
+    "RangeNotSatisfiable": 416,
     "Busy": 429,
     "RateLimited": 429,
     "NotReady": 503,

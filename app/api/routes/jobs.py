@@ -24,6 +24,7 @@ from app.api.job_responses import (
     JobList,
     JobSentence,
     JobSentences,
+    ResultFile,
     event_of,
     file_response,
     job_captions,
@@ -103,8 +104,10 @@ class Jobs:
             max_chars=self.max_chars,
         )
         new = replace(new, request=self.speaking.with_default_voice(new.request, body))
-        ignored = await self.check(new)
         store = self.runner.store
+        if (first := await store.call(store.repeated, new, key)) is not None:
+            return first, body.ignored  # also if its voice does not exist any more
+        ignored = await self.check(new)
         job, _ = await store.call(store.create, new, key)
         self.runner.wake()
         return job, (*body.ignored, *ignored)
@@ -220,6 +223,7 @@ def _add_collection_routes(routes: APIRouter, jobs: Jobs) -> None:
         idempotency_key: Annotated[
             str | None,
             Header(
+                alias="Idempotency-Key",
                 min_length=1,
                 max_length=MAX_KEY_CHARS,
                 description="A text that you choose. A repeated request with the same key returns the first job.",
@@ -298,7 +302,7 @@ def _add_job_routes(routes: APIRouter, jobs: Jobs) -> None:
         JOBS_PATH + "/{job_id}/result",
         operation_id="get_job_result",
         response_class=FileResponse,
-        responses={**file_response(*RESULT_MEDIA_TYPES), **problems(400, 404, 409, 507)},
+        responses={**file_response(*RESULT_MEDIA_TYPES), **problems(400, 404, 409, 416, 507)},
     )
     async def result(job_id: JobId, request: Request) -> FileResponse:
         """Get the file that a completed job has made. The header `Range` reads a part of it."""
@@ -336,7 +340,7 @@ def result_file(jobs: Jobs, job: Job) -> FileResponse:
     path = jobs.runner.store.job_folder(job.id) / job.result
     if not path.is_file():
         raise NotFound("The file of the result was removed from the server. Redo a sentence to make it again.")
-    return FileResponse(
+    return ResultFile(
         path,
         media_type=job.result_facts["media_type"],
         headers={**_attachment(job, path.suffix), "Cache-Control": "no-store"},

@@ -236,7 +236,7 @@ def _add_routes(routes: APIRouter, jobs: Jobs) -> None:
         LONG_PATH + "/{job_id}/download",
         operation_id="download_long_speech",
         response_class=FileResponse,
-        responses={**file_response(*RESULT_MEDIA_TYPES), **problems(400, 404, 409, 507)},
+        responses={**file_response(*RESULT_MEDIA_TYPES), **problems(400, 404, 409, 416, 507)},
     )
     async def download(job_id: JobId, request: Request) -> FileResponse:
         """Get the file that a completed job has made."""
