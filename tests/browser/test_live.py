@@ -254,6 +254,8 @@ def test_wrong_voice_is_an_error_in_words(server: str, visit: Visit) -> None:
     wait_voices(page)
     write_live(page, "Hello.")
     page.locator(".error").wait_for()
+    assert page.locator(".error .headline").inner_text() == "This voice can’t be used."
+    page.locator(".error summary").click()
     assert "nobody" in page.locator(".error").inner_text()
 
 

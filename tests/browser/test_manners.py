@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,10 @@ import pytest
 from tests.support.live import ROOT
 from tests.support.studio import (
     SHORT,
+    error_codes,
     pick_voice,
     speak,
+    texts_of,
     until,
     wait_audible,
     wait_state,
@@ -26,7 +29,7 @@ from tests.support.studio import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
     from tests.browser.conftest import Watched
 
@@ -223,6 +226,8 @@ def test_html_in_a_voice_name_is_shown_as_text(server: str, visit: Visit) -> Non
     pick_voice(page, "Voice", HOSTILE)
     speak(page, HOSTILE)
     wait_state(page, "error")
+    assert HOSTILE[:20] not in page.locator(".error").inner_text()
+    page.locator(".error summary").click()
     assert HOSTILE[:20] in page.locator(".error").inner_text()  # the API quotes it
     assert page.locator(".error").inner_text().count("Choose another voice.") == 1
     assert page.locator(".error .headline").inner_text() == "This voice can’t be used."
@@ -232,29 +237,87 @@ def test_html_in_a_voice_name_is_shown_as_text(server: str, visit: Visit) -> Non
     assert page.evaluate("window.owned") is None
 
 
-def pseudo(words: dict[str, str]) -> dict[str, str]:
+ERRORS = """async ([language, errors]) => {
+  const { ApiError } = await import("/static/js/api.js");
+  const { loadLanguage, loadTexts } = await import("/static/js/ui.js");
+  await loadLanguage(language);
+  await loadTexts("errors/");
+  return errors.map((error) => new ApiError(error).headline);
+}"""
+IN_WORDS = {
+    "en": "This voice can’t be used.",
+    "de": "Diese Stimme ist nicht verwendbar.",
+    "fr": "Cette voix n’est pas utilisable.",
+}
+
+
+@pytest.mark.parametrize("language", ["en", "de", "fr"])
+def test_error_codes_have_words(server: str, visit: Visit, language: str) -> None:
+    page = visit(server).page
+    codes = sorted(error_codes())
+
+    def headlines(status: int) -> list[str]:
+        errors = [{"status": status, "code": code, "message": "API"} for code in codes]
+        headlines: list[str] = page.evaluate(ERRORS, [language, errors])
+        return headlines
+
+    first = headlines(418)
+    assert first == headlines(599)  # the words of a code, not those of a status
+    assert dict(zip(codes, first, strict=True))["voice_not_found"] == IN_WORDS[language]
+    texts = set(texts_of(language).values())
+    assert {headline for headline in first if headline not in texts} == {
+        texts_of(language)[f"errors.{key}"].replace(" ({param})", "")
+        for key in ("invalid", "string_too_long", "unsupported")
+    }
+    wrong = {"status": 400, "code": "less_than_equal", "param": "speed", "message": "API"}
+    [headline] = page.evaluate(ERRORS, [language, [wrong]])
+    assert headline == texts_of(language)["errors.invalid"].replace("{param}", "speed")
+
+
+def test_an_error_is_shown_in_the_language_of_the_page(server: str, visit: Visit) -> None:
+    def choose(page: Page) -> None:
+        page.add_init_script("localStorage.setItem('studio.voice', 'gone')")
+
+    watched = visit(server, locale="de-DE", prepare=choose)
+    watched.expected.add("400")
+    page = watched.page
+    write(page, SHORT)
+    page.get_by_role("button", name="Sprechen", exact=True).click()
+    wait_state(page, "error")
+    error = page.locator(".error")
+    assert error.locator(".headline").inner_text() == IN_WORDS["de"]
+    details = error.locator("details")
+    assert details.locator("p").first.is_hidden()
+    details.locator("summary").click()
+    assert "gone" in details.locator("[lang=en]").inner_text()
+    assert details.locator("code").inner_text().startswith("req_")
+    assert axe_violations(page) == []
+
+
+def pseudo(words: dict[str, str], group: str = "") -> dict[str, str]:
     """Lengthen the captions by 40 %, as in other languages. Placeholders stay."""
 
     def longer(text: str) -> str:
         slots = re.sub(r"\{\w+\}", "", text)
         return text + "·" + "ēxtra "[: max(1, round(0.4 * len(slots)) % 6 + 1)] * max(1, round(0.4 * len(slots)) // 6)
 
-    return {key: text if key == "dir" or key.startswith("sample.") else longer(text) for key, text in words.items()}
+    return {key: text if key == "dir" or group == "sample" else longer(text) for key, text in words.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_longer_captions_fit(server: str, visit: Visit, viewport: dict[str, int]) -> None:
-    words = pseudo(json.loads((STATIC / "i18n" / "en.json").read_text()))
-    of_voices = pseudo(json.loads((STATIC / "i18n" / "voices" / "en.json").read_text()))
-    of_live = pseudo(json.loads((STATIC / "i18n" / "live" / "en.json").read_text()))
-    of_books = pseudo(json.loads((STATIC / "i18n" / "books" / "en.json").read_text()))
+    def fulfill(words: object, route: Route) -> None:
+        route.fulfill(json=words)
 
     def lengthen(page: Page) -> None:
-        page.route("**/i18n/en.json", lambda route: route.fulfill(json=words))
-        page.route("**/i18n/voices/en.json", lambda route: route.fulfill(json=of_voices))
-        page.route("**/i18n/live/en.json", lambda route: route.fulfill(json=of_live))
-        page.route("**/i18n/books/en.json", lambda route: route.fulfill(json=of_books))
+        for path in (STATIC / "i18n").rglob("en.json"):
+            words = {
+                group: pseudo({group: texts})[group] if isinstance(texts, str) else pseudo(texts, group)
+                for group, texts in json.loads(path.read_text()).items()
+            }
+            address = f"**/{path.relative_to(STATIC)}"
+            page.route(address, partial(fulfill, words))
 
     for path in PAGES:
         page = visit(server + path, prepare=lengthen, viewport=viewport).page

@@ -174,12 +174,13 @@ def test_a_voice_has_its_own_dictionary(server: str, visit: Visit, dictionaries:
     assert [entry["word"] for entry in dictionaries()] == ["SQL"]
 
 
-def test_a_wrong_entry_shows_the_message_of_the_api(server: str, visit: Visit, dictionaries: Any) -> None:
+def test_a_wrong_entry_shows_what_is_wrong(server: str, visit: Visit, dictionaries: Any) -> None:
     watched = visit(f"{server}/pronunciation")
     watched.expected.add("400")
     page = watched.page
     fill(page, "SQL", "...")
     page.get_by_role("button", name="Add").click()
+    page.locator(".error").get_by_text("The server does not accept this (say).").wait_for()
     page.locator(".error").get_by_text("contains nothing that can be spoken").wait_for()
     assert page.get_by_label("Word or phrase").input_value() == "SQL"
     assert dictionaries() == []

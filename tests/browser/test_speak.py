@@ -22,7 +22,8 @@ from app.engines.registry import EngineSpec, specs
 from app.keys import KeyFile
 from app.text.nonverbal import NON_VERBAL_SOUNDS
 from tests.browser.test_manners import PHONE, scrolls_sideways
-from tests.support.live import Process, serving, stuck_reader, wait_until
+from tests.support.live import LONG as LONG_SPEECH
+from tests.support.live import Process, request_speech, serving, stuck_reader, wait_until
 from tests.support.studio import (
     LONG,
     SHORT,
@@ -396,6 +397,21 @@ def test_request_is_sent_again_after_a_429(tmp_path: Path, visit: Visit) -> None
         wait_audible(page)
 
 
+def test_a_request_that_waits_shows_its_place_in_the_queue(tmp_path: Path, visit: Visit) -> None:
+    with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5) as url:
+        page = visit(url).page
+        place = page.locator('[data-badge="place"]')
+        with stuck_reader(url):
+            with socket.socket() as raw:
+                request_speech(raw, url, {"input": LONG_SPEECH})
+                wait_until(lambda: httpx.get(f"{url}/health").json()["queue"]["waiting"] == 1)
+                speak(page, SHORT)
+                place.get_by_text("2").wait_for()
+            place.get_by_text("1").wait_for()
+        wait_state(page, "done")
+        assert place.count() == 0
+
+
 def test_stop_ends_the_countdown(tmp_path: Path, visit: Visit) -> None:
     with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url:
         watched = visit(url)
@@ -417,6 +433,8 @@ def test_the_error_of_an_engine_is_shown(tmp_path: Path, visit: Visit, monkeypat
         page = watched.page
         speak(page, "Now break.")
         wait_state(page, "partial")
+        assert page.locator(".error .headline").inner_text() == "The engine failed. Try again."
+        page.locator(".error summary").click()
         page.locator("main").get_by_text("The engine broke in the middle.").wait_for()
         assert (
             page.locator("main")
@@ -426,6 +444,8 @@ def test_the_error_of_an_engine_is_shown(tmp_path: Path, visit: Visit, monkeypat
         wait_takes(page, 1)
         speak(page, "No memory.")
         wait_state(page, "error")
+        page.locator("main").get_by_text("The server has too little memory for this.").wait_for()
+        page.locator(".error summary").click()
         assert page.locator("main").get_by_text("The engine has no memory left").is_visible()
         assert re.search(r"req_[0-9a-f]{32}", page.locator(".error").inner_text())
         assert page.get_by_role("textbox").first.input_value() == "No memory."

@@ -20,6 +20,7 @@ from app.generator.resolving import MODEL_ALIASES
 from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.voices.presets import DEFAULT_VOICE
 from tests.support.live import LONG, ROOT, serving
+from tests.support.studio import error_codes, texts_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,13 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 STATIC = ROOT / "app" / "static"
-LANGUAGES = {
-    path.stem: json.loads(path.read_text())
-    | json.loads((path.parent / "voices" / path.name).read_text())
-    | json.loads((path.parent / "live" / path.name).read_text())
-    | json.loads((path.parent / "books" / path.name).read_text())
-    for path in sorted((STATIC / "i18n").glob("*.json"))
-}
+LANGUAGES = {path.stem: texts_of(path.stem) for path in sorted((STATIC / "i18n").glob("*.json"))}
 CODE = "".join(path.read_text() for path in [*(STATIC / "js").rglob("*.js"), *STATIC.glob("*.html")])
 CSS = "".join(path.read_text() for path in sorted(STATIC.glob("*.css")))
 
@@ -129,6 +124,20 @@ def test_every_caption_in_the_code_exists() -> None:
     used |= set(re.findall(r'"((?:server|nav|take|error|keys|history|voice)\.[\w.]+)"', CODE))
     assert len(used) > 150
     assert not [key for key in used if key not in words and f"{key}.other" not in words]
+
+
+def test_every_error_code_has_words() -> None:
+    """The other languages have the same keys. `test_error_codes_have_words` of tests/browser asks the page itself."""
+    listed = re.search(r"const SAME = \{(.*?)\n\};", CODE, re.DOTALL)
+    assert listed
+    same = dict(re.findall(r'(\w+): "(\w+)"', listed[1]))
+    codes = error_codes()
+    assert {"voice_not_found", "youtube_live", "wrong_job_status", "request_timeout", "session_expired"} <= codes
+    assert {code for code in same if not code.isdecimal()} <= codes
+    words = LANGUAGES["en"]
+    for code in codes:
+        parts = same.get(code, code).split("_")
+        assert any(f"errors.{'_'.join(parts[:n])}" in words for n in range(1, len(parts) + 1)), code
 
 
 def test_no_file_refers_to_another_host() -> None:

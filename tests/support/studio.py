@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.support.live import wait_until
+from tests.support.live import ROOT, wait_until
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from playwright.sync_api import Page
 
+I18N = ROOT / "app" / "static" / "i18n"
 SHORT = "Hello there. This is my own machine speaking."
 # Twenty minutes of speech: the offline voice needs several seconds for it, in which a test can act.
 LONG = " ".join(f"Sentence number {n} is about nothing at all, and it goes on for quite a while." for n in range(240))
@@ -30,6 +32,39 @@ async () => {
   return { ...take, pcm: btoa(binary) };
 }
 """
+
+
+def texts_of(language: str) -> dict[str, str]:
+    """Return all texts of a language of the pages: key -> text."""
+    texts = {}
+    for path in I18N.rglob(f"{language}.json"):
+        for group, entries in json.loads(path.read_text()).items():
+            for key, text in {"": entries}.items() if isinstance(entries, str) else entries.items():
+                texts[f"{group}.{key}" if key else group] = text
+    return texts
+
+
+def error_codes() -> set[str]:
+    """Return the error codes in the source of the app: attributes, variables and arguments with the name `code`."""
+    found = set()
+    for path in (ROOT / "app").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            named: list[tuple[ast.expr, ast.expr]] = []
+            if isinstance(node, ast.keyword) and node.arg == "code":
+                named = [(ast.Name("code"), node.value)]
+            elif isinstance(node, ast.AnnAssign) and node.value:
+                named = [(node.target, node.value)]
+            elif isinstance(node, ast.Assign):
+                for target in node.targets:
+                    if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                        named += zip(target.elts, node.value.elts, strict=False)
+                    else:
+                        named.append((target, node.value))
+            for target, value in named:
+                name = getattr(target, "id", None) or getattr(target, "attr", None)
+                if name == "code" and isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    found.add(value.value)
+    return found
 
 
 def write(page: Page, text: str) -> None:

@@ -1,6 +1,6 @@
 // The API client of the pages: requests with the API key, errors for people, streamed speech, the state of the server.
 
-import { ROOT, alarm, button, dialog, h, quoted, t } from "./ui.js";
+import { ROOT, alarm, button, dialog, h, hasText, loadTexts, quoted, t } from "./ui.js";
 
 // ---- the API key, kept for this session or in this browser
 
@@ -38,7 +38,7 @@ export function askKey(wrong = "") {
       keep(field.value.trim(), remember.checked);
       close(true);
     } },
-      wrong && h("p", { class: "bad", id: "key-wrong" }, quoted(wrong)),
+      wrong && h("p", { class: "bad", id: "key-wrong" }, wrong),
       h("label", { for: "key-field" }, t("key.label")),
       field,
       h("label", { class: "check" }, remember, t("key.remember")),
@@ -54,6 +54,17 @@ export function askKey(wrong = "") {
 
 // ---- errors
 
+// Codes and statuses -> the error with the same words in i18n/errors. A code without its own words has those of its
+// first parts: "youtube_failed" has the words of "youtube".
+const SAME = {
+  401: "invalid_api_key", 404: "not_found", 413: "request_too_large", 429: "rate_limit_exceeded", 503: "engine_not_ready", 507: "storage",
+  cross_origin: "host_not_allowed", unfetchable: "youtube", method_not_allowed: "not_supported", audio_input_not_supported: "not_supported",
+  wrong_job_status: "conflict", job_not_completed: "conflict", sentence_not_spoken: "conflict", idempotency_key_in_use: "conflict",
+  conversation_already_has_active_response: "conflict", response_cancel_not_active: "conflict", book_too_large: "request_too_large",
+  youtube_playlist: "youtube_url_invalid", youtube_age_restricted: "youtube_private", youtube_removed: "youtube_private", youtube_country: "youtube_private",
+  youtube_too_large: "youtube_too_long", youtube_outside_video: "youtube_too_long",
+};
+
 /** An error of the API. `headline` is in the language of the page, `message` is the English text of the API. */
 export class ApiError extends Error {
   constructor({ status = 0, code = null, param = null, message = "", requestId = "", retryAfter_s = 0 }) {
@@ -63,18 +74,31 @@ export class ApiError extends Error {
 
   get headline() {
     if (this.status === 0) return t("error.offline");
-    if (this.status === 401) return t("error.key");
-    if (this.code === "missing_scope") return t("error.scope");
-    if (this.code === "voice_not_found" || /voice$/.test(this.param ?? "")) return t("error.voice");
-    if (this.code === "string_too_long") return t("error.long");
-    if (this.code === "too_many_speakers") return t("error.speakers");
-    if (this.status === 413) return t("error.large");
-    if (this.status === 429) return t("error.busy");
-    if (this.status === 503) return t("error.not_ready");
-    if (this.status >= 500) return t("error.engine");
-    if (this.status === 404) return t("error.missing");
-    return t("error.request");
+    const key = `errors.${this.#words}`;
+    return hasText(key) ? t(key, { param: this.param?.split(".").pop() ?? "" }).replace(/ ?\(\)/, "") : this.message;
   }
+
+  get aboutVoice() {
+    return this.#words === "voice";
+  }
+
+  /** Only the message of the API says what is wrong. */
+  get vague() {
+    return this.#words === "invalid";
+  }
+
+  get #words() {
+    let name = SAME[this.code] ?? this.code ?? "";
+    while (name && !hasText(`errors.${name}`)) name = name.replace(/_?[^_]*$/, "");
+    if ((!name || name === "invalid") && /voice$/.test(this.param ?? "")) return "voice";
+    return name || SAME[this.status] || (this.status < 500 ? "invalid" : "engine");
+  }
+}
+
+/** Creates an error of the API after its words are loaded. */
+export async function apiError(details) {
+  await loadTexts("errors/").catch(() => {}); // without words, people read the message of the API
+  return new ApiError(details);
 }
 
 async function errorOf(answer) {
@@ -84,7 +108,7 @@ async function errorOf(answer) {
   } catch {
     // No JSON error: a proxy in front of the server answered.
   }
-  return new ApiError({
+  return apiError({
     status: answer.status,
     code: details.code ?? null,
     param: details.param ?? null,
@@ -94,15 +118,24 @@ async function errorOf(answer) {
   });
 }
 
-/** A box with an error: headline, the API's message, buttons (`actions`), request id. */
-export function errorBox(error, actions = [], headline = error instanceof ApiError ? error.headline : String(error.message ?? error)) {
-  if (error.code === "missing_scope") actions = [...actions, button(t("key.other"), () => askKey(error.message), { look: "quiet" })];
-  alarm(`${headline} ${error.message ?? ""}`);
+/** The words for an error of any kind in the language of the page. */
+export const wordsFor = (error) => error.headline ?? String(error.message ?? error);
+
+/** What the API says in English, and the id of the request, in a fold; null if both are empty. */
+export const details = (message, requestId = "", open = false) => (message || requestId) && h("details", { class: "fold", open }, h("summary", {}, t("error.details")),
+  message && h("p", {}, quoted(message)),
+  requestId && h("p", { class: "hint" }, t("error.id"), " ", h("code", {}, requestId)));
+
+/** A box with an error: what happened, buttons (`actions`), and in a fold the API's message and the request id. */
+export function errorBox(error, actions = [], title = "") {
+  const words = wordsFor(error);
+  if (error.code === "missing_scope") actions = [...actions, button(t("key.other"), () => askKey(words), { look: "quiet" })];
+  alarm(`${title} ${words}`);
   return h("div", { class: "error" },
-    h("p", { class: "headline" }, headline),
-    error instanceof ApiError && error.message && h("p", {}, quoted(error.message)),
+    h("p", { class: "headline" }, title || words),
+    title && title !== words && h("p", {}, words),
     actions.length > 0 && h("div", { class: "row" }, actions),
-    error.requestId && h("p", { class: "hint" }, t("error.id"), " ", h("code", {}, error.requestId)),
+    error instanceof ApiError && details(error.message, error.requestId, error.vague),
   );
 }
 
@@ -123,7 +156,7 @@ export async function call(path, { json, ...options } = {}) {
     }
     if (answer.ok) return answer;
     const error = await errorOf(answer);
-    if (error.status !== 401 || !(await askKey(error.message))) throw error;
+    if (error.status !== 401 || !(await askKey(error.headline))) throw error;
   }
 }
 
@@ -160,7 +193,7 @@ export async function speakStream(path, body, on, signal) {
         else if (event.type === "speech.progress") on.progress(event);
         else if (event.type === "speech.audio.words") on.words(event);
         else if (event.type === "speech.audio.done") usage = event.usage;
-        else if (event.error) throw new ApiError({ status: 500, ...event.error, requestId });
+        else if (event.error) throw await apiError({ status: 500, ...event.error, requestId });
       }
     }
   } catch (error) {

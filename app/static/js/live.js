@@ -200,7 +200,7 @@ export class LiveSpeech extends EventTarget {
       const socket = (this.#socket = new WebSocket(location.origin.replace(/^http/, "ws") + ROOT + "/v1/realtime", protocols));
       socket.onopen = () => this.#waiting.splice(0).forEach((message) => socket.send(JSON.stringify(message)));
       socket.onmessage = ({ data }) => socket === this.#socket && this.#receive(JSON.parse(data));
-      socket.onclose = ({ reason }) => socket === this.#socket && this.#lost(new ApiError({ status: reason ? 400 : 0, message: reason }));
+      socket.onclose = ({ reason }) => socket === this.#socket && this.#lost(new ApiError({ status: reason ? 400 : 0, code: "session_expired", message: reason }));
     } catch (error) {
       if (!pending.closed) this.#lost(error instanceof ApiError ? error : new ApiError({ message: String(error.message ?? error) }));
     }

@@ -1,6 +1,6 @@
 // Saves a track as a file of audio or captions.
 
-import { ApiError, call, health, limitOf } from "./api.js";
+import { call, health, limitOf, wordsFor } from "./api.js";
 import { RATE } from "./player.js";
 import { wav } from "./wav.js";
 import { button, dialog, download, h, notify, number, t } from "./ui.js";
@@ -61,7 +61,7 @@ async function wait(label, work) {
   try {
     await work(abort.signal, (bytes) => (size.textContent = t("save.size", { n: number(bytes / 1e6, 1) })));
   } catch (error) {
-    if (error.name !== "AbortError") notify(error instanceof ApiError ? `${error.headline} ${error.message}` : String(error));
+    if (error.name !== "AbortError") notify(wordsFor(error));
   } finally {
     clearTimeout(timer);
     box.remove();

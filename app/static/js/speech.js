@@ -1,12 +1,13 @@
 // The current speech request: one at a time for all pages. It continues when the person opens another page.
 
-import { ApiError, speakStream } from "./api.js";
+import { ApiError, health, speakStream } from "./api.js";
 import { Track, player } from "./player.js";
 import { takes } from "./takes.js";
 import { announce, h, number, seconds, t } from "./ui.js";
 
 const WORTH_KEEPING_S = 0.5;
 const TRIES = 3; // requests to a busy server
+const QUEUE_EVERY_MS = 1000;
 
 export const drawSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
 
@@ -45,6 +46,7 @@ class Speech extends EventTarget {
   first_s = null;
   factor = null;
   again_s = null; // seconds until the next request to a busy server
+  place = null; // the highest place that the request can have in the queue of the server; null while nothing is known
   ignored = "";
   engine = "";
   cached = false; // the answer came from the server's cache
@@ -71,16 +73,18 @@ class Speech extends EventTarget {
     const abort = new AbortController();
     const track = new Track();
     this.#abort = abort;
-    Object.assign(this, { state: "waiting", source, error: null, track, take: null, pressed_ms: performance.now(), first_s: null, factor: null, again_s: null, ignored: "", engine: "", cached: false });
+    Object.assign(this, { state: "waiting", source, error: null, track, take: null, pressed_ms: performance.now(), first_s: null, factor: null, again_s: null, place: null, ignored: "", engine: "", cached: false });
     track.about = { ...facts, body, source, preview };
     player.load(track); // inside the handler of the press: browsers refuse to play otherwise
     this.#changed();
     let failed = null;
+    const watching = setInterval(() => this.#findPlace(), QUEUE_EVERY_MS);
     try {
       await this.#ask(path, body, track, abort.signal);
     } catch (error) {
       failed = error;
     }
+    clearInterval(watching);
     track.end();
     if (this.#abort !== abort) return; // `stop` was called, and it has kept the take
     this.#abort = null;
@@ -140,6 +144,13 @@ class Speech extends EventTarget {
     }
     this.again_s = null;
     this.#changed();
+  }
+
+  /** Reads how many requests wait. Later ones wait behind this one, so its place never grows. */
+  async #findPlace() {
+    if (this.state !== "waiting" || this.again_s) return;
+    const { queue } = (await health.look()) ?? {};
+    if (queue) this.place = Math.min(this.place ?? Infinity, queue.waiting);
   }
 
   /** Stops playback and the request. What was heard is kept as a partial take, if it is half a second or more. */
@@ -215,10 +226,11 @@ export function preview(voice, { model, text = t("voices.sentence", { name: voic
 export const badge = (key, value, look = "") => h("span", { class: `badge ${look}`, data: { badge: key } }, `${t(`badge.${key}`)} `, h("strong", {}, value));
 
 /** Badges for the time to first audio, the speed of the engine and the wait for a busy server. */
-export function timeBadges({ state, again_s, pressed_ms, first_s, factor }) {
+export function timeBadges({ state, again_s, place, pressed_ms, first_s, factor }) {
   const waited_s = (performance.now() - pressed_ms) / 1000;
   return [
     again_s ? badge("busy", t("badge.again", { s: again_s }), "warn") : state === "waiting" && waited_s > 0.3 && badge("waiting", seconds(waited_s)),
+    state === "waiting" && !again_s && place > 0 && badge("place", number(place)),
     first_s !== null && badge("first", `${number(first_s, 2)} s`),
     factor !== null && badge("factor", `${number(factor, 1)}×`),
   ].filter(Boolean);

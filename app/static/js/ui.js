@@ -100,7 +100,12 @@ export let language = "en";
 let numbers = new Map();
 let languageNames;
 
-const textsOf = async (folder, name) => (await fetch(`${ROOT}/static/i18n/${folder}${name}.json`)).json();
+/** The texts of a file: { nav: { speak: "Speak" } } becomes { "nav.speak": "Speak" }; the key "" names its group. */
+async function textsOf(folder, name) {
+  const groups = await (await fetch(`${ROOT}/static/i18n/${folder}${name}.json`)).json();
+  const flat = ([group, texts]) => (typeof texts === "string" ? [[group, texts]] : Object.entries(texts).map(([key, text]) => [key ? `${group}.${key}` : group, text]));
+  return Object.fromEntries(Object.entries(groups).flatMap(flat));
+}
 
 /** Loads texts that only some pages use. folder: such as "voices/". */
 export async function loadTexts(folder) {
@@ -108,6 +113,8 @@ export async function loadTexts(folder) {
   Object.assign(words, await textsOf(folder, language));
   folders.push(folder);
 }
+
+export const hasText = (key) => key in words;
 
 /** Loads styles that only some pages use. name: such as "voices". Resolves when they apply. */
 export function loadStyles(name) {

@@ -1,9 +1,9 @@
 // The Books page: a new book from a file or a text, the list of books, and one book with its chapters and sentences. A
 // book is a job of the API (/v1/audio/jobs), so everything here survives a reload.
 
-import { call, errorBox, getJson, hasKey, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
+import { ApiError, call, details, errorBox, getJson, hasKey, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
 import { Track, player } from "../player.js";
-import { ROOT, announce, button, clock, confirm, debounce, dialog, download, h, icon, language, loadTexts, notify, number, quoted, store, t } from "../ui.js";
+import { ROOT, announce, button, clock, confirm, debounce, dialog, download, h, icon, language, loadTexts, notify, number, store, t } from "../ui.js";
 import { forPlayer, read } from "../voices/sound.js";
 import { modelSelect, modelToUse, voiceSelect } from "./speak.js";
 
@@ -96,8 +96,10 @@ async function saveFile(path, name) {
   download(await answer.blob(), given ? decodeURIComponent(given[1]) : name);
 }
 
+const wordsOf = (problem) => new ApiError({ status: 500, ...problem }).headline;
+
 export async function mount(main, { go }) {
-  await loadTexts("books/");
+  await Promise.all(["books/", "errors/"].map(loadTexts));
   if (!document.adoptedStyleSheets.includes(sheet)) document.adoptedStyleSheets.push(sheet);
   const limits = limitOf("jobs");
   const trouble = h("div");
@@ -318,7 +320,7 @@ export async function mount(main, { go }) {
       about.textContent = [job.author, t("books.voice_is", { voice: nameOf(job.voice) }), job.response_format.toUpperCase()].filter(Boolean).join(" · ");
       state.replaceChildren(badge(job.status));
       bar.replaceChildren(progressBar(job), h("p", { class: "hint" }, progressText(job)));
-      why.replaceChildren(...(job.error ? [h("div", { class: job.status === "failed" ? "error" : "banner" }, h("p", { class: "headline" }, t(`books.why.${job.status === "failed" ? "failed" : "paused"}`)), h("p", {}, quoted(job.error.message)))] : []));
+      why.replaceChildren(...(job.error ? [h("div", { class: job.status === "failed" ? "error" : "banner" }, h("p", { class: "headline" }, t(`books.why.${job.status === "failed" ? "failed" : "paused"}`)), h("p", {}, wordsOf(job.error)), details(job.error.message))] : []));
       for (const [n, chapter] of job.chapters.entries()) chapters[n]?.fill(chapter);
       if (job.status !== actsShown) {
         actsShown = job.status;
@@ -530,7 +532,7 @@ export async function mount(main, { go }) {
       const place = number(sentence.index + 1);
       return h("li", { class: "sentence", data: { sentence: sentence.index, status: sentence.status, take: sentence.take } },
         done ? button(t("books.play_sentence", { n: place }), () => playSentence(sentence), { name: "play", look: "quiet", data: { act: "play" } }) : h("span", { class: "badge" }, t(`books.status.${sentence.status}`)),
-        h("div", {}, h("p", { class: done ? "" : "waits" }, sentence.text), sentence.error && h("p", { class: "bad" }, quoted(sentence.error.message))),
+        h("div", {}, h("p", { class: done ? "" : "waits" }, sentence.text), sentence.error && h("p", { class: "bad", title: sentence.error.message }, wordsOf(sentence.error))),
         button(t("books.redo_sentence", { n: place }), () => redo(sentence), { name: "again", look: "quiet", data: { act: "redo" } }));
     }
 

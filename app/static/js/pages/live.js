@@ -40,7 +40,7 @@ const wordsIn = (text) => text.match(/\S+/g)?.length ?? 0;
 const ORIGINS = document.documentElement.dataset.llm.split(" ").filter(Boolean);
 
 export async function mount(main) {
-  await loadTexts("live/");
+  await Promise.all(["live/", "errors/"].map(loadTexts));
   if (!document.adoptedStyleSheets.includes(sheet)) document.adoptedStyleSheets.push(sheet);
   const live = new LiveSpeech();
   const kept = { mode: "type", url: "", model: "", ...store.get("live", {}) };

@@ -1,6 +1,6 @@
 // The Speak page: text, settings and one button; below them the takes and the request as code.
 
-import { canSpeak, errorBox, health, limitOf, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
+import { canSpeak, details, errorBox, health, limitOf, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
 import { saveMenu } from "../dock.js";
 import { player } from "../player.js";
 import { badge, drawSeed, ignoredBadges, partialBadges, preview, speech, timeBadges, whenListed } from "../speech.js";
@@ -259,7 +259,7 @@ export async function mount(main, { go: open }) {
     if (chosen && !canSpeak(chosen)) {
       const other = modelList.find(canSpeak);
       const box = errorBox(new Error(t(`error.${chosen.status}`, { engine: chosen.id })), other ? [button(t("banner.use", { engine: other.id }), () => use(other.id))] : []);
-      if (chosen.detail) box.firstChild.after(h("p", {}, quoted(chosen.detail)));
+      if (chosen.detail) box.append(details(chosen.detail));
       trouble.replaceChildren(box);
       return;
     }
@@ -317,7 +317,7 @@ export async function mount(main, { go: open }) {
       showState.lastError = speech.error;
       const headline = state === "partial" ? h("p", {}, t("error.broke", { s: number(speech.track.seconds, 1) })) : null;
       const actions = [button(t("again"), speak)];
-      if (speech.error.headline === t("error.voice")) actions.unshift(button(t("error.choose_voice"), () => document.getElementById("voice").focus()));
+      if (speech.error.aboutVoice) actions.unshift(button(t("error.choose_voice"), () => document.getElementById("voice").focus()));
       const box = errorBox(speech.error, actions);
       if (headline) box.prepend(headline);
       trouble.replaceChildren(box);

@@ -312,7 +312,7 @@ export async function mount(main, { go }) {
     try {
       const imported = await (await call("/v1/voice-cloning/import", { method: "POST", body: form })).json();
       await load();
-      notify(imported.message);
+      notify(t("try.saved", { name: imported.voice.name }));
       go(`/voice-cloning#${imported.voice.id}`);
     } catch (error) {
       trouble.replaceChildren(errorBox(error, [], t("voices.import_failed")));
@@ -373,13 +373,13 @@ export async function mount(main, { go }) {
     library.hidden = tools.hidden = true;
     openWizard = wizard({
       models: list,
-      async saved(voice, message, tried) {
+      async saved(voice, tried) {
         justSaved = { id: voice.id, ...tried };
         endWizard();
         await load();
         history.replaceState({}, "", link(voice));
         show(voice.id, { focus: true });
-        notify(message);
+        notify(t("try.saved", { name: voice.name }));
       },
       async cancelled() {
         if (!(await openWizard.leave())) return;
@@ -416,10 +416,9 @@ export async function mount(main, { go }) {
 
   // ---- errors of a preview
 
-  const lacking = (error) => error.code === "voice_not_supported_by_engine";
   const showState = () => {
     if (speech.source !== "preview" || openWizard) return;
-    if (speech.error) trouble.replaceChildren(errorBox(speech.error, [], lacking(speech.error) ? t("try.lacks") : undefined));
+    if (speech.error) trouble.replaceChildren(errorBox(speech.error));
     else if (speech.busy) trouble.replaceChildren();
   };
   const showPlayed = () => {

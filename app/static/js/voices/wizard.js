@@ -1,10 +1,10 @@
 // The wizard for a new voice. Steps for a recording or a file: sample, trim, words, check, consent, try. For YouTube the
 // server stores the voice when it fetches the video, so consent comes first; Cancel deletes that voice again.
 
-import { ApiError, call, errorBox, getJson, health, limitOf, voices } from "../api.js";
+import { ApiError, apiError, call, details, errorBox, getJson, health, limitOf, voices, wordsFor } from "../api.js";
 import { player, Track } from "../player.js";
 import { speech } from "../speech.js";
-import { announce, alarm, button, clock, confirm, h, icon, LANGUAGES as PAGE_LANGUAGES, language as pageLanguage, languageName, newId, number, quoted, seconds, t, tabs } from "../ui.js";
+import { announce, alarm, button, clock, confirm, h, icon, LANGUAGES as PAGE_LANGUAGES, language as pageLanguage, languageName, newId, number, seconds, t, tabs } from "../ui.js";
 import { meter } from "./meter.js";
 import { qualityList } from "./quality.js";
 import { Recorder, possible } from "./recorder.js";
@@ -22,7 +22,7 @@ const ACCEPT = "audio/*,video/*,.wav,.mp3,.m4a,.ogg,.opus,.flac,.webm,.mp4";
 
 /**
  * Creates the wizard. Returns { element, focus(), leave(), unsaved(), keys(event), close() }.
- * models: the models of the server. saved(voice, message, { sentence, spoken }) is called when the voice is saved: the
+ * models: the models of the server. saved(voice, { sentence, spoken }) is called when the voice is saved: the
  * sentence that was tried, and its track or null. cancelled() is called by Cancel.
  */
 export function wizard({ models, saved, cancelled }) {
@@ -428,7 +428,7 @@ export function wizard({ models, saved, cancelled }) {
     const transcript = h("textarea", { id: "youtube-transcript", rows: 3, value: w.transcript, oninput: () => (w.transcript = transcript.value) });
     const field = (control, label, hint) => h("div", { class: "field" }, h("label", { for: control.id }, t(label)), control, hint && h("span", { class: "hint" }, t(hint)));
     const element = h("div", { class: "stack" },
-      off && h("div", { class: "banner" }, h("p", { class: "headline" }, t("youtube.off")), health.last.youtube.reason && h("p", {}, quoted(health.last.youtube.reason))),
+      off && h("div", { class: "banner" }, h("p", { class: "headline" }, t("youtube.off")), details(health.last.youtube.reason)),
       field(url, "youtube.url"),
       h("div", { class: "pair" }, field(start, "youtube.start", "youtube.start_hint"), field(duration, "youtube.duration", "youtube.duration_hint")),
       field(transcript, "youtube.transcript", "youtube.transcript_hint"));
@@ -506,10 +506,10 @@ export function wizard({ models, saved, cancelled }) {
         else w.words = text.value;
         from();
         const missing = found.quality.checks.find((each) => each.id === "transcript_missing");
-        if (missing && !text.value.trim()) trouble.replaceChildren(h("p", { class: "hint" }, t("words.type"), " ", quoted(missing.message)));
+        if (missing && !text.value.trim()) trouble.replaceChildren(h("p", { class: "hint" }, t("words.type")));
       } catch (error) {
         if (error.name === "AbortError") return;
-        trouble.replaceChildren(error.param === "transcript" ? h("p", { class: "hint" }, t("words.type"), " ", quoted(error.message)) : errorBox(error, [], t("check.refused")));
+        trouble.replaceChildren(error.param === "transcript" ? h("p", { class: "hint" }, t("words.type")) : errorBox(error, [], t("check.refused")));
       } finally {
         ended = true;
         listen.hidden = true;
@@ -561,7 +561,7 @@ export function wizard({ models, saved, cancelled }) {
         try {
           w.voice = await change({ transcript: w.words.trim() });
         } catch (error) {
-          return [`${error.headline} ${error.message}`, text];
+          return [wordsFor(error), text];
         }
         return null;
       },
@@ -716,7 +716,7 @@ export function wizard({ models, saved, cancelled }) {
         request.consent = await agreed();
         const answer = await call("/v1/voice-cloning/clone-from-youtube", { json: request, headers: { Accept: "text/event-stream" }, signal });
         for await (const event of events(answer)) {
-          if (event.error) throw new ApiError({ status: 400, ...event.error, requestId: answer.headers.get("x-request-id") ?? "" });
+          if (event.error) throw await apiError({ status: 400, ...event.error, requestId: answer.headers.get("x-request-id") ?? "" });
           if (event.type === "done") made = event.voice;
           else progress(event);
         }
@@ -786,7 +786,7 @@ export function wizard({ models, saved, cancelled }) {
       shownError = speech.error;
       if (!shownError) return;
       const lacks = shownError.code === "voice_not_supported_by_engine";
-      const box = errorBox(shownError, [], lacks ? t("try.lacks") : undefined);
+      const box = errorBox(shownError);
       if (lacks) box.append(h("p", {}, t("try.save_anyway")));
       trouble.replaceChildren(box);
     }
@@ -813,20 +813,18 @@ export function wizard({ models, saved, cancelled }) {
     next.disabled = true;
     try {
       let voice;
-      let message;
       if (w.source === "youtube") {
         voice = await change({ name: w.name.trim(), description: w.description.trim() });
-        message = t("try.saved", { name: voice.name });
       } else {
-        ({ voice, message } = await clone());
+        ({ voice } = await clone());
         await drop();
       }
       w.saved = true;
       await voices(true).catch(() => {});
-      saved(voice, message, { sentence: w.sentence.trim(), spoken: w.spoken });
+      saved(voice, { sentence: w.sentence.trim(), spoken: w.spoken });
     } catch (error) {
       next.disabled = false;
-      showFault(`${error.headline ?? ""} ${error.message}`.trim(), error.param === "name" ? document.getElementById("voice-name") : next);
+      showFault(wordsFor(error), error.param === "name" ? document.getElementById("voice-name") : next);
     }
   }
 
