@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # A host name other than localhost: for the browser, plain http is then insecure, as with an address in a LAN.
 ELSEWHERE = "studio.test"
-PATIENCE_MS = 45_000  # for what a page is expected to do or to show, on a busy machine
+PATIENCE_MS = 90_000  # for what a page is expected to do or to show, on a busy machine
 
 WATCH = """
 window.observed = { violations: [], shift: 0 };

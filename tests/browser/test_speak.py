@@ -477,7 +477,7 @@ def breaking_connection(url: str, after_bytes: int) -> Iterator[str]:
             answering.start()
             while data := client.recv(4096):
                 upstream.sendall(data)
-            answering.join(10)
+            answering.join(60)
 
     def quietly(work: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -499,7 +499,7 @@ def breaking_connection(url: str, after_bytes: int) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         ending.set()
-        thread.join(5)
+        thread.join(60)
         listener.close()
 
 

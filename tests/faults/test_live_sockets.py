@@ -119,7 +119,7 @@ def test_client_that_vanishes_is_noticed_in_each_dialect(tmp_path: Path) -> None
         waiting = [_Silent(url, "realtime"), _Silent(url, "text-to-speech/alloy/multi-stream-input")]
         wait_until(lambda: not is_free(url))
         wait_until(lambda: is_free(url))
-        wait_until(lambda: all(client.has_ended() for client in (*speaking, *waiting)), timeout_s=15)
+        wait_until(lambda: all(client.has_ended() for client in (*speaking, *waiting)))
         for client in (*speaking, *waiting):
             client.raw.close()
         for other in (idle, caller):

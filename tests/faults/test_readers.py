@@ -24,11 +24,11 @@ def test_stalled_reader_loses_its_row(tmp_path: Path) -> None:
         serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=1.5) as url,
         stuck_reader(url) as raw,
     ):
-        wait_until(lambda: rows(url)["active"] == 1, 5)  # between two utterances, a request has no row for a moment
+        wait_until(lambda: rows(url)["active"] == 1)  # between two utterances, a request has no row for a moment
         # This request waits for the stalled one and gets its row after the timeout, while that socket is still open.
         assert httpx.post(f"{url}/v1/audio/speech", json={"input": "My turn?"}, timeout=120).status_code == 200
         wait_until(lambda: rows(url)["active"] == 0)
-        raw.settimeout(10)
+        raw.settimeout(60)
         received = b""
         while part := raw.recv(65_536):
             received += part
@@ -39,7 +39,7 @@ def test_stalled_reader_loses_its_row(tmp_path: Path) -> None:
 
 def test_slow_reader_keeps_its_row(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=1.5) as url, stuck_reader(url) as raw:
-        raw.settimeout(10)
+        raw.settimeout(60)
         began_s = time.monotonic()
         while time.monotonic() - began_s < 4:
             for _ in range(40):

@@ -165,7 +165,7 @@ def test_missing_key_is_rejected_before_the_body_is_sent(keys: tuple[str, dict[s
     """The 401 arrives before the caller sends a byte of the announced body."""
     where = urlsplit(keys[0])
     for path, kind in (("speech", "application/json"), ("voices", "multipart/form-data; boundary=x")):
-        with socket.create_connection((where.hostname, where.port), timeout=10) as raw:
+        with socket.create_connection((where.hostname, where.port), timeout=60) as raw:
             raw.sendall(
                 f"POST /v1/audio/{path} HTTP/1.1\r\nHost: here\r\nContent-Type: {kind}\r\n"
                 "Content-Length: 50000\r\n\r\n".encode()

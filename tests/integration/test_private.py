@@ -188,7 +188,7 @@ def ask(url: str, key: str, statuses: list[int]) -> None:
         f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {FIXED_KEY}\r\n"
         f"Content-Type: application/json\r\nContent-Length: 900\r\n\r\n{TEXT}",
     ):
-        with socket.create_connection((where.hostname, where.port), timeout=10) as wire:
+        with socket.create_connection((where.hostname, where.port), timeout=60) as wire:
             wire.sendall(raw.encode())
             with contextlib.suppress(OSError):
                 statuses.append(int(wire.recv(65_536).split(b" ", 2)[1]))

@@ -66,7 +66,7 @@ def test_end_of_shutdown_grace_sends_errors_to_open_requests(tmp_path: Path) -> 
             waiting.start()
             wait_until(lambda: httpx.get(f"{process.url}/health").json()["queue"]["waiting"] == 1)
             process.child.terminate()
-            waiting.join(10)
+            waiting.join(60)
             with pytest.raises(httpx.RemoteProtocolError):
                 list(pieces)
         process.child.wait(60)
@@ -164,7 +164,7 @@ def test_sigkill_during_a_request_leaves_no_partial_cache_entry(tmp_path: Path) 
         asking.start()
         wait_until(lambda: list((tmp_path / "audio_cache").glob("??/*.tmp")))
         process.child.kill()
-        asking.join(10)
+        asking.join(60)
     with Process(tmp_path) as again:
         again.wait()
         answer = httpx.post(f"{again.url}/v1/audio/speech", json=body, timeout=120)

@@ -69,7 +69,7 @@ async def collect_frames(job: Job) -> list[tuple[int, int]]:
     """Return (utterance, frame) for every frame from the job's audio queue."""
     frames = []
     position = 0
-    while (chunk := await asyncio.wait_for(job.audio_queue.get(), 5)) is not None:
+    while (chunk := await asyncio.wait_for(job.audio_queue.get(), 60)) is not None:
         assert chunk.start == position
         position += len(chunk.samples)
         got = frames_in(chunk.samples)
@@ -658,7 +658,7 @@ async def test_waiting_reader_is_woken_from_another_thread():
     thread = threading.Thread(target=speak)
     thread.start()
     got: list[float] = []
-    while (chunk := await asyncio.wait_for(audio_queue.get(), 5)) is not None:
+    while (chunk := await asyncio.wait_for(audio_queue.get(), 60)) is not None:
         got += chunk.samples.tolist()
     thread.join()
     assert got == list(range(200))
@@ -681,7 +681,7 @@ async def test_on_space_callback_is_called_without_the_lock():
     def on_space() -> None:
         thread = threading.Thread(target=audio_queue.finish, daemon=True)
         thread.start()
-        thread.join(2)
+        thread.join(60)
         finished.append(not thread.is_alive())
 
     audio_queue = AudioQueue(RATE_HZ, 1.0, on_space=on_space)
@@ -744,13 +744,13 @@ async def test_reader_gets_available_audio_before_an_underrun():
     audio_queue.put(frame)
     await audio_queue.get()
     audio_queue.put(frame[:1])  # no further frame arrives, because the engine has stalled
-    chunk = await asyncio.wait_for(audio_queue.get(), 5)
+    chunk = await asyncio.wait_for(audio_queue.get(), 60)
     assert chunk is not None
     assert len(chunk.samples) == 1
     chunk_task = asyncio.create_task(audio_queue.get())
     await asyncio.sleep(0.02)  # the wait is over: the next frame is returned immediately, however short it is
     audio_queue.put(frame[:1])
-    chunk = await asyncio.wait_for(chunk_task, 5)
+    chunk = await asyncio.wait_for(chunk_task, 60)
     assert chunk is not None
     assert len(chunk.samples) == 1
 
@@ -1090,9 +1090,9 @@ async def test_failed_loop_restarts_once():
         jobs = [asyncio.create_task(spoken(engine, utterance)) for utterance in utterances]
         for job in jobs[:2]:  # active jobs
             with pytest.raises(EngineStopped, match="has restarted"):
-                await asyncio.wait_for(job, 5)
+                await asyncio.wait_for(job, 60)
         for job, utterance in zip(jobs[2:], utterances[2:], strict=True):  # queued jobs
-            assert await asyncio.wait_for(job, 5) == runner.expected(utterance)
+            assert await asyncio.wait_for(job, 60) == runner.expected(utterance)
         assert engine.healthy
         assert engine.restarts == 1
         assert (engine.load.active_rows, engine.load.queued) == (0, 0)
@@ -1108,7 +1108,7 @@ async def test_engine_is_unhealthy_if_its_loop_cannot_be_cleaned_up():
         ]
         for job in jobs:
             with pytest.raises(EngineError):
-                await asyncio.wait_for(job, 5)
+                await asyncio.wait_for(job, 60)
         await until(lambda: not engine.healthy)
 
 
@@ -1118,7 +1118,7 @@ async def test_dead_thread_fails_all_waiting_requests():
         jobs = [asyncio.create_task(spoken(engine, runner.utterance(part))) for part in (DEATH, DEATH, Part(frames=9))]
         for job in jobs:
             with pytest.raises(EngineError):
-                await asyncio.wait_for(job, 5)
+                await asyncio.wait_for(job, 60)
         await until(lambda: not engine.healthy)
         with pytest.raises(EngineError):
             await spoken(engine, runner.utterance(Part(frames=1)))
@@ -1151,7 +1151,7 @@ async def test_readers_and_a_closing_engine_do_not_deadlock():
         async with running(rows=8, queue=8, audio_queue_s=FRAME_S) as (engine, runner):
             jobs = [asyncio.create_task(spoken(engine, runner.utterance(Part(frames=10**6)))) for _ in range(8)]
             await asyncio.sleep(0.01)
-        results = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 5)
+        results = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 60)
         assert {type(result) for result in results} == {EngineStopped}
 
 
