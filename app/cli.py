@@ -68,6 +68,7 @@ from app.voices.transcript_words import TranscriptChecker
 from app.weights import hub
 from app.weights.download import Progress as DownloadProgress
 from app.weights.download import fetch
+from app.weights.hub_token import find_token
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -946,7 +947,7 @@ def download(
                 bar.update(task, completed=progress.done_bytes, total=progress.total_bytes)  # type: ignore[arg-type]
 
             try:
-                folder = fetch(files, settings.folder("models"), token=settings.token, on_progress=show)
+                folder = fetch(files, settings.folder("models"), token=find_token(settings), on_progress=show)
             except EngineUnavailable as error:
                 _fail(f"{error.reason}\n{error.remedy}")
             bar.console.print(f"{files.source} -> {folder}", highlight=False)

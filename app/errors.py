@@ -10,6 +10,7 @@ SpeechError
 │   ├── NotFound                 ├── InvalidValue
 │   ├── Unauthorized             ├── Forbidden (the API key lacks the scope)
 │   ├── Unfetchable (a URL can't be downloaded; `code` says why)
+│   ├── HubRefused (the Hugging Face hub does not give the files of a model; `code` says why)
 │   ├── ForeignPage (a web page of another origin sent the request)
 │   ├── ForeignHost (a web page sent the request to a name that is not the server's)
 │   ├── Conflict (the object is in a state in which this request is not possible)
@@ -22,8 +23,10 @@ SpeechError
 ├── Busy                         the queue is full; try again after `retry_after_s`
 │   └── RateLimited              the API key has reached its rate limit
 ├── NotReady                     the engine is starting, or no engine runs; the message says why
-│   └── VoiceNotReady            the fallback engine runs, and it can't clone voices
+│   ├── VoiceNotReady            the fallback engine runs, and it can't clone voices
+│   └── HubUnreachable           the Hugging Face hub does not answer
 ├── NotStored                    the disk is full or read-only
+│   └── TooLittleDisk            the free disk space is too small for the files of a model
 ├── DamagedVoice                 the files of a voice have changed since they were stored
 └── EngineError                  the engine failed
     ├── OutOfMemory              the request needs more memory than the device has
@@ -155,6 +158,16 @@ class Unfetchable(RequestError):
     code = "unfetchable"
 
 
+class HubRefused(RequestError):
+    """The Hugging Face hub does not give the files of a model. `code` says why: see WeightsUnavailable."""
+
+    code = "weights_unavailable"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str = "weights_unavailable") -> None:
+        super().__init__(message, param=param)
+        self.code = code
+
+
 class BodyTooLarge(RequestError):
     code = "request_too_large"
 
@@ -224,8 +237,20 @@ class VoiceNotReady(NotReady):
     code = "voice_not_supported_by_engine"
 
 
+class HubUnreachable(NotReady):
+    """The Hugging Face hub does not answer."""
+
+    code = "hub_unreachable"
+
+
 class NotStored(SpeechError):
     code = "storage_error"
+
+
+class TooLittleDisk(NotStored):
+    """The free disk space is too small for the files of a model. Nothing was downloaded."""
+
+    code = "not_enough_disk_space"
 
 
 class DamagedVoice(SpeechError):
@@ -268,4 +293,12 @@ class TooLittleMemory(EngineUnavailable):
 
 
 class WeightsUnavailable(EngineUnavailable):
-    """The weights are not on disk and can't be downloaded: no network, no access, an unknown id, or a full disk."""
+    """The weights are not on disk and can't be downloaded: no network, no access, an unknown id, or a full disk.
+
+    `code` names the reason for programs: `hub_token_missing`, `hub_token_invalid`, `hub_licence_not_accepted`,
+    `hub_offline`, `hub_unreachable`, `not_enough_disk_space`, or `weights_unavailable` for all other reasons.
+    """
+
+    def __init__(self, reason: str, *, remedy: str = "", code: str = "weights_unavailable") -> None:
+        super().__init__(reason, remedy=remedy)
+        self.code = code

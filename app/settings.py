@@ -22,9 +22,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 PREFIXES = ("TTS_", "CSM_", "DIA_")  # the names of this server's variables begin with one of these
 # Variables with these prefixes that belong to other programs of this repository, not to the server.
 OTHER_VARIABLES = frozenset({"TTS_BACKEND", "TTS_TEST_SPEECH"})
-# Folders with recordings, texts, keys or names of keys. Only the user of the server may read these folders.
+# Folders with recordings, texts, keys, names of keys or the token of the hub. Only the user of the server may read
+# these folders.
 PRIVATE_FOLDERS = frozenset(
-    {"cloned_voices", "voice_references", "audio_cache", "conversations", "jobs", "keys", "logs", "usage"}
+    {"cloned_voices", "voice_references", "audio_cache", "conversations", "hub", "jobs", "keys", "logs", "usage"}
 )
 
 MAX_SERVICE_NAME_BYTES = 63  # the limit of DNS for a part of a name
@@ -147,7 +148,8 @@ class Settings(BaseSettings):
         None,
         alias="HF_TOKEN",
         description="A Hugging Face token, for models with restricted access. It is used for downloads only. Unset = "
-        "the token that `hf auth login` has stored for this user.",
+        "the token that a request has saved (`POST /v1/models/{id}/weights`), or else the token that `hf auth login` "
+        "has stored for this user.",
     )
 
     device: str = Field(

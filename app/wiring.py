@@ -57,6 +57,7 @@ from app.voices.youtube import YouTube
 from app.weights import hub
 from app.weights.download import Cancelled
 from app.weights.download import fetch as fetch_weights
+from app.weights.hub_token import find_token
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -226,7 +227,9 @@ def create_transcriber(settings: Settings, *, download: bool = True) -> Transcri
 
     def fetch(on_progress: OnProgress, cancelled: Callable[[], bool]) -> Path:
         try:
-            return fetch_weights(files, models, token=settings.token, on_progress=on_progress, cancelled=cancelled)
+            return fetch_weights(
+                files, models, token=find_token(settings), on_progress=on_progress, cancelled=cancelled
+            )
         except Cancelled as error:
             raise WeightsUnavailable(f"The download was stopped ({error})") from error
 

@@ -36,6 +36,7 @@ from app.types import Voice
 from app.weights import hub
 from app.weights.download import Cancelled
 from app.weights.download import fetch as fetch_files
+from app.weights.hub_token import find_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -447,7 +448,7 @@ class AdapterRegistry:
         models = self._settings.folder("models")
         try:
             return fetch_files(
-                hub.files_for("adapter", source), models, token=self._settings.token, on_progress=check_size
+                hub.files_for("adapter", source), models, token=find_token(self._settings), on_progress=check_size
             )
         except Cancelled as error:
             raise WeightsUnavailable(str(error)) from error

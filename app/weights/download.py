@@ -25,10 +25,10 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -44,14 +44,17 @@ from app.weights.hub import (
     find_in_library_cache,
     hub_cache,
     is_true,
-    login_token,
     missing_error,
     missing_files,
 )
+from app.weights.hub_token import NO_TOKEN
 
 if TYPE_CHECKING:
     from httpx2 import Response
+    from huggingface_hub import HfFileMetadata
     from huggingface_hub.errors import HfHubHTTPError
+
+    from app.weights.hub_token import HubToken
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +101,7 @@ def fetch(
     files: ModelFiles,
     models_dir: Path,
     *,
-    token: str = "",
+    token: HubToken = NO_TOKEN,
     on_progress: Callable[[Progress], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
     patience: Patience = _PATIENCE,
@@ -106,8 +109,8 @@ def fetch(
     """Return the folder with the model's files. Download the files that are missing.
 
     This function blocks, so call it in a thread. `fetch` calls on_progress and cancelled in the same thread, and sends
-    `token` to the hub. If `token` is empty, `fetch` sends the token that `hf auth login` has stored. Raises
-    WeightsUnavailable with a reason and a remedy. Raises Cancelled if `cancelled` returns True.
+    `token` to the hub. Raises WeightsUnavailable with a reason and a remedy. Raises Cancelled if `cancelled` returns
+    True.
     """
     if (folder := find(files, models_dir)) is not None:
         if folder.is_relative_to(hub_cache()) and not folder.is_relative_to(models_dir):
@@ -121,14 +124,7 @@ def fetch(
             "; ".join(defects),
             in_library,
         )
-    _refuse_offline(files, models_dir, defects)
-    token, token_name = (token.strip(), "HF_TOKEN") if token.strip() else (login_token(), "the stored token")
-    if not re.fullmatch(r"[!-~]*", token):  # the HTTP library's error would quote the token
-        raise WeightsUnavailable(
-            f"{token_name} contains characters that no token has", remedy="Correct HF_TOKEN, or run `hf auth login`."
-        )
-    endpoint = (os.environ.get("HF_ENDPOINT") or HUB_URL).rstrip("/")
-    download = _Download(files, Source.parse(files), models_dir, endpoint, token, patience, token_name=token_name)
+    download = _open(files, models_dir, token, patience, defects)
 
     def check_cancelled() -> None:
         if cancelled():
@@ -155,7 +151,95 @@ def fetch(
     return folder
 
 
-def _refuse_offline(files: ModelFiles, models_dir: Path, defects: list[str]) -> None:
+class Remote:
+    """The files of a model on the hub."""
+
+    def __init__(self, download: _Download) -> None:
+        self._download = download
+        self.total_bytes = sum(file.size_bytes for file in download.plan.files)
+
+    @property
+    def gated(self) -> bool | None:
+        """Whether the repository needs a token of an account that has accepted the licence; None = unknown."""
+        return self._download.plan.gated
+
+    def local_bytes(self) -> int:
+        """Return the number of bytes of these files on the disk, also of interrupted downloads."""
+        self._download.count_local()
+        return sum(self._download.local_bytes.values())
+
+
+def look_up(
+    files: ModelFiles,
+    models_dir: Path,
+    *,
+    token: HubToken = NO_TOKEN,
+    check_access: bool = False,
+    cancelled: Callable[[], bool] = lambda: False,
+    patience: Patience = _PATIENCE,
+) -> Remote:
+    """Ask the hub for the files that `fetch` would download. Blocks for at most `patience.answer_s` seconds.
+
+    check_access: also check that the token may read the files, because the list of a gated repository is public.
+    Raises WeightsUnavailable. Raises Cancelled if `cancelled` returns True.
+    """
+    download = _open(files, models_dir, token, patience)
+    download.check_access = check_access
+
+    def check_cancelled() -> None:
+        if cancelled():
+            raise Cancelled(f"the download of {files.source} was cancelled")
+
+    try:
+        download.plan = _in_background(download.list_files, check_cancelled, limit_s=patience.answer_s)
+    except _TimedOut:
+        raise download.unreachable(f"no answer within {patience.answer_s:g} s") from None
+    finally:
+        download.stop.set()
+    return Remote(download)
+
+
+def _open(
+    files: ModelFiles, models_dir: Path, token: HubToken, patience: Patience, defects: Sequence[str] = ()
+) -> _Download:
+    """Return a download that has not begun. defects: the defects of the files in the cache of the hub's library.
+
+    Raises WeightsUnavailable in offline mode, and if the token contains characters that no token has.
+    """
+    _refuse_offline(files, models_dir, defects)
+    token = replace(token, text=token.text.strip())
+    if not re.fullmatch(r"[!-~]*", token.text):  # the HTTP library's error would quote the token
+        raise WeightsUnavailable(
+            f"{token.name} contains characters that no token has",
+            remedy="Correct HF_TOKEN, or run `hf auth login`.",
+            code="hub_token_invalid",
+        )
+    endpoint = (os.environ.get("HF_ENDPOINT") or HUB_URL).rstrip("/")
+    return _Download(files, Source.parse(files), models_dir, endpoint, token, patience)
+
+
+def check_space(missing_bytes: int, models_dir: Path, *, source: str, setting: str) -> None:
+    """Raise WeightsUnavailable if the disk of `models_dir` has too little space for a download of `missing_bytes`.
+
+    source, setting: the name of the model's source, and the environment variable that names it.
+    """
+    needed, free = int(missing_bytes * _HEADROOM), free_bytes(models_dir)
+    if needed > free:
+        raise WeightsUnavailable(
+            f"{source} needs {_gigabytes(needed)} of free disk space in {models_dir}, "
+            f"and only {_gigabytes(free)} are free",
+            remedy=f"Free some space there, put the models on a larger volume, or set {setting} to a local folder.",
+            code="not_enough_disk_space",
+        )
+
+
+def free_bytes(models_dir: Path) -> int:
+    """Return the free bytes of the disk to which the server downloads models. Raises OSError."""
+    folder = models_dir / "hub"  # may be a link to another disk
+    return shutil.disk_usage(folder if folder.exists() else models_dir).free
+
+
+def _refuse_offline(files: ModelFiles, models_dir: Path, defects: Sequence[str]) -> None:
     """Raise WeightsUnavailable if the environment sets offline mode."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if is_true(os.environ.get(name)):
@@ -166,6 +250,7 @@ def _refuse_offline(files: ModelFiles, models_dir: Path, defects: list[str]) -> 
                 f"or in the Hugging Face cache {hub_cache()}{found}",
                 remedy=f"Unset {name}, or run `{command}` on a machine with a network and copy its cache here, "
                 f"or set {files.setting} to a local folder.",
+                code="hub_offline",
             )
 
 
@@ -206,6 +291,7 @@ class _RemoteFile:
 class _Plan:
     commit: str
     files: tuple[_RemoteFile, ...]
+    gated: bool | None = None  # None = the hub does not say it
 
 
 class _TransferFailed(Exception):
@@ -233,9 +319,9 @@ class _Download:
     source: Source
     models_dir: Path
     endpoint: str
-    token: str = field(repr=False)
+    token: HubToken
     patience: Patience = field(default_factory=Patience)
-    token_name: str = "HF_TOKEN"  # noqa: S105 - the name of the token in error messages
+    check_access: bool = False  # whether `list_files` also checks that the token may read the files
     plan: _Plan = _Plan("", ())
     local_bytes: dict[str, int] = field(default_factory=dict)  # file -> number of bytes on disk
     current: str = ""
@@ -289,18 +375,15 @@ class _Download:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._explain_disk(error) from error
+        self.count_local()
+        missing = sum(file.size_bytes for file in self.plan.files) - sum(self.local_bytes.values())
+        check_space(missing, self.models_dir, source=self.files.source, setting=self.files.setting)
+
+    def count_local(self) -> None:
+        """Count the bytes of each file on the disk."""
         for file in self.plan.files:
             on_disk = self.is_complete(file) or self.in_library_cache(file, self.plan.commit) is not None
             self.local_bytes[file.name] = file.size_bytes if on_disk else min(_size(self.part(file)), file.size_bytes)
-        needed = int((sum(file.size_bytes for file in self.plan.files) - sum(self.local_bytes.values())) * _HEADROOM)
-        free = shutil.disk_usage(self.cache).free
-        if needed > free:
-            raise WeightsUnavailable(
-                f"{self.files.source} needs {_gigabytes(needed)} of free disk space in {self.models_dir}, "
-                f"and only {_gigabytes(free)} are free",
-                remedy="Free some space there, put the models on a larger volume, "
-                f"or set {self.files.setting} to a local folder.",
-            )
 
     def progress(self) -> Progress:
         now = time.monotonic()
@@ -331,6 +414,7 @@ class _Download:
             f"{what}: {why}",
             remedy=f"Check the network and HF_ENDPOINT, or set {self.files.setting} to a local folder. "
             "The downloaded bytes are kept.",
+            code="hub_unreachable",
         )
 
     # ---- the background thread
@@ -359,12 +443,19 @@ class _Download:
         # Without this line, the library would first request a list of coding agents, and would store the list in the
         # user's HF_HOME.
         constants.HF_HUB_DISABLE_TELEMETRY = True
-        api = HfApi(endpoint=self.endpoint, token=self.token or False)
+        api = HfApi(endpoint=self.endpoint, token=self.token.text or False)
         info = api.model_info(
             self.source.repo, revision=self.source.revision, files_metadata=True, timeout=self.patience.answer_s
         )
         if not info.sha or not COMMIT.fullmatch(info.sha):
             raise ValueError("no commit in the answer")
+
+        def metadata(name: str) -> HfFileMetadata:
+            url = hf_hub_url(self.source.repo, name, revision=info.sha, endpoint=self.endpoint)
+            return get_hf_file_metadata(
+                url, token=self.token.text or False, timeout=self.patience.answer_s, endpoint=self.endpoint
+            )
+
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or () if _is_safe_name(sibling.rfilename)}
         listed = {
             name: (sibling.size, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id)
@@ -379,15 +470,16 @@ class _Download:
         for name in choose_files(self.files, {name: size or 0 for name, (size, _) in listed.items()}, in_library):
             size, etag = listed[name]
             if size is None or not etag:  # some mirrors list only names, so this requests the metadata of each file
-                url = hf_hub_url(self.source.repo, name, revision=info.sha, endpoint=self.endpoint)
-                head = get_hf_file_metadata(
-                    url, token=self.token or False, timeout=self.patience.answer_s, endpoint=self.endpoint
-                )
+                head = metadata(name)
                 size, etag = head.size, head.etag
             if size is None or not etag or not re.fullmatch(r"[\w.-]+", etag):
                 raise ValueError(f"no size or no ETag for {name}")
             chosen.append(_RemoteFile(name, size, etag))
-        return _Plan(info.sha, tuple(sorted(chosen, key=lambda file: (file.size_bytes, file.name))))
+        chosen.sort(key=lambda file: (file.size_bytes, file.name))
+        if self.check_access and chosen:
+            metadata(chosen[0].name)
+        gated = getattr(info, "gated", None)
+        return _Plan(info.sha, tuple(chosen), None if gated is None else bool(gated))
 
     def run(self) -> None:
         """Download all files, and then write the reference (refs/<revision>).
@@ -482,7 +574,7 @@ class _Download:
         self.local_bytes[file.name] = part.size_bytes
         if part.size_bytes < file.size_bytes:
             url = hf_hub_url(self.source.repo, file.name, revision=self.plan.commit, endpoint=self.endpoint)
-            headers = build_hf_headers(token=self.token or False)
+            headers = build_hf_headers(token=self.token.text or False)
             headers["Accept-Encoding"] = "identity"  # some CDNs ignore the Range header if the response is compressed
             if part.size_bytes:
                 headers["Range"] = f"bytes={part.size_bytes}-"
@@ -522,6 +614,7 @@ class _Download:
                 return WeightsUnavailable(
                     f"offline mode is set and {source} is not complete in {self.models_dir}",
                     remedy=f"Unset HF_HUB_OFFLINE, or set {setting} to a local folder.",
+                    code="hub_offline",
                 )
             case errors.RevisionNotFoundError():
                 return WeightsUnavailable(
@@ -553,6 +646,16 @@ class _Download:
                 f"{self.source.repo} on the hub",
                 remedy=f"Correct {setting}, or mount the folder that it names.",
             )
+        mirrors = [mirror for mirror in self.files.mirrors if mirror != source]
+        copy = f" Or use a copy that needs no access request: {setting}={mirrors[0]}" if mirrors else ""
+        if status == 401 and self.token.text:
+            return WeightsUnavailable(
+                f"the hub does not accept {self.token.name}, so {source} was not downloaded",
+                remedy=f"Create a token at {HUB_URL}/settings/tokens and "
+                + ("send it." if self.token.origin == "request" else "set HF_TOKEN to it, or run `hf auth login`.")
+                + copy,
+                code="hub_token_invalid",
+            )
         if status in (401, 403, 404):
             if isinstance(error, GatedRepoError):
                 what = "is gated"
@@ -560,13 +663,15 @@ class _Download:
                 what = "does not exist"
             else:
                 what = "is private, gated or does not exist"
-            key = f"{self.token_name} has no access" if self.token else "HF_TOKEN is not set"
-            mirrors = [mirror for mirror in self.files.mirrors if mirror != source]
-            copy = f" Or use a copy that needs no access request: {setting}={mirrors[0]}" if mirrors else ""
+            key = f"{self.token.name} has no access" if self.token.text else "HF_TOKEN is not set"
+            fine = " If the token is fine-grained, allow it to read gated repositories." if status == 403 else ""
+            give = "and set HF_TOKEN to a token of that account, or run `hf auth login`."
+            if self.token.origin == "request":
+                give = "with the account of this token, and try again."
             return WeightsUnavailable(
                 f"{source} {what}, and {key}",
-                remedy=f"Accept the licence at {self.files.licence_url} and set HF_TOKEN to a token of that account, "
-                "or run `hf auth login`." + copy,
+                remedy=f"Accept the licence at {self.files.licence_url} {give}{fine}{copy}",
+                code={401: "hub_token_missing", 403: "hub_licence_not_accepted"}.get(status, "weights_unavailable"),
             )
         return self.unreachable(f"the hub answered with status {status}")
 
@@ -580,6 +685,7 @@ class _Download:
                 f"the disk with {self.models_dir} is full: {_gigabytes(left)} of {source} are still missing",
                 remedy="Free some space and start again (the downloaded bytes are kept), "
                 f"or set {self.files.setting} to a local folder.",
+                code="not_enough_disk_space",
             )
         return WeightsUnavailable(
             f"cannot write to {self.models_dir}: {error.strerror or error}",

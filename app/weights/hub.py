@@ -52,6 +52,7 @@ class ModelFiles:
     required: tuple[str, ...] = ("config.json",)  # files that are necessary to build the model
     optional: tuple[str, ...] = ()  # patterns of small files that are used if they exist
     mirrors: tuple[str, ...] = ()  # hub ids of copies that need no access request; error messages name these copies
+    original: str = ""  # the hub id of the published model; `files_for` sets it
     adapters: bool = False  # the source may be a LoRA adapter
     published: tuple[str, ...] = ()  # files that `source` and `mirrors` contain, but that other copies may lack
 
@@ -152,9 +153,25 @@ def files_for(model: str, source: str = "") -> ModelFiles:
     """Return the files of `model`, which is a key of _KNOWN. source: empty = the default source."""
     known = _KNOWN[model]
     source = source.strip() or known.source
+    known = replace(known, original=known.source)
     if source.partition("@")[0] in (known.source, *known.mirrors):
         return replace(known, source=source, required=(*known.required, *known.published))
     return replace(known, source=source)
+
+
+def copies(files: ModelFiles) -> tuple[ModelFiles, ...]:
+    """Return the files of the published model and of its copies; of any other source, only its own files."""
+    if files.source != files.original:
+        return (files,)
+    return (files, *(replace(files, source=mirror) for mirror in files.mirrors))
+
+
+def copy_on_disk(files: ModelFiles, models_dir: Path) -> ModelFiles:
+    """Return the first of `copies(files)` that is complete on the disk; `files` if there is none.
+
+    Raises WeightsUnavailable if the source is not valid or can't be read.
+    """
+    return next((each for each in copies(files) if find(each, models_dir) is not None), files)
 
 
 def choose_files(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container[str] = ()) -> list[str]:
@@ -354,6 +371,23 @@ def hub_cache() -> Path:
     """Return the cache folder of the hub's library: HF_HUB_CACHE, or the folder `hub` in `hub_home`."""
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     return _expanded(named) if named else hub_home() / "hub"
+
+
+def size_on_disk(files: ModelFiles, folder: Path) -> int:
+    """Return the size in bytes of the files in `folder` that the model uses."""
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return sum(sizes[name] for name in _select(files, sizes, sizes)[0])
+
+
+def downloaded_bytes(files: ModelFiles, models_dir: Path) -> int:
+    """Return the number of bytes that were downloaded from the source of a model, also by interrupted downloads."""
+    source = Source.parse(files)
+    if source.folder is not None:
+        return 0
+    try:
+        return sum(path.stat().st_size for path in (source.cache(models_dir) / "blobs").iterdir())
+    except OSError:
+        return 0
 
 
 def login_token() -> str:

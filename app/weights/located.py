@@ -20,10 +20,12 @@ class Located:
 def locate(model: str, source: str, base: str, models_dir: Path) -> Located:
     """Find a model, or an adapter and its base model.
 
+    If the published model is not complete on the disk, but a copy of it is, the copy is used.
+
     model: "csm" or "dia". source: the hub id or folder of the model or the adapter. base: the hub id or folder of the
     base; "" = the base that adapter_config.json names. Raises WeightsUnavailable.
     """
-    files = hub.files_for(model, source)
+    files = hub.copy_on_disk(hub.files_for(model, source), models_dir)
     found = Located((files,))
     folder = hub.find(files, models_dir)
     if folder is None:
@@ -39,4 +41,5 @@ def locate(model: str, source: str, base: str, models_dir: Path) -> Located:
     base_files = replace(
         hub.files_for(model, base or hub.base_source(folder, setting)), setting=setting, adapters=False
     )
+    base_files = hub.copy_on_disk(base_files, models_dir)
     return replace(found, files=(files, base_files), weights=hub.find(base_files, models_dir))

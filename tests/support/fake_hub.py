@@ -43,6 +43,7 @@ class FakeHub:
         )  # repos whose files need one of `tokens`; their lists are public, as on the real hub
         self.private: set[str] = set()  # repos that do not exist without one of `tokens`
         self.tokens: set[str] = set()
+        self.unknown_tokens: set[str] = set()  # tokens of no account: every request with one is a 401
         self.status: int | None = None  # status of every response
         self.failures = 0  # number of requests that fail with 503
         self.hang = False  # accept connections, but send no response
@@ -134,6 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif hub.failures > 0:
                 hub.failures -= 1
                 self._send(503, b'{"error": "told to"}')
+            elif token in hub.unknown_tokens:
+                self._send(401, b'{"error": "Invalid credentials in Authorization header"}')
             elif path.startswith("/api/models/"):
                 self._describe(path.removeprefix("/api/models/"), token)
             elif path.startswith("/cdn/"):
@@ -187,6 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
             for f in files
         ]
         answer = {"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": siblings}
+        answer["gated"] = "manual" if repo in hub.gated else False
         self._send(200, json.dumps(answer).encode())
 
     def _resolve(self, path: str, start: int, token: str) -> None:

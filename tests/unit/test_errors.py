@@ -37,6 +37,9 @@ EXPECTED_STATUS = {
     "Unauthorized": 401,
     "Forbidden": 403,
     "ForeignPage": 403,
+    "HubRefused": 400,
+    "HubUnreachable": 503,
+    "TooLittleDisk": 507,
     "BodyTooLarge": 413,
     "Conflict": 409,
     "PreconditionFailed": 412,
@@ -80,10 +83,18 @@ def test_each_error_has_its_status_and_four_keys(kind):
     assert json.loads(response.body) == body
     assert response.headers["content-type"] == "application/json"
     assert ("retry-after" in response.headers) == (
-        kind in (errors.Busy, errors.RateLimited, errors.NotReady, errors.VoiceNotReady, errors.EngineStopped)
+        kind
+        in (
+            errors.Busy,
+            errors.RateLimited,
+            errors.NotReady,
+            errors.VoiceNotReady,
+            errors.HubUnreachable,
+            errors.EngineStopped,
+        )
     )
     assert ("x-should-retry" in response.headers) == (
-        kind in (errors.OutOfMemory, errors.NotStored, errors.DamagedVoice, errors.Conflict)
+        kind in (errors.OutOfMemory, errors.NotStored, errors.TooLittleDisk, errors.DamagedVoice, errors.Conflict)
     )
     assert ("www-authenticate" in response.headers) == (kind is errors.Unauthorized)
 

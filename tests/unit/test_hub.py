@@ -23,6 +23,7 @@ from app.errors import WeightsUnavailable
 from app.weights import download, hub
 from app.weights.download import Cancelled, Patience, Progress, fetch
 from app.weights.hub import ModelFiles, choose_files, files_for, find, has_tensor
+from app.weights.hub_token import HubToken
 from tests.support.fake_hub import FakeHub
 
 pytestmark = pytest.mark.unit
@@ -216,7 +217,7 @@ def test_download_is_complete_shared_and_never_repeated(
 ) -> None:
     reports: list[Progress] = []
     assert find(files_for("csm"), tmp_path) is None
-    folder = fetch(files_for("csm"), tmp_path, token=TOKEN, on_progress=reports.append, patience=HURRIED)
+    folder = fetch(files_for("csm"), tmp_path, token=HubToken(TOKEN), on_progress=reports.append, patience=HURRIED)
     assert names_in(folder) == EXPECTED_FILES
     assert all((folder / name).read_bytes() == CSM[name] for name in EXPECTED_FILES)
     assert find(files_for("csm"), tmp_path) == folder
@@ -448,28 +449,31 @@ def test_error_for_a_gated_repository_names_licence_token_and_mirror(
     server: FakeHub, tmp_path: Path, token: str
 ) -> None:
     server.gated.add("sesame/csm-1b")
-    reason, remedy = refusal(files_for("csm"), tmp_path, token=token)
+    reason, remedy = refusal(files_for("csm"), tmp_path, token=HubToken(token))
     assert "sesame/csm-1b is gated" in reason
     assert ("HF_TOKEN has no access" if token else "HF_TOKEN is not set") in reason
     assert "https://huggingface.co/sesame/csm-1b" in remedy
     assert "HF_TOKEN" in remedy
     assert "CSM_MODEL=unsloth/csm-1b" in remedy
     server.tokens.add(TOKEN)
-    assert fetch(files_for("csm"), tmp_path, token=TOKEN, patience=HURRIED)
+    assert fetch(files_for("csm"), tmp_path, token=HubToken(TOKEN), patience=HURRIED)
 
 
 @pytest.mark.parametrize("token", ["", TOKEN])
 def test_private_or_unknown_repository_is_reported(server: FakeHub, tmp_path: Path, token: str) -> None:
-    reason, remedy = refusal(files_for("csm", "nobody/nothing"), tmp_path, token=token)
-    assert "nobody/nothing is private, gated or does not exist" in reason
-    assert ("HF_TOKEN has no access" if token else "HF_TOKEN is not set") in reason
-    assert "https://huggingface.co/nobody/nothing" in remedy
+    reason, remedy = refusal(files_for("csm", "nobody/nothing"), tmp_path, token=HubToken(token))
+    if token:  # the hub has no account with this token
+        assert "does not accept HF_TOKEN, so nobody/nothing" in reason
+        assert "https://huggingface.co/settings/tokens" in remedy
+    else:
+        assert "nobody/nothing is private, gated or does not exist, and HF_TOKEN is not set" in reason
+        assert "https://huggingface.co/nobody/nothing" in remedy
     assert "CSM_MODEL=unsloth/csm-1b" in remedy
 
 
 def test_unknown_repository_is_reported_as_missing(server: FakeHub, tmp_path: Path) -> None:
     server.tokens.add(TOKEN)
-    reason, _ = refusal(files_for("dia", "nobody/nothing"), tmp_path, token=TOKEN)
+    reason, _ = refusal(files_for("dia", "nobody/nothing"), tmp_path, token=HubToken(TOKEN))
     assert "nobody/nothing does not exist" in reason
 
 
@@ -491,15 +495,15 @@ def test_offline_mode_sends_no_request(
 
 
 def test_malformed_token_is_refused(server: FakeHub, tmp_path: Path) -> None:
-    assert "HF_TOKEN" in refusal(files_for("csm"), tmp_path, token=f"{TOKEN}\r\nX-Other: 1")[0]
-    assert fetch(files_for("csm"), tmp_path, token=f"{TOKEN}\n", patience=HURRIED)
+    assert "HF_TOKEN" in refusal(files_for("csm"), tmp_path, token=HubToken(f"{TOKEN}\r\nX-Other: 1"))[0]
+    assert fetch(files_for("csm"), tmp_path, token=HubToken(f"{TOKEN}\n"), patience=HURRIED)
     assert {request.token for request in server.requests} == {TOKEN, ""}
 
 
 def test_token_appears_in_no_repr_and_no_log(server: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
-    fetch(files_for("csm"), tmp_path, token=TOKEN, patience=HURRIED)
-    fetching = download._Download(files_for("csm"), hub.Source(), tmp_path, server.url, TOKEN, HURRIED)
+    fetch(files_for("csm"), tmp_path, token=HubToken(TOKEN), patience=HURRIED)
+    fetching = download._Download(files_for("csm"), hub.Source(), tmp_path, server.url, HubToken(TOKEN), HURRIED)
     assert TOKEN not in repr(fetching)
     assert TOKEN not in caplog.text
 

@@ -24,6 +24,8 @@ from app.settings import Settings
 from app.weights import hub
 from app.weights.download import fetch
 from app.weights.hub import files_for, find
+from app.weights.hub_token import HubToken, find_token
+from app.weights.located import locate
 from tests.support.fake_hub import FakeHub, etag
 from tests.unit.test_hub import CSM, EXPECTED_FILES, HURRIED, TOKEN, header, names_in
 
@@ -86,7 +88,8 @@ def listing(folder: Path) -> dict[str, tuple[int, int, str]]:
 def fetched(server: FakeHub, models: Path, **options: object) -> tuple[Path, list[str]]:
     """Return the folder of a fetch, and the names of the files that it downloaded."""
     before = len(server.downloads())
-    folder = fetch(files_for("csm"), models, **({"patience": HURRIED} | options))  # type: ignore[arg-type]
+    token = find_token(Settings(TTS_DATA_DIR=models))
+    folder = fetch(files_for("csm"), models, **({"patience": HURRIED, "token": token} | options))  # type: ignore[arg-type]
     return folder, sorted(request.path.rpartition("/")[2] for request in server.downloads()[before:])
 
 
@@ -378,6 +381,19 @@ def test_partial_snapshot_offline_says_what_is_missing_and_what_to_do(
     assert len(server.requests) == requests
 
 
+def test_complete_copy_is_used_in_place_of_the_published_model_only(server: FakeHub, models: Path, cache: Path) -> None:
+    copy = "unsloth/csm-1b"
+    server.repos[copy] = server.repos[REPO]
+    assert locate("csm", "", "", models).weights is None
+    folder = fetch(files_for("csm", copy), models, patience=HURRIED)
+    found = locate("csm", "", "", models)
+    assert (found.weights, found.files[0].source) == (folder, copy)
+    for other in ("me/csm-1b", "eustlb/csm-1b", f"{REPO}@v1"):
+        assert locate("csm", other, "", models).weights is None
+    original = fetch(files_for("csm"), models, patience=HURRIED)
+    assert locate("csm", "", "", models).weights == original
+
+
 # ---- the login
 
 
@@ -407,7 +423,7 @@ def test_error_names_a_refused_stored_token(
     (tmp_path / "token").write_text(TOKEN)
     server.gated.add(REPO)
     with pytest.raises(WeightsUnavailable) as caught:
-        fetch(files_for("csm"), models, patience=HURRIED)
+        fetch(files_for("csm"), models, token=find_token(Settings(TTS_DATA_DIR=models)), patience=HURRIED)
     assert "the stored token has no access" in caught.value.reason
     assert TOKEN not in str(caught.value)
 
@@ -416,7 +432,7 @@ def test_token_of_the_settings_has_priority_and_the_stored_token_can_be_disabled
     server: FakeHub, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_stored")
-    fetched(server, models, token=TOKEN)
+    fetched(server, models, token=HubToken(TOKEN))
     assert {request.token for request in server.requests if "/cdn/" not in request.path} == {TOKEN}
     monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
     server.requests.clear()

@@ -22,6 +22,7 @@ from app.runtime.faults import is_device_lost
 from app.runtime.heap import separate_large_blocks
 from app.runtime.pages import use_huge_pages
 from app.weights import download, hub
+from app.weights.hub_token import find_token
 from app.weights.tensors import digest_of
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def fetch(settings: Settings, context: BuildContext, locate: Callable[[Settings]
             download.fetch(
                 files,
                 settings.folder("models"),
-                token=settings.token,
+                token=find_token(settings),
                 on_progress=context.on_progress,
                 cancelled=context.cancelled,
             )

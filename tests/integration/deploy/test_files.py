@@ -28,7 +28,7 @@ from tools import supply
 pytestmark = pytest.mark.unit
 
 COMPOSE = ["compose.yaml", "compose.cpu.yaml", "compose.replicas.yaml"]
-FOLDERS = {"models", "cloned_voices", "voice_references", "audio_cache", "conversations", "jobs", "keys", "logs"}
+FOLDERS = {"models", "cloned_voices", "voice_references", "audio_cache", "conversations", "hub", "jobs", "keys", "logs"}
 VARIABLES = {str(field.alias) for field in Settings.model_fields.values()}
 
 
@@ -86,7 +86,7 @@ def test_kubernetes_pod_has_the_grace_folders_and_user_of_the_image() -> None:
     assert pod["terminationGracePeriodSeconds"] > int(environment["TTS_SHUTDOWN_GRACE_S"]) + 5
     mounts = {mount["mountPath"]: mount["name"] for mount in server["volumeMounts"]}
     assert environment["TTS_JOBS_MAX_CHARS"] == "0"
-    assert set(mounts) == {*(f"/app/{folder}" for folder in FOLDERS - {"jobs"}), "/tmp"}
+    assert set(mounts) == {*(f"/app/{folder}" for folder in FOLDERS - {"hub", "jobs"}), "/tmp"}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     # these folders stay when Kubernetes replaces the pod
     for folder in ("models", "cloned_voices", "voice_references", "conversations"):

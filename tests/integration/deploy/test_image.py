@@ -23,7 +23,7 @@ pytestmark = [
         sys.platform != "linux" or os.geteuid() != 0, reason="needs root, for mounts and chroot, and overlayfs"
     ),
 ]
-FOLDERS = ("models", "cloned_voices", "voice_references", "audio_cache", "conversations", "jobs", "keys", "logs")
+FOLDERS = ("models", "cloned_voices", "voice_references", "audio_cache", "conversations", "hub", "jobs", "keys", "logs")
 
 
 @pytest.fixture(scope="module")
