@@ -26,6 +26,7 @@ from app.engines import registry
 from app.engines.adapters import AdapterRegistry
 from app.engines.model_manager import ModelManager
 from app.engines.pronouncing import pronounce, read_aloud
+from app.engines.weight_downloads import WeightDownloads
 from app.errors import WeightsUnavailable
 from app.generator.cache import AnswerCache
 from app.generator.checking import TakeChecker
@@ -274,6 +275,8 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
     ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
     gate = Gate(ring, services.metrics, keyed_lists=settings.voice_lists == "keyed")
     wyoming = _wyoming_server(settings, speaking, services.voices, gate)
+    weights = WeightDownloads(settings, services.manager, registry.specs(), services.adapters.load_at_start)
+    services.manager.on_load = services.preset_voices.begin_again
     jobs = None
     if settings.jobs_max_chars:
         jobs = create_jobs(services, JobStore(settings.data_dir / "jobs"), keep_days=settings.jobs_keep_days)
@@ -311,6 +314,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             services.usage.writing(),
             services.manager,
             services.preset_voices,
+            weights,
             wyoming or contextlib.nullcontext(),
             jobs or contextlib.nullcontext(),
         ):
@@ -346,6 +350,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             services.lexicons,
             services.adapters,
             services.usage,
+            weights,
             jobs,
             None if settings.youtube == "off" else YouTube(),
         ),

@@ -48,6 +48,7 @@ from app.api.routes import (
     vllm,
     voice_cloning,
     watermark,
+    weights,
     youtube,
 )
 from app.api.routes import voices as voices_routes
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from app.audio.watermark import Watermark
     from app.engines.adapters import AdapterRegistry
     from app.engines.model_manager import ModelManager
+    from app.engines.weight_downloads import WeightDownloads
     from app.generator.checking import TakeChecker
     from app.generator.lexicons import LexiconStore
     from app.generator.preset_voices import PresetVoiceMaker
@@ -112,6 +114,7 @@ class AppServices:
     lexicons: LexiconStore
     adapters: AdapterRegistry
     usage: UsageStore
+    weights: WeightDownloads
     jobs: JobRunner | None  # None = TTS_JOBS_MAX_CHARS is 0: the routes for jobs do not exist
     youtube: YouTube | None  # None = TTS_YOUTUBE is off: the routes for YouTube do not exist
 
@@ -225,6 +228,7 @@ def create_api(
         services.youtube,
         services.voices,
         services.cloner,
+        services.weights,
         settings,
         system.limits(
             settings.max_input_chars,
@@ -307,6 +311,7 @@ def _v1_routers(services: AppServices, speaking: Speaking, settings: Settings) -
         voices_routes.router(voices, gate),
         voice_cloning.lists_router(voices, gate),
         models.router(services.manager, voices, services.adapters, gate, speaking.max_input_chars),
+        weights.router(services.manager, services.weights, settings, gate),
         watermark.router(services.detector, gate),
         encode.router(services.files, gate),
         usage.router(services.usage, gate),

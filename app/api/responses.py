@@ -203,6 +203,85 @@ class DeletedAdapter(ResponseModel):
     deleted: bool
 
 
+class ErrorCode(ResponseModel):
+    code: Annotated[str, Field(description="A stable name of the error, for programs.")]
+    message: Annotated[str, Field(description="What is wrong and what to do.")]
+
+
+class WeightBytes(ResponseModel):
+    total_bytes: Annotated[int | None, Field(description="null = the hub has not answered.")]
+    done_bytes: Annotated[int, Field(description="The bytes on the disk, also of downloads that were stopped.")]
+
+
+class WeightSource(ResponseModel):
+    """A repository from which the weights can be downloaded."""
+
+    repository: str
+    gated: Annotated[bool, Field(description="Whether its licence must be accepted, and a token is needed.")]
+    licence_url: Annotated[str, Field(description="The page on which the licence is accepted.")]
+    bytes: Annotated[int | None, Field(description="The size of the download; null = the hub has not answered.")]
+    done_bytes: int
+    needs_token: Annotated[bool, Field(description="Whether it is gated, and the server has no usable token.")]
+
+
+class TokenState(ResponseModel):
+    """Whether the server has a token for the Hugging Face hub. The token itself is never shown."""
+
+    present: bool
+    origin: Annotated[
+        Literal["environment", "file", "login"] | None,
+        Field(
+            alias="from",
+            description="`environment`: HF_TOKEN. `file`: a request has saved it. `login`: `hf auth login`.",
+        ),
+    ]
+
+
+class WeightDownload(ResponseModel):
+    """A download that runs or has failed."""
+
+    repository: str
+    file: str
+    done_bytes: int
+    total_bytes: int
+    bytes_per_s: float
+    eta_s: Annotated[float | None, Field(description="The estimated seconds until the end; null = not known yet.")]
+    error: Annotated[ErrorCode | None, Field(description="Why the download, or the load after it, has failed.")]
+
+
+class WeightTips(ResponseModel):
+    """Lines with which a person gets the weights at a restart of the server."""
+
+    shell: str
+    env: Annotated[str, Field(description="Lines of the file `.env`.")]
+    compose: Annotated[str, Field(description="Lines of a compose file.")]
+
+
+class ModelWeights(ResponseModel):
+    """The weights of a model. The model speaks when `state` is `complete` and `status` is `ready`."""
+
+    object: Literal["model.weights"]
+    model: str
+    state: Literal["absent", "partial", "downloading", "complete", "failed"]
+    status: ModelStatus
+    detail: Annotated[str, Field(description="Why the model is not ready; empty if it is ready.")]
+    files: WeightBytes
+    free_bytes: Annotated[int, Field(description="The free space of the disk that holds the models.")]
+    sources: Annotated[
+        list[WeightSource], Field(description="The configured source first; empty = there is nothing to download.")
+    ]
+    token: TokenState
+    download: WeightDownload | None
+    hub: Annotated[ErrorCode | None, Field(description="Why the hub did not give the sizes.")]
+    commands: WeightTips
+
+
+class DeletedToken(ResponseModel):
+    object: Literal["hub_token.deleted"]
+    deleted: bool
+    token: Annotated[TokenState, Field(description="The token that the server uses now.")]
+
+
 class CompatibleVoice(ResponseModel):
     voice_id: str
     name: str

@@ -79,6 +79,7 @@ class ModelManager:
         self._failed_s: dict[EngineManager, float] = {}  # the time of the failed load, for models that can't be loaded
         self._changed = asyncio.Event()  # this event is set when a model was loaded
         self._watching: asyncio.Task[None] | None = None
+        self.on_load: Callable[[], None] = lambda: None  # called after a model was loaded on demand
         self.started_s = time.monotonic()
 
     # ---- the models
@@ -282,6 +283,7 @@ class ModelManager:
                     return None
                 self._failed_s.pop(manager, None)
                 log.info("model %s was loaded in %.1f s", manager.requested.model_id, time.monotonic() - began_s)
+                self.on_load()
                 return _use_of(manager)
         finally:
             self._loading.pop(manager, None)

@@ -150,6 +150,12 @@ class PresetVoiceMaker:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def begin_again(self) -> None:
+        """Create the missing recordings now, if no model could clone voices before."""
+        if self._progress.state == "not needed" and self._task is not None and self._task.done():
+            self._progress.state = "waiting"
+            self._task = asyncio.create_task(self._run(), name="preset-voices")
+
     async def wait_for(self, names: Collection[str]) -> None:
         """Wait until these voices have a recording or have failed, at most `wait_s`.
 

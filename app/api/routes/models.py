@@ -31,7 +31,7 @@ CREATED = 1_742_000_000
 class ModelIdConvertor(PathConvertor):
     """The id of a model in a path. It may contain slashes, but it does not end with the name of an action."""
 
-    regex = ".*(?<!/load)(?<!/unload)"
+    regex = ".*(?<!/load)(?<!/unload)(?<!/weights)(?<!/weights/cancel)"
 
 
 register_url_convertor("model", ModelIdConvertor())
@@ -54,15 +54,6 @@ def router(
         found = _model(base, manager, shown, max_input_chars)
         adapter = adapters.find(name) if name else None
         return found if adapter is None else _with_adapter(found, adapter, model_id)
-
-    def served(model_id: str) -> str:
-        found = find_model(model_id, manager) or manager.requested.model_id
-        if found not in manager.model_ids:
-            raise UnknownModel(
-                f"The model `{found}` is not served here. GET /v1/models lists the models of this server.",
-                param="model",
-            )
-        return found
 
     @routes.get("/models", response_model=ModelList)
     async def list_models(caller: Request) -> ModelList | JSONResponse:
@@ -105,7 +96,7 @@ def router(
         For a LoRA adapter, load the model that it changes, and the adapter.
         """
         base, name = split_adapter(model_id, adapters)
-        found = served(base)
+        found = served(base, manager)
         await manager.load_model(found)
         if (adapter := adapters.find(name) if name else None) is not None and adapter.model == found:
             await adapters.load_at_start()
@@ -118,16 +109,27 @@ def router(
         base, name = split_adapter(model_id, adapters)
         if name:
             raise NotSupported(
-                f"{model_id[:80]!r} is a LoRA adapter, which is unloaded with its model. Unload `{served(base)}`, or "
-                f"remove the adapter with DELETE /v1/audio/adapters/{name}.",
+                f"{model_id[:80]!r} is a LoRA adapter, which is unloaded with its model. Unload "
+                f"`{served(base, manager)}`, or remove the adapter with DELETE /v1/audio/adapters/{name}.",
                 param="model",
             )
-        found = served(model_id)
+        found = served(model_id, manager)
         await manager.unload_model(found)
         return model(found, await listed(voices, gate, caller))
 
     routes.routes.extend(admin.routes)
     return routes
+
+
+def served(model_id: str, manager: ModelManager) -> str:
+    """Return the id of the model with this name. Raises UnknownModel if this process does not serve it."""
+    found = find_model(model_id, manager) or manager.requested.model_id
+    if found not in manager.model_ids:
+        raise UnknownModel(
+            f"The model `{found}` is not served here. GET /v1/models lists the models of this server.",
+            param="model",
+        )
+    return found
 
 
 def model_state(manager: ModelManager, model_id: str) -> tuple[ModelStatus, str]:

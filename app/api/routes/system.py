@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.audio.watermark import Watermark
     from app.engines.model_manager import ModelManager
+    from app.engines.weight_downloads import WeightDownloads
     from app.generator.checking import TakeChecker
     from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
@@ -87,6 +88,7 @@ class ServerState:
     youtube: YouTube | None
     voices: VoiceStore
     cloner: Cloner
+    weights: WeightDownloads
     settings: Settings
     limits: Limits
 
@@ -128,6 +130,7 @@ class ServerState:
         """Return the fields of EngineState."""
         status = self.manager.status()
         is_unloaded = status.state == "unloaded"
+        progress = status.progress or self.weights.progress()
         engine, load = self.manager.current, self.manager.load()
         youtube, watermark = self.youtube, self.watermark
         taken = {model_id: size for model_id, _, size in self.manager.memory_of_models()}
@@ -164,7 +167,7 @@ class ServerState:
             ),
             "recogniser": Recogniser(**asdict(self.cloner.recogniser())),
             "memory": [MemoryUse(**asdict(each)) for each in self.manager.memory()],
-            "download": Download(**asdict(status.progress)) if status.progress else None,
+            "download": Download(**asdict(progress)) if progress else None,
             "casting": PresetVoiceState(**self.preset_voices.status()),
             "version": __version__,
             "uptime_s": round(time.monotonic() - self.manager.started_s, 1),
