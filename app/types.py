@@ -341,13 +341,18 @@ class AnswerPart:
     """The place of an utterance in an answer whose text arrives in parts.
 
     An engine may keep its state at the end of the utterance, so that the next one goes on as in one utterance. Without
-    this state, the next utterance has the last turns in `context`.
+    this state, the next utterance has the last turns in `context`. An utterance can have several takes, each with a
+    state of its own.
     """
 
     answer: str  # the same for all utterances of the answer
     index: int  # index of the utterance in the answer, from 0
+    take: int = 0  # index of the take of the utterance, from 0
+    after: int = 0  # the take of the utterance before that is heard; the utterance goes on after it
     # Set when the answer has ended or is cancelled.
     over: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
+    # The engine sets it before the first audio if the utterance goes on with the state of the utterance before.
+    resumed: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

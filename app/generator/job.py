@@ -85,6 +85,7 @@ class SpeechJob:
     later: LaterText | None = None  # the text that arrives while the first part is spoken; None = the text is complete
     answer_id: str = ""  # identifies the answer for the engine; "" if `later` is None
     over: threading.Event = field(default_factory=threading.Event)  # set when the answer has ended or is cancelled
+    heard_takes: list[int] = field(default_factory=list)  # the take of each spoken utterance that the listener hears
     # The last spoken utterances of this answer; empty if `later` is None.
     spoken_turns: list[ContextTurn] = field(default_factory=list)
 

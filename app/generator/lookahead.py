@@ -12,7 +12,7 @@ from app.text.script import Pause
 
 if TYPE_CHECKING:
     from app.generator.job import SpeechJob
-    from app.types import AudioChunk
+    from app.types import AnswerPart, AudioChunk
 
 MAX_AHEAD = 4  # the maximum number of utterances that are submitted in advance
 
@@ -32,8 +32,9 @@ def rows_ahead(job: SpeechJob) -> int:
 class SubmittedUtterance:
     """An utterance for the engine. The generation begins at `start`, or when the first chunk is read."""
 
-    def __init__(self, stream: AsyncGenerator[AudioChunk]) -> None:
+    def __init__(self, stream: AsyncGenerator[AudioChunk], part: AnswerPart | None = None) -> None:
         self._stream = stream
+        self.part = part
         self._first: asyncio.Task[AudioChunk | None] | None = None
 
     def start(self) -> None:

@@ -44,7 +44,7 @@ from app.generator.prompts import Prompts
 from app.generator.resolving import RequestResolver, check_extra
 from app.generator.sound import HELD_IN_MEMORY_BYTES, Recording
 from app.generator.stored_times import unpack
-from app.generator.take import Edges, Take
+from app.generator.take import SENTENCE_GAP_S, Edges, Take
 from app.generator.timeline import Timeline
 from app.generator.timestamps import AnswerTimes
 from app.generator.word_timing import WordTimer
@@ -89,7 +89,6 @@ OnSent = Callable[["SpeechRequest", str, int, float], None]
 # How an answer used the cache: found in the cache; generated; shared with a running equal request; or cache not used.
 CacheResult = Literal["hit", "miss", "shared", "off"]
 
-SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s at the edges of each utterance
 # If the next text is late, this much silence follows the last sentence. The silence pushes the end of the sentence
 # through the filters and the encoder: the watermark and MP3 together delay up to 0.3 s of audio.
 WAITING_SILENCE_S = 0.35
@@ -798,6 +797,7 @@ class SpeechGenerator:
                 await submitted.aclose()
                 submitted = self._submit(job, planned, number, attempt)
             take = best_of_takes(takes, planned.text)
+            job.heard_takes.append(take.number)
             self._check(job, planned, take, number)
             joint.edges = take.edges if job.goes_on else None
             checks.record(number, takes, take)
@@ -909,6 +909,7 @@ class SpeechGenerator:
         """Send an utterance to the engine. number: its index in the answer. attempt: 0 for the first take."""
         spoken = job.spoken_turns
         place = 0 if job.goes_on else number
+        after = job.heard_takes[-1] if job.heard_takes else 0
         utterance = Utterance(
             lines=planned.lines,
             sampling=job.request.sampling,
@@ -918,7 +919,7 @@ class SpeechGenerator:
             context=(*job.context, *spoken),
             optional_turns=job.remembered if job.request.context else job.remembered + len(spoken),
             adapter=planned.lines[0].voice.adapter,
-            part=AnswerPart(job.answer_id, number, job.over) if job.goes_on else None,
+            part=AnswerPart(job.answer_id, number, attempt, after, job.over) if job.goes_on else None,
             scheduling=Scheduling(
                 continuation=number > 0 or attempt > 0,
                 background=job.background,
@@ -926,7 +927,7 @@ class SpeechGenerator:
                 playback=job.playback,
             ),
         )
-        return SubmittedUtterance(job.engine.speak(utterance))
+        return SubmittedUtterance(job.engine.speak(utterance), utterance.part)
 
 
 @dataclass(slots=True)

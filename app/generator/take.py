@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from app.audio import pcm
 from app.audio.alignment import MAX_SECONDS
 from app.audio.shape import EdgeTrimmer, Fader
 from app.audio.stages import chain
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from app.audio.verification import Verdict
     from app.generator.job import SpeechJob
     from app.generator.lookahead import SubmittedUtterance
-    from app.types import AudioChunk, Codes, Samples, WordMark
+    from app.types import AnswerPart, AudioChunk, Codes, Samples, WordMark
 
+SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s at the edges of each utterance
 RELEASE_S = 2.0  # held audio is sent, even if it is not checked, when the listener has less audio left than this
 
 
@@ -62,6 +64,9 @@ class Take:
 
         until_end: hold all audio back until `end`. keep: keep the audio that was sent, so that it can be checked.
         edges: of the utterance before, if this one goes on after it; None = the utterance begins with silence.
+
+        If the engine has lost the state with which the utterance would go on, the take begins with the faded end of the
+        utterance before and a gap.
         """
         self._job = job
         self._hold = hold or until_end
@@ -71,6 +76,9 @@ class Take:
         self._size = 0
         self.edges = Edges(job.info.rate_hz) if edges is None else copy.deepcopy(edges)
         self._sounds_before = self.edges.trimmer.sounds
+        self._joined = edges is not None
+        self._part: AnswerPart | None = None
+        self._samples_before = 0  # the end of the utterance before and the gap
         self._held: list[Samples] = []
         self._codes: list[Codes] = []
         self._rules: list[str] = []
@@ -93,7 +101,13 @@ class Take:
     def marks(self) -> list[WordMark]:
         """The places of words in the trimmed audio, from engines that know them."""
         removed = 0 if self._sounds_before else self.edges.trimmer.removed_samples
-        return [replace(mark, sample=max(0, mark.sample - removed)) for mark in self._marks]
+        before = self._samples_before
+        return [replace(mark, sample=before + max(0, mark.sample - removed)) for mark in self._marks]
+
+    @property
+    def number(self) -> int:
+        """The index of the take of its utterance; 0 if utterances do not go on one after another."""
+        return 0 if self._part is None else self._part.take
 
     @property
     def bad(self) -> bool:
@@ -107,12 +121,24 @@ class Take:
 
     def add(self, chunk: AudioChunk) -> None:
         """Add the next chunk from the engine."""
+        if self._joined and self._part is not None and not self._part.resumed.is_set():
+            self._begin_anew()
+        self._joined = False
         self._rules += chunk.rules
         self._marks += chunk.marks
         kept = self._job.request.conversation is not None or self._job.later is not None
         if chunk.codes is not None and kept:
             self._codes.append(chunk.codes)
         self._hold_back(self.edges.push(chunk.samples))
+
+    def _begin_anew(self) -> None:
+        """End the utterance before: without its state, the engine begins with other audio."""
+        rate_hz = self._job.info.rate_hz
+        before = [self.edges.flush(), pcm.silence(SENTENCE_GAP_S, rate_hz)]
+        self._held += before
+        self._samples_before = sum(map(len, before))
+        self.edges = Edges(rate_hz)
+        self._sounds_before = 0
 
     def end(self) -> None:
         """End the take after its last chunk: add the faded end to the held audio, and stop holding audio back.
@@ -157,6 +183,7 @@ class Take:
     async def chunks(self, submitted: SubmittedUtterance) -> AsyncGenerator[AudioChunk | None]:
         """Yield the chunks from the engine. Yields None if held audio must be released before the next chunk."""
         stream = submitted.chunks()
+        self._part = submitted.part
         following: asyncio.Task[AudioChunk | None] | None = None
         try:
             while True:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from app.errors import EmptyText
-from app.generator.speech import SENTENCE_GAP_S
+from app.generator.take import SENTENCE_GAP_S
 from app.jobs.state import PlannedSentence
 from app.text.script import Pause
 

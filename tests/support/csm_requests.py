@@ -59,7 +59,7 @@ def in_parts(driver: Driver, whole: Utterance, between: Utterance | None = None)
         for row in (0, 1) if between is not None else ():
             driver.start(row, between)
             driver.finish()
-        part = replace(whole, lines=(line,), part=AnswerPart("an answer", index, over))
+        part = replace(whole, lines=(line,), part=AnswerPart("an answer", index, over=over))
         driver.start(index % 2, part)
         driver.finish()
         frames.append(driver.frames(index % 2))

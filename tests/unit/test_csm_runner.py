@@ -259,16 +259,21 @@ def test_later_utterance_goes_on_as_in_one_utterance(tmp_path: Path, end: str) -
         many.finish()
         assert len(many.runner._prefill.prefixes) == 1  # type: ignore[attr-defined]
         assert not many.runner._prefill._kept  # type: ignore[attr-defined]
-    if end == "audible":  # the check rejects a take that has ended well, so the utterance is spoken again
-        parts = [
-            dataclasses.replace(whole, lines=(line,), part=AnswerPart("c", index))
-            for index, line in enumerate(whole.lines[:2])
-        ]
-        for part in (parts[0], dataclasses.replace(parts[1], seed=2), parts[1]):
-            many.start(0, part)
+    if end == "audible":  # the check rejects two takes that have ended well, and the second one is heard
+        places = ((0, 1, 0, 0), (1, 2, 0, 0), (1, 1, 1, 0), (1, 3, 2, 0), (2, 1, 0, 1))  # index, seed, take, after
+        for number, (index, seed, take, after) in enumerate(places):
+            part = AnswerPart("c", index, take, after)
+            many.start(0, dataclasses.replace(whole, lines=(whole.lines[index],), seed=seed, part=part))
             many.finish()
-        assert np.array_equal(many.frames(0), one.frames(3)[7:14])
+            assert part.resumed.is_set() == (index > 0)
+            if seed == 1:
+                assert np.array_equal(many.frames(0), one.frames(3)[7 * index : 7 * index + 7]), number
+        assert len(many.runner._prefill._kept) == 2  # type: ignore[attr-defined]
     codes, _ = in_parts(without, whole)  # no state is kept
+    lost = AnswerPart("an answer", 1)
+    lost.resumed.set()  # by another device that has failed
+    without.start(0, dataclasses.replace(whole, lines=whole.lines[1:2], part=lost))
+    assert not lost.resumed.is_set()
     assert not np.array_equal(codes, one.frames(3))
     assert not without.runner._prefill._kept  # type: ignore[attr-defined]
 

@@ -44,7 +44,8 @@ from app.generator.cache import AnswerCache
 from app.generator.job import SpeechJob
 from app.generator.output import AnswerEncoder
 from app.generator.planning import SILENT_TEXT_S
-from app.generator.speech import SENTENCE_GAP_S, Answer, SpeechGenerator
+from app.generator.speech import Answer, SpeechGenerator
+from app.generator.take import SENTENCE_GAP_S
 from app.metrics import Metrics
 from app.settings import Settings
 from app.text.normalizer import Normalizer

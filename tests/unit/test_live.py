@@ -36,6 +36,7 @@ from app.generator.live import (
     Words,
 )
 from app.generator.speech import KEPT_UTTERANCES, SpeechGenerator
+from app.generator.take import SENTENCE_GAP_S
 from app.metrics import Metrics
 from app.runtime.playback import Playback
 from app.text.normalizer import Normalizer
@@ -101,6 +102,7 @@ class CodedEngine:
         self.utterances: list[Utterance] = []
         self.open = 0
         self.healthy = True
+        self.keeps_state = True
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -121,6 +123,8 @@ class CodedEngine:
         number = len(self.utterances)
         self.utterances.append(utterance)
         self.open += 1
+        if self.keeps_state and utterance.part is not None and utterance.part.index:
+            utterance.part.resumed.set()
         try:
             for frame in range(5 * len(utterance.lines)):
                 await asyncio.sleep(0)
@@ -379,6 +383,26 @@ async def test_only_sentences_of_the_same_voice_are_joined(tmp_path: Path, tag: 
     assert len(engine.utterances) == 2
     voiced = np.frombuffer(audio_of(events), "<i2")[1920:-1920] != 0
     assert np.count_nonzero(np.diff(voiced.astype(int)) < 0) == gaps
+
+
+async def test_sentences_are_faded_and_apart_if_the_engine_has_lost_the_state(tmp_path: Path) -> None:
+    """Without a fade, the listener hears a click where one sentence ends and the next one begins."""
+    engine = CodedEngine()
+    joined, apart = [], []
+    async with serve(tmp_path, engine) as server:
+        for keeps, found in ((True, joined), (False, apart)):
+            engine.keeps_state = keeps
+            context = server.open(enhance=False)
+            _, events = await asyncio.gather(
+                append_in(context, "I am here now today. So are you all today.", 5), read(context)
+            )
+            assert isinstance(events[-1], Done)
+            found.append(np.frombuffer(audio_of(events), "<i2").astype(int))
+    frames, gap = 2 * 5 * 1920, round(SENTENCE_GAP_S * 24_000)
+    assert [len(joined[0]), len(apart[0])] == [frames, frames + gap]
+    assert np.count_nonzero(joined[0][1920:-1920] == 0) == 0
+    assert np.abs(np.diff(apart[0])).max() == np.abs(np.diff(joined[0])).max() < 200
+    assert not apart[0][frames // 2 : frames // 2 + gap].any()
 
 
 @pytest.mark.parametrize("text", ["", "  \n ", "\u200b"])

@@ -63,9 +63,12 @@ class Prefill:
         self._free_ended()
         assert state.part is not None and state.end_parts is not None  # noqa: S101, PT018 - the caller checks
         cached = self._cache.export_prefix(row, state.position)
-        answer, index = state.part.answer, state.part.index
-        key = _row_key(answer, index + 1)
-        self._remove(_row_key(answer, index - 1))
+        part = state.part
+        for old, kept in list(self._kept.items()):
+            heard = kept.part.index == part.index - 1 and kept.part.take == part.after
+            if kept.part.answer == part.answer and kept.part.index < part.index and not heard:
+                self._remove(old)
+        key = _row_key(part.answer, part.index, part.take)
         self._remove(key)
         self._kept[key] = KeptRow(
             state.segments,
@@ -78,7 +81,7 @@ class Prefill:
             state.adapter_key,
             cached,
             stream,
-            state.part.over,
+            part,
         )
         self.prefixes.put(key, (*cached, *stream.tensors))
         if self.prefixes.get(key) is None:  # larger than the whole cache
@@ -86,12 +89,12 @@ class Prefill:
 
     def find(self, part: AnswerPart) -> KeptRow | None:
         """Return the state with which an utterance goes on; None = there is none."""
-        key = _row_key(part.answer, part.index)
+        key = _row_key(part.answer, part.index - 1, part.after)
         return self._kept.get(key) if self.prefixes.get(key) is not None else None
 
     def _free_ended(self) -> None:
         """Free the states of answers that have ended, so that they do not evict voice prompts."""
-        for key in [key for key, kept in self._kept.items() if kept.over.is_set()]:
+        for key in [key for key, kept in self._kept.items() if kept.part.over.is_set()]:
             self._remove(key)
 
     def _remove(self, key: bytes) -> None:
@@ -214,6 +217,6 @@ class Prefill:
         return hashlib.sha256(b"".join(parts)).digest()
 
 
-def _row_key(answer: str, index: int) -> bytes:
-    """Return the key of the state with which the utterance with this index goes on."""
-    return f"{answer} {index}".encode()
+def _row_key(answer: str, index: int, take: int) -> bytes:
+    """Return the key of the state at the end of a take of the utterance with this index."""
+    return f"{answer} {index} {take}".encode()

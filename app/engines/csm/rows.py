@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -34,7 +33,7 @@ class KeptRow:
     adapter_key: str
     keys_and_values: tuple[Tensor, ...]
     stream: MimiStream  # the state of the codec
-    over: threading.Event  # set = the answer has ended, so the state is useless
+    part: AnswerPart  # the take of the utterance that has ended
 
 
 @dataclass(eq=False, slots=True)

@@ -208,6 +208,8 @@ class CsmRunner:
             draws=0 if utterance.part is None else utterance.part.index << 16,
         )
         if not self._goes_on(state):
+            if state.part is not None:
+                state.part.resumed.clear()  # another device may have had the state
             self._limits.fit_context(state, utterance.optional_turns)
         self._guard_line(state)
         state.adapter = self.adapters.acquire(utterance.adapter)
@@ -216,7 +218,7 @@ class CsmRunner:
     def _goes_on(self, state: CsmRow) -> bool:
         """Set the state with which the utterance goes on after the one before it in its answer, if it was kept."""
         kept = None if state.part is None else self._prefill.find(state.part)
-        if kept is None or kept.adapter_key != state.adapter_key:
+        if state.part is None or kept is None or kept.adapter_key != state.adapter_key:
             return False
         known = [segment.digest for segment in kept.segments[: kept.voices]]
         if any(segment.digest not in known for segment in state.voice_segments):
@@ -228,6 +230,7 @@ class CsmRunner:
             return False
         state.kept, state.spoken = kept, list(kept.spoken)
         state.position, state.draws, state.decoded = kept.position, kept.draws, kept.decoded
+        state.part.resumed.set()
         return True
 
     @torch.inference_mode()
