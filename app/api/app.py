@@ -146,6 +146,8 @@ class Api(FastAPI):
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
+        schemas |= errors.error_schemas()
+        document["components"]["schemas"] = schemas = dict(sorted(schemas.items()))
         for operations in document["paths"].values():
             for operation in operations.values():
                 operation["responses"].pop("422", None)  # this server answers an invalid body with 400, as OpenAI does

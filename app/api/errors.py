@@ -142,7 +142,17 @@ def problem(status: int) -> Schema:
 
 def problems(*statuses: int) -> dict[int | str, Schema]:
     """Return the OpenAPI `responses` of a route that can answer with these error statuses."""
-    return {status: {**problem(status), "model": ErrorEnvelope} for status in statuses}
+    return {status: problem(status) for status in statuses}
+
+
+def error_schemas() -> Schema:
+    """Return the schemas that the results of `problem` refer to, by name.
+
+    The routes do not name the model of these responses, because FastAPI would build it again for each status of each
+    route: 0.09 s of CPU time at every start.
+    """
+    schema = ErrorEnvelope.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**schema.pop("$defs"), ErrorEnvelope.__name__: schema}
 
 
 def status_of(error: errors.SpeechError) -> int:

@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
@@ -302,6 +303,7 @@ def _validated(content: Any) -> JobBody:
         raise RequestValidationError(faults, body=content) from error
 
 
+@cache
 def job_body_schema() -> dict[str, Any]:
     """Return the OpenAPI `requestBody` of a new job. FastAPI can't derive it, because the route reads the body."""
     schema = JobBody.model_json_schema(ref_template="#/components/schemas/{model}")

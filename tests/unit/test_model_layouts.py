@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -19,9 +20,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from app.engines.csm import config as csm_reader
 from app.engines.csm.loading import build as build_csm
 from app.engines.csm.loading import load_from as load_csm
+from app.engines.csm.model import CsmModel
+from app.engines.dia import config as dia_reader
 from app.engines.dia.loading import load_from as load_dia
+from app.engines.dia.model import DiaModel
 from app.engines.registry import BuildContext
 from app.errors import WeightsUnavailable
 from app.settings import Settings
@@ -777,3 +782,15 @@ def test_merge_is_logged(
     caplog.set_level(logging.INFO)
     load(tmp_path, lora[0], CSM_BASE=one_file)
     assert "merged the adapter" in caplog.text
+
+
+def test_shape_of_a_model_is_known_without_the_compiler(
+    tiny_csm: Path, tiny_dia: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some operations on the device "meta" import torch._dynamo, which would take 2 s of CPU time at every start."""
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # an import raises ModuleNotFoundError
+    meta = torch.device("meta")
+    csm = CsmModel(csm_reader.read_config(tiny_csm), device=meta, dtype=torch.float32)
+    dia = DiaModel(dia_reader.read_config(tiny_dia), device=meta, dtype=torch.float32)
+    assert csm.offsets.is_meta
+    assert dia.offsets.is_meta

@@ -85,7 +85,10 @@ class CsmModel(nn.Module):
             ]
         )
         self.offsets: Tensor
-        self.register_buffer("offsets", torch.arange(c.codebooks, device=device) * c.audio_vocab, persistent=False)
+        # One call: a multiplication on the device "meta" imports torch._dynamo, which takes 2 s of CPU time.
+        self.register_buffer(
+            "offsets", torch.arange(0, c.codebooks * c.audio_vocab, c.audio_vocab, device=device), persistent=False
+        )
         self.tied = False  # whether backbone and depth decoder share one audio table; `load_model` sets this
         self.base: Checkpoint | None = None  # the loaded tensors, on disk; `load_model` sets this
         self.library: Library | None = None  # the native kernels, if they compute the model

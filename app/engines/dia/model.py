@@ -77,7 +77,10 @@ class DiaModel(nn.Module):
         self.constants: Tensor | None = None
         self._constants: dict[int, Tensor] = {}  # slot -> the constants (layers, D) of its adapter
         self.offsets: Tensor
-        self.register_buffer("offsets", torch.arange(c.channels, device=device) * c.audio_vocab, persistent=False)
+        # One call: a multiplication on the device "meta" imports torch._dynamo, which takes 2 s of CPU time.
+        self.register_buffer(
+            "offsets", torch.arange(0, c.channels * c.audio_vocab, c.audio_vocab, device=device), persistent=False
+        )
 
     def cache(self, rows: int, *, batched: bool | None = None, scratch: int = 0) -> DiaCache:
         """Create the KV caches. batched: see KVCache.
