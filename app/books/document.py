@@ -70,8 +70,9 @@ _LEFT_OUT_ROLES = frozenset(
     """.split()
 )
 _LEFT_OUT_CLASSES = re.compile(
-    r"(?:foot|end|rear)[-_]?notes?(?:[-_](?:end.*|ref|back|text|body|area|section))?|note[-_]?ref|fn[-_]?(?:ref|anchor)"
-    r"|fnanchor|page-?num(?:ber)?s?|page_num(?:ber)?|pageno|pagebreak|pg-boilerplate|sr-only|visually-hidden",
+    r"(?:(?:foot|end|rear)[-_]?notes?(?:[-_](?:end.*|ref|back|text|body|area|section))?|note[-_]?ref"
+    r"|fn[-_]?(?:ref|anchor)|fnanchor)(?:[-_]?[0-9]{1,3})?"  # calibre numbers classes: "footnote1"
+    r"|page-?num(?:ber)?s?|page_num(?:ber)?|pageno|pagebreak|pg-boilerplate|sr-only|visually-hidden",
     re.IGNORECASE,
 )
 _HIDDEN_STYLE = re.compile(r"(?:^|[;\s])(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
@@ -80,7 +81,7 @@ _DROP_CAP = re.compile(r"drop[-_]?(?:cap|letter)|^drop$|initial|lettrine", re.IG
 _NOTE_MARK = re.compile(
     r"[\[({]?\s*(?:[0-9]{1,4}|[*†‡§¶#]{1,4}|[a-z]|[ivxlc]{1,7}|note\s+[0-9]{1,4})\s*[\])}]?", re.IGNORECASE
 )
-_NOTE_ELEMENTS = frozenset("p li div aside dd dt tr section blockquote".split())
+_NOTE_ELEMENTS = frozenset("p li div aside dl dd dt tr section blockquote".split())
 _LONGEST_NOTE = 5_000
 _LONGEST_CELL = 300
 _WORDS_OF_ONE_LETTER = frozenset("AIO")
@@ -313,6 +314,7 @@ class _Reader:
     def read(self, root: Element) -> Document:
         walker = etree.iterwalk(root, events=("start", "end"))
         skipped: Element | None = None
+        notes_at = -1  # the number of blocks before the notes that were skipped last
         for event, element in walker:
             if event == "start":
                 if self._is_skipped(element):
@@ -326,12 +328,21 @@ class _Reader:
                 skipped = None
                 if _name(element) in _BLOCKS:
                     self._boundary()
+                    notes_at = len(self._document.blocks) if self._is_note(element) else notes_at
             else:
                 self._end(element)
             if element is not root:
                 self._add(element.tail)
         self._flush()
+        blocks = self._document.blocks
+        if blocks and blocks[-1].level and notes_at == len(blocks):
+            blocks.pop()  # the heading of nothing but notes
         return self._document
+
+    def _is_note(self, element: Element) -> bool:
+        """Return whether a skipped element is a note, or a part with notes."""
+        names = epub_types(element) | set(element.get("class", "").lower().split())
+        return element in self._notes or any("note" in name for name in names)
 
     def _is_skipped(self, element: Element) -> bool:
         name = _name(element)
