@@ -375,9 +375,13 @@ def _unexpected_error() -> SpeechError:
     return SpeechError("The server failed because of an internal error. The log of the server has the reason.")
 
 
-def event(content: dict[str, Any]) -> bytes:
-    """Return a server-sent event with this JSON data."""
-    return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
+def event(content: dict[str, Any], number: int | None = None) -> bytes:
+    """Return a server-sent event with this JSON data.
+
+    number: the id of the event, which a client sends as `Last-Event-ID` when it connects again; None = no id.
+    """
+    head = b"" if number is None else b"id: %d\n" % number
+    return head + b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
 
 
 async def _send_body(send: Send, data: bytes, *, more: bool) -> None:

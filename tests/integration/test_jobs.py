@@ -173,6 +173,32 @@ def test_events_report_sentences_and_the_end(ann: Caller) -> None:
     assert done[-1] == 3
 
 
+def test_events_go_on_after_the_last_one_that_arrived(ann: Caller) -> None:
+    """A client that connects again gets the sentences that have changed meanwhile."""
+    job = ann.create(TWO | {"paused": True})["id"]
+    path = f"{JOBS}/{job}/events"
+    with ann.http.stream("GET", path) as stream:  # the connection is lost after the first event
+        first = next(line for line in stream.iter_lines() if line.startswith("id: "))
+    ann.post(f"{job}/resume")
+    ann.completed(job)
+    for last, expected in (
+        (first.removeprefix("id: "), {0, 1, 2}),
+        ("", set()),
+        ("99999", set()),
+        ("no number", set()),
+    ):
+        lines = ann.http.get(path, headers={"Last-Event-ID": last}).text.splitlines()
+        found = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        sentences = [each for event in found if event["type"] == "job.sentences" for each in event["data"]]
+        assert {each["index"] for each in sentences if each["status"] == "done"} == expected, last
+        assert [event["type"] for event in found][-2:] == ["job.updated", "job.completed"]
+        assert len(found[-2]["job"]["chapters"]) == 2
+    newest = [line.removeprefix("id: ") for line in lines if line.startswith("id: ")][-1]
+    again = ann.http.get(path, headers={"Last-Event-ID": newest}).text
+    assert "job.sentences" not in again
+    assert "job.completed" in again
+
+
 def test_book_is_uploaded_as_a_form(ann: Caller) -> None:
     fields = {"voice": "nova", "response_format": "flac", "chapters": '[{"index": 1, "voice": "echo"}]', "speed": "1.5"}
     fields |= dict.fromkeys(

@@ -55,6 +55,7 @@ KEEP_ALIVE_S, SSE_COMMENT = 15.0, b": waiting\n\n"
 EVENT_SENTENCES = 200  # the most sentences in one event
 MAX_LISTED_SENTENCES = 5_000
 MAX_KEY_CHARS = 255
+MAX_ID_DIGITS = 18
 
 JobId = Annotated[str, Path(max_length=100)]
 SentenceIndex = Annotated[int, Path(ge=0, le=MAX_INDEX, description="The index of the sentence in the job.")]
@@ -293,10 +294,25 @@ def _add_job_routes(routes: APIRouter, jobs: Jobs) -> None:
         response_class=Response,
         responses={200: job_events(), **problems(400, 404, 507)},
     )
-    async def events(job_id: JobId, request: Request) -> Response:
+    async def events(
+        job_id: JobId,
+        request: Request,
+        last_event_id: Annotated[
+            str | None,
+            Header(
+                alias="Last-Event-ID",
+                description="The id of the last event that arrived before the connection was lost. The sentences that "
+                "have changed since then are sent first.",
+            ),
+        ] = None,
+    ) -> Response:
         """Follow a job as server-sent events, until it has ended."""
-        await jobs.find(job_id, request)
-        return StreamingAnswer(lambda: _event_stream(jobs, job_id, request), jobs.speaking.metrics, sse=True)
+        job = await jobs.find(job_id, request)
+        last = last_event_id or ""
+        known = int(last) if last.isascii() and last.isdecimal() and len(last) < MAX_ID_DIGITS else None
+        if known is not None and known > job.revision:
+            known = None  # of another job
+        return StreamingAnswer(lambda: _event_stream(jobs, job_id, request, known), jobs.speaking.metrics, sse=True)
 
     @routes.get(
         JOBS_PATH + "/{job_id}/result",
@@ -359,14 +375,17 @@ def _attachment(job: Job, suffix: str) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def _event_stream(jobs: Jobs, job_id: str, request: Request) -> AsyncIterator[Stream]:
-    yield Stream(SSE_HEADERS, _events(jobs, job_id, request))
+async def _event_stream(jobs: Jobs, job_id: str, request: Request, known: int | None) -> AsyncIterator[Stream]:
+    yield Stream(SSE_HEADERS, _events(jobs, job_id, request, known))
 
 
-async def _events(jobs: Jobs, job_id: str, request: Request) -> AsyncGenerator[bytes]:
-    """Yield the events of a job, until it has ended or the server stops."""
+async def _events(jobs: Jobs, job_id: str, request: Request, known: int | None) -> AsyncGenerator[bytes]:
+    """Yield the events of a job, until it has ended or the server stops.
+
+    The ids of the events are revisions of the job. known: the revision that the client has; None = it has nothing.
+    """
     store = jobs.runner.store
-    sent: int | None = None
+    sent, is_first = known, True
     async with contextlib.aclosing(jobs.follow(job_id, request)) as states:
         async for job in states:
             if job is None:
@@ -381,13 +400,13 @@ async def _events(jobs: Jobs, job_id: str, request: Request) -> AsyncGenerator[b
                     after = found[-1].index
                     shown = [JobSentence.of(each).model_dump() for each in found]
                     yield event({"type": "job.sentences", "data": shown})
-            if sent is None:
-                yield event({"type": "job.updated", "job": (await jobs.shown(job)).model_dump()})
+            if is_first:
+                yield event({"type": "job.updated", "job": (await jobs.shown(job)).model_dump()}, job.revision)
             elif job.status not in ENDED:
-                yield event({"type": "job.updated", "job": AudioJob.of(job).model_dump()})
-            sent = job.revision
+                yield event({"type": "job.updated", "job": AudioJob.of(job).model_dump()}, job.revision)
+            sent, is_first = job.revision, False
             if job.status in ENDED:
-                yield event(event_of(await jobs.shown(job)))
+                yield event(event_of(await jobs.shown(job)), job.revision)
     yield SSE_END
 
 

@@ -415,8 +415,9 @@ export async function mount(main, { go }) {
               const parts = rest.split("\n\n");
               rest = parts.pop();
               for (const part of parts) {
-                if (ended || !part.startsWith("data: {")) continue;
-                const event = JSON.parse(part.slice(6));
+                const data = /^data: (\{.*)/m.exec(part);
+                if (ended || !data) continue;
+                const event = JSON.parse(data[1]);
                 if (event.job) fill(event.job);
                 if (first) reloadRows(); // events only have what changes from now on
                 first = false;
