@@ -60,9 +60,8 @@ const SAME = {
   401: "invalid_api_key", 404: "not_found", 413: "request_too_large", 429: "rate_limit_exceeded", 503: "engine_not_ready", 507: "storage",
   cross_origin: "host_not_allowed", unfetchable: "youtube", method_not_allowed: "not_supported", audio_input_not_supported: "not_supported",
   wrong_job_status: "conflict", job_not_completed: "conflict", sentence_not_spoken: "conflict", idempotency_key_in_use: "conflict",
-  conversation_already_has_active_response: "conflict", response_cancel_not_active: "conflict", book_too_large: "request_too_large",
-  youtube_playlist: "youtube_url_invalid", youtube_age_restricted: "youtube_private", youtube_removed: "youtube_private", youtube_country: "youtube_private",
-  youtube_too_large: "youtube_too_long", youtube_outside_video: "youtube_too_long",
+  conversation_already_has_active_response: "conflict", response_cancel_not_active: "conflict", download_running: "conflict", range_not_satisfiable: "invalid", no_download: "conflict", book_too_large: "request_too_large",
+  youtube_playlist: "youtube_url_invalid", youtube_too_large: "youtube_too_long", youtube_outside_video: "youtube_too_long",
 };
 
 /** An error of the API. `headline` is in the language of the page, `message` is the English text of the API. */
