@@ -334,7 +334,7 @@ class WeightDownloads:
 
         source: one of the repositories of `state`; "" = the first with a token, and without one the first that can be
         read without a token. token: replaces the server's token. save: save the token in a file of this server, after
-        the hub has accepted it. If all weights are on the disk, the model is loaded. Raises InvalidValue, NotSupported,
+        the hub has accepted it. If all weights are on the disk, the model is loaded, and no token is saved. Raises InvalidValue, NotSupported,
         Conflict, HubRefused, HubUnreachable, TooLittleDisk, NotStored.
         """
         job = self._jobs.get(model_id)
@@ -355,7 +355,7 @@ class WeightDownloads:
         try:
             found = HubToken(token, "request") if token else await asyncio.to_thread(find_token, self._settings)
             parts = await asyncio.to_thread(self._plan, spec, source, found)
-            if save:
+            if save and parts:  # otherwise the hub has not checked the token
                 try:
                     await asyncio.to_thread(save_token, self._settings, token)
                 except OSError as error:
