@@ -564,8 +564,10 @@ def test_missing_weights_are_explained_and_the_fallback_speaks(tmp_path: Path, v
     with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT="http://127.0.0.1:9") as process:
         process.wait("/ready")
         page = visit(process.url).page
-        page.locator("main").get_by_text("csm-1b is not running. espeak can speak instead.").wait_for()
-        assert page.locator("main").get_by_text("cannot reach").is_visible()
+        banner = page.locator("#banner")
+        banner.get_by_text("csm-1b is not running. espeak can speak instead.").wait_for()
+        banner.locator("summary").click()
+        assert banner.get_by_text("cannot reach").is_visible()
         assert page.get_by_label("Engine", exact=True).input_value() == "espeak"
         option = page.locator('#model option[value="csm-1b"]')
         assert option.get_attribute("aria-disabled") == "true"

@@ -91,6 +91,12 @@ function pill() {
   text.textContent = !reachable ? t("pill.offline") : !last ? t("pill.wait") : t(`pill.${last.status}`, { engine });
 }
 
+/** Says on every page that the requested model does not run. */
+async function showBanner() {
+  const slot = document.getElementById("banner");
+  if (health.last && (health.last.status !== "ok" || !slot.hidden)) await (await import("./weights.js")).banner(slot);
+}
+
 function setTheme(theme) {
   store.set("theme", theme);
   if (theme === "auto") delete document.documentElement.dataset.theme;
@@ -103,6 +109,7 @@ async function setLanguage(language) {
   await loadLanguage(language);
   await mountDock();
   pill();
+  showBanner();
   await show({ focus: false });
 }
 
@@ -160,4 +167,6 @@ await loadLanguage();
 pill();
 await mountDock();
 await firstLook; // the pages read the limits of requests from it
+health.addEventListener("look", showBanner);
+await showBanner().catch(() => {});
 await show({ focus: false });

@@ -4,7 +4,7 @@ import { canSpeak, errorBox, health, limitOf, models, serverVoice, speaksClones,
 import { player } from "../player.js";
 import { drawSeed, ignoredBadges, partialBadges, speech, timeBadges, whenListed } from "../speech.js";
 import { announce, button, debounce, dialog, h, newId, notify, number, snippetSlot, store, t } from "../ui.js";
-import { banner, modelSelect, modelToUse, voiceSelect } from "./speak.js";
+import { modelSelect, modelToUse, voiceSelect } from "./speak.js";
 
 const OTHER_VOICES = ["onyx", "nova", "echo", "shimmer", "fable"]; // first choices for further speakers: they sound different
 const ACCIDENT_MS = 400;
@@ -46,7 +46,6 @@ export async function mount(main) {
   const count = h("span", { class: "badge" });
   const voiceHint = h("p", { class: "hint", role: "status" });
   const trouble = h("div");
-  const bannerSlot = h("div");
   const list = h("ol", { class: "lines", "aria-label": t("dialogue.lines") });
   const label = h("span", {}, t("dialogue.all"));
   const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.busy && mine() ? halt() : speakAll()) }, label, h("kbd", { "aria-hidden": "true" }, "Ctrl+Enter"));
@@ -63,7 +62,7 @@ export async function mount(main) {
     h("p", { class: "hint" }, t("dialogue.hint")),
   );
   const readSlot = h("div", { hidden: true });
-  main.append(bannerSlot, section, trouble, readSlot, h("section", { class: "stack", "aria-label": t("snippet") }, h("h2", {}, t("snippet")), codeSlot));
+  main.append(section, trouble, readSlot, h("section", { class: "stack", "aria-label": t("snippet") }, h("h2", {}, t("snippet")), codeSlot));
 
   // -- lines
 
@@ -293,7 +292,6 @@ export async function mount(main) {
 
   function fillModels() {
     modelSlot.replaceChildren(h("label", { for: "dialogue-model" }, t("speak.model")), modelSelect(modelList, model, { id: "dialogue-model", onchange: (event) => use(event.target.value) }));
-    bannerSlot.replaceChildren(...[banner(modelList, model, use)].filter(Boolean));
   }
 
   async function load(anew) {

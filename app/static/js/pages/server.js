@@ -1,8 +1,9 @@
 // The Server page: the engines and their states, the load of the server, and plots of its metrics.
 
 import { call, errorBox, getJson, hasKey, health, models } from "../api.js";
-import { ROOT, button, copy, h, number, quoted, t } from "../ui.js";
+import { ROOT, button, h, number, quoted, t } from "../ui.js";
 import { problemList } from "../voices/problems.js";
+import { duration, open } from "../weights.js";
 
 const POINTS = 60; // five minutes: /health is read every 5 s
 const USAGE_DAYS = 30;
@@ -97,12 +98,6 @@ function usagePlot(rows) {
         h("tbody", {}, rows.toReversed().map((row) => h("tr", {}, h("th", { scope: "row" }, row.day), cells(row))))))));
 }
 
-function duration(value_s) {
-  if (value_s < 120) return t("server.seconds", { s: Math.round(value_s) });
-  if (value_s < 7200) return t("server.minutes", { n: Math.round(value_s / 60) });
-  return t("server.hours", { n: Math.round(value_s / 3600) });
-}
-
 export async function mount(main) {
   const notice = h("div");
   const trouble = h("div");
@@ -148,7 +143,7 @@ export async function mount(main) {
     return h("tr", {},
       h("th", { scope: "row" }, model.id),
       h("td", {}, h("span", { class: `badge ${LOOKS[model.status]}` }, t(`model.${model.status}`)), model.detail && h("p", {}, quoted(model.detail)),
-        switches && h("div", { class: "row" }, button(t(model.loaded ? "model.unload" : "model.load"), () => switchModel(model.id, model.loaded ? "unload" : "load")))),
+        model.status === "missing_weights" ? h("div", { class: "row" }, button(t("banner.get"), () => open(model.id))) : switches && h("div", { class: "row" }, button(t(model.loaded ? "model.unload" : "model.load"), () => switchModel(model.id, model.loaded ? "unload" : "load")))),
       h("td", {}, model.bytes && h("p", {}, `${number(model.bytes / 1e9, 2)} GB`), runs ? [state.device, " ", state.dtype, state.rows && h("p", { class: "hint" }, `${t("server.rows")}: ${t("server.of", { count: state.rows.active, of: state.rows.limit })}`)] : !model.bytes && "–"),
       h("td", {}, model.parameters?.length ? h("span", { lang: "en" }, model.parameters.join(", ")) : "–"),
     );
@@ -163,15 +158,12 @@ export async function mount(main) {
       notice.append(h("div", { class: "error" }, h("p", { class: "headline" }, t("server.offline", { s: Math.round((Date.now() - health.at) / 1000) }))));
       if (!state) return;
     }
-    const key = JSON.stringify([state.status, state.reason, state.remedy, state.download, state.casting?.problems]);
+    const key = JSON.stringify([state.status, state.reason, state.casting?.problems]);
     if (key !== shownState) {
       shownState = key;
-      const remedy = h("pre", { tabindex: 0, lang: "en" }, state.remedy);
       stateCard.replaceChildren(
         h("p", { class: "headline" }, t(`server.status.${state.status}`)),
         ...[state.reason && h("p", {}, quoted(state.reason)),
-          state.download && h("progress", { max: state.download.total_bytes, value: state.download.done_bytes, "aria-label": t("banner.starting") }),
-          state.remedy && h("div", { class: "code" }, remedy, button(t("copy"), () => copy(remedy), { name: "copy", look: "quiet" })),
           problemList("server.doubts", state.casting?.problems ?? {})].filter(Boolean));
     }
     const engines = list?.filter((model) => !model.alias);

@@ -5,7 +5,7 @@ import { saveMenu } from "../dock.js";
 import { player } from "../player.js";
 import { badge, drawSeed, ignoredBadges, partialBadges, preview, speech, timeBadges, whenListed } from "../speech.js";
 import { takes } from "../takes.js";
-import { announce, button, copy, debounce, h, number, quoted, snippetSlot, store, t, tabs } from "../ui.js";
+import { announce, button, debounce, h, number, snippetSlot, store, t, tabs } from "../ui.js";
 
 const ACCIDENT_MS = 400; // a second click within this time is a double click, not Stop
 const SPEED_STEP = 0.05;
@@ -47,27 +47,6 @@ export function modelSelect(list, chosen, props) {
 /** The id of the model used last if the server lists it, else of the first ready model. */
 export function modelToUse(list, kept) {
   return list.some((model) => model.id === kept) ? kept : (list.find(canSpeak) ?? list[0])?.id ?? "";
-}
-
-/** A box: why the requested engine does not run, and what to do. Null when it runs. */
-export function banner(list, chosen, use) {
-  const { last } = health;
-  if (!last || last.status === "ok") return null;
-  if (last.status === "starting") {
-    const { download } = last;
-    return h("div", { class: "banner" },
-      h("p", { class: "headline" }, t("banner.starting")),
-      download && h("p", {}, t("banner.download", { done: number(download.done_bytes / 1e9, 2), of: number(download.total_bytes / 1e9, 2) })),
-      download && h("progress", { max: download.total_bytes, value: download.done_bytes, "aria-label": t("banner.starting") }));
-  }
-  const remedy = h("pre", { tabindex: 0, lang: "en" }, last.remedy);
-  const other = list.find((model) => canSpeak(model) && !model.alias);
-  return h("div", { class: "banner" },
-    h("p", { class: "headline" }, t(last.model ? "banner.stand_in" : "banner.none", { wanted: list[0]?.id ?? last.requested_engine, engine: last.model ?? "" })),
-    last.reason && h("p", {}, quoted(last.reason)),
-    last.remedy && h("details", { class: "fold" }, h("summary", {}, t("banner.remedy")), remedy, h("div", { class: "row" }, button(t("copy"), () => copy(remedy), { look: "quiet" }))),
-    other && other.id !== chosen && h("div", { class: "row" }, button(t("banner.use", { engine: other.id }), () => use(other.id))),
-  );
 }
 
 // ---- the page
@@ -141,7 +120,6 @@ export async function mount(main, { go: open }) {
   const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.busy && mine() ? halt() : speak()) }, label, hintKey);
   const badges = h("div", { class: "row wrap", id: "badges" });
   const trouble = h("div");
-  const bannerSlot = h("div");
   const readSlot = h("div", { hidden: true });
   const saveNow = button(t("save.as", { format: settings.format.toUpperCase() }), () => player.track && saveMenu(player.track, settings.format), { look: "quiet", hidden: true });
   const section = h("section", { class: "speak", "aria-label": t("nav.speak"), data: { state: "idle" } },
@@ -176,7 +154,7 @@ export async function mount(main, { go: open }) {
   let list = null; // loaded when there is a take
   const [codeSlot, showCode] = snippetSlot();
   const panels = tabs(t("speak.below"), [["takes", t("takes"), takePanel], ["snippet", t("snippet"), codeSlot]]);
-  main.append(bannerSlot, section, trouble, readSlot, h("section", { "aria-label": t("speak.below") }, panels));
+  main.append(section, trouble, readSlot, h("section", { "aria-label": t("speak.below") }, panels));
 
   // -- state and request
   const mine = () => speech.source === "speak";
@@ -386,18 +364,8 @@ export async function mount(main, { go: open }) {
     const select = modelSelect(modelList, settings.model, { id: "model", onchange: (event) => {
       settings.model = event.target.value;
       changed();
-      showBanner();
     } });
     modelSlot.replaceChildren(h("label", { for: "model" }, t("speak.model")), select);
-    showBanner();
-  }
-
-  let bannerShown = null;
-  function showBanner() {
-    const key = JSON.stringify([health.last?.status, health.last?.reason, health.last?.download?.done_bytes, settings.model, modelList.length]);
-    if (key === bannerShown) return;
-    bannerShown = key;
-    bannerSlot.replaceChildren(...[banner(modelList, settings.model, use)].filter(Boolean));
   }
 
   async function lists(anew) {
@@ -414,11 +382,7 @@ export async function mount(main, { go: open }) {
     changed();
   }
 
-  const healthRead = () => {
-    showLimits();
-    showBanner();
-  };
-  const listeners = [[speech, "change", showState], [player, "change", showPlayed], [takes, "change", showTakes], [health, "look", healthRead], [health, "changed", () => lists(true)], [window, "pagehide", keepDraft]];
+  const listeners = [[speech, "change", showState], [player, "change", showPlayed], [takes, "change", showTakes], [health, "look", showLimits], [health, "changed", () => lists(true)], [window, "pagehide", keepDraft]];
   for (const [target, kind, listener] of listeners) target.addEventListener(kind, listener);
   const listed = lists(false);
   fillVoices();
