@@ -334,8 +334,8 @@ class WeightDownloads:
 
         source: one of the repositories of `state`; "" = the first with a token, and without one the first that can be
         read without a token. token: replaces the server's token. save: save the token in a file of this server, after
-        the hub has accepted it. If all weights are on the disk, the model is loaded, and no token is saved. Raises InvalidValue, NotSupported,
-        Conflict, HubRefused, HubUnreachable, TooLittleDisk, NotStored.
+        the hub has accepted it. If all weights are on the disk, the model is loaded, and no token is saved. Raises
+        InvalidValue, NotSupported, Conflict, HubRefused, HubUnreachable, TooLittleDisk, NotStored.
         """
         job = self._jobs.get(model_id)
         if model_id in self._checking or self._running(model_id) or (job and job.task and not job.task.done()):
