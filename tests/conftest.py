@@ -103,7 +103,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure() -> None:
-    gc.disable()  # until all tests are collected: there is no garbage yet
+    gc.disable()  # until all tests are collected: there is little garbage yet
 
 
 def pytest_collection_finish() -> None:
@@ -111,7 +111,6 @@ def pytest_collection_finish() -> None:
 
     With 12,000 tests and all modules, each call of gc.collect(), as when a model is unloaded, would take a second.
     """
-    gc.collect()
     gc.freeze()
     gc.enable()
 

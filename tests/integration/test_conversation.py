@@ -202,10 +202,10 @@ def test_every_form_of_base64_is_accepted(listening: httpx.Client) -> None:
         ({"audio": ""}, "context.1.audio"),
         ({"audio": b64(b"no sound at all")}, "context.1.audio"),
         ({"audio": b64(b"#EXTM3U\n#EXTINF:10,\nfile:///etc/hostname\n")}, "context.1.audio"),
-        ({"audio": b64(made(WAV, 0.05))}, "context.1.audio"),
+        ({"audio": lambda: b64(made(WAV, 0.05))}, "context.1.audio"),
         # a length that the server accepts, but this engine refuses
-        ({"audio": b64(made(WAV, 0.3))}, "context.1.audio"),
-        ({"audio": b64(made(OGG, 61.0))}, "context.1.audio"),
+        ({"audio": lambda: b64(made(WAV, 0.3))}, "context.1.audio"),
+        ({"audio": lambda: b64(made(OGG, 61.0))}, "context.1.audio"),
         ({"audio": 5}, "context.1.audio"),
         ({"audio": None}, "context.1.audio"),
         ({"text": " "}, "context.1.text"),
@@ -217,7 +217,8 @@ def test_every_form_of_base64_is_accepted(listening: httpx.Client) -> None:
     ],
 )
 def test_error_names_the_invalid_turn(common: httpx.Client, changes: dict[str, Any], param: str) -> None:
-    context = [turn(0, "One."), {**turn(1, "Two."), **changes}]
+    values = {name: value() if callable(value) else value for name, value in changes.items()}
+    context = [turn(0, "One."), {**turn(1, "Two."), **values}]
     error = refusal(common.post(PATH, json={"text": "Hello.", "context": context}), param)
     assert param in error["message"]
     assert not engine.spoken

@@ -143,7 +143,7 @@ def test_command_line_writes_codes(tmp_path: Path, checkpoint: Path, text: str) 
     assert result.returncode == 0, result.stderr
     codes = np.load(tmp_path / "out.npy")
     assert codes.dtype == np.int16
-    reference = oracle.DiaForConditionalGeneration.from_pretrained(checkpoint).eval()
+    reference = oracle.transformers().DiaForConditionalGeneration.from_pretrained(checkpoint).eval()
     encoded = text.encode().replace(b"[S1]", b"\1").replace(b"[S2]", b"\2")
     [expected] = oracle.generate(reference, [encoded], 30)
     assert np.array_equal(codes, expected.numpy().T)

@@ -42,7 +42,8 @@ def expected(folders: dict[str, Path]) -> dict[int | None, torch.Tensor]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        reference = csm_oracle.CsmForConditionalGeneration.from_pretrained(folders["transformers"], dtype=torch.float32)
+        model_class = csm_oracle.transformers().CsmForConditionalGeneration
+        reference = model_class.from_pretrained(folders["transformers"], dtype=torch.float32)
     inputs = {"input_ids": IDS[None], "attention_mask": torch.ones_like(IDS[None])}
     found = {seed: csm_oracle.generate(reference.eval(), inputs, FRAMES, seed=seed) for seed in (None, SEED)}
     del reference

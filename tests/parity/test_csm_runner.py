@@ -38,7 +38,8 @@ def runner(folder: Path) -> CsmRunner:
 def reference(folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, info = csm_oracle.CsmForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        model_class = csm_oracle.transformers().CsmForConditionalGeneration
+        model, info = model_class.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     return model.eval()

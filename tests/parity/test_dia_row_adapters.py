@@ -57,7 +57,7 @@ class Trained:
 def reference(folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return dia_oracle.DiaForConditionalGeneration.from_pretrained(folder).eval()
+        return dia_oracle.transformers().DiaForConditionalGeneration.from_pretrained(folder).eval()
 
 
 def codes_of(model: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -43,7 +43,8 @@ def runner(folder: Path) -> DiaRunner:
 def load(folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, info = oracle.DiaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        model_class = oracle.transformers().DiaForConditionalGeneration
+        model, info = model_class.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     return model.eval()

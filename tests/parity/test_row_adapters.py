@@ -70,7 +70,7 @@ class Trained:
 def reference(folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return csm_oracle.CsmForConditionalGeneration.from_pretrained(folder).eval()
+        return csm_oracle.transformers().CsmForConditionalGeneration.from_pretrained(folder).eval()
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,9 @@ def test_csm_codes_are_equal_with_another_frame_rate(tmp_path: Path) -> None:
     folder = fabricate_csm(tmp_path / "model", changes=raw, seed=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = csm_oracle.CsmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        model = (
+            csm_oracle.transformers().CsmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        )
     text = "Hello there, it's 5 o'clock!"
     ids = torch.tensor([oracle_ids(folder, f"[0]{text}")])
     expected = csm_oracle.generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, FRAMES)

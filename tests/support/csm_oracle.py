@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
+if TYPE_CHECKING:
     from transformers import (
         CsmConfig,
         CsmForConditionalGeneration,
@@ -19,10 +19,28 @@ with warnings.catch_warnings():
         MimiConfig,
         MimiModel,
     )
-    from transformers.utils import logging
 
-logging.set_verbosity_error()
-logging.disable_progress_bar()
+
+@cache
+def transformers() -> Any:
+    """Import transformers and its models, for processes that run such tests. It takes 3 s of CPU time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers as package
+
+        for name in (
+            "CsmForConditionalGeneration",
+            "DacModel",
+            "DiaForConditionalGeneration",
+            "DiaProcessor",
+            "MimiModel",
+        ):
+            getattr(package, name)
+        from transformers.utils import logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return package
+
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -50,7 +68,7 @@ def mimi_config(**changes: Any) -> MimiConfig:
         "num_key_value_heads": 4,
         "sampling_rate": 24_000,
     }
-    return MimiConfig(**(values | changes))
+    return transformers().MimiConfig(**(values | changes))
 
 
 def csm_config(codec: dict[str, Any] | None = None, depth: dict[str, Any] | None = None, **changes: Any) -> CsmConfig:
@@ -81,7 +99,7 @@ def csm_config(codec: dict[str, Any] | None = None, depth: dict[str, Any] | None
         "bos_token_id": 0,
         "pad_token_id": 2,
     }
-    return CsmConfig(
+    return transformers().CsmConfig(
         **(values | changes),
         depth_decoder_config=depth_values | (depth or {}),
         codec_config=mimi_config(**(codec or {})).to_dict(),
@@ -104,7 +122,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
             tensor.fill_(0.3)
         elif "norm" in name and name.endswith("weight"):
             tensor.uniform_(0.5, 1.5, generator=random)
-        elif "codec_model" in name or isinstance(model, MimiModel):
+        elif "codec_model" in name or isinstance(model, transformers().MimiModel):
             continue
         elif tensor.is_floating_point() and tensor.ndim >= 1 and "inv_freq" not in name:
             tensor.normal_(0, 0.25, generator=random)
@@ -112,31 +130,33 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
 
 def csm(config: CsmConfig, seed: int = 0) -> CsmForConditionalGeneration:
     torch.manual_seed(seed)
-    model = CsmForConditionalGeneration(config).eval()
+    model = transformers().CsmForConditionalGeneration(config).eval()
     randomize(model, seed)
     return model
 
 
 def mimi(config: MimiConfig, seed: int = 0) -> MimiModel:
     torch.manual_seed(seed)
-    model = MimiModel(config).eval()
+    model = transformers().MimiModel(config).eval()
     randomize(model, seed)
     return model
 
 
 def dia(folder: Path, dtype: torch.dtype = torch.float32) -> DiaForConditionalGeneration:
     """Load Dia from a folder. Fails if a tensor is missing or unexpected."""
-    model, found = DiaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    model, found = transformers().DiaForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True
+    )
     assert not any(found.values()), found
     return model.eval()
 
 
 def dia_processor(folder: Path) -> DiaProcessor:
-    return DiaProcessor.from_pretrained(folder)
+    return transformers().DiaProcessor.from_pretrained(folder)
 
 
 def dac(folder: Path) -> DacModel:
-    return DacModel.from_pretrained(folder).eval()
+    return transformers().DacModel.from_pretrained(folder).eval()
 
 
 def save(model: torch.nn.Module, folder: Path) -> Path:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from transformers import DiaConfig, DiaForConditionalGeneration
-    from transformers.utils import logging
 
 from app.engines.dia import checkpoint
 from app.engines.dia import config as ours
 from app.weights.tensors import open_checkpoints
+from tests.support.csm_oracle import transformers
 
-logging.set_verbosity_error()
-logging.disable_progress_bar()
+if TYPE_CHECKING:
+    from transformers import DiaConfig, DiaForConditionalGeneration
 
 DELAYS = [0, 8, 9, 10, 11, 12, 13, 14, 15]
 BOS, EOS, PAD = 1026, 1024, 1025
@@ -35,7 +30,7 @@ def config(**changes: Any) -> DiaConfig:
         "intermediate_size": 192, "cross_num_attention_heads": 4, "cross_num_key_value_heads": 4,
         "cross_head_dim": 32, "cross_hidden_size": 64,
     }  # fmt: skip
-    return DiaConfig(encoder_config=encoder, decoder_config=decoder | changes)
+    return transformers().DiaConfig(encoder_config=encoder, decoder_config=decoder | changes)
 
 
 @torch.no_grad()
@@ -45,7 +40,7 @@ def model(seed: int = 0, *, ending: int | None = None, **changes: Any) -> DiaFor
     ending: a code of channel 0. Its logit is slightly below that of EOS, so a model that often draws it ends by itself.
     """
     torch.manual_seed(seed)
-    reference = DiaForConditionalGeneration(config(**changes)).eval()
+    reference = transformers().DiaForConditionalGeneration(config(**changes)).eval()
     random = torch.Generator().manual_seed(seed)
     for name, tensor in reference.named_parameters():
         if tensor.ndim == 1:
@@ -120,7 +115,7 @@ def v01_config(config_0626: DiaConfig) -> dict[str, Any]:
 def as_v01(folder: Path, out: Path, *, file: str = "dia-v0_1.pth") -> Path:
     """Write the same tensors as v0.1 publishes them: nari's layout and the config.json of v0.1."""
     as_nari(folder, out, file=file)
-    (out / "config.json").write_text(json.dumps(v01_config(DiaConfig.from_pretrained(folder))))
+    (out / "config.json").write_text(json.dumps(v01_config(transformers().DiaConfig.from_pretrained(folder))))
     return out
 
 

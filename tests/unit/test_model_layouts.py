@@ -69,7 +69,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lora(one_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Write a random adapter of this model, and the model with this adapter merged by PEFT."""
     folder = tmp_path_factory.mktemp("lora")
-    base = csm_oracle.CsmForConditionalGeneration.from_pretrained(one_file, dtype=torch.float32)
+    base = csm_oracle.transformers().CsmForConditionalGeneration.from_pretrained(one_file, dtype=torch.float32)
     merged = save_and_merge(base, folder / "adapter", **LORA)
     csm_oracle.save(merged, folder / "merged")
     copy_tokenizer(one_file, folder / "merged")
