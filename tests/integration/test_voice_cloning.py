@@ -27,11 +27,9 @@ from app.engines.dia.runner import DiaRunner
 from app.types import Reference
 from app.voices.voice_file import read_wav
 from tests.integration.test_api_routes import problem
-from tests.integration.test_csm_server import fabricate
 from tests.support import samples
 from tests.support.ears import decode
 from tests.support.live import serving, wait_until
-from tests.support.random_dia import fabricate_dia
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,10 +39,18 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 FRAME_SAMPLES = 1920  # samples of one frame of Mimi at 24 kHz
+TEXT = samples.WORDS[0]
 
 
 @pytest.fixture(scope="module")
 def sample() -> bytes:
+    """A recording of TEXT, 4 s. Checks, encoding and decoding of a longer recording take more CPU time."""
+    return samples.file(samples.speech([TEXT]), "mp3")
+
+
+@pytest.fixture(scope="module")
+def long_sample() -> bytes:
+    """A recording of `samples.TEXT`, 12 s, whose checks are all good."""
     return samples.file(samples.speech(), "mp3")
 
 
@@ -68,7 +74,7 @@ def http(url: str) -> Iterator[httpx.Client]:
 
 
 def clone(http: httpx.Client, audio: bytes, name: str = "Anna", **fields: Any) -> httpx.Response:
-    data = {"name": name, "transcript": samples.TEXT, **fields}
+    data = {"name": name, "transcript": TEXT, **fields}
     return http.post("/voice-cloning/clone", data=data, files={"audio_file": ("my sample.mp3", audio)})
 
 
@@ -83,8 +89,8 @@ def everything(folder: Path) -> list[str]:
 # ---- what a clone is
 
 
-def test_new_voice_is_in_every_list(http: httpx.Client, sample: bytes) -> None:
-    answer = clone(http, sample, description="My sister.", consent="She agrees.")
+def test_new_voice_is_in_every_list(http: httpx.Client, long_sample: bytes) -> None:
+    answer = clone(http, long_sample, transcript=samples.TEXT, description="My sister.", consent="She agrees.")
     assert answer.status_code == 200
     body = answer.json()
     assert body["status"] == "success"
@@ -149,7 +155,7 @@ def test_fallback_engine_answers_503_for_a_cloned_voice(tmp_path: Path, sample: 
 def test_videos_and_other_containers_are_accepted(http: httpx.Client, kind: str) -> None:
     sound = samples.speech()
     audio = samples.film(sound) if kind == "film" else samples.file(sound, kind)
-    answer = clone(http, audio)
+    answer = clone(http, audio, transcript=samples.TEXT)
     assert answer.status_code == 200, answer.text
     assert answer.json()["voice"]["audio_duration"] == pytest.approx(12.1, abs=0.4)
 
@@ -242,9 +248,9 @@ def levels(quality: dict[str, Any]) -> dict[str, str]:
     return {"whole": quality["level"]} | {check["id"]: check["level"] for check in quality["checks"]}
 
 
-def test_a_checked_recording_becomes_a_voice(http: httpx.Client, sample: bytes, folder: Path) -> None:
+def test_a_checked_recording_becomes_a_voice(http: httpx.Client, long_sample: bytes, folder: Path) -> None:
     drafts = set(folder.glob("cloned_voices/.drafts/draft_*"))  # drafts of other tests
-    answer = http.post("/voice-cloning/check", data={"transcript": samples.TEXT}, files={"audio_file": sample})
+    answer = http.post("/voice-cloning/check", data={"transcript": samples.TEXT}, files={"audio_file": long_sample})
     body = answer.json()
     assert answer.status_code == 200
     assert body["quality"]["level"] == "good"
@@ -266,7 +272,7 @@ def test_a_checked_recording_becomes_a_voice(http: httpx.Client, sample: bytes, 
 
 
 def test_expired_drafts_are_removed(http: httpx.Client, sample: bytes, folder: Path) -> None:
-    ask = {"data": {"transcript": samples.TEXT}, "files": {"audio_file": sample}}
+    ask = {"data": {"transcript": TEXT}, "files": {"audio_file": sample}}
     old = http.post("/voice-cloning/check", **ask).json()["draft_id"]  # type: ignore[arg-type]
     marker = folder / "cloned_voices" / ".drafts" / old / "voice.json"
     draft_fields = json.loads(marker.read_text())
@@ -295,7 +301,7 @@ def test_official_client_manages_consents_and_custom_voices(url: str, http: http
             name="Anna",
             consent=consent.id,
             audio_sample=("sample.mp3", sample, "audio/mpeg"),
-            extra_body={"transcript": samples.TEXT},
+            extra_body={"transcript": TEXT},
         )
         assert (voice.object, voice.name, voice.type) == ("audio.voice", "Anna", "audio_sample")
         (stored,) = http.get("/voice-cloning/voices").json()["voices"]
@@ -509,19 +515,23 @@ MARKS = ("...", "!!!", "—", "。", "?! …", "-", "“”", "🙂")  # texts w
 
 
 @pytest.mark.parametrize("first", ["", samples.TEXT])
-def test_new_transcript_of_a_voice_is_checked_like_an_upload(http: httpx.Client, sample: bytes, first: str) -> None:
+def test_new_transcript_of_a_voice_is_checked_like_an_upload(
+    http: httpx.Client, long_sample: bytes, first: str
+) -> None:
     """After PATCH, and after `clone` with a draft, the report names a transcript that does not fit the recording."""
     pytest.importorskip("pocketsphinx")
     others = " ".join(samples.WORDS[3:6])
     half = " ".join(samples.TEXT.split()[: len(samples.TEXT.split()) // 2])
-    path = f"/voice-cloning/voices/{clone(http, sample, transcript=first).json()['voice']['id']}"
+    path = f"/voice-cloning/voices/{clone(http, long_sample, transcript=first).json()['voice']['id']}"
     levels = {samples.TEXT: "good", others: "warning"}
     if not first:
         levels |= {half: "warning", "Hello.": "warning", "123": "warning", samples.TEXT.upper(): "good"}
     for words, level in levels.items():
         reports = [http.patch(path, json={"transcript": words}).json()["quality"]]
         if words in (samples.TEXT, others):
-            draft = http.post("/voice-cloning/check", data={"transcript": first}, files={"audio_file": sample}).json()
+            draft = http.post(
+                "/voice-cloning/check", data={"transcript": first}, files={"audio_file": long_sample}
+            ).json()
             adopted = http.post(
                 "/voice-cloning/clone", data={"draft_id": draft["draft_id"], "name": "Berta", "transcript": words}
             )
@@ -592,7 +602,7 @@ def test_voices_and_speech_accept_the_same_languages(
     assert cloned.json()["voice"]["language"] == tag
     checked = http.post(
         "/voice-cloning/check",
-        data={"transcript": samples.TEXT, "language": language},
+        data={"transcript": TEXT, "language": language},
         files={"audio_file": ("a.mp3", sample)},
     )
     assert checked.status_code == 200, checked.text
@@ -702,7 +712,7 @@ def test_poor_recordings_are_accepted_with_a_warning(http: httpx.Client) -> None
         (samples.file(two), "speakers"),
         (samples.file(surround, "wav", 192_000, layout="7.1"), None),
     ):
-        answer = clone(http, audio)
+        answer = clone(http, audio, transcript=samples.TEXT)
         assert answer.status_code == 200, answer.text
         levels = {check["id"]: check["level"] for check in answer.json()["voice"]["quality"]["checks"]}
         warnings = {name for name, value in levels.items() if value == "warning"}
@@ -738,11 +748,6 @@ class DecodedAudio:
         self.encode = encode
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fabricate(tmp_path_factory.mktemp("csm") / "model", "transformers")
-
-
 def on_csm(folder: Path, checkpoint: Path) -> Any:
     return serving(
         folder, TTS_ENGINE="csm", CSM_MODEL=str(checkpoint), TTS_DTYPE="float32", TTS_FALLBACK_ENGINE="", TTS_OUTBOX_S=2
@@ -751,13 +756,13 @@ def on_csm(folder: Path, checkpoint: Path) -> Any:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_recording_sent_by_curl_reaches_csm_unchanged(
-    tmp_path: Path, checkpoint: Path, sample: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_csm: Path, sample: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_input = DecodedAudio(monkeypatch)
     (tmp_path / "anna.mp3").write_bytes(sample)
     short = {"max_audio_length_ms": 400, "response_format": "pcm", "cache": False}
-    with on_csm(tmp_path / "data", checkpoint) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
-        form = [f"audio_file=@{tmp_path / 'anna.mp3'}", "name=Anna", f"transcript={samples.TEXT}"]
+    with on_csm(tmp_path / "data", tiny_csm) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
+        form = [f"audio_file=@{tmp_path / 'anna.mp3'}", "name=Anna", f"transcript={TEXT}"]
         command = ["curl", "-sf", f"{url}/v1/voice-cloning/clone", *(part for field in form for part in ("-F", field))]
         done = subprocess.run(command, check=True, capture_output=True, timeout=60)
         voice = json.loads(done.stdout)["voice"]
@@ -785,7 +790,7 @@ def test_recording_sent_by_curl_reaches_csm_unchanged(
         # Three parallel requests encode the voice once. The other recording is the turn of the conversation.
         stored = (tmp_path / "data" / "cloned_voices" / voice["id"] / "reference.wav").read_bytes()
         window, rate_hz = read_wav(stored)
-        mine = [reference for reference in model_input.encoded if reference.transcript == samples.TEXT]
+        mine = [reference for reference in model_input.encoded if reference.transcript == TEXT]
         assert len(mine) == 1
         assert len(model_input.encoded) == 2
         assert np.array_equal(mine[0].samples, soxr.resample(window, rate_hz, 24_000))
@@ -801,7 +806,7 @@ def test_recording_sent_by_curl_reaches_csm_unchanged(
         assert len(with_voice) >= len(asks)
         for line in with_voice:
             assert line.prompt is not None
-            assert (line.prompt.codec, line.prompt.transcript) == ("mimi", samples.TEXT)
+            assert (line.prompt.codec, line.prompt.transcript) == ("mimi", TEXT)
             assert np.array_equal(line.prompt.codes, expected_codes)
         (other,) = [
             line for utterance in model_input.utterances for line in utterance.lines if line.voice.id == "alloy"
@@ -809,7 +814,7 @@ def test_recording_sent_by_curl_reaches_csm_unchanged(
         assert other.prompt is None
 
         # The whole recording is the window: no part of it is lost or replaced.
-        source = samples.speech()
+        source = samples.speech([TEXT])
         heard_at = np.correlate(source[::20], window[: -round(0.4 * rate_hz)][::20], "valid")
         start = 20 * int(np.argmax(np.abs(heard_at)))
         assert start / samples.RATE_HZ == pytest.approx(0.15, abs=0.15)
@@ -819,7 +824,7 @@ def test_recording_sent_by_curl_reaches_csm_unchanged(
 
     # The codes are stored with the voice: after a restart, the server encodes nothing and returns the same audio.
     model_input.encoded.clear()
-    with on_csm(tmp_path / "data", checkpoint) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
+    with on_csm(tmp_path / "data", tiny_csm) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
         again = http.post("/audio/speech", json={"input": "Hello there.", "voice": "ANNA", **short})
         assert np.abs(decode(again.content, "pcm").samples - sounds[0]).max() <= 1 / 32768
         assert model_input.encoded == []
@@ -832,16 +837,15 @@ def test_recording_sent_by_curl_reaches_csm_unchanged(
         assert other_words.content != again.content
         assert model_input.utterances[-1].lines[0].prompt.transcript == "Other words."  # type: ignore[union-attr]
 
-        draft = http.post("/voice-cloning/check", data={"transcript": samples.TEXT}, files={"audio_file": sample})
+        draft = http.post("/voice-cloning/check", data={"transcript": TEXT}, files={"audio_file": sample})
         spoken = http.post(f"/voice-cloning/voices/{draft.json()['draft_id']}/preview", json=short)
         assert spoken.status_code == 200
         assert np.array_equal(model_input.utterances[-1].lines[0].prompt.codes, expected_codes)  # type: ignore[union-attr]
 
 
 def test_dia_speaks_a_script_with_two_cloned_voices(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, sample: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_dia: Path, sample: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = fabricate_dia(tmp_path_factory.mktemp("dia") / "model")
     admitted: list[Utterance] = []
     runners: list[DiaRunner] = []
     admit = DiaRunner.admit
@@ -852,7 +856,7 @@ def test_dia_speaks_a_script_with_two_cloned_voices(
         admit(runner, row, utterance)
 
     monkeypatch.setattr(DiaRunner, "admit", listening)
-    dia = {"TTS_ENGINE": "dia", "DIA_MODEL": str(model), "TTS_DTYPE": "float32", "TTS_FALLBACK_ENGINE": ""}
+    dia = {"TTS_ENGINE": "dia", "DIA_MODEL": str(tiny_dia), "TTS_DTYPE": "float32", "TTS_FALLBACK_ENGINE": ""}
     short = {"max_audio_length_ms": 400, "response_format": "pcm", "cache": False}
     words = "The birds sang in the morning."
     with (
@@ -860,7 +864,7 @@ def test_dia_speaks_a_script_with_two_cloned_voices(
         httpx.Client(base_url=f"{url}/v1", timeout=60) as http,
     ):
         anna = clone(http, sample).json()["voice"]
-        bert = clone(http, samples.file(samples.said(words * 3), "wav"), "Bert", transcript=words * 3).json()["voice"]
+        bert = clone(http, samples.file(samples.said(words * 2), "wav"), "Bert", transcript=words * 2).json()["voice"]
         script = {"input": "[S1] Are you there? [S2] I am (laughs). [S1] Good.", "voice": "Anna+Bert"}
         turns = [{"voice": "Bert", "text": "Are you there?"}, {"voice": "Anna", "text": "I am."}]
         for path, body in (
@@ -878,7 +882,7 @@ def test_dia_speaks_a_script_with_two_cloned_voices(
         [bert["id"], anna["id"]],
     ]
     assert "(laughs)" in admitted[1].lines[1].text
-    for voice, expected_transcript in ((anna, samples.TEXT), (bert, words * 3)):
+    for voice, expected_transcript in ((anna, TEXT), (bert, words * 2)):
         window, rate_hz = read_wav((tmp_path / "cloned_voices" / voice["id"] / "reference.wav").read_bytes())
         expected_codes = runners[0].encode(Reference(soxr.resample(window, rate_hz, 44_100), 44_100, ""))
         own = [line for utterance in admitted for line in utterance.lines if line.voice.id == voice["id"]]
