@@ -72,7 +72,7 @@ def split_by_headings(blocks: Sequence[Block], chapters: ChapterList) -> None:
     Headings directly after another heading belong to the same chapter. Text before the first heading is a chapter.
     """
     starts = [index for index, block in enumerate(blocks) if block.level and (not index or not blocks[index - 1].level)]
-    levels = [blocks[index].level for index in starts]
+    levels = [block.level for block in blocks if block.level]
     deepest = next((level for level in sorted(set(levels)) if levels.count(level) > 1), max(levels, default=0))
     places = [index for index in starts if blocks[index].level <= deepest]
     for start, end in zip([0, *places], [*places, len(blocks)], strict=True):

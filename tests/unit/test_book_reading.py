@@ -417,6 +417,12 @@ def test_html_is_divided_at_its_headings() -> None:
     ]
 
 
+def test_heading_below_the_title_counts_for_its_level() -> None:
+    """The sections of one chapter are not chapters, although their level is the first that occurs at two places."""
+    text = "# The Book\n\n## One\n\nFirst.\n\n### In\n\nMore.\n\n### Side\n\nMore.\n\n## Two\n\nSecond."
+    assert [title for title, _ in texts(read_book(text.encode(), "a.md"))] == ["The Book. One", "Two"]
+
+
 def test_markdown_is_divided_at_its_headings() -> None:
     text = (
         "---\ntitle: The Book\nauthor: 'Ada Example'\nlang: en-GB\n---\n\n# One\n\nSome *words* here.[^1] ![a ship](s.png)\n\n"
