@@ -22,6 +22,20 @@ FILE_BYTES = 10 << 20
 FILES_KEPT = 5
 
 
+class _LogFile(RotatingFileHandler):
+    """The log file. If its disk is full, the console says so one time, and gets no traceback for each line."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is that of logging
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            sys.stderr.write(f"The log file can't be written: {error.strerror or error}. Free space on its disk.\n")
+
+
 def set_up(level: str, folder: Path | None, *, colors: bool, texts: bool = False) -> None:
     """Write all log records, also records of libraries, to the console and to a file in `folder`.
 
@@ -49,7 +63,7 @@ def set_up(level: str, folder: Path | None, *, colors: bool, texts: bool = False
     )
     handlers: list[logging.Handler] = [console]
     if folder is not None:
-        file = RotatingFileHandler(folder / "server.log", maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8")
+        file = _LogFile(folder / "server.log", maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8")
         file.setFormatter(
             structlog.stdlib.ProcessorFormatter(
                 foreign_pre_chain=shared,

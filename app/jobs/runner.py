@@ -57,6 +57,7 @@ AHEAD = 2  # sentences that are taken from the store for each row
 FULL_DISK_WAIT_S = 5.0  # wait before the state of a job is written again
 REMOVE_EVERY_S = 3600.0  # seconds between two searches for jobs that are old enough to be removed
 DAY_S = 86_400.0
+_MAKE_SPACE = "Free space on the disk, for example by deleting another job, and resume the job."
 
 
 class _EngineChanged(Exception):
@@ -211,8 +212,12 @@ class JobRunner:
                 await self.remove(job_id)
 
     async def remove(self, job_id: str) -> None:
-        """Delete a job with all its files. Raises NotFound."""
-        await self.store.call(self.store.delete, job_id)
+        """Delete a job with all its files. Raises NotFound, NotStored."""
+        try:
+            await self.store.call(self.store.delete, job_id)
+        except NotStored:  # on a full disk, the files of the job make room for the change of the database
+            await in_thread(sounds.remove, self.store.job_folder(job_id))
+            await self.store.call(self.store.delete, job_id)
         self.wake()
         await in_thread(sounds.remove, self.store.job_folder(job_id))
 
@@ -237,7 +242,7 @@ class JobRunner:
             self._not_before_s[job.id] = time.monotonic() + NOT_READY_WAIT_S
             problem = Problem(error.code, error.message)
         except NotStored as error:
-            status, problem = "paused", Problem(error.code, f"{error.message} Then resume the job.")
+            status, problem = "paused", Problem(error.code, f"{error.message} {_MAKE_SPACE}")
         except _EngineChanged as error:
             status, problem = "paused", Problem("engine_changed", str(error))
         except SpeechError as error:

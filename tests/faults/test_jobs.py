@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from app.audio.signing import SIGNED_FORMATS, FileSigner, read_manifest
+from app.errors import NotFound, NotStored
 from app.jobs import sounds
 from app.jobs.runner import JobRunner
 from app.jobs.store import JobStore
@@ -74,6 +76,7 @@ async def test_full_disk_pauses_a_job_and_nothing_is_lost(small_disk: Path, tmp_
         assert paused.problem is not None
         assert paused.problem.code == "storage_error"
         assert any(text in paused.problem.message for text in ("No space left on device", "disk is full"))
+        assert "Free space on the disk" in paused.problem.message
         kept = spoken(store, job)
         assert 0 < len(kept) < 3
         folder = store.job_folder(job.id)
@@ -85,6 +88,27 @@ async def test_full_disk_pauses_a_job_and_nothing_is_lost(small_disk: Path, tmp_
         assert result_of(store, completed) == expected
         for n, at in times.items():
             assert sounds.sound_path(folder, store.sentence(job.id, n)).stat().st_mtime_ns == at
+
+
+async def test_job_is_deleted_from_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
+    """The deletion needs space for the journal of the database, which the files of the job have."""
+    store = JobStore(small_disk / "jobs")
+    job, _ = store.create(new_job("One. " * 2_000))
+    folder = store.job_folder(job.id)
+    (folder / "sentences").mkdir()
+    sounds_of_job = folder / "sentences" / "000000-0.pcm"
+    sounds_of_job.write_bytes(bytes(300_000))
+    with (small_disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while ballast.write(bytes(4096)):
+            pass
+    with pytest.raises(NotStored):
+        await store.call(store.delete, job.id)
+    async with speaking(tmp_path / "data") as generator:
+        runner = JobRunner(store, generator)
+        await runner.remove(job.id)
+    assert not folder.exists()
+    with pytest.raises(NotFound):
+        store.get(job.id)
 
 
 @pytest.mark.parametrize("when", ["written", "signed"])

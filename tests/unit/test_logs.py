@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
@@ -125,6 +126,20 @@ def test_file_is_rotated_and_console_gets_the_lines_too(tmp_path, capsys):
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["server.log", *(f"server.log.{n}" for n in range(1, logs.FILES_KEPT + 1))]
     assert "number 19" in capsys.readouterr().err
+
+
+def test_full_disk_is_one_line_on_the_console(tmp_path, capsys):
+    (tmp_path / "server.log").symlink_to("/dev/full")
+    logs.set_up("INFO", tmp_path, colors=False)
+    for number in range(3):
+        logging.getLogger("app.test").info("message %d", number)
+    written = capsys.readouterr()
+    assert all(f"message {number}" in written.out + written.err for number in range(3))
+    assert written.err.count("No space left on device") == 1
+    assert "Traceback" not in written.err
+    for handler in logging.getLogger().handlers:
+        with contextlib.suppress(OSError):  # the last lines can't be written
+            handler.close()
 
 
 def test_repeated_set_up_writes_each_message_once(tmp_path):
