@@ -55,6 +55,31 @@ def opened(page: Page) -> Locator:
     return page.get_by_role("dialog", name="Choose a voice")
 
 
+def test_a_list_that_could_not_be_loaded_is_loaded_again(offline: str, visit: Visit) -> None:
+    refusal = {"error": {"message": "Later.", "type": "server_error", "param": None, "code": "engine_not_ready"}}
+    watched = visit(
+        offline,
+        viewport=PHONE,
+        prepare=lambda page: page.route("**/v1/audio/voices", lambda route: route.fulfill(status=503, json=refusal)),
+    )
+    watched.expected.add("503")
+    page = watched.page
+    page.get_by_label("Voice", exact=True).click()
+    gallery = page.get_by_role("dialog", name="Choose a voice")
+    gallery.locator(".error").get_by_text("The engine is not ready yet.").wait_for()
+    expect(gallery.get_by_role("status")).to_have_text("")
+    page.unroute("**/v1/audio/voices")
+    gallery.get_by_role("button", name="Try again").click()
+    gallery.locator("li").first.wait_for()
+    assert gallery.locator(".error").count() == 0
+    kinds = gallery.get_by_role("group", name="Which voices").get_by_role("button")
+    assert kinds.count() == 4
+    for button in kinds.all():
+        box = button.bounding_box()
+        assert box
+        assert box["x"] + box["width"] <= PHONE["width"]
+
+
 def test_a_voice_is_heard_found_and_chosen(offline: str, visit: Visit) -> None:
     page = visit(offline).page
     write(page, "My own sentence. Another one.")

@@ -169,7 +169,9 @@ export function mount(dock) {
       abButtons();
     }
     const blind = player.pair?.blind;
-    const part = player.at_s > 0 && track.parts.findLast((each) => each.start_s <= player.at_s + 0.02);
+    const at_s = player.at_s + 0.02;
+    const written = track.timed.findLast((each) => each.sentences?.[0]?.start <= at_s)?.sentences.findLast((each) => each.start <= at_s);
+    const part = player.at_s > 0 && (written ?? track.parts.findLast((each) => each.start_s <= at_s));
     const words = blind ? t("ab.blind") : part ? part.text : [track.about?.voice, track.about?.text].filter(Boolean).join(" · ");
     if (title.textContent !== words) title.textContent = words;
     time.textContent = `${clock(player.at_s)} / ${clock(track.seconds)}`;

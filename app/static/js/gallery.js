@@ -1,6 +1,6 @@
 // The gallery of voices: a dialog with a card for each voice, to find, hear, compare and choose one.
 
-import { errorBox } from "./api.js";
+import { errorBox, voices } from "./api.js";
 import { player } from "./player.js";
 import { preview, speech } from "./speech.js";
 import { announce, button, debounce, dialog, h, icon, languageName, loadStyles, loadTexts, store, t } from "./ui.js";
@@ -43,6 +43,8 @@ export async function choose(list, chosen, clones) {
   const speakable = (voice) => clones || voice.type !== "cloned";
   const standing = h("p", { class: "hint", role: "status" });
   const trouble = h("div");
+  let failed = null; // why the list could not be loaded
+  if (!list.length) list = await voices(true).catch((error) => ((failed = error), []));
   const sentence = h("input", { id: "gallery-sentence", maxlength: SENTENCE_CHARS, autocomplete: "off", value: store.get("draft", "").split(/(?<=[.!?])\s/)[0].slice(0, SENTENCE_CHARS), placeholder: t("voices.sentence", { name: "…" }) });
   const rows = new Map(); // the id of a voice -> its card
   const cards = h("ul", { class: "cards", "aria-label": t("voices.list") });
@@ -168,6 +170,7 @@ export async function choose(list, chosen, clones) {
   }
 
   function filter() {
+    if (failed) return;
     const fitting = new Set(list.filter(fits).map(({ id }) => id));
     for (const [id, row] of rows) row.hidden = !fitting.has(id);
     standing.textContent = t(fitting.size ? "gallery.count" : "take.none", { n: fitting.size });
@@ -191,6 +194,7 @@ export async function choose(list, chosen, clones) {
   const heard = [[player, "change", showPlayed], [speech, "change", showState]];
   for (const [target, kind, listener] of heard) target.addEventListener(kind, listener);
   const picked = dialog(t("gallery.title"), (close) => {
+    if (failed) trouble.append(errorBox(failed, [button(t("again"), () => close(choose([], chosen, clones)))]));
     fill(close, place.top ? list.length : Math.max(SLICE, list.findIndex(({ id }) => id === chosen) + 1)); // the place that was left has to be there
     filter();
     const first = rows.get(chosen);

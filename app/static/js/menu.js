@@ -15,7 +15,7 @@ export function menu(setLanguage, setTheme) {
       choice("menu-theme", t("menu.theme"), ["auto", "light", "dark"].map((name) => [name, t(`theme.${name}`)]), store.get("theme", "auto"), setTheme),
       h("label", { class: "check" }, h("input", { type: "checkbox", checked: store.get("shortcuts", true), onchange: (event) => store.set("shortcuts", event.target.checked) }), t("menu.shortcuts")),
       h("div", { class: "row wrap" },
-        button(t("menu.key"), () => { close(); askKey(); }),
+        button(t("key.title"), () => { close(); askKey(); }),
         button(t("menu.keys"), () => { close(); keyList(); }),
         h("a", { class: "button", href: `${ROOT}/docs` }, t("menu.docs")),
       ),

@@ -103,7 +103,7 @@ export async function open(model) {
         return [h("p", {}, t("weights.running"), " ", h("b", {}, download.repository)), bar, h("p", { class: "hint" }, t("weights.close")), h("div", { class: "row" }, button(t("weights.stop"), cancel)), h("div", { class: "said" })];
       },
       loading: () => [h("p", {}, t("weights.loading", { model })), h("progress", { "aria-label": t("weights.loading", { model }) })],
-      ready: () => [h("p", {}, t("weights.ready", { model })), h("div", { class: "row" }, button(t("weights.hear"), async () => {
+      ready: () => [h("p", {}, t("weights.ready", { model })), h("div", { class: "row" }, button(t("lexicon.hear"), async () => {
         player.prepare();
         close();
         preview({ id: serverVoice(), name: serverVoice() }, { model, text: t("sample.1") });

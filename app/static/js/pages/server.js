@@ -94,7 +94,7 @@ function usagePlot(rows) {
       h("span", { class: "now" }, t("server.usage.sum", { minutes: number(total("seconds") / 60, 1), requests: number(total("requests")) })), svg),
     h("details", { class: "fold" }, h("summary", {}, t("server.usage.all")),
       h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": t("server.usage") }, h("table", { class: "usage" },
-        h("thead", {}, h("tr", {}, ["usage.day", "usage.key", "engine", "usage.requests", "usage.characters", "usage.minutes"].map((key) => h("th", { scope: "col" }, t(`server.${key}`))))),
+        h("thead", {}, h("tr", {}, ["usage.day", "key", "engine", "usage.requests", "usage.characters", "usage.minutes"].map((key) => h("th", { scope: "col" }, t(`server.${key}`))))),
         h("tbody", {}, rows.toReversed().map((row) => h("tr", {}, h("th", { scope: "row" }, row.day), cells(row))))))));
 }
 
@@ -121,7 +121,7 @@ export async function mount(main) {
     usage,
     h("section", { class: "card stack", "aria-label": t("server.links") },
       facts,
-      h("div", { class: "row wrap" }, [["/docs", "server.docs"], ["/metrics", "server.metrics"], ["/health", "server.health"]].map(([path, key]) => h("a", { class: "button", href: ROOT + path }, t(key)))),
+      h("div", { class: "row wrap" }, [["/docs", "menu.docs"], ["/metrics", "server.metrics"], ["/health", "server.health"]].map(([path, key]) => h("a", { class: "button", href: ROOT + path }, t(key)))),
     ),
   );
 
@@ -144,7 +144,7 @@ export async function mount(main) {
       h("th", { scope: "row" }, model.id),
       h("td", {}, h("span", { class: `badge ${LOOKS[model.status]}` }, t(`model.${model.status}`)), model.detail && h("p", {}, quoted(model.detail)),
         model.status === "missing_weights" ? h("div", { class: "row" }, button(t("banner.get"), () => open(model.id))) : switches && h("div", { class: "row" }, button(t(model.loaded ? "model.unload" : "model.load"), () => switchModel(model.id, model.loaded ? "unload" : "load")))),
-      h("td", {}, model.bytes && h("p", {}, `${number(model.bytes / 1e9, 2)} GB`), runs ? [state.device, " ", state.dtype, state.rows && h("p", { class: "hint" }, `${t("server.rows")}: ${t("server.of", { count: state.rows.active, of: state.rows.limit })}`)] : !model.bytes && "–"),
+      h("td", {}, model.bytes && h("p", {}, `${number(model.bytes / 1e9, 2)} GB`), runs ? [state.device, " ", state.dtype, state.rows && h("p", { class: "hint" }, `${t("server.rows")}: ${t("badge.of", { count: state.rows.active, of: state.rows.limit })}`)] : !model.bytes && "–"),
       h("td", {}, model.parameters?.length ? h("span", { lang: "en" }, model.parameters.join(", ")) : "–"),
     );
   }
@@ -178,8 +178,8 @@ export async function mount(main) {
     const total = memory.reduce((sum, each) => sum + each.total_bytes, 0) / 1e9;
     const some = (value, digits, unit = "") => (value === undefined ? "–" : `${number(value, digits)}${unit}`);
     plots.replaceChildren(
-      plot(t("server.rows"), history.rows, state.rows ? t("server.of", { count: state.rows.active, of: state.rows.limit }) : "–", state.rows?.limit),
-      plot(t("server.queue"), history.queue, state.queue ? t("server.of", { count: state.queue.waiting, of: state.queue.limit }) : "–", state.queue?.limit),
+      plot(t("server.rows"), history.rows, state.rows ? t("badge.of", { count: state.rows.active, of: state.rows.limit }) : "–", state.rows?.limit),
+      plot(t("server.queue"), history.queue, state.queue ? t("badge.of", { count: state.queue.waiting, of: state.queue.limit }) : "–", state.queue?.limit),
       ...(memory.length ? [plot(`${t("server.memory")} (${memory.map((each) => each.device).join(", ")})`, history.memory, t("server.memory_of", { used: number(last(history.memory) ?? 0, 1), total: number(total, 1) }), total)] : []),
       plot(t("server.audio"), history.audio, some(last(history.audio), 1, " s")),
       plot(t("server.first"), history.first, some(last(history.first), 3, " s")),

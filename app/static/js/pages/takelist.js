@@ -119,7 +119,7 @@ export function takeList(again, isOwn) {
   const list = h("ul", { class: "takes" });
   const search = h("input", { type: "search", class: "grow", placeholder: t("take.search"), "aria-label": t("take.search"), oninput: () => { shown = SHOWN; fill(); } });
   const blind = h("input", { type: "checkbox" });
-  const compareNow = button(t("ab.compare"), () => compare(blind.checked));
+  const compareNow = button(t("ab.title"), () => compare(blind.checked));
   const compareRow = h("div", { class: "row wrap" }, h("label", { class: "check" }, blind, t("ab.blind_choice")), compareNow);
   const more = button(t("take.further"), () => { shown += SHOWN; fill(); });
   const hint = h("p", { class: "hint" });

@@ -190,7 +190,7 @@ export async function mount(main, { go }) {
     const speakButton = button(t("voices.speak"), () => speakSentence(voice), { look: known ? "" : "primary" });
     speakButton.prepend(icon("volume"));
     return h("article", { class: "card stack", "aria-labelledby": "voice-title", data: { shown: voice.id } },
-      h("div", { class: "phone-only" }, h("a", { class: "button quiet", href: `${ROOT}/voice-cloning`, data: { route: "/voice-cloning" } }, icon("back"), t("voices.back"))),
+      h("div", { class: "phone-only" }, h("a", { class: "button quiet", href: `${ROOT}/voice-cloning`, data: { route: "/voice-cloning" } }, icon("back"), t("voices.list"))),
       h("div", { class: "head" }, h("div", { class: "row" }, tint(voice), title), known?.quality?.level && known.status !== "needs words" && levelBadge(known.quality.level)),
       voice.description && h("p", { class: "quoted" }, voice.description),
       voice.tags?.length > 0 && h("div", { class: "row wrap", "aria-label": t("gallery.tags"), role: "group" }, voice.tags.map((tag) => h("span", { class: "badge" }, tag))),
@@ -234,7 +234,7 @@ export async function mount(main, { go }) {
     h("p", { id: "missing-words-hint" }, t("voices.needs_words_why")),
     h("div", { class: "field" }, h("label", { for: "missing-words" }, t("voices.words")), words),
     wrong,
-    h("div", { class: "row end" }, h("button", { class: "primary" }, t("voices.keep"))));
+    h("div", { class: "row end" }, h("button", { class: "primary" }, t("save"))));
   }
 
   function makeDefault(voice) {
@@ -291,7 +291,7 @@ export async function mount(main, { go }) {
         h("div", { class: "field" }, h("label", { for: "edit-tags" }, t("gallery.tags")), tags, h("span", { class: "hint", id: "edit-tags-hint" }, t("voices.tags_hint"))),
         h("div", { class: "field" }, h("label", { for: "edit-color" }, t("voices.color")), h("div", { class: "row" }, color, none))),
       wrong,
-      h("div", { class: "row end" }, button(t("cancel"), () => close()), h("button", { class: "primary" }, t("voices.keep"))));
+      h("div", { class: "row end" }, button(t("cancel"), () => close()), h("button", { class: "primary" }, t("save"))));
     });
   }
 
