@@ -56,8 +56,8 @@ WORKDIR /app
 # The folders exist in the image and are the user's, so that new named volumes on them are, too.
 RUN groupadd --gid 10001 tts \
     && useradd --uid 10001 --gid tts --no-create-home --home-dir /app tts \
-    && mkdir models cloned_voices voice_references audio_cache conversations hub jobs keys logs \
-    && chown tts:tts . models cloned_voices voice_references audio_cache conversations hub jobs keys logs
+    && mkdir models cloned_voices voice_references audio_cache conversations hub jobs books keys lexicons usage logs \
+    && chown tts:tts . models cloned_voices voice_references audio_cache conversations hub jobs books keys lexicons usage logs
 COPY LICENSE NOTICE ./
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \

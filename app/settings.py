@@ -25,7 +25,19 @@ OTHER_VARIABLES = frozenset({"TTS_BACKEND", "TTS_TEST_SPEECH"})
 # Folders with recordings, texts, keys, names of keys or the token of the hub. Only the user of the server may read
 # these folders.
 PRIVATE_FOLDERS = frozenset(
-    {"cloned_voices", "voice_references", "audio_cache", "conversations", "hub", "jobs", "keys", "logs", "usage"}
+    {
+        "cloned_voices",
+        "voice_references",
+        "audio_cache",
+        "books",
+        "conversations",
+        "hub",
+        "jobs",
+        "keys",
+        "lexicons",
+        "logs",
+        "usage",
+    }
 )
 
 MAX_SERVICE_NAME_BYTES = 63  # the limit of DNS for a part of a name
@@ -257,7 +269,7 @@ class Settings(BaseSettings):
         Path("data"),
         alias="TTS_DATA_DIR",
         description="The folder of all stored data: `models`, `cloned_voices`, `voice_references`, `audio_cache`, "
-        "`jobs`, `keys`, `logs`.",
+        "`jobs`, `keys`, `lexicons`, `logs`.",
     )
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(

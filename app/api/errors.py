@@ -149,7 +149,7 @@ def error_schemas() -> Schema:
     """Return the schemas that the results of `problem` refer to, by name.
 
     The routes do not name the model of these responses, because FastAPI would build it again for each status of each
-    route: 0.09 s of CPU time at every start.
+    route, which takes CPU time at every start.
     """
     schema = ErrorEnvelope.model_json_schema(ref_template="#/components/schemas/{model}")
     return {**schema.pop("$defs"), ErrorEnvelope.__name__: schema}

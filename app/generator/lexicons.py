@@ -1,7 +1,7 @@
 """The pronunciation dictionaries of the server and of each voice: files that people can edit, read when they change.
 
-The server's dictionary is `TTS_DATA_DIR/lexicon.tsv`. A cloned voice has its dictionary in its own folder, so that an
-export contains it and a deletion removes it. The dictionaries of preset voices are in `TTS_DATA_DIR/lexicons`.
+The server's dictionary is `TTS_DATA_DIR/lexicons/lexicon.tsv`, and those of preset voices are beside it. A cloned voice
+has its dictionary in its own folder, so that an export contains it and a deletion removes it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRESETS_FOLDER = "lexicons"
+FOLDER = "lexicons"  # in the data folder
 CHECK_FILES_S = 1.0  # seconds between two checks of a file; until then, a change on disk has no effect
 MAX_FILE_BYTES = 32 << 20
 _Signature = tuple[int, int, int]
@@ -50,7 +50,7 @@ class LexiconStore:
 
     def __init__(self, data_dir: Path, voices: VoiceStore) -> None:
         """Read the server's dictionary. Never raises for a file that can't be read: the log says why."""
-        self._data_dir = data_dir
+        self._folder = data_dir / FOLDER
         self._voices = voices
         self._lock = threading.RLock()
         # dictionaries by voice id; the key None is the dictionary of the server
@@ -61,9 +61,9 @@ class LexiconStore:
     def path(self, voice: str | None = None) -> Path:
         """Return the file of a voice's dictionary; None = the server's."""
         if voice is None:
-            return self._data_dir / LEXICON_FILE
+            return self._folder / LEXICON_FILE
         folder = self._voices.folder_of(voice)
-        return self._data_dir / PRESETS_FOLDER / f"{voice}.tsv" if folder is None else folder / LEXICON_FILE
+        return self._folder / f"{voice}.tsv" if folder is None else folder / LEXICON_FILE
 
     def needs_check(self, voices: Sequence[str]) -> bool:
         """Return whether `lists` has to look at a file, which blocks."""
@@ -173,7 +173,8 @@ class LexiconStore:
     def _exclusively(self) -> Iterator[None]:
         """Hold the lock of all dictionaries, so that two processes do not overwrite each other's changes."""
         try:
-            file = lock_file(self._data_dir / ".lexicon.lock")
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = lock_file(self._folder / ".lock")
         except OSError as error:
             raise _not_stored(error) from error
         with file:

@@ -174,8 +174,8 @@ def test_dictionary_is_unchanged_after_a_write_to_a_full_disk(small_disk: Path) 
         assert refused.status_code == 507
         assert refused.json()["error"]["code"] == "storage_error"
         assert [entry["word"] for entry in http.get("/v1/audio/lexicon").json()["entries"]] == ["SQL"]
-        assert (small_disk / "lexicon.tsv").read_text() == "SQL\tsequel\n"
-        assert sorted(path.name for path in small_disk.glob(".lexicon*")) == [".lexicon.lock"]
+        assert (small_disk / "lexicons" / "lexicon.tsv").read_text() == "SQL\tsequel\n"
+        assert sorted(path.name for path in (small_disk / "lexicons").iterdir()) == [".lock", "lexicon.tsv"]
         assert speak(http, "SQL is spoken.").status_code == 200
     with serving(small_disk) as url, httpx.Client(base_url=url, timeout=60) as http:
         assert len(http.get("/v1/audio/lexicon").json()["entries"]) == 1

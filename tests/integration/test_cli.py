@@ -267,7 +267,7 @@ def test_pronunciations_are_added_listed_and_removed(tmp_path: Path) -> None:
     assert cli(tmp_path, "lexicon", "add", "York", "yawk", "--voice", "Nova").returncode == 0
     listed = cli(tmp_path, "lexicon", "list").stdout.decode()
     assert listed == "sql\tsqueal\nUS\tyou ess\tcase ipa=ju\u02d0\u025bs\n"
-    assert (tmp_path / "data" / "lexicon.tsv").read_text() == listed
+    assert (tmp_path / "data" / "lexicons" / "lexicon.tsv").read_text() == listed
     assert cli(tmp_path, "lexicon", "list", "--voice", "nova").stdout == b"York\tyawk\n"
     assert cli(tmp_path, "normalize", "An SQL server in York.").stdout.decode() == "An squeal server in York.\n"
     assert cli(tmp_path, "lexicon", "remove", "SQL").returncode == 0

@@ -440,28 +440,34 @@ def test_dictionaries_of_server_and_voice_are_separate_private_files(store: Lexi
     store.replace([check_entry("SQL", "sequel")])
     store.replace([check_entry("York", "yawk")], "alloy")
     assert (words(store), words(store, "alloy"), words(store, "nova")) == (["SQL"], ["York"], [])
-    assert (tmp_path / "lexicon.tsv").read_text() == "SQL\tsequel\n"
+    assert (tmp_path / "lexicons" / "lexicon.tsv").read_text() == "SQL\tsequel\n"
     assert (tmp_path / "lexicons" / "alloy.tsv").read_text() == "York\tyawk\n"
-    for path in (tmp_path / "lexicon.tsv", tmp_path / "lexicons" / "alloy.tsv", tmp_path / ".lexicon.lock"):
+    for path in (
+        tmp_path / "lexicons" / "lexicon.tsv",
+        tmp_path / "lexicons" / "alloy.tsv",
+        tmp_path / "lexicons" / ".lock",
+    ):
         assert path.stat().st_mode & 0o077 == 0
     assert (tmp_path / "lexicons").stat().st_mode & 0o077 == 0
 
 
 def test_changed_file_is_read_again(store: LexiconStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not store.lists("alloy")[1]
-    (tmp_path / "lexicon.tsv").write_text("SQL\tsequel\n")
+    (tmp_path / "lexicons").mkdir()
+    (tmp_path / "lexicons" / "lexicon.tsv").write_text("SQL\tsequel\n")
     monkeypatch.setattr(lexicons_module, "CHECK_FILES_S", -1.0)
     assert [entry.word for entry in store.lists("alloy")[1].entries] == ["SQL"]
-    (tmp_path / "lexicon.tsv").unlink()
+    (tmp_path / "lexicons" / "lexicon.tsv").unlink()
     assert not store.lists("alloy")[1]
 
 
 def test_broken_line_is_a_warning_with_file_and_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "lexicon.tsv").write_text("SQL\tsequel\nno tab here\n")
+    (tmp_path / "lexicons").mkdir()
+    (tmp_path / "lexicons" / "lexicon.tsv").write_text("SQL\tsequel\nno tab here\n")
     with caplog.at_level(logging.WARNING):
         store = LexiconStore(tmp_path, VoiceStore())
     assert words(store) == ["SQL"]
-    assert f"{tmp_path / 'lexicon.tsv'}" in caplog.text
+    assert f"{tmp_path / 'lexicons' / 'lexicon.tsv'}" in caplog.text
     assert "line 2: The line has no tab." in caplog.text
 
 
@@ -469,8 +475,8 @@ def test_unreadable_file_keeps_the_earlier_entries(
     store: LexiconStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.replace([check_entry("SQL", "sequel")])
-    (tmp_path / "lexicon.tsv").unlink()
-    (tmp_path / "lexicon.tsv").mkdir()
+    (tmp_path / "lexicons" / "lexicon.tsv").unlink()
+    (tmp_path / "lexicons" / "lexicon.tsv").mkdir()
     with caplog.at_level(logging.WARNING):
         assert words(store) == ["SQL"]
     assert "earlier entries stay" in caplog.text

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from app.metrics import Metrics
-from app.settings import Settings
+from app.settings import PRIVATE_FOLDERS, Settings
 from app.types import DeviceState, Load
 from tests.integration.deploy.image import context, read, words
 from tests.support.live import ROOT
@@ -28,7 +28,7 @@ from tools import supply
 pytestmark = pytest.mark.unit
 
 COMPOSE = ["compose.yaml", "compose.cpu.yaml", "compose.replicas.yaml"]
-FOLDERS = {"models", "cloned_voices", "voice_references", "audio_cache", "conversations", "hub", "jobs", "keys", "logs"}
+FOLDERS = PRIVATE_FOLDERS | {"models"}
 VARIABLES = {str(field.alias) for field in Settings.model_fields.values()}
 
 
@@ -86,10 +86,10 @@ def test_kubernetes_pod_has_the_grace_folders_and_user_of_the_image() -> None:
     assert pod["terminationGracePeriodSeconds"] > int(environment["TTS_SHUTDOWN_GRACE_S"]) + 5
     mounts = {mount["mountPath"]: mount["name"] for mount in server["volumeMounts"]}
     assert environment["TTS_JOBS_MAX_CHARS"] == "0"
-    assert set(mounts) == {*(f"/app/{folder}" for folder in FOLDERS - {"hub", "jobs"}), "/tmp"}
+    assert set(mounts) == {*(f"/app/{folder}" for folder in FOLDERS - {"books", "hub", "jobs"}), "/tmp"}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     # these folders stay when Kubernetes replaces the pod
-    for folder in ("models", "cloned_voices", "voice_references", "conversations"):
+    for folder in ("models", "cloned_voices", "voice_references", "conversations", "lexicons"):
         claim = volumes[mounts[f"/app/{folder}"]]["persistentVolumeClaim"]["claimName"]
         claims = list(yaml.safe_load_all((ROOT / "deploy/k8s/voices.yaml").read_text()))
         assert claim in {each["metadata"]["name"] for each in claims}

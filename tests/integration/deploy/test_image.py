@@ -23,7 +23,20 @@ pytestmark = [
         sys.platform != "linux" or os.geteuid() != 0, reason="needs root, for mounts and chroot, and overlayfs"
     ),
 ]
-FOLDERS = ("models", "cloned_voices", "voice_references", "audio_cache", "conversations", "hub", "jobs", "keys", "logs")
+FOLDERS = (
+    "models",
+    "cloned_voices",
+    "voice_references",
+    "audio_cache",
+    "conversations",
+    "hub",
+    "jobs",
+    "books",
+    "keys",
+    "lexicons",
+    "usage",
+    "logs",
+)
 
 
 @pytest.fixture(scope="module")
