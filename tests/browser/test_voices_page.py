@@ -170,7 +170,6 @@ def test_a_voice_made_from_a_file_can_speak(learning: str, sample: bytes, visit:
     onward(page)
     step(page, "words")
     shows(page, "Type them.")  # the server has no recogniser
-    shows(page, "The words of the recording are unknown.")
     onward(page)
     shows(page, "Write what is said in the recording.")
     assert focused(page, page.get_by_label("Words", exact=True))
