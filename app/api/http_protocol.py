@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.protocol import State
 
 from app.api.errors import envelope
 
@@ -105,6 +106,8 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self.loop.call_later(CLOSE_S, self.transport.abort)
 
     def shutdown(self) -> None:
+        if self.handshake_complete and self.conn.state is not State.OPEN:
+            self.close_sent = True  # the client is closing the connection; a further close frame would be an error
         super().shutdown()
         self.loop.call_later(CLOSE_S, self.transport.abort)  # the client may never read the unsent data
 

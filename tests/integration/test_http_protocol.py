@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -11,7 +12,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from app.api import http_protocol
 from app.api.http_protocol import MAX_HEAD_BYTES
 from tests.support.live import LONG, serving, wait_until
 
@@ -371,3 +375,33 @@ def test_websocket_upgrade_is_ignored(server: str) -> None:
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
         assert status(raw.recv(65_536)) == 200  # a server may ignore an upgrade
+
+
+async def test_server_stops_while_a_client_closes_its_websocket() -> None:
+    """Between the client's close frame and the end of the connection, a second close frame is an error."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    config = uvicorn.Config(app, lifespan="off")
+    config.load()
+    loop = asyncio.get_running_loop()
+    protocol = http_protocol.SocketProtocol(config, ServerState(), {}, loop)
+    listener = await loop.create_server(lambda: protocol, "127.0.0.1", 0)
+    try:
+        reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        writer.write(
+            b"GET / HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + b"A" * 22 + b"==\r\n\r\n"
+        )
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        code = (1000).to_bytes(2, "big")
+        protocol.data_received(b"\x88\x82" + bytes(4) + code)
+        protocol.shutdown()
+        assert await reader.read() == b"\x88\x02" + code
+        writer.close()
+    finally:
+        listener.close()
