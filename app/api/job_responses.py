@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from app.jobs.state import ChapterState, Job, Problem, SentenceState
 
-_RANGE = re.compile(r"\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.ASCII)  # 0-99, 100- or -100
+_RANGE = re.compile(r"(\d{0,18})[ \t]*-[ \t]*(\d{0,18})", re.ASCII)  # 0-99, 100- or -100
 _NOT_SATISFIABLE = 416
 
 Count = Annotated[int, Field(ge=0)]
@@ -292,7 +292,7 @@ class ResultFile(FileResponse):
 def _is_range(header: str) -> bool:
     """Return whether a header `Range` asks for bytes, and each of its parts has an order."""
     unit, _, parts = header.partition("=")
-    found = [_RANGE.fullmatch(part) for part in parts.split(",")]
+    found = [_RANGE.fullmatch(part.strip()) for part in parts.split(",")]
     return unit.strip().lower() == "bytes" and all(
         match is not None and any(match.groups()) and (not all(match.groups()) or int(match[1]) <= int(match[2]))
         for match in found
