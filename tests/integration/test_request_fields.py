@@ -506,7 +506,7 @@ def models_of(schema: dict[str, Any]) -> dict[str, type[SpokenBody]]:
             content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
             kinds = [content.get("schema", {}), *content.get("schema", {}).get("anyOf", [])]
             names = {kind["$ref"].rpartition("/")[2] for kind in kinds if "$ref" in kind}
-            if names & models.keys() or "audio/mpeg" in operation["responses"]["200"].get("content", {}):
+            if names & models.keys() or "audio/mpeg" in operation["responses"].get("200", {}).get("content", {}):
                 (found[path],) = (models[name] for name in names)
     return found
 
