@@ -48,6 +48,7 @@ SPOKEN_PER_CHAR, SPOKEN_SPARE = 40, 300
 _BODIES: tuple[type[BaseModel], ...] = (SpeechBody, GenerateBody, PreviewBody, ConversationBody, DialogueBody)
 _LANGUAGES = ("en", "de", "zh", "ja", "", "no-such", "é")
 _MARKUP = re.compile(r"[<>\[\]【▁\ue200{}]|cite|turn|analysis|\n---|^---|^\+\+\+|```")
+_FACE = re.compile(r"([oO0tTuUxX;])[_.]\1|[oO][_.][oO]|ಠ_+ಠ")
 _DIGIT = re.compile(r"[0-9]")
 _KEPT = re.compile(r"\[[sS][0-9]{1,2}\]|\[pause[^\]]*\]", re.IGNORECASE)
 
@@ -85,9 +86,11 @@ def normaliser(data: bytes) -> None:
     assert len(spoken) <= SPOKEN_PER_CHAR * len(text) + SPOKEN_SPARE, (len(text), len(spoken))
     assert not any(unicodedata.category(char) in ("Cc", "Cs", "Co") for char in spoken if char != "\n"), ascii(spoken)
     # A single modifier letter, such as an apostrophe of some alphabets, counts as punctuation. A text with characters
-    # of tags, links or citations may lose all its words. An HTML entity such as "&#x40;" counts as its character.
+    # of tags, links or citations may lose all its words, and a face such as "O_O" is not spoken. An HTML entity such as
+    # "&#x40;" counts as its character.
     if any(
-        char.isalnum() and unicodedata.category(char) != "Lm" and char not in NO_INK for char in html.unescape(text)
+        char.isalnum() and unicodedata.category(char) != "Lm" and char not in NO_INK
+        for char in _FACE.sub("", html.unescape(text))
     ) and not _MARKUP.search(text):
         assert has_words(spoken), ascii(spoken)
     if english:
