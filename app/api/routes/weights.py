@@ -172,7 +172,7 @@ def _tips(found: WeightsState, settings: Settings, *, default: bool, name: str) 
     if open_source is not None and open_source is not found.sources[0]:
         variables[found.setting] = open_source.repository
     elif open_source is None and found.sources:
-        variables["HF_TOKEN"] = "hf_your_token"  # noqa: S105 # nosec B105 - a placeholder
+        variables["HF_TOKEN"] = "hf_your_token"  # noqa: S105 # nosec B105
     if settings.data_dir != type(settings).model_fields["data_dir"].default:
         folder = {"TTS_DATA_DIR": str(settings.data_dir)}
     else:
@@ -185,7 +185,7 @@ def _tips(found: WeightsState, settings: Settings, *, default: bool, name: str) 
         "    environment:",
         *(f"      {key}: {value}" for key, value in variables.items()),
     ]
-    return WeightTips(  # nosec B604 - `shell` is the name of a field
+    return WeightTips(  # nosec B604
         shell="\n".join(lines),
         env="\n".join(f"{key}={value}" for key, value in variables.items()),
         compose="\n".join(compose if variables else compose[:2]),
