@@ -14,6 +14,7 @@ MUTANTS := .mutants/bin
 
 # Seconds that `make fuzz` gives each target.
 FUZZ_SECONDS ?= 20
+FUZZ_SEED ?= 1
 # The build of torch that `make install-locked` takes: cpu, or cuda.
 TORCH ?= cpu
 
@@ -120,10 +121,10 @@ ray: install ## the contract tests on a local Ray cluster
 	    unshare --net sh -c "ip link set lo up && exec $(RAY) -m pytest tests/integration/contract -m ray"; \
 	else $(RAY) -m pytest tests/integration/contract -m ray; fi
 
-fuzz: install ## coverage-guided fuzzing, FUZZ_SECONDS of each target
+fuzz: install ## coverage-guided fuzzing, FUZZ_SECONDS of each target; FUZZ_SEED=0 tries new inputs
 	$(call beside,.fuzz)
 	$(FUZZ) -m pip install --quiet atheris==3.0.0
-	$(FUZZ) -m tests.faults.fuzz.run --seconds $(FUZZ_SECONDS)
+	$(FUZZ) -m tests.faults.fuzz.run --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 # Triton (700 MB) in the version that torch's CUDA build requires.
 kernels: install ## the Triton kernels under the interpreter against torch, then compiled for absent GPUs

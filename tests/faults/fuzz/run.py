@@ -30,9 +30,11 @@ RSS_MB = 2048
 _EXECUTED = re.compile(rb"stat::number_of_executed_units:\s*(\d+)")
 
 
-def arguments(target: str) -> list[str]:
+def arguments(target: str, seed: int = 0) -> list[str]:
     words = CORPUS / f"{target}.dict"
     return [
+        f"-seed={seed}",
+        "-detect_leaks=0",  # libFuzzer would repeat inputs at random, because Python keeps memory
         f"-max_len={MAX_INPUT_BYTES.get(target, 600)}",
         f"-rss_limit_mb={RSS_MB}",
         "-print_final_stats=1",
@@ -41,8 +43,11 @@ def arguments(target: str) -> list[str]:
     ]
 
 
-def run(target: str, seconds: float) -> dict[str, float | int]:
-    """Run one target. Raises SystemExit with the output of the target if it finds an error."""
+def run(target: str, seconds: float, seed: int) -> dict[str, float | int]:
+    """Run one target. With the same seed and an empty work folder, it tries the same inputs in the same order.
+
+    Raises SystemExit with the output of the target if it finds an error.
+    """
     found, seeds = WORK / target, CORPUS / target
     found.mkdir(parents=True, exist_ok=True)
     before = len(list(found.iterdir()))
@@ -51,7 +56,7 @@ def run(target: str, seconds: float) -> dict[str, float | int]:
         "-m",
         "tests.faults.fuzz.one",
         target,
-        *arguments(target),
+        *arguments(target, seed),
         f"-max_total_time={round(seconds)}",
     ]
     log = WORK / f"{target}.log"
@@ -104,13 +109,14 @@ def keep(target: str, most_bytes: int) -> None:
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TTS_", "HF_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="target", help=f"of {', '.join(TARGETS)}; all without")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each target, by the clock")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of inputs; 0 draws one")
     parser.add_argument("--cpu-minutes", type=float, default=0.0, help="go on until each target has had so much")
     parser.add_argument(
         "--keep-bytes", type=int, default=0, help="write the corpus anew, of at most so many bytes each"
@@ -124,9 +130,9 @@ def main() -> None:
             keep(target, options.keep_bytes)
 
     def fuzz(target: str) -> dict[str, float | int]:
-        total = run(target, options.seconds)
+        total = run(target, options.seconds, options.seed)
         while total["cpu_s"] < options.cpu_minutes * 60:
-            for name, value in run(target, options.seconds).items():
+            for name, value in run(target, options.seconds, options.seed).items():
                 total[name] = round(total[name] + value, 1)
         print(target, total, file=sys.stderr)
         return total

@@ -47,7 +47,7 @@ SPOKEN_PER_CHAR, SPOKEN_SPARE = 40, 300
 
 _BODIES: tuple[type[BaseModel], ...] = (SpeechBody, GenerateBody, PreviewBody, ConversationBody, DialogueBody)
 _LANGUAGES = ("en", "de", "zh", "ja", "", "no-such", "é")
-_MARKUP = re.compile(r"[<>\[\]【▁\ue200{}]|cite|turn|analysis|\n---|^---|^\+\+\+|```")
+_MARKUP = re.compile(r"[\x1b\x9b<>\[\]【▁\ue200{}]|cite|turn|analysis|\n---|^---|^\+\+\+|```")
 _FACE = re.compile(r"([oO0tTuUxX;])[_.]\1|[oO][_.][oO]|ಠ_+ಠ")
 _DIGIT = re.compile(r"[0-9]")
 _KEPT = re.compile(r"\[[sS][0-9]{1,2}\]|\[pause[^\]]*\]", re.IGNORECASE)
@@ -86,8 +86,8 @@ def normaliser(data: bytes) -> None:
     assert len(spoken) <= SPOKEN_PER_CHAR * len(text) + SPOKEN_SPARE, (len(text), len(spoken))
     assert not any(unicodedata.category(char) in ("Cc", "Cs", "Co") for char in spoken if char != "\n"), ascii(spoken)
     # A single modifier letter, such as an apostrophe of some alphabets, counts as punctuation. A text with characters
-    # of tags, links or citations may lose all its words, and a face such as "O_O" is not spoken. An HTML entity such as
-    # "&#x40;" counts as its character.
+    # of tags, links, citations or escape sequences of terminals may lose all its words, and a face such as "O_O" is
+    # not spoken. An HTML entity such as "&#x40;" counts as its character.
     if any(
         char.isalnum() and unicodedata.category(char) != "Lm" and char not in NO_INK
         for char in _FACE.sub("", html.unescape(text))
@@ -181,8 +181,9 @@ def parser(data: bytes) -> None:
     cleaned = clean.text
     plain = "\n\n".join(each.text for each in markup.plain_paragraphs(markup.strip_tags(clean)))
     assert len(plain) <= 12 * len(cleaned) + 100
-    # In a text without markup characters every letter stays. A line that begins with "o" and a gap is a list item.
-    if not re.search(r"[<>&\[\]`\\$*_~|#=+:!%{}]|^\s*o\s\s", cleaned, re.MULTILINE):
+    # In a text without markup characters every letter stays. A line that begins with "o" and a gap is a list item, and
+    # one that begins with "h1. " is a heading.
+    if not re.search(r"[<>&\[\]`\\$*_~|#=+:!%{}]|^\s*o\s\s|^\s*h[1-6]\.\s", cleaned, re.MULTILINE):
         assert letters(plain) == letters(cleaned), (ascii(plain), ascii(cleaned))
 
 
