@@ -459,7 +459,10 @@ async def test_job_with_an_unknown_voice_or_without_words_fails_with_its_reason(
             silent, _ = store.create(new_job("* * *"))
             runner.wake()
             codes = [(await ended(runner, each.id)).problem for each in (unknown, silent)]
-    assert [problem and problem.code for problem in codes] == ["voice_not_found", "empty_input"]
+            assert [problem and problem.code for problem in codes] == ["voice_not_found", "empty_input"]
+            store.update(unknown.id, voices={0: "alloy"})
+            store.retry(unknown.id)
+            assert (await ended(runner, unknown.id)).status == "completed"
 
 
 async def test_several_jobs_share_the_rows(tmp_path: Path) -> None:
