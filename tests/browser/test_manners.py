@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from app.api.routes.pages import texts
 from tests.support.live import ROOT
 from tests.support.studio import (
     SHORT,
     error_codes,
     pick_voice,
     speak,
+    text_folders,
     texts_of,
     until,
     wait_audible,
@@ -264,8 +266,8 @@ def test_error_codes_have_words(server: str, visit: Visit, language: str) -> Non
     first = headlines(418)
     assert first == headlines(599)  # the words of a code, not those of a status
     assert dict(zip(codes, first, strict=True))["voice_not_found"] == IN_WORDS[language]
-    texts = set(texts_of(language).values())
-    assert {headline for headline in first if headline not in texts} == {
+    known = set(texts_of(language).values())
+    assert {headline for headline in first if headline not in known} == {
         texts_of(language)[f"errors.{key}"].replace(" ({param})", "")
         for key in ("invalid", "string_too_long", "unsupported")
     }
@@ -311,13 +313,12 @@ def test_longer_captions_fit(server: str, visit: Visit, viewport: dict[str, int]
         route.fulfill(json=words)
 
     def lengthen(page: Page) -> None:
-        for path in (STATIC / "i18n").rglob("en.json"):
+        for folder in text_folders():
             words = {
-                group: pseudo({group: texts})[group] if isinstance(texts, str) else pseudo(texts, group)
-                for group, texts in json.loads(path.read_text()).items()
+                group: pseudo({group: entries})[group] if isinstance(entries, str) else pseudo(entries, group)
+                for group, entries in json.loads(texts(folder, "en")).items()
             }
-            address = f"**/{path.relative_to(STATIC)}"
-            page.route(address, partial(fulfill, words))
+            page.route(f"**/i18n/{folder}en.json", partial(fulfill, words))
 
     for path in PAGES:
         page = visit(server + path, prepare=lengthen, viewport=viewport).page

@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
+from app.api.routes import pages
 from app.api.routes.pages import DOCS, PATHS
 from app.audio.formats import AUDIO_FORMATS
 from app.generator.resolving import MODEL_ALIASES
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 STATIC = ROOT / "app" / "static"
-LANGUAGES = {path.stem: texts_of(path.stem) for path in sorted((STATIC / "i18n").glob("*.json"))}
+LANGUAGES = {language: texts_of(language) for language in pages.LANGUAGES}
 CODE = "".join(path.read_text() for path in [*(STATIC / "js").rglob("*.js"), *STATIC.glob("*.html")])
 CSS = "".join(path.read_text() for path in sorted(STATIC.glob("*.css")))
 
@@ -105,17 +106,29 @@ def test_the_documentation_needs_no_other_host(server: str, path: str, bundle: s
     assert name in script.text
 
 
-def test_every_language_has_the_same_keys_and_slots() -> None:
-    assert {"en", "de", "fr"} <= LANGUAGES.keys()
+def test_texts_of_one_language_have_an_etag(server: str) -> None:
+    url = f"{server}/static/i18n/voices/de.json"
+    german = httpx.get(url)
+    assert german.json()["trim"]["to"] == "Ende"
+    assert (german.headers["content-encoding"], german.headers["cache-control"]) == ("gzip", "no-cache")
+    assert httpx.get(url, headers={"if-none-match": german.headers["etag"]}).status_code == 304
+    for gone in ("voices/it.json", "other/de.json", "../de.json"):
+        assert httpx.get(f"{server}/static/i18n/{gone}").status_code == 404
+
+
+def test_every_language_has_each_text_with_the_same_slots() -> None:
+    for path in (STATIC / "i18n").rglob("*.json"):
+        for group in json.loads(path.read_text()).values():
+            rows = [group] if isinstance(group, list) else group.values()
+            assert {len(row) for row in rows} == {len(LANGUAGES)}, path
     english = LANGUAGES["en"]
     for name, words in LANGUAGES.items():
-        assert words.keys() == english.keys(), name
         for key, text in words.items():
             assert text.strip(), f"{name} {key}"
             assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", english[key])), f"{name} {key}"
     listed = re.search(r"export const LANGUAGES = \{(.*?)\}", CODE)
     assert listed
-    assert set(re.findall(r"(\w+):", listed[1])) == LANGUAGES.keys()
+    assert re.findall(r"(\w+):", listed[1]) == list(LANGUAGES)
 
 
 def test_every_caption_in_the_code_exists() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from app.api.routes.pages import texts
 from tests.support.live import ROOT, wait_until
 
 if TYPE_CHECKING:
@@ -36,12 +37,18 @@ async () => {
 
 def texts_of(language: str) -> dict[str, str]:
     """Return all texts of a language of the pages: key -> text."""
-    texts = {}
-    for path in I18N.rglob(f"{language}.json"):
-        for group, entries in json.loads(path.read_text()).items():
+    found = {}
+    for folder in text_folders():
+        for group, entries in json.loads(texts(folder, language)).items():
             for key, text in {"": entries}.items() if isinstance(entries, str) else entries.items():
-                texts[f"{group}.{key}" if key else group] = text
-    return texts
+                found[f"{group}.{key}" if key else group] = text
+    return found
+
+
+def text_folders() -> list[str]:
+    """Return the folders with texts of the pages, relative to static/i18n: "", "books/" and so on."""
+    folders = (path.parent.relative_to(I18N).as_posix() for path in I18N.rglob("texts.json"))
+    return ["" if folder == "." else f"{folder}/" for folder in folders]
 
 
 def error_codes() -> set[str]:

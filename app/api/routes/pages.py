@@ -8,7 +8,11 @@ from another host.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import secrets
+from functools import cache
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from starlette.responses import Response
-    from starlette.types import ASGIApp
+    from starlette.types import ASGIApp, Scope
 
 FOLDER = Path(__file__).parents[2] / "static"
 PATHS = (
@@ -35,6 +41,8 @@ PATHS = (
     "/server",
     "/pronunciation",
 )  # the pages of the studio; static/js/main.js has the same list
+LANGUAGES = ("en", "de", "fr")  # the order of the texts in static/i18n; js/ui.js has the same list
+_TEXTS = re.compile(rf"i18n/((?:[a-z]+/)?)({'|'.join(LANGUAGES)})\.json")
 DOCS = {"/docs": "docs.html", "/redoc": "redoc.html"}  # path -> HTML file
 
 
@@ -105,8 +113,40 @@ def files() -> ASGIApp:
     return GZipMiddleware(_Files(directory=FOLDER), minimum_size=512)
 
 
+@cache
+def texts(folder: str, language: str) -> bytes:
+    """Return the texts of the pages in one language as JSON: {group: {key: text}}. A group of one text is just a text.
+
+    folder: "", or a folder of static/i18n with a slash at the end. In texts.json, a text is a list with all languages.
+    Raises OSError if there is no such folder.
+    """
+    at = LANGUAGES.index(language)
+    groups = json.loads((FOLDER / "i18n" / folder / "texts.json").read_text("utf-8"))
+    chosen = {
+        group: found[at] if isinstance(found, list) else {key: text[at] for key, text in found.items()}
+        for group, found in groups.items()
+    }
+    return json.dumps(chosen, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 class _Files(StaticFiles):
-    """Static files that browsers check for changes before each use, so that no page mixes files of two versions."""
+    """Static files that browsers check for changes before each use, so that no page mixes files of two versions.
+
+    /static/i18n/en.json and the like are made from the file with all languages.
+    """
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if (wanted := _TEXTS.fullmatch(path)) is None:
+            return await super().get_response(path, scope)
+        try:
+            content = texts(*wanted.groups())
+        except OSError:
+            raise HTTPException(404) from None
+        headers = {"Cache-Control": "no-cache", "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"'}
+        response = Response(content, media_type="application/json", headers=headers)
+        if self.is_not_modified(response.headers, Headers(scope=scope)):
+            return NotModifiedResponse(response.headers)
+        return response
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
