@@ -256,7 +256,7 @@ def create_api(
         *pages.PATHS,
         *pages.DOCS,
     }
-    errors.install(app, sorted(known_paths))
+    errors.install(app, sorted(known_paths), pages.unknown_page(settings.studio_llm_origins))
     _add_middleware(app, services, settings)
     return app
 

@@ -7,7 +7,7 @@ lists its possible error statuses: `responses=problems(400, 404)`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from app.api.responses import ErrorEnvelope, Schema, integer_header, text_header
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
+    from fastapi.responses import Response
     from pydantic import ValidationError
     from starlette.requests import HTTPConnection
 
@@ -226,10 +227,11 @@ def _json(status: int, body: dict[str, Any], headers: Mapping[str, str] | None) 
     return JSONResponse(body, status, headers=dict(headers or {}))
 
 
-def install(app: FastAPI, known_paths: Collection[str]) -> None:
+def install(app: FastAPI, known_paths: Collection[str], unknown_page: Callable[[Request], Awaitable[Response]]) -> None:
     """Register a handler for each kind of error that a route can raise, and refuse WebSockets with unknown paths.
 
-    Call this after all routes are added. known_paths: the paths that a 404 suggests.
+    Call this after all routes are added. known_paths: the paths that a 404 suggests. unknown_page: returns the page
+    for a browser that opens an unknown path.
     """
 
     async def speech_error(_: Request, error: Exception) -> JSONResponse:
@@ -240,13 +242,15 @@ def install(app: FastAPI, known_paths: Collection[str]) -> None:
         assert isinstance(error, RequestValidationError)  # noqa: S101
         return _invalid(request, error)
 
-    async def http_error(request: Request, error: Exception) -> JSONResponse:
+    async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
         if isinstance(error, bodies.BodyRejected):
             return response_to(error.error)
         if error.status_code == 405:  # Starlette lists only the methods of one route with this path
             error.headers = {"Allow": ", ".join(_methods_at(request))}
         if error.status_code == 404:
+            if request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", ""):
+                return await unknown_page(request)
             return _unknown_path(request, known_paths)
         return _http_error(error)
 

@@ -48,6 +48,8 @@ def test_a_request_can_be_sent_from_the_documentation(tmp_path: Path, visit: Vis
         status = answer.locator(".response-col_status").text_content() or ""
         assert re.match(r"\s*200", status)
         assert len(watched.requests) > 4
+        page.get_by_role("link", name="Back to the studio").click()
+        page.get_by_role("heading", name="Speak", level=1).wait_for()
 
 
 def test_redoc_shows_the_operations(tmp_path: Path, visit: Visit) -> None:
@@ -58,6 +60,7 @@ def test_redoc_shows_the_operations(tmp_path: Path, visit: Visit) -> None:
         page = watched.page
         page.get_by_role("heading", name="create_speech", exact=False).first.wait_for()
         page.get_by_text("/v1/audio/speech").first.wait_for()
+        assert page.get_by_role("link", name="Back to the studio").is_visible()
         page.wait_for_function("logo => observed.violations.includes(`img-src ${logo}`)", arg=logo)
         assert set(page.evaluate("observed.violations.splice(0)")) == {f"img-src {logo}", "style-src-elem inline"}
         watched.expected |= {logo, "Applying inline style"}

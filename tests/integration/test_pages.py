@@ -60,6 +60,20 @@ def test_pages_have_a_strict_security_policy(server: str, path: str) -> None:
     assert not re.search(r"\sstyle=|\son\w+=", first.text)
 
 
+def test_browsers_find_an_icon_and_a_page_at_unknown_addresses(server: str) -> None:
+    icon = httpx.get(f"{server}/favicon.ico")
+    assert icon.status_code == 200
+    assert icon.headers["content-type"] == "image/svg+xml"
+    browser = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+    page = httpx.get(f"{server}/v1/no/such", headers=browser)
+    assert page.status_code == 404
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+    for accept in ("*/*", "application/json"):
+        assert httpx.get(f"{server}/v1/no/such", headers={"accept": accept}).json()["error"]["code"] == "not_found"
+    assert httpx.post(f"{server}/v1/no/such", headers=browser).json()["error"]["code"] == "not_found"
+
+
 def test_files_are_compressed_and_have_an_etag(server: str) -> None:
     url = f"{server}/static/js/player.js"
     whole = httpx.get(url)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
@@ -43,6 +43,7 @@ PATHS = (
 )  # the pages of the studio; static/js/main.js has the same list
 LANGUAGES = ("en", "de", "fr")  # the order of the texts in static/i18n; js/ui.js has the same list
 _TEXTS = re.compile(rf"i18n/((?:[a-z]+/)?)({'|'.join(LANGUAGES)})\.json")
+ICON = "/favicon.ico"
 DOCS = {"/docs": "docs.html", "/redoc": "redoc.html"}  # path -> HTML file
 
 
@@ -75,11 +76,12 @@ def router(llm_origins: Sequence[str] = ()) -> APIRouter:
         routes.add_api_route(path, _page("shell.html", microphone="(self)", llm_origins=llm_origins), methods=["GET"])
     for path, name in DOCS.items():
         routes.add_api_route(path, _page(name, microphone="()"), methods=["GET"])
+    routes.add_api_route(ICON, _icon, methods=["GET"])
     return routes
 
 
 def _page(
-    name: str, *, microphone: str, llm_origins: Sequence[str] = ()
+    name: str, *, microphone: str, llm_origins: Sequence[str] = (), status: int = 200
 ) -> Callable[[Request], Awaitable[HTMLResponse]]:
     """Create the handler of a page. name: the HTML file. microphone: the origins that may record sound."""
     template = (FOLDER / name).read_text("utf-8").replace("{llm}", escape(" ".join(llm_origins)))
@@ -93,9 +95,19 @@ def _page(
             "Cache-Control": "no-store",
             "Permissions-Policy": f"microphone={microphone}, camera=(), geolocation=()",
         }
-        return HTMLResponse(html, headers=headers)
+        return HTMLResponse(html, status, headers=headers)
 
     return page
+
+
+def unknown_page(llm_origins: Sequence[str] = ()) -> Callable[[Request], Awaitable[HTMLResponse]]:
+    """Create the handler for a browser that opens an unknown path: the studio says it in the language of the person."""
+    return _page("shell.html", microphone="(self)", llm_origins=llm_origins, status=404)
+
+
+async def _icon() -> FileResponse:
+    """Return the icon. Browsers ask for it wherever they show a file of this server, such as audio."""
+    return FileResponse(FOLDER / "icon.svg", headers={"Cache-Control": "max-age=86400"})
 
 
 def docs_files() -> ASGIApp:
