@@ -117,6 +117,16 @@ def test_line_can_be_played_moved_removed_and_restored(server: str, visit: Visit
     page.locator(".error").get_by_text("There are no lines yet.").wait_for()
 
 
+def test_ten_speakers_of_a_pasted_script_have_ten_voices(server: str, visit: Visit) -> None:
+    page = visit(f"{server}/dialogue").page
+    page.get_by_role("button", name="Paste a script").click()
+    script = "\n".join(f"Person {'ABCDEFGHIJ'[n]}: This is line {n}." for n in range(10))
+    page.get_by_role("dialog").get_by_role("textbox").fill(script)
+    page.get_by_role("button", name="Use this script").click()
+    until(page, "() => document.querySelectorAll('.line').length === 10")
+    assert len({voice for _, voice, _ in lines(page)}) == 10
+
+
 @pytest.mark.parametrize(
     ("script", "found"),
     [

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from app.api.routes.pages import texts
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     Visit = Callable[..., Watched]
 
 pytestmark = [pytest.mark.integration, pytest.mark.browser]
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (group `browser`)").expect
 
 PAGES = ("/", "/voice-cloning", "/dialogue", "/live", "/books", "/server", "/pronunciation")
 DESKTOP = {"width": 1280, "height": 800}
@@ -176,7 +178,11 @@ def test_single_keys_work_outside_fields_and_can_be_turned_off(server: str, visi
     assert page.get_by_role("textbox").first.input_value().endswith("/ ?x")
     page.locator("h1").focus()
     page.keyboard.press("?")
-    page.get_by_role("dialog", name="List of keys").wait_for()
+    keys = page.get_by_role("dialog", name="List of keys")
+    keys.wait_for()
+    assert {"Ctrl+Enter", "Esc", "Space", "X", "?", "Alt+↑", "["} <= set(keys.locator("kbd").all_inner_texts())
+    assert axe_violations(page) == []
+    assert not scrolls_sideways(page)
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Menu").click()
     page.get_by_label("Single-key shortcuts").uncheck()
@@ -203,6 +209,42 @@ def test_changing_the_page_continues_playback_and_focuses_the_heading(server: st
     assert len([url for url in watched.requests if url.endswith("/js/main.js")]) == loads
     page.reload()
     page.wait_for_selector('main[data-page="/dialogue"]')
+
+
+def test_an_unknown_address_has_a_page_in_words(server: str, visit: Visit) -> None:
+    watched = visit(f"{server}/dialog/ue", locale="fr-FR")
+    watched.expected.add("404")
+    page = watched.page
+    page.get_by_role("heading", name="Cette page n’existe pas", level=1).wait_for()
+    assert axe_violations(page) == []
+    page.get_by_role("link", name="Vers le studio").click()
+    page.get_by_role("heading", name="Parler", level=1).wait_for()
+    page.get_by_text("Votre texte devient parole sur ce serveur").wait_for()  # what this is
+
+
+def test_a_page_that_can_not_be_loaded_says_so_and_is_tried_again(server: str, visit: Visit) -> None:
+    watched = visit(server)
+    watched.expected |= {"net::ERR", "Failed to fetch dynamically imported module"}
+    page = watched.page
+    settle(page)
+    page.route("**/pages/dialogue.js", lambda route: route.abort())
+    page.get_by_role("navigation").get_by_role("link", name="Dialogue").click()
+    page.get_by_text("This page could not be loaded.").first.wait_for()
+    assert page.locator("h1").inner_text() == "Dialogue"
+    assert axe_violations(page) == []
+    page.unroute("**/pages/dialogue.js")
+    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("button", name="Fill in a sample").wait_for()
+
+
+def test_a_studio_that_can_not_start_says_so(server: str, visit: Visit) -> None:
+    watched = visit(server, locale="de-DE", prepare=lambda page: page.route("**/js/ui.js", lambda route: route.abort()))
+    watched.expected.add("net::ERR")
+    page = watched.page
+    page.get_by_role("heading", name="Das Studio konnte nicht geladen werden.").wait_for()
+    page.unroute("**/js/ui.js")
+    page.get_by_role("link", name="Noch einmal versuchen").click()
+    page.get_by_role("heading", name="Sprechen", level=1).wait_for()
 
 
 HOSTILE = '<img src=x onerror="window.owned = true">'
@@ -384,6 +426,13 @@ def test_the_server_page_shows_engines_and_load(server: str, visit: Visit) -> No
     page.get_by_text("Memory (cpu)").wait_for()
     speaking: Any = page.locator(".plot", has_text="Speaking")
     assert "0 of 32" in speaking.inner_text()
+    assert speaking.locator(".axes span").all_inner_texts() == ["32", "0", "-5 min", "Now"]
+    row = page.locator(".facts-list").get_by_role("link", name="Entries")
+    row.wait_for()
+    answers = page.locator(".plot", has_text="Spoken answers per minute")
+    expect(answers.locator(".now")).to_have_text("0.0")  # the requests of the page itself do not count
+    httpx.post(f"{server}/v1/audio/speech", json={"input": SHORT}).raise_for_status()
+    expect(answers.locator(".now")).not_to_have_text("0.0")
 
 
 @pytest.mark.slow

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     Visit = Callable[..., Watched]
 
 pytestmark = [pytest.mark.integration, pytest.mark.browser]
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (group `browser`)").expect
 
 
 def rows(url: str) -> int:
@@ -97,9 +98,57 @@ def test_playback_starts_during_the_stream_and_stop_frees_the_row(server: str, v
     assert cancelled(server) == before + 1
     wait_takes(page, 1)
     take = newest_take(page)
-    assert take["partial"]
+    assert take["partial"] == "stopped"
     assert take["seconds"] >= 0.5
+    expect(page.locator(".take .facts")).to_contain_text("Stopped")
+    assert page.locator("main .error, .take .bad, .badge.warn").count() == 0  # the person's own Stop is no fault
     until(page, "() => loudest() < 0.001")
+
+
+def test_a_link_fills_in_the_page_and_speaks_nothing(server: str, visit: Visit) -> None:
+    watched = visit(f"{server}/?text=Good%20morning.&voice=nova&speed=1.5")
+    page = watched.page
+    text = page.get_by_role("textbox").first
+    expect(text).to_have_value("Good morning.")
+    assert page.locator("#voice").get_attribute("value") == "nova"
+    assert page.locator("#speed").input_value() == "1.5"
+    assert page.url == f"{server}/"  # a reload keeps later changes
+    page.get_by_role("button", name="Undo").click()
+    expect(text).to_have_value("")
+    page.evaluate("location.hash = 'text=Again&voice=onyx'")
+    expect(text).to_have_value("Again")
+    assert page.locator("#voice").get_attribute("value") == "onyx"
+    assert not [url for url in watched.requests if "/audio/speech" in url]
+
+
+def test_a_take_is_shared_as_a_link_and_as_a_file(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    page.locator("#speed").fill("1.2")
+    speak(page, SHORT)
+    wait_takes(page, 1)
+    take = newest_take(page)
+    page.get_by_role("button", name="Share").click()
+    dialog = page.get_by_role("dialog", name="Share")
+    link = dialog.locator("pre").inner_text()
+    with page.expect_download() as saving:
+        dialog.get_by_role("button", name="Save the request").click()
+    file = saving.value.path().read_bytes()
+    assert httpx.post(
+        f"{server}/v1/audio/speech", content=file, headers={"content-type": "application/json"}
+    ).is_success
+    for way in ("link", "file"):
+        other = visit(link if way == "link" else server).page
+        if way == "file":
+            other.get_by_role("button", name="Menu").click()
+            with other.expect_file_chooser() as choosing:
+                other.get_by_role("button", name="Open a take file").click()
+            choosing.value.set_files({"name": "request.json", "mimeType": "application/json", "buffer": file})
+        expect(other.get_by_role("textbox").first).to_have_value(SHORT)
+        other.get_by_role("button", name="Speak", exact=True).click()
+        wait_takes(other, 1)
+        again = newest_take(other)
+        assert (again["voice"], again["model"], again["seed"]) == (take["voice"], take["model"], take["seed"])
+        assert again["pcm"] == take["pcm"]
 
 
 def cancelled(url: str) -> float:

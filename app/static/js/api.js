@@ -228,7 +228,10 @@ function listOf(path, pick) {
   };
 }
 
-export const voices = listOf("/v1/audio/voices", (answer) => answer.voices);
+export const voices = listOf("/v1/audio/voices", (answer) => answer.voices.map((voice) => {
+  const [key, { description }] = [`preset.${voice.id}`, voice];
+  return voice.type === "preset" ? Object.defineProperty(voice, "description", { get: () => (hasText(key) ? t(key) : description) }) : voice;
+}));
 export const models = listOf("/v1/models", (answer) => answer.data);
 
 /** Whether a request for this model is spoken now. An unloaded model is loaded by its first request. */

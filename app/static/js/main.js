@@ -1,19 +1,20 @@
 // The shell: routes, the header, and the keys that work on every page.
 
-import { health } from "./api.js";
+import { errorBox, health } from "./api.js";
 import * as dock from "./dock.js";
 import { player } from "./player.js";
 import { speech } from "./speech.js";
-import { ROOT, h, loadLanguage, store, t } from "./ui.js";
+import { ROOT, button, h, loadLanguage, store, t } from "./ui.js";
 
+// Path -> the text of its title, and its file.
 const ROUTES = {
-  "/": { title: "nav.speak", load: () => import("./pages/speak.js") },
-  "/voice-cloning": { title: "nav.voices", load: () => import("./pages/voices.js") },
-  "/dialogue": { title: "nav.dialogue", load: () => import("./pages/dialogue.js") },
-  "/live": { title: "nav.live", load: () => import("./pages/live.js") },
-  "/books": { title: "nav.books", load: () => import("./pages/books.js") },
-  "/server": { title: "nav.server", load: () => import("./pages/server.js") },
-  "/pronunciation": { title: "lexicon.title", load: () => import("./pages/pronunciation.js") },
+  "/": ["nav.speak", "speak"],
+  "/voice-cloning": ["nav.voices", "voices"],
+  "/dialogue": ["nav.dialogue", "dialogue"],
+  "/live": ["nav.live", "live"],
+  "/books": ["nav.books", "books"],
+  "/server": ["nav.server", "server"],
+  "/pronunciation": ["lexicon.title", "pronunciation"],
 };
 
 // ---- routes. A page is a module with mount(main, { go, heading }) -> { unmount?, leave?, unsaved?, hash?, keys? }:
@@ -29,26 +30,64 @@ const pathNow = () => location.pathname.slice(ROOT.length) || "/";
 
 async function show({ focus = true } = {}) {
   const own = ++shows;
-  const path = pathNow() in ROUTES ? pathNow() : "/";
-  const module = await ROUTES[path].load();
+  const path = pathNow();
+  const [title, file] = ROUTES[path] ?? ["page.gone"];
+  const module = file ? await import(`./pages/${file}.js`).catch((error) => ({ mount: async () => { throw error; } })) : gone;
   if (own !== shows) return;
   page.unmount?.();
   const main = document.getElementById("main");
-  document.title = `${t(ROUTES[path].title)} · ${t("shell.name")}`;
+  document.title = `${t(title)} · ${t("shell.name")}`;
   for (const link of document.querySelectorAll("nav [data-route]")) {
     if (link.dataset.route === path) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  const heading = h("h1", { tabindex: -1 }, t(ROUTES[path].title));
-  main.replaceChildren(heading);
+  const heading = h("h1", { tabindex: -1 }, t(title));
+  const about = path === "/" ? [h("p", { class: "hint about" }, t("shell.about"))] : [];
+  main.replaceChildren(heading, ...about);
   main.dataset.page = path;
   shown = path;
   page = {};
-  const mounted = (await module.mount(main, { go, heading })) ?? {};
+  const mounted = (await module.mount(main, { go, heading }).catch((error) => {
+    console.error(error);
+    if (own !== shows) return;
+    shown = ""; // a press on its link opens the page again
+    main.replaceChildren(heading, errorBox(new Error(t("page.failed")), [button(t("again"), retry)]));
+  })) ?? {};
   if (own !== shows) return mounted.unmount?.();
   page = mounted;
   if (focus) heading.focus({ preventScroll: true });
   if (location.hash) page.hash?.(location.hash.slice(1));
+}
+
+/** Changes what the pages keep, and draws the page with the path that `at` returns. */
+async function refill(change, at) {
+  page.unmount?.(); // it keeps its own text, so this comes first
+  page = {};
+  shown = "";
+  change();
+  if (at() !== pathNow() || location.search || location.hash) history.replaceState({}, "", ROOT + at());
+  await show({ focus: false });
+}
+
+/** Fills in the text and the settings of a link such as /?text=Hello&voice=nova. Returns whether it was one. */
+async function openLink() {
+  const fields = new URLSearchParams(location.hash.slice(1) || location.search);
+  if (pathNow() !== "/" || !["text", "voice", "model"].some((name) => fields.has(name))) return false;
+  await (await import("./link.js")).open(Object.fromEntries(fields), refill);
+  return true;
+}
+
+/** The page of an address that does not exist. */
+const gone = { async mount(main) {
+  main.append(h("p", {}, t("page.gone_why")), h("div", { class: "row" }, h("a", { class: "button", href: `${ROOT}/`, data: { route: "/" } }, t("page.home"))));
+} };
+
+/** Opens the page again. Some browsers remember that a module could not be loaded until the document is loaded anew. */
+async function retry() {
+  await show();
+  if (shown) return;
+  await health.look();
+  if (health.reachable) location.reload();
 }
 
 /** Opens a page of the studio, such as "/dialogue" or "/voice-cloning#new". */
@@ -69,7 +108,7 @@ addEventListener("popstate", async () => {
   if ((await page.leave?.()) === false) history.pushState({}, "", ROOT + shown);
   else await show();
 });
-addEventListener("hashchange", () => page.hash?.(location.hash.slice(1)));
+addEventListener("hashchange", async () => (await openLink()) || page.hash?.(location.hash.slice(1)));
 addEventListener("beforeunload", (event) => page.unsaved?.() && event.preventDefault());
 
 document.addEventListener("click", (event) => {
@@ -114,7 +153,7 @@ async function setLanguage(language) {
 }
 
 const loadMenu = () => import("./menu.js");
-const menu = async () => (await loadMenu()).menu(setLanguage, setTheme);
+const menu = async () => (await loadMenu()).menu(setLanguage, setTheme, refill);
 const keyList = async () => (await loadMenu()).keyList();
 
 // ---- keys
@@ -169,4 +208,4 @@ await mountDock();
 await firstLook; // the pages read the limits of requests from it
 health.addEventListener("look", showBanner);
 await showBanner().catch(() => {});
-await show({ focus: false });
+if (!(await openLink())) await show({ focus: false });

@@ -1,10 +1,10 @@
 // The menu of the header and the list of keys. Loaded when it is opened.
 
 import { askKey } from "./api.js";
-import { LANGUAGES, ROOT, button, dialog, h, store, t } from "./ui.js";
+import { LANGUAGES, ROOT, button, dialog, h, loadTexts, store, t } from "./ui.js";
 
-/** Opens the menu. setLanguage, setTheme: apply a choice. */
-export function menu(setLanguage, setTheme) {
+/** Opens the menu. setLanguage, setTheme: apply a choice. refill: draws a page for a request, see link.js. */
+export function menu(setLanguage, setTheme, refill) {
   return dialog(t("menu.title"), (close) => {
     const choice = (id, label, options, chosen, set) => [
       h("label", { for: id }, label),
@@ -17,12 +17,25 @@ export function menu(setLanguage, setTheme) {
       h("div", { class: "row wrap" },
         button(t("key.title"), () => { close(); askKey(); }),
         button(t("menu.keys"), () => { close(); keyList(); }),
+        button(t("menu.open"), async () => { close(); (await import("./link.js")).openFile(refill); }),
         h("a", { class: "button", href: `${ROOT}/docs` }, t("menu.docs")),
       ),
     );
   }, { look: "side" });
 }
 
-export const keyList = () => dialog(t("menu.keys"), () => h("dl", { class: "keys" },
-  [["Ctrl+Enter", "keys.speak"], ["Esc", "keys.stop"], ["Space", "keys.pause"], ["X", "keys.swap"], ["← →", "keys.seek"], ["Shift+← →", "keys.sentence"], ["/", "keys.text"], ["?", "keys.list"]].map(([key, what]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, t(what))]),
-));
+// Heading -> the keys and what they do.
+const KEYS = {
+  "nav.speak": { "Ctrl+Enter": "keys.speak", Esc: "keys.stop", "/": "keys.text", "?": "keys.list" },
+  "dock.title": { Space: "keys.pause", "← →": "keys.seek", "Shift+← →": "keys.sentence", "Page↑ Page↓": "keys.ten", "Home End": "keys.ends", X: "keys.swap" },
+  "nav.dialogue": { Enter: "keys.next", "Shift+Enter": "keys.break", "⌫": "keys.remove", "Alt+↑ ↓": "keys.move" },
+  "nav.voices": { "← →": "keys.list_move", "[ ]": "keys.edges", "Shift+← →": "keys.far" },
+};
+
+export async function keyList() {
+  await loadTexts("menu/");
+  return dialog(t("menu.keys"), () => h("div", { class: "stack" }, Object.entries(KEYS).map(([title, keys]) => [
+    h("h3", {}, t(title)),
+    h("dl", { class: "keys" }, Object.entries(keys).map(([key, what]) => [h("dt", {}, key.split(" ").map((each) => [h("kbd", {}, each), " "])), h("dd", {}, t(what))])),
+  ])));
+}

@@ -171,7 +171,7 @@ class Speech extends EventTarget {
     announce(t("status.stopped"));
     if (!kept) player.unload(track);
     this.#changed();
-    if (kept) await this.#keep(track, about.body, about, about.preview, true);
+    if (kept) await this.#keep(track, about.body, about, about.preview, "stopped");
   }
 
   async #keep(track, body, facts, preview, partial) {
@@ -238,4 +238,4 @@ export function timeBadges({ state, again_s, place, pressed_ms, first_s, factor 
 
 export const ignoredBadges = ({ ignored }) => (ignored ? [badge("ignored", ignored, "warn")] : []);
 
-export const partialBadges = ({ state, track }) => (state === "partial" ? [badge("partial", seconds(track.seconds), "warn")] : []);
+export const partialBadges = ({ state, track, error }) => (state === "partial" ? [badge("partial", seconds(track.seconds), error ? "warn" : "")] : []);

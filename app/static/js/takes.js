@@ -20,8 +20,8 @@ async function open() {
   return done(request);
 }
 
-/** Dispatches "change". A take: { id, made, kind, text, body, voice, model, engine, seed, seconds, first_s, factor, partial,
- * star, shape (64 heights 0-1), parts, timed, bytes }. */
+/** Dispatches "change". A take: { id, made, kind, text, body, voice, model, engine, seed, seconds, first_s, factor,
+ * partial (true: it broke off; "stopped": by the person), star, shape (64 heights 0-1), parts, timed, bytes }. */
 class Takes extends EventTarget {
   lasting = true; // false: IndexedDB is blocked, takes are kept in memory until the page is closed
   #database = null;

@@ -29,6 +29,7 @@ const ICONS = {
   delete: "M2.5 4h11M6 4V2.5h4V4M4 4l.7 9.5h6.6L12 4M6.5 6.5v5M9.5 6.5v5",
   again: "M13 8a5 5 0 1 1-1.6-3.7M13 2v3h-3",
   copy: "M5.5 5.5v-3h8v8h-3M2.5 5.5h8v8h-8z",
+  share: "M12.5 3.5 3.5 8l9 4.5M12 3h1v1h-1zM3 7.5h1v1H3zM12 12h1v1h-1z",
   up: "M8 13V3M3.5 7.5 8 3l4.5 4.5",
   down: "M8 3v10M3.5 8.5 8 13l4.5-4.5",
   close: "M3.5 3.5l9 9M12.5 3.5l-9 9",

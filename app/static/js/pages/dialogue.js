@@ -70,7 +70,9 @@ export async function mount(main) {
   const freshVoice = () => {
     const taken = new Set(lines.map((line) => line.voice));
     const known = new Set(voiceList.map((voice) => voice.id));
-    const choices = [serverVoice(), ...OTHER_VOICES].filter(Boolean);
+    const standard = (voice) => voice.type === "preset";
+    const others = voiceList.filter((voice) => standard(voice) || (voice.type === "cloned" && speaksClones(modelList))).sort((a, b) => standard(b) - standard(a));
+    const choices = [serverVoice(), ...OTHER_VOICES, ...others.map((voice) => voice.id)].filter(Boolean);
     return choices.find((voice) => !taken.has(voice) && (!known.size || known.has(voice))) ?? choices[0];
   };
 
@@ -198,7 +200,7 @@ export async function mount(main) {
         event.preventDefault();
         const script = readScript(field.value);
         close();
-        if (script.length) useScript(script);
+        if (script.length) listed.then(() => useScript(script)); // the voices must be known
       } }, h("label", { for: "script" }, t("dialogue.paste_hint")), field, h("div", { class: "row end" }, h("button", { class: "primary" }, t("dialogue.paste_use"))));
     });
   }

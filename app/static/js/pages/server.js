@@ -1,7 +1,7 @@
 // The Server page: the engines and their states, the load of the server, and plots of its metrics.
 
-import { call, errorBox, getJson, hasKey, health, models } from "../api.js";
-import { ROOT, button, h, number, quoted, t } from "../ui.js";
+import { call, details, errorBox, getJson, hasKey, health, models } from "../api.js";
+import { ROOT, button, h, language, number, t } from "../ui.js";
 import { problemList } from "../voices/problems.js";
 import { duration, open } from "../weights.js";
 
@@ -9,13 +9,23 @@ const POINTS = 60; // five minutes: /health is read every 5 s
 const USAGE_DAYS = 30;
 const USAGE_EVERY_MS = 60_000;
 const SVG = "http://www.w3.org/2000/svg";
-const history = { rows: [], queue: [], audio: [], first: [], requests: [], memory: [] }; // kept while the person is on other pages
+const history = { rows: [], queue: [], audio: [], first: [], answers: [], memory: [] }; // kept while the person is on other pages
 let before = null; // the counters before: { counters, at_s }
 
 /** Parses the text format of Prometheus: metric name -> sum over its labels. */
 export function sums(text) {
   const found = {};
   for (const [, name, value] of text.matchAll(/^([a-zA-Z_:][\w:]*)(?:\{[^\n]*\})? (\S+)/gm)) found[name] = (found[name] ?? 0) + Number(value);
+  return found;
+}
+
+/** The requests of each API key in the same text, which only a key with the scope `admin` gets: name -> [all, refused]. */
+export function keyCounts(text) {
+  const found = {};
+  for (const [, kind, name, value] of text.matchAll(/^tts_key_(requests|refused)_total\{key="([^"]*)"[^\n]*\} (\S+)/gm)) {
+    const counts = (found[name] ??= [0, 0]);
+    counts[kind === "requests" ? 0 : 1] += Number(value);
+  }
   return found;
 }
 
@@ -30,40 +40,50 @@ function record(state, counters, at_s) {
   if (before && counters.tts_requests_total >= before.counters.tts_requests_total) {
     const passed_s = Math.max(0.1, at_s - before.at_s);
     const more = (name) => (counters[name] ?? 0) - (before.counters[name] ?? 0);
+    const answers = more("tts_first_audio_seconds_count"); // speech only: this page itself sends other requests
     add("audio", more("tts_audio_seconds_total") / passed_s);
-    add("requests", more("tts_requests_total") / passed_s);
-    const answers = more("tts_first_audio_seconds_count");
+    add("answers", (answers * 60) / passed_s);
     add("first", answers ? more("tts_first_audio_seconds_sum") / answers : null);
   }
   before = { counters, at_s };
 }
 
-function plot(label, values, shown, limit) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", `0 0 ${POINTS - 1} 40`);
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  const top = Math.max(limit ?? 0, ...values.filter((value) => value !== null), 1e-9);
-  const path = (d, look) => {
-    const element = document.createElementNS(SVG, "path");
-    element.setAttribute("d", d);
-    if (look) element.setAttribute("class", look);
-    svg.append(element);
-  };
-  path(`M0 39H${POINTS - 1}`, "base");
+const drawn = (tag, attributes) => {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+};
+
+/** The upper end of an axis for values up to `most`: 1, 2 or 5 times a power of ten. */
+function niceTop(most) {
+  const ten = 10 ** Math.floor(Math.log10(most));
+  return ten * [1, 2, 5, 10].find((step) => step * ten >= most * 0.9999);
+}
+
+/** A drawing of `shapes` on a ground of `width` by 40, with the ends of its axes: `top` and 0, `from` and `to`. */
+function figure(look, label, shown, width, shapes, [top, from, to]) {
+  const svg = drawn("svg", { viewBox: `0 0 ${width} 40`, preserveAspectRatio: "none", "aria-hidden": "true" });
+  svg.append(drawn("path", { d: `M0 39H${width}M0 2H${width}`, class: "base" }), ...shapes);
+  return h("figure", { class: `plot ${look}` }, h("figcaption", { class: "hint" }, label), h("span", { class: "now" }, shown),
+    h("div", { class: "axes hint", "aria-hidden": "true" }, h("span", {}, top), svg, h("span", {}, "0"), h("span", {}, from), h("span", {}, to)));
+}
+
+/** A line of the last five minutes. digits: of the numbers at the axis. limit: the upper end of the axis. */
+function plot(label, values, shown, digits, limit) {
+  const top = limit ?? niceTop(Math.max(...values, 10 ** -digits));
   let pen = "M";
-  const drawn = values.map((value, n) => {
-    if (value === null) {
-      pen = "M";
-      return "";
-    }
-    const point = `${pen}${POINTS - values.length + n} ${39 - (value / top) * 37}`;
-    pen = "L";
+  const d = values.map((value, n) => {
+    const point = value === null ? "" : `${pen}${POINTS - values.length + n} ${39 - (value / top) * 37}`;
+    pen = point ? "L" : "M";
     return point;
   }).join("");
-  if (drawn) path(drawn);
-  return h("figure", { class: "card plot" }, h("figcaption", { class: "hint" }, label), h("span", { class: "now" }, shown), svg);
+  return figure("card", label, shown, POINTS - 1, d ? [drawn("path", { d })] : [], [number(top, digits), t("server.minutes", { n: -5 }), t("server.live")]);
 }
+
+/** A table in a box that scrolls. columns: keys of texts. rows: lists of cells; the first cell names its row. */
+const table = (label, columns, rows) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", { class: "usage" },
+  h("thead", {}, h("tr", {}, columns.map((key) => h("th", { scope: "col" }, t(key))))),
+  h("tbody", {}, rows.map(([name, ...cells]) => h("tr", {}, h("th", { scope: "row" }, name), cells.map((cell) => h("td", {}, cell)))))));
 
 /** Bars of the minutes of audio per day, and a table of all counts. rows: of /v1/usage. */
 function usagePlot(rows) {
@@ -71,31 +91,18 @@ function usagePlot(rows) {
   const today = Date.parse(new Date().toISOString().slice(0, 10));
   const days = Array.from({ length: USAGE_DAYS }, (_, n) => new Date(today - (USAGE_DAYS - 1 - n) * 864e5).toISOString().slice(0, 10));
   const minutes = days.map((day) => rows.filter((row) => row.day === day).reduce((sum, row) => sum + row.seconds / 60, 0));
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", `0 0 ${USAGE_DAYS} 40`);
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true"); // the table has the same numbers
-  const top = Math.max(...minutes, 1e-9);
-  for (const [n, value] of minutes.entries()) {
-    if (!value) continue;
-    const bar = document.createElementNS(SVG, "rect");
-    const height = Math.max(0.7, (value / top) * 38);
-    for (const [name, at] of Object.entries({ x: n + 0.1, y: 39 - height, width: 0.8, height })) bar.setAttribute(name, at);
-    svg.append(bar);
-  }
-  const base = document.createElementNS(SVG, "path");
-  base.setAttribute("d", `M0 39H${USAGE_DAYS}`);
-  base.setAttribute("class", "base");
-  svg.append(base);
+  const top = niceTop(Math.max(...minutes, 0.1));
+  const bars = [...minutes.entries()].filter(([, value]) => value).map(([n, value]) => {
+    const height = Math.max(0.7, (value / top) * 37);
+    return drawn("rect", { x: n + 0.1, y: 39 - height, width: 0.8, height });
+  });
   const total = (name) => rows.reduce((sum, row) => sum + row[name], 0);
-  const cells = (row) => [row.key ?? "–", row.model, number(row.requests), number(row.characters), number(row.seconds / 60, 1)].map((value) => h("td", {}, value));
+  const ends = [0, -1].map((n) => new Date(days.at(n)).toLocaleDateString(language, { day: "numeric", month: "short", timeZone: "UTC" }));
   return h("div", { class: "stack" },
-    h("figure", { class: "plot bars" }, h("figcaption", { class: "hint" }, t("server.usage.label")),
-      h("span", { class: "now" }, t("server.usage.sum", { minutes: number(total("seconds") / 60, 1), requests: number(total("requests")) })), svg),
+    figure("bars", t("server.usage.label"), t("server.usage.sum", { minutes: number(total("seconds") / 60, 1), requests: number(total("requests")) }), USAGE_DAYS, bars, [number(top), ...ends]),
     h("details", { class: "fold" }, h("summary", {}, t("server.usage.all")),
-      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": t("server.usage") }, h("table", { class: "usage" },
-        h("thead", {}, h("tr", {}, ["usage.day", "key", "engine", "usage.requests", "usage.characters", "usage.minutes"].map((key) => h("th", { scope: "col" }, t(`server.${key}`))))),
-        h("tbody", {}, rows.toReversed().map((row) => h("tr", {}, h("th", { scope: "row" }, row.day), cells(row))))))));
+      table(t("server.usage"), ["server.usage.day", "server.key", "server.engine", "server.usage.requests", "server.usage.characters", "server.usage.minutes"],
+        rows.toReversed().map((row) => [row.day, row.key ?? "–", row.model, number(row.requests), number(row.characters), number(row.seconds / 60, 1)]))));
 }
 
 export async function mount(main) {
@@ -108,6 +115,9 @@ export async function mount(main) {
   const usage = h("section", { class: "stack", "aria-label": t("server.usage"), hidden: true }, h("h2", {}, t("server.usage")));
   const counts = h("div", { class: "card" });
   usage.append(counts);
+  const keys = h("section", { class: "stack", "aria-label": t("server.keys"), hidden: true }, h("h2", {}, t("server.keys")));
+  const keyTable = h("div", { class: "card" });
+  keys.append(keyTable);
   const column = (key) => h("th", { scope: "col" }, t(key));
   main.append(
     notice,
@@ -119,6 +129,7 @@ export async function mount(main) {
         h("thead", {}, h("tr", {}, ["server.engine", "server.model.status", "server.where", "server.can"].map(column))), rows))),
     h("section", { class: "stack", "aria-label": t("server.live") }, h("h2", {}, t("server.live")), plots),
     usage,
+    keys,
     h("section", { class: "card stack", "aria-label": t("server.links") },
       facts,
       h("div", { class: "row wrap" }, [["/docs", "menu.docs"], ["/metrics", "server.metrics"], ["/health", "server.health"]].map(([path, key]) => h("a", { class: "button", href: ROOT + path }, t(key)))),
@@ -142,7 +153,7 @@ export async function mount(main) {
     const runs = model.id === state.model && model.status === "ready";
     return h("tr", {},
       h("th", { scope: "row" }, model.id),
-      h("td", {}, h("span", { class: `badge ${LOOKS[model.status]}` }, t(`model.${model.status}`)), model.detail && h("p", {}, quoted(model.detail)),
+      h("td", {}, h("span", { class: `badge ${LOOKS[model.status]}` }, t(`model.${model.status}`)), model.detail && details(model.detail),
         model.status === "missing_weights" ? h("div", { class: "row" }, button(t("banner.get"), () => open(model.id))) : switches && h("div", { class: "row" }, button(t(model.loaded ? "model.unload" : "model.load"), () => switchModel(model.id, model.loaded ? "unload" : "load")))),
       h("td", {}, model.bytes && h("p", {}, `${number(model.bytes / 1e9, 2)} GB`), runs ? [state.device, " ", state.dtype, state.rows && h("p", { class: "hint" }, `${t("server.rows")}: ${t("badge.of", { count: state.rows.active, of: state.rows.limit })}`)] : !model.bytes && "–"),
       h("td", {}, model.parameters?.length ? h("span", { lang: "en" }, model.parameters.join(", ")) : "–"),
@@ -163,8 +174,7 @@ export async function mount(main) {
       shownState = key;
       stateCard.replaceChildren(
         h("p", { class: "headline" }, t(`server.status.${state.status}`)),
-        ...[state.reason && h("p", {}, quoted(state.reason)),
-          problemList("server.doubts", state.casting?.problems ?? {})].filter(Boolean));
+        ...[state.reason && details(state.reason), problemList("server.doubts", state.casting?.problems ?? {})].filter(Boolean));
     }
     const engines = list?.filter((model) => !model.alias);
     const rowsKey = JSON.stringify([engines, state.model, state.rows]);
@@ -178,28 +188,42 @@ export async function mount(main) {
     const total = memory.reduce((sum, each) => sum + each.total_bytes, 0) / 1e9;
     const some = (value, digits, unit = "") => (value === undefined ? "–" : `${number(value, digits)}${unit}`);
     plots.replaceChildren(
-      plot(t("server.rows"), history.rows, state.rows ? t("badge.of", { count: state.rows.active, of: state.rows.limit }) : "–", state.rows?.limit),
-      plot(t("server.queue"), history.queue, state.queue ? t("badge.of", { count: state.queue.waiting, of: state.queue.limit }) : "–", state.queue?.limit),
-      ...(memory.length ? [plot(`${t("server.memory")} (${memory.map((each) => each.device).join(", ")})`, history.memory, t("server.memory_of", { used: number(last(history.memory) ?? 0, 1), total: number(total, 1) }), total)] : []),
-      plot(t("server.audio"), history.audio, some(last(history.audio), 1, " s")),
-      plot(t("server.first"), history.first, some(last(history.first), 3, " s")),
-      plot(t("server.requests"), history.requests, some(last(history.requests), 1)),
+      plot(t("server.rows"), history.rows, state.rows ? t("badge.of", { count: state.rows.active, of: state.rows.limit }) : "–", 0, state.rows?.limit),
+      plot(t("server.queue"), history.queue, state.queue ? t("badge.of", { count: state.queue.waiting, of: state.queue.limit }) : "–", 0, state.queue?.limit),
+      ...(memory.length ? [plot(`${t("server.memory")} (${memory.map((each) => each.device).join(", ")})`, history.memory, t("server.memory_of", { used: number(last(history.memory) ?? 0, 1), total: number(total, 1) }), 1, total)] : []),
+      plot(t("server.audio"), history.audio, some(last(history.audio), 1, " s"), 1),
+      plot(t("server.first"), history.first, some(last(history.first), 3, " s"), 3),
+      plot(t("server.answers"), history.answers, some(last(history.answers), 1), 0),
     );
     const fact = (key, value) => [h("dt", {}, t(key)), h("dd", {}, value)];
     facts.replaceChildren(...[
       fact("server.version", state.version),
       fact("server.uptime", duration(state.uptime_s)),
       before && fact("server.cache", `${number((before.counters.tts_cache_bytes ?? 0) / 1e6, 1)} MB`),
+      fact("lexicon.title", h("a", { href: `${ROOT}/pronunciation`, data: { route: "/pronunciation" } }, words === null ? "–" : `${t("lexicon.entries")}: ${number(words)}`)),
       fact("server.key", t(state.key_needed ? "server.key_needed" : "server.key_open")),
     ].flat().filter(Boolean));
   }
 
+  /** Shows the requests of each API key. Only a key with the scope `admin` gets them. */
+  function showKeys(text) {
+    const all = Object.entries(keyCounts(text));
+    keys.hidden = !all.length;
+    const rowsOfKeys = JSON.stringify(all);
+    if (rowsOfKeys === shownKeys) return;
+    shownKeys = rowsOfKeys;
+    keyTable.replaceChildren(table(t("server.keys"), ["server.key", "server.usage.requests", "server.refused"], all.map(([name, [sent, refused]]) => [name, number(sent), number(refused)])));
+  }
+
+  let shownKeys = "";
+  let words = null; // entries of the dictionary of the server
   let counted_at = -Infinity;
   let shownCounts = "";
   /** Reads the usage once a minute. It is not shown to a key without the scope `admin`. */
   async function count() {
     if (performance.now() - counted_at < USAGE_EVERY_MS || (health.last?.key_needed && !hasKey())) return;
     counted_at = performance.now();
+    words = (await getJson("/v1/audio/lexicon").catch(() => null))?.entries.length ?? null;
     const { data } = await getJson("/v1/usage");
     usage.hidden = false;
     if (JSON.stringify(data) === shownCounts) return; // an open table stays open
@@ -213,8 +237,9 @@ export async function mount(main) {
     if (health.last && !unmounted) show(list); // show the last state and models until the requests are answered
     try {
       if (health.reachable) {
-        const text = await (await fetch(`${ROOT}/metrics`)).text();
+        const text = await (await call("/metrics")).text();
         record(health.last, sums(text), performance.now() / 1000);
+        showKeys(text);
         list = await models(true);
         await count().catch(() => {});
       }

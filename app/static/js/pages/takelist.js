@@ -84,7 +84,7 @@ function takeRow(take, { count, own, again }) {
       h("span", { class: "words", dir: "auto" }, take.text),
       h("b", {}, name),
       h("span", {}, seconds(take.seconds)),
-      take.partial && h("span", { class: "bad" }, t("take.partial")),
+      take.partial && h("span", { class: take.partial === "stopped" ? "" : "bad" }, t(take.partial === "stopped" ? "status.stopped" : "take.partial")),
       h("span", {}, [take.voice, take.model].filter(Boolean).join(" · ")),
       own && take.seed && h("span", {}, t("take.seed", { seed: String(take.seed) })),
       own && take.first_s !== null && h("span", {}, t("take.first", { s: number(take.first_s, 2) })),
@@ -95,6 +95,7 @@ function takeRow(take, { count, own, again }) {
       button(t("take.again"), () => again(take), { name: "again", look: "quiet" }),
       button(t(take.star ? "take.unstar" : "take.star"), () => takes.change(take.id, { star: !take.star }), { name: "star", look: take.star ? "quiet starred" : "quiet" }),
       button(t("save"), () => saveTake(take), { name: "save", look: "quiet" }),
+      button(t("take.share"), async () => (await import("../link.js")).share(take), { name: "share", look: "quiet" }),
       button(t("take.delete"), () => removeTake(take, row), { name: "delete", look: "quiet" }),
     ),
   );
