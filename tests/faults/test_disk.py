@@ -55,6 +55,7 @@ def voices(http: httpx.Client) -> list[str]:
     return [voice["name"] for voice in http.get("/v1/voice-cloning/voices").json()["voices"]]
 
 
+@pytest.mark.slow
 def test_held_answer_larger_than_the_free_disk_space_names_the_disk(small_disk: Path, tmp_path: Path) -> None:
     body = {"input": "The library closes at eight this evening. " * 60, "response_format": "wav", "verify": True}
     with (
@@ -70,6 +71,7 @@ def test_held_answer_larger_than_the_free_disk_space_names_the_disk(small_disk: 
         assert speak(http, body["input"]).status_code == 200
 
 
+@pytest.mark.slow
 def test_server_speaks_with_a_full_disk(small_disk: Path, sample: bytes) -> None:
     with Process(small_disk) as process, httpx.Client(base_url=process.url, timeout=60) as http:
         process.wait()
@@ -135,6 +137,7 @@ def test_unusable_data_folder_ends_the_process_with_an_error(tmp_path: Path) -> 
     assert "Traceback" not in process.console()
 
 
+@pytest.mark.slow
 def test_damaged_voices_and_cache_entries_are_skipped(tmp_path: Path, sample: bytes) -> None:
     """One voice folder and one cache entry are damaged.
 

@@ -40,6 +40,7 @@ pytestmark = pytest.mark.integration
 __all__ = ["small_disk"]  # a fixture of another file
 
 
+@pytest.mark.slow
 async def test_another_process_takes_a_job_over_in_the_middle_of_a_sentence(tmp_path: Path) -> None:
     new = new_job(sentences(12), "Then it ends here.", response_format="epub")
     store, job, expected = await created(tmp_path / "jobs", new, tmp_path)

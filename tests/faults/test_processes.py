@@ -134,6 +134,7 @@ def _killed_again_and_again(tmp_path: Path, rounds: int) -> None:
     assert left == []
 
 
+@pytest.mark.slow
 def test_acknowledged_voices_survive_a_kill(tmp_path: Path) -> None:
     _killed_again_and_again(tmp_path, 1)
 

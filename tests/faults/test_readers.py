@@ -48,6 +48,7 @@ def test_slow_reader_keeps_its_row(tmp_path: Path) -> None:
         assert rows(url)["active"] >= 1
 
 
+@pytest.mark.slow
 def test_stalled_reader_does_not_delay_the_shutdown(tmp_path: Path) -> None:
     """The server resets such a connection: a normal close would wait for the reader."""
     with Process(tmp_path, TTS_READER_TIMEOUT_S="1.5", TTS_OUTBOX_S="0.5", TTS_SHUTDOWN_GRACE_S="60") as process:

@@ -407,6 +407,7 @@ KILLED_WRITE = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", ["add", "change", "delete", "set recording"])
 def test_kill_before_any_step_of_a_write_keeps_either_the_old_or_the_new_voice(tmp_path, operation):
     outcomes = set()

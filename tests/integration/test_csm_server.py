@@ -211,6 +211,7 @@ def short_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.audio.guard.LineGuard.check_frame", lambda self, codes: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_lines")
 def test_sentences_in_parts_are_joined_as_in_one_request(url: str) -> None:
     texts = (

@@ -73,6 +73,7 @@ def test_guidance_and_seed_determine_the_speech(url: str) -> None:
     assert len({first, *(other.content for other in others)}) == 4
 
 
+@pytest.mark.slow
 async def test_answer_does_not_depend_on_other_requests(url: str) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
 

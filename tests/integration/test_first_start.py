@@ -31,6 +31,7 @@ MODEL = {
 }
 
 
+@pytest.mark.slow
 def test_missing_weights_start_the_offline_voice_and_degrade_health(tmp_path: Path) -> None:
     with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT=NOWHERE) as process:
         process.wait("/health")
@@ -137,6 +138,7 @@ def test_gated_model_error_names_the_licence_the_token_and_a_mirror(
             assert all(hint in f"{health['reason']} {health['remedy']}" for hint in HINTS)
 
 
+@pytest.mark.slow
 def test_token_without_access_is_named_but_not_logged(tmp_path: Path) -> None:
     token = "hf_secretsecretsecret"
     with FakeHub({REPO: MODEL}) as hub:

@@ -80,6 +80,7 @@ def say(http: httpx.Client, text: str, **extra: object) -> httpx.Response:
     return http.post(SPEECH, json={"input": text, "response_format": "pcm", **extra})
 
 
+@pytest.mark.slow
 def test_fifty_turns_keep_the_voice_prompt_and_the_token_budget(tiny: httpx.Client, admitted: list[Utterance]) -> None:
     for number in range(TURNS):
         answer = say(tiny, f"Number {number}.", conversation_id="talk")
@@ -106,6 +107,7 @@ def test_fifty_turns_keep_the_voice_prompt_and_the_token_budget(tiny: httpx.Clie
     )
 
 
+@pytest.mark.slow
 def test_voice_does_not_drift_over_fifty_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an engine that produces speech, pitch and brightness are the same in the first and the last turn."""
     spec = EngineSpec("reading", "reading-1", "tests.support.reading_engine:build")

@@ -139,6 +139,7 @@ def speak(http: httpx.Client, voice: str) -> httpx.Response:
     return http.post("/v1/audio/speech", json={**body, "model": "reading-1"})
 
 
+@pytest.mark.slow
 def test_every_old_voice_is_usable_or_listed_with_what_it_lacks(http: httpx.Client) -> None:
     names = {voice: (folder, words) for folder, (voice, _, words) in FOLDERS.items()}
     voices = by_name(http)

@@ -112,6 +112,7 @@ def test_every_preset_voice_gets_one_recording_near_its_profile(tmp_path: Path) 
         assert say(url, "onyx").content == first.content
 
 
+@pytest.mark.slow
 def test_requested_voice_is_created_first_and_its_request_waits(tmp_path: Path) -> None:
     before = set(recognisers())
     with start(tmp_path, TTS_CASTING_WAIT_S=120) as url:

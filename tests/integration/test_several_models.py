@@ -123,6 +123,7 @@ def test_only_admin_keys_load_and_unload(tmp_path: Path, tiny_csm: Path, tiny_di
             assert httpx.post(f"{url}/v1/models/csm-1b/{what}", headers=sent, timeout=60).status_code == 200
 
 
+@pytest.mark.slow
 def test_switching_models_breaks_no_stream(tmp_path: Path, tiny_csm: Path, tiny_dia: Path) -> None:
     """Answers of one model continue while another model is repeatedly loaded and unloaded."""
     with serving(tmp_path, **variables(tiny_csm, tiny_dia, TTS_IDLE_UNLOAD_S=0.2)) as url:
@@ -153,6 +154,7 @@ def test_switching_models_breaks_no_stream(tmp_path: Path, tiny_csm: Path, tiny_
             assert np.abs(audio - alone).max() < 1e-3  # sums of floats depend on the number of rows
 
 
+@pytest.mark.slow
 def test_idle_model_frees_its_memory(tmp_path: Path, tiny_csm: Path, tiny_dia: Path) -> None:
     with serving(tmp_path, **variables(tiny_csm, tiny_dia)) as url:
         sizes = []

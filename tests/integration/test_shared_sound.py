@@ -177,6 +177,7 @@ async def listen(url: str, text: str, **fields: Any) -> tuple[str, bytes]:
         return answer.headers["x-cache"], answer.content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1, 15])
 async def test_24_equal_requests_share_one_generation(url: str, http: httpx.Client, seconds: int) -> None:
     text = "Twenty-four people ask for the same words. " * max(1, seconds // 3)

@@ -125,6 +125,7 @@ def test_first_bytes_arrive_long_before_generation_ends(server: str) -> None:
             pytest.fail("the first bytes took more than a quarter of the time of the whole answer")
 
 
+@pytest.mark.slow
 async def test_long_response_is_complete(server: str) -> None:
     async with httpx.AsyncClient(base_url=server, timeout=60) as http:
         body: dict[str, Any] = {"input": LONG[:6_000], "response_format": "pcm", "cache": False}

@@ -297,6 +297,7 @@ def test_without_the_extra_speech_is_unchecked(faulty: Server, monkeypatch: pyte
     assert "words" in health["reason"]
 
 
+@pytest.mark.slow
 def test_recogniser_that_hangs_leaves_speech_unchecked(faulty: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     faulty.script(**{TEXT: [CLEAN]})
     assert faulty.speak(verify=True).verified == "ok"
@@ -535,6 +536,7 @@ def test_disconnected_client_frees_all_rows_of_best_of(faulty: Server) -> None:
 # ---- the offline voice, and recordings of people
 
 
+@pytest.mark.slow
 def test_offline_voice_is_checked_when_asked(server: str) -> None:
     with httpx.Client(base_url=server, timeout=60) as http:
         body = {"input": TEXT, "cache": False}

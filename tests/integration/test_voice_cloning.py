@@ -490,6 +490,7 @@ def test_bad_fields_are_rejected_and_leave_no_files(
     assert everything(folder) == before
 
 
+@pytest.mark.slow
 def test_recordings_without_usable_words_are_stored_for_later(http: httpx.Client) -> None:
     long = samples.file(samples.speech(samples.WORDS * 2))
     for fields in (
@@ -514,6 +515,7 @@ def test_recordings_without_usable_words_are_stored_for_later(http: httpx.Client
 MARKS = ("...", "!!!", "—", "。", "?! …", "-", "“”", "🙂")  # texts without words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["", samples.TEXT])
 def test_new_transcript_of_a_voice_is_checked_like_an_upload(
     http: httpx.Client, long_sample: bytes, first: str

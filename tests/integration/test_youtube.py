@@ -124,6 +124,7 @@ def test_disconnect_removes_the_download(cloning: str, site: Site) -> None:
     wait_until(lambda: not downloads())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_server_shutdown_during_a_download_ends_the_answer_with_an_error_and_leaves_no_files(
     site: Site, tmp_path: Path, stream: bool

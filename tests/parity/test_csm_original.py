@@ -52,7 +52,8 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
-@pytest.mark.parametrize("seed", [None, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [None, 7])
 def test_codes_are_equal_to_those_of_torchtune(name: str, seed: int | None, tmp_path: Path) -> None:
     checkpoint = fabricate_csm(tmp_path / "csm", layout_name="original", seed=len(name), changes=SHAPES[name])
     ids = torch.randint(4, 300, (23,), generator=torch.Generator().manual_seed(len(name)))

@@ -121,6 +121,7 @@ def together(runner: DiaRunner, utterances: Sequence[Utterance]) -> list[np.ndar
     return [driver.frames(row) for row in range(len(utterances))]
 
 
+@pytest.mark.slow
 def test_each_row_gives_the_codes_of_its_merged_model(
     runner: DiaRunner, trained: dict[str, Trained], plain: tuple[np.ndarray, np.ndarray]
 ) -> None:
@@ -150,6 +151,7 @@ def test_slot_of_a_removed_adapter_serves_another(runner: DiaRunner, trained: di
         runner.adapters.remove(key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"quantize": "int8", "dtype": torch.bfloat16}])
 def test_codes_of_a_row_do_not_depend_on_other_rows(
     options: dict[str, Any], base: Path, trained: dict[str, Trained]

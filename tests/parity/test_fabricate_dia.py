@@ -149,6 +149,7 @@ def test_v01_in_transformers_layout_is_rejected(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_command_writes_the_same_checkpoint(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.fabricate", "dia", "--layout", "nari", "--seed", "3", str(tmp_path / "out")]
     printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -158,6 +159,7 @@ def test_command_writes_the_same_checkpoint(tmp_path: Path) -> None:
     assert all(torch.equal(stored[name], there[name]) for name in there)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:`max_length` is ignored")
 def test_transformers_generates_speech_that_ends(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def together(runner: CsmRunner, keys: Sequence[str], **options: Any) -> list[np.
     return [driver.frames(row) for row in range(len(keys))]
 
 
+@pytest.mark.slow
 def test_each_row_gives_the_codes_of_its_merged_model(
     runner: CsmRunner, trained: dict[str, Trained], plain: np.ndarray
 ) -> None:

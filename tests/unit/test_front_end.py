@@ -356,6 +356,7 @@ def test_huge_and_unclosed_input_is_processed_in_limited_time(text: str) -> None
     NORMALIZER.normalize(text, english=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     ["\u0301", "a\u0301\u0323", "{", "}", "<think>", "```\n", "Я", "aЯ中", "==a", "++a", "||a", "[[a", "[!a]", "<@1",

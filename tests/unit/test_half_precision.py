@@ -53,6 +53,7 @@ def outputs(stack: Stack, scale: float) -> Tensor:
     return stack(x.half(), slice(0, 4), cache.prefill_attention(0, 0, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("factors", "scale", "fits"),

@@ -179,6 +179,7 @@ def by_layers(stack: Stack) -> Callable[[Tensor, Tensor, NativeAttention], Tenso
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_bits_do_not_depend_on_other_tokens_threads_or_instructions(folder: Path, library: Library, bits: int) -> None:
     expected = speak(quantized_stack(library, bits), library)

@@ -272,6 +272,7 @@ def quadratic_s() -> float:
     return cpu_s(lambda: re.sub(r"\s+$x", "", text), 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_no_attack_makes_a_pattern_of_a_module_slow(name: str) -> None:
     own = {where: pattern for where, pattern in patterns().items() if _module(where) == name}
@@ -360,6 +361,7 @@ def test_check_finds_a_large_constant_factor() -> None:
 # ---- all steps of the text package, with the longest text of a request
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pump", "ending"),
     [

@@ -141,6 +141,7 @@ def test_any_mixture_is_read_with_spans_in_order(text: str, english: bool) -> No
     assert not re.search(r"[\\{}$]", NORMALIZER.normalize(f"$x {text.replace('$', '').replace('`', '')} x^2$"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [*PIECES, "$x$ ", "\\frac{", "{x}", "\\sqrt[", "$a^", "x_{", "\\hat\\hat", "$\\$"])
 def test_time_of_hostile_texts_grows_linearly(piece: str) -> None:
     small, large = ("$" + piece * (size // len(piece)) + "x$" for size in (10_000, 40_000))

@@ -209,6 +209,7 @@ HOSTILE = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", HOSTILE, ids=ascii)
 def test_time_of_hostile_texts_grows_linearly(piece: str) -> None:
     NORMALIZER.warm()

@@ -315,6 +315,7 @@ def random_text(seed: int, sentences: int) -> str:
     return draw.choice(" \n").join(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aligned", [False, True], ids=["reported", "searched"])
 @pytest.mark.parametrize("normalize", [True, False], ids=["normalised", "as it is"])
 def test_each_spoken_word_has_exactly_one_time(

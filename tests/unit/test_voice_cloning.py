@@ -363,7 +363,9 @@ SENTENCES = (
 )
 
 
-@pytest.mark.parametrize("repeats", [1, 3, pytest.param(5, marks=pytest.mark.slow)])  # 40 s to 3 minutes
+@pytest.mark.parametrize(
+    "repeats", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5))]
+)  # 40 s to 3 minutes
 def test_best_section_of_a_long_recording_is_used_with_and_without_a_recogniser(repeats):
     sentences = SENTENCES * repeats
     sound = samples.speech(sentences, gap_s=0.6)

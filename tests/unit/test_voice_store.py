@@ -499,6 +499,7 @@ def churn(folder: Path, min_events: int, kills: int, *, seed: int) -> None:
             alive[voice_id] = there[voice_id].transcript
 
 
+@pytest.mark.slow
 def test_sigkill_leaves_only_complete_voices(tmp_path):
     churn(tmp_path, 200, 6, seed=1)
 

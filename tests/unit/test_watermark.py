@@ -70,6 +70,7 @@ def snr_db(expected: np.ndarray, got: np.ndarray) -> float:
     return float(10 * np.log10(np.sum(expected**2) / np.sum((expected - got) ** 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("voice", TIMBRES)
 def test_watermark_is_detected_in_every_marked_voice_and_in_no_other(library, perth, voice):
     samples = spoken(library, voice)

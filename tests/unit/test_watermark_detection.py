@@ -80,6 +80,7 @@ def test_marked_speech_is_detected(text):
     assert detect(speech).watermarked is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speed", [0.93, 1.05, 1.1])
 def test_mark_is_found_in_speech_that_is_played_at_another_speed(speed):
     speech = samples.said(samples.WORDS[0])

@@ -67,6 +67,7 @@ def test_sixteen_streams_are_complete_and_a_killed_copy_breaks_only_its_own_stre
             print(f"ray: replaced {time.monotonic() - begun_s:.1f} s after the kill, at most")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["embedded", MODES[1]])
 def test_shutdown_lets_open_streams_finish(mode: str, tmp_path: Path) -> None:
     """Streams shorter than the grace (30 s here) are complete.
