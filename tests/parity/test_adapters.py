@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,23 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def random_config(seed: int, linear: list[str], tables: list[str], saved: list[str]) -> dict[str, Any]:
+    """Return a random combination of options. An even seed gives DoRA, and all seeds but 1, 4, 7 ... give rsLoRA.
+
+    linear, tables: modules that can get matrices. saved: modules that can be saved whole.
+    """
+    pick = random.Random(seed)
+    targets = pick.sample(linear, pick.randint(2, len(linear)))
+    return {
+        "r": pick.randint(1, 12), "lora_alpha": pick.randint(1, 24),
+        "use_dora": seed % 2 == 0, "use_rslora": seed % 3 != 1,
+        "target_modules": targets + pick.sample(tables, pick.randint(0, len(tables))),
+        "rank_pattern": {name: pick.randint(1, 12) for name in pick.sample(targets, 2)},
+        "alpha_pattern": {name: pick.randint(1, 24) for name in pick.sample(targets, 2)},
+        "modules_to_save": pick.sample(saved, pick.randint(0, len(saved))) or None,
+    }  # fmt: skip
+
+
 def merged_codes(base: Path, adapter: Path, ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
     """Return the greedy codes of the base model with the adapter, and the codec with the adapter."""
     found = open_adapter(adapter, checkpoint_name)
@@ -102,13 +120,24 @@ def test_csm_with_an_adapter_equals_the_reference(name: str, tmp_path: Path) -> 
     assert torch.equal(codes, expected)
     if name != "DoRA of convolutions":  # this adapter changes only the codec
         assert not torch.equal(before, expected)
-    random = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        spoken = torch.randint(0, 64, (1, 8, 30), generator=random)
+        spoken = torch.randint(0, 64, (1, 8, 30), generator=generator)
         assert worst(decoder.decode([0], spoken), merged.codec_model.decode(spoken).audio_values[:, 0]) < 1e-4
-        samples = torch.randn(24 * 40, generator=random) * 0.1
+        samples = torch.randn(24 * 40, generator=generator) * 0.1
         theirs = merged.codec_model.encode(samples[None, None], num_quantizers=8).audio_codes[0]
         assert torch.equal(encoder(samples), theirs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_csm_with_a_random_adapter_equals_the_reference(seed: int, tmp_path: Path) -> None:
+    reference = csm_oracle.csm(csm_oracle.csm_config(), seed=seed)
+    base = csm_oracle.save(reference, tmp_path / "base")
+    config = random_config(seed, UNSLOTH, ["embed_text_tokens", "embed_audio_tokens"], ["lm_head", "codebooks_head"])
+    merged = save_and_merge(reference, tmp_path / "adapter", seed=seed, **config)
+    ids = torch.arange(5, 24)
+    codes, _ = merged_codes(base, tmp_path / "adapter", ids)
+    assert torch.equal(codes, csm_oracle.generate(merged, as_inputs(ids), CSM_FRAMES)), config
 
 
 @pytest.mark.parametrize("spelling", ["named adapter", "raw modules_to_save", "without prefix", "torch.compile"])
@@ -174,19 +203,30 @@ DIA_ADAPTERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("layout", ["transformers", "nari"])
 @pytest.mark.parametrize("name", list(DIA_ADAPTERS))
 def test_dia_with_an_adapter_equals_the_reference(name: str, layout: str, tmp_path: Path) -> None:
+    assert_dia_equals_the_reference(tmp_path, layout, len(name), DIA_ADAPTERS[name])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dia_with_a_random_adapter_equals_the_reference(seed: int, tmp_path: Path) -> None:
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
+    config = random_config(seed, linear, ["embedding", "embed"], ["logits_dense"])
+    assert_dia_equals_the_reference(tmp_path, ("nari", "transformers")[seed % 2], seed, config)
+
+
+def assert_dia_equals_the_reference(folder: Path, layout: str, seed: int, lora: dict[str, Any]) -> None:
     reference = dia_oracle.model(seed=1)
-    base = dia_oracle.save(reference, tmp_path / "base")
+    base = dia_oracle.save(reference, folder / "base")
     if layout == "nari":
-        base = dia_oracle.as_nari(base, tmp_path / "nari")
+        base = dia_oracle.as_nari(base, folder / "nari")
     text = "[S1] Hello there, how are you?"
-    merged = save_and_merge(reference, tmp_path / "adapter", scale=0.06, seed=len(name), **DIA_ADAPTERS[name])
+    merged = save_and_merge(reference, folder / "adapter", scale=0.06, seed=seed, **lora)
     [expected] = dia_oracle.generate(merged, [text.replace("[S1]", "\x01").encode()], DIA_FRAMES)
     config = read_dia_config(base)
-    adapter = open_adapter(tmp_path / "adapter")
+    adapter = open_adapter(folder / "adapter")
     model = DiaModel(config, device=CPU, dtype=torch.float32)
     model.load(adapter.merge(weights_of(open_checkpoints(base), config)))
     adapter.check_merged("Dia")
-    assert torch.equal(generate_dia(model.eval(), text, DIA_FRAMES), expected)
+    assert torch.equal(generate_dia(model.eval(), text, DIA_FRAMES), expected), lora
 
 
 # ---- adapters that can't be merged
