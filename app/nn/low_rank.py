@@ -14,6 +14,7 @@ There are three ways to compute the product of B and A:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -384,7 +385,7 @@ class Selection:
         self.slots: tuple[int, ...] = ()  # the slot of each row; a product has the same number of tokens for each row
         self.index: Tensor | None = None  # (rows,) int64: the slots as a tensor on the device, one token for each row
         self.active = False
-        self.version = 0  # increases when a slot changes
+        self.version: tuple[int, ...] = ()  # a number for the content of each selected slot, see LowRankAdapters
         self._indices: dict[tuple[_Layout, tuple[int, ...]], _Indices] = {}
 
     def select(self, slots: Sequence[int]) -> None:
@@ -425,7 +426,11 @@ class LowRankAdapters:
         self._dtype = dtype
         self._layers: dict[str, AdaptedLinear] = {}
         self._used: dict[int, set[str]] = {}  # slot -> the names of the places that the adapter changes
-        self._joined: tuple[int, tuple[int, ...]] | None = None  # (version, slots) whose matrices are joined
+        # A number for the content of each slot. A new number for all slots would copy the matrices of the rows that
+        # speak again whenever another adapter is added.
+        self._versions: dict[int, int] = {}
+        self._next_version = itertools.count(1)
+        self._joined: tuple[int, ...] = ()  # the versions of the slots whose matrices are joined
 
     def places_of(self, slot: int) -> set[str]:
         """Return the names of the layers that the adapter in a slot changes."""
@@ -442,9 +447,10 @@ class LowRankAdapters:
         selection.select(slots)
         if selection.active and self.reserved is None:
             used = tuple(sorted({*slots} - {0}))
-            if len(used) > 1 and self._joined != (selection.version, used):
+            selection.version = tuple(self._versions.get(slot, 0) for slot in used)
+            if len(used) > 1 and self._joined != selection.version:
                 self._join(used)
-                self._joined = selection.version, used
+                self._joined = selection.version
 
     def _join(self, slots: tuple[int, ...]) -> None:
         """Copy the matrices of these adapters into one table for each layer, on huge pages."""
@@ -481,20 +487,15 @@ class LowRankAdapters:
         for name, matrices in prepared.items():
             self._layer(name).set_slot(slot, matrices)
         self._used[slot] = set(parts)
-        self._changed()
+        self._versions[slot] = next(self._next_version)
         return sum(matrices.bytes for matrices in prepared.values())
 
     def clear_slot(self, slot: int) -> None:
         """Free the memory of a slot. After the last adapter, the model is again as without adapters."""
         for name in self._used.pop(slot, ()):
             self._layers[name].clear_slot(slot)
-        self._changed()
         if not self._used and self.reserved is None:
             self.unwrap()
-
-    def _changed(self) -> None:
-        for selection in self.selections.values():
-            selection.version += 1
 
     def unwrap(self) -> None:
         """Put the original linear layers back into the model."""

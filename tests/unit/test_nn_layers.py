@@ -116,3 +116,35 @@ def test_prompt_beside_an_adapter_keeps_its_bits() -> None:
     assert torch.equal(adapted[:half], plain[:half])
     added = x[half:] @ down.float().T @ up.float()
     assert torch.allclose(adapted[half:], plain[half:] + added, rtol=1e-5, atol=1e-4)
+
+
+def test_another_adapter_does_not_copy_the_matrices_of_rows_that_speak() -> None:
+    """The engine's thread copies the matrices of a batch, so the copies must stay while adapters come and go."""
+    random = torch.Generator().manual_seed(0)
+    parent = nn.Module()
+    parent.layer = plain = Linear(16, 32, bias=False, device=CPU, dtype=torch.float32)
+    with torch.no_grad():
+        plain.weight.normal_(generator=random)
+    adapters = LowRankAdapters({"layer": Place(parent, "layer", (32,), CPU)}, torch.float32)
+    parts = [Part(0, *(torch.randn(*shape, generator=random) for shape in ((4, 16), (4, 32)))) for _ in range(4)]
+    for slot in (1, 2):
+        adapters.set_slot(slot, {"layer": [parts[slot]]})
+    x = torch.randn(2, 16, generator=random)
+
+    def step() -> tuple[torch.Tensor, object]:
+        adapters.select((1, 2))
+        return parent.layer(x), parent.layer.tables
+
+    first, tables = step()
+    adapters.set_slot(3, {"layer": [parts[3]]})
+    again, kept = step()
+    assert kept is tables
+    adapters.clear_slot(3)
+    assert step()[1] is tables
+    assert torch.equal(first, again)
+    adapters.clear_slot(2)  # another adapter in the slot of a row
+    adapters.set_slot(2, {"layer": [parts[0]]})
+    changed, _ = step()
+    assert torch.equal(changed[0], first[0])
+    expected = plain(x[1:]) + x[1:] @ parts[0].down.T @ parts[0].up
+    assert torch.allclose(changed[1:], expected, rtol=1e-5, atol=1e-4)
