@@ -9,6 +9,7 @@ float32, block by block, while the model is loaded. This module does not depend 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -44,8 +45,10 @@ _UNSUPPORTED = (
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _LORA = re.compile(r"^(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+|token_adapter\.[a-z_]+)(?P<rest>(\.[^.]+)*)$")
 # An arbitrary regular expression can take hours for one name. Names of modules need no repeated groups.
-_LONGEST_PATTERN, _MOST_REPEATS = 300, 2
+_LONGEST_PATTERN, _MOST_REPEATS, _MOST_PATTERNS = 300, 2, 1000
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
+# Python's interpreter runs no other thread while it parses a header, so a large header would stop all rows that speak.
+_MAX_HEADER_BYTES = 2 << 20
 _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)*(base_model\.model\.)?(_orig_mod\.|module\.)*")
 
 
@@ -169,7 +172,7 @@ def open_adapter(folder: Path, rename: Callable[[str], str] = lambda name: name)
             f"{folder} contains {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}.",
             remedy="Save the adapter with save_pretrained(..., safe_serialization=True).",
         )
-    stored = index_file(weights)
+    stored = index_file(weights, _MAX_HEADER_BYTES)
     if not stored:
         raise WeightsUnavailable(f"{weights} contains no tensors.", remedy="Save the adapter again.")
     try:
@@ -210,12 +213,16 @@ def _updates_of(
 ) -> dict[str, _Update]:
     """Return a mapping: name of a tensor of the base -> the adapter's changes to this tensor."""
     for option in ("rank_pattern", "alpha_pattern"):
-        for pattern in config.get(option) or ():
+        patterns = config.get(option) or ()
+        if len(patterns) > _MOST_PATTERNS:
+            raise ValueError(f"{option} contains {len(patterns)} patterns, and the limit is {_MOST_PATTERNS}")
+        for pattern in patterns:
             repeats = len(re.findall(r"[*+]", pattern))
             if len(pattern) > _LONGEST_PATTERN or repeats > _MOST_REPEATS or _REPEATED_GROUP.search(pattern):
                 raise ValueError(f"{option} contains {pattern[:40]!r}, which is not a simple pattern")
     updates: dict[str, _Update] = {}
     adapters: set[str] = set()
+    keys: dict[tuple[str, str], list[str]] = {}  # (name of a tensor of the base, kind of change) -> keys in the file
 
     def update(module: str, kind: str = "weight") -> _Update:
         return updates.setdefault(rename(f"{module}.{kind}"), _Update())
@@ -228,12 +235,14 @@ def _updates_of(
         if (match := _LORA.match(name)) is None:
             name = re.sub(r"\.modules_to_save(\.[^.]+(?=\.))?", "", name).replace(".base_layer.", ".")
             target = updates.setdefault(rename(name), _Update())
+            keys.setdefault((rename(name), ""), []).append(key)
             target.whole, target.own = tensor, ".base_layer." not in key
             continue
         module, part = match["module"].replace(".base_layer", ""), match["part"]
         rest = [each for each in match["rest"].split(".") if each]
         kind = rest.pop() if rest and rest[-1] in ("weight", "bias") else "weight"
         adapters.update(rest)
+        keys.setdefault((rename(f"{module}.{kind}"), part), []).append(key)
         scale = _scale(module, config)
         if part == "token_adapter.trainable_tokens_delta":
             target = update(module)
@@ -253,6 +262,8 @@ def _updates_of(
             raise ValueError(f"the meaning of the adapter's tensor {key} is not known")
     if len(adapters) > 1:
         raise ValueError(f"the file contains several adapters ({', '.join(sorted(adapters))}); save one adapter alone")
+    if same := next((each for each in keys.values() if len(each) > 1), None):
+        raise ValueError(f"{' and '.join(same)} are the same tensor")
     halves = [name for name, each in updates.items() if (each.a is None) != (each.b is None)]
     if halves:
         raise ValueError(f"A or B of LoRA is missing for {some_names(halves)}")
@@ -279,9 +290,14 @@ def _scale(module: str, config: Mapping[str, Any]) -> float:
 def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """Return the value of the first pattern that matches the end of the module's name. PEFT uses the same rule."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if _ending_in(pattern).match(module):
             return value
     return default
+
+
+@functools.lru_cache(2 * _MOST_PATTERNS)
+def _ending_in(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _token_indices(module: str, config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -505,9 +505,20 @@ def _missing(folder: Path, files: ModelFiles, sizes: Mapping[str, int]) -> list[
 def indexed_shards(index: Path) -> set[str]:
     """Return the names of the shards that an index file names."""
     try:
-        return set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return set(weight_map(index).values())
+    except ValueError:
         return {f"a readable {index.name}"}
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Return a mapping: name of a tensor -> the shard that an index file names for it. Raises ValueError."""
+    try:
+        found = json.loads(index.read_bytes())["weight_map"]
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{index} has no weight_map") from error
+    if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
+        raise ValueError(f"{index} has no names of files in its weight_map")
+    return found
 
 
 # ---- adapters and their base

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from app.errors import WeightsUnavailable
-from app.weights.hub import ADAPTER_WEIGHTS, indexed_shards, shard_sets
+from app.weights.hub import ADAPTER_WEIGHTS, indexed_shards, shard_sets, weight_map
 from app.weights.kinds import CONVERT, may_hold_a_model, unusable_files
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
@@ -225,10 +225,10 @@ def some_names(names: list[str], limit: int = 8) -> str:
     return ", ".join(sorted(names)[:limit]) + more
 
 
-def index_file(path: Path) -> dict[str, InFile]:
+def index_file(path: Path, max_header_bytes: int = MAX_HEADER_BYTES) -> dict[str, InFile]:
     """Read the header of a safetensors file, and return its tensors by name.
 
-    Raises WeightsUnavailable if the file is not valid.
+    Raises WeightsUnavailable if the file is not valid, or if its header is larger than `max_header_bytes`.
     """
     try:
         with path.open("rb") as file:
@@ -236,6 +236,10 @@ def index_file(path: Path) -> dict[str, InFile]:
             size = path.stat().st_size
             if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
                 raise WeightsUnavailable(f"{path} is not a safetensors file, or the file is truncated.", remedy=AGAIN)
+            if length > max_header_bytes:
+                raise WeightsUnavailable(
+                    f"The header of {path} has {length} bytes, and the limit is {max_header_bytes}.", remedy=AGAIN
+                )
             header = json.loads(file.read(length))
         return {
             name: _located(path, name, entry, 8 + length, size)
@@ -308,7 +312,7 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
                 sharded.update(set(shards) - set(lacking))
                 continue
             sharded.update(shards)
-            found.append(_joined(folder, shards, path))
+            found.append(_joined(folder, shards, path, weight_map(path)))
         elif name not in sharded:
             shards, lacking = sets.get(name, ([name], []))
             sharded.update(shards)
@@ -326,10 +330,26 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
     return found
 
 
-def _joined(folder: Path, files: Iterable[str], origin: Path) -> Checkpoint:
-    tensors: dict[str, Stored] = {}
-    for name in files:
-        tensors.update(index_file(folder / name))
+def _joined(folder: Path, files: Iterable[str], origin: Path, shard_of: Mapping[str, str] | None = None) -> Checkpoint:
+    """Join the tensors of several files. shard_of: name of a tensor -> the file that the index names for it.
+
+    Raises WeightsUnavailable if several files have a tensor, and the index names none of them.
+    """
+    tensors: dict[str, InFile] = {}
+    twice: dict[str, set[str]] = {}
+    for file in files:
+        for name, stored in index_file(folder / file).items():
+            if name in tensors:
+                twice.setdefault(name, {tensors[name].path.name}).add(file)
+            if name not in tensors or (shard_of or {}).get(name) == file:
+                tensors[name] = stored
+    unclear = [name for name, has in twice.items() if (shard_of or {}).get(name) not in has]
+    if unclear:
+        raise WeightsUnavailable(
+            f"Several files of {origin} contain the same tensors, and no index says which file is right: "
+            f"{some_names(unclear)}.",
+            remedy="Remove files that an earlier save has left, or save the model again.",
+        )
     return Checkpoint(tensors, str(origin))
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load, save
 from typer.testing import CliRunner
 
 from app import cli
@@ -346,6 +348,11 @@ def changed(change: str) -> dict[str, bytes]:
             files = adapter_files(31, use_dora=True)
         case "NaN":
             files = adapter_files(31, scale=float("nan"))
+        case "of Dia":
+            files = dia_adapter_files(31)
+        case "another width":
+            tensors = load(files[weights])
+            files[weights] = save({name: torch.cat([each, each], dim=-1) for name, each in tensors.items()})
     return files
 
 
@@ -370,6 +377,8 @@ def changed(change: str) -> dict[str, bytes]:
         ("rank 300", "adapter", "rank 300"),
         ("DoRA", "adapter", "Serve it merged: CSM_MODEL=<its repository or folder>."),
         ("NaN", "adapter", "NaN"),
+        ("of Dia", "adapter", "that CSM does not have"),
+        ("another width", "adapter", "trained on another base"),
     ],
 )
 def test_broken_upload_is_a_clear_error(url: str, data: Path, change: str, param: str, words: str) -> None:
@@ -389,12 +398,17 @@ def test_adapter_of_the_settings_can_not_be_removed(url: str) -> None:
 
 
 def test_adapter_is_added_and_removed_while_others_speak(url: str) -> None:
-    """An answer that began before is not interrupted, and has the same samples."""
+    """An answer that began before is not interrupted, and has the same samples. Bad adapters change nothing."""
     body = {"input": "A long sentence is spoken here. " * 3, **SHORT, "max_audio_length_ms": 3000}
     expected = speak(url, **body | {"voice": "stored"}).content
     found: list[bytes] = []
     speaking = threading.Thread(target=lambda: found.append(speak(url, **body | {"voice": "stored"}).content))
     speaking.start()
+    for change in ("truncated", "pickle", "NaN", "of Dia", "another width"):
+        assert upload(url, changed(change), name="bad").status_code == 400
+    for bad in ({"name": "bad", "source": "me/absent"}, {"name": "bad", "source": "me/pickle"}):
+        assert add(url, **bad).status_code == 400
+    assert error(upload(url, adapter_files(40), name="STORED")) == (400, "invalid_value", "name")
     for seed in (41, 42):
         assert upload(url, adapter_files(seed), name="brief").status_code == 200
         assert remove(url, "brief").status_code == 200

@@ -175,7 +175,9 @@ def test_missing_shard_is_named(published: Path, tmp_path: Path) -> None:
     assert "lacks 1 of the files" in words
 
 
-@pytest.mark.parametrize(("index", "where"), [("missing", "local"), ("broken", "local"), ("missing", "hub")])
+@pytest.mark.parametrize(
+    ("index", "where"), [("missing", "local"), ("broken", "local"), ("numbers", "local"), ("missing", "hub")]
+)
 def test_shards_without_a_readable_index_are_loaded(  # noqa: PLR0917 - fixtures
     index: str, where: str, published: Path, base: tuple[Any, ...], tmp_path: Path, start_hub: Callable[..., FakeHub]
 ) -> None:
@@ -185,7 +187,8 @@ def test_shards_without_a_readable_index_are_loaded(  # noqa: PLR0917 - fixtures
     for old, new in names.items():
         (folder / old).rename(folder / new.replace("transformers.", "model."))
     file = folder / "model.safetensors.index.json"
-    file.unlink() if index == "missing" else file.write_text('{"weight_map": ')
+    broken = {"broken": '{"weight_map": ', "numbers": '{"weight_map": {"a": 3}}'}
+    file.unlink() if index == "missing" else file.write_text(broken[index])
     shards = sorted(folder.glob("model-*"))
     if where == "local":
         assert load(tmp_path, folder) == base
@@ -198,6 +201,23 @@ def test_shards_without_a_readable_index_are_loaded(  # noqa: PLR0917 - fixtures
         assert load(tmp_path, "me/model") == base
         words = refusal(tmp_path, "me/lost")
     assert shards[0].name in words
+
+
+def test_index_says_which_shard_has_a_tensor(published: Path, base: tuple[Any, ...], tmp_path: Path) -> None:
+    folder = copy(published, tmp_path / "model")
+    index = next(folder.glob("*.index.json"))
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    mapped = json.loads(index.read_text())["weight_map"]
+    name = next(name for name, shard in mapped.items() if shard == shards[0] and name.endswith("q_proj.weight"))
+    change_json(index, weight_map=mapped | {"model.layer_that_is_not_there.weight": shards[0]})
+    other = load_file(folder / shards[1])
+    save_file(other | {name: load_file(folder / shards[0])[name] + 1}, folder / shards[1])
+    assert load(tmp_path, folder) == base
+    del mapped[name]
+    change_json(index, weight_map=mapped)
+    words = refusal(tmp_path, folder)
+    assert name in words
+    assert "the same tensors" in words
 
 
 def test_shards_that_another_save_has_left_are_ignored(
@@ -600,6 +620,18 @@ def two_adapters(folder: Path) -> None:
     save_file(named, file)
 
 
+def same_tensor(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if ".lora_A." in name)
+    save_file(tensors | {name.removeprefix("base_model.model."): tensors[name].clone()}, file)
+
+
+def large_header(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    save_file(load_file(file), file, metadata={"notes": "x" * (2 << 20)})
+
+
 PATH = "base_model.model.backbone_model.layers.0.self_attn."
 SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (cut, "truncated"),
@@ -626,6 +658,9 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "another width of a saved module": (set_tensor("base_model.model.lm_head.weight", 9, 9), "another base"),
     "half of a pair": (set_tensor("base_model.model.lm_head.lora_A.weight", 4, 64), "A or B of LoRA is missing"),
     "two adapters": (two_adapters, "several adapters"),
+    "the same tensor twice": (same_tensor, "are the same tensor"),
+    "large header": (large_header, "the limit is 2097152"),
+    "many patterns": (set_config(rank_pattern={f"a{i}": 1 for i in range(1001)}), "1001 patterns"),
     "NaN": (set_tensor(f"{PATH}q_proj.lora_A.weight", 4, 64, value=torch.nan), "NaN or infinite values"),
 }  # fmt: skip
 
@@ -770,6 +805,10 @@ def test_adapter_of_csm_is_refused_for_dia(
 ) -> None:
     with pytest.raises(WeightsUnavailable, match="that Dia does not have"):
         load_dia_model(tmp_path, lora[0], dac, DIA_BASE=dia[0])
+
+
+def test_adapter_of_dia_is_refused_for_csm(dia: tuple[Path, Path, Path], one_file: Path, tmp_path: Path) -> None:
+    assert "that CSM does not have" in refusal(tmp_path, dia[2], CSM_BASE=one_file)
 
 
 def test_adapters_are_read_without_peft() -> None:
