@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from tests.support.live import Process
-from tests.support.studio import SHORT, speak, wait_audible
+from tests.support.studio import SHORT, speak, wait_audible, wait_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,21 @@ def test_model_is_loaded_by_its_first_request_and_unloaded_by_a_button(
         page.get_by_label("Engine", exact=True).select_option("csm-1b")
         speak(page, SHORT)
         wait_audible(page)
+        wait_state(page, "done")
+        page.get_by_text("Sampling, seed, format").click()
+        style = page.get_by_label("Style")
+        style.select_option(label="Steady")
+        usual = httpx.get(f"{process.url}/v1/models/csm-1b").json()["defaults"]["temperature"]
+        temperature = page.get_by_label("Temperature")
+        assert float(temperature.input_value()) == pytest.approx(0.75 * usual, abs=0.026)  # in steps of 0.05
+        temperature.fill("1.35")
+        temperature.press("Tab")
+        expect(style.locator("option:checked")).to_have_text("Own temperature")
+        with page.expect_request("**/v1/audio/speech") as asking:
+            speak(page, SHORT)
+        assert asking.value.post_data_json["temperature"] == 1.35
+        page.get_by_label("Engine", exact=True).select_option("espeak")
+        expect(style).to_be_hidden()  # this engine has no temperature
         page.goto(f"{process.url}/server")
         row = page.locator("tr", has=page.get_by_role("rowheader", name="csm-1b"))
         expect(row.locator(".badge")).to_have_text("ready")

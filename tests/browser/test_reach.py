@@ -86,6 +86,38 @@ def test_speak_and_stop_are_reached_in_every_state(server: str, visit: Visit, vi
     assert last["y"] + last["height"] <= top  # nothing is hidden under the dock
 
 
+def test_at_400_percent_text_and_speak_are_reached(server: str, visit: Visit) -> None:
+    """A window of 1280 x 1024 pixels, four times enlarged."""
+    page = visit(server, viewport={"width": 320, "height": 256}, locale="de-DE").page
+    text = page.locator("#text")
+    for docked in (False, True):
+        if docked:
+            text.fill(SHORT)
+            page.keyboard.press("Control+Enter")
+            wait_takes(page, 1)
+        assert page.locator("#dock").is_visible() is docked
+        page.locator("h1").focus()
+        text.focus()
+        box = text.bounding_box()
+        top = page.locator(".act").bounding_box()
+        assert box
+        assert top
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= top["y"]  # the whole field is visible
+        for each in (".go", "#text", *(["#dock .save", "#dock .round"] if docked else [])):
+            assert page.evaluate(REACHED, each)
+        page.evaluate("scrollTo(0, 0)")
+        assert page.evaluate(REACHED, "#menu-button")
+    wide = (
+        "[...document.querySelectorAll('nav span')].filter((each) => each.offsetWidth > each.parentElement.offsetWidth)"
+    )
+    assert page.evaluate(f"{wide}.map((each) => each.textContent)") == []
+    assert not scrolls_sideways(page)
+    page.get_by_role("button", name="Menü").click()
+    page.get_by_role("button", name="Liste der Tasten").click()
+    assert page.evaluate(REACHED, "dialog[open] .dialog-head button")
+
+
 def test_stop_in_the_dock_works_on_another_page(server: str, visit: Visit) -> None:
     page = visit(server).page
     speak(page, LONG)

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from playwright.sync_api import Page
+
     from tests.browser.conftest import Watched
 
     Visit = Callable[..., Watched]
@@ -119,6 +121,25 @@ def test_a_link_fills_in_the_page_and_speaks_nothing(server: str, visit: Visit) 
     expect(text).to_have_value("Again")
     assert page.locator("#voice").get_attribute("value") == "onyx"
     assert not [url for url in watched.requests if "/audio/speech" in url]
+
+
+def test_a_sample_is_in_the_language_of_the_voice(server: str, visit: Visit) -> None:
+    voices = [
+        {"id": name, "name": name, "object": "audio.voice", "type": "preset", "language": tag, "description": ""}
+        for name, tag in (("alloy", "en"), ("Uwe", "de-DE"))
+    ]
+
+    def plant(page: Page) -> None:
+        page.route("**/v1/audio/voices", lambda route: route.fulfill(json={"voices": voices, "data": voices}))
+
+    page = visit(server, locale="de-DE", prepare=plant).page
+    wait_voices(page)
+    text = page.get_by_role("textbox").first
+    for voice, start in (("alloy", "Hello there."), ("Uwe", "Guten Tag.")):
+        page.evaluate("voice => (location.hash = `voice=${voice}&text=`)", voice)
+        expect(page.locator("#voice")).to_have_attribute("value", voice)
+        page.get_by_role("button", name="Ein Gruß").click()
+        expect(text).to_have_value(re.compile(start))
 
 
 def test_a_take_is_shared_as_a_link_and_as_a_file(server: str, visit: Visit) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from app.keys import KeyFile
 from tests.support.live import serving
 
 if TYPE_CHECKING:
@@ -31,6 +32,22 @@ def test_usage_is_plotted_and_listed(tmp_path: Path, visit: Callable[..., Any]) 
         row = section.locator("tbody tr")
         expect(row).to_have_count(1)
         assert row.locator("td").all_inner_texts()[:4] == ["–", "espeak", "2", "24"]
+        assert page.get_by_role("region", name="API keys").count() == 0
         for code, name in (("de-DE", "Nutzung"), ("fr-FR", "Utilisation")):
             other = visit(f"{url}/server", locale=code).page
             expect(other.get_by_role("heading", name=name)).to_be_visible()
+
+
+def test_an_admin_sees_the_requests_of_each_key(tmp_path: Path, visit: Callable[..., Any]) -> None:
+    keys = KeyFile(tmp_path)
+    secret, kiosk = keys.add("owner", ["admin", "speak"]), keys.add("kiosk", ["speak"])
+    with serving(tmp_path) as url:
+        for path in ("audio/voices", "audio/voices", "usage"):  # the last one needs the scope `admin`
+            httpx.get(f"{url}/v1/{path}", headers={"Authorization": f"Bearer {kiosk}"})
+        store = f"sessionStorage.setItem('studio.key', '{secret}')"
+        page = visit(f"{url}/server", prepare=lambda page: page.add_init_script(store)).page
+        row = page.get_by_role("region", name="API keys").locator("tr", has_text="kiosk").first
+        expect(row).to_be_visible()
+        assert row.locator("td").all_inner_texts() == ["3", "1"]
+        for text in (secret, kiosk):
+            assert text not in page.content()

@@ -1,13 +1,13 @@
 // Takes to share: as a link, or as a file with the request. Both fill in a page; nothing is spoken by itself.
-// In a link the part after # is not sent to any server; the same fields after ? work as well.
+// Browsers send the part after # of a link to no server.
 
-import { ROOT, announce, button, copy, dialog, download, h, loadTexts, notify, store, t } from "./ui.js";
+import { ROOT, button, copy, dialog, download, h, loadTexts, notify, store, t } from "./ui.js";
 
-const LONGEST = 8000; // characters of a link; programs that send links cut longer ones
+const LONGEST = 8000; // characters; programs that send links cut longer ones
 const NUMBERS = ["speed", "seed", "temperature", "top_k", "top_p", "cfg_scale"];
 const STORED = { draft: "", speak: {}, dialogue: {} };
 
-/** Puts a request into what the pages keep. A request with a seed is a take: settings that it lacks are the default. */
+/** Puts a request into what the pages keep. With a seed, settings that it lacks are the default. */
 function fill({ turns, input, text = input, voice, model, language, ...rest }) {
   if (Array.isArray(turns)) {
     store.set("dialogue", { model, lines: turns.map((turn) => ({ name: `${turn.speaker ?? ""}`, voice: turn.voice, text: `${turn.text}` })) });
@@ -59,9 +59,8 @@ export async function share({ body, text, voice, model, kind }) {
     fits && h("div", { class: "code short" }, shown, button(t("copy"), () => copy(shown), { name: "copy", look: "quiet" })),
     h("p", {}, t("link.file_hint")),
     h("div", { class: "row" }, button(t("link.file"), () => {
-      download(new Blob([JSON.stringify(body, null, 2)], { type: "application/json" }), "request.json");
+      download(new Blob([JSON.stringify(body, null, 2)]), "request.json");
       close();
-      announce(t("link.file"));
     })),
   ));
 }

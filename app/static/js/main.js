@@ -61,7 +61,8 @@ async function show({ focus = true } = {}) {
 
 /** Changes what the pages keep, and draws the page with the path that `at` returns. */
 async function refill(change, at) {
-  page.unmount?.(); // it keeps its own text, so this comes first
+  document.activeElement.blur(); // the page keeps its text now, and not after the change
+  page.unmount?.();
   page = {};
   shown = "";
   change();
@@ -69,7 +70,7 @@ async function refill(change, at) {
   await show({ focus: false });
 }
 
-/** Fills in the text and the settings of a link such as /?text=Hello&voice=nova. Returns whether it was one. */
+/** Fills in a link such as /?text=Hello&voice=nova. Returns whether it was one. */
 async function openLink() {
   const fields = new URLSearchParams(location.hash.slice(1) || location.search);
   if (pathNow() !== "/" || !["text", "voice", "model"].some((name) => fields.has(name))) return false;

@@ -150,6 +150,12 @@ export function t(key, slots = {}) {
   });
 }
 
+/** A text in another language; in English if the pages do not have that language. tag: such as "de-AT". */
+export async function textIn(tag, key) {
+  const name = LANGUAGES[tag?.slice(0, 2)] ? tag.slice(0, 2) : "en";
+  return name === language ? t(key) : (await textsOf("", name))[key];
+}
+
 export function number(value, digits = Number.isInteger(value) ? 0 : 1) {
   if (!numbers.has(digits)) numbers.set(digits, new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits }));
   return numbers.get(digits).format(value);

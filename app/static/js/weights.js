@@ -103,10 +103,10 @@ export async function open(model) {
         return [h("p", {}, t("weights.running"), " ", h("b", {}, download.repository)), bar, h("p", { class: "hint" }, t("weights.close")), h("div", { class: "row" }, button(t("weights.stop"), cancel)), h("div", { class: "said" })];
       },
       loading: () => [h("p", {}, t("weights.loading", { model })), h("progress", { "aria-label": t("weights.loading", { model }) })],
-      ready: () => [h("p", {}, t("weights.ready", { model })), h("div", { class: "row" }, button(t("lexicon.hear"), async () => {
+      ready: () => [h("p", {}, t("weights.ready", { model })), h("div", { class: "row" }, button(t("lexicon.hear"), () => {
         player.prepare();
         close();
-        preview({ id: serverVoice(), name: serverVoice() }, { model, text: t("sample.1") });
+        preview({ id: serverVoice(), name: serverVoice() }, { model });
       }, { look: "primary" }))],
       broken: (now) => [h("p", {}, t("error.failed", { engine: model })), details(now.detail), h("div", { class: "row" }, button(t("again"), () => start({}))), h("div", { class: "said" }), commands(now.commands)],
       choice,

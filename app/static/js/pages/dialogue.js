@@ -15,10 +15,8 @@ export function readScript(script) {
   for (const row of script.replace(/\[\s?S([1-9])\s?\]/gi, "\n\u0000$1\u0000").split("\n")) {
     const tag = /^\u0000(\d)\u0000(.*)$/s.exec(row);
     const named = /^\s*([^:\n]{1,40}?)\s*:\s+(.*)$/.exec(row);
-    if (tag) {
-      if (tag[2].trim()) found.push({ name: `S${tag[1]}`, text: tag[2].trim() });
-      else found.push({ name: `S${tag[1]}`, text: "" });
-    } else if (named && !/[.!?,;]$/.test(named[1])) found.push({ name: named[1], text: named[2].trim() });
+    if (tag) found.push({ name: `S${tag[1]}`, text: tag[2].trim() });
+    else if (named && !/[.!?,;]$/.test(named[1])) found.push({ name: named[1], text: named[2].trim() });
     else if (row.trim() && found.length) found.at(-1).text = `${found.at(-1).text} ${row.trim()}`.trim();
     else if (row.trim()) found.push({ name: "", text: row.trim() });
   }

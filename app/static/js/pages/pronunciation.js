@@ -3,7 +3,7 @@
 
 import { call, errorBox, serverVoice, voices } from "../api.js";
 import { speech, whenListed } from "../speech.js";
-import { announce, button, download, h, icon, notify, quoted, store, t } from "../ui.js";
+import { announce, button, download, h, icon, loadTexts, notify, quoted, store, t } from "../ui.js";
 
 const PATH = "/v1/audio/lexicon";
 const SHOWN = 200; // rows; the search finds the others
@@ -42,6 +42,7 @@ function merged(before, more) {
 }
 
 export async function mount(main) {
+  await loadTexts("lexicon/");
   let entries = [];
   let etag = ""; // of the entries that are shown
   let saving = Promise.resolve(); // the last change that was sent

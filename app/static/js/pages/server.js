@@ -1,7 +1,7 @@
 // The Server page: the engines and their states, the load of the server, and plots of its metrics.
 
 import { call, details, errorBox, getJson, hasKey, health, models } from "../api.js";
-import { ROOT, button, h, language, number, t } from "../ui.js";
+import { ROOT, button, h, language, loadTexts, number, t } from "../ui.js";
 import { problemList } from "../voices/problems.js";
 import { duration, open } from "../weights.js";
 
@@ -19,7 +19,7 @@ export function sums(text) {
   return found;
 }
 
-/** The requests of each API key in the same text, which only a key with the scope `admin` gets: name -> [all, refused]. */
+/** The requests of each API key in the same text, for a key with the scope `admin`: name -> [all, refused]. */
 export function keyCounts(text) {
   const found = {};
   for (const [, kind, name, value] of text.matchAll(/^tts_key_(requests|refused)_total\{key="([^"]*)"[^\n]*\} (\S+)/gm)) {
@@ -62,7 +62,7 @@ function niceTop(most) {
 
 /** A drawing of `shapes` on a ground of `width` by 40, with the ends of its axes: `top` and 0, `from` and `to`. */
 function figure(look, label, shown, width, shapes, [top, from, to]) {
-  const svg = drawn("svg", { viewBox: `0 0 ${width} 40`, preserveAspectRatio: "none", "aria-hidden": "true" });
+  const svg = drawn("svg", { viewBox: `0 0 ${width} 40`, preserveAspectRatio: "none" });
   svg.append(drawn("path", { d: `M0 39H${width}M0 2H${width}`, class: "base" }), ...shapes);
   return h("figure", { class: `plot ${look}` }, h("figcaption", { class: "hint" }, label), h("span", { class: "now" }, shown),
     h("div", { class: "axes hint", "aria-hidden": "true" }, h("span", {}, top), svg, h("span", {}, "0"), h("span", {}, from), h("span", {}, to)));
@@ -106,6 +106,7 @@ function usagePlot(rows) {
 }
 
 export async function mount(main) {
+  await loadTexts("server/");
   const notice = h("div");
   const trouble = h("div");
   const stateCard = h("div", { class: "card stack" });
@@ -200,7 +201,7 @@ export async function mount(main) {
       fact("server.version", state.version),
       fact("server.uptime", duration(state.uptime_s)),
       before && fact("server.cache", `${number((before.counters.tts_cache_bytes ?? 0) / 1e6, 1)} MB`),
-      fact("lexicon.title", h("a", { href: `${ROOT}/pronunciation`, data: { route: "/pronunciation" } }, words === null ? "–" : `${t("lexicon.entries")}: ${number(words)}`)),
+      fact("lexicon.title", h("a", { href: `${ROOT}/pronunciation`, data: { route: "/pronunciation" } }, words === null ? "–" : `${t("server.words")}: ${number(words)}`)),
       fact("server.key", t(state.key_needed ? "server.key_needed" : "server.key_open")),
     ].flat().filter(Boolean));
   }

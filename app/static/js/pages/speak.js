@@ -5,7 +5,7 @@ import { saveMenu } from "../dock.js";
 import { player } from "../player.js";
 import { badge, drawSeed, ignoredBadges, partialBadges, preview, speech, timeBadges, whenListed } from "../speech.js";
 import { takes } from "../takes.js";
-import { announce, button, debounce, h, number, snippetSlot, store, t, tabs } from "../ui.js";
+import { announce, button, debounce, h, number, snippetSlot, store, t, tabs, textIn } from "../ui.js";
 
 const ACCIDENT_MS = 400; // a second click within this time is a double click, not Stop
 const SPEED_STEP = 0.05;
@@ -70,8 +70,8 @@ export async function mount(main, { go: open }) {
     typed();
   };
   const sounds = h("span", { class: "chips" });
-  const samples = h("div", { class: "samples", role: "group", "aria-label": t("speak.samples") }, [1, 2, 3].map((n) => button(t(`sample.${n}.name`), () => {
-    text.value = t(`sample.${n}`);
+  const samples = h("div", { class: "samples", role: "group", "aria-label": t("speak.samples") }, [1, 2, 3].map((n) => button(t(`sample.${n}.name`), async () => {
+    text.value = await textIn(voiceList.find((voice) => voice.id === settings.voice)?.language, `sample.${n}`); // in the language of the voice
     text.focus();
     typed();
   })));
@@ -93,6 +93,7 @@ export async function mount(main, { go: open }) {
     changed();
   } });
   const samplingFields = Object.fromEntries(SAMPLING.map((name) => [name, samplingField(name)]));
+  const styleSlot = h("div", { class: "field", hidden: true });
   const samplingHint = h("p", { class: "hint", id: "sampling-hint" });
   const seed = h("input", { id: "set-seed", type: "number", min: 0, step: 1, value: settings.seed ?? "", onchange: () => {
     settings.seed = seed.value === "" ? null : Math.abs(Math.trunc(Number(seed.value)));
@@ -134,9 +135,10 @@ export async function mount(main, { go: open }) {
       h("label", { for: "voice" }, t("speak.voice")), voiceSlot, voiceHint,
       modelSlot,
       h("div", { class: "field" }, h("div", { class: "head" }, h("label", { for: "speed" }, t("speak.speed")), speedShown), speed),
-      h("details", { class: "fold", open: store.get("sampling", false), ontoggle: (event) => store.set("sampling", event.target.open) },
+      h("details", { class: "fold", open: store.get("sampling", false), ontoggle: (event) => { store.set("sampling", event.target.open); changed(); } },
         h("summary", {}, t("sampling")),
         h("div", { class: "stack" },
+          styleSlot,
           h("div", { class: "pair" }, field("set-seed", t("seed"), seed), field("set-format", t("format"), format)),
           h("label", { class: "check" }, lock, t("seed.lock")),
           h("div", { class: "pair" }, SAMPLING.map((name) => field(`set-${name}`, t(`sampling.${name}`), samplingFields[name]))),
@@ -183,6 +185,10 @@ export async function mount(main, { go: open }) {
     const lacking = SAMPLING.filter((name) => samplingFields[name].disabled).map((name) => t(`sampling.${name}`));
     samplingHint.textContent = lacking.length ? t("sampling.lacking", { engine: settings.model, names: lacking.join(", ") }) : "";
     samplingHint.hidden = !lacking.length;
+    if (samplingHint.closest("details").open) import("./styles.js").then(({ showStyles }) => showStyles(styleSlot, model(), settings.sampling.temperature ?? "", (value) => {
+      samplingFields.temperature.value = value;
+      samplingFields.temperature.dispatchEvent(new Event("change"));
+    }), () => {});
     sounds.replaceChildren(...(model()?.sounds ?? []).map((name) => button(`(${name})`, () => insert(`(${name})`), { lang: "en" })));
     showCode("/v1/audio/speech", { ...body(false), response_format: settings.format });
     list?.fill();

@@ -182,7 +182,7 @@ export async function mount(main, { go }) {
   function card(voice) {
     const { known } = voice;
     const [code, showCode] = snippetSlot();
-    showCode("/v1/audio/speech", { voice: voice.id, input: t("sample.1"), response_format: "mp3" });
+    showCode("/v1/audio/speech", { voice: voice.id, input: t("voices.sentence", { name: voice.name }), response_format: "mp3" });
     const standard = isDefault(voice);
     const title = h("h2", { tabindex: -1, id: "voice-title" }, voice.name);
     const playButton = button(t("voices.hear"), () => playSample(voice));
