@@ -21,7 +21,7 @@ from app.audio.provenance import parse as parse_comment
 from app.engines.registry import EngineSpec, specs
 from app.keys import KeyFile
 from app.text.nonverbal import NON_VERBAL_SOUNDS
-from tests.browser.test_manners import PHONE, scrolls_sideways
+from tests.browser.test_manners import PHONE, axe_violations, scrolls_sideways
 from tests.support.live import LONG as LONG_SPEECH
 from tests.support.live import Process, request_speech, serving, stuck_reader, wait_until
 from tests.support.studio import (
@@ -151,6 +151,7 @@ def test_a_take_is_shared_as_a_link_and_as_a_file(server: str, visit: Visit) -> 
     page.get_by_role("button", name="Share").click()
     dialog = page.get_by_role("dialog", name="Share")
     link = dialog.locator("pre").inner_text()
+    assert axe_violations(page) == []
     with page.expect_download() as saving:
         dialog.get_by_role("button", name="Save the request").click()
     file = saving.value.path().read_bytes()

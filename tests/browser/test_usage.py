@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from app.keys import KeyFile
+from tests.browser.test_manners import axe_violations
 from tests.support.live import serving
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def test_usage_is_plotted_and_listed(tmp_path: Path, visit: Callable[..., Any]) 
         row = section.locator("tbody tr")
         expect(row).to_have_count(1)
         assert row.locator("td").all_inner_texts()[:4] == ["–", "espeak", "2", "24"]
+        assert axe_violations(page) == []
         assert page.get_by_role("region", name="API keys").count() == 0
         for code, name in (("de-DE", "Nutzung"), ("fr-FR", "Utilisation")):
             other = visit(f"{url}/server", locale=code).page
@@ -49,5 +51,6 @@ def test_an_admin_sees_the_requests_of_each_key(tmp_path: Path, visit: Callable[
         row = page.get_by_role("region", name="API keys").locator("tr", has_text="kiosk").first
         expect(row).to_be_visible()
         assert row.locator("td").all_inner_texts() == ["3", "1"]
+        assert axe_violations(page) == []
         for text in (secret, kiosk):
             assert text not in page.content()

@@ -48,6 +48,17 @@ def empty(hub: FakeHub, tmp_path: Path) -> Iterator[str]:
         yield url
 
 
+def test_reasons_in_english_are_only_in_folds(empty: str, visit: Visit) -> None:
+    page = visit(f"{empty}/server", viewport=PHONE, locale="de-DE").page
+    page.get_by_text("Ein anderes Modell läuft stattdessen.").wait_for()
+    page.get_by_text("csm-1b läuft nicht. espeak kann stattdessen sprechen.").wait_for()
+    page.wait_for_selector(".engines td")
+    english = page.locator("[lang=en]")
+    assert english.count() > 2
+    shown = [each for each in english.all() if each.is_visible()]
+    assert [each.inner_text() for each in shown] == ["language"]  # a parameter of the API
+
+
 @pytest.mark.parametrize(("viewport", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
 def test_real_voice_speaks_after_three_clicks(
     hub: FakeHub, empty: str, visit: Visit, viewport: dict[str, int], scheme: str

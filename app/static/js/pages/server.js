@@ -101,7 +101,7 @@ function usagePlot(rows) {
   return h("div", { class: "stack" },
     figure("bars", t("server.usage.label"), t("server.usage.sum", { minutes: number(total("seconds") / 60, 1), requests: number(total("requests")) }), USAGE_DAYS, bars, [number(top), ...ends]),
     h("details", { class: "fold" }, h("summary", {}, t("server.usage.all")),
-      table(t("server.usage"), ["server.usage.day", "server.key", "server.engine", "server.usage.requests", "server.usage.characters", "server.usage.minutes"],
+      table(t("server.usage.all"), ["server.usage.day", "server.key", "server.engine", "server.usage.requests", "server.usage.characters", "server.usage.minutes"],
         rows.toReversed().map((row) => [row.day, row.key ?? "–", row.model, number(row.requests), number(row.characters), number(row.seconds / 60, 1)]))));
 }
 
@@ -213,7 +213,7 @@ export async function mount(main) {
     const rowsOfKeys = JSON.stringify(all);
     if (rowsOfKeys === shownKeys) return;
     shownKeys = rowsOfKeys;
-    keyTable.replaceChildren(table(t("server.keys"), ["server.key", "server.usage.requests", "server.refused"], all.map(([name, [sent, refused]]) => [name, number(sent), number(refused)])));
+    keyTable.replaceChildren(table(t("server.usage.requests"), ["server.key", "server.usage.requests", "server.refused"], all.map(([name, [sent, refused]]) => [name, number(sent), number(refused)])));
   }
 
   let shownKeys = "";

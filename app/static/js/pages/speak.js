@@ -39,7 +39,7 @@ export function voiceSelect(list, chosen, props, clones = true) {
 
 /** Creates a select of models. A model that is not ready can be chosen, and shows its state. */
 export function modelSelect(list, chosen, props) {
-  const option = (model) => h("option", { value: model.id, selected: model.id === chosen, "aria-disabled": canSpeak(model) ? null : "true", title: model.detail || null },
+  const option = (model) => h("option", { value: model.id, selected: model.id === chosen, "aria-disabled": canSpeak(model) ? null : "true" },
     model.status === "ready" ? model.id : `${model.id} (${t(`model.${model.status}`)})`);
   return h("select", props, list.filter((model) => !model.alias).map(option), h("optgroup", { label: t("model.aliases") }, list.filter((model) => model.alias).map(option)));
 }
