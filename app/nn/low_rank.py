@@ -133,6 +133,15 @@ class _Memory:
         self._used = 0
         mark_for_huge_pages(self._block.data_ptr(), self._block.nbytes)
 
+    def reuse(self, numbers: int, dtype: torch.dtype) -> bool:
+        """Take tensors from the start again. Returns False if the block is too small, or more than 4 times too large.
+
+        The tensors that were taken before must not be in use. New memory would take longer than the copy itself,
+        because the system clears each page.
+        """
+        self._used = 0
+        return self._block.dtype == dtype and numbers <= self._block.numel() <= 4 * numbers
+
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return a copy of these tensors, joined along the first axis."""
         lines, count = sum(len(each) for each in tensors), sum(each.numel() for each in tensors)
@@ -431,6 +440,7 @@ class LowRankAdapters:
         self._versions: dict[int, int] = {}
         self._next_version = itertools.count(1)
         self._joined: tuple[int, ...] = ()  # the versions of the slots whose matrices are joined
+        self._memory: _Memory | None = None  # the joined matrices
 
     def places_of(self, slot: int) -> set[str]:
         """Return the names of the layers that the adapter in a slot changes."""
@@ -465,7 +475,11 @@ class LowRankAdapters:
         on_cpu = [(layer, used, each) for layer, used, each in found if each[0].up is not None]
         if not on_cpu:
             return
-        memory = _Memory(sum(one.numbers for _, _, each in on_cpu for one in each), on_cpu[0][2][0].dtype)
+        numbers, dtype = sum(one.numbers for _, _, each in on_cpu for one in each), on_cpu[0][2][0].dtype
+        if self._memory is None or not self._memory.reuse(numbers, dtype):
+            self._memory = None  # free the old block before the new one is allocated
+            self._memory = _Memory(numbers, dtype)
+        memory = self._memory
         for layer, used, each in on_cpu:
             down = memory.joined([one.down for one in each])
             layer.tables = used, _Tables(down, memory.joined([one.up for one in each if one.up is not None]))
@@ -501,7 +515,7 @@ class LowRankAdapters:
         """Put the original linear layers back into the model."""
         for name, layer in self._layers.items():
             setattr(self.places[name].parent, self.places[name].name, layer.inner)
-        self._layers = {}
+        self._layers, self._memory = {}, None
 
     def _layer(self, name: str) -> AdaptedLinear:
         if name not in self._layers:
