@@ -1,18 +1,21 @@
 """Measures the memory that a server keeps after it has unloaded its models, and the time to the next answer.
 
-    python -m bench.unload [--models csm,dia] [--rounds 10] [--size full] [--quantize int8]
+    python -m bench.unload [--models csm,dia] [--rounds 10] [--size full] [--quantize int8] [--clients 2]
 
 In each round, the server loads each model, answers a short request with it, and unloads it. `after_bytes` has the
 resident memory after each unload; `growth` is the largest of these values, divided by the first one, minus 1. The
 first round is not counted, because it imports PyTorch. `waited_s` is the time to the first byte of an answer that
 waits for the load of its model, `load_s` the time of a load alone, and `first_s` the time to the first byte with a
-loaded model. The last line of standard output is one JSON object.
+loaded model. With --clients, so many clients speak all the time, with one model after another, while the models are
+loaded and unloaded. `answers` counts their answers, and `lost` has the errors. The last line of standard output is one
+JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import statistics
@@ -20,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,19 @@ async def first_byte_s(http: httpx.AsyncClient, url: str, model: str, seconds: f
         async for _ in answer.aiter_raw():
             first_s = first_s or time.perf_counter() - began_s
     return first_s
+
+
+async def client(url: str, models: list[str], seconds: float, answers: Counter[str], lost: list[str]) -> None:
+    """Speak with one model after another until this task is cancelled."""
+    async with httpx.AsyncClient(timeout=600) as http:
+        for model in itertools.cycle(models):
+            try:
+                if await first_byte_s(http, url, IDS[model], seconds):
+                    answers[IDS[model]] += 1
+                else:
+                    lost.append(f"{model}: an answer without audio")
+            except httpx.HTTPError as error:
+                lost.append(f"{model}: {error!r}")
 
 
 async def rounds(server: Server, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -93,8 +110,21 @@ async def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     variables |= {"TTS_MODELS": ",".join(("espeak", *(IDS[model] for model in args.models)))}
     variables |= {"TTS_CASTING": "off", "TTS_LOAD_WAIT_S": "600", "TTS_QUANTIZE": args.quantize}
+    answers: Counter[str] = Counter()
+    lost: list[str] = []
     async with own_server(**variables) as server:
-        return summary(await rounds(server, args))
+        orders = itertools.cycle([args.models, args.models[::-1]])
+        tasks = [
+            asyncio.create_task(client(server.url, next(orders), args.seconds, answers, lost))
+            for _ in range(args.clients)
+        ]
+        try:
+            found = summary(await rounds(server, args))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return found | ({"answers": answers, "lost": lost} if args.clients else {})
 
 
 def main() -> None:
@@ -104,11 +134,12 @@ def main() -> None:
     parser.add_argument("--quantize", choices=["none", "int8", "int4"], default="none")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=0.4, help="seconds of audio of each answer")
+    parser.add_argument("--clients", type=int, default=0, help="clients that speak during all rounds")
     parser.add_argument("--folder", type=Path, help="the folder of the models; models that it lacks are written there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = asyncio.run(run(args, args.folder or Path(folder)))
-    names = ("models", "size", "quantize", "rounds")
+    names = ("models", "size", "quantize", "rounds", "clients")
     print(
         json.dumps(
             {"bench": "unload", "load_average": os.getloadavg()[0], **{n: getattr(args, n) for n in names}, **result}
