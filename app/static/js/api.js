@@ -161,6 +161,30 @@ export async function call(path, { json, ...options } = {}) {
 
 export const getJson = async (path, options) => (await call(path, options)).json();
 
+const DONE = "[DONE]";
+
+/** Parses a stream of server-sent events. Yields objects, and DONE. */
+export async function* events(answer) {
+  const reader = answer.body.getReader(); // a TextDecoderStream would lose its queue when the connection breaks
+  const decoder = new TextDecoder();
+  let rest = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      rest += decoder.decode(value, { stream: true });
+      let end;
+      while ((end = rest.indexOf("\n\n")) >= 0) {
+        const data = /^data: (.*)/m.exec(rest.slice(0, end))?.[1];
+        rest = rest.slice(end + 2);
+        if (data) yield data === DONE ? DONE : JSON.parse(data);
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
 /**
  * Streams speech. Calls `on.head(headers)` once, `on.audio(bytes)` for each chunk, `on.progress(event)` and `on.words(event)`.
  * Resolves to the usage. Throws ApiError when the stream breaks off, with the server's message if there is one.
@@ -169,37 +193,20 @@ export async function speakStream(path, body, on, signal) {
   const answer = await call(path, { json: { ...body, response_format: "pcm", stream_format: "sse", progress: true, timestamps: true }, signal });
   on.head(answer.headers);
   const requestId = answer.headers.get("x-request-id") ?? "";
-  const reader = answer.body.getReader(); // a TextDecoderStream would lose its queue when the connection breaks
-  const decoder = new TextDecoder();
-  let rest = "";
   let usage = null;
   let ended = false;
   try {
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) break;
-      rest += decoder.decode(value, { stream: true });
-      let end;
-      while ((end = rest.indexOf("\n\n")) >= 0) {
-        const data = rest.slice(6, end); // after "data: "
-        rest = rest.slice(end + 2);
-        if (data === "[DONE]") {
-          ended = true;
-          continue;
-        }
-        const event = JSON.parse(data);
-        if (event.type === "speech.audio.delta") on.audio(fromBase64(event.audio));
-        else if (event.type === "speech.progress") on.progress(event);
-        else if (event.type === "speech.audio.words") on.words(event);
-        else if (event.type === "speech.audio.done") usage = event.usage;
-        else if (event.error) throw await apiError({ status: 500, ...event.error, requestId });
-      }
+    for await (const event of events(answer)) {
+      if (event === DONE) ended = true;
+      else if (event.type === "speech.audio.delta") on.audio(fromBase64(event.audio));
+      else if (event.type === "speech.progress") on.progress(event);
+      else if (event.type === "speech.audio.words") on.words(event);
+      else if (event.type === "speech.audio.done") usage = event.usage;
+      else if (event.error) throw await apiError({ status: 500, ...event.error, requestId });
     }
   } catch (error) {
     if (error.name === "AbortError" || error instanceof ApiError) throw error;
     throw new ApiError({ requestId });
-  } finally {
-    reader.cancel().catch(() => {});
   }
   if (!ended) throw new ApiError({ requestId });
   return usage;

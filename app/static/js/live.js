@@ -2,7 +2,8 @@
 // text of the page, in UTF-16 units.
 
 import { ApiError, apiKey, call, fromBase64, hasKey, health } from "./api.js";
-import { RATE, Track, player } from "./player.js";
+import { player } from "./player.js";
+import { RATE, Track } from "./track.js";
 import { ROOT, t } from "./ui.js";
 
 const COMMIT_MS = 2500; // a text that does not grow for this time is complete

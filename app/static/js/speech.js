@@ -1,7 +1,8 @@
 // The current speech request: one at a time for all pages. It continues when the person opens another page.
 
 import { ApiError, health, speakStream } from "./api.js";
-import { Track, player } from "./player.js";
+import { player } from "./player.js";
+import { Track } from "./track.js";
 import { takes } from "./takes.js";
 import { announce, h, number, seconds, t } from "./ui.js";
 

@@ -1,16 +1,16 @@
 // The Voices page: a list of voices, the details of one voice, and the wizard for a new voice (voices/wizard.js).
 
-import { call, errorBox, getJson, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
+import { call, errorBox, getJson, health, models, serverVoice, speaksClones, voices } from "../api.js";
 import { searched, tint } from "../gallery.js";
-import { Track, player } from "../player.js";
+import { player } from "../player.js";
+import { Track } from "../track.js";
 import { preview, speech } from "../speech.js";
-import { ROOT, announce, button, dialog, download, h, icon, language, languageName, loadStyles, loadTexts, notify, number, quoted, seconds, snippetSlot, store, t } from "../ui.js";
+import { ROOT, announce, button, dialog, download, h, icon, language, languageName, loadStyles, loadTexts, notify, quoted, seconds, snippetSlot, store, t } from "../ui.js";
 import { cloneHelp } from "../voices/clone_help.js";
+import { PATH, edit, wordsForm } from "../voices/edit.js";
 import { levelBadge, qualityList } from "../voices/quality.js";
 import { problemList } from "../voices/problems.js";
 import { forPlayer, read } from "../voices/sound.js";
-
-const PATH = "/v1/voice-cloning/voices";
 
 export async function mount(main, { go }) {
   const styles = Promise.all([loadStyles("voices"), loadStyles("gallery")]);
@@ -202,39 +202,15 @@ export async function mount(main, { go }) {
         known && playButton, speakable(voice) && speakButton,
         (speakable(voice) || standard) && button(t(standard ? "voices.is_default" : "voices.make_default"), () => makeDefault(voice), { "aria-pressed": String(standard), data: { act: "default" } })),
       facts(voice),
-      known && (known.status === "needs words" ? wordsForm(voice) : h("div", { class: "stack" }, h("h3", {}, t("voices.words")), h("p", { class: "script", lang: known.language }, known.transcript))),
+      known && (known.status === "needs words" ? wordsForm(voice, changed) : h("div", { class: "stack" }, h("h3", {}, t("voices.words")), h("p", { class: "script", lang: known.language }, known.transcript))),
       h("div", { class: "stack" }, h("h3", {}, t("voices.engines")), engines(voice)),
       known?.quality?.checks && h("details", { class: "fold" }, h("summary", {}, t("voices.quality")), qualityList(known.quality)),
       h("details", { class: "fold" }, h("summary", {}, t("voices.usage")), code),
       known && h("div", { class: "row wrap voice-foot" },
-        button(t("voices.edit"), () => edit(voice), { data: { act: "edit" } }),
+        button(t("voices.edit"), () => edit(voice, () => changed("edit")), { data: { act: "edit" } }),
         button(t("voices.export"), () => save(voice)),
         button(t("voices.delete"), () => remove(voice), { look: "danger" })),
     );
-  }
-
-  /** A box for the words of a recording whose words the server does not know. */
-  function wordsForm(voice) {
-    const words = h("textarea", { id: "missing-words", rows: 4, lang: voice.known.language, spellcheck: "true", "aria-describedby": "missing-words-hint" });
-    const wrong = h("div");
-    return h("form", { class: "banner stack", data: { needs: "words" }, onsubmit: async (event) => {
-      event.preventDefault();
-      if (!words.value.trim()) return words.focus();
-      try {
-        await getJson(`${PATH}/${voice.id}`, { json: { transcript: words.value }, method: "PATCH" });
-      } catch (error) {
-        wrong.replaceChildren(errorBox(error, [], t("voices.edit_failed")));
-        return words.focus();
-      }
-      await load();
-      show(shown, { focus: true });
-      announce(t("voices.changed"));
-    } },
-    h("p", { class: "headline" }, t("voices.needs_words")),
-    h("p", { id: "missing-words-hint" }, t("voices.needs_words_why")),
-    h("div", { class: "field" }, h("label", { for: "missing-words" }, t("voices.words")), words),
-    wrong,
-    h("div", { class: "row end" }, h("button", { class: "primary" }, t("save"))));
   }
 
   function makeDefault(voice) {
@@ -247,52 +223,11 @@ export async function mount(main, { go }) {
     detail.querySelector("[data-act=default]")?.focus();
   }
 
-  function edit(voice) {
-    const { known } = voice;
-    return dialog(t("voices.edit_title"), (close) => {
-      const name = h("input", { id: "edit-name", value: voice.name, maxlength: limitOf("voice_name_chars"), autocomplete: "off", autofocus: true });
-      const description = h("input", { id: "edit-description", value: known.description, maxlength: limitOf("voice_description_chars"), autocomplete: "off" });
-      const words = h("textarea", { id: "edit-words", rows: 5, value: known.transcript, lang: known.language });
-      const tags = h("input", { id: "edit-tags", value: known.tags.join(", "), autocomplete: "off", "aria-describedby": "edit-tags-hint" });
-      let chosen = known.color;
-      const color = h("input", { id: "edit-color", type: "color", value: known.color || "#808080", oninput: () => showColor(color.value) });
-      const none = button(t("voices.no_color"), () => showColor(""), { look: "quiet" });
-      const showColor = (value) => {
-        chosen = value;
-        none.setAttribute("aria-pressed", String(!value));
-      };
-      showColor(known.color);
-      const wrong = h("div");
-      return h("form", { class: "stack", onsubmit: async (event) => {
-        event.preventDefault();
-        const changes = {};
-        if (tags.value !== known.tags.join(", ")) changes.tags = tags.value.split(",");
-        if (chosen !== known.color) changes.color = chosen;
-        if (name.value.trim() !== voice.name) changes.name = name.value;
-        if (description.value !== known.description) changes.description = description.value;
-        if (words.value.trim() !== known.transcript) changes.transcript = words.value;
-        try {
-          if (Object.keys(changes).length) await getJson(`${PATH}/${voice.id}`, { json: changes, method: "PATCH" });
-        } catch (error) {
-          wrong.replaceChildren(errorBox(error, [], t("voices.edit_failed")));
-          ({ transcript: words, description, color }[error.param] ?? (error.param?.startsWith("tags") ? tags : name)).focus();
-          return;
-        }
-        close();
-        await load();
-        show(shown);
-        detail.querySelector("[data-act=edit]")?.focus();
-        announce(t("voices.changed"));
-      } },
-      h("div", { class: "field" }, h("label", { for: "edit-name" }, t("voice.name")), name),
-      h("div", { class: "field" }, h("label", { for: "edit-description" }, t("voice.description")), description),
-      h("div", { class: "field" }, h("label", { for: "edit-words" }, t("voices.words")), words, h("span", { class: "hint" }, t("words.hint"))),
-      h("div", { class: "pair names" },
-        h("div", { class: "field" }, h("label", { for: "edit-tags" }, t("gallery.tags")), tags, h("span", { class: "hint", id: "edit-tags-hint" }, t("voices.tags_hint"))),
-        h("div", { class: "field" }, h("label", { for: "edit-color" }, t("voices.color")), h("div", { class: "row" }, color, none))),
-      wrong,
-      h("div", { class: "row end" }, button(t("cancel"), () => close()), h("button", { class: "primary" }, t("save"))));
-    });
+  async function changed(act) {
+    await load();
+    show(shown, { focus: !act });
+    if (act) detail.querySelector(`[data-act=${act}]`)?.focus();
+    announce(t("voices.changed"));
   }
 
   async function save(voice) {

@@ -1,7 +1,8 @@
 // The Trim step: two handles on the waveform, two fields and keys select the part of a recording that is used.
 
 import { paint } from "../dock.js";
-import { Track, player } from "../player.js";
+import { player } from "../player.js";
+import { Track } from "../track.js";
 import { button, h, number, seconds, t } from "../ui.js";
 import { cleanest, extremes, forPlayer, goodLength, lengthRange, levels, quietNear } from "./sound.js";
 

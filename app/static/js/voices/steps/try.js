@@ -1,0 +1,64 @@
+// The step Try: the voice speaks a sentence and gets its name.
+
+import { errorBox, limitOf } from "../../api.js";
+import { player } from "../../player.js";
+import { speech } from "../../speech.js";
+import { button, h, icon, t } from "../../ui.js";
+
+export function trying(wizard) {
+  const { w, showFault, sampleOf, playSample } = wizard;
+  const text = h("textarea", { id: "try-text", rows: 2, value: w.sentence, oninput: () => (w.sentence = text.value) });
+  const label = h("span", {}, t("speak"));
+  const speak = h("button", { type: "button", onclick: () => (mine() && speech.busy ? speech.stop() : speakSentence()) }, icon("play"), label);
+  const sampleButton = button(t("try.hear_sample"), playSample);
+  const compare = button(t("try.compare"), async () => {
+    const track = await sampleOf();
+    if (track && w.spoken) player.compare(track, w.spoken);
+  }, { hidden: true });
+  const trouble = h("div");
+  const name = h("input", { id: "voice-name", maxlength: limitOf("voice_name_chars"), autocomplete: "off", value: w.name, oninput: () => (w.name = name.value) });
+  const described = h("input", { id: "voice-description", maxlength: limitOf("voice_description_chars"), autocomplete: "off", value: w.description, oninput: () => (w.description = described.value) });
+  const id = () => (w.source === "youtube" ? w.voice.id : w.check.draft_id);
+  const mine = () => speech.source === "wizard";
+
+  async function speakSentence() {
+    player.prepare();
+    trouble.replaceChildren();
+    if (!text.value.trim()) return showFault(t("error.empty"), text);
+    showFault("");
+    await speech.start({ source: "wizard", path: "/v1/voice-cloning/generate", body: { text: text.value, voice_id: id() }, facts: { kind: "speech", text: text.value, voice: w.name || t("try.new") }, preview: true });
+  }
+
+  let shownError = speech.error;
+  function showState() {
+    const busy = mine() && speech.busy;
+    label.textContent = t(busy ? "stop" : "speak");
+    speak.firstChild.replaceWith(icon(busy ? "stop" : "play"));
+    if (mine() && !busy && speech.track?.length && speech.track.ended && speech.state !== "error") w.spoken = speech.track;
+    compare.hidden = !w.spoken || (w.whole && w.source !== "youtube");
+    if (!mine() || speech.error === shownError) return;
+    shownError = speech.error;
+    if (!shownError) return;
+    const lacks = shownError.code === "voice_not_supported_by_engine";
+    const box = errorBox(shownError);
+    if (lacks) box.append(h("p", {}, t("try.save_anyway")));
+    trouble.replaceChildren(box);
+  }
+  speech.addEventListener("change", showState);
+  showState();
+  return {
+    content: [
+      h("div", { class: "field" }, h("label", { for: "try-text" }, t("try.text")), text),
+      h("div", { class: "row wrap" }, speak, (!w.whole || w.source === "youtube") && sampleButton, compare),
+      trouble,
+      h("div", { class: "pair names" },
+        h("div", { class: "field" }, h("label", { for: "voice-name" }, t("voice.name")), name),
+        h("div", { class: "field" }, h("label", { for: "voice-description" }, t("voice.description")), described)),
+    ],
+    close() {
+      speech.removeEventListener("change", showState);
+      if (mine()) speech.stop();
+    },
+    valid: () => (name.value.trim() ? null : [t("voice.name_missing"), name]),
+  };
+}
