@@ -58,6 +58,9 @@ export function button(label, onclick, { name, look = "", ...props } = {}) {
   return h("button", { type: "button", class: `icon ${look}`, "aria-label": label, title: label, onclick, ...props }, icon(name));
 }
 
+/** A form control below its label. more: what follows it, such as a hint. */
+export const field = (label, control, ...more) => h("div", { class: "field" }, h("label", { for: control.id }, label), control, ...more);
+
 export function debounce(run, wait_ms) {
   let timer = 0;
   return (...values) => {

@@ -3,7 +3,7 @@
 import { ApiError, call, details, errorBox, events, getJson, hasKey } from "../api.js";
 import { player } from "../player.js";
 import { Track } from "../track.js";
-import { ROOT, announce, button, confirm, dialog, download, h, icon, notify, number, t } from "../ui.js";
+import { ROOT, announce, button, confirm, dialog, download, field, h, icon, notify, number, t } from "../ui.js";
 import { forPlayer, read } from "../voices/sound.js";
 import { PATH, active, badge, length, progressBar, progressText, titleOf } from "./state.js";
 
@@ -362,8 +362,8 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
         await refresh().catch(() => {});
         stopFollowing = follow();
       } },
-      h("div", { class: "field" }, h("label", { for: "redo-text" }, t("speak.text")), text),
-      h("div", { class: "field" }, h("label", { for: "redo-voice" }, t("speak.voice")), voice),
+      field(t("speak.text"), text),
+      field(t("speak.voice"), voice),
       h("p", { class: "hint" }, t("books.redo_hint")),
       wrong,
       h("div", { class: "row end" }, button(t("cancel"), () => close()), h("button", { class: "primary" }, t("books.redo"))));

@@ -1,8 +1,8 @@
 // The form for a new book.
 
 import { call, errorBox, serverVoice } from "../api.js";
-import { modelSelect, modelToUse } from "../pages/speak.js";
-import { announce, button, debounce, h, icon, store, t } from "../ui.js";
+import { modelSelect, modelToUse } from "../selects.js";
+import { announce, button, debounce, field, h, icon, store, t } from "../ui.js";
 import { PATH, formatName } from "./state.js";
 
 let draft = { text: "", file: null }; // a file can't be stored, so it is only kept until a reload
@@ -24,7 +24,7 @@ export function bookForm({ limits, listed, go, pickVoice, models }) {
     } }, chosen, input);
   const text = h("textarea", { id: "book-text", rows: 6, value: draft.text || store.get("books.text", ""), spellcheck: "true", oninput: () => { draft.text = text.value; keepText(); } });
   const keepText = debounce(() => store.set("books.text", text.value), 400);
-  const textField = h("div", { class: "field" }, h("label", { for: "book-text" }, t("books.or_text")), text);
+  const textField = field(t("books.or_text"), text);
   const title = h("input", { id: "book-title", autocomplete: "off", placeholder: t("books.from_file") });
   const author = h("input", { id: "book-author", autocomplete: "off", placeholder: t("books.from_file") });
   const wrong = h("div");
@@ -95,10 +95,10 @@ export function bookForm({ limits, listed, go, pickVoice, models }) {
   return h("form", { class: "book-form", "aria-labelledby": "book-new", onsubmit: (event) => { event.preventDefault(); make(false); } },
     h("div", { class: "stack" }, h("h2", { id: "book-new" }, t("books.new")), drop, textField),
     h("div", { class: "card stack" },
-      h("div", { class: "field" }, h("label", { for: "book-title" }, t("books.title")), title),
-      h("div", { class: "field" }, h("label", { for: "book-author" }, t("books.author")), author),
+      field(t("books.title"), title),
+      field(t("books.author"), author),
       voiceBox, modelBox,
-      h("div", { class: "field" }, h("label", { for: "book-format" }, t("books.format")), format),
+      field(t("books.format"), format),
       h("fieldset", {}, h("legend", {}, t("save.captions")), captions.map((box) => h("label", { class: "check" }, box, box.value.toUpperCase()))),
       wrong,
       h("div", { class: "row wrap" }, h("button", { class: "primary" }, t("books.make")), button(t("books.look"), () => make(true)))));

@@ -4,7 +4,7 @@ import { canSpeak, errorBox, health, limitOf, models, serverVoice, speaksClones,
 import { player } from "../player.js";
 import { drawSeed, ignoredBadges, partialBadges, speech, timeBadges, whenListed } from "../speech.js";
 import { announce, button, debounce, dialog, h, newId, notify, number, snippetSlot, store, t } from "../ui.js";
-import { modelSelect, modelToUse, voiceSelect } from "./speak.js";
+import { modelSelect, modelToUse, voiceSelect } from "../selects.js";
 
 const OTHER_VOICES = ["onyx", "nova", "echo", "shimmer", "fable"]; // first choices for further speakers: they sound different
 const ACCIDENT_MS = 400;

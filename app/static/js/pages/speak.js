@@ -3,53 +3,15 @@
 import { canSpeak, details, errorBox, health, limitOf, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
 import { saveMenu } from "../dock.js";
 import { player } from "../player.js";
+import { modelSelect, modelToUse, voiceSelect } from "../selects.js";
 import { badge, drawSeed, ignoredBadges, partialBadges, preview, speech, timeBadges, whenListed } from "../speech.js";
 import { takes } from "../takes.js";
-import { announce, button, debounce, h, number, snippetSlot, store, t, tabs, textIn } from "../ui.js";
+import { announce, button, debounce, field, h, number, snippetSlot, store, t, tabs, textIn } from "../ui.js";
 
 const ACCIDENT_MS = 400; // a second click within this time is a double click, not Stop
 const SPEED_STEP = 0.05;
 const SAMPLING_STEPS = { temperature: 0.05, top_k: 1, top_p: 0.01, cfg_scale: 0.1 };
 const SAMPLING = Object.keys(SAMPLING_STEPS);
-
-/** Creates a button that shows a voice and opens the gallery. It has a `value` and the event "change", as a select has. */
-export function voiceSelect(list, chosen, props, clones = true) {
-  const pick = h("button", { type: "button", role: "combobox", "aria-haspopup": "dialog", "aria-expanded": "false", ...props, class: "pick", value: chosen, data: { voices: list.length }, onclick: async () => {
-    const { choose } = await import("../gallery.js");
-    const id = await choose(list, pick.value, clones);
-    if (id !== undefined && (id !== pick.value || !pick.isConnected)) {
-      pick.value = id;
-      show();
-      pick.dispatchEvent(new Event("change"));
-    }
-    if (!pick.isConnected) document.getElementById(pick.id)?.focus(); // the page has drawn the button anew meanwhile
-  }, onkeydown: (event) => {
-    if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
-    event.preventDefault();
-    pick.click();
-  } });
-  const show = () => {
-    const voice = list.find((each) => each.id === pick.value);
-    const about = voice?.type === "cloned" && !clones ? t("voice.needs_clones") : voice?.description;
-    pick.replaceChildren(h("b", {}, voice?.name ?? pick.value), about ? h("span", { class: "hint" }, about) : "");
-  };
-  show();
-  return pick;
-}
-
-/** Creates a select of models. A model that is not ready can be chosen, and shows its state. */
-export function modelSelect(list, chosen, props) {
-  const option = (model) => h("option", { value: model.id, selected: model.id === chosen, "aria-disabled": canSpeak(model) ? null : "true" },
-    model.status === "ready" ? model.id : `${model.id} (${t(`model.${model.status}`)})`);
-  return h("select", props, list.filter((model) => !model.alias).map(option), h("optgroup", { label: t("model.aliases") }, list.filter((model) => model.alias).map(option)));
-}
-
-/** The id of the model used last if the server lists it, else of the first ready model. */
-export function modelToUse(list, kept) {
-  return list.some((model) => model.id === kept) ? kept : (list.find(canSpeak) ?? list[0])?.id ?? "";
-}
-
-// ---- the page
 
 export async function mount(main, { go: open }) {
   const kept = store.get("speak", {});
@@ -113,7 +75,6 @@ export async function mount(main, { go: open }) {
     settings.format = format.value;
     changed();
   } });
-  const field = (id, label, control, hint) => h("div", { class: "field" }, h("label", { for: id }, label), control, hint && h("span", { class: "hint" }, hint));
 
   // -- speak
   const label = h("span", {}, t("speak"));
@@ -139,11 +100,11 @@ export async function mount(main, { go: open }) {
         h("summary", {}, t("sampling")),
         h("div", { class: "stack" },
           styleSlot,
-          h("div", { class: "pair" }, field("set-seed", t("seed"), seed), field("set-format", t("format"), format)),
+          h("div", { class: "pair" }, field(t("seed"), seed), field(t("format"), format)),
           h("label", { class: "check" }, lock, t("seed.lock")),
-          h("div", { class: "pair" }, SAMPLING.map((name) => field(`set-${name}`, t(`sampling.${name}`), samplingFields[name]))),
+          h("div", { class: "pair" }, SAMPLING.map((name) => field(t(`sampling.${name}`), samplingFields[name]))),
           samplingHint,
-          field("set-language", t("language"), language),
+          field(t("language"), language),
         ),
       ),
     ),

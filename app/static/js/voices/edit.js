@@ -1,7 +1,7 @@
 // Changes a stored voice: its name, description, words, tags and colour.
 
 import { errorBox, getJson, limitOf } from "../api.js";
-import { button, dialog, h, t } from "../ui.js";
+import { button, dialog, field, h, t } from "../ui.js";
 
 export const PATH = "/v1/voice-cloning/voices";
 
@@ -22,7 +22,7 @@ export function wordsForm(voice, changed) {
   } },
   h("p", { class: "headline" }, t("voices.needs_words")),
   h("p", { id: "missing-words-hint" }, t("voices.needs_words_why")),
-  h("div", { class: "field" }, h("label", { for: "missing-words" }, t("voices.words")), words),
+  field(t("voices.words"), words),
   wrong,
   h("div", { class: "row end" }, h("button", { class: "primary" }, t("save"))));
 }
@@ -62,11 +62,11 @@ export function edit(voice, changed) {
       close();
       await changed();
     } },
-    h("div", { class: "field" }, h("label", { for: "edit-name" }, t("voice.name")), name),
-    h("div", { class: "field" }, h("label", { for: "edit-description" }, t("voice.description")), description),
-    h("div", { class: "field" }, h("label", { for: "edit-words" }, t("voices.words")), words, h("span", { class: "hint" }, t("words.hint"))),
+    field(t("voice.name"), name),
+    field(t("voice.description"), description),
+    field(t("voices.words"), words, h("span", { class: "hint" }, t("words.hint"))),
     h("div", { class: "pair names" },
-      h("div", { class: "field" }, h("label", { for: "edit-tags" }, t("gallery.tags")), tags, h("span", { class: "hint", id: "edit-tags-hint" }, t("voices.tags_hint"))),
+      field(t("gallery.tags"), tags, h("span", { class: "hint", id: "edit-tags-hint" }, t("voices.tags_hint"))),
       h("div", { class: "field" }, h("label", { for: "edit-color" }, t("voices.color")), h("div", { class: "row" }, color, none))),
     wrong,
     h("div", { class: "row end" }, button(t("cancel"), () => close()), h("button", { class: "primary" }, t("save"))));

@@ -3,7 +3,7 @@
 import { paint } from "../dock.js";
 import { player } from "../player.js";
 import { Track } from "../track.js";
-import { button, h, number, seconds, t } from "../ui.js";
+import { button, field, h, number, seconds, t } from "../ui.js";
 import { cleanest, extremes, forPlayer, goodLength, lengthRange, levels, quietNear } from "./sound.js";
 
 const SNAP_S = 0.15; // a handle snaps to the quietest moment within this distance
@@ -43,12 +43,12 @@ export async function trim(sound, span, changed) {
   const handle = (edge) => h("div", { class: `trim-handle ${edge}`, role: "slider", tabindex: 0, "aria-label": t(`trim.${edge}`), "aria-describedby": "trim-keys", data: { edge } });
   const handles = { from: handle("from"), to: handle("to") };
   const wave = h("div", { class: "trim-wave" }, screen, before, after, handles.from, handles.to);
-  const field = (edge) => h("input", { id: `trim-${edge}`, inputmode: "decimal", autocomplete: "off", size: 7, onchange: (event) => {
+  const timeField = (edge) => h("input", { id: `trim-${edge}`, inputmode: "decimal", autocomplete: "off", size: 7, onchange: (event) => {
     const value = readTime(event.target.value);
     if (!Number.isNaN(value)) move(edge, value, { redraw: false });
     show(edge);
   } });
-  const fields = { from: field("from"), to: field("to") };
+  const fields = { from: timeField("from"), to: timeField("to") };
   const length = h("output", { class: "badge", for: "trim-from trim-to" });
   const listen = button(t("trim.play"), () => toggle());
   const zoom = button(t("trim.zoom"), () => {
@@ -62,8 +62,8 @@ export async function trim(sound, span, changed) {
     wave,
     h("div", { class: "trim-tools" },
       listen,
-      h("div", { class: "field" }, h("label", { for: "trim-from" }, t("trim.from")), fields.from),
-      h("div", { class: "field" }, h("label", { for: "trim-to" }, t("trim.to")), fields.to),
+      field(t("trim.from"), fields.from),
+      field(t("trim.to"), fields.to),
       length,
       h("div", { class: "row" },
         button(t("trim.cleanest"), () => { ({ from_s, to_s } = cleanest(sound)); if (zoom.getAttribute("aria-pressed") === "true") { view = around(); draw(); } show(); }, { look: "quiet" }),

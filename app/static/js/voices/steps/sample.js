@@ -1,7 +1,7 @@
 // The step Sample: a recording, a file, or a video.
 
 import { details, errorBox, health, limitOf } from "../../api.js";
-import { announce, button, h, icon, LANGUAGES as PAGE_LANGUAGES, language as pageLanguage, languageName, seconds, t, tabs } from "../../ui.js";
+import { LANGUAGES as PAGE_LANGUAGES, announce, button, field, h, icon, language as pageLanguage, languageName, seconds, t, tabs } from "../../ui.js";
 import { cloneHelp } from "../clone_help.js";
 import { playRecording, recordPanel } from "./record.js";
 import { goodLength, lengthRange, levels, read } from "../sound.js";
@@ -125,12 +125,12 @@ function youtubePanel({ w }) {
   const start = input("start", { placeholder: "0:00" });
   const duration = input("duration", { inputmode: "decimal" });
   const transcript = h("textarea", { id: "youtube-transcript", rows: 3, value: w.transcript, oninput: () => (w.transcript = transcript.value) });
-  const field = (control, label, hint) => h("div", { class: "field" }, h("label", { for: control.id }, t(label)), control, hint && h("span", { class: "hint" }, t(hint)));
+  const hint = (key) => h("span", { class: "hint" }, t(key));
   const element = h("div", { class: "stack" },
     off && h("div", { class: "banner" }, h("p", { class: "headline" }, t("youtube.off")), details(health.last.youtube.reason)),
-    field(url, "youtube.url"),
-    h("div", { class: "pair" }, field(start, "youtube.start", "youtube.start_hint"), field(duration, "youtube.duration", "youtube.duration_hint")),
-    field(transcript, "youtube.transcript", "youtube.transcript_hint"));
+    field(t("youtube.url"), url),
+    h("div", { class: "pair" }, field(t("youtube.start"), start, hint("youtube.start_hint")), field(t("youtube.duration"), duration, hint("youtube.duration_hint"))),
+    field(t("youtube.transcript"), transcript, hint("youtube.transcript_hint")));
   return {
     element,
     valid() {

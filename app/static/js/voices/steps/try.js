@@ -3,7 +3,7 @@
 import { errorBox, limitOf } from "../../api.js";
 import { player } from "../../player.js";
 import { speech } from "../../speech.js";
-import { button, h, icon, t } from "../../ui.js";
+import { button, field, h, icon, t } from "../../ui.js";
 
 export function trying(wizard) {
   const { w, showFault, sampleOf, playSample } = wizard;
@@ -48,12 +48,12 @@ export function trying(wizard) {
   showState();
   return {
     content: [
-      h("div", { class: "field" }, h("label", { for: "try-text" }, t("try.text")), text),
+      field(t("try.text"), text),
       h("div", { class: "row wrap" }, speak, (!w.whole || w.source === "youtube") && sampleButton, compare),
       trouble,
       h("div", { class: "pair names" },
-        h("div", { class: "field" }, h("label", { for: "voice-name" }, t("voice.name")), name),
-        h("div", { class: "field" }, h("label", { for: "voice-description" }, t("voice.description")), described)),
+        field(t("voice.name"), name),
+        field(t("voice.description"), described)),
     ],
     close() {
       speech.removeEventListener("change", showState);
