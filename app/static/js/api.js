@@ -33,19 +33,19 @@ export function askKey(wrong = "") {
   keyDialog ??= dialog(t("key.title"), (close) => {
     const field = h("input", { type: "password", autocomplete: "off", id: "key-field", value: key, autofocus: true, "aria-describedby": wrong ? "key-wrong" : null });
     const remember = h("input", { type: "checkbox", id: "key-remember" });
-    return h("form", { class: "stack", onsubmit: (event) => {
+    return h("form.stack", { onsubmit: (event) => {
       event.preventDefault();
       keep(field.value.trim(), remember.checked);
       close(true);
     } },
-      wrong && h("p", { class: "bad", id: "key-wrong" }, wrong),
+      wrong && h("p.bad", { id: "key-wrong" }, wrong),
       h("label", { for: "key-field" }, t("key.label")),
       field,
-      h("label", { class: "check" }, remember, t("key.remember")),
-      h("p", { class: "hint" }, t("key.hint")),
-      h("div", { class: "row end" },
+      h("label.check", {}, remember, t("key.remember")),
+      h("p.hint", {}, t("key.hint")),
+      h("div.row.end", {},
         button(t("key.forget"), () => { keep("", false); close(false); }, { look: "quiet" }),
-        h("button", { class: "primary" }, t("key.use")),
+        h("button.primary", {}, t("key.use")),
       ),
     );
   }).finally(() => (keyDialog = null));
@@ -121,19 +121,19 @@ async function errorOf(answer) {
 export const wordsFor = (error) => error.headline ?? String(error.message ?? error);
 
 /** What the API says in English, and the id of the request, in a fold; null if both are empty. */
-export const details = (message, requestId = "", open = false) => (message || requestId) && h("details", { class: "fold", open }, h("summary", {}, t("error.details")),
+export const details = (message, requestId = "", open = false) => (message || requestId) && h("details.fold", { open }, h("summary", {}, t("error.details")),
   message && h("p", {}, quoted(message)),
-  requestId && h("p", { class: "hint" }, t("error.id"), " ", h("code", {}, requestId)));
+  requestId && h("p.hint", {}, t("error.id"), " ", h("code", {}, requestId)));
 
 /** A box with an error: what happened, buttons (`actions`), and in a fold the API's message and the request id. */
 export function errorBox(error, actions = [], title = "") {
   const words = wordsFor(error);
   if (error.code === "missing_scope") actions = [...actions, button(t("key.other"), () => askKey(words), { look: "quiet" })];
   alarm(`${title} ${words}`);
-  return h("div", { class: "error" },
-    h("p", { class: "headline" }, title || words),
+  return h("div.error", {},
+    h("p.headline", {}, title || words),
     title && title !== words && h("p", {}, words),
-    actions.length > 0 && h("div", { class: "row" }, actions),
+    actions.length > 0 && h("div.row", {}, actions),
     error instanceof ApiError && details(error.message, error.requestId, error.vague),
   );
 }

@@ -100,15 +100,15 @@ export function mount(dock) {
   const toggle = button(t("dock.play"), () => player.toggle(), { name: "play", look: "primary round" });
   const canvas = h("canvas", { "aria-hidden": "true" });
   const wave = new Wave(canvas);
-  const slider = h("div", { class: "wave", role: "slider", tabindex: 0, "aria-label": t("dock.position"), "aria-valuemin": 0 }, canvas);
-  const time = h("span", { class: "time" });
-  const title = h("span", { class: "what" });
-  const ab = h("div", { class: "ab", role: "group", "aria-label": t("ab.title"), hidden: true });
+  const slider = h("div.wave", { role: "slider", tabindex: 0, "aria-label": t("dock.position"), "aria-valuemin": 0 }, canvas);
+  const time = h("span.time");
+  const title = h("span.what");
+  const ab = h("div.ab", { role: "group", "aria-label": t("ab.title"), hidden: true });
   const volume = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: player.volume, "aria-label": t("dock.volume"), oninput: (event) => (player.volume = Number(event.target.value)) });
   const keep = button(t("save"), () => player.track && saveMenu(player.track), { look: "quiet save" });
   keep.prepend(icon("save"));
   const halt = button(t("dock.stop"), () => speech.stop(), { name: "stop", look: "round stop", hidden: true });
-  dock.replaceChildren(toggle, halt, h("div", { class: "track" }, title, slider), time, ab, h("label", { class: "volume" }, icon("volume"), volume), keep);
+  dock.replaceChildren(toggle, halt, h("div.track", {}, title, slider), time, ab, h("label.volume", {}, icon("volume"), volume), keep);
 
   const seek = (event) => {
     const box = canvas.getBoundingClientRect();

@@ -23,7 +23,7 @@ export const setFavourite = (id, on) => store.set("favourites", on ? [...favouri
 
 /** A dot in the colour of a voice. A voice without a colour gets one that follows from its id. */
 export function tint(voice) {
-  const dot = h("span", { class: "tint", "aria-hidden": "true" });
+  const dot = h("span.tint", { "aria-hidden": "true" });
   const turn = [...voice.id].reduce((sum, letter) => (137 * sum + 53 * letter.codePointAt(0)) % 360, 7);
   dot.style.backgroundColor = voice.color || `hsl(${turn} 45% 50%)`;
   return dot;
@@ -41,13 +41,13 @@ export async function choose(list, chosen, clones) {
   let speaking = ""; // the voice that speaks now
   let inTurn = false;
   const speakable = (voice) => clones || voice.type !== "cloned";
-  const standing = h("p", { class: "hint", role: "status" });
+  const standing = h("p.hint", { role: "status" });
   const trouble = h("div");
   let failed = null; // why the list could not be loaded
   if (!list.length) list = await voices(true).catch((error) => ((failed = error), []));
   const sentence = h("input", { id: "gallery-sentence", maxlength: SENTENCE_CHARS, autocomplete: "off", value: store.get("draft", "").split(/(?<=[.!?])\s/)[0].slice(0, SENTENCE_CHARS), placeholder: t("voices.sentence", { name: "…" }) });
   const rows = new Map(); // the id of a voice -> its card
-  const cards = h("ul", { class: "cards", "aria-label": t("voices.list") });
+  const cards = h("ul.cards", { "aria-label": t("voices.list") });
 
   // ---- listening
 
@@ -129,7 +129,7 @@ export async function choose(list, chosen, clones) {
     return h("li", { data: { voice: voice.id, look: "play" } },
       tint(voice),
       h("button", { type: "button", class: "quiet choose", tabindex: -1, "aria-current": voice.id === chosen ? "true" : null, "aria-disabled": can ? null : "true", onclick: () => can && close(voice.id) },
-        h("b", {}, voice.name), h("span", { class: "hint" }, about.filter(Boolean).join(" · ")), !can && h("span", { class: "hint" }, t("voice.needs_clones"))),
+        h("b", {}, voice.name), h("span.hint", {}, about.filter(Boolean).join(" · ")), !can && h("span.hint", {}, t("voice.needs_clones"))),
       can && button(t("voice.preview_of", { name: voice.name }), () => (sounds(voice) ? halt() : (inTurn = false, hear(voice))), { name: "play", look: "quiet hear", tabindex: -1 }),
       star);
   }
@@ -185,7 +185,7 @@ export async function choose(list, chosen, clones) {
   const languages = [...new Set(list.map((voice) => voice.language.split("-")[0]))].sort();
   const tags = [...new Set(list.flatMap((voice) => voice.tags ?? []))].sort();
   const search = h("input", { type: "search", value: place.query, placeholder: t("voices.search"), "aria-label": t("voices.search"), oninput: debounce(() => { place.query = search.value; filter(); }, 60) });
-  const kinds = h("div", { class: "row wrap", role: "group", "aria-label": t("gallery.kinds") }, Object.keys(KINDS).map((kind) => button(t(`gallery.${kind}`), (event) => {
+  const kinds = h("div.row.wrap", { role: "group", "aria-label": t("gallery.kinds") }, Object.keys(KINDS).map((kind) => button(t(`gallery.${kind}`), (event) => {
     place.kind = kind;
     for (const each of kinds.children) each.setAttribute("aria-pressed", String(each === event.currentTarget));
     filter();
@@ -200,8 +200,8 @@ export async function choose(list, chosen, clones) {
     const first = rows.get(chosen);
     (first && !first.hidden ? first.querySelector(".choose") : search).setAttribute("autofocus", "");
     return [
-      h("div", { class: "row wrap gallery-tools" }, search, kinds, among("language", "voices.language", languages, "gallery.any_language", languageName), among("tag", "gallery.tags", tags, "gallery.any_tag")),
-      h("div", { class: "row wrap gallery-tools" }, h("div", { class: "field grow" }, h("label", { for: "gallery-sentence" }, t("gallery.sentence")), sentence), together),
+      h("div.row.wrap.gallery-tools", {}, search, kinds, among("language", "voices.language", languages, "gallery.any_language", languageName), among("tag", "gallery.tags", tags, "gallery.any_tag")),
+      h("div.row.wrap.gallery-tools", {}, h("div.field.grow", {}, h("label", { for: "gallery-sentence" }, t("gallery.sentence")), sentence), together),
       trouble, standing, cards];
   }, { look: "gallery" });
   cards.scrollTop = place.top;

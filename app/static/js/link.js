@@ -54,11 +54,11 @@ export async function share({ body, text, voice, model, kind }) {
   const link = `${location.origin}${ROOT}/#${new URLSearchParams(Object.entries({ text: input ?? text, ...settings }).filter(([, value]) => value))}`;
   const shown = h("pre", { tabindex: 0 }, link);
   const fits = kind === "speech" && link.length <= LONGEST;
-  return dialog(t("take.share"), (close) => h("div", { class: "stack" },
+  return dialog(t("take.share"), (close) => h("div.stack", {},
     fits && h("p", {}, t("link.hint")),
-    fits && h("div", { class: "code short" }, shown, button(t("copy"), () => copy(shown), { name: "copy", look: "quiet" })),
+    fits && h("div.code.short", {}, shown, button(t("copy"), () => copy(shown), { name: "copy", look: "quiet" })),
     h("p", {}, t("link.file_hint")),
-    h("div", { class: "row" }, button(t("link.file"), () => {
+    h("div.row", {}, button(t("link.file"), () => {
       download(new Blob([JSON.stringify(body, null, 2)]), "request.json");
       close();
     })),

@@ -10,15 +10,15 @@ export function menu(setLanguage, setTheme, refill) {
       h("label", { for: id }, label),
       h("select", { id, onchange: (event) => set(event.target.value) }, options.map(([value, text]) => h("option", { value, selected: value === chosen }, text))),
     ];
-    return h("div", { class: "stack" },
+    return h("div.stack", {},
       choice("menu-language", t("menu.language"), Object.entries(LANGUAGES), document.documentElement.lang, async (value) => { close(); await setLanguage(value); }),
       choice("menu-theme", t("menu.theme"), ["auto", "light", "dark"].map((name) => [name, t(`theme.${name}`)]), store.get("theme", "auto"), setTheme),
-      h("label", { class: "check" }, h("input", { type: "checkbox", checked: store.get("shortcuts", true), onchange: (event) => store.set("shortcuts", event.target.checked) }), t("menu.shortcuts")),
-      h("div", { class: "row wrap" },
+      h("label.check", {}, h("input", { type: "checkbox", checked: store.get("shortcuts", true), onchange: (event) => store.set("shortcuts", event.target.checked) }), t("menu.shortcuts")),
+      h("div.row.wrap", {},
         button(t("key.title"), () => { close(); askKey(); }),
         button(t("menu.keys"), () => { close(); keyList(); }),
         button(t("menu.open"), async () => { close(); (await import("./link.js")).openFile(refill); }),
-        h("a", { class: "button", href: `${ROOT}/docs` }, t("menu.docs")),
+        h("a.button", { href: `${ROOT}/docs` }, t("menu.docs")),
       ),
     );
   }, { look: "side" });
@@ -34,8 +34,8 @@ const KEYS = {
 
 export async function keyList() {
   await loadTexts("menu/");
-  return dialog(t("menu.keys"), () => h("div", { class: "stack" }, Object.entries(KEYS).map(([title, keys]) => [
+  return dialog(t("menu.keys"), () => h("div.stack", {}, Object.entries(KEYS).map(([title, keys]) => [
     h("h3", {}, t(title)),
-    h("dl", { class: "keys" }, Object.entries(keys).map(([key, what]) => [h("dt", {}, key.split(" ").map((each) => [h("kbd", {}, each), " "])), h("dd", {}, t(what))])),
+    h("dl.keys", {}, Object.entries(keys).map(([key, what]) => [h("dt", {}, key.split(" ").map((each) => [h("kbd", {}, each), " "])), h("dd", {}, t(what))])),
   ])));
 }

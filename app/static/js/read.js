@@ -117,8 +117,8 @@ class Reading {
   #ended = false; // whether the whole track has arrived
 
   constructor(slot) {
-    this.hint = h("span", { class: "hint" });
-    this.box = h("div", { class: "read", dir: "auto", tabindex: 0, role: "region", "aria-label": t("read.title"), onclick: (event) => this.#pressed(event) });
+    this.hint = h("span.hint");
+    this.box = h("div.read", { dir: "auto", tabindex: 0, role: "region", "aria-label": t("read.title"), onclick: (event) => this.#pressed(event) });
     this.slot = slot;
     slot.classList.add("caption");
     slot.replaceChildren(this.hint, this.box);
@@ -193,7 +193,7 @@ class Reading {
       place = Math.max(place, to);
     }
     const made = end < entries.length || (player.track.ended && !player.track.cut);
-    if (last > place) nodes.push(made ? text.slice(place, last) : h("span", { class: "unmade", title: t("read.unmade") }, text.slice(place, last)));
+    if (last > place) nodes.push(made ? text.slice(place, last) : h("span.unmade", { title: t("read.unmade") }, text.slice(place, last)));
     this.box.replaceChildren(...nodes);
     this.#lit = null;
     if (!held) this.box.scrollTop = 0;

@@ -55,8 +55,8 @@ function captionsOf({ about, timed, parts, seconds }, format) {
 /** Runs work(signal, arrived). What takes longer than a moment is shown with a button that cancels it. */
 async function wait(label, work) {
   const abort = new AbortController();
-  const size = h("span", { class: "hint" });
-  const box = h("section", { class: "toast", "aria-label": label }, h("progress", { "aria-label": label }), h("span", {}, label), size, button(t("cancel"), () => abort.abort(), { look: "quiet" }));
+  const size = h("span.hint");
+  const box = h("section.toast", { "aria-label": label }, h("progress", { "aria-label": label }), h("span", {}, label), size, button(t("cancel"), () => abort.abort(), { look: "quiet" }));
   const timer = setTimeout(() => document.body.append(box), LATE_MS);
   try {
     await work(abort.signal, (bytes) => (size.textContent = t("save.size", { n: number(bytes / 1e6, 1) })));
@@ -91,11 +91,11 @@ export function saveMenu(track) {
   const formats = [...new Set([FIRST_FORMAT, ...(limitOf("response_formats") ?? [])])];
   return dialog(t("save.title"), (close) => {
     const choice = (format, look) => button(format.toUpperCase(), () => { close(); save(track, format); }, { look, data: { format } });
-    return h("div", { class: "stack" },
-      h("div", { class: "row wrap" }, formats.map((format, n) => choice(format, n ? "" : "primary"))),
-      h("p", { class: "hint" }, t("save.hint")),
+    return h("div.stack", {},
+      h("div.row.wrap", {}, formats.map((format, n) => choice(format, n ? "" : "primary"))),
+      h("p.hint", {}, t("save.hint")),
       h("h3", {}, t("save.captions")),
-      h("div", { class: "row wrap" }, CAPTIONS.map((format) => choice(format, ""))),
+      h("div.row.wrap", {}, CAPTIONS.map((format) => choice(format, ""))),
     );
   });
 }

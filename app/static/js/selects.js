@@ -22,7 +22,7 @@ export function voiceSelect(list, chosen, props, clones = true) {
   const show = () => {
     const voice = list.find((each) => each.id === pick.value);
     const about = voice?.type === "cloned" && !clones ? t("voice.needs_clones") : voice?.description;
-    pick.replaceChildren(h("b", {}, voice?.name ?? pick.value), about ? h("span", { class: "hint" }, about) : "");
+    pick.replaceChildren(h("b", {}, voice?.name ?? pick.value), about ? h("span.hint", {}, about) : "");
   };
   show();
   return pick;

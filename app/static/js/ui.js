@@ -6,9 +6,14 @@ const SVG = "http://www.w3.org/2000/svg";
 
 // ---- elements
 
-/** Creates an element. props: on* = listener, data = dataset, true = attribute without a value, false/null = no attribute. */
+/**
+ * Creates an element. tag: its name with its classes, as "p.hint". props: on* = listener, data = dataset, true = attribute
+ * without a value, false/null = no attribute.
+ */
 export function h(tag, props = {}, ...children) {
-  const element = document.createElement(tag);
+  const [name, ...classes] = tag.split(".");
+  const element = document.createElement(name);
+  if (classes.length) element.className = classes.join(" ");
   for (const [name, value] of Object.entries(props ?? {})) {
     if (value === false || value === null || value === undefined) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -59,7 +64,7 @@ export function button(label, onclick, { name, look = "", ...props } = {}) {
 }
 
 /** A form control below its label. more: what follows it, such as a hint. */
-export const field = (label, control, ...more) => h("div", { class: "field" }, h("label", { for: control.id }, label), control, ...more);
+export const field = (label, control, ...more) => h("div.field", {}, h("label", { for: control.id }, label), control, ...more);
 
 export function debounce(run, wait_ms) {
   let timer = 0;
@@ -198,7 +203,7 @@ export function notify(text, action, act) {
   const later = () => (timer = setTimeout(remove, 8000));
   const stay = () => clearTimeout(timer);
   let timer = 0;
-  const own = h("section", { class: "toast", "aria-label": t("notice"), onpointerenter: stay, onpointerleave: later, onfocusin: stay, onfocusout: later },
+  const own = h("section.toast", { "aria-label": t("notice"), onpointerenter: stay, onpointerleave: later, onfocusin: stay, onfocusout: later },
     h("span", {}, text),
     action && button(action, () => { remove(); act(); }, { look: "quiet" }),
   );
@@ -218,7 +223,7 @@ export function dialog(title, build, { look = "" } = {}) {
     const id = `dialog-${newId()}`;
     const close = (value) => { result = value; box.close(); };
     const box = h("dialog", { class: look, "aria-labelledby": id },
-      h("div", { class: "dialog-head" },
+      h("div.dialog-head", {},
         h("h2", { id }, title),
         button(t("close"), () => close(), { name: "close", look: "quiet" }),
       ),
@@ -239,7 +244,7 @@ export function dialog(title, build, { look = "" } = {}) {
 /** Asks for a confirmation; Cancel has the focus. Resolves to true when the button `action` was pressed. */
 export const confirm = (title, text, action) => dialog(title, (close) => [
   h("p", {}, text),
-  h("div", { class: "row end" },
+  h("div.row.end", {},
     button(t("cancel"), () => close(false), { autofocus: true }),
     button(action, () => close(true), { look: "danger" }),
   ),
@@ -300,7 +305,7 @@ export function tabs(label, entries, chosen = entries[0][0]) {
 
 /** Creates a place for a request as code, which is loaded when it is seen. Returns [element, refresh(path, body)]. */
 export function snippetSlot() {
-  const slot = h("div", { class: "code-slot" });
+  const slot = h("div.code-slot");
   let request = null;
   let show = null;
   new IntersectionObserver(async (entries, observer) => {

@@ -18,7 +18,7 @@ export function duration(value_s) {
 /** Returns a progress bar with bytes, speed and time left, and a function that shows new values. */
 function progress() {
   const bar = h("progress", { "aria-label": t("weights.running") });
-  const text = h("p", {});
+  const text = h("p");
   return [[bar, text], ({ done_bytes, total_bytes, rate, eta_s }) => {
     if (total_bytes) [bar.max, bar.value] = [total_bytes, done_bytes];
     text.textContent = [t("weights.of", { done: gb(done_bytes), of: total_bytes ? gb(total_bytes) : "–" }), rate > 0 && t("weights.rate", { n: number(rate / 1e6, 1) }), eta_s && t("weights.eta", { time: duration(eta_s) })].filter(Boolean).join(" · ");
@@ -45,10 +45,10 @@ export async function banner(slot) {
     const [bar, update] = progress();
     tick = update;
     const name = wanted?.id ?? last.requested_engine;
-    slot.replaceChildren(h("div", { class: "banner" },
-      h("p", { class: "headline" }, t(starts ? "banner.starting" : last.model ? "banner.stand_in" : "banner.none", { wanted: name, engine: last.model ?? "" })),
+    slot.replaceChildren(h("div.banner", {},
+      h("p.headline", {}, t(starts ? "banner.starting" : last.model ? "banner.stand_in" : "banner.none", { wanted: name, engine: last.model ?? "" })),
       last.download ? bar : details([last.reason, last.remedy].filter(Boolean).join(" – ")),
-      !starts && wanted && h("div", { class: "row" }, button(t(last.download ? "weights.show" : wanted.status === "missing_weights" ? "banner.get" : "banner.remedy"), () => open(name), { look: "primary" }))));
+      !starts && wanted && h("div.row", {}, button(t(last.download ? "weights.show" : wanted.status === "missing_weights" ? "banner.get" : "banner.remedy"), () => open(name), { look: "primary" }))));
   }
   if (last?.download) tick({ ...last.download, rate: last.download.rate_bytes_s });
 }
@@ -61,7 +61,7 @@ export async function open(model) {
   let timer = 0;
   const path = `/v1/models/${model}/weights`;
   await dialog(t("banner.get"), (close) => {
-    const body = h("div", { class: "stack" }, h("p", { class: "hint" }, h("progress", { "aria-label": t("banner.get") })));
+    const body = h("div.stack", {}, h("p.hint", {}, h("progress", { "aria-label": t("banner.get") })));
     let phase = "";
     let update = () => {};
 
@@ -100,15 +100,15 @@ export async function open(model) {
       downloading({ download }) {
         const [bar, tell] = progress();
         update = tell;
-        return [h("p", {}, t("weights.running"), " ", h("b", {}, download.repository)), bar, h("p", { class: "hint" }, t("weights.close")), h("div", { class: "row" }, button(t("weights.stop"), cancel)), h("div", { class: "said" })];
+        return [h("p", {}, t("weights.running"), " ", h("b", {}, download.repository)), bar, h("p.hint", {}, t("weights.close")), h("div.row", {}, button(t("weights.stop"), cancel)), h("div.said")];
       },
       loading: () => [h("p", {}, t("weights.loading", { model })), h("progress", { "aria-label": t("weights.loading", { model }) })],
-      ready: () => [h("p", {}, t("weights.ready", { model })), h("div", { class: "row" }, button(t("lexicon.hear"), () => {
+      ready: () => [h("p", {}, t("weights.ready", { model })), h("div.row", {}, button(t("lexicon.hear"), () => {
         player.prepare();
         close();
         preview({ id: serverVoice(), name: serverVoice() }, { model });
       }, { look: "primary" }))],
-      broken: (now) => [h("p", {}, t("error.failed", { engine: model })), details(now.detail), h("div", { class: "row" }, button(t("again"), () => start({}))), h("div", { class: "said" }), commands(now.commands)],
+      broken: (now) => [h("p", {}, t("error.failed", { engine: model })), details(now.detail), h("div.row", {}, button(t("again"), () => start({}))), h("div.said"), commands(now.commands)],
       choice,
     };
 
@@ -125,31 +125,31 @@ export async function open(model) {
       });
       return [
         h("p", {}, t("weights.lacks", { model, size: files.total_bytes ? gb(files.total_bytes) : "–", free: gb(free_bytes) })),
-        error && h("div", { class: "error" }, h("p", {}, new ApiError({ status: 503, ...error }).headline), details(error.message)),
+        error && h("div.error", {}, h("p", {}, new ApiError({ status: 503, ...error }).headline), details(error.message)),
         !sources.length && details(detail),
-        open && h("div", { class: "row" }, button(t(open.done_bytes ? "weights.resume" : open.gated ? "weights.original" : "weights.copy") + size(open), () => start({ source: open.repository }), { look: "primary", autofocus: true })),
-        open && h("p", { class: "hint" }, open.repository),
-        token.from === "file" && h("div", { class: "row" }, button(t("weights.forget"), remove, { look: "quiet" })),
-        h("div", { class: "said" }),
-        gated && h("details", { class: "fold", open: !open }, h("summary", {}, t("weights.original") + size(gated)), h("form", { class: "stack", onsubmit: (event) => {
+        open && h("div.row", {}, button(t(open.done_bytes ? "weights.resume" : open.gated ? "weights.original" : "weights.copy") + size(open), () => start({ source: open.repository }), { look: "primary", autofocus: true })),
+        open && h("p.hint", {}, open.repository),
+        token.from === "file" && h("div.row", {}, button(t("weights.forget"), remove, { look: "quiet" })),
+        h("div.said"),
+        gated && h("details.fold", { open: !open }, h("summary", {}, t("weights.original") + size(gated)), h("form.stack", { onsubmit: (event) => {
           event.preventDefault();
           start({ source: gated.repository, token: field.value.trim(), save_token: save.checked });
           field.value = "";
         } },
           h("p", {}, t("weights.licence"), " ", h("a", { href: gated.licence_url, target: "_blank", rel: "noreferrer" }, gated.licence_url)),
-          h("div", { class: "field" }, h("label", { for: "hub-token" }, t("weights.token")), field),
-          h("label", { class: "check" }, save, t("weights.save")),
-          h("div", { class: "row" }, h("button", {}, t("weights.original"))))),
+          h("div.field", {}, h("label", { for: "hub-token" }, t("weights.token")), field),
+          h("label.check", {}, save, t("weights.save")),
+          h("div.row", {}, h("button", {}, t("weights.original"))))),
         commands(lines, !sources.length),
       ];
     }
 
     /** Lines for a restart, each with a button that copies just them. */
     function commands(lines, open = false) {
-      return [h("details", { class: "fold", open }, h("summary", {}, t("weights.lines")), Object.entries(lines).filter(([, text]) => text).map(([key, text]) => {
+      return [h("details.fold", { open }, h("summary", {}, t("weights.lines")), Object.entries(lines).filter(([, text]) => text).map(([key, text]) => {
         const name = NAMES[key];
         const pre = h("pre", { tabindex: 0, lang: "en" }, text);
-        return [h("p", { class: "hint" }, name), h("div", { class: "code short" }, pre, button(t("weights.copy_of", { name }), () => copy(pre), { name: "copy", look: "quiet" }))];
+        return [h("p.hint", {}, name), h("div.code.short", {}, pre, button(t("weights.copy_of", { name }), () => copy(pre), { name: "copy", look: "quiet" }))];
       }))];
     }
 

@@ -31,9 +31,9 @@ const wordsOf = (problem) => new ApiError({ status: 500, ...problem }).headline;
 
 /** Shows a book and follows its state until the signal is aborted. page: see books.js. focus: whether its title gets the focus. */
 export async function showBook({ view, trouble, limits, listed, go, fail, pickVoice, nameOf }, id, focus, signal) {
-  const backLink = () => h("div", {}, h("a", { class: "button quiet", href: `${ROOT}/books`, data: { route: "/books" } }, icon("back"), t("books.back")));
+  const backLink = () => h("div", {}, h("a.button.quiet", { href: `${ROOT}/books`, data: { route: "/books" } }, icon("back"), t("books.back")));
   let job;
-  view.replaceChildren(h("p", { class: "hint", "aria-busy": "true" }, t("books.loading")));
+  view.replaceChildren(h("p.hint", { "aria-busy": "true" }, t("books.loading")));
   try {
     [job] = await Promise.all([getJson(`${PATH}/${encodeURIComponent(id)}`), listed]);
   } catch (error) {
@@ -56,19 +56,19 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
   let refreshing = 0;
   let asked = null; // the last request for the state
   const heading = h("h2", { tabindex: -1, id: "book-name" });
-  const about = h("p", { class: "hint" });
-  const state = h("div", { class: "row wrap" });
+  const about = h("p.hint");
+  const state = h("div.row.wrap");
   const bar = h("div");
   const why = h("div");
-  const acts = h("div", { class: "row wrap" });
-  const files = h("div", { class: "row wrap" });
-  const chapterList = h("ol", { class: "chapters" });
+  const acts = h("div.row.wrap");
+  const files = h("div.row.wrap");
+  const chapterList = h("ol.chapters");
   const chapters = job.chapters.map(chapterRow);
   chapterList.append(...chapters.map((each) => each.element));
   view.replaceChildren(
     backLink(),
-    h("article", { class: "card stack book-card", "aria-labelledby": "book-name", data: { shown: id } }, h("div", { class: "head" }, heading, state), about, bar, why, files, acts),
-    h("section", { class: "stack", "aria-labelledby": "book-chapters" }, h("h2", { id: "book-chapters" }, t("books.chapters")), chapterList));
+    h("article.card.stack.book-card", { "aria-labelledby": "book-name", data: { shown: id } }, h("div.head", {}, heading, state), about, bar, why, files, acts),
+    h("section.stack", { "aria-labelledby": "book-chapters" }, h("h2", { id: "book-chapters" }, t("books.chapters")), chapterList));
   fill(job);
   if (focus) heading.focus();
   stopFollowing = follow();
@@ -82,8 +82,8 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
     heading.textContent = titleOf(job);
     about.textContent = [job.author, t("books.voice_is", { voice: nameOf(job.voice) }), job.response_format.toUpperCase()].filter(Boolean).join(" · ");
     state.replaceChildren(badge(job.status));
-    bar.replaceChildren(progressBar(job), h("p", { class: "hint" }, progressText(job)));
-    why.replaceChildren(...(job.error ? [h("div", { class: job.status === "failed" ? "error" : "banner" }, h("p", { class: "headline" }, t(`books.why.${job.status === "failed" ? "failed" : "paused"}`)), h("p", {}, wordsOf(job.error)), details(job.error.message))] : []));
+    bar.replaceChildren(progressBar(job), h("p.hint", {}, progressText(job)));
+    why.replaceChildren(...(job.error ? [h("div", { class: job.status === "failed" ? "error" : "banner" }, h("p.headline", {}, t(`books.why.${job.status === "failed" ? "failed" : "paused"}`)), h("p", {}, wordsOf(job.error)), details(job.error.message))] : []));
     for (const [n, chapter] of job.chapters.entries()) chapters[n]?.fill(chapter);
     if (job.status !== actsShown) {
       actsShown = job.status;
@@ -199,8 +199,8 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
     const { index } = chapter;
     const name = chapter.title || t("books.chapter", { n: index + 1 });
     const status = h("span");
-    const facts = h("span", { class: "hint" });
-    const rows = h("ol", { class: "sentences", id: `sentences-${index}`, hidden: true, "aria-label": t("books.sentences_of", { name }) });
+    const facts = h("span.hint");
+    const rows = h("ol.sentences", { id: `sentences-${index}`, hidden: true, "aria-label": t("books.sentences_of", { name }) });
     const further = button(t("books.more_sentences"), () => loadRows());
     const toggle = button(t("books.sentences"), () => (rows.hidden ? open() : close()), { "aria-expanded": "false", "aria-controls": rows.id });
     const listen = button(t("books.listen"), () => listenTo(chapter), { "aria-label": t("books.listen_to", { name }) });
@@ -214,9 +214,9 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
         fail(error);
       }
     } });
-    const element = h("li", { class: "card chapter", data: { chapter: index } },
+    const element = h("li.card.chapter", { data: { chapter: index } },
       h("div", {}, h("h3", {}, name), facts), status,
-      h("div", { class: "row wrap tools" }, listen, toggle, voice), rows);
+      h("div.row.wrap.tools", {}, listen, toggle, voice), rows);
     const elements = new Map(); // index of a sentence -> its row
 
     async function loadRows() {
@@ -227,7 +227,7 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
       for (const sentence of answer.data) changed(sentence, true);
       further.remove();
       if (answer.has_more) rows.append(h("li", {}, further));
-      if (!elements.size && !rows.firstChild) rows.append(h("li", { class: "hint" }, t("books.not_planned")));
+      if (!elements.size && !rows.firstChild) rows.append(h("li.hint", {}, t("books.not_planned")));
       if (after >= 0 && first) elements.get(first.index).querySelector("button")?.focus();
     }
 
@@ -283,9 +283,9 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
   function sentenceRow(sentence) {
     const done = sentence.status === "done";
     const place = number(sentence.index + 1);
-    return h("li", { class: "sentence", data: { sentence: sentence.index, status: sentence.status, take: sentence.take } },
-      done ? button(t("books.play_sentence", { n: place }), () => playSentence(sentence), { name: "play", look: "quiet", data: { act: "play" } }) : h("span", { class: "badge" }, t(`books.status.${sentence.status}`)),
-      h("div", {}, h("p", { class: done ? "" : "waits" }, sentence.text), sentence.error && h("p", { class: "bad", title: sentence.error.message }, wordsOf(sentence.error))),
+    return h("li.sentence", { data: { sentence: sentence.index, status: sentence.status, take: sentence.take } },
+      done ? button(t("books.play_sentence", { n: place }), () => playSentence(sentence), { name: "play", look: "quiet", data: { act: "play" } }) : h("span.badge", {}, t(`books.status.${sentence.status}`)),
+      h("div", {}, h("p", { class: done ? "" : "waits" }, sentence.text), sentence.error && h("p.bad", { title: sentence.error.message }, wordsOf(sentence.error))),
       button(t("books.redo_sentence", { n: place }), () => redo(sentence), { name: "again", look: "quiet", data: { act: "redo" } }));
   }
 
@@ -346,7 +346,7 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
       const text = h("textarea", { id: "redo-text", rows: 4, value: sentence.text, autofocus: true });
       const voice = pickVoice(sentence.voice, { id: "redo-voice" });
       const wrong = h("div");
-      return h("form", { class: "stack", onsubmit: async (event) => {
+      return h("form.stack", { onsubmit: async (event) => {
         event.preventDefault();
         const body = {};
         if (text.value.trim() && text.value !== sentence.text) body.text = text.value;
@@ -364,9 +364,9 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
       } },
       field(t("speak.text"), text),
       field(t("speak.voice"), voice),
-      h("p", { class: "hint" }, t("books.redo_hint")),
+      h("p.hint", {}, t("books.redo_hint")),
       wrong,
-      h("div", { class: "row end" }, button(t("cancel"), () => close()), h("button", { class: "primary" }, t("books.redo"))));
+      h("div.row.end", {}, button(t("cancel"), () => close()), h("button.primary", {}, t("books.redo"))));
     });
     view.querySelector(`[data-sentence="${sentence.index}"] [data-act=redo]`)?.focus(); // the row was made anew
   }

@@ -13,7 +13,7 @@ export function bookForm({ limits, listed, go, pickVoice, models }) {
   const keep = () => store.set("books", kept);
   const types = limits?.file_types ?? [];
   const input = h("input", { type: "file", accept: types.join(","), hidden: true, onchange: () => input.files[0] && take(input.files[0]) });
-  const chosen = h("div", { class: "stack" });
+  const chosen = h("div.stack");
   const drop = h("div", { class: "book-drop",
     ondragover: (event) => { event.preventDefault(); drop.dataset.over = ""; },
     ondragleave: () => delete drop.dataset.over,
@@ -28,8 +28,8 @@ export function bookForm({ limits, listed, go, pickVoice, models }) {
   const title = h("input", { id: "book-title", autocomplete: "off", placeholder: t("books.from_file") });
   const author = h("input", { id: "book-author", autocomplete: "off", placeholder: t("books.from_file") });
   const wrong = h("div");
-  const voiceBox = h("div", { class: "field" });
-  const modelBox = h("div", { class: "field" });
+  const voiceBox = h("div.field");
+  const modelBox = h("div.field");
   const format = h("select", { id: "book-format", onchange: () => { kept.format = format.value; keep(); } },
     (limits?.response_formats ?? []).map((each) => h("option", { value: each, selected: each === kept.format }, formatName(each))));
   const captions = (limits?.captions ?? []).map((each) => h("input", { type: "checkbox", value: each, checked: kept.captions.includes(each), onchange: () => {
@@ -44,8 +44,8 @@ export function bookForm({ limits, listed, go, pickVoice, models }) {
     textField.hidden = Boolean(file);
     chosen.replaceChildren(
       h("strong", {}, file ? file.name : t("books.drop")),
-      h("span", { class: "hint" }, file ? t("books.kb", { n: Math.ceil(file.size / 1000) }) : types.join(" ")),
-      h("div", { class: "row wrap" }, choose, file && button(t("books.remove_file"), () => { draft.file = null; input.value = ""; showFile(); chosen.querySelector("button").focus(); }, { look: "quiet" })));
+      h("span.hint", {}, file ? t("books.kb", { n: Math.ceil(file.size / 1000) }) : types.join(" ")),
+      h("div.row.wrap", {}, choose, file && button(t("books.remove_file"), () => { draft.file = null; input.value = ""; showFile(); chosen.querySelector("button").focus(); }, { look: "quiet" })));
   }
 
   function take(file) {
@@ -66,7 +66,7 @@ export function bookForm({ limits, listed, go, pickVoice, models }) {
     if (sending) return;
     const { file } = draft;
     if (!file && !text.value.trim()) {
-      wrong.replaceChildren(h("p", { class: "error headline" }, t("books.nothing")));
+      wrong.replaceChildren(h("p.error.headline", {}, t("books.nothing")));
       announce(t("books.nothing"));
       return text.focus();
     }
@@ -92,14 +92,14 @@ export function bookForm({ limits, listed, go, pickVoice, models }) {
   }
 
   showFile();
-  return h("form", { class: "book-form", "aria-labelledby": "book-new", onsubmit: (event) => { event.preventDefault(); make(false); } },
-    h("div", { class: "stack" }, h("h2", { id: "book-new" }, t("books.new")), drop, textField),
-    h("div", { class: "card stack" },
+  return h("form.book-form", { "aria-labelledby": "book-new", onsubmit: (event) => { event.preventDefault(); make(false); } },
+    h("div.stack", {}, h("h2", { id: "book-new" }, t("books.new")), drop, textField),
+    h("div.card.stack", {},
       field(t("books.title"), title),
       field(t("books.author"), author),
       voiceBox, modelBox,
       field(t("books.format"), format),
-      h("fieldset", {}, h("legend", {}, t("save.captions")), captions.map((box) => h("label", { class: "check" }, box, box.value.toUpperCase()))),
+      h("fieldset", {}, h("legend", {}, t("save.captions")), captions.map((box) => h("label.check", {}, box, box.value.toUpperCase()))),
       wrong,
-      h("div", { class: "row wrap" }, h("button", { class: "primary" }, t("books.make")), button(t("books.look"), () => make(true)))));
+      h("div.row.wrap", {}, h("button.primary", {}, t("books.make")), button(t("books.look"), () => make(true)))));
 }

@@ -46,12 +46,12 @@ export async function mount(main, { go }) {
   if (!document.adoptedStyleSheets.includes(sheet)) document.adoptedStyleSheets.push(sheet);
   const limits = limitOf("jobs");
   const trouble = h("div");
-  const view = h("div", { class: "stack" });
+  const view = h("div.stack");
   const readSlot = h("div", { hidden: true });
   const showPlayed = () => player.track && import("../read.js").then(({ show: along }) => along(readSlot), () => {});
   main.append(trouble, readSlot, view);
   if (health.last && !limits) {
-    view.append(h("p", { class: "empty" }, t("books.off")));
+    view.append(h("p.empty", {}, t("books.off")));
     return {};
   }
 
@@ -71,17 +71,17 @@ export async function mount(main, { go }) {
   // What the form and a book share. listed: resolves when the voices and models are known.
   const page = { view, trouble, limits, listed, go, fail, pickVoice, nameOf, models: () => modelList };
 
-  const list = h("ul", { class: "books" });
+  const list = h("ul.books");
   const more = button(t("books.more"), () => loadList(true));
   let jobs = [];
   let hasMore = false;
 
   function jobRow(job) {
-    return h("li", { class: "card book", data: { job: job.id, status: job.status } },
+    return h("li.card.book", { data: { job: job.id, status: job.status } },
       h("a", { href: `${ROOT}/books#${job.id}`, data: { route: "/books" } }, titleOf(job)),
       badge(job.status),
       job.status !== "completed" && progressBar(job),
-      h("span", { class: "hint" }, [job.author, new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" }).format(1000 * job.created_at), progressText(job)].filter(Boolean).join(" · ")));
+      h("span.hint", {}, [job.author, new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" }).format(1000 * job.created_at), progressText(job)].filter(Boolean).join(" · ")));
   }
 
   let listShown = "";
@@ -92,7 +92,7 @@ export async function mount(main, { go }) {
     listShown = content;
     const focused = document.activeElement?.closest?.("[data-job]")?.dataset.job;
     list.replaceChildren(...jobs.map(jobRow));
-    if (!jobs.length) list.append(h("li", { class: "empty" }, t("books.none")));
+    if (!jobs.length) list.append(h("li.empty", {}, t("books.none")));
     if (focused) list.querySelector(`[data-job="${CSS.escape(focused)}"] a`)?.focus();
   }
 
@@ -113,7 +113,7 @@ export async function mount(main, { go }) {
 
   function showList() {
     listShown = "";
-    view.replaceChildren(bookForm(page), h("section", { class: "stack", "aria-labelledby": "book-list" }, h("h2", { id: "book-list" }, t("books.list")), list, h("div", { class: "row" }, more)));
+    view.replaceChildren(bookForm(page), h("section.stack", { "aria-labelledby": "book-list" }, h("h2", { id: "book-list" }, t("books.list")), list, h("div.row", {}, more)));
     more.hidden = true;
     return loadList();
   }

@@ -40,27 +40,27 @@ export async function mount(main) {
   const used = () => new Set(spoken().map((line) => line.voice)).size;
   const entry = () => modelList.find((each) => each.id === model);
 
-  const modelSlot = h("div", { class: "row" });
-  const count = h("span", { class: "badge" });
-  const voiceHint = h("p", { class: "hint", role: "status" });
+  const modelSlot = h("div.row");
+  const count = h("span.badge");
+  const voiceHint = h("p.hint", { role: "status" });
   const trouble = h("div");
-  const list = h("ol", { class: "lines", "aria-label": t("dialogue.lines") });
+  const list = h("ol.lines", { "aria-label": t("dialogue.lines") });
   const label = h("span", {}, t("dialogue.all"));
   const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.busy && mine() ? halt() : speakAll()) }, label, h("kbd", { "aria-hidden": "true" }, "Ctrl+Enter"));
-  const badges = h("div", { class: "row wrap" });
-  const empty = h("div", { class: "empty" }, h("p", {}, t("dialogue.empty")), button(t("dialogue.sample"), () => {
+  const badges = h("div.row.wrap");
+  const empty = h("div.empty", {}, h("p", {}, t("dialogue.empty")), button(t("dialogue.sample"), () => {
     useScript([1, 2, 3, 4].map((n) => ({ name: n % 2 ? "Ann" : "Ben", text: t(`dialogue.sample.${n}`) })));
   }));
   const [codeSlot, showCode] = snippetSlot();
-  const section = h("section", { class: "speak-all", "aria-label": t("nav.dialogue"), data: { state: "idle" } },
-    h("div", { class: "head" }, h("div", { class: "row wrap" }, modelSlot, count), h("div", { class: "row wrap" }, button(t("dialogue.paste"), paste), button(t("dialogue.clear"), clear, { look: "quiet" }))),
+  const section = h("section.speak-all", { "aria-label": t("nav.dialogue"), data: { state: "idle" } },
+    h("div.head", {}, h("div.row.wrap", {}, modelSlot, count), h("div.row.wrap", {}, button(t("dialogue.paste"), paste), button(t("dialogue.clear"), clear, { look: "quiet" }))),
     voiceHint, empty, list,
-    h("div", { class: "row wrap" }, button(t("dialogue.add"), () => add(lines.length), {})),
-    h("div", { class: "act" }, go, badges),
-    h("p", { class: "hint" }, t("dialogue.hint")),
+    h("div.row.wrap", {}, button(t("dialogue.add"), () => add(lines.length), {})),
+    h("div.act", {}, go, badges),
+    h("p.hint", {}, t("dialogue.hint")),
   );
   const readSlot = h("div", { hidden: true });
-  main.append(section, trouble, readSlot, h("section", { class: "stack", "aria-label": t("snippet") }, h("h2", {}, t("snippet")), codeSlot));
+  main.append(section, trouble, readSlot, h("section.stack", { "aria-label": t("snippet") }, h("h2", {}, t("snippet")), codeSlot));
 
   // -- lines
 
@@ -90,10 +90,10 @@ export async function mount(main) {
       for (const other of lines) if (other.name === line.name) other.voice = event.target.value; // all lines of one speaker have one voice
       draw(line.id, ".pick");
     } }, speaksClones(modelList));
-    return h("li", { class: "line", data: { line: line.id, speaker: colour(line) } },
-      h("div", { class: "who" }, name, voice),
+    return h("li.line", { data: { line: line.id, speaker: colour(line) } },
+      h("div.who", {}, name, voice),
       text,
-      h("div", { class: "tools" },
+      h("div.tools", {},
         button(t("dialogue.play", { n }), () => speakOne(line), { name: "play", look: "quiet" }),
         button(t("dialogue.up", { n }), () => move(line, -1, "up"), { name: "up", look: "quiet", data: { act: "up" } }),
         button(t("dialogue.down", { n }), () => move(line, 1, "down"), { name: "down", look: "quiet", data: { act: "down" } }),
@@ -194,12 +194,12 @@ export async function mount(main) {
   function paste() {
     return dialog(t("dialogue.paste"), (close) => {
       const field = h("textarea", { rows: 8, id: "script", autofocus: true });
-      return h("form", { class: "stack", onsubmit: (event) => {
+      return h("form.stack", { onsubmit: (event) => {
         event.preventDefault();
         const script = readScript(field.value);
         close();
         if (script.length) listed.then(() => useScript(script)); // the voices must be known
-      } }, h("label", { for: "script" }, t("dialogue.paste_hint")), field, h("div", { class: "row end" }, h("button", { class: "primary" }, t("dialogue.paste_use"))));
+      } }, h("label", { for: "script" }, t("dialogue.paste_hint")), field, h("div.row.end", {}, h("button.primary", {}, t("dialogue.paste_use"))));
     });
   }
 

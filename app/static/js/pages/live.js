@@ -59,11 +59,11 @@ export async function mount(main) {
   // ---- the text with its marks
   const field = h("textarea", { id: "live-text", spellcheck: "true", "aria-describedby": "live-hint live-progress", oninput: (event) => event.isComposing || typed() });
   field.addEventListener("compositionend", () => typed());
-  const behind = h("div", { class: "live-marks", "aria-hidden": "true" });
+  const behind = h("div.live-marks", { "aria-hidden": "true" });
   const label = h("label", { for: "live-text" });
-  const progress = h("span", { class: "count", id: "live-progress" });
-  const hint = h("p", { class: "hint", id: "live-hint" }, t("live.hint"));
-  const legend = h("div", { class: "row wrap legend" }, ["heard", "now", "unheard"].map((mark) => h("span", { data: { mark } }, t(`live.${mark}`))));
+  const progress = h("span.count", { id: "live-progress" });
+  const hint = h("p.hint", { id: "live-hint" }, t("live.hint"));
+  const legend = h("div.row.wrap.legend", {}, ["heard", "now", "unheard"].map((mark) => h("span", { data: { mark } }, t(`live.${mark}`))));
 
   function typed() {
     const text = field.value;
@@ -113,7 +113,7 @@ export async function mount(main) {
   }
 
   // ---- settings
-  const voiceSlot = h("div", { class: "row" });
+  const voiceSlot = h("div.row");
   const languageField = h("input", { id: "live-language", value: language, placeholder: t("language.voice"), autocomplete: "off", onchange: () => {
     language = languageField.value.trim();
     keep();
@@ -134,18 +134,18 @@ export async function mount(main) {
       form.requestSubmit();
     }
   } });
-  const labelled = (id, text, control, note) => h("div", { class: "field" }, h("label", { for: id }, text), control, note);
-  const form = h("form", { class: "stack", novalidate: true, onsubmit: (event) => {
+  const labelled = (id, text, control, note) => h("div.field", {}, h("label", { for: id }, text), control, note);
+  const form = h("form.stack", { novalidate: true, onsubmit: (event) => {
     event.preventDefault();
     ask();
   } },
-    labelled("live-url", t("live.url"), url, h("span", { class: "hint", id: "live-url-hint" }, t("live.url_hint", { origins: ORIGINS.join(", ") }))),
-    h("div", { class: "pair" }, labelled("live-model", t("live.model_name"), model), labelled("live-key", t("live.key"), key)),
+    labelled("live-url", t("live.url"), url, h("span.hint", { id: "live-url-hint" }, t("live.url_hint", { origins: ORIGINS.join(", ") }))),
+    h("div.pair", {}, labelled("live-model", t("live.model_name"), model), labelled("live-key", t("live.key"), key)),
     labelled("live-question", t("live.question"), question),
-    h("div", { class: "row" }, h("button", { class: "primary" }, t("live.ask"))),
+    h("div.row", {}, h("button.primary", {}, t("live.ask"))),
   );
-  const off = h("div", { class: "banner" },
-    h("p", { class: "headline" }, t("live.off")),
+  const off = h("div.banner", {},
+    h("p.headline", {}, t("live.off")),
     h("p", {}, t("live.off_how")),
     h("pre", { tabindex: 0, lang: "en" }, "TTS_STUDIO_LLM_ORIGINS=http://localhost:11434"),
   );
@@ -217,24 +217,24 @@ export async function mount(main) {
     announce(`${t("status.stopped")}. ${t("live.progress", { heard, n })}`);
   }
 
-  const mode = (name) => h("label", { class: "check" }, h("input", { type: "radio", name: "live-mode", checked: kept.mode === name, onchange: () => {
+  const mode = (name) => h("label.check", {}, h("input", { type: "radio", name: "live-mode", checked: kept.mode === name, onchange: () => {
     kept.mode = name;
     reset();
     keep();
     show();
   } }), t(`live.${name}`));
   const trouble = h("div");
-  const section = h("section", { class: "speak live", "aria-label": t("nav.live"), data: { state: "idle" } },
-    h("div", { class: "live-main" },
-      h("fieldset", { class: "row wrap" }, h("legend", {}, t("live.modes")), mode("type"), mode("llm")),
+  const section = h("section.speak.live", { "aria-label": t("nav.live"), data: { state: "idle" } },
+    h("div.live-main", {},
+      h("fieldset.row.wrap", {}, h("legend", {}, t("live.modes")), mode("type"), mode("llm")),
       source,
-      h("div", { class: "head" }, label, progress),
-      h("div", { class: "live-field" }, behind, field),
+      h("div.head", {}, label, progress),
+      h("div.live-field", {}, behind, field),
       legend,
-      h("div", { class: "act" }, stop, again, clear),
+      h("div.act", {}, stop, again, clear),
       trouble,
     ),
-    h("div", { class: "card stack" },
+    h("div.card.stack", {},
       h("label", { for: "live-voice" }, t("speak.voice")), voiceSlot,
       labelled("live-language", t("language"), languageField),
       hint,

@@ -53,39 +53,39 @@ export async function mount(main) {
   const path = () => (voice ? `${PATH}?voice=${encodeURIComponent(voice)}` : PATH);
   const trouble = h("div");
   const problems = h("div");
-  const choice = h("div", { class: "row wrap" });
+  const choice = h("div.row.wrap");
   const search = h("input", { type: "search", class: "grow", placeholder: t("lexicon.search"), "aria-label": t("lexicon.search"), oninput: () => draw() });
   const rows = h("tbody");
-  const more = h("p", { class: "hint", role: "status" });
-  const empty = h("p", { class: "empty" }, t("lexicon.empty"));
+  const more = h("p.hint", { role: "status" });
+  const empty = h("p.empty", {}, t("lexicon.empty"));
   const field = (id, key, props = {}) => {
     const input = h("input", { id, autocomplete: "off", ...props });
-    return [h("div", { class: "field" }, h("label", { for: id }, t(key)), input), input];
+    return [h("div.field", {}, h("label", { for: id }, t(key)), input), input];
   };
   const [wordField, word] = field("lexicon-word", "lexicon.word", { required: true });
   const [sayField, say] = field("lexicon-say", "lexicon.say");
   const [ipaField, ipa] = field("lexicon-ipa", "lexicon.ipa");
   const cased = h("input", { type: "checkbox" });
   const hearing = whenListed(load);
-  const form = h("form", { class: "card stack", "aria-label": t("lexicon.add"), onsubmit: (event) => {
+  const form = h("form.card.stack", { "aria-label": t("lexicon.add"), onsubmit: (event) => {
     event.preventDefault();
     add();
   } },
-    h("div", { class: "pair" }, wordField, sayField),
-    h("div", { class: "pair" }, ipaField, h("label", { class: "check" }, cased, t("lexicon.case"))),
-    h("div", { class: "row wrap" }, h("button", { class: "primary" }, t("lexicon.add")), button(t("lexicon.hear"), () => written().word && hear(written()))),
+    h("div.pair", {}, wordField, sayField),
+    h("div.pair", {}, ipaField, h("label.check", {}, cased, t("lexicon.case"))),
+    h("div.row.wrap", {}, h("button.primary", {}, t("lexicon.add")), button(t("lexicon.hear"), () => written().word && hear(written()))),
   );
   const file = h("input", { type: "file", accept: ".tsv,.txt,text/tab-separated-values,text/plain", hidden: true, "aria-label": t("lexicon.import"), onchange: () => file.files[0] && bring(file.files[0]) });
   const importing = button(t("lexicon.import"), () => file.click());
   importing.prepend(icon("import"));
-  const table = h("table", { class: "engines", "aria-label": t("lexicon.title") },
-    h("thead", {}, h("tr", {}, ["lexicon.word", "lexicon.say", "lexicon.options"].map((key) => h("th", { scope: "col" }, t(key))), h("th", { scope: "col" }, h("span", { class: "unseen" }, t("lexicon.actions"))))), rows);
+  const table = h("table.engines", { "aria-label": t("lexicon.title") },
+    h("thead", {}, h("tr", {}, ["lexicon.word", "lexicon.say", "lexicon.options"].map((key) => h("th", { scope: "col" }, t(key))), h("th", { scope: "col" }, h("span.unseen", {}, t("lexicon.actions"))))), rows);
   main.append(
-    h("p", { class: "hint" }, t("lexicon.hint")),
+    h("p.hint", {}, t("lexicon.hint")),
     trouble, choice, form,
-    h("section", { class: "card stack", "aria-label": t("lexicon.entries") },
-      h("div", { class: "row" }, search),
-      h("div", { class: "row wrap" }, importing, button(t("lexicon.export"), () => download(new Blob([writeTsv(entries)], { type: "text/tab-separated-values" }), "lexicon.tsv")), file),
+    h("section.card.stack", { "aria-label": t("lexicon.entries") },
+      h("div.row", {}, search),
+      h("div.row.wrap", {}, importing, button(t("lexicon.export"), () => download(new Blob([writeTsv(entries)], { type: "text/tab-separated-values" }), "lexicon.tsv")), file),
       table, empty, more, problems),
   );
 
@@ -96,9 +96,9 @@ export async function mount(main) {
     const found = entries.filter((entry) => !wanted || `${entry.word} ${entry.say}`.toLowerCase().includes(wanted));
     rows.replaceChildren(...found.slice(0, SHOWN).map((entry) => h("tr", {},
       h("th", { scope: "row", class: "quoted" }, entry.word),
-      h("td", { class: "quoted" }, entry.say),
-      h("td", {}, entry.case_sensitive && h("span", { class: "badge" }, t("lexicon.case")), entry.ipa && h("span", { class: "badge", lang: "und-fonipa" }, `/${entry.ipa}/`)),
-      h("td", {}, h("div", { class: "row end" },
+      h("td.quoted", {}, entry.say),
+      h("td", {}, entry.case_sensitive && h("span.badge", {}, t("lexicon.case")), entry.ipa && h("span.badge", { lang: "und-fonipa" }, `/${entry.ipa}/`)),
+      h("td", {}, h("div.row.end", {},
         button(t("lexicon.hear_word", { word: entry.word }), () => hear(entry), { name: "play", look: "quiet" }),
         button(t("lexicon.remove", { word: entry.word }), () => remove(entry), { name: "delete", look: "quiet" }))),
     )));
@@ -111,7 +111,7 @@ export async function mount(main) {
     const read = await answer.json();
     entries = read.entries;
     etag = (answer.headers.get("etag") ?? "").replace(/^W\//, ""); // a proxy that compresses makes the tag weak
-    problems.replaceChildren(...(read.problems.length ? [h("div", { class: "banner" }, h("p", { class: "headline" }, t("lexicon.problems")), read.problems.map((text) => h("p", {}, quoted(text))))] : []));
+    problems.replaceChildren(...(read.problems.length ? [h("div.banner", {}, h("p.headline", {}, t("lexicon.problems")), read.problems.map((text) => h("p", {}, quoted(text))))] : []));
     trouble.replaceChildren();
     if (!closed) draw();
   }

@@ -29,7 +29,7 @@ function snippets(path, body) {
 /** Creates tabs that show a request as code. Returns [elements, refresh(path, body)]. */
 export function snippetTabs() {
   const blocks = Object.fromEntries(["curl", "python", "js"].map((kind) => [kind, h("code", { lang: "en" })]));
-  const panel = (kind) => h("div", { class: "code" }, h("pre", { tabindex: 0 }, blocks[kind]), button(t("copy"), () => copy(blocks[kind]), { name: "copy", look: "quiet" }));
+  const panel = (kind) => h("div.code", {}, h("pre", { tabindex: 0 }, blocks[kind]), button(t("copy"), () => copy(blocks[kind]), { name: "copy", look: "quiet" }));
   const list = tabs(t("snippet"), [["curl", "curl", panel("curl")], ["python", "Python", panel("python")], ["js", "JavaScript", panel("js")]]);
   return [list, (path, body) => {
     for (const [kind, code] of Object.entries(snippets(path, body))) blocks[kind].textContent = code;

@@ -77,11 +77,11 @@ async function saveTake(take) {
 function takeRow(take, { count, own, again }) {
   const name = t("take.name", { n: count });
   const label = `${name}: ${take.text.slice(0, 60)}`;
-  const row = h("li", { class: "take", data: { take: take.id, ...(own ? { own: "" } : {}) } },
+  const row = h("li.take", { data: { take: take.id, ...(own ? { own: "" } : {}) } },
     button(t("take.play", { name: label }), () => playTake(take), { name: "play", look: "quiet" }),
     shapeSvg(take.shape),
-    h("div", { class: "facts" },
-      h("span", { class: "words", dir: "auto" }, take.text),
+    h("div.facts", {},
+      h("span.words", { dir: "auto" }, take.text),
       h("b", {}, name),
       h("span", {}, seconds(take.seconds)),
       take.partial && h("span", { class: take.partial === "stopped" ? "" : "bad" }, t(take.partial === "stopped" ? "status.stopped" : "take.partial")),
@@ -90,7 +90,7 @@ function takeRow(take, { count, own, again }) {
       own && take.first_s !== null && h("span", {}, t("take.first", { s: number(take.first_s, 2) })),
       own && take.factor !== null && h("span", {}, t("take.factor", { x: number(take.factor, 1) })),
     ),
-    h("div", { class: "row tools" },
+    h("div.row.tools", {},
       ["A", "B"].map((letter) => button(letter, () => mark(take, letter), { look: "mark", "aria-pressed": String(marks[letter] === take.id), "aria-label": t("take.mark", { name: letter, take: label }), data: { mark: letter } })),
       button(t("take.again"), () => again(take), { name: "again", look: "quiet" }),
       button(t(take.star ? "take.unstar" : "take.star"), () => takes.change(take.id, { star: !take.star }), { name: "star", look: take.star ? "quiet starred" : "quiet" }),
@@ -117,15 +117,15 @@ function refill(list, rows) {
  */
 export function takeList(again, isOwn) {
   let shown = SHOWN;
-  const list = h("ul", { class: "takes" });
+  const list = h("ul.takes");
   const search = h("input", { type: "search", class: "grow", placeholder: t("take.search"), "aria-label": t("take.search"), oninput: () => { shown = SHOWN; fill(); } });
   const blind = h("input", { type: "checkbox" });
   const compareNow = button(t("ab.title"), () => compare(blind.checked));
-  const compareRow = h("div", { class: "row wrap" }, h("label", { class: "check" }, blind, t("ab.blind_choice")), compareNow);
+  const compareRow = h("div.row.wrap", {}, h("label.check", {}, blind, t("ab.blind_choice")), compareNow);
   const more = button(t("take.further"), () => { shown += SHOWN; fill(); });
-  const hint = h("p", { class: "hint" });
-  const head = h("div", { class: "row wrap find" }, search, compareRow);
-  const element = h("div", { class: "stack" }, head, list, h("div", { class: "row" }, more), hint);
+  const hint = h("p.hint");
+  const head = h("div.row.wrap.find", {}, search, compareRow);
+  const element = h("div.stack", {}, head, list, h("div.row", {}, more), hint);
 
   async function fill() {
     const all = await takes.all();

@@ -28,14 +28,14 @@ export async function mount(main, { go }) {
   const file = h("input", { type: "file", accept: ".zip,application/zip", hidden: true, onchange: () => file.files[0] && importVoice(file.files[0]) });
   const bring = button(t("voices.import"), () => file.click());
   bring.prepend(icon("import"));
-  const fresh = h("a", { class: "button primary", href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, icon("add"), t("voices.new"));
+  const fresh = h("a.button.primary", { href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, icon("add"), t("voices.new"));
   const trouble = h("div");
-  const list = h("div", { class: "voice-list" });
-  const side = h("section", { class: "stack voice-side", "aria-label": t("voices.list") }, h("div", { class: "row" }, search), list);
-  const detail = h("div", { class: "voice-detail" });
-  const library = h("div", { class: "library", data: { view: "list" } }, side, detail);
-  const words = h("a", { class: "button", href: `${ROOT}/pronunciation`, data: { route: "/pronunciation" } }, t("lexicon.title"));
-  const tools = h("div", { class: "row wrap voices-tools" }, fresh, bring, words, file);
+  const list = h("div.voice-list");
+  const side = h("section.stack.voice-side", { "aria-label": t("voices.list") }, h("div.row", {}, search), list);
+  const detail = h("div.voice-detail");
+  const library = h("div.library", { data: { view: "list" } }, side, detail);
+  const words = h("a.button", { href: `${ROOT}/pronunciation`, data: { route: "/pronunciation" } }, t("lexicon.title"));
+  const tools = h("div.row.wrap.voices-tools", {}, fresh, bring, words, file);
 
   const find = (id) => all.find((voice) => voice.id === id);
   const isDefault = (voice) => store.get("voice", serverVoice()) === voice.id;
@@ -64,16 +64,16 @@ export async function mount(main, { go }) {
   function row(voice) {
     const { known } = voice;
     const about = known ? [seconds(known.audio_duration), known.language, ...voice.tags] : [voice.description || t(`voice.kind.${voice.type}`)];
-    return h("li", { class: "voice", data: { voice: voice.id } },
+    return h("li.voice", { data: { voice: voice.id } },
       button(t(known ? "voices.sample_of" : "voice.preview_of", { name: voice.name }), () => (known ? playSample(voice) : speakSentence(voice)), { name: "play", look: "quiet round" }),
       tint(voice),
       h("a", { href: link(voice), data: { route: "/voice-cloning" }, "aria-current": shown === voice.id ? "true" : null },
         h("b", {}, voice.name),
-        h("span", { class: "hint" }, about.filter(Boolean).join(" · ")),
-        !speakable(voice) && h("span", { class: "hint" }, t("voice.needs_clones"))),
+        h("span.hint", {}, about.filter(Boolean).join(" · ")),
+        !speakable(voice) && h("span.hint", {}, t("voice.needs_clones"))),
       (doubtOf(voice) || known?.quality?.level === "bad") && levelBadge(known?.quality?.level === "bad" ? "bad" : "warning"),
-      known?.status === "needs words" && h("span", { class: "badge warn" }, t("voices.lacks_words")),
-      isDefault(voice) && h("span", { class: "badge ok" }, t("voices.default")),
+      known?.status === "needs words" && h("span.badge.warn", {}, t("voices.lacks_words")),
+      isDefault(voice) && h("span.badge.ok", {}, t("voices.default")),
     );
   }
 
@@ -85,9 +85,9 @@ export async function mount(main, { go }) {
     const onButton = document.activeElement?.tagName === "BUTTON";
     const ownNone = !query && all.length > 0 && !groups[0][1].length;
     list.replaceChildren(...[
-      ownNone && h("div", { class: "empty" }, h("p", {}, t("voices.none")), h("a", { class: "button", href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, t("voices.make"))),
+      ownNone && h("div.empty", {}, h("p", {}, t("voices.none")), h("a.button", { href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, t("voices.make"))),
       ...groups.filter(([, members]) => members.length).map(([kind, members]) => h("section", { "aria-label": t(`voice.kind.${kind}`) }, h("h2", {}, t(`voice.kind.${kind}`)), h("ul", {}, members.map(row)))),
-      query && !matching.length && h("p", { class: "hint" }, t("take.none")),
+      query && !matching.length && h("p.hint", {}, t("take.none")),
       problemList("server.doubts", doubts),
       problemList("voices.problems", problems),
     ].filter(Boolean));
@@ -161,9 +161,9 @@ export async function mount(main, { go }) {
     const rows = modelList.filter((model) => !model.alias).map((model) => {
       const can = !voice.known || model.clones === true;
       const state = model.status !== "ready" ? ["warn", voice.known && model.clones === false ? "voices.cannot" : `model.${model.status}`] : can ? ["ok", "voices.can"] : ["bad", "voices.cannot"];
-      return h("li", {}, h("b", {}, model.id), h("span", { class: `badge ${state[0]}` }, t(state[1])), model.detail && h("p", { class: "hint" }, quoted(model.detail)));
+      return h("li", {}, h("b", {}, model.id), h("span", { class: `badge ${state[0]}` }, t(state[1])), model.detail && h("p.hint", {}, quoted(model.detail)));
     });
-    return h("ul", { class: "engine-list" }, rows);
+    return h("ul.engine-list", {}, rows);
   }
 
   function facts(voice) {
@@ -176,7 +176,7 @@ export async function mount(main, { go }) {
       ["voices.consent", agreed],
       ["voices.id", h("code", {}, voice.id)],
     ] : [["voices.language", languageName(voice.language)], ["voices.id", h("code", {}, voice.id)]];
-    return h("dl", { class: "facts-list" }, pairs.map(([key, value]) => [h("dt", {}, t(key)), h("dd", { class: "quoted" }, value)]));
+    return h("dl.facts-list", {}, pairs.map(([key, value]) => [h("dt", {}, t(key)), h("dd.quoted", {}, value)]));
   }
 
   function card(voice) {
@@ -189,24 +189,24 @@ export async function mount(main, { go }) {
     playButton.prepend(icon("play"));
     const speakButton = button(t("voices.speak"), () => speakSentence(voice), { look: known ? "" : "primary" });
     speakButton.prepend(icon("volume"));
-    return h("article", { class: "card stack", "aria-labelledby": "voice-title", data: { shown: voice.id } },
-      h("div", { class: "phone-only" }, h("a", { class: "button quiet", href: `${ROOT}/voice-cloning`, data: { route: "/voice-cloning" } }, icon("back"), t("voices.list"))),
-      h("div", { class: "head" }, h("div", { class: "row" }, tint(voice), title), known?.quality?.level && known.status !== "needs words" && levelBadge(known.quality.level)),
-      voice.description && h("p", { class: "quoted" }, voice.description),
-      voice.tags?.length > 0 && h("div", { class: "row wrap", "aria-label": t("gallery.tags"), role: "group" }, voice.tags.map((tag) => h("span", { class: "badge" }, tag))),
-      doubtOf(voice) && h("div", { class: "banner" }, h("p", {}, quoted(doubtOf(voice)))),
+    return h("article.card.stack", { "aria-labelledby": "voice-title", data: { shown: voice.id } },
+      h("div.phone-only", {}, h("a.button.quiet", { href: `${ROOT}/voice-cloning`, data: { route: "/voice-cloning" } }, icon("back"), t("voices.list"))),
+      h("div.head", {}, h("div.row", {}, tint(voice), title), known?.quality?.level && known.status !== "needs words" && levelBadge(known.quality.level)),
+      voice.description && h("p.quoted", {}, voice.description),
+      voice.tags?.length > 0 && h("div.row.wrap", { "aria-label": t("gallery.tags"), role: "group" }, voice.tags.map((tag) => h("span.badge", {}, tag))),
+      doubtOf(voice) && h("div.banner", {}, h("p", {}, quoted(doubtOf(voice)))),
       !speakable(voice) && cloneHelp(modelList),
-      h("div", { class: "row wrap" },
+      h("div.row.wrap", {},
         known && speakable(voice) && button(t("voices.use"), () => use(voice), { look: "primary", data: { act: "use" } }),
         known && speakable(voice) && button(t("voices.compare"), () => compare(voice)),
         known && playButton, speakable(voice) && speakButton,
         (speakable(voice) || standard) && button(t(standard ? "voices.is_default" : "voices.make_default"), () => makeDefault(voice), { "aria-pressed": String(standard), data: { act: "default" } })),
       facts(voice),
-      known && (known.status === "needs words" ? wordsForm(voice, changed) : h("div", { class: "stack" }, h("h3", {}, t("voices.words")), h("p", { class: "script", lang: known.language }, known.transcript))),
-      h("div", { class: "stack" }, h("h3", {}, t("voices.engines")), engines(voice)),
-      known?.quality?.checks && h("details", { class: "fold" }, h("summary", {}, t("voices.quality")), qualityList(known.quality)),
-      h("details", { class: "fold" }, h("summary", {}, t("voices.usage")), code),
-      known && h("div", { class: "row wrap voice-foot" },
+      known && (known.status === "needs words" ? wordsForm(voice, changed) : h("div.stack", {}, h("h3", {}, t("voices.words")), h("p.script", { lang: known.language }, known.transcript))),
+      h("div.stack", {}, h("h3", {}, t("voices.engines")), engines(voice)),
+      known?.quality?.checks && h("details.fold", {}, h("summary", {}, t("voices.quality")), qualityList(known.quality)),
+      h("details.fold", {}, h("summary", {}, t("voices.usage")), code),
+      known && h("div.row.wrap.voice-foot", {},
         button(t("voices.edit"), () => edit(voice, () => changed("edit")), { data: { act: "edit" } }),
         button(t("voices.export"), () => save(voice)),
         button(t("voices.delete"), () => remove(voice), { look: "danger" })),
@@ -270,7 +270,7 @@ export async function mount(main, { go }) {
           wrong.replaceChildren(errorBox(error, [], t("voices.delete_failed")));
         }
       }, { look: "danger" });
-      return h("div", { class: "stack" }, h("p", {}, t("voices.delete_text")), wrong, h("div", { class: "row end" }, button(t("cancel"), () => close(false), { autofocus: true }), deleteButton));
+      return h("div.stack", {}, h("p", {}, t("voices.delete_text")), wrong, h("div.row.end", {}, button(t("cancel"), () => close(false), { autofocus: true }), deleteButton));
     });
     if (!deleted) return;
     player.unload(samples.get(voice.id));
@@ -294,8 +294,8 @@ export async function mount(main, { go }) {
     tools.hidden = false;
     fill();
     if (voice) detail.replaceChildren(card(voice));
-    else if (id && all.length) detail.replaceChildren(h("div", { class: "empty" }, h("p", {}, t("voices.gone"))));
-    else detail.replaceChildren(h("div", { class: "empty" }, h("p", {}, t("voices.choose"))));
+    else if (id && all.length) detail.replaceChildren(h("div.empty", {}, h("p", {}, t("voices.gone"))));
+    else detail.replaceChildren(h("div.empty", {}, h("p", {}, t("voices.choose"))));
     if (focus) (detail.querySelector("#voice-title") ?? document.querySelector("main h1")).focus({ preventScroll: true });
     if (focus) scrollTo(0, 0);
   }

@@ -6,8 +6,8 @@ import { ROOT, h, t } from "../ui.js";
 /** Creates a box with a link to the page Server; null if the engine speaks cloned voices. models: as /v1/models lists them. */
 export function cloneHelp(models) {
   if (speaksClones(models)) return null;
-  return h("div", { class: "banner", data: { help: "clones" } },
-    h("p", { class: "headline" }, t("try.lacks")),
+  return h("div.banner", { data: { help: "clones" } },
+    h("p.headline", {}, t("try.lacks")),
     h("p", {}, t("wizard.lacks_why")),
-    h("div", { class: "row" }, h("a", { class: "button", href: `${ROOT}/server`, data: { route: "/server" } }, t("wizard.lacks_go"))));
+    h("div.row", {}, h("a.button", { href: `${ROOT}/server`, data: { route: "/server" } }, t("wizard.lacks_go"))));
 }

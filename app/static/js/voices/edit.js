@@ -9,7 +9,7 @@ export const PATH = "/v1/voice-cloning/voices";
 export function wordsForm(voice, changed) {
   const words = h("textarea", { id: "missing-words", rows: 4, lang: voice.known.language, spellcheck: "true", "aria-describedby": "missing-words-hint" });
   const wrong = h("div");
-  return h("form", { class: "banner stack", data: { needs: "words" }, onsubmit: async (event) => {
+  return h("form.banner.stack", { data: { needs: "words" }, onsubmit: async (event) => {
     event.preventDefault();
     if (!words.value.trim()) return words.focus();
     try {
@@ -20,11 +20,11 @@ export function wordsForm(voice, changed) {
     }
     await changed();
   } },
-  h("p", { class: "headline" }, t("voices.needs_words")),
+  h("p.headline", {}, t("voices.needs_words")),
   h("p", { id: "missing-words-hint" }, t("voices.needs_words_why")),
   field(t("voices.words"), words),
   wrong,
-  h("div", { class: "row end" }, h("button", { class: "primary" }, t("save"))));
+  h("div.row.end", {}, h("button.primary", {}, t("save"))));
 }
 
 /** Opens a dialog that changes a voice. changed() is called after it saves. */
@@ -44,7 +44,7 @@ export function edit(voice, changed) {
     };
     showColor(known.color);
     const wrong = h("div");
-    return h("form", { class: "stack", onsubmit: async (event) => {
+    return h("form.stack", { onsubmit: async (event) => {
       event.preventDefault();
       const changes = {};
       if (tags.value !== known.tags.join(", ")) changes.tags = tags.value.split(",");
@@ -64,11 +64,11 @@ export function edit(voice, changed) {
     } },
     field(t("voice.name"), name),
     field(t("voice.description"), description),
-    field(t("voices.words"), words, h("span", { class: "hint" }, t("words.hint"))),
-    h("div", { class: "pair names" },
-      field(t("gallery.tags"), tags, h("span", { class: "hint", id: "edit-tags-hint" }, t("voices.tags_hint"))),
-      h("div", { class: "field" }, h("label", { for: "edit-color" }, t("voices.color")), h("div", { class: "row" }, color, none))),
+    field(t("voices.words"), words, h("span.hint", {}, t("words.hint"))),
+    h("div.pair.names", {},
+      field(t("gallery.tags"), tags, h("span.hint", { id: "edit-tags-hint" }, t("voices.tags_hint"))),
+      h("div.field", {}, h("label", { for: "edit-color" }, t("voices.color")), h("div.row", {}, color, none))),
     wrong,
-    h("div", { class: "row end" }, button(t("cancel"), () => close()), h("button", { class: "primary" }, t("save"))));
+    h("div.row.end", {}, button(t("cancel"), () => close()), h("button.primary", {}, t("save"))));
   });
 }

@@ -20,12 +20,12 @@ const place = (db) => `${(100 * (db - LOWEST_DB)) / -LOWEST_DB}%`;
  * add() draws at most 30 times a second, or 5 times with reduced motion.
  */
 export function meter() {
-  const bar = h("div", { class: "meter-bar" });
-  const tick = h("div", { class: "meter-peak" });
-  const scale = h("div", { class: "meter-scale", role: "meter", "aria-label": t("meter"), "aria-valuemin": LOWEST_DB, "aria-valuemax": 0, "aria-valuenow": LOWEST_DB }, bar, tick);
-  const word = h("span", { class: "meter-word" });
+  const bar = h("div.meter-bar");
+  const tick = h("div.meter-peak");
+  const scale = h("div.meter-scale", { role: "meter", "aria-label": t("meter"), "aria-valuemin": LOWEST_DB, "aria-valuemax": 0, "aria-valuenow": LOWEST_DB }, bar, tick);
+  const word = h("span.meter-word");
   const lamp = button(t("meter.clipped"), () => reset(), { look: "lamp", hidden: true, title: t("meter.reset") });
-  const element = h("div", { class: "meter" }, scale, h("div", { class: "row" }, word, lamp));
+  const element = h("div.meter", {}, scale, h("div.row", {}, word, lamp));
   const draw_ms = matchMedia("(prefers-reduced-motion: reduce)").matches ? 200 : 33;
 
   let recent = []; // { sum, count, peak } of each chunk in the window

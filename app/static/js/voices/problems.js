@@ -6,5 +6,5 @@ import { h, quoted, t } from "../ui.js";
 export function problemList(title, problems) {
   const all = Object.entries(problems);
   if (!all.length) return null;
-  return h("details", { class: "fold" }, h("summary", {}, t(title, { n: all.length })), h("ul", {}, all.map(([path, reason]) => h("li", { class: "hint" }, h("code", {}, path), " ", quoted(reason)))));
+  return h("details.fold", {}, h("summary", {}, t(title, { n: all.length })), h("ul", {}, all.map(([path, reason]) => h("li.hint", {}, h("code", {}, path), " ", quoted(reason)))));
 }

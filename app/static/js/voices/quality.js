@@ -24,12 +24,12 @@ export const levelBadge = (level) => h("span", { class: `badge ${LOOK[level] ?? 
 export function qualityList({ checks = [] }) {
   const order = ["bad", "warning", "good"];
   const sorted = [...checks].sort((a, b) => order.indexOf(a.level) - order.indexOf(b.level));
-  return h("ul", { class: "checks" }, sorted.map((check) => {
+  return h("ul.checks", {}, sorted.map((check) => {
     const known = check.id in UNITS;
     const value = known && (check.value !== null || ["music", "transcript_missing"].includes(check.id)) ? UNITS[check.id](check.value, check.level) : "";
     return h("li", { data: { check: check.id, level: check.level } },
       levelBadge(check.level),
-      h("span", { class: "what" }, known ? t(`quality.${check.id}`) : quoted(check.id)),
+      h("span.what", {}, known ? t(`quality.${check.id}`) : quoted(check.id)),
       value && h("strong", {}, value),
       known && check.level !== "good" && h("p", {}, t(`quality.${check.id}.fix`, goodLength())),
       !known && h("p", {}, quoted(check.message)),

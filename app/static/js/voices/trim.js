@@ -37,19 +37,19 @@ export async function trim(sound, span, changed) {
   let view = { from_s: 0, to_s: total_s };
   let playing = false;
 
-  const screen = h("canvas", { class: "trim-screen", "aria-hidden": "true" });
-  const before = h("div", { class: "trim-shade" });
-  const after = h("div", { class: "trim-shade" });
+  const screen = h("canvas.trim-screen", { "aria-hidden": "true" });
+  const before = h("div.trim-shade");
+  const after = h("div.trim-shade");
   const handle = (edge) => h("div", { class: `trim-handle ${edge}`, role: "slider", tabindex: 0, "aria-label": t(`trim.${edge}`), "aria-describedby": "trim-keys", data: { edge } });
   const handles = { from: handle("from"), to: handle("to") };
-  const wave = h("div", { class: "trim-wave" }, screen, before, after, handles.from, handles.to);
+  const wave = h("div.trim-wave", {}, screen, before, after, handles.from, handles.to);
   const timeField = (edge) => h("input", { id: `trim-${edge}`, inputmode: "decimal", autocomplete: "off", size: 7, onchange: (event) => {
     const value = readTime(event.target.value);
     if (!Number.isNaN(value)) move(edge, value, { redraw: false });
     show(edge);
   } });
   const fields = { from: timeField("from"), to: timeField("to") };
-  const length = h("output", { class: "badge", for: "trim-from trim-to" });
+  const length = h("output.badge", { for: "trim-from trim-to" });
   const listen = button(t("trim.play"), () => toggle());
   const zoom = button(t("trim.zoom"), () => {
     const whole = view.to_s - view.from_s >= total_s - 0.01;
@@ -58,18 +58,18 @@ export async function trim(sound, span, changed) {
     draw();
     show();
   }, { "aria-pressed": "false", hidden: total_s < CROWDED_S });
-  const element = h("div", { class: "stack trim" },
+  const element = h("div.stack.trim", {},
     wave,
-    h("div", { class: "trim-tools" },
+    h("div.trim-tools", {},
       listen,
       field(t("trim.from"), fields.from),
       field(t("trim.to"), fields.to),
       length,
-      h("div", { class: "row" },
+      h("div.row", {},
         button(t("trim.cleanest"), () => { ({ from_s, to_s } = cleanest(sound)); if (zoom.getAttribute("aria-pressed") === "true") { view = around(); draw(); } show(); }, { look: "quiet" }),
         zoom),
     ),
-    h("p", { class: "hint", id: "trim-keys" }, t("trim.keys")),
+    h("p.hint", { id: "trim-keys" }, t("trim.keys")),
   );
 
   const peak = extremes(sound, 0, total_s).reduce((most, value) => Math.max(most, Math.abs(value)), 0);

@@ -32,16 +32,16 @@ export function wizard({ models, saved, cancelled }) {
   let part = {}; // the step shown: { content, valid(), keys(event), close(), shown() }
   let working = new AbortController();
 
-  const list = h("ol", { class: "steps" });
+  const list = h("ol.steps");
   const heading = h("h2", { tabindex: -1 });
-  const body = h("div", { class: "step stack" });
-  const fault = h("p", { class: "bad", id: "wizard-fault", hidden: true });
+  const body = h("div.step.stack");
+  const fault = h("p.bad", { id: "wizard-fault", hidden: true });
   const back = button(t("wizard.back"), () => go(-1));
-  const next = h("button", { class: "primary" }, t("wizard.next"));
-  const form = h("form", { class: "stack", novalidate: true, onsubmit: (event) => { event.preventDefault(); forward(); } },
-    heading, body, fault, h("div", { class: "row wizard-foot" }, button(t("cancel"), cancelled, { look: "quiet" }), h("span", { class: "grow" }), back, next));
+  const next = h("button.primary", {}, t("wizard.next"));
+  const form = h("form.stack", { novalidate: true, onsubmit: (event) => { event.preventDefault(); forward(); } },
+    heading, body, fault, h("div.row.wizard-foot", {}, button(t("cancel"), cancelled, { look: "quiet" }), h("span.grow"), back, next));
   for (const kind of ["input", "change"]) form.addEventListener(kind, () => fault.hidden || showFault(""));
-  const element = h("section", { class: "wizard card", "aria-label": t("wizard.title") }, list, form);
+  const element = h("section.wizard.card", { "aria-label": t("wizard.title") }, list, form);
 
   const steps = () => (w.source === "youtube" ? YOUTUBE_STEPS : w.whole ? WHOLE_STEPS : STEPS);
   const dirty = () => !w.saved && Boolean(w.sound || w.file || w.url || w.voice);
@@ -53,9 +53,9 @@ export function wizard({ models, saved, cancelled }) {
     const at = all.indexOf(w.step);
     list.setAttribute("aria-label", t("wizard.steps"));
     list.replaceChildren(...all.map((step, n) => h("li", { "aria-current": n === at ? "step" : null, "data-done": n < at },
-      h("span", { class: "n", "aria-hidden": "true" }, n < at ? icon("check") : String(n + 1)),
+      h("span.n", { "aria-hidden": "true" }, n < at ? icon("check") : String(n + 1)),
       h("span", {}, t(`wizard.${step}`)),
-      n < at && h("span", { class: "unseen" }, t("wizard.done")))));
+      n < at && h("span.unseen", {}, t("wizard.done")))));
   }
 
   function show(step, { focus = true } = {}) {

@@ -8,11 +8,11 @@ import { statement } from "./record.js";
 
 export function check(wizard) {
   const { w, show, ask } = wizard;
-  const slot = h("div", { class: "stack", "aria-live": "polite" });
+  const slot = h("div.stack", { "aria-live": "polite" });
   let passed = false;
   async function run(signal) {
     passed = false;
-    slot.replaceChildren(h("p", { class: "hint" }, h("progress", { "aria-label": t("check.running") }), " ", t("check.running")));
+    slot.replaceChildren(h("p.hint", {}, h("progress", { "aria-label": t("check.running") }), " ", t("check.running")));
     let found;
     try {
       found = w.source === "youtube" ? { quality: w.voice.quality, audio_duration: w.voice.audio_duration } : await ask(signal);
@@ -24,8 +24,8 @@ export function check(wizard) {
     passed = true;
     const { level } = found.quality;
     slot.replaceChildren(
-      h("div", { class: "verdict", data: { level } }, h("strong", {}, t(`check.${level}`))),
-      h("p", { class: "hint" }, t("check.used", { s: number(found.audio_duration, 1) })),
+      h("div.verdict", { data: { level } }, h("strong", {}, t(`check.${level}`))),
+      h("p.hint", {}, t("check.used", { s: number(found.audio_duration, 1) })),
       qualityList(found.quality));
     announce(t(`check.${level}`));
   }
@@ -38,11 +38,11 @@ export function check(wizard) {
 
 export function consent(wizard) {
   const { w } = wizard;
-  const choice = (value) => h("label", { class: "check" }, h("input", { type: "radio", name: "consent", value, checked: w.consent === value, onchange: () => (w.consent = value) }), t(`consent.${value}`));
-  const options = h("fieldset", { class: "stack" }, h("legend", {}, t("consent.whose")), choice("own"), choice("agreed"));
+  const choice = (value) => h("label.check", {}, h("input", { type: "radio", name: "consent", value, checked: w.consent === value, onchange: () => (w.consent = value) }), t(`consent.${value}`));
+  const options = h("fieldset.stack", {}, h("legend", {}, t("consent.whose")), choice("own"), choice("agreed"));
   const recorder = possible() ? statement(wizard) : null;
   return {
-    content: [h("p", {}, t("consent.why")), options, recorder && h("details", { class: "fold", open: Boolean(w.statement) }, h("summary", {}, t("consent.spoken")), recorder.element)].filter(Boolean),
+    content: [h("p", {}, t("consent.why")), options, recorder && h("details.fold", { open: Boolean(w.statement) }, h("summary", {}, t("consent.spoken")), recorder.element)].filter(Boolean),
     close: () => recorder?.close(),
     valid: () => (w.consent ? null : [t("consent.missing"), options.querySelector("input")]),
   };

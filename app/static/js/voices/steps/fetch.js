@@ -8,7 +8,7 @@ export function fetching(wizard) {
   const bar = h("progress", { "aria-labelledby": "fetch-stage" });
   const stage = h("p", { id: "fetch-stage", "aria-live": "polite" }, t("fetch.looking"));
   const trouble = h("div");
-  const live = h("div", { class: "stack" }, stage, bar, h("div", { class: "row" }, button(t("fetch.cancel"), () => show("sample"))));
+  const live = h("div.stack", {}, stage, bar, h("div.row", {}, button(t("fetch.cancel"), () => show("sample"))));
 
   async function run(signal) {
     await drop();

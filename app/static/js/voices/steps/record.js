@@ -25,9 +25,9 @@ export function recordPanel({ w, setRecording }) {
   let toUpload = () => {};
   const level = meter();
   level.element.hidden = true;
-  const words = h("blockquote", { class: "script" });
+  const words = h("blockquote.script");
   const another = button(t("record.another"), () => { shownScript++; showScript(); }, { look: "quiet" });
-  const text = h("div", { class: "stack" }, h("p", { class: "hint" }, t("record.read")), words, h("div", { class: "row" }, another));
+  const text = h("div.stack", {}, h("p.hint", {}, t("record.read")), words, h("div.row", {}, another));
   const trouble = h("div");
   const devices = h("select", { "aria-label": t("record.device"), hidden: true, onchange: async () => {
     recorder.close();
@@ -37,11 +37,11 @@ export function recordPanel({ w, setRecording }) {
   const label = h("span", {}, t("record.start"));
   const start = h("button", { type: "button", class: "record", onclick: () => press() }, icon("record"), label);
   const mic = button(t("record.check"), () => (state === "closed" ? open() : stopListening()));
-  const time = h("span", { class: "time", hidden: true });
-  const count = h("div", { class: "count-down", "aria-hidden": "true", hidden: true });
+  const time = h("span.time", { hidden: true });
+  const count = h("div.count-down", { "aria-hidden": "true", hidden: true });
   const bar = h("progress", { max: range.maximum, value: 0, hidden: true, "aria-label": t("record.time") });
-  const result = h("div", { class: "row wrap", hidden: true });
-  const element = h("div", { class: "stack" });
+  const result = h("div.row.wrap", { hidden: true });
+  const element = h("div.stack");
 
   function showScript() {
     const found = script(w.language, shownScript);
@@ -54,7 +54,7 @@ export function recordPanel({ w, setRecording }) {
     const mine = w.from === "record" && w.sound;
     result.hidden = !mine || state === "recording";
     if (!mine) return;
-    result.replaceChildren(h("span", { class: "badge ok" }, t("record.done", { s: number(w.sound.samples.length / w.sound.rate, 1) })), button(t("record.play"), () => playRecording(w.sound, t("record.own"))));
+    result.replaceChildren(h("span.badge.ok", {}, t("record.done", { s: number(w.sound.samples.length / w.sound.rate, 1) })), button(t("record.play"), () => playRecording(w.sound, t("record.own"))));
   }
 
   function look() {
@@ -148,10 +148,10 @@ export function recordPanel({ w, setRecording }) {
   recorder.addEventListener("lost", () => (state === "recording" ? finish() : stopListening()));
 
   if (possible()) {
-    element.append(text, h("div", { class: "row wrap" }, start, mic, time, devices), count, bar, level.element, trouble, result);
+    element.append(text, h("div.row.wrap", {}, start, mic, time, devices), count, bar, level.element, trouble, result);
     look();
   } else {
-    element.append(h("div", { class: "banner" }, h("p", { class: "headline" }, t("record.insecure")), h("p", {}, t("record.insecure_why")), h("div", { class: "row" }, button(t("record.upload"), () => toUpload()))));
+    element.append(h("div.banner", {}, h("p.headline", {}, t("record.insecure")), h("p", {}, t("record.insecure_why")), h("div.row", {}, button(t("record.upload"), () => toUpload()))));
   }
   showScript();
   return {
@@ -171,7 +171,7 @@ export function statement({ w }) {
   const range = lengthRange();
   const recorder = new Recorder();
   const trouble = h("div");
-  const result = h("div", { class: "row wrap" });
+  const result = h("div.row.wrap");
   const level = meter();
   level.element.hidden = true;
   const press = button(t("record.start"), async () => {
@@ -196,7 +196,7 @@ export function statement({ w }) {
   }
   function showResult() {
     result.replaceChildren(...(w.statement ? [
-      h("span", { class: "badge ok" }, t("record.done", { s: number(w.statement.samples.length / w.statement.rate, 1) })),
+      h("span.badge.ok", {}, t("record.done", { s: number(w.statement.samples.length / w.statement.rate, 1) })),
       button(t("record.play"), () => playRecording(w.statement, t("consent.spoken"))),
       button(t("consent.remove"), () => { w.statement = null; showResult(); }, { look: "quiet" })] : []));
   }
@@ -205,7 +205,7 @@ export function statement({ w }) {
     if (recorder.seconds >= range.maximum) finish();
   });
   showResult();
-  return { element: h("div", { class: "stack" }, h("p", { class: "hint" }, t("consent.read")), h("blockquote", { class: "script" }, t("consent.statement")), h("div", { class: "row wrap" }, press, result), level.element, trouble), close: () => recorder.isOpen && finish() };
+  return { element: h("div.stack", {}, h("p.hint", {}, t("consent.read")), h("blockquote.script", {}, t("consent.statement")), h("div.row.wrap", {}, press, result), level.element, trouble), close: () => recorder.isOpen && finish() };
 }
 
 /** Plays a recording in the dock. */

@@ -39,7 +39,7 @@ export function sample(wizard) {
     if (chosen() !== "record") recorded.close();
   });
   return {
-    content: [cloneHelp(wizard.models), wrong, h("div", { class: "field narrow" }, h("label", { for: "wizard-language" }, t("sample.language")), spoken, tag), h("div", {}, tablist, ...panels)],
+    content: [cloneHelp(wizard.models), wrong, h("div.field.narrow", {}, h("label", { for: "wizard-language" }, t("sample.language")), spoken, tag), h("div", {}, tablist, ...panels)],
     close: recorded.close,
     async valid() {
       wrong.replaceChildren();
@@ -58,7 +58,7 @@ export function sample(wizard) {
       if (!w.whole) return null;
       // This browser cannot read the file. Whether the server can is known only after a check.
       next.disabled = true;
-      wrong.replaceChildren(h("p", { class: "hint" }, h("progress", { "aria-label": t("check.running") }), " ", t("check.running")));
+      wrong.replaceChildren(h("p.hint", {}, h("progress", { "aria-label": t("check.running") }), " ", t("check.running")));
       try {
         await ask(wizard.signal());
         wrong.replaceChildren();
@@ -76,10 +76,10 @@ export function sample(wizard) {
 
 function uploadPanel(wizard) {
   const { w, showFault, setRecording } = wizard;
-  const result = h("div", { class: "stack" });
+  const result = h("div.stack");
   const file = h("input", { type: "file", accept: ACCEPT, hidden: true, onchange: () => file.files[0] && open(file.files[0]) });
   const choose = button(t("upload.choose"), () => file.click());
-  const zone = h("div", { class: "drop" }, icon("import"), h("p", {}, t("upload.drop")), choose, h("p", { class: "hint" }, t("upload.hint")), file);
+  const zone = h("div.drop", {}, icon("import"), h("p", {}, t("upload.drop")), choose, h("p.hint", {}, t("upload.hint")), file);
   zone.addEventListener("dragover", (event) => {
     event.preventDefault();
     zone.dataset.over = "";
@@ -92,7 +92,7 @@ function uploadPanel(wizard) {
 
   async function open(chosen) {
     showFault("");
-    result.replaceChildren(h("p", { class: "hint" }, t("upload.reading")));
+    result.replaceChildren(h("p.hint", {}, t("upload.reading")));
     const visit = w.visits;
     let sound = null;
     try {
@@ -108,14 +108,14 @@ function uploadPanel(wizard) {
 
   function showFile() {
     if (w.from !== "upload") return;
-    const row = h("div", { class: "row wrap" },
-      h("strong", { class: "quoted" }, w.file.name),
-      w.sound && h("span", { class: "badge ok" }, seconds(w.sound.samples.length / w.sound.rate)),
+    const row = h("div.row.wrap", {},
+      h("strong.quoted", {}, w.file.name),
+      w.sound && h("span.badge.ok", {}, seconds(w.sound.samples.length / w.sound.rate)),
       w.sound && button(t("record.play"), () => playRecording(w.sound, w.file.name)));
-    result.replaceChildren(row, ...(w.whole ? [h("p", { class: "hint" }, t("upload.unread"))] : []));
+    result.replaceChildren(row, ...(w.whole ? [h("p.hint", {}, t("upload.unread"))] : []));
   }
   showFile();
-  return { element: h("div", { class: "stack" }, zone, result), control: choose, missing: t("sample.upload_missing") };
+  return { element: h("div.stack", {}, zone, result), control: choose, missing: t("sample.upload_missing") };
 }
 
 function youtubePanel({ w }) {
@@ -125,11 +125,11 @@ function youtubePanel({ w }) {
   const start = input("start", { placeholder: "0:00" });
   const duration = input("duration", { inputmode: "decimal" });
   const transcript = h("textarea", { id: "youtube-transcript", rows: 3, value: w.transcript, oninput: () => (w.transcript = transcript.value) });
-  const hint = (key) => h("span", { class: "hint" }, t(key));
-  const element = h("div", { class: "stack" },
-    off && h("div", { class: "banner" }, h("p", { class: "headline" }, t("youtube.off")), details(health.last.youtube.reason)),
+  const hint = (key) => h("span.hint", {}, t(key));
+  const element = h("div.stack", {},
+    off && h("div.banner", {}, h("p.headline", {}, t("youtube.off")), details(health.last.youtube.reason)),
     field(t("youtube.url"), url),
-    h("div", { class: "pair" }, field(t("youtube.start"), start, hint("youtube.start_hint")), field(t("youtube.duration"), duration, hint("youtube.duration_hint"))),
+    h("div.pair", {}, field(t("youtube.start"), start, hint("youtube.start_hint")), field(t("youtube.duration"), duration, hint("youtube.duration_hint"))),
     field(t("youtube.transcript"), transcript, hint("youtube.transcript_hint")));
   return {
     element,

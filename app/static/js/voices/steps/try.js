@@ -49,9 +49,9 @@ export function trying(wizard) {
   return {
     content: [
       field(t("try.text"), text),
-      h("div", { class: "row wrap" }, speak, (!w.whole || w.source === "youtube") && sampleButton, compare),
+      h("div.row.wrap", {}, speak, (!w.whole || w.source === "youtube") && sampleButton, compare),
       trouble,
-      h("div", { class: "pair names" },
+      h("div.pair.names", {},
         field(t("voice.name"), name),
         field(t("voice.description"), described)),
     ],

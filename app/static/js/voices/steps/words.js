@@ -9,7 +9,7 @@ const SAME_SHARE = 0.7; // of the words of the script that must be heard
 
 export function trim(wizard) {
   const { w } = wizard;
-  const slot = h("div", { class: "stack" }, h("p", { class: "hint" }, t("trim.loading")));
+  const slot = h("div.stack", {}, h("p.hint", {}, t("trim.loading")));
   let made = null;
   let left = false;
   const visit = w.visits;
@@ -36,13 +36,13 @@ export function words(wizard) {
     w.wordsOf = "typed";
     from();
   } });
-  const origin = h("span", { class: "badge" });
+  const origin = h("span.badge");
   const trouble = h("div");
   const from = () => {
     origin.hidden = !w.wordsOf || w.wordsOf === "typed";
     origin.textContent = w.wordsOf ? t(`words.of.${w.wordsOf}`) : "";
   };
-  const listen = h("p", { class: "hint", hidden: true }, h("progress", { "aria-label": t("words.listening") }), " ", t("words.listening"));
+  const listen = h("p.hint", { hidden: true }, h("progress", { "aria-label": t("words.listening") }), " ", t("words.listening"));
   from();
 
   /** Shows the progress of the recogniser's download until `ended` is true. */
@@ -66,10 +66,10 @@ export function words(wizard) {
       else w.words = text.value;
       from();
       const missing = found.quality.checks.find((each) => each.id === "transcript_missing");
-      if (missing && !text.value.trim()) trouble.replaceChildren(h("p", { class: "hint" }, t("words.type")));
+      if (missing && !text.value.trim()) trouble.replaceChildren(h("p.hint", {}, t("words.type")));
     } catch (error) {
       if (error.name === "AbortError") return;
-      trouble.replaceChildren(error.param === "transcript" ? h("p", { class: "hint" }, t("words.type")) : errorBox(error, [], t("check.refused")));
+      trouble.replaceChildren(error.param === "transcript" ? h("p.hint", {}, t("words.type")) : errorBox(error, [], t("check.refused")));
     } finally {
       ended = true;
       listen.hidden = true;
@@ -98,15 +98,15 @@ export function words(wizard) {
       trouble.replaceChildren();
       text.focus();
     });
-    trouble.replaceChildren(h("div", { class: "banner", data: { differs: "" } }, h("p", { class: "headline" }, t("words.differs")), h("p", {}, t("words.heard")), h("blockquote", { class: "script", lang: w.language }, heard), h("div", { class: "row wrap" }, use, button(t("words.record_again"), () => show("sample"), { look: "quiet" }))));
+    trouble.replaceChildren(h("div.banner", { data: { differs: "" } }, h("p.headline", {}, t("words.differs")), h("p", {}, t("words.heard")), h("blockquote.script", { lang: w.language }, heard), h("div.row.wrap", {}, use, button(t("words.record_again"), () => show("sample"), { look: "quiet" }))));
     announce(t("words.differs"));
   }
 
   return {
     content: [
       h("p", {}, t("words.why")),
-      h("div", { class: "field" }, h("div", { class: "head" }, h("label", { for: "wizard-words" }, t("words.label")), origin), text, h("span", { class: "hint", id: "words-hint" }, t("words.hint"))),
-      h("div", { class: "row" }, button(t("words.play"), wizard.playSample)),
+      h("div.field", {}, h("div.head", {}, h("label", { for: "wizard-words" }, t("words.label")), origin), text, h("span.hint", { id: "words-hint" }, t("words.hint"))),
+      h("div.row", {}, button(t("words.play"), wizard.playSample)),
       listen, trouble,
     ],
     shown() {
