@@ -445,3 +445,8 @@ def test_the_server_page_shows_the_last_values_of_a_stopped_server(visit: Visit,
         watched.page.wait_for_selector(".engines td")
     watched.page.get_by_text("These values are").wait_for()
     assert watched.page.locator(".engines tbody tr").first.locator("th").inner_text() == "espeak"
+
+
+def test_no_script_is_longer_than_400_lines() -> None:
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (STATIC / "js").rglob("*.js")}
+    assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
