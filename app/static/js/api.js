@@ -244,6 +244,18 @@ export const models = listOf("/v1/models", (answer) => answer.data);
 /** Whether a request for this model is spoken now. An unloaded model is loaded by its first request. */
 export const canSpeak = (model) => model.status === "ready" || model.status === "unloaded";
 
+/** Creates a select of models. A model that is not ready can be chosen, and shows its state. */
+export function modelSelect(list, chosen, props) {
+  const option = (model) => h("option", { value: model.id, selected: model.id === chosen, "aria-disabled": canSpeak(model) ? null : "true" },
+    model.status === "ready" ? model.id : `${model.id} (${t(`model.${model.status}`)})`);
+  return h("select", props, list.filter((model) => !model.alias).map(option), h("optgroup", { label: t("model.aliases") }, list.filter((model) => model.alias).map(option)));
+}
+
+/** The id of the model used last if the server lists it, else of the first ready model. */
+export function modelToUse(list, kept) {
+  return list.some((model) => model.id === kept) ? kept : (list.find(canSpeak) ?? list[0])?.id ?? "";
+}
+
 /** Whether the running model speaks cloned voices. True while no model is ready. */
 export const speaksClones = (list) => !list.some((model) => model.clones === false) || list.some((model) => model.clones);
 

@@ -3,7 +3,7 @@
 
 import { ApiError, apiKey, call, fromBase64, hasKey, health } from "./api.js";
 import { player } from "./player.js";
-import { RATE, Track } from "./track.js";
+import { RATE, Track } from "./takes.js";
 import { ROOT, t } from "./ui.js";
 
 const COMMIT_MS = 2500; // a text that does not grow for this time is complete

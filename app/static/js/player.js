@@ -1,7 +1,7 @@
 // Plays a track while the rest is still arriving, in an AudioWorklet. On plain http from another machine browsers have none:
 // then it schedules AudioBufferSourceNodes.
 
-import { RATE } from "./track.js";
+import { RATE } from "./takes.js";
 import { ROOT, store } from "./ui.js";
 
 const START_S = 0.12; // buffered before playback starts; each underrun doubles it, up to 1 s

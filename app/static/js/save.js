@@ -1,7 +1,7 @@
 // Saves a track as a file of audio or captions.
 
 import { call, health, limitOf, wordsFor } from "./api.js";
-import { RATE } from "./track.js";
+import { RATE } from "./takes.js";
 import { wav } from "./wav.js";
 import { button, dialog, download, h, notify, number, t } from "./ui.js";
 

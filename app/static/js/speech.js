@@ -2,8 +2,7 @@
 
 import { ApiError, health, speakStream } from "./api.js";
 import { player } from "./player.js";
-import { Track } from "./track.js";
-import { takes } from "./takes.js";
+import { Track, takes } from "./takes.js";
 import { announce, h, number, seconds, t } from "./ui.js";
 
 const WORTH_KEEPING_S = 0.5;

@@ -1,6 +1,6 @@
 // Writes WAV files. Loaded when it is needed.
 
-import { RATE } from "./track.js";
+import { RATE } from "./takes.js";
 
 /** A WAV file of int16 samples: mono, at `rate` Hz. comment: text of an even length for LIST/INFO; "" = none. */
 export function wav(samples, rate = RATE, comment = "") {

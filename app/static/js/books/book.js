@@ -2,7 +2,7 @@
 
 import { ApiError, call, details, errorBox, events, getJson, hasKey } from "../api.js";
 import { player } from "../player.js";
-import { Track } from "../track.js";
+import { Track } from "../takes.js";
 import { ROOT, announce, button, confirm, dialog, download, field, h, icon, notify, number, t } from "../ui.js";
 import { forPlayer, read } from "../voices/sound.js";
 import { PATH, active, badge, length, progressBar, progressText, titleOf } from "./state.js";
@@ -158,7 +158,7 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
   /** Follows the book by events. When they do not arrive, the page asks for the state instead. */
   function follow() {
     stopFollowing();
-    let ended = ENDED.includes(job.status);
+    let ended = signal.aborted || ENDED.includes(job.status);
     let abort = new AbortController();
     const stop = () => { ended = true; abort.abort(); };
     (async () => {

@@ -1,7 +1,6 @@
 // The form for a new book.
 
-import { call, errorBox, serverVoice } from "../api.js";
-import { modelSelect, modelToUse } from "../selects.js";
+import { call, errorBox, modelSelect, modelToUse, serverVoice } from "../api.js";
 import { announce, button, debounce, field, h, icon, store, t } from "../ui.js";
 import { PATH, formatName } from "./state.js";
 

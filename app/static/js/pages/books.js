@@ -7,7 +7,7 @@ import { bookForm } from "../books/form.js";
 import { PATH, badge, progressBar, progressText, titleOf } from "../books/state.js";
 import { player } from "../player.js";
 import { ROOT, button, h, language, loadTexts, t } from "../ui.js";
-import { voiceSelect } from "../selects.js";
+import { voiceSelect } from "./speak.js";
 
 const LIST_EVERY_MS = 3000;
 

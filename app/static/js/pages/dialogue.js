@@ -1,10 +1,10 @@
 // The Dialogue page: a list of lines, each with a speaker, a voice and a text. All lines are one request.
 
-import { canSpeak, errorBox, health, limitOf, models, serverVoice, speaksClones, voices } from "../api.js";
+import { canSpeak, errorBox, health, limitOf, modelSelect, modelToUse, models, serverVoice, speaksClones, voices } from "../api.js";
 import { player } from "../player.js";
 import { drawSeed, ignoredBadges, partialBadges, speech, timeBadges, whenListed } from "../speech.js";
 import { announce, button, debounce, dialog, h, newId, notify, number, snippetSlot, store, t } from "../ui.js";
-import { modelSelect, modelToUse, voiceSelect } from "../selects.js";
+import { voiceSelect } from "./speak.js";
 
 const OTHER_VOICES = ["onyx", "nova", "echo", "shimmer", "fable"]; // first choices for further speakers: they sound different
 const ACCIDENT_MS = 400;

@@ -5,7 +5,7 @@ import { errorBox, health, models, serverVoice, speaksClones, voices } from "../
 import { LiveSpeech, streamAnswer } from "../live.js";
 import { speech } from "../speech.js";
 import { announce, button, h, loadTexts, store, t } from "../ui.js";
-import { voiceSelect } from "../selects.js";
+import { voiceSelect } from "./speak.js";
 
 let keptText = ""; // when the person opens another page or chooses another language
 const HOLD_MS = 500; // a word without a space after it is sent after this time

@@ -1,9 +1,8 @@
 // The Speak page: text, settings and one button; below them the takes and the request as code.
 
-import { canSpeak, details, errorBox, health, limitOf, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
+import { canSpeak, details, errorBox, health, limitOf, modelSelect, modelToUse, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
 import { saveMenu } from "../dock.js";
 import { player } from "../player.js";
-import { modelSelect, modelToUse, voiceSelect } from "../selects.js";
 import { badge, drawSeed, ignoredBadges, partialBadges, preview, speech, timeBadges, whenListed } from "../speech.js";
 import { takes } from "../takes.js";
 import { announce, button, debounce, field, h, number, snippetSlot, store, t, tabs, textIn } from "../ui.js";
@@ -12,6 +11,31 @@ const ACCIDENT_MS = 400; // a second click within this time is a double click, n
 const SPEED_STEP = 0.05;
 const SAMPLING_STEPS = { temperature: 0.05, top_k: 1, top_p: 0.01, cfg_scale: 0.1 };
 const SAMPLING = Object.keys(SAMPLING_STEPS);
+
+/** Creates a button that shows a voice and opens the gallery. It has a `value` and the event "change", as a select has. */
+export function voiceSelect(list, chosen, props, clones = true) {
+  const pick = h("button", { type: "button", role: "combobox", "aria-haspopup": "dialog", "aria-expanded": "false", ...props, class: "pick", value: chosen, data: { voices: list.length }, onclick: async () => {
+    const { choose } = await import("../gallery.js");
+    const id = await choose(list, pick.value, clones);
+    if (id !== undefined && (id !== pick.value || !pick.isConnected)) {
+      pick.value = id;
+      show();
+      pick.dispatchEvent(new Event("change"));
+    }
+    if (!pick.isConnected) document.getElementById(pick.id)?.focus(); // the page has drawn the button anew meanwhile
+  }, onkeydown: (event) => {
+    if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
+    event.preventDefault();
+    pick.click();
+  } });
+  const show = () => {
+    const voice = list.find((each) => each.id === pick.value);
+    const about = voice?.type === "cloned" && !clones ? t("voice.needs_clones") : voice?.description;
+    pick.replaceChildren(h("b", {}, voice?.name ?? pick.value), about ? h("span.hint", {}, about) : "");
+  };
+  show();
+  return pick;
+}
 
 export async function mount(main, { go: open }) {
   const kept = store.get("speak", {});

@@ -3,7 +3,7 @@
 import { call, errorBox, getJson, health, models, serverVoice, speaksClones, voices } from "../api.js";
 import { searched, tint } from "../gallery.js";
 import { player } from "../player.js";
-import { Track } from "../track.js";
+import { Track } from "../takes.js";
 import { preview, speech } from "../speech.js";
 import { ROOT, announce, button, dialog, download, h, icon, language, languageName, loadStyles, loadTexts, notify, quoted, seconds, snippetSlot, store, t } from "../ui.js";
 import { cloneHelp } from "../voices/clone_help.js";

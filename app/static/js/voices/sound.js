@@ -1,7 +1,7 @@
 // Recordings: reading files, levels, phrases, WAV. A recording is { samples (N,) float32, rate }, mono, at its own rate.
 
 import { limitOf } from "../api.js";
-import { RATE } from "../track.js";
+import { RATE } from "../takes.js";
 import { wav } from "../wav.js";
 
 const FRAME_S = 0.02;

@@ -2,7 +2,7 @@
 
 import { paint } from "../dock.js";
 import { player } from "../player.js";
-import { Track } from "../track.js";
+import { Track } from "../takes.js";
 import { button, field, h, number, seconds, t } from "../ui.js";
 import { cleanest, extremes, forPlayer, goodLength, lengthRange, levels, quietNear } from "./sound.js";
 

@@ -3,7 +3,7 @@
 
 import { call, getJson, limitOf, voices, wordsFor } from "../api.js";
 import { player } from "../player.js";
-import { Track } from "../track.js";
+import { Track } from "../takes.js";
 import { alarm, button, confirm, h, icon, language as pageLanguage, newId, t } from "../ui.js";
 import { cut, forPlayer, read, wavOf } from "./sound.js";
 import { check, consent } from "./steps/check.js";

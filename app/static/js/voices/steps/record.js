@@ -2,7 +2,7 @@
 
 import { errorBox } from "../../api.js";
 import { player } from "../../player.js";
-import { Track } from "../../track.js";
+import { Track } from "../../takes.js";
 import { announce, button, clock, h, icon, number, t } from "../../ui.js";
 import { meter } from "../meter.js";
 import { Recorder, possible } from "../recorder.js";
