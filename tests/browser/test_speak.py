@@ -112,14 +112,14 @@ def test_a_link_fills_in_the_page_and_speaks_nothing(server: str, visit: Visit) 
     page = watched.page
     text = page.get_by_role("textbox").first
     expect(text).to_have_value("Good morning.")
-    assert page.locator("#voice").get_attribute("value") == "nova"
-    assert page.locator("#speed").input_value() == "1.5"
-    assert page.url == f"{server}/"  # a reload keeps later changes
+    expect(page.locator("#voice")).to_have_attribute("value", "nova")
+    expect(page.locator("#speed")).to_have_value("1.5")
+    expect(page).to_have_url(f"{server}/")  # a reload keeps later changes
     page.get_by_role("button", name="Undo").click()
     expect(text).to_have_value("")
     page.evaluate("location.hash = 'text=Again&voice=onyx'")
     expect(text).to_have_value("Again")
-    assert page.locator("#voice").get_attribute("value") == "onyx"
+    expect(page.locator("#voice")).to_have_attribute("value", "onyx")
     assert not [url for url in watched.requests if "/audio/speech" in url]
 
 
@@ -136,7 +136,9 @@ def test_a_sample_is_in_the_language_of_the_voice(server: str, visit: Visit) -> 
     wait_voices(page)
     text = page.get_by_role("textbox").first
     for voice, start in (("alloy", "Hello there."), ("Uwe", "Guten Tag.")):
+        page.evaluate("document.getElementById('text').dataset.old = ''")
         page.evaluate("voice => (location.hash = `voice=${voice}&text=`)", voice)
+        expect(page.locator("#text[data-old]")).to_have_count(0)  # the page was drawn anew
         expect(page.locator("#voice")).to_have_attribute("value", voice)
         page.get_by_role("button", name="Ein Gruß").click()
         expect(text).to_have_value(re.compile(start))
