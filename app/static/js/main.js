@@ -42,7 +42,7 @@ async function show({ focus = true } = {}) {
     else link.removeAttribute("aria-current");
   }
   const heading = h("h1", { tabindex: -1 }, t(title));
-  const about = path === "/" ? [h("p", { class: "hint about" }, t("shell.about"))] : [];
+  const about = path === "/" ? [h("p.hint.about", {}, t("shell.about"))] : [];
   main.replaceChildren(heading, ...about);
   main.dataset.page = path;
   shown = path;
@@ -80,7 +80,7 @@ async function openLink() {
 
 /** The page of an address that does not exist. */
 const gone = { async mount(main) {
-  main.append(h("p", {}, t("page.gone_why")), h("div", { class: "row" }, h("a", { class: "button", href: `${ROOT}/`, data: { route: "/" } }, t("page.home"))));
+  main.append(h("p", {}, t("page.gone_why")), h("div.row", {}, h("a.button", { href: `${ROOT}/`, data: { route: "/" } }, t("page.home"))));
 } };
 
 /** Opens the page again. Some browsers remember that a module could not be loaded until the document is loaded anew. */

@@ -64,8 +64,8 @@ function niceTop(most) {
 function figure(look, label, shown, width, shapes, [top, from, to]) {
   const svg = drawn("svg", { viewBox: `0 0 ${width} 40`, preserveAspectRatio: "none" });
   svg.append(drawn("path", { d: `M0 39H${width}M0 2H${width}`, class: "base" }), ...shapes);
-  return h("figure", { class: `plot ${look}` }, h("figcaption", { class: "hint" }, label), h("span", { class: "now" }, shown),
-    h("div", { class: "axes hint", "aria-hidden": "true" }, h("span", {}, top), svg, h("span", {}, "0"), h("span", {}, from), h("span", {}, to)));
+  return h("figure", { class: `plot ${look}` }, h("figcaption.hint", {}, label), h("span.now", {}, shown),
+    h("div.axes.hint", { "aria-hidden": "true" }, h("span", {}, top), svg, h("span", {}, "0"), h("span", {}, from), h("span", {}, to)));
 }
 
 /** A line of the last five minutes. digits: of the numbers at the axis. limit: the upper end of the axis. */
@@ -81,7 +81,7 @@ function plot(label, values, shown, digits, limit) {
 }
 
 /** A table in a box that scrolls. columns: keys of texts. rows: lists of cells; the first cell names its row. */
-const table = (label, columns, rows) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", { class: "usage" },
+const table = (label, columns, rows) => h("div.scroll", { tabindex: 0, role: "region", "aria-label": label }, h("table.usage", {},
   h("thead", {}, h("tr", {}, columns.map((key) => h("th", { scope: "col" }, t(key))))),
   h("tbody", {}, rows.map(([name, ...cells]) => h("tr", {}, h("th", { scope: "row" }, name), cells.map((cell) => h("td", {}, cell)))))));
 
@@ -98,9 +98,9 @@ function usagePlot(rows) {
   });
   const total = (name) => rows.reduce((sum, row) => sum + row[name], 0);
   const ends = [0, -1].map((n) => new Date(days.at(n)).toLocaleDateString(language, { day: "numeric", month: "short", timeZone: "UTC" }));
-  return h("div", { class: "stack" },
+  return h("div.stack", {},
     figure("bars", t("server.usage.label"), t("server.usage.sum", { minutes: number(total("seconds") / 60, 1), requests: number(total("requests")) }), USAGE_DAYS, bars, [number(top), ...ends]),
-    h("details", { class: "fold" }, h("summary", {}, t("server.usage.all")),
+    h("details.fold", {}, h("summary", {}, t("server.usage.all")),
       table(t("server.usage.all"), ["server.usage.day", "server.key", "server.engine", "server.usage.requests", "server.usage.characters", "server.usage.minutes"],
         rows.toReversed().map((row) => [row.day, row.key ?? "–", row.model, number(row.requests), number(row.characters), number(row.seconds / 60, 1)]))));
 }
@@ -109,31 +109,31 @@ export async function mount(main) {
   await loadTexts("server/");
   const notice = h("div");
   const trouble = h("div");
-  const stateCard = h("div", { class: "card stack" });
+  const stateCard = h("div.card.stack");
   const rows = h("tbody");
-  const plots = h("div", { class: "plots" });
-  const facts = h("dl", { class: "facts-list" });
-  const usage = h("section", { class: "stack", "aria-label": t("server.usage"), hidden: true }, h("h2", {}, t("server.usage")));
-  const counts = h("div", { class: "card" });
+  const plots = h("div.plots");
+  const facts = h("dl.facts-list");
+  const usage = h("section.stack", { "aria-label": t("server.usage"), hidden: true }, h("h2", {}, t("server.usage")));
+  const counts = h("div.card");
   usage.append(counts);
-  const keys = h("section", { class: "stack", "aria-label": t("server.keys"), hidden: true }, h("h2", {}, t("server.keys")));
-  const keyTable = h("div", { class: "card" });
+  const keys = h("section.stack", { "aria-label": t("server.keys"), hidden: true }, h("h2", {}, t("server.keys")));
+  const keyTable = h("div.card");
   keys.append(keyTable);
   const column = (key) => h("th", { scope: "col" }, t(key));
   main.append(
     notice,
     trouble,
     stateCard,
-    h("section", { class: "stack", "aria-label": t("server.engines") },
+    h("section.stack", { "aria-label": t("server.engines") },
       h("h2", {}, t("server.engines")),
-      h("div", { class: "card" }, h("table", { class: "engines" },
+      h("div.card", {}, h("table.engines", {},
         h("thead", {}, h("tr", {}, ["server.engine", "server.model.status", "server.where", "server.can"].map(column))), rows))),
-    h("section", { class: "stack", "aria-label": t("server.live") }, h("h2", {}, t("server.live")), plots),
+    h("section.stack", { "aria-label": t("server.live") }, h("h2", {}, t("server.live")), plots),
     usage,
     keys,
-    h("section", { class: "card stack", "aria-label": t("server.links") },
+    h("section.card.stack", { "aria-label": t("server.links") },
       facts,
-      h("div", { class: "row wrap" }, [["/docs", "menu.docs"], ["/metrics", "server.metrics"], ["/health", "server.health"]].map(([path, key]) => h("a", { class: "button", href: ROOT + path }, t(key)))),
+      h("div.row.wrap", {}, [["/docs", "menu.docs"], ["/metrics", "server.metrics"], ["/health", "server.health"]].map(([path, key]) => h("a.button", { href: ROOT + path }, t(key)))),
     ),
   );
 
@@ -155,8 +155,8 @@ export async function mount(main) {
     return h("tr", {},
       h("th", { scope: "row" }, model.id),
       h("td", {}, h("span", { class: `badge ${LOOKS[model.status]}` }, t(`model.${model.status}`)), model.detail && details(model.detail),
-        model.status === "missing_weights" ? h("div", { class: "row" }, button(t("banner.get"), () => open(model.id))) : switches && h("div", { class: "row" }, button(t(model.loaded ? "model.unload" : "model.load"), () => switchModel(model.id, model.loaded ? "unload" : "load")))),
-      h("td", {}, model.bytes && h("p", {}, `${number(model.bytes / 1e9, 2)} GB`), runs ? [state.device, " ", state.dtype, state.rows && h("p", { class: "hint" }, `${t("server.rows")}: ${t("badge.of", { count: state.rows.active, of: state.rows.limit })}`)] : !model.bytes && "–"),
+        model.status === "missing_weights" ? h("div.row", {}, button(t("banner.get"), () => open(model.id))) : switches && h("div.row", {}, button(t(model.loaded ? "model.unload" : "model.load"), () => switchModel(model.id, model.loaded ? "unload" : "load")))),
+      h("td", {}, model.bytes && h("p", {}, `${number(model.bytes / 1e9, 2)} GB`), runs ? [state.device, " ", state.dtype, state.rows && h("p.hint", {}, `${t("server.rows")}: ${t("badge.of", { count: state.rows.active, of: state.rows.limit })}`)] : !model.bytes && "–"),
       h("td", {}, model.parameters?.length ? h("span", { lang: "en" }, model.parameters.join(", ")) : "–"),
     );
   }
@@ -167,14 +167,14 @@ export async function mount(main) {
     const state = health.last;
     notice.replaceChildren();
     if (!health.reachable) {
-      notice.append(h("div", { class: "error" }, h("p", { class: "headline" }, t("server.offline", { s: Math.round((Date.now() - health.at) / 1000) }))));
+      notice.append(h("div.error", {}, h("p.headline", {}, t("server.offline", { s: Math.round((Date.now() - health.at) / 1000) }))));
       if (!state) return;
     }
     const key = JSON.stringify([state.status, state.reason, state.casting?.problems]);
     if (key !== shownState) {
       shownState = key;
       stateCard.replaceChildren(
-        h("p", { class: "headline" }, t(`server.status.${state.status}`)),
+        h("p.headline", {}, t(`server.status.${state.status}`)),
         ...[state.reason && details(state.reason), problemList("server.doubts", state.casting?.problems ?? {})].filter(Boolean));
     }
     const engines = list?.filter((model) => !model.alias);

@@ -48,24 +48,24 @@ export async function mount(main, { go: open }) {
 
   // -- the text
   const text = h("textarea", { id: "text", rows: 8, spellcheck: "true", value: store.get("draft", ""), placeholder: t("speak.placeholder"), "aria-describedby": "count", oninput: () => typed(), onblur: () => keepDraft() });
-  const count = h("span", { class: "count", id: "count" });
+  const count = h("span.count", { id: "count" });
   const insert = (tag) => {
     const [from, to] = [text.selectionStart, text.selectionEnd];
     text.setRangeText(`${from && !/\s$/.test(text.value.slice(0, from)) ? " " : ""}${tag} `, from, to, "end");
     text.focus();
     typed();
   };
-  const sounds = h("span", { class: "chips" });
-  const samples = h("div", { class: "samples", role: "group", "aria-label": t("speak.samples") }, [1, 2, 3].map((n) => button(t(`sample.${n}.name`), async () => {
+  const sounds = h("span.chips");
+  const samples = h("div.samples", { role: "group", "aria-label": t("speak.samples") }, [1, 2, 3].map((n) => button(t(`sample.${n}.name`), async () => {
     text.value = await textIn(voiceList.find((voice) => voice.id === settings.voice)?.language, `sample.${n}`); // in the language of the voice
     text.focus();
     typed();
   })));
 
   // -- the settings
-  const voiceSlot = h("div", { class: "row" });
-  const voiceHint = h("p", { class: "hint", role: "status" });
-  const modelSlot = h("div", { class: "field" });
+  const voiceSlot = h("div.row");
+  const voiceHint = h("p.hint", { role: "status" });
+  const modelSlot = h("div.field");
   const speedShown = h("output", { for: "speed" });
   const speed = h("input", { id: "speed", type: "range", ...rangeOf("speed", SPEED_STEP), value: settings.speed, oninput: () => {
     settings.speed = Number(speed.value);
@@ -79,8 +79,8 @@ export async function mount(main, { go: open }) {
     changed();
   } });
   const samplingFields = Object.fromEntries(SAMPLING.map((name) => [name, samplingField(name)]));
-  const styleSlot = h("div", { class: "field", hidden: true });
-  const samplingHint = h("p", { class: "hint", id: "sampling-hint" });
+  const styleSlot = h("div.field", { hidden: true });
+  const samplingHint = h("p.hint", { id: "sampling-hint" });
   const seed = h("input", { id: "set-seed", type: "number", min: 0, step: 1, value: settings.seed ?? "", onchange: () => {
     settings.seed = seed.value === "" ? null : Math.abs(Math.trunc(Number(seed.value)));
     settings.lock = lock.checked = settings.seed !== null;
@@ -104,40 +104,40 @@ export async function mount(main, { go: open }) {
   const label = h("span", {}, t("speak"));
   const hintKey = h("kbd", { "aria-hidden": "true" }, "Ctrl+Enter");
   const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.busy && mine() ? halt() : speak()) }, label, hintKey);
-  const badges = h("div", { class: "row wrap", id: "badges" });
+  const badges = h("div.row.wrap", { id: "badges" });
   const trouble = h("div");
   const readSlot = h("div", { hidden: true });
   const saveNow = button(t("save.as", { format: settings.format.toUpperCase() }), () => player.track && saveMenu(player.track, settings.format), { look: "quiet", hidden: true });
-  const section = h("section", { class: "speak", "aria-label": t("nav.speak"), data: { state: "idle" } },
-    h("div", { class: "text" },
+  const section = h("section.speak", { "aria-label": t("nav.speak"), data: { state: "idle" } },
+    h("div.text", {},
       h("label", { for: "text" }, t("speak.text")),
       text,
-      h("div", { class: "chips" },
-        h("span", { class: "hint" }, t("speak.insert")), button("[pause]", () => insert("[pause:0.5s]"), { "aria-label": t("speak.insert_pause") }), sounds, count),
+      h("div.chips", {},
+        h("span.hint", {}, t("speak.insert")), button("[pause]", () => insert("[pause:0.5s]"), { "aria-label": t("speak.insert_pause") }), sounds, count),
       samples,
     ),
-    h("div", { class: "settings stack card" },
+    h("div.settings.stack.card", {},
       h("label", { for: "voice" }, t("speak.voice")), voiceSlot, voiceHint,
       modelSlot,
-      h("div", { class: "field" }, h("div", { class: "head" }, h("label", { for: "speed" }, t("speak.speed")), speedShown), speed),
-      h("details", { class: "fold", open: store.get("sampling", false), ontoggle: (event) => { store.set("sampling", event.target.open); changed(); } },
+      h("div.field", {}, h("div.head", {}, h("label", { for: "speed" }, t("speak.speed")), speedShown), speed),
+      h("details.fold", { open: store.get("sampling", false), ontoggle: (event) => { store.set("sampling", event.target.open); changed(); } },
         h("summary", {}, t("sampling")),
-        h("div", { class: "stack" },
+        h("div.stack", {},
           styleSlot,
-          h("div", { class: "pair" }, field(t("seed"), seed), field(t("format"), format)),
-          h("label", { class: "check" }, lock, t("seed.lock")),
-          h("div", { class: "pair" }, SAMPLING.map((name) => field(t(`sampling.${name}`), samplingFields[name]))),
+          h("div.pair", {}, field(t("seed"), seed), field(t("format"), format)),
+          h("label.check", {}, lock, t("seed.lock")),
+          h("div.pair", {}, SAMPLING.map((name) => field(t(`sampling.${name}`), samplingFields[name]))),
           samplingHint,
           field(t("language"), language),
         ),
       ),
     ),
-    h("div", { class: "act" }, go, badges, saveNow),
+    h("div.act", {}, go, badges, saveNow),
   );
 
   // -- takes and code
   const isOwn = (take) => take.kind === "speech" && take.text === text.value && take.voice === settings.voice && take.model === settings.model;
-  const takePanel = h("div", {}, h("p", { class: "hint" }, t("take.empty")));
+  const takePanel = h("div", {}, h("p.hint", {}, t("take.empty")));
   let list = null; // loaded when there is a take
   const [codeSlot, showCode] = snippetSlot();
   const panels = tabs(t("speak.below"), [["takes", t("takes"), takePanel], ["snippet", t("snippet"), codeSlot]]);
