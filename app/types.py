@@ -175,7 +175,7 @@ class Voice:
     kind: VoiceKind
     language: str = "en"
     description: str = ""
-    digest: str = ""  # changes with the recording; part of the keys of prompts and cached answers
+    digest: str = ""  # changes with the recording; part of the cache keys of prompts and of answers
     speaker: int = 0  # the speaker number for models that need one, if the voice has no recording
     level_lufs: float | None = None  # loudness of the recording; None = level_lufs of the engine
     recorded: bool = False  # whether the voice has a reference recording

@@ -94,7 +94,7 @@ class ClientSecrets:
         return None
 
     def _signed(self, content: bytes) -> str:
-        """Return the text of the secret with this content."""
+        """Sign the content, and return the client secret: the text with the content and its signature."""
         if not self._signing_key:
             self._signing_key = _read_or_create(self._path)
         signature = hmac.new(self._signing_key, content, hashlib.sha256).digest()
@@ -119,7 +119,10 @@ def _read_or_create(path: Path) -> bytes:
                 draft.unlink(missing_ok=True)
         if len(found := path.read_bytes()) == _KEY_BYTES:
             return found
-        log.warning("%s is damaged. Delete it. Until then, client secrets are valid in one process only", path)
+        log.warning(
+            "%s is damaged. Delete it and restart the server. Until then, client secrets are valid in one process only",
+            path,
+        )
     except OSError as error:
         log.warning("%s can't be used, so client secrets are valid in one process only: %s", path, error)
     return key

@@ -208,7 +208,7 @@ def in_law(answer: Answer, law: g711.Law | None) -> Answer:
 
 
 class DetailedErrors:
-    """Adds the field `detail` to the errors of ElevenLabs' paths, and of requests with the header of its clients."""
+    """Adds the field `detail` to errors of ElevenLabs' paths and of requests with the header `xi-api-key`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -267,7 +267,7 @@ def file_response(*media_types: str) -> dict[int | str, Schema]:
 class ResultFile(FileResponse):
     """A file that can be read in parts. Its errors have OpenAI's format.
 
-    A header `Range` that is not valid is ignored, as RFC 9110 demands.
+    Ignores a header `Range` that is not valid, as RFC 9110 (14.2) allows.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -688,8 +688,8 @@ def id_of_voice(voice: str | VoiceId | None, param: str = "voice") -> str | None
     voice_id = voice.id if isinstance(voice, VoiceId) else voice
     if voice_id == NO_VOICE.id:
         raise UnknownVoice(
-            f"The voice {voice_id!r} does not exist. Leave `{param}` out: a conversation with a context needs no "
-            "voice.",
+            f"There is no voice {voice_id!r}. Send the id of a voice from GET /v1/audio/voices, or leave `{param}` "
+            "out: with `context`, no voice is needed.",
             param=param,
         )
     return voice_id

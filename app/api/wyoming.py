@@ -230,7 +230,7 @@ class _Connection:
             self.writer.close()
 
     def finish(self) -> None:
-        """Close the connection after the texts that it has."""
+        """Speak the texts that have arrived, then close the connection."""
         self._finishing = True
         if not self.busy:
             self.writer.close()

@@ -37,9 +37,9 @@ class Detection:
 
     # Whether the file has the watermark; None = not known, because the extra `watermark` is not installed.
     watermarked: bool | None
-    score: float | None  # from 0 (no watermark) to 1
-    speed: float | None  # how much faster than normal the marked audio is played; None = no watermark
-    seconds: float  # length of the audio that was used, from the start of the file
+    score: float | None  # from 0 (no watermark) to 1; None = not examined
+    speed: float | None  # at which the marked audio is played; 1.0 = normal; None = no watermark
+    seconds: float  # length of the audio that was examined, from the start of the file
     metadata: Provenance | None  # what the comment of the file says
     c2pa: dict[str, Any] | None  # see `read_manifest`
 
@@ -87,8 +87,8 @@ class WatermarkDetector:
 def search(samples: Samples) -> tuple[float, float | None]:
     """Search speech (N,) at DETECT_RATE_HZ for the watermark, at normal speed and then at SPEEDS.
 
-    Returns the score from 0 to 1, and how much faster than normal the marked audio is played; None = not marked. Takes
-    10 ms for each second of audio, and up to 3 s more if there is no mark at normal speed. Raises WatermarkMissing.
+    Returns the score from 0 to 1, and the speed at which the marked audio is played: 1.0 = normal, None = not marked.
+    Takes 10 ms for each second of audio, and up to 3 s more without a mark at normal speed. Raises WatermarkMissing.
     """
     score = watermark.detect(samples)
     if score >= watermark.FOUND:

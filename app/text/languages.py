@@ -195,7 +195,7 @@ def _latin_language(text: str) -> str | None:
 
 
 def _letter_scores(words: Iterable[str]) -> dict[str, float]:
-    """Return a score for each language from the letters in these words that are not in ASCII."""
+    """Return a score for each language from the non-ASCII letters of these words. A higher score is more likely."""
     scores: dict[str, float] = {}
     for word in words:
         if word.isascii():

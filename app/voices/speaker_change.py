@@ -28,9 +28,9 @@ _WINDOW, _HOP, _FFT = 400, 160, 512  # samples
 _FIRST_PITCH = 2  # index of the pitch nearest to the centre of the first window (12.5 ms)
 _FILTERS, _LOW_HZ, _HIGH_HZ = 26, 100.0, 3_800.0  # mel filters, in the frequency range of telephones
 _CEPSTRA = 19
-_LOUD_DB = 25.0  # a frame that is further below the loudest frames is a pause
-_SIDE = 300  # the most voiced frames that are compared on each side of a change
-_MIN_SIDE = 75  # fewest voiced frames on each side, because the mean of fewer frames depends on the words
+_LOUD_DB = 25.0  # a frame more than this many dB below the loudest frames is a pause
+_SIDE = 300  # at most so many voiced frames are compared on each side of a change
+_MIN_SIDE = 75  # at least so many are needed on each side: the mean of fewer frames depends on the words
 _STEP = 10  # frames between two possible changes
 _RIDGE = 0.02  # share of the mean variance that is added to each variance
 

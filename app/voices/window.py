@@ -26,9 +26,9 @@ LEAD_S, TAIL_S = 0.1, 0.2  # audio that is kept before and after the speech, so 
 def best_window(spans: Sequence[Span], samples: Samples, rate_hz: int, most_s: float = WHOLE_MAX_S) -> Span:
     """Choose the best window of speech in mono samples (N,). spans: the parts with speech, at least one.
 
-    The window begins and ends at a pause, and has at most MAX_WINDOW_S. If no pause allows such a window, the window
-    may be longer, up to most_s. Speech without any pause is cut at its quietest moment. The score rewards a large share
-    of speech, long pauses at both ends, low noise, no clipping and a length near BEST_WINDOW_S.
+    Normally the window begins and ends at a pause and lasts at most MAX_WINDOW_S seconds. If the pauses are too far
+    apart for that, it lasts at most most_s seconds. Speech without any pause is cut at its quietest moment. The score
+    rewards a large share of speech, long pauses at both ends, low noise, no clipping and a length near BEST_WINDOW_S.
     """
     longest_s = min(MAX_WINDOW_S, most_s)
     shortest_s = min(MIN_WINDOW_S, 0.5 * longest_s)

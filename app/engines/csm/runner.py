@@ -144,7 +144,7 @@ class CsmRunner:
         self._graph_samples: dict[int, Samples] = {}  # row -> the samples of the frame that the last step returned
         if capture is not None:
             if reference_noise:
-                raise ValueError("CUDA graphs can't use reference noise")
+                raise ValueError("noise from a reference implementation can't be used with CUDA graphs")
             self._graph = CsmCudaGraph(
                 model,
                 decoder,

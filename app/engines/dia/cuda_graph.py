@@ -149,11 +149,11 @@ class DiaCudaGraph:
     def launch(
         self, rows: Sequence[int], *, longest: int, text_length: int, fast_path: bool, adapted: bool = False
     ) -> Callable[[], list[Step]]:
-        """Launch a burst of steps of these rows. Returns a function that waits for and returns the results.
+        """Start a burst of steps of these rows on the GPU. Returns a function that waits for and returns the results.
 
-        longest: a number above the positions of all these rows in this burst. text_length: the number of bytes of the
-        longest text. adapted: whether any row uses a LoRA adapter. The launch after the next launch overwrites the
-        results.
+        longest: larger than the position of each of these rows in this burst. text_length: the number of bytes of the
+        longest text. adapted: whether any row uses a LoRA adapter. The results lie in one of two buffers, so read them
+        before the second launch after this one.
         """
         self.steps.select(rows)
         self._burst_step.zero_()

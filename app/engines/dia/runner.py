@@ -133,7 +133,7 @@ class DiaRunner:
         )  # steps whose results `step` has not returned yet
         if capture is not None:
             if reference_noise:
-                raise ValueError("CUDA graphs can't use reference noise")
+                raise ValueError("noise from a reference implementation can't be used with CUDA graphs")
             self._graph = DiaCudaGraph(
                 model,
                 self._cache,

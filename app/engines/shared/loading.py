@@ -90,9 +90,10 @@ def load_weights(
     cache: LoadCache | None,
     adapter: Adapter | None = None,
 ) -> None:
-    """Fill the parameters of `model` from the load cache. If the cache has no entry, call `load(weights)`.
+    """Fill the parameters of `model` from the load cache. If the cache has no entry, call `load(weights)`, which fills
+    them, and store the result in the cache.
 
-    adapter: the adapter that is merged into `weights`.
+    adapter: the adapter that is merged into `weights` already; part of the key of the cache.
 
     cache: used only for a bfloat16 model with float32 weights. For other models, a read from the cache is not faster
     than a read of the weights.
