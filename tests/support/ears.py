@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -65,13 +65,24 @@ class DecodedAudio:
         return float(20 * np.log10(np.sqrt(np.mean(np.square(self.samples))) + 1e-9))
 
     def longest_silence_s(self, threshold: float = 10 ** (-50 / 20)) -> float:
+        return self._longest_silence(threshold)[1] / 100
+
+    def halves(self) -> tuple[DecodedAudio, DecodedAudio]:
+        """Cut the audio in the middle of its longest silence."""
+        end, windows = self._longest_silence()
+        middle = (2 * end - windows) * (self.rate_hz // 100) // 2
+        return replace(self, samples=self.samples[:middle]), replace(self, samples=self.samples[middle:])
+
+    def _longest_silence(self, threshold: float = 10 ** (-50 / 20)) -> tuple[int, int]:
+        """Return the end and the length of the longest silence, in windows of 10 ms."""
         window = self.rate_hz // 100
         whole = self.samples[: len(self.samples) // window * window].reshape(-1, window)
-        longest = run = 0
-        for quiet in np.sqrt(np.mean(np.square(whole), axis=1)) < threshold:
+        longest = end = run = 0
+        for number, quiet in enumerate(np.sqrt(np.mean(np.square(whole), axis=1)) < threshold, start=1):
             run = run + 1 if quiet else 0
-            longest = max(longest, run)
-        return longest / 100
+            if run > longest:
+                longest, end = run, number
+        return end, longest
 
 
 def decode(data: bytes, audio_format: str, rate_hz: int = PCM_RATE_HZ) -> DecodedAudio:
