@@ -84,8 +84,9 @@ class _Index:
 
 
 class VoiceStore:
-    """All voices of this server. Thread-safe. Lookups never block. `refresh` and all
-    methods that change a voice block, so call them from another thread than the event loop's.
+    """All voices of this server. Thread-safe. Lookups never block.
+
+    `refresh` and all methods that change a voice block, so call them from another thread than the event loop's.
 
     cloned: folder for cloned voices; None = cloned voices can't be stored.
     references: folder for recordings of preset voices; None = preset voices have no recordings.

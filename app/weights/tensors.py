@@ -337,13 +337,14 @@ def _joined(folder: Path, files: Iterable[str], origin: Path, shard_of: Mapping[
     """
     tensors: dict[str, InFile] = {}
     twice: dict[str, set[str]] = {}
+    shard_of = shard_of or {}
     for file in files:
         for name, stored in index_file(folder / file).items():
             if name in tensors:
                 twice.setdefault(name, {tensors[name].path.name}).add(file)
-            if name not in tensors or (shard_of or {}).get(name) == file:
+            if name not in tensors or shard_of.get(name) == file:
                 tensors[name] = stored
-    unclear = [name for name, has in twice.items() if (shard_of or {}).get(name) not in has]
+    unclear = [name for name, has in twice.items() if shard_of.get(name) not in has]
     if unclear:
         raise WeightsUnavailable(
             f"Several files of {origin} contain the same tensors, and no index says which file is right: "

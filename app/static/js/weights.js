@@ -3,7 +3,7 @@
 import { ApiError, call, canSpeak, details, errorBox, getJson, health, models, serverVoice } from "./api.js";
 import { player } from "./player.js";
 import { preview } from "./speech.js";
-import { announce, button, copy, dialog, h, language, loadTexts, number, t } from "./ui.js";
+import { announce, button, copy, dialog, field as labelled, h, language, loadTexts, number, t } from "./ui.js";
 
 const EVERY_MS = 1000;
 const NAMES = { shell: "Shell", env: ".env", compose: "compose.yaml" };
@@ -137,7 +137,7 @@ export async function open(model) {
           field.value = "";
         } },
           h("p", {}, t("weights.licence"), " ", h("a", { href: gated.licence_url, target: "_blank", rel: "noreferrer" }, gated.licence_url)),
-          h("div.field", {}, h("label", { for: "hub-token" }, t("weights.token")), field),
+          labelled(t("weights.token"), field),
           h("label.check", {}, save, t("weights.save")),
           h("div.row", {}, h("button", {}, t("weights.original"))))),
         commands(lines, !sources.length),

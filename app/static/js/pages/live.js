@@ -4,7 +4,7 @@
 import { errorBox, health, models, serverVoice, speaksClones, voices } from "../api.js";
 import { LiveSpeech, streamAnswer } from "../live.js";
 import { speech } from "../speech.js";
-import { announce, button, h, loadTexts, store, t } from "../ui.js";
+import { announce, button, field as labelled, h, loadTexts, store, t } from "../ui.js";
 import { voiceSelect } from "./speak.js";
 
 let keptText = ""; // when the person opens another page or chooses another language
@@ -134,14 +134,13 @@ export async function mount(main) {
       form.requestSubmit();
     }
   } });
-  const labelled = (id, text, control, note) => h("div.field", {}, h("label", { for: id }, text), control, note);
   const form = h("form.stack", { novalidate: true, onsubmit: (event) => {
     event.preventDefault();
     ask();
   } },
-    labelled("live-url", t("live.url"), url, h("span.hint", { id: "live-url-hint" }, t("live.url_hint", { origins: ORIGINS.join(", ") }))),
-    h("div.pair", {}, labelled("live-model", t("live.model_name"), model), labelled("live-key", t("live.key"), key)),
-    labelled("live-question", t("live.question"), question),
+    labelled(t("live.url"), url, h("span.hint", { id: "live-url-hint" }, t("live.url_hint", { origins: ORIGINS.join(", ") }))),
+    h("div.pair", {}, labelled(t("live.model_name"), model), labelled(t("live.key"), key)),
+    labelled(t("live.question"), question),
     h("div.row", {}, h("button.primary", {}, t("live.ask"))),
   );
   const off = h("div.banner", {},
@@ -236,7 +235,7 @@ export async function mount(main) {
     ),
     h("div.card.stack", {},
       h("label", { for: "live-voice" }, t("speak.voice")), voiceSlot,
-      labelled("live-language", t("language"), languageField),
+      labelled(t("language"), languageField),
       hint,
     ),
   );

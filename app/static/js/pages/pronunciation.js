@@ -3,7 +3,7 @@
 
 import { call, errorBox, serverVoice, voices } from "../api.js";
 import { speech, whenListed } from "../speech.js";
-import { announce, button, download, h, icon, loadTexts, notify, quoted, store, t } from "../ui.js";
+import { announce, button, download, field as labelled, h, icon, loadTexts, notify, quoted, store, t } from "../ui.js";
 
 const PATH = "/v1/audio/lexicon";
 const SHOWN = 200; // rows; the search finds the others
@@ -60,7 +60,7 @@ export async function mount(main) {
   const empty = h("p.empty", {}, t("lexicon.empty"));
   const field = (id, key, props = {}) => {
     const input = h("input", { id, autocomplete: "off", ...props });
-    return [h("div.field", {}, h("label", { for: id }, t(key)), input), input];
+    return [labelled(t(key), input), input];
   };
   const [wordField, word] = field("lexicon-word", "lexicon.word", { required: true });
   const [sayField, say] = field("lexicon-say", "lexicon.say");
