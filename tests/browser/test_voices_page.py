@@ -365,9 +365,15 @@ def test_a_recorded_consent_is_stored_with_the_voice(offline: str, sample: bytes
     page.get_by_label("The speaker agreed").check()
     page.get_by_text("Add a spoken statement").click()
     page.get_by_role("button", name="Record", exact=True).click()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    shows(page, "That was too short.")
+    assert page.locator("main").get_by_text("s recorded").count() == 0
+    page.get_by_role("button", name="Record again", exact=True).click()
     until(page, "() => Number(document.querySelector('[role=meter]').getAttribute('aria-valuenow')) > -45")
+    page.locator("main .time").get_by_text("0:02").wait_for()
     page.get_by_role("button", name="Stop", exact=True).click()
     shows(page, "s recorded")
+    assert page.locator("main").get_by_text("That was too short.").count() == 0
     onward(page)
     name_and_save(page, "Ann")
     (voice,) = own(offline)

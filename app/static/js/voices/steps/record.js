@@ -9,6 +9,8 @@ import { Recorder, possible } from "../recorder.js";
 import { script } from "../scripts.js";
 import { forPlayer, lengthRange } from "../sound.js";
 
+const STATEMENT_S = 1; // nobody can say the statement of consent in less
+
 /** Why the microphone did not open, in words. */
 const refusal = (error) => {
   const why = { NotAllowedError: "record.denied", NotFoundError: "record.none", NotReadableError: "record.used" }[error.name];
@@ -172,26 +174,29 @@ export function statement({ w }) {
   const recorder = new Recorder();
   const trouble = h("div");
   const result = h("div.row.wrap");
+  const complain = (words) => trouble.replaceChildren(errorBox(new Error(words)));
   const level = meter();
-  level.element.hidden = true;
+  const time = h("span.time");
+  level.element.hidden = time.hidden = true;
   const press = button(t("record.start"), async () => {
     if (recorder.isOpen) return finish();
     trouble.replaceChildren();
     try {
       await recorder.open();
     } catch (error) {
-      return trouble.replaceChildren(errorBox(new Error(refusal(error))));
+      return complain(refusal(error));
     }
     recorder.begin();
     press.textContent = t("record.stop");
-    level.element.hidden = false;
+    level.element.hidden = time.hidden = false;
   });
   function finish() {
     const sound = recorder.end();
     recorder.close();
-    level.element.hidden = true;
+    level.element.hidden = time.hidden = true;
     press.textContent = t("record.again");
-    if (sound.samples.length) w.statement = sound;
+    if (sound.samples.length < STATEMENT_S * sound.rate) complain(t("consent.short"));
+    else w.statement = sound;
     showResult();
   }
   function showResult() {
@@ -202,10 +207,12 @@ export function statement({ w }) {
   }
   recorder.addEventListener("chunk", ({ detail }) => {
     level.add(detail, recorder.rate);
+    time.textContent = clock(recorder.seconds);
     if (recorder.seconds >= range.maximum) finish();
   });
+  recorder.addEventListener("lost", finish);
   showResult();
-  return { element: h("div.stack", {}, h("p.hint", {}, t("consent.read")), h("blockquote.script", {}, t("consent.statement")), h("div.row.wrap", {}, press, result), level.element, trouble), close: () => recorder.isOpen && finish() };
+  return { element: h("div.stack", {}, h("p.hint", {}, t("consent.read")), h("blockquote.script", {}, t("consent.statement")), h("div.row.wrap", {}, press, time, result), level.element, trouble), close: () => recorder.isOpen && finish() };
 }
 
 /** Plays a recording in the dock. */
