@@ -112,7 +112,7 @@ def test_line_can_be_played_moved_removed_and_restored(server: str, visit: Visit
     page.get_by_role("button", name="Undo").click()
     assert texts(page)[:2] == [before[1], before[0]]
     page.get_by_role("button", name="Remove all lines").click()
-    assert page.get_by_role("button", name="Fill in a sample").is_visible()
+    page.get_by_role("button", name="Fill in a sample").wait_for()
     page.get_by_role("button", name="Speak all").click()
     page.locator(".error").get_by_text("There are no lines yet.").wait_for()
 

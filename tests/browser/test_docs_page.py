@@ -60,7 +60,7 @@ def test_redoc_shows_the_operations(tmp_path: Path, visit: Visit) -> None:
         page = watched.page
         page.get_by_role("heading", name="create_speech", exact=False).first.wait_for()
         page.get_by_text("/v1/audio/speech").first.wait_for()
-        assert page.get_by_role("link", name="Back to the studio").is_visible()
+        page.get_by_role("link", name="Back to the studio").wait_for()
         page.wait_for_function("logo => observed.violations.includes(`img-src ${logo}`)", arg=logo)
         assert set(page.evaluate("observed.violations.splice(0)")) == {f"img-src {logo}", "style-src-elem inline"}
         watched.expected |= {logo, "Applying inline style"}

@@ -115,6 +115,7 @@ def test_at_400_percent_text_and_speak_are_reached(server: str, visit: Visit) ->
     assert not scrolls_sideways(page)
     page.get_by_role("button", name="Menü").click()
     page.get_by_role("button", name="Liste der Tasten").click()
+    page.locator("dialog[open] .dialog-head button").wait_for()
     assert page.evaluate(REACHED, "dialog[open] .dialog-head button")
 
 

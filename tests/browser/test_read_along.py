@@ -88,8 +88,9 @@ def test_the_sounding_word_is_lit_in_the_text(server: str, visit: Visit) -> None
     page = visit(server).page
     speak(page, TEXT)
     wait_words(page)
-    page.evaluate("async () => (await import('/static/js/player.js')).player.seek(0)")
+    pause_at(page, 0)
     page.wait_for_selector('.read [data-now][data-n="0"]')
+    page.keyboard.press("Space")
     seen = play_to_the_end(page)
     words = TEXT.replace("🎉 ", "").split()
     assert page.locator(".read").text_content() == TEXT

@@ -79,8 +79,8 @@ def test_the_played_and_kept_audio_is_that_of_the_api(server: str, visit: Visit)
     assert at_s(page) == pytest.approx(len(audio) / 24_000, abs=1e-3)
     assert page.get_attribute("#dock", "data-underruns") == "0"
     assert page.get_attribute("#dock", "data-sink") == "worklet"
-    assert page.locator('[data-badge="first"]').is_visible()
-    assert page.locator('[data-badge="factor"]').is_visible()
+    page.locator('[data-badge="first"]').wait_for()
+    page.locator('[data-badge="factor"]').wait_for()
 
 
 def test_playback_starts_during_the_stream_and_stop_frees_the_row(server: str, visit: Visit) -> None:
@@ -328,7 +328,7 @@ def test_history_takes_and_the_draft_survive_a_reload(server: str, visit: Visit)
     page.get_by_role("button", name="Play Take 1").click()
     wait_audible(page)
     page.get_by_role("searchbox").fill("nothing like it")
-    assert page.locator("main").get_by_text("Nothing found.").is_visible()
+    page.locator("main").get_by_text("Nothing found.").wait_for()
     page.get_by_role("searchbox").fill("own machine")
     history = page.locator('[role="tabpanel"] .take')
     assert history.count() == 1
@@ -412,7 +412,7 @@ def test_two_takes_are_compared_at_the_same_second(server: str, visit: Visit) ->
     wait_until(lambda: page.locator(".take[data-now]").count() == 0)  # the page does not show which take plays
     group.get_by_role("button", name="Pick this one").click()
     page.wait_for_selector(".starred")
-    assert group.get_by_role("button", name="A").is_visible()
+    group.get_by_role("button", name="A").wait_for()
 
 
 def test_files_are_saved_by_the_page_and_by_the_server(server: str, visit: Visit) -> None:
@@ -509,17 +509,14 @@ def test_the_error_of_an_engine_is_shown(tmp_path: Path, visit: Visit, monkeypat
         assert page.locator(".error .headline").inner_text() == "The engine failed. Try again."
         page.locator(".error summary").click()
         page.locator("main").get_by_text("The engine broke in the middle.").wait_for()
-        assert (
-            page.locator("main")
-            .get_by_text(re.compile(r"The speech broke off after 1\.\d s\. This part is kept\."))
-            .is_visible()
-        )
+        broken_off = re.compile(r"The speech broke off after 1\.\d s\. This part is kept\.")
+        page.locator("main").get_by_text(broken_off).wait_for()
         wait_takes(page, 1)
         speak(page, "No memory.")
         wait_state(page, "error")
         page.locator("main").get_by_text("The server has too little memory for this.").wait_for()
         page.locator(".error summary").click()
-        assert page.locator("main").get_by_text("The engine has no memory left").is_visible()
+        page.locator("main").get_by_text("The engine has no memory left").wait_for()
         assert re.search(r"req_[0-9a-f]{32}", page.locator(".error").inner_text())
         assert page.get_by_role("textbox").first.input_value() == "No memory."
 
@@ -583,7 +580,7 @@ def test_audio_is_kept_when_the_connection_breaks(server: str, visit: Visit) -> 
         page = watched.page
         speak(page, LONG)
         wait_state(page, "partial")
-        assert page.locator("main").get_by_text("The server does not answer. Your text is safe.").is_visible()
+        page.locator("main").get_by_text("The server does not answer. Your text is safe.").wait_for()
         wait_takes(page, 1)
         take = newest_take(page)
         assert take["partial"]
@@ -640,7 +637,7 @@ def test_missing_weights_are_explained_and_the_fallback_speaks(tmp_path: Path, v
         banner = page.locator("#banner")
         banner.get_by_text("csm-1b is not running. espeak can speak instead.").wait_for()
         banner.locator("summary").click()
-        assert banner.get_by_text("cannot reach").is_visible()
+        banner.get_by_text("cannot reach").wait_for()
         assert page.get_by_label("Engine", exact=True).input_value() == "espeak"
         option = page.locator('#model option[value="csm-1b"]')
         assert option.get_attribute("aria-disabled") == "true"
@@ -649,7 +646,7 @@ def test_missing_weights_are_explained_and_the_fallback_speaks(tmp_path: Path, v
         page.get_by_label("Engine", exact=True).focus()
         page.keyboard.type("csm")  # a model that is not ready can be chosen
         page.get_by_role("button", name="Speak", exact=True).click()
-        assert page.locator("main").get_by_text("csm-1b has no weights yet.").is_visible()
+        page.locator("main").get_by_text("csm-1b has no weights yet.").wait_for()
         page.locator(".error").get_by_role("button", name="Use espeak").click()
         assert page.get_by_label("Engine", exact=True).input_value() == "espeak"
 
@@ -658,11 +655,11 @@ def test_too_long_and_empty_texts_are_not_sent(server: str, visit: Visit) -> Non
     watched = visit(server)
     page = watched.page
     page.get_by_role("button", name="Speak", exact=True).click()
-    assert page.locator("main").get_by_text("The text is empty.").is_visible()
+    page.locator("main").get_by_text("The text is empty.").wait_for()
     write(page, "a" * 1_000_003)
     assert page.locator("#count").inner_text() == "1,000,003 / 1,000,000"
     page.get_by_role("button", name="Speak", exact=True).click()
-    assert page.locator("main").get_by_text("3 characters too many.").is_visible()
+    page.locator("main").get_by_text("3 characters too many.").wait_for()
     assert not [url for url in watched.requests if "/v1/audio/speech" in url]
 
 
@@ -673,7 +670,7 @@ def test_a_stopped_server_is_reported(tmp_path: Path, visit: Visit) -> None:
         wait_voices(watched.page)
     speak(watched.page, SHORT)
     wait_state(watched.page, "error")
-    assert watched.page.locator("main").get_by_text("The server does not answer. Your text is safe.").is_visible()
+    watched.page.locator("main").get_by_text("The server does not answer. Your text is safe.").wait_for()
     assert watched.page.get_by_role("textbox").first.input_value() == SHORT
 
 

@@ -844,10 +844,10 @@ def test_a_phone_shows_the_list_or_the_details(offline: str, sample: bytes, visi
     page = visit(f"{offline}/voice-cloning", viewport=PHONE).page
     page.locator(f'[data-voice="{voice["id"]}"] a').click()
     page.get_by_role("heading", name="Ann", level=2).wait_for()
-    assert not page.locator(".voice-list").is_visible()
+    page.locator(".voice-list").wait_for(state="hidden")
     page.get_by_role("link", name="All voices").click()
     page.wait_for_selector(".voice-list")
-    assert not page.locator(".voice-detail").is_visible()
+    page.locator(".voice-detail").wait_for(state="hidden")
 
 
 @pytest.mark.parametrize(

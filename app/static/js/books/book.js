@@ -159,6 +159,7 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
   function follow() {
     stopFollowing();
     let ended = signal.aborted || ENDED.includes(job.status);
+    if (ENDED.includes(job.status)) reloadRows(); // a redone sentence may be done before anything follows the book
     let abort = new AbortController();
     const stop = () => { ended = true; abort.abort(); };
     (async () => {
