@@ -135,7 +135,7 @@ kernels: install ## the Triton kernels under the interpreter against torch, then
 
 # Each client in an environment of its own, as its users have it: LiteLLM needs another openai-python than the voice
 # frameworks. Clients in node and Java are skipped where node or a JDK is not installed.
-clients: install ## third-party clients against a live server
+clients: install ## third-party clients and Firefox against a live server (apt install firefox-esr pulseaudio)
 	for at in voice litellm; do \
 	    test -x $(CLIENTS)/$$at/bin/python || $(PYTHON) -m venv $(CLIENTS)/$$at; \
 	    $(CLIENTS)/$$at/bin/python -m pip install --quiet --requirement tests/clients/$$at.txt || exit 1; done
