@@ -176,10 +176,18 @@ class Gate:
 
     def has_key(self, headers: Headers) -> bool:
         """Return whether the headers of a request contain a valid API key."""
+        return self.valid_key(headers) is not None
+
+    def valid_key(self, headers: Headers) -> Key | None:
+        """Return the API key in the headers of a request; None if they have no valid key, or the server has no keys."""
         try:
-            return self._ring.needed and bool(self._ring.find(key_in(headers)))
+            return self._ring.find(key_in(headers)) if self._ring.needed else None
         except Unauthorized:
-            return False
+            return None
+
+    def all_keys(self) -> tuple[Key, ...]:
+        """Return all API keys of the server."""
+        return self._ring.keys
 
     def describe(self, schema: Schema) -> None:
         """Describe API keys in the OpenAPI document `schema`: the security schemes, and the errors 401, 403 and 429.

@@ -12,10 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
 from app.audio.formats import AUDIO_FORMATS
+from app.keys import Scope
 from app.text.captions import MEDIA_TYPES
 
 if TYPE_CHECKING:
     from app.engines.adapters import Adapter
+    from app.keys import Key
     from app.types import LexiconEntry, Voice
     from app.voices.consents import StoredConsent
     from app.voices.voice_file import StoredVoice
@@ -725,6 +727,33 @@ class HealthVoice(ResponseModel):
     speaker_id: int
 
 
+class KeyOfCaller(ResponseModel):
+    """What the API key of a request allows."""
+
+    name: str
+    scopes: list[Scope]
+    per_minute: Annotated[int | None, Field(description="Requests per minute; null = no limit.")]
+    concurrent: Annotated[int | None, Field(description="Requests at the same time; null = no limit.")]
+
+    @classmethod
+    def of(cls, key: Key) -> Self:
+        return cls(name=key.name, scopes=list(key.scopes), per_minute=key.per_minute, concurrent=key.concurrent)
+
+
+class KeyEntry(KeyOfCaller):
+    created_at: UnixTime | None = None  # null for a key of TTS_API_KEYS
+
+    @classmethod
+    def of(cls, key: Key) -> Self:
+        entry = super().of(key)
+        entry.created_at = int(key.created_at) or None
+        return entry
+
+
+class KeyList(ResponseModel):
+    data: list[KeyEntry]
+
+
 class Health(EngineState):
     """The body of /health."""
 
@@ -739,6 +768,7 @@ class Health(EngineState):
     limits: Limits
     default_voice: Annotated[str, Field(description="The voice of a speech request without `voice`.")]
     key_needed: bool
+    key: Annotated[KeyOfCaller | None, Field(description="The API key of this request; null without a valid key.")]
 
 
 class Ready(ResponseModel):

@@ -42,7 +42,7 @@ def test_usage_is_plotted_and_listed(tmp_path: Path, visit: Callable[..., Any]) 
 
 def test_an_admin_sees_the_requests_of_each_key(tmp_path: Path, visit: Callable[..., Any]) -> None:
     keys = KeyFile(tmp_path)
-    secret, kiosk = keys.add("owner", ["admin", "speak"]), keys.add("kiosk", ["speak"])
+    secret, kiosk = keys.add("owner", ["admin", "speak"]), keys.add("kiosk", ["speak"], per_minute=90)
     with serving(tmp_path) as url:
         for path in ("audio/voices", "audio/voices", "usage"):  # the last one needs the scope `admin`
             httpx.get(f"{url}/v1/{path}", headers={"Authorization": f"Bearer {kiosk}"})
@@ -50,7 +50,8 @@ def test_an_admin_sees_the_requests_of_each_key(tmp_path: Path, visit: Callable[
         page = visit(f"{url}/server", prepare=lambda page: page.add_init_script(store)).page
         row = page.get_by_role("region", name="API keys").locator("tr", has_text="kiosk").first
         expect(row).to_be_visible()
-        assert row.locator("td").all_inner_texts() == ["3", "1"]
+        assert row.locator("td").all_inner_texts() == ["speak", "90", "–", "3", "1"]
+        expect(page.get_by_text("owner (speak, admin)")).to_be_visible()
         assert axe_violations(page) == []
         for text in (secret, kiosk):
             assert text not in page.content()

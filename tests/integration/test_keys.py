@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -253,6 +254,27 @@ def test_metrics_per_key_are_visible_to_admins_only(tmp_path: Path) -> None:
         assert counted(url, alice) == {}
         assert "alice" not in httpx.get(f"{url}/metrics").text
         assert httpx.get(f"{url}/metrics", headers=bearer("sk-of-nobody")).status_code == 401
+
+
+def test_keys_are_listed_for_admins_only(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path)
+    alice, root = file.add("alice", ["speak", "clone"], per_minute=60, concurrent=4), file.add("root", ["admin"])
+    with serving(tmp_path, TTS_API_KEYS="a-key-of-the-settings") as url:
+        listed = httpx.get(f"{url}/v1/keys", headers=bearer(root)).json()["data"]
+        created = {each["name"]: each.pop("created_at") for each in listed}
+        assert listed == [
+            {"name": "env:1", "scopes": ["speak", "clone", "admin"], "per_minute": None, "concurrent": None},
+            {"name": "alice", "scopes": ["speak", "clone"], "per_minute": 60, "concurrent": 4},
+            {"name": "root", "scopes": ["admin"], "per_minute": None, "concurrent": None},
+        ]
+        assert created["env:1"] is None
+        assert time.time() - 60 < created["alice"] <= time.time()
+        assert httpx.get(f"{url}/v1/keys", headers=bearer(alice)).status_code == 403
+        assert httpx.get(f"{url}/v1/keys").status_code == 401
+        own = {"name": "alice", "scopes": ["speak", "clone"], "per_minute": 60, "concurrent": 4}
+        assert httpx.get(f"{url}/health", headers=bearer(alice)).json()["key"] == own
+        assert httpx.get(f"{url}/health", headers=bearer("sk-of-nobody")).json()["key"] is None
+        assert httpx.get(f"{url}/health").json()["key"] is None
 
 
 def cli(data_dir: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

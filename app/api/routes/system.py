@@ -28,6 +28,7 @@ from app.api.responses import (
     Health,
     HealthVoice,
     JobLimits,
+    KeyOfCaller,
     Limits,
     Marking,
     MemoryUse,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from app.engines.weight_downloads import WeightDownloads
     from app.generator.checking import TakeChecker
     from app.generator.preset_voices import PresetVoiceMaker
+    from app.keys import Key
     from app.metrics import Metrics
     from app.settings import Settings
     from app.voices.cloning import Cloner
@@ -92,9 +94,9 @@ class ServerState:
     settings: Settings
     limits: Limits
 
-    def health(self, *, key_needed: bool, names: bool) -> Health:
-        """Return the body of /health. key_needed: whether speech needs an API key. names: whether to list cloned
-        voices.
+    def health(self, *, key_needed: bool, key: Key | None, names: bool) -> Health:
+        """Return the body of /health. key_needed: whether speech needs an API key. key: the valid key of the request.
+        names: whether to list cloned voices.
         """
         state = self._state()
         cloned = [stored.voice for stored in self.voices.stored()]
@@ -110,6 +112,7 @@ class ServerState:
             limits=self.limits,
             default_voice=self.manager.default_voice(),
             key_needed=key_needed,
+            key=None if key is None else KeyOfCaller.of(key),
         )
 
     def debug(self) -> Debug:
@@ -217,7 +220,7 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
     )
     async def health(caller: Request, response: Response) -> Health:
         """Health check: 200 if the state is `starting`, `ok` or `degraded`, and 503 if it is `unhealthy`."""
-        body = state.health(key_needed=gate.needed, names=gate.shows_cloned(caller))
+        body = state.health(key_needed=gate.needed, key=gate.valid_key(caller.headers), names=gate.shows_cloned(caller))
         response.headers["Cache-Control"] = "no-store"
         if body.status == "unhealthy":
             response.status_code = 503

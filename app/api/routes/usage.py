@@ -1,4 +1,4 @@
-"""`GET /usage`: what each API key has spoken, per day and model."""
+"""`GET /keys`: the API keys. `GET /usage`: what each of them has spoken, per day and model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from pydantic import BeforeValidator
 
 from app.api.errors import problems
-from app.api.responses import UsageList, UsageRow
+from app.api.responses import KeyEntry, KeyList, UsageList, UsageRow
 from app.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -32,8 +32,13 @@ Day = Annotated[date, BeforeValidator(_iso)]
 
 
 def router(usage: UsageStore, gate: Gate) -> APIRouter:
-    """Create the route for usage."""
+    """Create the routes for API keys and usage."""
     routes = APIRouter(tags=["system"], route_class=gate.route("admin"))
+
+    @routes.get("/keys")
+    async def list_keys() -> KeyList:
+        """List the names, scopes and limits of the API keys. The keys themselves are not stored."""
+        return KeyList(data=[KeyEntry.of(key) for key in gate.all_keys()])
 
     @routes.get("/usage", operation_id="get_usage", responses=problems(400, 507))
     async def get_usage(

@@ -17,6 +17,7 @@ export const apiKey = () => key;
 
 function keep(value, remembered) {
   key = value;
+  health.look();
   try {
     sessionStorage.setItem("studio.key", value);
     if (remembered && value) localStorage.setItem("studio.key", value);
@@ -259,16 +260,16 @@ export function modelToUse(list, kept) {
 /** Whether the running model speaks cloned voices. True while no model is ready. */
 export const speaksClones = (list) => !list.some((model) => model.clones === false) || list.some((model) => model.clones);
 
-/** The last answer of /health. Dispatches "look" after each request and "changed" when the engine changed. */
+/** The last answer of /health. Dispatches "look" after each request and "changed" when the engine or the key changed. */
 export const health = Object.assign(new EventTarget(), {
   last: null,
   at: 0,
   reachable: true,
   async look() {
     try {
-      const answer = await fetch(`${ROOT}/health`);
+      const answer = await fetch(`${ROOT}/health`, { headers: key ? { Authorization: `Bearer ${key}` } : {} });
       const state = await answer.json();
-      const shown = ({ status, engine, models: list }) => JSON.stringify([status, engine, list]);
+      const shown = ({ status, engine, models: list, key: caller }) => JSON.stringify([status, engine, list, caller]);
       const changed = this.last !== null && shown(state) !== shown(this.last);
       Object.assign(this, { last: state, at: Date.now(), reachable: true });
       if (changed) {
@@ -282,6 +283,12 @@ export const health = Object.assign(new EventTarget(), {
     return this.last;
   },
 });
+
+/** Whether the key of this page has a scope. True on a server without keys, and until a key was entered. */
+export const may = (scope) => health.last?.key?.scopes.includes(scope) ?? true;
+
+/** Says that the key of this page can't change voices, with a button for another key; "" if it can. */
+export const onlySpeaks = () => (may("clone") ? "" : h("div.banner", {}, h("p", {}, t("key.lacks_clone", health.last.key)), h("div.row", {}, button(t("key.other"), () => askKey()))));
 
 /** A limit of requests, named as in /health. Undefined until /health has answered: the server then checks alone. */
 export const limitOf = (name) => health.last?.limits?.[name];

@@ -1,7 +1,7 @@
 // The Pronunciation page: the dictionary of the server or of one voice as a table. Entries can be heard, added, removed,
 // imported from a tsv file and exported to one.
 
-import { call, errorBox, serverVoice, voices } from "../api.js";
+import { call, errorBox, onlySpeaks, serverVoice, voices } from "../api.js";
 import { speech, whenListed } from "../speech.js";
 import { announce, button, download, field as labelled, h, icon, loadTexts, notify, quoted, store, t } from "../ui.js";
 
@@ -51,7 +51,7 @@ export async function mount(main) {
   let closed = false;
 
   const path = () => (voice ? `${PATH}?voice=${encodeURIComponent(voice)}` : PATH);
-  const trouble = h("div");
+  const [lacking, trouble] = [h("div"), h("div")];
   const problems = h("div");
   const choice = h("div.row.wrap");
   const search = h("input", { type: "search", class: "grow", placeholder: t("lexicon.search"), "aria-label": t("lexicon.search"), oninput: () => draw() });
@@ -82,7 +82,7 @@ export async function mount(main) {
     h("thead", {}, h("tr", {}, ["lexicon.word", "lexicon.say", "lexicon.options"].map((key) => h("th", { scope: "col" }, t(key))), h("th", { scope: "col" }, h("span.unseen", {}, t("lexicon.actions"))))), rows);
   main.append(
     h("p.hint", {}, t("lexicon.hint")),
-    trouble, choice, form,
+    lacking, trouble, choice, form,
     h("section.card.stack", { "aria-label": t("lexicon.entries") },
       h("div.row", {}, search),
       h("div.row.wrap", {}, importing, button(t("lexicon.export"), () => download(new Blob([writeTsv(entries)], { type: "text/tab-separated-values" }), "lexicon.tsv")), file),
@@ -113,6 +113,7 @@ export async function mount(main) {
     etag = (answer.headers.get("etag") ?? "").replace(/^W\//, ""); // a proxy that compresses makes the tag weak
     problems.replaceChildren(...(read.problems.length ? [h("div.banner", {}, h("p.headline", {}, t("lexicon.problems")), read.problems.map((text) => h("p", {}, quoted(text))))] : []));
     trouble.replaceChildren();
+    lacking.replaceChildren(onlySpeaks());
     if (!closed) draw();
   }
 

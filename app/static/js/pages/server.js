@@ -1,6 +1,6 @@
 // The Server page: the engines and their states, the load of the server, and plots of its metrics.
 
-import { call, details, errorBox, getJson, hasKey, health, models } from "../api.js";
+import { call, details, errorBox, getJson, hasKey, health, may, models } from "../api.js";
 import { ROOT, button, h, language, loadTexts, number, t } from "../ui.js";
 import { problemList } from "../voices/problems.js";
 import { duration, open } from "../weights.js";
@@ -182,7 +182,7 @@ export async function mount(main) {
     if (engines && rowsKey !== shownRows) {
       shownRows = rowsKey;
       const bases = engines.filter((model) => !model.adapter_of);
-      rows.replaceChildren(...engines.map((model) => row(model, state, bases.length > 1 && bases.includes(model))));
+      rows.replaceChildren(...engines.map((model) => row(model, state, bases.length > 1 && bases.includes(model) && may("admin"))));
     }
     const last = (values) => values.findLast((value) => value !== null);
     const memory = state.memory ?? [];
@@ -202,29 +202,33 @@ export async function mount(main) {
       fact("server.uptime", duration(state.uptime_s)),
       before && fact("server.cache", `${number((before.counters.tts_cache_bytes ?? 0) / 1e6, 1)} MB`),
       fact("lexicon.title", h("a", { href: `${ROOT}/pronunciation`, data: { route: "/pronunciation" } }, words === null ? "–" : `${t("server.words")}: ${number(words)}`)),
-      fact("server.key", t(state.key_needed ? "server.key_needed" : "server.key_open")),
+      fact("server.key", state.key ? `${state.key.name} (${state.key.scopes.join(", ")})` : t(state.key_needed ? "server.key_needed" : "server.key_open")),
     ].flat().filter(Boolean));
   }
 
-  /** Shows the requests of each API key. Only a key with the scope `admin` gets them. */
+  /** Shows the API keys and their requests. Only a key with the scope `admin` gets them. */
   function showKeys(text) {
-    const all = Object.entries(keyCounts(text));
+    const counted = keyCounts(text);
+    const all = known.map(({ name, scopes, per_minute, concurrent }) => [name, scopes.join(", "), ...[per_minute, concurrent, ...(counted[name] ?? [0, 0])].map((count) => (count === null ? "–" : number(count)))]);
     keys.hidden = !all.length;
     const rowsOfKeys = JSON.stringify(all);
     if (rowsOfKeys === shownKeys) return;
     shownKeys = rowsOfKeys;
-    keyTable.replaceChildren(table(t("server.usage.requests"), ["server.key", "server.usage.requests", "server.refused"], all.map(([name, [sent, refused]]) => [name, number(sent), number(refused)])));
+    keyTable.replaceChildren(table(t("server.usage.requests"), ["server.key", "server.scopes", "server.per_minute", "server.at_once", "server.usage.requests", "server.refused"], all));
   }
 
+  let known = []; // the API keys
   let shownKeys = "";
   let words = null; // entries of the dictionary of the server
   let counted_at = -Infinity;
   let shownCounts = "";
-  /** Reads the usage once a minute. It is not shown to a key without the scope `admin`. */
+  /** Reads the usage and the keys once a minute. They are not shown to a key without the scope `admin`. */
   async function count() {
     if (performance.now() - counted_at < USAGE_EVERY_MS || (health.last?.key_needed && !hasKey())) return;
     counted_at = performance.now();
     words = (await getJson("/v1/audio/lexicon").catch(() => null))?.entries.length ?? null;
+    if (!may("admin")) return;
+    if (health.last?.key) known = (await getJson("/v1/keys")).data;
     const { data } = await getJson("/v1/usage");
     usage.hidden = false;
     if (JSON.stringify(data) === shownCounts) return; // an open table stays open
@@ -240,9 +244,9 @@ export async function mount(main) {
       if (health.reachable) {
         const text = await (await call("/metrics")).text();
         record(health.last, sums(text), performance.now() / 1000);
-        showKeys(text);
         list = await models(true);
         await count().catch(() => {});
+        showKeys(text);
       }
     } catch {
       // Try again in 5 s.

@@ -1,6 +1,6 @@
 // The Voices page: a list of voices, the details of one voice, and the wizard for a new voice (voices/wizard.js).
 
-import { call, errorBox, getJson, health, models, serverVoice, speaksClones, voices } from "../api.js";
+import { call, errorBox, getJson, health, may, models, onlySpeaks, serverVoice, speaksClones, voices } from "../api.js";
 import { searched, tint } from "../gallery.js";
 import { player } from "../player.js";
 import { Track } from "../takes.js";
@@ -29,7 +29,7 @@ export async function mount(main, { go }) {
   const bring = button(t("voices.import"), () => file.click());
   bring.prepend(icon("import"));
   const fresh = h("a.button.primary", { href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, icon("add"), t("voices.new"));
-  const trouble = h("div");
+  const [lacking, trouble] = [h("div"), h("div")];
   const list = h("div.voice-list");
   const side = h("section.stack.voice-side", { "aria-label": t("voices.list") }, h("div.row", {}, search), list);
   const detail = h("div.voice-detail");
@@ -37,6 +37,7 @@ export async function mount(main, { go }) {
   const words = h("a.button", { href: `${ROOT}/pronunciation`, data: { route: "/pronunciation" } }, t("lexicon.title"));
   const tools = h("div.row.wrap.voices-tools", {}, fresh, bring, words, file);
 
+  const kindOf = (voice) => (["cloned", "adapter"].includes(voice.type) ? voice.type : "preset");
   const find = (id) => all.find((voice) => voice.id === id);
   const isDefault = (voice) => store.get("voice", serverVoice()) === voice.id;
   const link = (voice) => `${ROOT}/voice-cloning#${voice.id}`;
@@ -45,7 +46,7 @@ export async function mount(main, { go }) {
 
   async function load() {
     try {
-      const [some, own, engines] = await Promise.all([voices(true), getJson(PATH), models(), health.look()]);
+      const [some, own, engines] = await Promise.all([voices(true), getJson(PATH).catch(listed), models(), health.look()]);
       const known = new Map(own.voices.map((voice) => [voice.id, voice]));
       all = some.map((voice) => ({ ...voice, known: known.get(voice.id) ?? null }));
       problems = own.problems ?? {};
@@ -55,7 +56,16 @@ export async function mount(main, { go }) {
     } catch (error) {
       trouble.replaceChildren(errorBox(error, [button(t("again"), () => load().then(() => show(shown)))]));
     }
+    lacking.replaceChildren(onlySpeaks());
+    tools.hidden = openWizard !== null || !may("clone");
     fill();
+  }
+
+  /** A key without the scope `clone` gets the names of voices only. */
+  async function listed(error) {
+    if (error.code !== "missing_scope") throw error;
+    await health.look();
+    return { voices: [] };
   }
 
   const doubtOf = (voice) => (voice.known ? doubts[`cloned_voices/${voice.id}`] : doubts[`voice_references/${voice.id}`]);
@@ -80,10 +90,10 @@ export async function mount(main, { go }) {
   function fill() {
     const query = search.value.trim().toLocaleLowerCase();
     const matching = all.filter((voice) => searched(voice).includes(query));
-    const groups = [["cloned", matching.filter((voice) => voice.known)], ...["adapter", "preset"].map((kind) => [kind, matching.filter((voice) => !voice.known && (voice.type === "adapter") === (kind === "adapter"))])];
+    const groups = ["cloned", "adapter", "preset"].map((kind) => [kind, matching.filter((voice) => kindOf(voice) === kind)]);
     const held = document.activeElement?.closest?.("[data-voice]")?.dataset.voice;
     const onButton = document.activeElement?.tagName === "BUTTON";
-    const ownNone = !query && all.length > 0 && !groups[0][1].length;
+    const ownNone = may("clone") && !query && all.length > 0 && !groups[0][1].length;
     list.replaceChildren(...[
       ownNone && h("div.empty", {}, h("p", {}, t("voices.none")), h("a.button", { href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, t("voices.make"))),
       ...groups.filter(([, members]) => members.length).map(([kind, members]) => h("section", { "aria-label": t(`voice.kind.${kind}`) }, h("h2", {}, t(`voice.kind.${kind}`)), h("ul", {}, members.map(row)))),
@@ -291,7 +301,7 @@ export async function mount(main, { go }) {
     const voice = find(id);
     library.dataset.view = voice ? "detail" : "list";
     library.hidden = false;
-    tools.hidden = false;
+    tools.hidden = !may("clone");
     fill();
     if (voice) detail.replaceChildren(card(voice));
     else if (id && all.length) detail.replaceChildren(h("div.empty", {}, h("p", {}, t("voices.gone"))));
@@ -303,6 +313,7 @@ export async function mount(main, { go }) {
   async function make() {
     const [{ wizard }, list] = await Promise.all([import("../voices/wizard.js"), models().catch(() => []), health.last ?? health.look()]);
     if (closed || openWizard || location.hash !== "#new") return;
+    if (!may("clone")) return show("");
     shown = "new";
     trouble.replaceChildren();
     library.hidden = tools.hidden = true;
@@ -364,11 +375,13 @@ export async function mount(main, { go }) {
       if (!press.firstChild.classList.contains(`i-${look}`)) press.replaceChildren(icon(look));
     }
   };
+  const reload = () => load().then(() => openWizard || closed || show(shown));
+  health.addEventListener("changed", reload);
   speech.addEventListener("change", showState);
   player.addEventListener("change", showPlayed);
   const loading = load();
   await styles;
-  main.append(tools, trouble, library);
+  main.append(lacking, tools, trouble, library);
   await loading;
   show("");
   return {
@@ -379,6 +392,7 @@ export async function mount(main, { go }) {
     unmount() {
       closed = true;
       endWizard();
+      health.removeEventListener("changed", reload);
       speech.removeEventListener("change", showState);
       player.removeEventListener("change", showPlayed);
     },
