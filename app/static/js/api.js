@@ -284,10 +284,10 @@ export const health = Object.assign(new EventTarget(), {
   },
 });
 
-/** Whether the key of this page has a scope. True on a server without keys, and until a key was entered. */
+/** Whether the key has a scope. True without a key. */
 export const may = (scope) => health.last?.key?.scopes.includes(scope) ?? true;
 
-/** Says that the key of this page can't change voices, with a button for another key; "" if it can. */
+/** Says that the key can't change voices; "" if it can. */
 export const onlySpeaks = () => (may("clone") ? "" : h("div.banner", {}, h("p", {}, t("key.lacks_clone", health.last.key)), h("div.row", {}, button(t("key.other"), () => askKey()))));
 
 /** A limit of requests, named as in /health. Undefined until /health has answered: the server then checks alone. */

@@ -27,6 +27,7 @@ let shown = "";
 let shows = 0; // counts calls of show: only the last one takes effect
 
 const pathNow = () => location.pathname.slice(ROOT.length) || "/";
+let mounting = null; // the page that is being made
 
 async function show({ focus = true } = {}) {
   const own = ++shows;
@@ -47,21 +48,23 @@ async function show({ focus = true } = {}) {
   main.dataset.page = path;
   shown = path;
   page = {};
-  const mounted = (await module.mount(main, { go, heading }).catch((error) => {
+  mounting = module.mount(main, { go, heading }).catch((error) => {
     console.error(error);
     if (own !== shows) return;
     shown = ""; // a press on its link opens the page again
     main.replaceChildren(heading, errorBox(new Error(t("page.failed")), [button(t("again"), retry)]));
-  })) ?? {};
+  });
+  const mounted = (await mounting) ?? {};
   if (own !== shows) return mounted.unmount?.();
   page = mounted;
   if (focus) heading.focus({ preventScroll: true });
   if (location.hash) page.hash?.(location.hash.slice(1));
 }
 
-/** Changes what the pages keep, and draws the page with the path that `at` returns. */
+/** Changes what the pages keep, and draws the page with the path that `at` returns. No page keeps its text later. */
 async function refill(change, at) {
-  document.activeElement.blur(); // the page keeps its text now, and not after the change
+  await mounting;
+  document.activeElement.blur();
   page.unmount?.();
   page = {};
   shown = "";

@@ -68,10 +68,11 @@ export const field = (label, control, ...more) => h("div.field", {}, h("label", 
 
 export function debounce(run, wait_ms) {
   let timer = 0;
-  return (...values) => {
-    clearTimeout(timer);
+  const later = (...values) => {
+    later.cancel();
     timer = setTimeout(run, wait_ms, ...values);
   };
+  return Object.assign(later, { cancel: () => clearTimeout(timer) });
 }
 
 /** A random id; crypto.randomUUID is missing on plain http. */

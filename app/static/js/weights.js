@@ -21,7 +21,7 @@ function progress() {
   const text = h("p");
   return [[bar, text], ({ done_bytes, total_bytes, rate, eta_s }) => {
     if (total_bytes) [bar.max, bar.value] = [total_bytes, done_bytes];
-    text.textContent = [t("weights.of", { done: gb(done_bytes), of: total_bytes ? gb(total_bytes) : "–" }), rate > 0 && t("weights.rate", { n: number(rate / 1e6, 1) }), eta_s && t("weights.eta", { time: duration(eta_s) })].filter(Boolean).join(" · ");
+    text.textContent = [total_bytes ? t("weights.of", { done: gb(done_bytes), of: gb(total_bytes) }) : t("weights.size", { n: gb(done_bytes) }), rate > 0 && t("weights.rate", { n: number(rate / 1e6, 1) }), eta_s && t("weights.eta", { time: duration(eta_s) })].filter(Boolean).join(" · ");
   }];
 }
 
@@ -116,7 +116,8 @@ export async function open(model) {
       const error = download?.error ?? hub;
       const open = sources.find((each) => !each.needs_token);
       const gated = sources.find((each) => each.needs_token);
-      const size = (each) => (each.bytes ? ` (${gb(each.bytes)} GB)` : "");
+      const sized = (bytes, done_bytes = 0) => (bytes ? ` (${done_bytes ? t("weights.of", { done: gb(done_bytes), of: gb(bytes) }) : t("weights.size", { n: gb(bytes) })})` : "");
+      const size = (each) => sized(each.bytes, each.done_bytes);
       const field = h("input", { type: "password", autocomplete: "off", id: "hub-token", required: true });
       const save = h("input", { type: "checkbox" });
       const remove = () => act(async () => {
@@ -124,7 +125,7 @@ export async function open(model) {
         return getJson(path);
       });
       return [
-        h("p", {}, t("weights.lacks", { model, size: files.total_bytes ? gb(files.total_bytes) : "–", free: gb(free_bytes) })),
+        h("p", {}, t("weights.lacks", { model, size: sized(files.total_bytes), free: gb(free_bytes) })),
         error && h("div.error", {}, h("p", {}, new ApiError({ status: 503, ...error }).headline), details(error.message)),
         !sources.length && details(detail),
         open && h("div.row", {}, button(t(open.done_bytes ? "weights.resume" : open.gated ? "weights.original" : "weights.copy") + size(open), () => start({ source: open.repository }), { look: "primary", autofocus: true })),

@@ -153,13 +153,15 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
     }
   }
 
-  const reloadRows = () => Promise.all(chapters.map((chapter) => chapter.reload().catch(() => {})));
+  function reloadRows() {
+    return Promise.all(chapters.map((chapter) => chapter.reload().catch(() => {})));
+  }
 
   /** Follows the book by events. When they do not arrive, the page asks for the state instead. */
   function follow() {
     stopFollowing();
     let ended = signal.aborted || ENDED.includes(job.status);
-    if (ENDED.includes(job.status)) reloadRows(); // a redone sentence may be done before anything follows the book
+    if (ENDED.includes(job.status)) reloadRows(); // a redone sentence can be done already
     let abort = new AbortController();
     const stop = () => { ended = true; abort.abort(); };
     (async () => {

@@ -315,6 +315,7 @@ export async function mount(main) {
   await listed;
   return {
     unmount() {
+      keep.cancel();
       keepNow();
       clearTimeout(ticking);
       for (const [target, kind, listener] of listeners) target.removeEventListener(kind, listener);

@@ -385,6 +385,7 @@ export async function mount(main, { go: open }) {
   await Promise.all([listed, showTakes()]);
   return {
     unmount() {
+      for (const late of [saveDraft, settle]) late.cancel();
       keepDraft();
       list?.unmount();
       closed = true;
