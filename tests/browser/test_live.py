@@ -118,13 +118,15 @@ def test_pieces_are_marked_one_after_another(server: str, visit: Visit) -> None:
     assert len(spoken) > 1  # a test on a busy machine may miss one
 
 
-def test_stop_silences_and_marks_what_was_not_heard(server: str, visit: Visit) -> None:
+@pytest.mark.parametrize("name", ["Stop", "Stop speaking"], ids=["page", "player"])
+def test_stop_silences_and_marks_what_was_not_heard(server: str, visit: Visit, name: str) -> None:
     page = visit(f"{server}/live").page
     paste(page, LONG)
     wait_audible(page)
     until(page, "() => parseInt(document.getElementById('live-progress').textContent) > 5")
-    stop(page)
+    page.get_by_role("button", name=name, exact=True).click()
     wait_silent(page)
+    page.get_by_role("button", name="Stop speaking").wait_for(state="hidden")
     until(page, "() => document.getElementById('status').textContent.startsWith('Stopped. ')")
     found = marks(page)
     assert found.keys() == {"heard", "unheard"}

@@ -599,19 +599,19 @@ def test_a_missing_scope_is_explained(tmp_path: Path, visit: Visit) -> None:
         dialog = page.get_by_role("dialog")
         dialog.get_by_label("Key", exact=True).fill(reader)
         page.keyboard.press("Enter")
-        page.get_by_text("The key reader can only speak.").first.wait_for()
+        page.get_by_text("The key reader can't change anything here").first.wait_for()
         page.locator("[data-voice=nova]").wait_for()  # the voices are listed all the same
         assert page.get_by_role("link", name="New voice").count() == 0
         page.goto(f"{url}/pronunciation")
-        page.get_by_text("The key reader can only speak.").first.wait_for()
+        page.get_by_text("The key reader can't change anything here").first.wait_for()
         page.goto(f"{url}/voice-cloning#new")
-        page.get_by_text("The key reader can only speak.").first.wait_for()
+        page.get_by_text("The key reader can't change anything here").first.wait_for()
         assert page.locator(".wizard").count() == 0
         page.get_by_role("button", name="Use another key").click()
         dialog.get_by_label("Key", exact=True).fill(cloner)
         page.keyboard.press("Enter")
         page.get_by_role("link", name="New voice").first.wait_for()
-        assert page.get_by_text("can only speak").count() == 0
+        assert page.get_by_text("change anything here").count() == 0
         page.goto(url)
         speak(page, SHORT)
         page.locator(".error").get_by_text("This key does not allow that.").wait_for()

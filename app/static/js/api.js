@@ -288,7 +288,7 @@ export const health = Object.assign(new EventTarget(), {
 export const may = (scope) => health.last?.key?.scopes.includes(scope) ?? true;
 
 /** Says that the key can't change voices; "" if it can. */
-export const onlySpeaks = () => (may("clone") ? "" : h("div.banner", {}, h("p", {}, t("key.lacks_clone", health.last.key)), h("div.row", {}, button(t("key.other"), () => askKey()))));
+export const noChanges = () => (may("clone") ? "" : h("div.banner", {}, h("p", {}, t("key.lacks_clone", health.last.key)), h("div.row", {}, button(t("key.other"), () => askKey()))));
 
 /** A limit of requests, named as in /health. Undefined until /health has answered: the server then checks alone. */
 export const limitOf = (name) => health.last?.limits?.[name];

@@ -1,4 +1,4 @@
-// The player bar at the bottom of every page: play, position, A/B comparison, volume, save.
+// The player bar at the bottom of every page.
 
 import { player } from "./player.js";
 import { speech } from "./speech.js";
@@ -38,7 +38,7 @@ export function paint(canvas, shape) {
   brush.fillRect(Math.min(width - 2 * ratio, played_x), 0, 2 * ratio, height);
 }
 
-/** Draws the waveform of a track on a canvas. When a growing track fills the canvas, the time span grows by half. */
+/** The waveform of a track. When a growing track fills the canvas, the time span grows by half. */
 export class Wave {
   #span_s = LEAST_SPAN_S;
   #track = null;
@@ -107,7 +107,8 @@ export function mount(dock) {
   const volume = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: player.volume, "aria-label": t("dock.volume"), oninput: (event) => (player.volume = Number(event.target.value)) });
   const keep = button(t("save"), () => player.track && saveMenu(player.track), { look: "quiet save" });
   keep.prepend(icon("save"));
-  const halt = button(t("dock.stop"), () => speech.stop(), { name: "stop", look: "round stop", hidden: true });
+  const stopper = () => (speech.track === player.track ? speech.busy && (() => speech.stop()) : player.track?.stopper?.());
+  const halt = button(t("dock.stop"), () => stopper()?.(), { name: "stop", look: "round stop", hidden: true });
   dock.replaceChildren(toggle, halt, h("div.track", {}, title, slider), time, ab, h("label.volume", {}, icon("volume"), volume), keep);
 
   const seek = (event) => {
@@ -144,8 +145,8 @@ export function mount(dock) {
   const refresh = () => {
     const { track } = player;
     dock.hidden = !track;
-    const held = halt === document.activeElement && !speech.busy;
-    halt.hidden = !speech.busy || speech.track !== track;
+    const held = halt === document.activeElement && !stopper();
+    halt.hidden = !stopper();
     if (held) toggle.focus();
     document.documentElement.classList.toggle("docked", Boolean(track));
     if (!track) return;

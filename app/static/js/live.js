@@ -51,9 +51,10 @@ class Part {
   }
 }
 
-/** Dispatches "change". settings: voice and language of the next text. */
+/** Dispatches "change". settings: voice and language of the next text. halt: what Stop in the player does. */
 export class LiveSpeech extends EventTarget {
   settings = {};
+  halt = () => this.stop();
   parts = [];
   error = null;
   #open = null; // the part that takes further text
@@ -85,6 +86,7 @@ export class LiveSpeech extends EventTarget {
       const part = (this.#open = new Part(at));
       this.parts.push(part);
       part.track.addEventListener("grow", () => this.#grew(part));
+      part.track.stopper = () => this.busy && this.halt;
       part.track.about = { kind: "speech", voice: this.settings.voice, text: "", body: { ...this.settings, input: "" }, source: "live", preview: true };
       const { voice, language } = this.settings;
       const output = voice ? { audio: { output: { voice } } } : {};

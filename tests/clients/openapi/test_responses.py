@@ -130,6 +130,7 @@ OPERATIONS = {
     "GET /v1/audio/voice_consents/{consent_id}",
     "GET /v1/audio/voices",
     "GET /v1/models",
+    "GET /v1/keys",
     "GET /v1/usage",
     "GET /v1/models/{model_id}",
     "GET /v1/models/{model_id}/weights",
@@ -329,6 +330,7 @@ def test_voice_and_consent_responses_match_their_model(
     take("DELETE /v1/audio/voices/{voice_id}")
     take("DELETE /v1/audio/voice_consents/{consent_id}")
     take("GET /v1/models/{model_id}")
+    take("GET /v1/keys")
     take("GET /v1/usage")
     take("DELETE /v1/audio/conversations/{conversation_id}")
     take("POST /v1/audio/watermark/detect", files={"file": sample})

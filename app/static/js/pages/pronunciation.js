@@ -1,7 +1,7 @@
 // The Pronunciation page: the dictionary of the server or of one voice as a table. Entries can be heard, added, removed,
 // imported from a tsv file and exported to one.
 
-import { call, errorBox, onlySpeaks, serverVoice, voices } from "../api.js";
+import { call, errorBox, noChanges, serverVoice, voices } from "../api.js";
 import { speech, whenListed } from "../speech.js";
 import { announce, button, download, field as labelled, h, icon, loadTexts, notify, quoted, store, t } from "../ui.js";
 
@@ -113,7 +113,7 @@ export async function mount(main) {
     etag = (answer.headers.get("etag") ?? "").replace(/^W\//, ""); // a proxy that compresses makes the tag weak
     problems.replaceChildren(...(read.problems.length ? [h("div.banner", {}, h("p.headline", {}, t("lexicon.problems")), read.problems.map((text) => h("p", {}, quoted(text))))] : []));
     trouble.replaceChildren();
-    lacking.replaceChildren(onlySpeaks());
+    lacking.replaceChildren(noChanges());
     if (!closed) draw();
   }
 

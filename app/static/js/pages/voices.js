@@ -1,6 +1,6 @@
 // The Voices page: a list of voices, the details of one voice, and the wizard for a new voice (voices/wizard.js).
 
-import { call, errorBox, getJson, health, may, models, onlySpeaks, serverVoice, speaksClones, voices } from "../api.js";
+import { call, errorBox, getJson, health, may, models, noChanges, serverVoice, speaksClones, voices } from "../api.js";
 import { searched, tint } from "../gallery.js";
 import { player } from "../player.js";
 import { Track } from "../takes.js";
@@ -56,7 +56,7 @@ export async function mount(main, { go }) {
     } catch (error) {
       trouble.replaceChildren(errorBox(error, [button(t("again"), () => load().then(() => show(shown)))]));
     }
-    lacking.replaceChildren(onlySpeaks());
+    lacking.replaceChildren(noChanges());
     tools.hidden = openWizard !== null || !may("clone");
     fill();
   }
