@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 from tests.browser.test_manners import DESKTOP, PHONE, axe_violations, scrolls_sideways
 from tests.support.ears import decode
 from tests.support.live import serving
-from tests.support.studio import pick_voice, until, wait_audible
+from tests.support.studio import LONG, pick_voice, until, wait_audible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -170,6 +170,39 @@ def test_errors_are_shown_in_words(library: str, visit: Visit) -> None:
     page.locator(".error").get_by_text("The server cannot find this.").wait_for()
     page.get_by_role("link", name="All books").click()
     page.locator(".book-form").wait_for()
+
+
+HOLD = """
+() => {
+  const real = window.fetch;
+  window.released = [];
+  window.fetch = async (...request) => {
+    const answer = await real(...request);
+    if (String(request[0]).includes("/sentences?chapter=0")) {
+      const { data } = await answer.clone().json();
+      await new Promise((resolve) => setTimeout(resolve, 3000));
+      setTimeout(() => released.push(data[2].status), 200); // once the page has used it
+    }
+    return answer;
+  };
+}
+"""
+
+
+def test_an_old_answer_does_not_undo_what_an_event_has_shown(library: str, visit: Visit) -> None:
+    """The list of sentences arrives after the event that a sentence in it is done."""
+    page = visit(f"{library}/books#{create(library, voice='alloy')}").page
+    status(page, "finished")
+    page.get_by_role("button", name="Sentences of The Harbour").click()
+    expect(page.locator(".sentence")).to_have_count(3)
+    page.get_by_role("button", name="Redo sentence 3").click()
+    dialog = page.get_by_role("dialog", name="Redo a sentence")
+    dialog.get_by_label("Text").fill(LONG[:4000])
+    page.evaluate(HOLD)
+    dialog.get_by_role("button", name="Speak it again").click()
+    status(page, "finished")
+    until(page, "() => released.length > 0")
+    page.locator('.sentence[data-take="1"][data-status="done"]').wait_for()
 
 
 def test_a_lost_connection_is_replaced_by_polling(library: str, visit: Visit) -> None:

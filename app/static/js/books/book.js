@@ -221,25 +221,36 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
       h("div", {}, h("h3", {}, name), facts), status,
       h("div.row.wrap.tools", {}, listen, toggle, voice), rows);
     const elements = new Map(); // index of a sentence -> its row
+    const changedAt = new Map(); // index of a sentence -> number of its last change
+    let changes = 0;
+
+    /** Shows sentences, unless they have changed since they were requested. */
+    async function readRows(after, limit) {
+      const asked = changes;
+      const answer = await getJson(`${own}/sentences?chapter=${index}&after=${after}&limit=${limit}`);
+      for (const sentence of answer.data) if (!(changedAt.get(sentence.index) > asked)) place(sentence, true);
+      return answer;
+    }
 
     async function loadRows() {
-      const after = Math.max(-1, ...elements.keys());
-      const answer = await getJson(`${own}/sentences?chapter=${index}&after=${after}&limit=${SHOWN}`).catch((error) => fail(error));
+      const shown = elements.size;
+      const answer = await readRows(Math.max(-1, ...elements.keys()), SHOWN).catch((error) => fail(error));
       if (!answer) return;
-      const first = answer.data.find((sentence) => !elements.has(sentence.index));
-      for (const sentence of answer.data) changed(sentence, true);
       further.remove();
       if (answer.has_more) rows.append(h("li", {}, further));
       if (!elements.size && !rows.firstChild) rows.append(h("li.hint", {}, t("books.not_planned")));
-      if (after >= 0 && first) elements.get(first.index).querySelector("button")?.focus();
+      if (shown) [...elements.values()][shown]?.querySelector("button")?.focus();
     }
 
-    function changed(sentence, add = false) {
+    function changed(sentence) {
+      changedAt.set(sentence.index, ++changes);
+      place(sentence, !rows.hidden && elements.size < SHOWN && !further.isConnected);
+    }
+
+    /** Shows a sentence. add: also if it has no row yet. */
+    function place(sentence, add) {
       const old = elements.get(sentence.index);
-      if (!old && !add) {
-        if (!rows.hidden && elements.size < SHOWN && !further.isConnected) return changed(sentence, true);
-        return;
-      }
+      if (!old && !add) return;
       const row = sentenceRow(sentence);
       const focused = old?.contains(document.activeElement) ? document.activeElement.dataset.act : "";
       elements.set(sentence.index, row);
@@ -252,9 +263,7 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
     }
 
     async function reload() {
-      if (rows.hidden) return;
-      const answer = await getJson(`${own}/sentences?chapter=${index}&limit=${Math.max(SHOWN, elements.size)}`);
-      for (const sentence of answer.data) changed(sentence, true);
+      if (!rows.hidden) await readRows(-1, Math.max(SHOWN, elements.size));
     }
 
     function open() {

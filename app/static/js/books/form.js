@@ -80,6 +80,7 @@ export function bookForm({ limits, listed, go, pickVoice, models }) {
     try {
       const job = await (await call(PATH, { method: "POST", body })).json();
       draft = { text: "", file: null };
+      keepText.cancel();
       store.set("books.text", "");
       go(`/books#${job.id}`);
     } catch (error) {
