@@ -741,13 +741,11 @@ class KeyOfCaller(ResponseModel):
 
 
 class KeyEntry(KeyOfCaller):
-    created_at: UnixTime | None = None  # null for a key of TTS_API_KEYS
+    created_at: UnixTime | None  # null for a key of TTS_API_KEYS
 
     @classmethod
     def of(cls, key: Key) -> Self:
-        entry = super().of(key)
-        entry.created_at = int(key.created_at) or None
-        return entry
+        return cls(**KeyOfCaller.of(key).model_dump(), created_at=int(key.created_at) or None)
 
 
 class KeyList(ResponseModel):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from app import wiring
-from app.engines.registry import EngineSpec, specs
 from app.types import Reference
 from app.voices.store import VoiceStore
 from app.voices.transcribe import RecogniserState
@@ -19,7 +18,7 @@ from tests.browser.test_manners import DESKTOP, PHONE, axe_violations, scrolls_s
 from tests.support import samples, tube
 from tests.support.ears import decode
 from tests.support.live import serving, wait_until
-from tests.support.studio import speak, until, wait_audible, wait_state, wait_voices
+from tests.support.studio import serving_clones, speak, until, wait_audible, wait_state, wait_voices
 from tests.unit.test_youtube import Site
 
 if TYPE_CHECKING:
@@ -46,14 +45,8 @@ def sample() -> bytes:
 
 @pytest.fixture(scope="module")
 def learning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with an engine that supports cloned voices."""
-    spec = EngineSpec("reading", "reading-1", "tests.support.reading_engine:build")
-    known = {**specs(), "reading": spec}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wiring.registry, "specs", lambda: known)
-        folder = tmp_path_factory.mktemp("learning")
-        with serving(folder, TTS_ENGINE="reading", TTS_FALLBACK_ENGINE="") as url:
-            yield url
+    with serving_clones(tmp_path_factory.mktemp("learning")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

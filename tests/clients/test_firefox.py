@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from app import wiring
-from app.engines.registry import EngineSpec, specs
 from tests.clients.conftest import Client, driver
 from tests.support import samples
-from tests.support.live import serving, wait_until
-from tests.support.studio import LONG, SHORT
+from tests.support.live import wait_until
+from tests.support.studio import LONG, SHORT, serving_clones
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,12 +57,8 @@ def firefox(tmp_path_factory: pytest.TempPathFactory, silent_speakers: str) -> I
 
 @pytest.fixture(scope="module")
 def learning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with an engine that supports cloned voices."""
-    known = {**specs(), "reading": EngineSpec("reading", "reading-1", "tests.support.reading_engine:build")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wiring.registry, "specs", lambda: known)
-        with serving(tmp_path_factory.mktemp("learning"), TTS_ENGINE="reading", TTS_FALLBACK_ENGINE="") as url:
-            yield url
+    with serving_clones(tmp_path_factory.mktemp("learning")) as url:
+        yield url
 
 
 def test_spoken_text_is_the_audio_of_the_api(firefox: Client, server: str) -> None:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import ast
 import base64
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
+from app import wiring
 from app.api.routes.pages import texts
-from tests.support.live import ROOT, wait_until
+from app.engines.registry import EngineSpec, specs
+from tests.support.live import ROOT, serving, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from numpy.typing import NDArray
     from playwright.sync_api import Page
 
@@ -33,6 +40,16 @@ async () => {
   return { ...take, pcm: btoa(binary) };
 }
 """
+
+
+@contextmanager
+def serving_clones(folder: Path) -> Iterator[str]:
+    """Run a server with an engine that supports cloned voices."""
+    known = {**specs(), "reading": EngineSpec("reading", "reading-1", "tests.support.reading_engine:build")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wiring.registry, "specs", lambda: known)
+        with serving(folder, TTS_ENGINE="reading", TTS_FALLBACK_ENGINE="") as url:
+            yield url
 
 
 def texts_of(language: str) -> dict[str, str]:

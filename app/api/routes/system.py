@@ -220,7 +220,8 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
     )
     async def health(caller: Request, response: Response) -> Health:
         """Health check: 200 if the state is `starting`, `ok` or `degraded`, and 503 if it is `unhealthy`."""
-        body = state.health(key_needed=gate.needed, key=gate.valid_key(caller.headers), names=gate.shows_cloned(caller))
+        key = gate.valid_key(caller.headers)
+        body = state.health(key_needed=gate.needed, key=key, names=gate.lists_are_open or key is not None)
         response.headers["Cache-Control"] = "no-store"
         if body.status == "unhealthy":
             response.status_code = 503

@@ -39,7 +39,7 @@ export function paint(canvas, shape) {
 }
 
 /** The waveform of a track. When a growing track fills the canvas, the time span grows by half. */
-export class Wave {
+class Wave {
   #span_s = LEAST_SPAN_S;
   #track = null;
   #frame = 0;
@@ -107,7 +107,7 @@ export function mount(dock) {
   const volume = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: player.volume, "aria-label": t("dock.volume"), oninput: (event) => (player.volume = Number(event.target.value)) });
   const keep = button(t("save"), () => player.track && saveMenu(player.track), { look: "quiet save" });
   keep.prepend(icon("save"));
-  const stopper = () => (speech.track === player.track ? speech.busy && (() => speech.stop()) : player.track?.stopper?.());
+  const stopper = () => player.track?.stopper?.();
   const halt = button(t("dock.stop"), () => stopper()?.(), { name: "stop", look: "round stop", hidden: true });
   dock.replaceChildren(toggle, halt, h("div.track", {}, title, slider), time, ab, h("label.volume", {}, icon("volume"), volume), keep);
 

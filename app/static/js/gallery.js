@@ -19,7 +19,7 @@ const KINDS = {
 /** The ids of the favourite voices of this browser. */
 export const favourites = () => store.get("favourites", []);
 
-export const setFavourite = (id, on) => store.set("favourites", on ? [...favourites(), id] : favourites().filter((each) => each !== id));
+const setFavourite = (id, on) => store.set("favourites", on ? [...favourites(), id] : favourites().filter((each) => each !== id));
 
 /** A dot in the colour of a voice. A voice without a colour gets one that follows from its id. */
 export function tint(voice) {

@@ -51,10 +51,9 @@ class Part {
   }
 }
 
-/** Dispatches "change". settings: voice and language of the next text. halt: what Stop in the player does. */
+/** Dispatches "change". settings: voice and language of the next text. */
 export class LiveSpeech extends EventTarget {
   settings = {};
-  halt = () => this.stop();
   parts = [];
   error = null;
   #open = null; // the part that takes further text
@@ -62,8 +61,10 @@ export class LiveSpeech extends EventTarget {
   #waiting = []; // messages until the socket is open
   #timer = 0;
 
-  constructor() {
+  /** halt: what Stop in the player does. */
+  constructor(halt) {
     super();
+    this.halt = halt;
     player.addEventListener("change", this.#followPlayer);
   }
 

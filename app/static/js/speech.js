@@ -25,7 +25,7 @@ export function whenListed(listed) {
 }
 
 /** The small waveform of a take in a list: 64 heights from 0 to 1. */
-export function shapeOf(track) {
+function shapeOf(track) {
   return Array.from({ length: 64 }, (_, n) => {
     const [low, high] = track.extremes((n / 64) * track.seconds, ((n + 1) / 64) * track.seconds);
     return Math.round((100 * Math.max(-low, high)) / Math.max(0.2, track.peak)) / 100;
@@ -75,6 +75,7 @@ class Speech extends EventTarget {
     this.#abort = abort;
     Object.assign(this, { state: "waiting", source, error: null, track, take: null, pressed_ms: performance.now(), first_s: null, factor: null, again_s: null, place: null, ignored: "", engine: "", cached: false });
     track.about = { ...facts, body, source, preview };
+    track.stopper = () => this.busy && this.track === track && (() => this.stop());
     player.load(track); // inside the handler of the press: browsers refuse to play otherwise
     this.#changed();
     let failed = null;

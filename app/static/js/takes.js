@@ -17,6 +17,7 @@ export class Track extends EventTarget {
   parts = []; // the server's progress events: { sentence, turn, text, start_s }
   timed = []; // the server's events with the times of words
   cut = false; // whether the text goes on after the audio
+  stopper = null; // returns what stops its speech, or false
   #samples = new Int16Array(RATE * 8);
   #peaks = new Int16Array(800 * 2);
   #odd = null; // the first byte of a sample whose second byte has not arrived

@@ -116,8 +116,7 @@ export async function open(model) {
       const error = download?.error ?? hub;
       const open = sources.find((each) => !each.needs_token);
       const gated = sources.find((each) => each.needs_token);
-      const sized = (bytes, done_bytes = 0) => (bytes ? ` (${done_bytes ? t("weights.of", { done: gb(done_bytes), of: gb(bytes) }) : t("weights.size", { n: gb(bytes) })})` : "");
-      const size = (each) => sized(each.bytes, each.done_bytes);
+      const size = ({ bytes, done_bytes }) => (bytes ? ` (${done_bytes ? t("weights.of", { done: gb(done_bytes), of: gb(bytes) }) : t("weights.size", { n: gb(bytes) })})` : "");
       const field = h("input", { type: "password", autocomplete: "off", id: "hub-token", required: true });
       const save = h("input", { type: "checkbox" });
       const remove = () => act(async () => {
@@ -125,7 +124,7 @@ export async function open(model) {
         return getJson(path);
       });
       return [
-        h("p", {}, t("weights.lacks", { model, size: sized(files.total_bytes), free: gb(free_bytes) })),
+        h("p", {}, t("weights.lacks", { model, size: size({ bytes: files.total_bytes }), free: gb(free_bytes) })),
         error && h("div.error", {}, h("p", {}, new ApiError({ status: 503, ...error }).headline), details(error.message)),
         !sources.length && details(detail),
         open && h("div.row", {}, button(t(open.done_bytes ? "weights.resume" : open.gated ? "weights.original" : "weights.copy") + size(open), () => start({ source: open.repository }), { look: "primary", autofocus: true })),

@@ -42,7 +42,7 @@ const ORIGINS = document.documentElement.dataset.llm.split(" ").filter(Boolean);
 export async function mount(main) {
   await Promise.all(["live/", "errors/"].map(loadTexts));
   if (!document.adoptedStyleSheets.includes(sheet)) document.adoptedStyleSheets.push(sheet);
-  const live = Object.assign(new LiveSpeech(), { halt });
+  const live = new LiveSpeech(halt);
   const kept = { mode: "type", url: "", model: "", ...store.get("live", {}) };
   const chosen = store.get("speak", {}); // voice and language are those of the Speak page
   let voice = chosen.voice || store.get("voice", serverVoice());

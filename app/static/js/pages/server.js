@@ -20,7 +20,7 @@ export function sums(text) {
 }
 
 /** The requests of each API key in the same text, for a key with the scope `admin`: name -> [all, refused]. */
-export function keyCounts(text) {
+function keyCounts(text) {
   const found = {};
   for (const [, kind, name, value] of text.matchAll(/^tts_key_(requests|refused)_total\{key="([^"]*)"[^\n]*\} (\S+)/gm)) {
     const counts = (found[name] ??= [0, 0]);

@@ -11,14 +11,14 @@ const STEP_S = { ArrowLeft: -0.05, ArrowDown: -0.05, ArrowRight: 0.05, ArrowUp: 
 const CROWDED_S = 45; // in longer recordings the handles are too close together: a zoom button is shown
 
 /** Seconds of "1:23.4", "83,4" or "83.4 s"; NaN when the text is not a time. */
-export function readTime(text) {
+function readTime(text) {
   const parts = text.trim().replace(/\s*s$/, "").replace(",", ".").split(":");
   if (parts.length > 3 || !parts.every((part) => /^\d+(\.\d+)?$/.test(part.trim()))) return Number.NaN;
   return parts.reduce((sum, part) => 60 * sum + Number(part), 0);
 }
 
 /** A time in seconds as text: "1:23.4", or "23.4" below a minute. */
-export function showTime(value) {
+function showTime(value) {
   const minutes = Math.floor(value / 60);
   const rest = number(value - 60 * minutes, 2);
   return minutes ? `${minutes}:${value - 60 * minutes < 10 ? "0" : ""}${rest}` : rest;
