@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support.live import wait_until
-from tests.support.studio import newest_take, until, wait_audible, wait_state, wait_takes
+from tests.support.studio import newest_take, until, wait_audible, wait_state, wait_takes, wait_voices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,6 +115,22 @@ def test_line_can_be_played_moved_removed_and_restored(server: str, visit: Visit
     page.get_by_role("button", name="Fill in a sample").wait_for()
     page.get_by_role("button", name="Speak all").click()
     page.locator(".error").get_by_text("There are no lines yet.").wait_for()
+
+
+def test_the_page_does_not_scroll_below_a_pressed_button(server: str, visit: Visit) -> None:
+    """The text to read along comes into view when it is shown, but a button that is held down stays where it is."""
+    page = visit(f"{server}/dialogue", viewport={"width": 1280, "height": 500}).page
+    page.get_by_role("button", name="Fill in a sample").click()
+    wait_voices(page)
+    before = texts(page)
+    page.get_by_role("button", name="Move line 2 up").hover()
+    page.mouse.down()
+    top = page.evaluate("scrollY")
+    page.evaluate("document.querySelector('.go').click()")
+    page.locator(".read [data-now]").wait_for()
+    assert page.evaluate("scrollY") == top
+    page.mouse.up()
+    assert texts(page)[:2] == [before[1], before[0]]
 
 
 def test_ten_speakers_of_a_pasted_script_have_ten_voices(server: str, visit: Visit) -> None:

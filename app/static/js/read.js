@@ -156,7 +156,7 @@ class Reading {
     this.#light(this.#spans[now - this.#first]);
     if (!this.#fresh) return;
     this.#fresh = false;
-    if (!document.activeElement.matches("input, textarea, select")) slot.scrollIntoView({ block: "nearest" });
+    if (!document.activeElement.matches("input, textarea, select, :active")) slot.scrollIntoView({ block: "nearest" });
   }
 
   #count({ parts }) {
