@@ -44,6 +44,7 @@ TLS_BUFFER_BYTES = 64 << 10
 # disconnect this client (TTS_READER_TIMEOUT_S). If the client disconnects, the audio in the send buffer was generated
 # for nothing.
 SEND_BUFFER_BYTES = 128 << 10
+ABORT = "abort"  # key in the state of a WebSocket; its function drops the unsent data and closes the connection
 STOPPING = "stopping"  # key in the state of a request; present when the server has begun its graceful shutdown
 MAX_HEAD_BYTES = 64 << 10  # uvicorn's h11 protocol has the same limit
 SOCKET_PATHS = (
@@ -92,6 +93,11 @@ class SocketProtocol(WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         self._has_received = True
         super().data_received(data)
+
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        if self.handshake_initiated and not self.handshake_complete:
+            self.scope["state"][ABORT] = self.transport.abort
 
     def send_keepalive_ping(self) -> None:
         self._has_progress()

@@ -19,6 +19,7 @@ import structlog
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from app.api.errors import response_to, status_of
+from app.api.http_protocol import ABORT
 from app.errors import InvalidValue, RequestError, SpeechError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ IN_THREAD_BYTES = 64 << 10  # a longer message is parsed in a thread
 NORMAL, GOING_AWAY, POLICY_VIOLATION, SERVER_ERROR = 1000, 1001, 1008, 1011  # close codes
 KEY_CHECK_S = 5.0  # how often the API key of a connection is checked while the client sends nothing
 MAX_REASON_BYTES = 123  # of a close message, as RFC 6455 demands
+MAX_WAITING_BYTES = 1 << 20  # of the replies that wait until the client reads; then no further message is received
 _SWITCHING_PROTOCOLS = 101
 
 
@@ -42,13 +44,20 @@ class Closed(Exception):
 
 @dataclass(slots=True)
 class Socket:
-    """One accepted connection. Several tasks may send; the task that has created the object receives."""
+    """One accepted connection. Several tasks may send; the task that has created the object receives.
+
+    Messages are sent in the order of the calls. While the client reads nothing, a call of `send` waits, except in the
+    receiving task: its messages wait in a queue. Some clients send all their messages before they read. If the server
+    stopped receiving because of its unsent replies, such a client and the server would wait for each other.
+    """
 
     connection: WebSocket
     key: Key | None  # the API key of the caller; None = the server has no keys
     send_timeout_s: float
     stuck: bool = False  # whether the client reads nothing
     _task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while a message is sent
+    _replies: dict[asyncio.Task[None], int] = field(default_factory=dict)  # unsent ones of the receiving task: bytes
 
     async def receive(self) -> str | bytes:
         """Wait for the next message. Raises Closed."""
@@ -73,24 +82,53 @@ class Socket:
         return content
 
     async def send(self, content: dict[str, Any]) -> None:
-        """Send a JSON object. Waits while the client reads nothing. Raises Closed."""
-        await self._send({"type": "websocket.send", "text": json.dumps(content, separators=(",", ":"))})
+        """Send a JSON object. Raises Closed; in the receiving task, `receive` raises it instead."""
+        text = json.dumps(content, separators=(",", ":"))
+        message = {"type": "websocket.send", "text": text}
+        if asyncio.current_task() is not self._task:
+            await self._send(message)
+            return
+        reply = asyncio.create_task(self._send(message), name="socket reply")
+        self._replies[reply] = len(text)
+        reply.add_done_callback(self._end_reply)
+        if sum(self._replies.values()) > MAX_WAITING_BYTES:
+            await self.flush()
 
     async def send_bytes(self, data: bytes) -> None:
         """Send a binary message. Waits while the client reads nothing. Raises Closed."""
         await self._send({"type": "websocket.send", "bytes": data})
 
+    async def flush(self) -> None:
+        """Wait until all messages of the receiving task are sent, or the connection has ended."""
+        await asyncio.gather(*self._replies, return_exceptions=True)
+
     async def close(self, code: int, reason: str = "") -> None:
         """Close the connection. Does nothing if it is closed."""
         if self.connection.application_state is WebSocketState.CONNECTED:
+            await self.flush()
             with contextlib.suppress(Closed):
                 text = reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
                 await self._send({"type": "websocket.close", "code": code, "reason": text})
 
+    def release(self) -> None:
+        """Drop the replies that wait. If the client reads nothing, close the connection without its unsent data."""
+        for reply in [*self._replies]:
+            reply.cancel()
+        if self.stuck and (abort := self.connection.scope.get("state", {}).get(ABORT)) is not None:
+            abort()
+
+    def _end_reply(self, reply: asyncio.Task[None]) -> None:
+        del self._replies[reply]
+        if not reply.cancelled():
+            reply.exception()  # Closed: the next `receive` raises it too
+
     async def _send(self, message: dict[str, Any]) -> None:
         try:
-            async with asyncio.timeout(self.send_timeout_s):
-                await self.connection.send(message)
+            async with self._turn:
+                if self.stuck:
+                    raise Closed
+                async with asyncio.timeout(self.send_timeout_s):
+                    await self.connection.send(message)
         except TimeoutError:
             if not self.stuck:
                 self.stuck = True
@@ -144,6 +182,7 @@ async def accepted(
         socket = Socket(connection, key, send_timeout_s)
         try:
             yield socket
+            await socket.flush()
         except Closed:
             pass
         except asyncio.CancelledError:
@@ -155,5 +194,6 @@ async def accepted(
             log.exception("a WebSocket failed with an unexpected error")
             await socket.close(SERVER_ERROR, "The server failed because of an internal error.")
         finally:
+            socket.release()
             log.info("closed a WebSocket", path=route, after_s=round(time.monotonic() - began_s, 1))
             structlog.contextvars.unbind_contextvars("key")

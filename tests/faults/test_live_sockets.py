@@ -70,6 +70,26 @@ def test_sockets_that_read_nothing_pause_and_then_lose_only_their_own_rows(tmp_p
             assert caller.speak("Their rows are free.")[-1]["response"]["status"] == "completed"
 
 
+def test_client_that_sends_all_before_it_reads_gets_all_answers(tmp_path: Path) -> None:
+    """Its events are read although it reads nothing: otherwise it and the server would wait for each other."""
+    with (
+        serving(tmp_path, TTS_OUTBOX_S=0.5) as url,
+        calling(url, max_queue=1) as caller,
+    ):
+        caller.send("input_text_buffer.append", text=LONG)
+        caller.send("input_text_buffer.commit")
+        time.sleep(1)  # the audio fills the buffers of the connection
+        for _ in range(500):
+            caller.send("wrong", padding="x" * 20_000)
+        caller.send("response.cancel")
+        errors = 0
+        while (event := caller.receive())["type"] != "response.done":
+            errors += event["type"] == "error"
+        assert errors == 500
+        assert event["response"]["status"] == "cancelled"
+        assert caller.speak("I read now.")[-1]["response"]["status"] == "completed"
+
+
 class _Silent:
     """A client that opens a WebSocket and sends messages. Then it reads nothing and answers no ping."""
 
@@ -83,9 +103,20 @@ class _Silent:
         self.raw.sendall(f"{head}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n\r\n".encode())
         assert self.raw.recv(1024).startswith(b"HTTP/1.1 101")
         for content in messages:
-            data = json.dumps(content).ljust(126).encode()
-            # a text frame with a mask of zeros
-            self.raw.sendall(b"\x81\xfe" + len(data).to_bytes(2, "big") + bytes(4) + data)
+            self.send(content)
+
+    def send(self, content: dict[str, Any]) -> None:
+        """Send a text frame with a mask of zeros."""
+        data = json.dumps(content).ljust(126).encode()
+        self.raw.sendall(b"\x81\xfe" + len(data).to_bytes(2, "big") + bytes(4) + data)
+
+    def is_closed(self) -> bool:
+        """Send a message, and return whether the server has closed the connection."""
+        try:
+            self.send({"type": "input_text_buffer.commit"})
+        except ConnectionError:
+            return True
+        return False
 
     def has_ended(self) -> bool:
         """Read what the server has sent until now, and return whether it has ended the connection."""
@@ -136,6 +167,15 @@ def test_client_that_reads_slowly_is_not_disconnected(tmp_path: Path) -> None:
             time.sleep(0.2)
         assert not is_free(url)
     client.raw.close()  # the server has stopped although this client does not read
+
+
+def test_client_that_sends_but_reads_nothing_loses_its_connection(tmp_path: Path) -> None:
+    """The connection does not stay open for its unsent data."""
+    with serving(tmp_path, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=2) as url:
+        client = _Silent(url, "realtime", {"type": "input_text_buffer.append", "text": LONG})
+        wait_until(client.is_closed)
+        assert is_free(url)
+        client.raw.close()
 
 
 def _open_contexts(socket: ClientConnection, count: int) -> None:
