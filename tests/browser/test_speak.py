@@ -605,11 +605,14 @@ def test_a_missing_scope_is_explained(tmp_path: Path, visit: Visit) -> None:
         page.goto(f"{url}/pronunciation")
         page.get_by_text("The key reader can't change anything here").first.wait_for()
         page.goto(f"{url}/voice-cloning#new")
+        page.locator("[data-voice=nova]").wait_for()
         page.get_by_text("The key reader can't change anything here").first.wait_for()
         assert page.locator(".wizard").count() == 0
         page.get_by_role("button", name="Use another key").click()
         dialog.get_by_label("Key", exact=True).fill(cloner)
         page.keyboard.press("Enter")
+        page.locator(".wizard").wait_for()  # the page that the link names
+        page.goto(f"{url}/voice-cloning")
         page.get_by_role("link", name="New voice").first.wait_for()
         assert page.get_by_text("change anything here").count() == 0
         page.goto(url)

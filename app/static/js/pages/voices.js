@@ -12,6 +12,8 @@ import { levelBadge, qualityList } from "../voices/quality.js";
 import { problemList } from "../voices/problems.js";
 import { forPlayer, read } from "../voices/sound.js";
 
+const here = `${ROOT}/voice-cloning`;
+
 export async function mount(main, { go }) {
   const styles = Promise.all([loadStyles("voices"), loadStyles("gallery")]);
   await loadTexts("voices/");
@@ -28,7 +30,7 @@ export async function mount(main, { go }) {
   const file = h("input", { type: "file", accept: ".zip,application/zip", hidden: true, onchange: () => file.files[0] && importVoice(file.files[0]) });
   const bring = button(t("voices.import"), () => file.click());
   bring.prepend(icon("import"));
-  const fresh = h("a.button.primary", { href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, icon("add"), t("voices.new"));
+  const fresh = h("a.button.primary", { href: `${here}#new`, data: { route: "/voice-cloning" } }, icon("add"), t("voices.new"));
   const [lacking, trouble] = [h("div"), h("div")];
   const list = h("div.voice-list");
   const side = h("section.stack.voice-side", { "aria-label": t("voices.list") }, h("div.row", {}, search), list);
@@ -40,7 +42,7 @@ export async function mount(main, { go }) {
   const kindOf = (voice) => (["cloned", "adapter"].includes(voice.type) ? voice.type : "preset");
   const find = (id) => all.find((voice) => voice.id === id);
   const isDefault = (voice) => store.get("voice", serverVoice()) === voice.id;
-  const link = (voice) => `${ROOT}/voice-cloning#${voice.id}`;
+  const link = (voice) => `${here}#${voice.id}`;
 
   // ---- the list
 
@@ -75,7 +77,7 @@ export async function mount(main, { go }) {
     const { known } = voice;
     const about = known ? [seconds(known.audio_duration), known.language, ...voice.tags] : [voice.description || t(`voice.kind.${voice.type}`)];
     return h("li.voice", { data: { voice: voice.id } },
-      button(t(known ? "voices.sample_of" : "voice.preview_of", { name: voice.name }), () => (known ? playSample(voice) : speakSentence(voice)), { name: "play", look: "quiet round" }),
+      button(t(known ? "voices.sample_of" : "voice.preview_of", { name: voice.name }), () => (known ? playSample(voice) : preview(voice)), { name: "play", look: "quiet round" }),
       tint(voice),
       h("a", { href: link(voice), data: { route: "/voice-cloning" }, "aria-current": shown === voice.id ? "true" : null },
         h("b", {}, voice.name),
@@ -95,7 +97,7 @@ export async function mount(main, { go }) {
     const onButton = document.activeElement?.tagName === "BUTTON";
     const ownNone = may("clone") && !query && all.length > 0 && !groups[0][1].length;
     list.replaceChildren(...[
-      ownNone && h("div.empty", {}, h("p", {}, t("voices.none")), h("a.button", { href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, t("voices.make"))),
+      ownNone && h("div.empty", {}, h("p", {}, t("voices.none")), h("a.button", { href: `${here}#new`, data: { route: "/voice-cloning" } }, t("voices.make"))),
       ...groups.filter(([, members]) => members.length).map(([kind, members]) => h("section", { "aria-label": t(`voice.kind.${kind}`) }, h("h2", {}, t(`voice.kind.${kind}`)), h("ul", {}, members.map(row)))),
       query && !matching.length && h("p.hint", {}, t("take.none")),
       problemList("server.doubts", doubts),
@@ -105,8 +107,6 @@ export async function mount(main, { go }) {
   }
 
   // ---- listening
-
-  const speakSentence = (voice) => preview(voice);
 
   const samples = new Map();
 
@@ -197,10 +197,10 @@ export async function mount(main, { go }) {
     const title = h("h2", { tabindex: -1, id: "voice-title" }, voice.name);
     const playButton = button(t("voices.hear"), () => playSample(voice));
     playButton.prepend(icon("play"));
-    const speakButton = button(t("voices.speak"), () => speakSentence(voice), { look: known ? "" : "primary" });
+    const speakButton = button(t("voices.speak"), () => preview(voice), { look: known ? "" : "primary" });
     speakButton.prepend(icon("volume"));
     return h("article.card.stack", { "aria-labelledby": "voice-title", data: { shown: voice.id } },
-      h("div.phone-only", {}, h("a.button.quiet", { href: `${ROOT}/voice-cloning`, data: { route: "/voice-cloning" } }, icon("back"), t("voices.list"))),
+      h("div.phone-only", {}, h("a.button.quiet", { href: here, data: { route: "/voice-cloning" } }, icon("back"), t("voices.list"))),
       h("div.head", {}, h("div.row", {}, tint(voice), title), known?.quality?.level && known.status !== "needs words" && levelBadge(known.quality.level)),
       voice.description && h("p.quoted", {}, voice.description),
       voice.tags?.length > 0 && h("div.row.wrap", { "aria-label": t("gallery.tags"), role: "group" }, voice.tags.map((tag) => h("span.badge", {}, tag))),
@@ -288,7 +288,7 @@ export async function mount(main, { go }) {
     if (isDefault(voice)) store.set("voice", serverVoice());
     if (store.get("speak", {}).voice === voice.id) store.set("speak", { ...store.get("speak", {}), voice: store.get("voice", serverVoice()) });
     await load();
-    history.replaceState({}, "", `${ROOT}/voice-cloning`);
+    history.replaceState({}, "", here);
     show("");
     notify(t("voices.deleted", { name: voice.name }));
     (list.querySelector(`[data-voice="${CSS.escape(nextId ?? "")}"] a`) ?? document.querySelector("main h1"))?.focus();
@@ -311,7 +311,7 @@ export async function mount(main, { go }) {
   }
 
   async function make() {
-    const [{ wizard }, list] = await Promise.all([import("../voices/wizard.js"), models().catch(() => []), health.last ?? health.look()]);
+    const [{ wizard }, list] = await Promise.all([import("../voices/wizard.js"), models().catch(() => [])]);
     if (closed || openWizard || location.hash !== "#new") return;
     if (!may("clone")) return show("");
     shown = "new";
@@ -330,7 +330,7 @@ export async function mount(main, { go }) {
       async cancelled() {
         if (!(await openWizard.leave())) return;
         endWizard();
-        history.replaceState({}, "", `${ROOT}/voice-cloning`);
+        history.replaceState({}, "", here);
         show("", { focus: true });
         load();
       },
@@ -350,7 +350,7 @@ export async function mount(main, { go }) {
     if (openWizard) {
       if (text === "new") return;
       const target = location.href;
-      if (openWizard.unsaved()) history.pushState({}, "", `${ROOT}/voice-cloning#new`);
+      if (openWizard.unsaved()) history.pushState({}, "", `${here}#new`);
       if (!(await openWizard.leave())) return;
       endWizard();
       history.replaceState({}, "", target);
@@ -375,7 +375,7 @@ export async function mount(main, { go }) {
       if (!press.firstChild.classList.contains(`i-${look}`)) press.replaceChildren(icon(look));
     }
   };
-  const reload = () => load().then(() => openWizard || closed || show(shown));
+  const reload = () => load().then(() => openWizard || closed || (location.hash === "#new" ? make() : show(shown)));
   health.addEventListener("changed", reload);
   speech.addEventListener("change", showState);
   player.addEventListener("change", showPlayed);
