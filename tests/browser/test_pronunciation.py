@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.support.studio import until, wait_audible
+from tests.support.studio import hold_first, until, wait_audible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -159,6 +159,23 @@ def test_form_and_file_stay_until_they_are_stored(server: str, visit: Visit, dic
     page.get_by_role("button", name="Repeat my change").click()
     page.get_by_role("button", name="Remove US", exact=True).wait_for()
     assert [entry["word"] for entry in dictionaries()] == ["US"]
+
+
+def test_entry_added_while_the_dictionary_is_read_keeps_the_others(
+    server: str, visit: Visit, dictionaries: Any
+) -> None:
+    """Also if the first request fails: an unread dictionary is never replaced."""
+    dictionaries("", [{"word": "York", "say": "yawk"}])
+    held: list[list[Route]] = []
+    watched = visit(f"{server}/pronunciation", prepare=lambda page: held.append(hold_first(page, "**" + LEXICON)))
+    watched.expected.add("ERR_FAILED")
+    page = watched.page
+    fill(page, "SQL", "sequel")
+    page.get_by_role("button", name="Add").click()
+    assert page.get_by_text("There are no entries yet.").is_hidden()
+    held[0][0].abort()
+    page.get_by_role("button", name="Remove SQL", exact=True).wait_for()
+    assert [entry["word"] for entry in dictionaries()] == ["York", "SQL"]
 
 
 def test_a_voice_has_its_own_dictionary(server: str, visit: Visit, dictionaries: Any) -> None:

@@ -28,6 +28,7 @@ from tests.support.studio import (
     LONG,
     SHORT,
     at_s,
+    hold_first,
     newest_take,
     pick_voice,
     samples,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
     from tests.browser.conftest import Watched
 
@@ -437,11 +438,19 @@ def test_files_are_saved_by_the_page_and_by_the_server(server: str, visit: Visit
             assert len(made.samples) == len(take["pcm"]) // 2
 
 
-def test_the_snippets_run(server: str, visit: Visit, tmp_path: Path) -> None:
-    page = visit(server).page
-    write(page, 'It\'s "quoted" \\ and über.')
-    page.get_by_role("tab", name="Code").click()
-    until(page, "() => document.body.innerText.includes('über')")
+@pytest.mark.parametrize("path", ["/", "/voice-cloning#nova"])
+def test_the_snippets_run(server: str, visit: Visit, tmp_path: Path, path: str) -> None:
+    """The models are listed late, and there is no code before."""
+    held: list[list[Route]] = []
+    page = visit(server + path, prepare=lambda page: held.append(hold_first(page, "**/v1/models"))).page
+    if path == "/":
+        write(page, 'It\'s "quoted" \\ and über.')
+        page.get_by_role("tab", name="Code").click()
+    assert page.locator("pre").get_by_text("model").count() == 0
+    held[0][0].continue_()
+    if path != "/":
+        page.get_by_text("Use it in code").click()
+    page.locator("pre").get_by_text("model").first.wait_for()
     curl = page.locator("pre code").nth(0).text_content()
     python = page.locator("pre code").nth(1).text_content()
     assert curl

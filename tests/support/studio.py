@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
 I18N = ROOT / "app" / "static" / "i18n"
 SHORT = "Hello there. This is my own machine speaking."
@@ -108,6 +108,20 @@ def wait_state(page: Page, *states: str) -> None:
 def until(page: Page, expression: str, timeout_s: float = 60.0) -> None:
     """Wait until the expression is true. Playwright's wait_for_function needs eval, which the pages forbid."""
     wait_until(lambda: page.evaluate(expression), timeout_s)
+
+
+def hold_first(page: Page, url: str) -> list[Route]:
+    """Hold back the first request for `url`. Returns a list that will contain its route."""
+    held: list[Route] = []
+
+    def handle(route: Route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route(url, handle)
+    return held
 
 
 def pick_voice(page: Page, label: str, voice: str) -> None:

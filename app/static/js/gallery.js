@@ -200,7 +200,7 @@ export async function choose(list, chosen, clones) {
     const first = rows.get(chosen);
     (first && !first.hidden ? first.querySelector(".choose") : search).setAttribute("autofocus", "");
     return [
-      h("div.row.wrap.gallery-tools", {}, search, kinds, among("language", "voices.language", languages, "gallery.any_language", languageName), among("tag", "gallery.tags", tags, "gallery.any_tag")),
+      h("div.row.wrap.gallery-tools", {}, search, kinds, among("language", "language", languages, "gallery.any_language", languageName), among("tag", "gallery.tags", tags, "gallery.any_tag")),
       h("div.row.wrap.gallery-tools", {}, h("div.field.grow", {}, h("label", { for: "gallery-sentence" }, t("gallery.sentence")), sentence), together),
       trouble, standing, cards];
   }, { look: "gallery" });

@@ -95,7 +95,7 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
         job.status === "paused" && (untouched ? button(t("books.start"), () => act("resume"), { look: "primary", data: { act: "resume" } }) : order("resume", "primary")),
         (job.status === "failed" || job.status === "cancelled") && order("retry", "primary"),
         (active(job) || job.status === "paused") && order("cancel"),
-        button(t("books.delete"), remove, { look: "danger", data: { act: "delete" } }),
+        button(t("delete"), remove, { look: "danger", data: { act: "delete" } }),
       ].filter(Boolean));
       const save = (label, path, look, name) => {
         const element = button(label, () => saveFile(path, name).catch((error) => fail(error)), { look });
@@ -137,7 +137,7 @@ export async function showBook({ view, trouble, limits, listed, go, fail, pickVo
   }
 
   async function remove() {
-    if (!(await confirm(t("books.delete_title", { title: titleOf(job) }), t("books.delete_text"), t("books.delete")))) return;
+    if (!(await confirm(t("books.delete_title", { title: titleOf(job) }), t("books.delete_text"), t("delete")))) return;
     stopFollowing();
     stopListening();
     clearTimeout(refreshing);

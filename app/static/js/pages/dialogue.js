@@ -76,7 +76,7 @@ export async function mount(main) {
 
   function row(line) {
     const n = lines.indexOf(line) + 1;
-    const text = h("textarea", { rows: 1, value: line.text, "aria-label": `${t("dialogue.text")}: ${t("dialogue.line", { n })}`, oninput: () => {
+    const text = h("textarea", { rows: 1, value: line.text, "aria-label": `${t("speak.text")}: ${t("dialogue.line", { n })}`, oninput: () => {
       line.text = text.value;
       changed();
     }, onkeydown: (event) => keyed(event, line, text) });
@@ -86,7 +86,7 @@ export async function mount(main) {
       if (same) line.voice = same.voice;
       draw(line.id, "input");
     } });
-    const voice = voiceSelect(voiceList, line.voice, { "aria-label": `${t("dialogue.voice")}: ${t("dialogue.line", { n })}`, onchange: (event) => {
+    const voice = voiceSelect(voiceList, line.voice, { "aria-label": `${t("speak.voice")}: ${t("dialogue.line", { n })}`, onchange: (event) => {
       for (const other of lines) if (other.name === line.name) other.voice = event.target.value; // all lines of one speaker have one voice
       draw(line.id, ".pick");
     } }, speaksClones(modelList));

@@ -44,8 +44,8 @@ function merged(before, more) {
 export async function mount(main) {
   await loadTexts("lexicon/");
   let entries = [];
-  let etag = ""; // of the entries that are shown
-  let saving = Promise.resolve(); // the last change that was sent
+  let etag = null; // of the entries that are shown; null = none were read
+  let last = Promise.resolve(); // the last request that reads or changes entries
   let voiceList = [];
   let voice = ""; // "" = the dictionary of the server
   let closed = false;
@@ -57,7 +57,7 @@ export async function mount(main) {
   const search = h("input", { type: "search", class: "grow", placeholder: t("lexicon.search"), "aria-label": t("lexicon.search"), oninput: () => draw() });
   const rows = h("tbody");
   const more = h("p.hint", { role: "status" });
-  const empty = h("p.empty", {}, t("lexicon.empty"));
+  const empty = h("p.empty", { hidden: true }, t("lexicon.empty"));
   const field = (id, key, props = {}) => {
     const input = h("input", { id, autocomplete: "off", ...props });
     return [labelled(t(key), input), input];
@@ -66,7 +66,7 @@ export async function mount(main) {
   const [sayField, say] = field("lexicon-say", "lexicon.say");
   const [ipaField, ipa] = field("lexicon-ipa", "lexicon.ipa");
   const cased = h("input", { type: "checkbox" });
-  const hearing = whenListed(load);
+  const hearing = whenListed(() => last);
   const form = h("form.card.stack", { "aria-label": t("lexicon.add"), onsubmit: (event) => {
     event.preventDefault();
     add();
@@ -108,16 +108,19 @@ export async function mount(main) {
   }
 
   async function use(answer) {
-    const read = await answer.json();
-    entries = read.entries;
+    const found = await answer.json();
+    entries = found.entries;
     etag = (answer.headers.get("etag") ?? "").replace(/^W\//, ""); // a proxy that compresses makes the tag weak
-    problems.replaceChildren(...(read.problems.length ? [h("div.banner", {}, h("p.headline", {}, t("lexicon.problems")), read.problems.map((text) => h("p", {}, quoted(text))))] : []));
+    problems.replaceChildren(...(found.problems.length ? [h("div.banner", {}, h("p.headline", {}, t("lexicon.problems")), found.problems.map((text) => h("p", {}, quoted(text))))] : []));
     trouble.replaceChildren();
     lacking.replaceChildren(noChanges());
     if (!closed) draw();
   }
 
-  async function load() {
+  // One request after the other, so that each change has the entries of the last one.
+  const load = () => (last = last.then(read));
+
+  async function read() {
     try {
       voiceList = await voices();
       await use(await call(path()));
@@ -131,17 +134,19 @@ export async function mount(main) {
    * person has changed the dictionary meanwhile, shows the new entries and a button that calls `repeat`.
    */
   function save(change, repeat) {
-    saving = saving.then(() => put(change, repeat)); // one after the other, so that each has the entries of the last
-    return saving;
+    const own = voice;
+    return (last = last.then(() => own === voice && put(change, repeat)));
   }
 
   async function put(change, repeat) {
+    if (etag === null) await read();
+    if (etag === null) return false;
     try {
       await use(await call(path(), { method: "PUT", headers: etag ? { "If-Match": etag } : {}, json: { entries: change(entries) } }));
       return true;
     } catch (error) {
       const conflict = error.status === 412;
-      if (conflict) await load();
+      if (conflict) await read();
       trouble.replaceChildren(errorBox(error, conflict ? [button(t("lexicon.repeat"), repeat)] : [], conflict ? t("lexicon.conflict") : undefined));
       return false;
     }
@@ -196,6 +201,7 @@ export async function mount(main) {
   await load();
   const select = h("select", { id: "lexicon-voice", onchange: (event) => {
     voice = event.target.value;
+    etag = null;
     load();
   } }, h("option", { value: "" }, t("lexicon.server")), voiceList.map((each) => h("option", { value: each.id }, each.name)));
   choice.append(h("label", { for: "lexicon-voice" }, t("lexicon.dictionary")), select);

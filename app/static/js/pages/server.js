@@ -101,7 +101,7 @@ function usagePlot(rows) {
   return h("div.stack", {},
     figure("bars", t("server.usage.label"), t("server.usage.sum", { minutes: number(total("seconds") / 60, 1), requests: number(total("requests")) }), USAGE_DAYS, bars, [number(top), ...ends]),
     h("details.fold", {}, h("summary", {}, t("server.usage.all")),
-      table(t("server.usage.all"), ["server.usage.day", "server.key", "server.engine", "server.usage.requests", "server.usage.characters", "server.usage.minutes"],
+      table(t("server.usage.all"), ["server.usage.day", "key.title", "speak.model", "server.usage.requests", "server.usage.characters", "server.usage.minutes"],
         rows.toReversed().map((row) => [row.day, row.key ?? "–", row.model, number(row.requests), number(row.characters), number(row.seconds / 60, 1)]))));
 }
 
@@ -124,10 +124,10 @@ export async function mount(main) {
     notice,
     trouble,
     stateCard,
-    h("section.stack", { "aria-label": t("server.engines") },
-      h("h2", {}, t("server.engines")),
+    h("section.stack", { "aria-label": t("voices.engines") },
+      h("h2", {}, t("voices.engines")),
       h("div.card", {}, h("table.engines", {},
-        h("thead", {}, h("tr", {}, ["server.engine", "server.model.status", "server.where", "server.can"].map(column))), rows))),
+        h("thead", {}, h("tr", {}, ["speak.model", "server.model.status", "server.where", "server.can"].map(column))), rows))),
     h("section.stack", { "aria-label": t("server.live") }, h("h2", {}, t("server.live")), plots),
     usage,
     keys,
@@ -202,7 +202,7 @@ export async function mount(main) {
       fact("server.uptime", duration(state.uptime_s)),
       before && fact("server.cache", `${number((before.counters.tts_cache_bytes ?? 0) / 1e6, 1)} MB`),
       fact("lexicon.title", h("a", { href: `${ROOT}/pronunciation`, data: { route: "/pronunciation" } }, words === null ? "–" : `${t("server.words")}: ${number(words)}`)),
-      fact("server.key", state.key ? `${state.key.name} (${state.key.scopes.join(", ")})` : t(state.key_needed ? "server.key_needed" : "server.key_open")),
+      fact("key.title", state.key ? `${state.key.name} (${state.key.scopes.join(", ")})` : t(state.key_needed ? "server.key_needed" : "server.key_open")),
     ].flat().filter(Boolean));
   }
 
@@ -214,7 +214,7 @@ export async function mount(main) {
     const rowsOfKeys = JSON.stringify(all);
     if (rowsOfKeys === shownKeys) return;
     shownKeys = rowsOfKeys;
-    keyTable.replaceChildren(table(t("server.usage.requests"), ["server.key", "server.scopes", "server.per_minute", "server.at_once", "server.usage.requests", "server.refused"], all));
+    keyTable.replaceChildren(table(t("server.usage.requests"), ["key.title", "server.scopes", "server.per_minute", "server.at_once", "server.usage.requests", "server.refused"], all));
   }
 
   let known = []; // the API keys

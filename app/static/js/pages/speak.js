@@ -175,7 +175,7 @@ export async function mount(main, { go: open }) {
       samplingFields.temperature.dispatchEvent(new Event("change"));
     }), () => {});
     sounds.replaceChildren(...(model()?.sounds ?? []).map((name) => button(`(${name})`, () => insert(`(${name})`), { lang: "en" })));
-    showCode("/v1/audio/speech", { ...body(false), response_format: settings.format });
+    if (settings.model) showCode("/v1/audio/speech", { ...body(false), response_format: settings.format });
     list?.fill();
   }
 

@@ -96,7 +96,7 @@ function takeRow(take, { count, own, again }) {
       button(t(take.star ? "take.unstar" : "take.star"), () => takes.change(take.id, { star: !take.star }), { name: "star", look: take.star ? "quiet starred" : "quiet" }),
       button(t("save"), () => saveTake(take), { name: "save", look: "quiet" }),
       button(t("take.share"), async () => (await import("../link.js")).share(take), { name: "share", look: "quiet" }),
-      button(t("take.delete"), () => removeTake(take, row), { name: "delete", look: "quiet" }),
+      button(t("delete"), () => removeTake(take, row), { name: "delete", look: "quiet" }),
     ),
   );
   return row;

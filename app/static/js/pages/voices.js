@@ -1,6 +1,6 @@
 // The Voices page: a list of voices, the details of one voice, and the wizard for a new voice (voices/wizard.js).
 
-import { call, errorBox, getJson, health, may, models, noChanges, serverVoice, speaksClones, voices } from "../api.js";
+import { call, errorBox, getJson, health, may, modelToUse, models, noChanges, serverVoice, speaksClones, voices } from "../api.js";
 import { searched, tint } from "../gallery.js";
 import { player } from "../player.js";
 import { Track } from "../takes.js";
@@ -180,19 +180,19 @@ export async function mount(main, { go }) {
     const { known } = voice;
     const agreed = known?.consent ? known.consent.text || t("voices.consent_recorded") : t("voices.consent_none");
     const pairs = known ? [
-      ["voices.language", languageName(known.language)],
+      ["language", languageName(known.language)],
       ["voices.length", seconds(known.audio_duration)],
       ["voices.made", new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" }).format(1000 * known.created_at)],
       ["voices.consent", agreed],
       ["voices.id", h("code", {}, voice.id)],
-    ] : [["voices.language", languageName(voice.language)], ["voices.id", h("code", {}, voice.id)]];
+    ] : [["language", languageName(voice.language)], ["voices.id", h("code", {}, voice.id)]];
     return h("dl.facts-list", {}, pairs.map(([key, value]) => [h("dt", {}, t(key)), h("dd.quoted", {}, value)]));
   }
 
   function card(voice) {
     const { known } = voice;
     const [code, showCode] = snippetSlot();
-    showCode("/v1/audio/speech", { voice: voice.id, input: t("voices.sentence", { name: voice.name }), response_format: "mp3" });
+    showCode("/v1/audio/speech", { model: modelToUse(modelList), voice: voice.id, input: t("voices.sentence", { name: voice.name }), response_format: "mp3" });
     const standard = isDefault(voice);
     const title = h("h2", { tabindex: -1, id: "voice-title" }, voice.name);
     const playButton = button(t("voices.hear"), () => playSample(voice));
@@ -219,7 +219,7 @@ export async function mount(main, { go }) {
       known && h("div.row.wrap.voice-foot", {},
         button(t("voices.edit"), () => edit(voice, () => changed("edit")), { data: { act: "edit" } }),
         button(t("voices.export"), () => save(voice)),
-        button(t("voices.delete"), () => remove(voice), { look: "danger" })),
+        button(t("delete"), () => remove(voice), { look: "danger" })),
     );
   }
 
@@ -270,7 +270,7 @@ export async function mount(main, { go }) {
     const nextId = rows[at + 1] ?? rows[at - 1];
     const deleted = await dialog(t("voices.delete_title", { name: voice.name }), (close) => {
       const wrong = h("div");
-      const deleteButton = button(t("voices.delete"), async () => {
+      const deleteButton = button(t("delete"), async () => {
         deleteButton.disabled = true;
         try {
           await call(`${PATH}/${voice.id}`, { method: "DELETE" });

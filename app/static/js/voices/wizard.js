@@ -41,7 +41,7 @@ export function wizard({ models, saved, cancelled }) {
   const form = h("form.stack", { novalidate: true, onsubmit: (event) => { event.preventDefault(); forward(); } },
     heading, body, fault, h("div.row.wizard-foot", {}, button(t("cancel"), cancelled, { look: "quiet" }), h("span.grow"), back, next));
   for (const kind of ["input", "change"]) form.addEventListener(kind, () => fault.hidden || showFault(""));
-  const element = h("section.wizard.card", { "aria-label": t("wizard.title") }, list, form);
+  const element = h("section.wizard.card", { "aria-label": t("voices.new") }, list, form);
 
   const steps = () => (w.source === "youtube" ? YOUTUBE_STEPS : w.whole ? WHOLE_STEPS : STEPS);
   const dirty = () => !w.saved && Boolean(w.sound || w.file || w.url || w.voice);

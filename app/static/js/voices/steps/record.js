@@ -36,7 +36,7 @@ export function recordPanel({ w, setRecording }) {
     state = "closed";
     await open(devices.value);
   } });
-  const label = h("span", {}, t("record.start"));
+  const label = h("span", {}, t("sample.record"));
   const start = h("button", { type: "button", class: "record", onclick: () => press() }, icon("record"), label);
   const mic = button(t("record.check"), () => (state === "closed" ? open() : stopListening()));
   const time = h("span.time", { hidden: true });
@@ -61,7 +61,7 @@ export function recordPanel({ w, setRecording }) {
 
   function look() {
     const live = state === "recording" || state === "counting";
-    label.textContent = t(state === "recording" ? "record.stop" : state === "counting" ? "cancel" : w.from === "record" ? "record.again" : "record.start");
+    label.textContent = t(state === "recording" ? "record.stop" : state === "counting" ? "cancel" : w.from === "record" ? "record.again" : "sample.record");
     start.classList.toggle("live", live);
     mic.hidden = another.hidden = live;
     mic.textContent = t(state === "listening" ? "record.check_end" : "record.check");
@@ -178,7 +178,7 @@ export function statement({ w }) {
   const level = meter();
   const time = h("span.time");
   level.element.hidden = time.hidden = true;
-  const press = button(t("record.start"), async () => {
+  const press = button(t("sample.record"), async () => {
     if (recorder.isOpen) return finish();
     trouble.replaceChildren();
     try {

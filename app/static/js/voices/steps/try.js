@@ -26,7 +26,7 @@ export function trying(wizard) {
     trouble.replaceChildren();
     if (!text.value.trim()) return showFault(t("error.empty"), text);
     showFault("");
-    await speech.start({ source: "wizard", path: "/v1/voice-cloning/generate", body: { text: text.value, voice_id: id() }, facts: { kind: "speech", text: text.value, voice: w.name || t("try.new") }, preview: true });
+    await speech.start({ source: "wizard", path: "/v1/voice-cloning/generate", body: { text: text.value, voice_id: id() }, facts: { kind: "speech", text: text.value, voice: w.name || t("voices.new") }, preview: true });
   }
 
   let shownError = speech.error;

@@ -106,7 +106,7 @@ export function words(wizard) {
     content: [
       h("p", {}, t("words.why")),
       h("div.field", {}, h("div.head", {}, h("label", { for: "wizard-words" }, t("words.label")), origin), text, h("span.hint", { id: "words-hint" }, t("words.hint"))),
-      h("div.row", {}, button(t("words.play"), wizard.playSample)),
+      h("div.row", {}, button(t("try.hear_sample"), wizard.playSample)),
       listen, trouble,
     ],
     shown() {
