@@ -89,6 +89,20 @@ def test_axe_finds_no_violation(server: str, visit: Visit, path: str, scheme: st
     assert not scrolls_sideways(page)
 
 
+@pytest.mark.parametrize("locale", ["en-GB", "de-DE", "fr-FR"])
+def test_every_page_fits_each_width(server: str, visit: Visit, locale: str) -> None:
+    """With the longest state that the header shows."""
+    page = visit(server, locale=locale).page
+    settle(page)
+    for path in PAGES:
+        page.goto(server + path)
+        settle(page)
+        page.evaluate("document.getElementById('pill-text').textContent = 'unsloth/csm-1b-quite-long is starting'")
+        for width in (360, 390, 719, 720, 768, 900, 901, 1024, 1080, 1081, 1280):
+            page.set_viewport_size({"width": width, "height": 844})
+            assert not scrolls_sideways(page), (path, width)
+
+
 def test_dialogs_pass_axe_and_give_the_focus_back(server: str, visit: Visit) -> None:
     page = visit(server).page
     settle(page)
