@@ -26,6 +26,13 @@ window.observed = { violations: [], shift: 0 };
 document.addEventListener("securitypolicyviolation", (event) => observed.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
 new PerformanceObserver((list) => { for (const each of list.getEntries()) if (!each.hadRecentInput) observed.shift += each.value; })
   .observe({ type: "layout-shift", buffered: true });
+// A value that is missing is never shown as a word.
+const check = (node) => {
+  if (node.nodeType === Node.TEXT_NODE && /^(null|false|\\[object \\w+\\])$|\\b(undefined|NaN)\\b/.test(node.data.trim())) console.error(`the page shows: ${node.data}`);
+  for (const child of node.childNodes) check(child);
+};
+new MutationObserver((changes) => { if (document.getElementById("dock")) for (const { target, addedNodes } of changes) [target.nodeType === Node.TEXT_NODE ? target : null, ...addedNodes].forEach((node) => node && check(node)); })
+  .observe(document, { subtree: true, childList: true, characterData: true });
 """  # noqa: E501
 # Measures the audio that is played, at the destination of the audio context.
 LISTEN = """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.support.studio import hold_first, until, wait_audible
+from tests.support.studio import held_route, hold_first, until, wait_audible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -173,7 +173,7 @@ def test_entry_added_while_the_dictionary_is_read_keeps_the_others(
     fill(page, "SQL", "sequel")
     page.get_by_role("button", name="Add").click()
     assert page.get_by_text("There are no entries yet.").is_hidden()
-    held[0][0].abort()
+    held_route(page, held[0]).abort()
     page.get_by_role("button", name="Remove SQL", exact=True).wait_for()
     assert [entry["word"] for entry in dictionaries()] == ["York", "SQL"]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
 from app.audio.decode import decode
 from app.audio.provenance import parse
 from tests.browser.test_manners import PHONE, axe_violations, scrolls_sideways
+from tests.support.live import wait_until
 from tests.support.studio import (
     LONG,
     SHORT,
@@ -127,6 +129,39 @@ def test_stop_in_the_dock_works_on_another_page(server: str, visit: Visit) -> No
     page.get_by_role("button", name="Stop speaking").click()
     expect(page.locator("#status")).to_have_text("Stopped")
     assert page.locator("#dock .stop").is_hidden()
+
+
+@pytest.mark.parametrize("way", ["button", "key"])
+def test_stop_stays_while_finished_speech_is_played(server: str, visit: Visit, way: str) -> None:
+    page = visit(server).page
+    go = page.locator(".go")
+    speak(page, f"{SHORT} {SHORT} {SHORT}")
+    wait_state(page, "done")
+    expect(go).to_contain_text("Stop")
+    page.wait_for_timeout(500)  # a press directly after the one of Speak is taken for a double press
+    if way == "button":
+        go.click()
+    else:
+        page.keyboard.press("Escape")
+    expect(go).to_contain_text("Speak")
+    assert page.locator("#dock").get_attribute("data-playing") == "false"
+    assert not newest_take(page)["partial"]  # the whole speech is kept
+    assert page.locator(".read [data-now]").count() == 1
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(go).to_contain_text("Stop")
+    expect(go).to_contain_text("Speak")  # at the end of the sound
+    expect(page.locator(".read [data-now]")).to_have_count(0)
+
+
+def test_the_player_is_closed_and_its_place_is_free(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    speak(page, LONG)
+    wait_audible(page)
+    page.get_by_role("button", name="Close the player").click()
+    expect(page.locator("#dock")).to_be_hidden()
+    expect(page.locator("#status")).to_have_text("Stopped")
+    assert not page.locator("html.docked").count()
+    wait_until(lambda: httpx.get(f"{server}/health").json()["rows"]["active"] == 0)
 
 
 def test_a_stopped_take_is_saved_as_it_was_heard(server: str, visit: Visit) -> None:

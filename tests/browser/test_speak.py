@@ -28,6 +28,7 @@ from tests.support.studio import (
     LONG,
     SHORT,
     at_s,
+    held_route,
     hold_first,
     newest_take,
     pick_voice,
@@ -447,7 +448,7 @@ def test_the_snippets_run(server: str, visit: Visit, tmp_path: Path, path: str) 
         write(page, 'It\'s "quoted" \\ and über.')
         page.get_by_role("tab", name="Code").click()
     assert page.locator("pre").get_by_text("model").count() == 0
-    held[0][0].continue_()
+    held_route(page, held[0]).continue_()
     if path != "/":
         page.get_by_text("Use it in code").click()
     page.locator("pre").get_by_text("model").first.wait_for()

@@ -207,6 +207,12 @@ def test_a_voice_made_from_a_file_can_speak(learning: str, sample: bytes, visit:
     speak(page, "The same words as ever.")
     wait_audible(page)
     wait_state(page, "done")
+    assert "Ann · reading-1" in page.locator(".take").first.inner_text()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save MP3").click()
+    assert saved.value.suggested_filename == "the-same-words-as-ever-ann.mp3"
+    page.get_by_label("Voice", exact=True).click()
+    assert page.locator(".cards li").first.get_attribute("data-voice") == voice["id"]  # before the standard voices
 
 
 def test_missing_words_of_a_voice_can_be_written(learning: str, sample: bytes, visit: Visit) -> None:
@@ -559,11 +565,11 @@ def test_leaving_the_wizard_asks_first(offline: str, sample: bytes, visit: Visit
     upload(page, sample)
     page.get_by_role("navigation").get_by_role("link", name="Speak").click()
     box = page.get_by_role("dialog")
-    assert focused(page, box.get_by_role("button", name="Cancel"))
-    box.get_by_role("button", name="Cancel").click()
+    assert focused(page, box.get_by_role("button", name="Keep editing"))
+    box.get_by_role("button", name="Keep editing").click()
     step(page, "sample")
     page.go_back()
-    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Keep editing").click()
     step(page, "sample")
     assert page.evaluate("location.hash") == "#new"
     page.get_by_role("navigation").get_by_role("link", name="Speak").click()

@@ -134,7 +134,7 @@ def test_every_language_has_each_text_with_the_same_slots() -> None:
     for path in (STATIC / "i18n").rglob("*.json"):
         for group in json.loads(path.read_text()).values():
             rows = [group] if isinstance(group, list) else group.values()
-            assert {len(row) for row in rows} == {len(LANGUAGES)}, path
+            assert {len(row) for row in rows} <= {1, len(LANGUAGES)}, path
     english = LANGUAGES["en"]
     for name, words in LANGUAGES.items():
         for key, text in words.items():

@@ -124,6 +124,12 @@ def hold_first(page: Page, url: str) -> list[Route]:
     return held
 
 
+def held_route(page: Page, held: list[Route]) -> Route:
+    """Wait for the request that `hold_first` holds back, and return its route."""
+    wait_until(lambda: page.evaluate("true") and held)
+    return held[0]
+
+
 def pick_voice(page: Page, label: str, voice: str) -> None:
     """Choose the voice with this id in the gallery that the button with this label opens."""
     page.get_by_label(label, exact=True).click()

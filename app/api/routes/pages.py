@@ -129,16 +129,21 @@ def files() -> ASGIApp:
 def texts(folder: str, language: str) -> bytes:
     """Return the texts of the pages in one language as JSON: {group: {key: text}}. A group of one text is just a text.
 
-    folder: "", or a folder of static/i18n with a slash at the end. In texts.json, a text is a list with all languages.
-    Raises OSError if there is no such folder.
+    folder: "", or a folder of static/i18n with a slash at the end. In texts.json, a text is a list with all languages,
+    or with one text that is the same in all of them. Raises OSError if there is no such folder.
     """
-    at = LANGUAGES.index(language)
     groups = json.loads((FOLDER / "i18n" / folder / "texts.json").read_text("utf-8"))
     chosen = {
-        group: found[at] if isinstance(found, list) else {key: text[at] for key, text in found.items()}
+        group: _text_in(language, found)
+        if isinstance(found, list)
+        else {key: _text_in(language, text) for key, text in found.items()}
         for group, found in groups.items()
     }
     return json.dumps(chosen, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _text_in(language: str, text: list[str]) -> str:
+    return text[LANGUAGES.index(language) if len(text) > 1 else 0]
 
 
 class _Files(StaticFiles):

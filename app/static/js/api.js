@@ -236,7 +236,13 @@ function listOf(path, pick) {
   };
 }
 
+const names = new Map(); // of the voices
+
+/** The names of voices; ids that are not listed stay. ids: with ", " between them. */
+export const nameOf = (ids) => ids?.split(", ").map((id) => names.get(id) ?? id).join(", ");
+
 export const voices = listOf("/v1/audio/voices", (answer) => answer.voices.map((voice) => {
+  names.set(voice.id, voice.name);
   const [key, { description }] = [`preset.${voice.id}`, voice];
   return voice.type === "preset" ? Object.defineProperty(voice, "description", { get: () => (hasText(key) ? t(key) : description) }) : voice;
 }));

@@ -1,5 +1,6 @@
 // The player bar at the bottom of every page.
 
+import { nameOf } from "./api.js";
 import { player } from "./player.js";
 import { speech } from "./speech.js";
 import { button, clock, debounce, h, icon, notify, number, t } from "./ui.js";
@@ -109,7 +110,11 @@ export function mount(dock) {
   keep.prepend(icon("save"));
   const stopper = () => player.track?.stopper?.();
   const halt = button(t("dock.stop"), () => stopper()?.(), { name: "stop", look: "round stop", hidden: true });
-  dock.replaceChildren(toggle, halt, h("div.track", {}, title, slider), time, ab, h("label.volume", {}, icon("volume"), volume), keep);
+  const shut = button(t("dock.close"), () => {
+    stopper()?.();
+    player.unload(player.track);
+  }, { name: "close", look: "quiet shut" });
+  dock.replaceChildren(toggle, halt, h("div.track", {}, title, slider), time, ab, h("label.volume", {}, icon("volume"), volume), keep, shut);
 
   const seek = (event) => {
     const box = canvas.getBoundingClientRect();
@@ -173,7 +178,7 @@ export function mount(dock) {
     const at_s = player.at_s + 0.02;
     const written = track.timed.findLast((each) => each.sentences?.[0]?.start <= at_s)?.sentences.findLast((each) => each.start <= at_s);
     const part = player.at_s > 0 && (written ?? track.parts.findLast((each) => each.start_s <= at_s));
-    const words = blind ? t("ab.blind") : part ? part.text : [track.about?.voice, track.about?.text].filter(Boolean).join(" · ");
+    const words = blind ? t("ab.blind") : part ? part.text : [nameOf(track.about?.voice), track.about?.text].filter(Boolean).join(" · ");
     if (title.textContent !== words) title.textContent = words;
     time.textContent = `${clock(player.at_s)} / ${clock(track.seconds)}`;
     slider.setAttribute("aria-valuemax", Math.round(track.seconds));

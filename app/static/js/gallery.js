@@ -32,7 +32,7 @@ export function tint(voice) {
 /** The text of a voice in which a search looks. */
 export const searched = (voice) => `${voice.name} ${voice.description ?? ""} ${voice.id} ${voice.language} ${(voice.tags ?? []).join(" ")}`.toLocaleLowerCase();
 
-const place = { query: "", kind: "all", language: "", tag: "", top: 0 }; // kept until the page is reloaded
+const place = { query: "", kind: "all", language: "", tag: "", top: 0 };
 const tracks = new Map(); // what the voices have said here: [voice, sentence] -> track
 
 /** Opens the gallery. clones: whether cloned voices can speak now. Resolves to the id of a voice, or to undefined. */
@@ -45,11 +45,10 @@ export async function choose(list, chosen, clones) {
   const trouble = h("div");
   let failed = null; // why the list could not be loaded
   if (!list.length) list = await voices(true).catch((error) => ((failed = error), []));
+  list = [...list.filter(KINDS.mine), ...list.filter(KINDS.standard)];
   const sentence = h("input", { id: "gallery-sentence", maxlength: SENTENCE_CHARS, autocomplete: "off", value: store.get("draft", "").split(/(?<=[.!?])\s/)[0].slice(0, SENTENCE_CHARS), placeholder: t("voices.sentence", { name: "…" }) });
   const rows = new Map(); // the id of a voice -> its card
   const cards = h("ul.cards", { "aria-label": t("voices.list") });
-
-  // ---- listening
 
   async function hear(voice) {
     player.prepare();
@@ -115,8 +114,6 @@ export async function choose(list, chosen, clones) {
   };
   showState.last = speech.error;
 
-  // ---- the cards
-
   function card(voice, close) {
     const can = speakable(voice);
     const about = [voice.description || t(`voice.kind.${voice.type}`), languageName(voice.language), ...(voice.tags ?? [])];
@@ -157,7 +154,7 @@ export async function choose(list, chosen, clones) {
 
   const reach = () => enter(rows.get(chosen)?.hidden === false ? rows.get(chosen) : [...cards.children].find((row) => !row.hidden), false);
 
-  /** Makes the next cards, in the order of the list. Those that are left follow when the page has had time for other things. */
+  /** Makes the next cards. The others follow when the page has had time for other things. */
   function fill(close, count) {
     for (const voice of list.slice(rows.size, rows.size + count)) {
       const row = card(voice, close);
@@ -200,7 +197,7 @@ export async function choose(list, chosen, clones) {
     const first = rows.get(chosen);
     (first && !first.hidden ? first.querySelector(".choose") : search).setAttribute("autofocus", "");
     return [
-      h("div.row.wrap.gallery-tools", {}, search, kinds, among("language", "language", languages, "gallery.any_language", languageName), among("tag", "gallery.tags", tags, "gallery.any_tag")),
+      h("div.row.wrap.gallery-tools", {}, search, kinds, among("language", "voices.language", languages, "gallery.any_language", languageName), among("tag", "gallery.tags", tags, "gallery.any_tag")),
       h("div.row.wrap.gallery-tools", {}, h("div.field.grow", {}, h("label", { for: "gallery-sentence" }, t("gallery.sentence")), sentence), together),
       trouble, standing, cards];
   }, { look: "gallery" });

@@ -305,6 +305,7 @@ export class LiveSpeech extends EventTarget {
     if (why === "ended") {
       current.played = true;
       this.#playNext();
+      player.dispatchEvent(new Event("change")); // its Stop goes
     }
     this.#changed();
   };

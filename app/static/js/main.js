@@ -86,7 +86,7 @@ const gone = { async mount(main) {
   main.append(h("p", {}, t("page.gone_why")), h("div.row", {}, h("a.button", { href: `${ROOT}/`, data: { route: "/" } }, t("page.home"))));
 } };
 
-/** Opens the page again. Some browsers remember that a module could not be loaded until the document is loaded anew. */
+/** Opens the page again. Some browsers load a failed module again only with the document. */
 async function retry() {
   await show();
   if (shown) return;
@@ -166,7 +166,7 @@ const FIELDS = "input, textarea, select, [contenteditable], [role=slider], [role
 
 document.addEventListener("keydown", (event) => {
   if (event.defaultPrevented || event.isComposing) return;
-  if (event.key === "Escape" && speech.busy && !document.querySelector("dialog[open]")) {
+  if (event.key === "Escape" && (speech.busy || player.playing) && !document.querySelector("dialog[open]")) {
     event.preventDefault();
     speech.stop();
     return;

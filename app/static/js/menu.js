@@ -11,7 +11,7 @@ export function menu(setLanguage, setTheme, refill) {
       h("select", { id, onchange: (event) => set(event.target.value) }, options.map(([value, text]) => h("option", { value, selected: value === chosen }, text))),
     ];
     return h("div.stack", {},
-      choice("menu-language", t("language"), Object.entries(LANGUAGES), document.documentElement.lang, async (value) => { close(); await setLanguage(value); }),
+      choice("menu-language", t("voices.language"), Object.entries(LANGUAGES), document.documentElement.lang, async (value) => { close(); await setLanguage(value); }),
       choice("menu-theme", t("menu.theme"), ["auto", "light", "dark"].map((name) => [name, t(`theme.${name}`)]), store.get("theme", "auto"), setTheme),
       h("label.check", {}, h("input", { type: "checkbox", checked: store.get("shortcuts", true), onchange: (event) => store.set("shortcuts", event.target.checked) }), t("menu.shortcuts")),
       h("div.row.wrap", {},

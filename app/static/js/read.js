@@ -124,9 +124,10 @@ class Reading {
     slot.replaceChildren(this.hint, this.box);
   }
 
-  show() {
+  show(sources) {
     const { track } = player;
-    const hidden = !track || Boolean(player.pair?.blind);
+    const other = sources && !track?.take && !sources.includes(track?.about?.source);
+    const hidden = !track || other || Boolean(player.pair?.blind);
     if (!hidden) {
       if (this.#script?.track !== track) {
         this.#script = new Script(track);
@@ -153,7 +154,7 @@ class Reading {
     this.#count(track);
     const now = Math.max(0, this.#script.at(player.at_s + EARLY_S));
     if (now < this.#first || now >= this.#end || (this.#end < this.#script.entries.length && this.#grows)) this.#draw(now);
-    this.#light(this.#spans[now - this.#first]);
+    this.#light(player.playing || player.at_s < track.seconds ? this.#spans[now - this.#first] : null);
     if (!this.#fresh) return;
     this.#fresh = false;
     if (!document.activeElement.matches("input, textarea, select, :active")) slot.scrollIntoView({ block: "nearest" });
@@ -214,10 +215,11 @@ class Reading {
   }
 
   #light(span) {
-    if (!span || span === this.#lit) return;
+    if (span === this.#lit) return;
     if (this.#lit) delete this.#lit.dataset.now;
-    span.dataset.now = "";
     this.#lit = span;
+    if (!span) return;
+    span.dataset.now = "";
     const { box } = this;
     const low = span.offsetTop + span.offsetHeight - box.clientHeight;
     if (span.offsetTop < box.scrollTop || low > box.scrollTop) box.scrollTop = span.offsetTop - box.clientHeight / 3;
@@ -231,8 +233,8 @@ class Reading {
   }
 }
 
-/** Shows the track that is played in an element. Call it when the player has changed. */
-export function show(slot) {
+/** Shows the played track in an element, after a change of the player. sources: whose speech; takes are always shown. */
+export function show(slot, sources) {
   if (!shown.has(slot)) shown.set(slot, new Reading(slot));
-  shown.get(slot).show();
+  shown.get(slot).show(sources);
 }

@@ -1,4 +1,4 @@
-// Starts ReDoc for /redoc. ReDoc adds <style> elements, so it needs the nonce of the page's Content-Security-Policy.
+// Starts ReDoc, which needs the nonce of the Content-Security-Policy for its <style> elements.
 // The search is off, because it would need a worker from a blob: URL, which the policy forbids.
 
 "use strict";

@@ -1,6 +1,6 @@
 // Saves a track as a file of audio or captions.
 
-import { call, health, limitOf, wordsFor } from "./api.js";
+import { call, health, limitOf, nameOf, wordsFor } from "./api.js";
 import { RATE } from "./takes.js";
 import { wav } from "./wav.js";
 import { button, dialog, download, h, notify, number, t } from "./ui.js";
@@ -9,9 +9,9 @@ const FIRST_FORMAT = "wav"; // the page writes it without the server
 const CAPTIONS = ["srt", "vtt"];
 const LATE_MS = 400; // work that takes longer is shown
 
-/** Saves a track as a file. The page writes WAV and PCM; the server encodes the samples of the page to other formats. */
+/** Saves a track as a file. The page writes WAV and PCM, the server encodes other formats. */
 export async function save(track, format) {
-  const name = `${nameOf(track)}.${format}`;
+  const name = `${fileOf(track)}.${format}`;
   if (format === "pcm") return download(new Blob([track.samples()], { type: "audio/pcm" }), name);
   if (CAPTIONS.includes(format)) return saveCaptions(track, format, name);
   const file = wav(track.samples(), RATE, comment(track));
@@ -82,20 +82,20 @@ function comment({ about }) {
   return text.length % 2 ? `${text}\0` : `${text}\0\0`;
 }
 
-function nameOf(track) {
-  const words = (track.about?.text ?? "").toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
-  return [...words.slice(0, 5), track.about?.voice].filter(Boolean).join("-").slice(0, 60) || "speech";
+function fileOf({ about }) {
+  const words = (text = "") => text.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
+  return [...words(about?.text).slice(0, 5), ...words(nameOf(about?.voice))].join("-").slice(0, 60) || "speech";
 }
 
 export function saveMenu(track) {
   const formats = [...new Set([FIRST_FORMAT, ...(limitOf("response_formats") ?? [])])];
   return dialog(t("save.title"), (close) => {
-    const choice = (format, look) => button(format.toUpperCase(), () => { close(); save(track, format); }, { look, data: { format } });
+    const choice = (format) => button(format.toUpperCase(), () => { close(); save(track, format); }, { data: { format } });
     return h("div.stack", {},
-      h("div.row.wrap", {}, formats.map((format, n) => choice(format, n ? "" : "primary"))),
+      h("div.row.wrap", {}, formats.map(choice)),
       h("p.hint", {}, t("save.hint")),
       h("h3", {}, t("save.captions")),
-      h("div.row.wrap", {}, CAPTIONS.map((format) => choice(format, ""))),
+      h("div.row.wrap", {}, CAPTIONS.map(choice)),
     );
   });
 }

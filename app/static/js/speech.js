@@ -51,9 +51,11 @@ class Speech extends EventTarget {
   engine = "";
   cached = false; // the answer came from the server's cache
   #abort = null;
+  #heard = false; // at the last "change"
 
   constructor() {
     super();
+    player.addEventListener("change", () => this.#heard !== this.heard && this.#changed());
     player.addEventListener("started", () => {
       if (player.track === this.track && this.first_s === null) {
         this.first_s = (performance.now() - this.pressed_ms) / 1000;
@@ -65,6 +67,11 @@ class Speech extends EventTarget {
 
   get busy() {
     return this.state === "waiting" || this.state === "streaming";
+  }
+
+  /** Whether the speech is made or played. */
+  get heard() {
+    return this.busy || (player.playing && player.track === this.track);
   }
 
   /** Speaks. facts: fields of the take. A preview is not kept as a take. Never throws: see `state` and `error`. */
@@ -156,7 +163,7 @@ class Speech extends EventTarget {
 
   /** Stops playback and the request. What was heard is kept as a partial take, if it is half a second or more. */
   async stop() {
-    if (!this.busy) return;
+    if (!this.busy) return player.pause();
     const whole = this.track;
     const { about } = whole;
     const heard_s = player.track === whole ? player.at_s : whole.seconds;
@@ -197,6 +204,7 @@ class Speech extends EventTarget {
   }
 
   #changed() {
+    this.#heard = this.heard;
     this.dispatchEvent(new Event("change"));
   }
 }

@@ -214,7 +214,7 @@ export function notify(text, action, act) {
   later();
 }
 
-// ---- dialogs. They are native: the browser handles Esc and keeps the focus inside. Afterwards the focus goes back.
+// ---- dialogs: native, so the browser handles Esc and keeps the focus inside
 
 /** Opens a dialog with the children that `build(close)` returns. Resolves to the argument of `close`, or undefined. */
 export function dialog(title, build, { look = "" } = {}) {
@@ -242,11 +242,11 @@ export function dialog(title, build, { look = "" } = {}) {
   });
 }
 
-/** Asks for a confirmation; Cancel has the focus. Resolves to true when the button `action` was pressed. */
-export const confirm = (title, text, action) => dialog(title, (close) => [
+/** Asks for a confirmation; `cancel` has the focus. Resolves to true when `action` was pressed. */
+export const confirm = (title, text, action, cancel = t("cancel")) => dialog(title, (close) => [
   h("p", {}, text),
   h("div.row.end", {},
-    button(t("cancel"), () => close(false), { autofocus: true }),
+    button(cancel, () => close(false), { autofocus: true }),
     button(action, () => close(true), { look: "danger" }),
   ),
 ]);

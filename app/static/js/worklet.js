@@ -1,4 +1,4 @@
-// The part of the player that runs in the audio thread. It plays PCM as it arrives and fades at start, stop and change.
+// The part of the player in the audio thread: plays PCM as it arrives, and fades at start, stop and change.
 // It keeps all samples of a track, so that seeking, A/B comparison and a busy page never interrupt playback.
 
 const BLOCK = 24_000; // samples in one block of the memory of a track

@@ -1,6 +1,6 @@
 // One book: its state, its files, its chapters and their sentences.
 
-import { ApiError, call, details, errorBox, events, getJson, hasKey } from "../api.js";
+import { ApiError, call, details, errorBox, events, getJson, hasKey, nameOf } from "../api.js";
 import { player } from "../player.js";
 import { Track } from "../takes.js";
 import { ROOT, announce, button, confirm, dialog, download, field, h, icon, notify, number, t } from "../ui.js";
@@ -29,8 +29,8 @@ async function saveFile(path, name) {
 
 const wordsOf = (problem) => new ApiError({ status: 500, ...problem }).headline;
 
-/** Shows a book and follows its state until the signal is aborted. page: see books.js. focus: whether its title gets the focus. */
-export async function showBook({ view, trouble, limits, listed, go, fail, pickVoice, nameOf }, id, focus, signal) {
+/** Shows a book and follows its state until the signal is aborted. page: see books.js. focus: on its title. */
+export async function showBook({ view, trouble, limits, listed, go, fail, pickVoice }, id, focus, signal) {
   const backLink = () => h("div", {}, h("a.button.quiet", { href: `${ROOT}/books`, data: { route: "/books" } }, icon("back"), t("books.back")));
   let job;
   view.replaceChildren(h("p.hint", { "aria-busy": "true" }, t("books.loading")));

@@ -38,7 +38,7 @@ export function bookForm({ limits, listed, go, pickVoice, models }) {
 
   function showFile() {
     const { file } = draft;
-    const choose = button(t(file ? "books.other_file" : "books.choose_file"), () => input.click());
+    const choose = button(t(file ? "books.other_file" : "choose_file"), () => input.click());
     choose.prepend(icon("import"));
     textField.hidden = Boolean(file);
     chosen.replaceChildren(

@@ -67,9 +67,8 @@ export async function mount(main, { go }) {
   }).catch((error) => fail(error));
   const pickVoice = (chosen, props) => voiceSelect(voiceList, chosen, props, speaksClones(modelList));
 
-  const nameOf = (id) => voiceList.find((voice) => voice.id === id)?.name ?? id;
   // What the form and a book share. listed: resolves when the voices and models are known.
-  const page = { view, trouble, limits, listed, go, fail, pickVoice, nameOf, models: () => modelList };
+  const page = { view, trouble, limits, listed, go, fail, pickVoice, models: () => modelList };
 
   const list = h("ul.books");
   const more = button(t("books.more"), () => loadList(true));

@@ -46,14 +46,15 @@ export async function mount(main) {
   const trouble = h("div");
   const list = h("ol.lines", { "aria-label": t("dialogue.lines") });
   const label = h("span", {}, t("dialogue.all"));
-  const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.busy && mine() ? halt() : speakAll()) }, label, h("kbd", { "aria-hidden": "true" }, "Ctrl+Enter"));
+  const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.heard && mine() ? halt() : speakAll()) }, label, h("kbd", { "aria-hidden": "true" }, "Ctrl+Enter"));
   const badges = h("div.row.wrap");
   const empty = h("div.empty", {}, h("p", {}, t("dialogue.empty")), button(t("dialogue.sample"), () => {
     useScript([1, 2, 3, 4].map((n) => ({ name: n % 2 ? "Ann" : "Ben", text: t(`dialogue.sample.${n}`) })));
   }));
+  const clearing = button(t("dialogue.clear"), () => clear(), { look: "quiet" });
   const [codeSlot, showCode] = snippetSlot();
   const section = h("section.speak-all", { "aria-label": t("nav.dialogue"), data: { state: "idle" } },
-    h("div.head", {}, h("div.row.wrap", {}, modelSlot, count), h("div.row.wrap", {}, button(t("dialogue.paste"), paste), button(t("dialogue.clear"), clear, { look: "quiet" }))),
+    h("div.head", {}, h("div.row.wrap", {}, modelSlot, count), h("div.row.wrap", {}, button(t("dialogue.paste"), paste), clearing)),
     voiceHint, empty, list,
     h("div.row.wrap", {}, button(t("dialogue.add"), () => add(lines.length), {})),
     h("div.act", {}, go, badges),
@@ -113,6 +114,7 @@ export async function mount(main) {
 
   function changed() {
     empty.hidden = lines.length > 0;
+    clearing.hidden = !lines.length;
     keep();
     const most = limit();
     count.textContent = t("dialogue.limit", { voices: used(), n: most ?? used() });
@@ -252,7 +254,7 @@ export async function mount(main) {
   let lineIds = []; // line ids of the current request, by turn
   function showPlayed() {
     const { track } = player;
-    if (track) import("../read.js").then(({ show }) => show(readSlot), () => {});
+    if (track) import("../read.js").then(({ show }) => show(readSlot, ["dialogue"]), () => {});
     const own = track && track === speech.track && mine();
     const now = own && player.playing ? track.parts.findLast((part) => part.start_s <= player.at_s + 0.02) : null;
     const id = now ? lineIds[now.turn] : null;
@@ -265,7 +267,7 @@ export async function mount(main) {
   let lastError = mine() ? speech.error : null;
   let ticking = 0;
   function showState() {
-    const busy = speech.busy && mine();
+    const busy = speech.heard && mine();
     const state = mine() ? speech.state : "idle";
     section.dataset.state = state;
     label.textContent = t(busy ? "stop" : "dialogue.all");
@@ -281,8 +283,6 @@ export async function mount(main) {
     clearTimeout(ticking);
     if (state === "waiting" && busy) ticking = setTimeout(showState, 100);
   }
-
-  // -- lists
 
   function use(id) {
     model = id;

@@ -112,7 +112,6 @@ export async function mount(main) {
     return { heard, n };
   }
 
-  // ---- settings
   const voiceSlot = h("div.row");
   const languageField = h("input", { id: "live-language", value: language, placeholder: t("language.voice"), autocomplete: "off", onchange: () => {
     language = languageField.value.trim();

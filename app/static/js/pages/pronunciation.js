@@ -1,7 +1,7 @@
 // The Pronunciation page: the dictionary of the server or of one voice as a table. Entries can be heard, added, removed,
 // imported from a tsv file and exported to one.
 
-import { call, errorBox, noChanges, serverVoice, voices } from "../api.js";
+import { call, errorBox, nameOf, noChanges, serverVoice, voices } from "../api.js";
 import { speech, whenListed } from "../speech.js";
 import { announce, button, download, field as labelled, h, icon, loadTexts, notify, quoted, store, t } from "../ui.js";
 
@@ -130,8 +130,8 @@ export async function mount(main) {
   }
 
   /**
-   * Stores the entries that `change` returns for the entries that are shown. Returns false after an error. If another
-   * person has changed the dictionary meanwhile, shows the new entries and a button that calls `repeat`.
+   * Stores what `change` makes of the entries. Returns false after an error. If another person has changed the
+   * dictionary meanwhile, shows the new entries and a button that calls `repeat`.
    */
   function save(change, repeat) {
     const own = voice;
@@ -189,7 +189,7 @@ export async function mount(main) {
       source: "preview",
       path: "/v1/audio/speech",
       body: { input: entry.word, lexicon: [entry], ...(id ? { voice: id } : {}) },
-      facts: { kind: "speech", text: entry.word, voice: voiceList.find((each) => each.id === id)?.name ?? id, model: "" },
+      facts: { kind: "speech", text: entry.word, voice: nameOf(id), model: "" },
       preview: true,
     }));
   }
@@ -203,7 +203,7 @@ export async function mount(main) {
     voice = event.target.value;
     etag = null;
     load();
-  } }, h("option", { value: "" }, t("lexicon.server")), voiceList.map((each) => h("option", { value: each.id }, each.name)));
+  } }, h("option", { value: "" }, t("voices.list")), voiceList.map((each) => h("option", { value: each.id }, each.name)));
   choice.append(h("label", { for: "lexicon-voice" }, t("lexicon.dictionary")), select);
   speech.addEventListener("change", changed);
   return {

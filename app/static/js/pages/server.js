@@ -77,7 +77,7 @@ function plot(label, values, shown, digits, limit) {
     pen = point ? "L" : "M";
     return point;
   }).join("");
-  return figure("card", label, shown, POINTS - 1, d ? [drawn("path", { d })] : [], [number(top, digits), t("server.minutes", { n: -5 }), t("server.live")]);
+  return figure("card", label, shown, POINTS - 1, d ? [drawn("path", { d })] : [], [values.some((value) => value !== null) || limit ? number(top, digits) : "", t("server.minutes", { n: -5 }), t("server.live")]);
 }
 
 /** A table in a box that scrolls. columns: keys of texts. rows: lists of cells; the first cell names its row. */

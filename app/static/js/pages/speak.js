@@ -1,6 +1,6 @@
 // The Speak page: text, settings and one button; below them the takes and the request as code.
 
-import { canSpeak, details, errorBox, health, limitOf, modelSelect, modelToUse, models, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
+import { canSpeak, details, errorBox, health, limitOf, modelSelect, modelToUse, models, nameOf, rangeOf, serverVoice, speaksClones, voices } from "../api.js";
 import { saveMenu } from "../dock.js";
 import { player } from "../player.js";
 import { badge, drawSeed, ignoredBadges, partialBadges, preview, speech, timeBadges, whenListed } from "../speech.js";
@@ -12,7 +12,7 @@ const SPEED_STEP = 0.05;
 const SAMPLING_STEPS = { temperature: 0.05, top_k: 1, top_p: 0.01, cfg_scale: 0.1 };
 const SAMPLING = Object.keys(SAMPLING_STEPS);
 
-/** Creates a button that shows a voice and opens the gallery. It has a `value` and the event "change", as a select has. */
+/** A button that shows a voice and opens the gallery, with `value` and "change" as a select has them. */
 export function voiceSelect(list, chosen, props, clones = true) {
   const pick = h("button", { type: "button", role: "combobox", "aria-haspopup": "dialog", "aria-expanded": "false", ...props, class: "pick", value: chosen, data: { voices: list.length }, onclick: async () => {
     const { choose } = await import("../gallery.js");
@@ -103,7 +103,7 @@ export async function mount(main, { go: open }) {
   // -- speak
   const label = h("span", {}, t("speak"));
   const hintKey = h("kbd", { "aria-hidden": "true" }, "Ctrl+Enter");
-  const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.busy && mine() ? halt() : speak()) }, label, hintKey);
+  const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.heard && mine() ? halt() : speak()) }, label, hintKey);
   const badges = h("div.row.wrap", { id: "badges" });
   const trouble = h("div");
   const readSlot = h("div", { hidden: true });
@@ -260,7 +260,7 @@ export async function mount(main, { go: open }) {
 
   let ticking = 0;
   function showState() {
-    const busy = speech.busy && mine();
+    const busy = speech.heard && mine();
     const state = mine() ? speech.state : "idle";
     section.dataset.state = state;
     label.textContent = t(busy ? "stop" : "speak");
@@ -290,7 +290,7 @@ export async function mount(main, { go: open }) {
       const box = errorBox(speech.error, actions);
       if (headline) box.prepend(headline);
       trouble.replaceChildren(box);
-    } else if (busy) {
+    } else if (mine() && speech.busy) {
       trouble.replaceChildren();
     }
     clearTimeout(ticking);
@@ -299,7 +299,7 @@ export async function mount(main, { go: open }) {
   if (mine()) showState.lastError = speech.error;
 
   function showPlayed() {
-    if (player.track) import("../read.js").then(({ show }) => show(readSlot), () => {}); // without the server the text is not shown
+    if (player.track) import("../read.js").then(({ show }) => show(readSlot, ["speak", "preview", "gallery"]), () => {}); // without the server the text is not shown
     saveNow.hidden ||= !player.track;
   }
 
@@ -346,7 +346,7 @@ export async function mount(main, { go: open }) {
       if (!event.target.isConnected) fillVoices();
       changed();
     } }, clones);
-    voiceHint.textContent = unspeakable && t("voice.replaced", { name: voiceList.find((voice) => voice.id === unspeakable)?.name ?? unspeakable });
+    voiceHint.textContent = unspeakable && t("voice.replaced", { name: nameOf(unspeakable) });
     select.classList.add("grow");
     voiceSlot.replaceChildren(select, button(t("voice.preview"), () => preview(voiceList.find((voice) => voice.id === settings.voice) ?? { id: settings.voice, name: settings.voice }, { model: settings.model }), { name: "play" }));
   }

@@ -1,5 +1,6 @@
 // The list of all takes of this browser: play, compare, use again, star, save, delete.
 
+import { nameOf } from "../api.js";
 import { saveMenu } from "../dock.js";
 import { player } from "../player.js";
 import { trackOf } from "../speech.js";
@@ -85,7 +86,7 @@ function takeRow(take, { count, own, again }) {
       h("b", {}, name),
       h("span", {}, seconds(take.seconds)),
       take.partial && h("span", { class: take.partial === "stopped" ? "" : "bad" }, t(take.partial === "stopped" ? "status.stopped" : "take.partial")),
-      h("span", {}, [take.voice, take.model].filter(Boolean).join(" · ")),
+      h("span", {}, [nameOf(take.voice), take.model].filter(Boolean).join(" · ")),
       own && take.seed && h("span", {}, t("take.seed", { seed: String(take.seed) })),
       own && take.first_s !== null && h("span", {}, t("take.first", { s: number(take.first_s, 2) })),
       own && take.factor !== null && h("span", {}, t("take.factor", { x: number(take.factor, 1) })),
@@ -112,11 +113,12 @@ function refill(list, rows) {
 }
 
 /**
- * Creates the list. again(take): uses the text and the settings of a take. isOwn(take): whether it is of the text on the page.
+ * Creates the list. again(take): uses its text and settings. isOwn(take): whether it has the text of the page.
  * Returns { element, fill, unmount }.
  */
 export function takeList(again, isOwn) {
   let shown = SHOWN;
+  let drawn = "";
   const list = h("ul.takes");
   const search = h("input", { type: "search", class: "grow", placeholder: t("take.search"), "aria-label": t("take.search"), oninput: () => { shown = SHOWN; fill(); } });
   const blind = h("input", { type: "checkbox" });
@@ -130,14 +132,17 @@ export function takeList(again, isOwn) {
   async function fill() {
     const all = await takes.all();
     const query = search.value.trim().toLowerCase();
-    const found = query ? all.filter((take) => `${take.text} ${take.voice} ${take.model}`.toLowerCase().includes(query)) : all;
+    const found = query ? all.filter((take) => `${take.text} ${nameOf(take.voice)} ${take.model}`.toLowerCase().includes(query)) : all;
     const groups = new Map();
     const counts = new Map([...all].reverse().map((take) => {
       const group = JSON.stringify([take.kind, take.text, take.voice, take.model]);
       groups.set(group, (groups.get(group) ?? 0) + 1);
       return [take.id, groups.get(group)];
     }));
-    refill(list, found.slice(0, shown).map((take) => takeRow(take, { count: counts.get(take.id), own: isOwn(take), again })));
+    const rows = found.slice(0, shown).map((take) => takeRow(take, { count: counts.get(take.id), own: isOwn(take), again }));
+    const html = rows.map((row) => row.outerHTML).join("");
+    if (html !== drawn) refill(list, rows); // a row that is replaced while it is pressed gets no click
+    drawn = html;
     more.hidden = found.length <= shown;
     head.hidden = all.length === 0;
     compareRow.hidden = all.length < 2;

@@ -44,8 +44,6 @@ export async function mount(main, { go }) {
   const isDefault = (voice) => store.get("voice", serverVoice()) === voice.id;
   const link = (voice) => `${here}#${voice.id}`;
 
-  // ---- the list
-
   async function load() {
     try {
       const [some, own, engines] = await Promise.all([voices(true), getJson(PATH).catch(listed), models(), health.look()]);
@@ -105,8 +103,6 @@ export async function mount(main, { go }) {
     ].filter(Boolean));
     if (held) list.querySelector(`[data-voice="${CSS.escape(held)}"] ${onButton ? "button" : "a"}`)?.focus();
   }
-
-  // ---- listening
 
   const samples = new Map();
 
@@ -180,12 +176,12 @@ export async function mount(main, { go }) {
     const { known } = voice;
     const agreed = known?.consent ? known.consent.text || t("voices.consent_recorded") : t("voices.consent_none");
     const pairs = known ? [
-      ["language", languageName(known.language)],
+      ["voices.language", languageName(known.language)],
       ["voices.length", seconds(known.audio_duration)],
       ["voices.made", new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" }).format(1000 * known.created_at)],
       ["voices.consent", agreed],
       ["voices.id", h("code", {}, voice.id)],
-    ] : [["language", languageName(voice.language)], ["voices.id", h("code", {}, voice.id)]];
+    ] : [["voices.language", languageName(voice.language)], ["voices.id", h("code", {}, voice.id)]];
     return h("dl.facts-list", {}, pairs.map(([key, value]) => [h("dt", {}, t(key)), h("dd.quoted", {}, value)]));
   }
 
@@ -359,8 +355,6 @@ export async function mount(main, { go }) {
     if (text === "new") return make();
     show(decodeURIComponent(text), { focus: true });
   }
-
-  // ---- errors of a preview
 
   const showState = () => {
     if (speech.source !== "preview" || openWizard) return;

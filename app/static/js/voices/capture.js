@@ -1,4 +1,4 @@
-// The part of the recorder that runs in the audio thread. It sends the samples of the microphone to the page, unchanged.
+// The part of the recorder in the audio thread: sends the samples of the microphone to the page.
 
 const CHUNK = 1024; // samples: 21 ms at 48 kHz
 

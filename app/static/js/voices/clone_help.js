@@ -3,7 +3,7 @@
 import { speaksClones } from "../api.js";
 import { ROOT, h, t } from "../ui.js";
 
-/** Creates a box with a link to the page Server; null if the engine speaks cloned voices. models: as /v1/models lists them. */
+/** A box with a link to the Server page; null if the engine speaks cloned voices. models: of /v1/models. */
 export function cloneHelp(models) {
   if (speaksClones(models)) return null;
   return h("div.banner", { data: { help: "clones" } },

@@ -5,7 +5,7 @@ import { button, dialog, field, h, t } from "../ui.js";
 
 export const PATH = "/v1/voice-cloning/voices";
 
-/** A box for the words of a recording whose words the server does not know. changed() is called after it saves them. */
+/** A box for the missing words of a recording. changed() is called after it saves them. */
 export function wordsForm(voice, changed) {
   const words = h("textarea", { id: "missing-words", rows: 4, lang: voice.known.language, spellcheck: "true", "aria-describedby": "missing-words-hint" });
   const wrong = h("div");

@@ -1,4 +1,4 @@
-// The level meter: RMS as a bar from -60 to 0 dBFS, the peak as a mark, and a lamp that stays on after clipping.
+// The level meter: RMS as a bar from -60 to 0 dBFS, the peak as a mark, a lamp that stays on after clipping.
 
 import { announce, button, h, number, t } from "../ui.js";
 

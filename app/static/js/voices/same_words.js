@@ -2,7 +2,7 @@
 
 const wordsOf = (text) => text.normalize("NFKC").toLocaleLowerCase().match(/[\p{L}\p{M}\p{N}]+/gu) ?? [];
 
-/** The share (0 to 1) of the words of `script` that `heard` has in the same order. An empty script has a share of 1. */
+/** The share (0 to 1) of the words of `script` that `heard` has in the same order; 1 for an empty script. */
 export function sameWords(script, heard) {
   const [wanted, got] = [wordsOf(script), wordsOf(heard)];
   if (!wanted.length) return 1;

@@ -1,4 +1,4 @@
-// Texts to read aloud for a recording, by language. Each has many different speech sounds and takes 10 to 12 seconds.
+// Texts to read aloud, by language. Each has many different sounds and takes 10 to 12 seconds.
 
 const SCRIPTS = {
   en: [

@@ -33,7 +33,7 @@ export async function read(file) {
   return { samples, rate: buffer.sampleRate };
 }
 
-/** The rate of a WAV file, so that the browser does not resample what the server measures; 44.1 kHz for other files. */
+/** The rate of a WAV file, so that nothing is resampled before it is measured; 44.1 kHz for other files. */
 function rateOf(bytes) {
   const view = new DataView(bytes);
   if (bytes.byteLength < 32 || view.getUint32(0) !== 0x52494646 || view.getUint32(12) !== 0x666d7420) return 44_100;
@@ -94,7 +94,7 @@ export function phrases(level) {
   return found.filter(([from_s, to_s]) => to_s - from_s > 0.1);
 }
 
-/** The best part of a recording: whole phrases of the recommended length, with little noise and short pauses, then a short silence. */
+/** The best part of a recording: whole phrases of the best length, little noise and short pauses, then a short silence. */
 export function cleanest(sound) {
   const total_s = sound.samples.length / sound.rate;
   const range = lengthRange();

@@ -31,7 +31,7 @@ function showTime(value) {
 export async function trim(sound, span, changed) {
   const total_s = sound.samples.length / sound.rate;
   const level = levels(sound);
-  const track = Track.of(await forPlayer(sound), { about: { text: t("trim.title") } });
+  const track = Track.of(await forPlayer(sound), { about: { text: t("voices.sample") } });
   const range = lengthRange();
   let { from_s, to_s } = span ?? cleanest(sound);
   let view = { from_s: 0, to_s: total_s };
@@ -50,7 +50,7 @@ export async function trim(sound, span, changed) {
   } });
   const fields = { from: timeField("from"), to: timeField("to") };
   const length = h("output.badge", { for: "trim-from trim-to" });
-  const listen = button(t("trim.play"), () => toggle());
+  const listen = button(t("dock.play"), () => toggle());
   const zoom = button(t("trim.zoom"), () => {
     const whole = view.to_s - view.from_s >= total_s - 0.01;
     view = whole ? around() : { from_s: 0, to_s: total_s };
@@ -145,7 +145,7 @@ export async function trim(sound, span, changed) {
     const length_s = to_s - from_s;
     const { from, to } = goodLength();
     const good = length_s >= from && length_s <= to;
-    length.textContent = t(good ? "trim.length_good" : "trim.length", { s: number(length_s, 1) });
+    length.textContent = t(good ? "trim.length_good" : "server.seconds", { s: number(length_s, 1) });
     length.className = good ? "badge ok" : "badge warn";
     changed({ from_s, to_s });
   }
@@ -163,7 +163,7 @@ export async function trim(sound, span, changed) {
   function showPlayed() {
     const mine = player.track === track;
     playing = mine && player.playing;
-    listen.textContent = t(playing ? "trim.pause" : "trim.play");
+    listen.textContent = t(playing ? "dock.pause" : "dock.play");
     draw();
     if (playing && player.at_s >= to_s) {
       player.pause();

@@ -71,7 +71,7 @@ export function wizard({ models, saved, cancelled }) {
     next.hidden = step === "fetch";
     next.textContent = t(step === "try" ? "try.save" : "wizard.next");
     part = { sample, trim, words, check, consent, fetch: fetching, try: trying }[step](shared);
-    body.replaceChildren(...part.content);
+    body.replaceChildren(...part.content.filter(Boolean));
     part.shown?.();
     element.dataset.step = step;
     if (focus) heading.focus({ preventScroll: true });
@@ -245,7 +245,7 @@ export function wizard({ models, saved, cancelled }) {
     keys: (event) => part.keys?.(event) ?? false,
     unsaved: dirty,
     async leave() {
-      if (dirty() && !(await confirm(t("wizard.leave"), t(w.voice ? "wizard.leave_youtube" : "wizard.leave_text"), t("wizard.discard")))) return false;
+      if (dirty() && !(await confirm(t("wizard.leave"), t(w.voice ? "wizard.leave_youtube" : "wizard.leave_text"), t("wizard.discard"), t("wizard.keep")))) return false;
       if (!w.saved) await drop();
       return true;
     },

@@ -42,7 +42,7 @@ export function consent(wizard) {
   const options = h("fieldset.stack", {}, h("legend", {}, t("consent.whose")), choice("own"), choice("agreed"));
   const recorder = possible() ? statement(wizard) : null;
   return {
-    content: [h("p", {}, t("consent.why")), options, recorder && h("details.fold", { open: Boolean(w.statement) }, h("summary", {}, t("consent.spoken")), recorder.element)].filter(Boolean),
+    content: [h("p", {}, t("consent.why")), options, recorder && h("details.fold", { open: Boolean(w.statement) }, h("summary", {}, t("consent.spoken")), recorder.element)],
     close: () => recorder?.close(),
     valid: () => (w.consent ? null : [t("consent.missing"), options.querySelector("input")]),
   };

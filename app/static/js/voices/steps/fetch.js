@@ -21,7 +21,7 @@ export function fetching(wizard) {
       for await (const event of events(answer)) {
         if (event.error) throw await apiError({ status: 400, ...event.error, requestId: answer.headers.get("x-request-id") ?? "" });
         if (event.type === "done") made = event.voice;
-        else progress(event);
+        else if (event.stage) progress(event);
       }
       if (!made) throw new ApiError({});
     } catch (error) {

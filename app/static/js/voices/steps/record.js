@@ -61,7 +61,7 @@ export function recordPanel({ w, setRecording }) {
 
   function look() {
     const live = state === "recording" || state === "counting";
-    label.textContent = t(state === "recording" ? "record.stop" : state === "counting" ? "cancel" : w.from === "record" ? "record.again" : "sample.record");
+    label.textContent = t(state === "recording" ? "stop" : state === "counting" ? "cancel" : w.from === "record" ? "record.again" : "sample.record");
     start.classList.toggle("live", live);
     mic.hidden = another.hidden = live;
     mic.textContent = t(state === "listening" ? "record.check_end" : "record.check");
@@ -187,7 +187,7 @@ export function statement({ w }) {
       return complain(refusal(error));
     }
     recorder.begin();
-    press.textContent = t("record.stop");
+    press.textContent = t("stop");
     level.element.hidden = time.hidden = false;
   });
   function finish() {

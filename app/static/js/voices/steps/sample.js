@@ -78,7 +78,7 @@ function uploadPanel(wizard) {
   const { w, showFault, setRecording } = wizard;
   const result = h("div.stack");
   const file = h("input", { type: "file", accept: ACCEPT, hidden: true, onchange: () => file.files[0] && open(file.files[0]) });
-  const choose = button(t("upload.choose"), () => file.click());
+  const choose = button(t("choose_file"), () => file.click());
   const zone = h("div.drop", {}, icon("import"), h("p", {}, t("upload.drop")), choose, h("p.hint", {}, t("upload.hint")), file);
   zone.addEventListener("dragover", (event) => {
     event.preventDefault();

@@ -9,7 +9,7 @@ export function trying(wizard) {
   const { w, showFault, sampleOf, playSample } = wizard;
   const text = h("textarea", { id: "try-text", rows: 2, value: w.sentence, oninput: () => (w.sentence = text.value) });
   const label = h("span", {}, t("speak"));
-  const speak = h("button", { type: "button", onclick: () => (mine() && speech.busy ? speech.stop() : speakSentence()) }, icon("play"), label);
+  const speak = h("button", { type: "button", onclick: () => (mine() && speech.heard ? speech.stop() : speakSentence()) }, icon("play"), label);
   const sampleButton = button(t("try.hear_sample"), playSample);
   const compare = button(t("try.compare"), async () => {
     const track = await sampleOf();
@@ -32,8 +32,9 @@ export function trying(wizard) {
   let shownError = speech.error;
   function showState() {
     const busy = mine() && speech.busy;
-    label.textContent = t(busy ? "stop" : "speak");
-    speak.firstChild.replaceWith(icon(busy ? "stop" : "play"));
+    const heard = mine() && speech.heard;
+    label.textContent = t(heard ? "stop" : "speak");
+    speak.firstChild.replaceWith(icon(heard ? "stop" : "play"));
     if (mine() && !busy && speech.track?.length && speech.track.ended && speech.state !== "error") w.spoken = speech.track;
     compare.hidden = !w.spoken || (w.whole && w.source !== "youtube");
     if (!mine() || speech.error === shownError) return;

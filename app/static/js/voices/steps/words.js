@@ -98,7 +98,7 @@ export function words(wizard) {
       trouble.replaceChildren();
       text.focus();
     });
-    trouble.replaceChildren(h("div.banner", { data: { differs: "" } }, h("p.headline", {}, t("words.differs")), h("p", {}, t("words.heard")), h("blockquote.script", { lang: w.language }, heard), h("div.row.wrap", {}, use, button(t("words.record_again"), () => show("sample"), { look: "quiet" }))));
+    trouble.replaceChildren(h("div.banner", { data: { differs: "" } }, h("p.headline", {}, t("words.differs")), h("p", {}, t("words.heard")), h("blockquote.script", { lang: w.language }, heard), h("div.row.wrap", {}, use, button(t("record.again"), () => show("sample"), { look: "quiet" }))));
     announce(t("words.differs"));
   }
 
