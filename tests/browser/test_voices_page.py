@@ -15,6 +15,7 @@ from app.types import Reference
 from app.voices.store import VoiceStore
 from app.voices.transcribe import RecogniserState
 from tests.browser.test_manners import DESKTOP, PHONE, axe_violations, scrolls_sideways
+from tests.browser.test_reach import REACHED
 from tests.support import samples, tube
 from tests.support.ears import decode
 from tests.support.live import serving, wait_until
@@ -558,6 +559,20 @@ def test_any_language_tag_can_be_given(offline: str, sample: bytes, visit: Visit
     name_and_save(page, "Ann")
     (voice,) = own(offline)
     assert voice["language"] == "tlh"
+
+
+@pytest.mark.parametrize("viewport", [{"width": 1280, "height": 720}, {"width": 390, "height": 844}])
+def test_the_chosen_file_and_next_are_seen_above_the_player(
+    offline: str, sample: bytes, visit: Visit, viewport: dict[str, int]
+) -> None:
+    page = visit(offline, viewport=viewport).page
+    speak(page, SENTENCE)
+    wait_audible(page)
+    page.get_by_role("navigation").get_by_role("link", name="Voices").click()
+    upload(page, sample)
+    page.get_by_role("button", name="Listen").click()
+    assert page.evaluate(REACHED, ".wizard strong")
+    assert page.evaluate(REACHED, ".wizard-foot .primary")
 
 
 def test_leaving_the_wizard_asks_first(offline: str, sample: bytes, visit: Visit) -> None:

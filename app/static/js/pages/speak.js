@@ -143,7 +143,6 @@ export async function mount(main, { go: open }) {
   const panels = tabs(t("speak.below"), [["takes", t("takes"), takePanel], ["snippet", t("snippet"), codeSlot]]);
   main.append(section, trouble, readSlot, h("section", { "aria-label": t("speak.below") }, panels));
 
-  // -- state and request
   const mine = () => speech.source === "speak";
   const model = () => modelList.find((each) => each.id === settings.model);
   const engineParameters = () => model()?.parameters;

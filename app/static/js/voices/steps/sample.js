@@ -103,6 +103,7 @@ function uploadPanel(wizard) {
     if (visit !== w.visits) return;
     setRecording({ sound, file: chosen, whole: sound === null, source: "upload" });
     showFile();
+    result.scrollIntoView({ block: "center" });
     announce([chosen.name, sound ? seconds(sound.samples.length / sound.rate) : t("upload.unread")].join(", "));
   }
 
