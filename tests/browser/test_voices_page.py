@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,6 +215,15 @@ def test_a_voice_made_from_a_file_can_speak(learning: str, sample: bytes, visit:
     assert saved.value.suggested_filename == "the-same-words-as-ever-ann.mp3"
     page.get_by_label("Voice", exact=True).click()
     assert page.locator(".cards li").first.get_attribute("data-voice") == voice["id"]  # before the standard voices
+
+
+def test_header_counts_the_standard_voices_while_they_are_made(tmp_path: Path, visit: Visit) -> None:
+    with serving_clones(tmp_path, TTS_CASTING="auto") as url:
+        page = visit(url).page
+        pill = page.locator("#pill")
+        pill.get_by_text(re.compile(r"^Voices ready: \d+ of 13$")).wait_for()
+        pill.get_by_text("reading-1 is ready").wait_for()
+    assert len(list((tmp_path / "voice_references").rglob("*.wav"))) == 13
 
 
 def test_missing_words_of_a_voice_can_be_written(learning: str, sample: bytes, visit: Visit) -> None:

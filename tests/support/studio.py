@@ -43,12 +43,12 @@ async () => {
 
 
 @contextmanager
-def serving_clones(folder: Path) -> Iterator[str]:
+def serving_clones(folder: Path, **variables: Any) -> Iterator[str]:
     """Run a server with an engine that supports cloned voices."""
     known = {**specs(), "reading": EngineSpec("reading", "reading-1", "tests.support.reading_engine:build")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wiring.registry, "specs", lambda: known)
-        with serving(folder, TTS_ENGINE="reading", TTS_FALLBACK_ENGINE="") as url:
+        with serving(folder, TTS_ENGINE="reading", TTS_FALLBACK_ENGINE="", **variables) as url:
             yield url
 
 

@@ -131,7 +131,8 @@ function pill() {
   const level = !reachable ? "bad" : { ok: "ok", degraded: "warn", starting: "wait", unhealthy: "bad" }[last?.status] ?? "wait";
   box.dataset.level = level;
   const engine = last?.model ?? last?.requested_engine ?? "";
-  text.textContent = !reachable ? t("pill.offline") : !last ? t("pill.wait") : t(`pill.${last.status}`, { engine });
+  const { voice, cast: n, voices: of } = last?.casting ?? {};
+  text.textContent = !reachable ? t("pill.offline") : !last ? t("pill.wait") : voice ? t("pill.making", { n, of }) : t(`pill.${last.status}`, { engine });
 }
 
 /** Says on every page that the requested model does not run. */

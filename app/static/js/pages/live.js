@@ -176,7 +176,6 @@ export async function mount(main) {
     show();
   }
 
-  // ---- actions
   const stop = h("button", { type: "button", class: "go", onclick: halt }, t("stop"), h("kbd", { "aria-hidden": "true" }, "Esc"));
   const again = button(t("live.again"), () => {
     asking?.abort();
@@ -240,7 +239,6 @@ export async function mount(main) {
   );
   main.append(section);
 
-  // ---- state
   function show() {
     const state = live.state;
     section.dataset.state = state;
