@@ -58,6 +58,7 @@ log: Any = structlog.get_logger(__name__)
 MAX_SESSION_S = 60 * 60.0
 IDLE_S = 15 * 60.0  # a connection without messages and without speech is closed after this time
 MAX_RESPONSES = 8  # of one connection at the same time
+UNREAD_S = 1.0  # how long the last events of a cancelled response wait to be read before the next event is handled
 TRUNCATE_WORDS_S = 1.0  # how long a truncation waits for the times of the words
 MAX_ITEMS = 500  # in a conversation, which loses its oldest items, and in the `input` of a response
 MAX_PARTS = 1_000  # of the content of an item
@@ -810,7 +811,11 @@ class RealtimeSession:
             if response.task is not None and not waits:
                 ending.add(response.task)
         if ending:
-            await asyncio.wait(ending)
+            _, unread = await asyncio.wait(ending, timeout=UNREAD_S)
+            if unread:  # the client may send more before it reads
+                self._socket.after(unread)
+                for response in responses:
+                    self._end(response)
 
     # ---- the conversation
 

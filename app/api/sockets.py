@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,11 @@ NORMAL, GOING_AWAY, POLICY_VIOLATION, SERVER_ERROR = 1000, 1001, 1008, 1011  # c
 KEY_CHECK_S = 5.0  # how often the API key of a connection is checked while the client sends nothing
 MAX_REASON_BYTES = 123  # of a close message, as RFC 6455 demands
 MAX_WAITING_BYTES = 1 << 20  # of the replies that wait until the client reads; then no further message is received
+MESSAGE_BYTES = 500  # the memory that a reply takes in addition to its text, about
 _SWITCHING_PROTOCOLS = 101
+
+
+_Message = dict[str, Any]
 
 
 class Closed(Exception):
@@ -47,8 +52,8 @@ class Socket:
     """One accepted connection. Several tasks may send; the task that has created the object receives.
 
     Messages are sent in the order of the calls. While the client reads nothing, a call of `send` waits, except in the
-    receiving task: its messages wait in a queue. Some clients send all their messages before they read. If the server
-    stopped receiving because of its unsent replies, such a client and the server would wait for each other.
+    receiving task: its messages are replies, which wait in a queue. Some clients send all their messages before they
+    read. If the server stopped receiving because of its unsent replies, both would wait for each other.
     """
 
     connection: WebSocket
@@ -57,7 +62,9 @@ class Socket:
     stuck: bool = False  # whether the client reads nothing
     _task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while a message is sent
-    _replies: dict[asyncio.Task[None], int] = field(default_factory=dict)  # unsent ones of the receiving task: bytes
+    _replies: deque[_Message | set[asyncio.Task[None]]] = field(default_factory=deque)  # those that wait; see `after`
+    _waiting_bytes: int = 0
+    _sender: asyncio.Task[None] | None = None  # sends the replies; None = there was none yet
 
     async def receive(self) -> str | bytes:
         """Wait for the next message. Raises Closed."""
@@ -88,19 +95,23 @@ class Socket:
         if asyncio.current_task() is not self._task:
             await self._send(message)
             return
-        reply = asyncio.create_task(self._send(message), name="socket reply")
-        self._replies[reply] = len(text)
-        reply.add_done_callback(self._end_reply)
-        if sum(self._replies.values()) > MAX_WAITING_BYTES:
+        self._queue(message)
+        self._waiting_bytes += len(text) + MESSAGE_BYTES
+        if self._waiting_bytes > MAX_WAITING_BYTES:
             await self.flush()
 
     async def send_bytes(self, data: bytes) -> None:
         """Send a binary message. Waits while the client reads nothing. Raises Closed."""
         await self._send({"type": "websocket.send", "bytes": data})
 
+    def after(self, tasks: set[asyncio.Task[None]]) -> None:
+        """Send the next replies after these tasks have ended. Called in the receiving task."""
+        self._queue(tasks)
+
     async def flush(self) -> None:
-        """Wait until all messages of the receiving task are sent, or the connection has ended."""
-        await asyncio.gather(*self._replies, return_exceptions=True)
+        """Wait until all replies are sent, or the connection has ended."""
+        if self._sender is not None:
+            await asyncio.wait({self._sender})
 
     async def close(self, code: int, reason: str = "") -> None:
         """Close the connection. Does nothing if it is closed."""
@@ -112,23 +123,42 @@ class Socket:
 
     def release(self) -> None:
         """Drop the replies that wait. If the client reads nothing, close the connection without its unsent data."""
-        for reply in [*self._replies]:
-            reply.cancel()
+        if self._sender is not None:
+            self._sender.cancel()
         if self.stuck and (abort := self.connection.scope.get("state", {}).get(ABORT)) is not None:
             abort()
 
-    def _end_reply(self, reply: asyncio.Task[None]) -> None:
-        del self._replies[reply]
-        if not reply.cancelled():
-            reply.exception()  # Closed: the next `receive` raises it too
+    def _queue(self, item: _Message | set[asyncio.Task[None]]) -> None:
+        self._replies.append(item)
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send_replies(), name="socket replies")
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def _send_replies(self) -> None:
         try:
-            async with self._turn:
-                if self.stuck:
-                    raise Closed
-                async with asyncio.timeout(self.send_timeout_s):
-                    await self.connection.send(message)
+            while self._replies:
+                first = self._replies[0]
+                if isinstance(first, set):
+                    await asyncio.wait(first)
+                    self._replies.popleft()
+                    continue
+                async with self._turn:  # nothing comes between replies of one turn
+                    while self._replies and not isinstance(reply := self._replies[0], set):
+                        await self._write(reply)
+                        self._replies.popleft()
+            self._waiting_bytes = 0
+        except Closed:  # the next `receive` raises it too
+            self._replies.clear()
+
+    async def _send(self, message: _Message) -> None:
+        async with self._turn:
+            await self._write(message)
+
+    async def _write(self, message: _Message) -> None:
+        if self.stuck:
+            raise Closed
+        try:
+            async with asyncio.timeout(self.send_timeout_s):
+                await self.connection.send(message)
         except TimeoutError:
             if not self.stuck:
                 self.stuck = True

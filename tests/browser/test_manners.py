@@ -98,9 +98,9 @@ def test_every_page_fits_each_width(server: str, visit: Visit, locale: str) -> N
     for path in PAGES:
         page.goto(server + path)
         settle(page)
-        page.evaluate("document.getElementById('pill-text').textContent = 'unsloth/csm-1b-quite-long is starting'")
         for width in (360, 390, 719, 720, 768, 900, 901, 1024, 1080, 1081, 1280):
             page.set_viewport_size({"width": width, "height": 844})
+            page.evaluate("document.getElementById('pill-text').textContent = 'unsloth/csm-1b-quite-long is starting'")
             assert not scrolls_sideways(page), (path, width)
 
 

@@ -159,6 +159,7 @@ def test_the_player_is_closed_and_its_place_is_free(server: str, visit: Visit) -
     wait_audible(page)
     page.get_by_role("button", name="Close the player").click()
     expect(page.locator("#dock")).to_be_hidden()
+    assert page.evaluate("document.activeElement.tagName") == "H1"
     expect(page.locator("#status")).to_have_text("Stopped")
     assert not page.locator("html.docked").count()
     wait_until(lambda: httpx.get(f"{server}/health").json()["rows"]["active"] == 0)

@@ -447,7 +447,8 @@ def test_the_snippets_run(server: str, visit: Visit, tmp_path: Path, path: str) 
     if path == "/":
         write(page, 'It\'s "quoted" \\ and über.')
         page.get_by_role("tab", name="Code").click()
-    assert page.locator("pre").get_by_text("model").count() == 0
+        page.locator("pre code").first.wait_for(state="attached")
+    assert "model" not in "".join(page.locator("pre").all_text_contents())
     held_route(page, held[0]).continue_()
     if path != "/":
         page.get_by_text("Use it in code").click()

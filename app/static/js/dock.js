@@ -113,6 +113,7 @@ export function mount(dock) {
   const shut = button(t("dock.close"), () => {
     stopper()?.();
     player.unload(player.track);
+    document.querySelector("main h1").focus({ preventScroll: true });
   }, { name: "close", look: "quiet shut" });
   dock.replaceChildren(toggle, halt, h("div.track", {}, title, slider), time, ab, h("label.volume", {}, icon("volume"), volume), keep, shut);
 

@@ -109,10 +109,9 @@ export async function choose(list, chosen, clones) {
   }
 
   const showState = () => {
-    if (speech.source === "gallery" && speech.error && speech.error !== showState.last) trouble.replaceChildren(errorBox(speech.error));
-    showState.last = speech.error;
+    const box = speech.source === "gallery" && speech.newError();
+    if (box) trouble.replaceChildren(box);
   };
-  showState.last = speech.error;
 
   function card(voice, close) {
     const can = speakable(voice);

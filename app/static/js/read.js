@@ -126,7 +126,8 @@ class Reading {
 
   show(sources) {
     const { track } = player;
-    const other = sources && !track?.take && !sources.includes(track?.about?.source);
+    const source = track?.about?.source;
+    const other = sources && !(source ? sources.includes(source) : track?.take);
     const hidden = !track || other || Boolean(player.pair?.blind);
     if (!hidden) {
       if (this.#script?.track !== track) {

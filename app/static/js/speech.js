@@ -1,6 +1,6 @@
 // The current speech request: one at a time for all pages. It continues when the person opens another page.
 
-import { ApiError, health, speakStream } from "./api.js";
+import { ApiError, errorBox, health, speakStream } from "./api.js";
 import { player } from "./player.js";
 import { Track, takes } from "./takes.js";
 import { announce, h, number, seconds, t } from "./ui.js";
@@ -52,6 +52,7 @@ class Speech extends EventTarget {
   cached = false; // the answer came from the server's cache
   #abort = null;
   #heard = false; // at the last "change"
+  #told = null; // the error that was shown last
 
   constructor() {
     super();
@@ -193,6 +194,16 @@ class Speech extends EventTarget {
       if (first_s === null && this.first_s !== null) takes.change(take.id, { first_s: this.first_s });
       this.#changed();
     }
+  }
+
+  /** A box with a new error; null without one. actions: its buttons. */
+  newError(actions = []) {
+    const { error } = this;
+    if (!error || error === this.#told) return null;
+    this.#told = error;
+    const box = errorBox(error, actions);
+    if (this.state === "partial") box.prepend(h("p", {}, t("error.broke", { s: number(this.track.seconds, 1) })));
+    return box;
   }
 
   /** Resets to idle. */

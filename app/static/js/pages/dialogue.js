@@ -264,7 +264,6 @@ export async function mount(main) {
     }
   }
 
-  let lastError = mine() ? speech.error : null;
   let ticking = 0;
   function showState() {
     const busy = speech.heard && mine();
@@ -274,12 +273,8 @@ export async function mount(main) {
     go.lastChild.textContent = busy ? "Esc" : "Ctrl+Enter";
     go.classList.toggle("stop", busy);
     badges.replaceChildren(...(mine() ? [...timeBadges(speech), ...ignoredBadges(speech), ...partialBadges(speech)] : []));
-    if (mine() && speech.error && speech.error !== lastError) {
-      lastError = speech.error;
-      const box = errorBox(speech.error, [button(t("again"), speakAll)]);
-      if (state === "partial") box.prepend(h("p", {}, t("error.broke", { s: number(speech.track.seconds, 1) })));
-      trouble.replaceChildren(box);
-    }
+    const box = mine() && speech.newError([button(t("again"), speakAll)]);
+    if (box) trouble.replaceChildren(box);
     clearTimeout(ticking);
     if (state === "waiting" && busy) ticking = setTimeout(showState, 100);
   }

@@ -133,12 +133,12 @@ export async function mount(main) {
    * Stores what `change` makes of the entries. Returns false after an error. If another person has changed the
    * dictionary meanwhile, shows the new entries and a button that calls `repeat`.
    */
-  function save(change, repeat) {
-    const own = voice;
-    return (last = last.then(() => own === voice && put(change, repeat)));
+  function save(change, repeat, own = voice) {
+    return (last = last.then(() => put(change, repeat, own)));
   }
 
-  async function put(change, repeat) {
+  async function put(change, repeat, own) {
+    if (own !== voice) [select.value, voice, etag] = [own, own, null]; // another dictionary was chosen meanwhile
     if (etag === null) await read();
     if (etag === null) return false;
     try {
@@ -163,13 +163,14 @@ export async function mount(main) {
   }
 
   async function remove(entry) {
+    const own = voice;
     let removed = [];
     const without = (now) => {
       removed = now.filter((each) => keyOf(each) === keyOf(entry));
       return now.filter((each) => keyOf(each) !== keyOf(entry));
     };
     if (!(await save(without, () => remove(entry)))) return;
-    const restore = () => save((now) => merged(now, removed), restore);
+    const restore = () => save((now) => merged(now, removed), restore, own);
     notify(t("lexicon.removed", { word: entry.word }), t("undo"), restore);
     search.focus();
   }
@@ -195,7 +196,8 @@ export async function mount(main) {
   }
 
   function changed() {
-    if (speech.source === "preview" && speech.state === "error") trouble.replaceChildren(errorBox(speech.error));
+    const box = speech.source === "preview" && speech.newError();
+    if (box) trouble.replaceChildren(box);
   }
 
   await load();

@@ -281,21 +281,14 @@ export async function mount(main, { go: open }) {
     }
     badges.replaceChildren(...rows);
     saveNow.hidden = !(mine() && (state === "done" || state === "partial") && player.track);
-    if (mine() && speech.error && (state === "error" || state === "partial") && showState.lastError !== speech.error) {
-      showState.lastError = speech.error;
-      const headline = state === "partial" ? h("p", {}, t("error.broke", { s: number(speech.track.seconds, 1) })) : null;
-      const actions = [button(t("again"), speak)];
-      if (speech.error.aboutVoice) actions.unshift(button(t("error.choose_voice"), () => document.getElementById("voice").focus()));
-      const box = errorBox(speech.error, actions);
-      if (headline) box.prepend(headline);
-      trouble.replaceChildren(box);
-    } else if (mine() && speech.busy) {
-      trouble.replaceChildren();
-    }
+    const actions = [button(t("again"), speak)];
+    if (speech.error?.aboutVoice) actions.unshift(button(t("error.choose_voice"), () => document.getElementById("voice").focus()));
+    const box = mine() && speech.newError(actions);
+    if (box) trouble.replaceChildren(box);
+    else if (mine() && speech.busy) trouble.replaceChildren();
     clearTimeout(ticking);
     if (state === "waiting" && busy) ticking = setTimeout(showState, 100);
   }
-  if (mine()) showState.lastError = speech.error;
 
   function showPlayed() {
     if (player.track) import("../read.js").then(({ show }) => show(readSlot, ["speak", "preview", "gallery"]), () => {}); // without the server the text is not shown

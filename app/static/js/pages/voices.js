@@ -358,7 +358,8 @@ export async function mount(main, { go }) {
 
   const showState = () => {
     if (speech.source !== "preview" || openWizard) return;
-    if (speech.error) trouble.replaceChildren(errorBox(speech.error));
+    const box = speech.newError();
+    if (box) trouble.replaceChildren(box);
     else if (speech.busy) trouble.replaceChildren();
   };
   const showPlayed = () => {

@@ -39,7 +39,7 @@ export function wizard({ models, saved, cancelled }) {
   const back = button(t("wizard.back"), () => go(-1));
   const next = h("button.primary", {}, t("wizard.next"));
   const form = h("form.stack", { novalidate: true, onsubmit: (event) => { event.preventDefault(); forward(); } },
-    heading, body, fault, h("div.row.wizard-foot", {}, button(t("cancel"), cancelled, { look: "quiet" }), h("span.grow"), back, next));
+    heading, body, h("div.wizard-foot", {}, fault, h("div.row", {}, button(t("cancel"), cancelled, { look: "quiet" }), h("span.grow"), back, next)));
   for (const kind of ["input", "change"]) form.addEventListener(kind, () => fault.hidden || showFault(""));
   const element = h("section.wizard.card", { "aria-label": t("voices.new") }, list, form);
 

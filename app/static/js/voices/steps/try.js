@@ -1,6 +1,6 @@
 // The step Try: the voice speaks a sentence and gets its name.
 
-import { errorBox, limitOf } from "../../api.js";
+import { limitOf } from "../../api.js";
 import { player } from "../../player.js";
 import { speech } from "../../speech.js";
 import { button, field, h, icon, t } from "../../ui.js";
@@ -29,7 +29,6 @@ export function trying(wizard) {
     await speech.start({ source: "wizard", path: "/v1/voice-cloning/generate", body: { text: text.value, voice_id: id() }, facts: { kind: "speech", text: text.value, voice: w.name || t("voices.new") }, preview: true });
   }
 
-  let shownError = speech.error;
   function showState() {
     const busy = mine() && speech.busy;
     const heard = mine() && speech.heard;
@@ -37,12 +36,9 @@ export function trying(wizard) {
     speak.firstChild.replaceWith(icon(heard ? "stop" : "play"));
     if (mine() && !busy && speech.track?.length && speech.track.ended && speech.state !== "error") w.spoken = speech.track;
     compare.hidden = !w.spoken || (w.whole && w.source !== "youtube");
-    if (!mine() || speech.error === shownError) return;
-    shownError = speech.error;
-    if (!shownError) return;
-    const lacks = shownError.code === "voice_not_supported_by_engine";
-    const box = errorBox(shownError);
-    if (lacks) box.append(h("p", {}, t("try.save_anyway")));
+    const box = mine() && speech.newError();
+    if (!box) return;
+    if (speech.error.code === "voice_not_supported_by_engine") box.append(h("p", {}, t("try.save_anyway")));
     trouble.replaceChildren(box);
   }
   speech.addEventListener("change", showState);
@@ -58,7 +54,7 @@ export function trying(wizard) {
     ],
     close() {
       speech.removeEventListener("change", showState);
-      if (mine()) speech.stop();
+      if (mine() && speech.heard) speech.stop();
     },
     valid: () => (name.value.trim() ? null : [t("voice.name_missing"), name]),
   };
