@@ -156,7 +156,7 @@ export async function mount(main) {
       h("th", { scope: "row" }, model.id),
       h("td", {}, h("span", { class: `badge ${LOOKS[model.status]}` }, t(`model.${model.status}`)), model.detail && details(model.detail),
         model.status === "missing_weights" ? h("div.row", {}, button(t("banner.get"), () => open(model.id))) : switches && h("div.row", {}, button(t(model.loaded ? "model.unload" : "model.load"), () => switchModel(model.id, model.loaded ? "unload" : "load")))),
-      h("td", {}, model.bytes && h("p", {}, `${number(model.bytes / 1e9, 2)} GB`), runs ? [state.device, " ", state.dtype, state.rows && h("p.hint", {}, `${t("server.rows")}: ${t("badge.of", { count: state.rows.active, of: state.rows.limit })}`)] : !model.bytes && "–"),
+      h("td", {}, model.bytes && h("p", {}, t("server.size", { n: number(model.bytes / 1e9, 2) })), runs ? [state.device, " ", state.dtype, state.rows && h("p.hint", {}, `${t("server.rows")} ${t("badge.of", { count: state.rows.active, of: state.rows.limit })}`)] : !model.bytes && "–"),
       h("td", {}, model.parameters?.length ? h("span", { lang: "en" }, model.parameters.join(", ")) : "–"),
     );
   }
@@ -200,8 +200,8 @@ export async function mount(main) {
     facts.replaceChildren(...[
       fact("server.version", state.version),
       fact("server.uptime", duration(state.uptime_s)),
-      before && fact("server.cache", `${number((before.counters.tts_cache_bytes ?? 0) / 1e6, 1)} MB`),
-      fact("lexicon.title", h("a", { href: `${ROOT}/pronunciation`, data: { route: "/pronunciation" } }, words === null ? "–" : `${t("server.words")}: ${number(words)}`)),
+      before && fact("server.cache", t("save.size", { n: number((before.counters.tts_cache_bytes ?? 0) / 1e6, 1) })),
+      fact("lexicon.title", h("a", { href: `${ROOT}/pronunciation`, data: { route: "/pronunciation" } }, words === null ? "–" : `${t("server.words")} ${number(words)}`)),
       fact("key.title", state.key ? `${state.key.name} (${state.key.scopes.join(", ")})` : t(state.key_needed ? "server.key_needed" : "server.key_open")),
     ].flat().filter(Boolean));
   }
