@@ -118,7 +118,7 @@ function refill(list, rows) {
  */
 export function takeList(again, isOwn) {
   let shown = SHOWN;
-  let drawn = "";
+  let drawn = []; // copies of the rows
   const list = h("ul.takes");
   const search = h("input", { type: "search", class: "grow", placeholder: t("take.search"), "aria-label": t("take.search"), oninput: () => { shown = SHOWN; fill(); } });
   const blind = h("input", { type: "checkbox" });
@@ -140,9 +140,10 @@ export function takeList(again, isOwn) {
       return [take.id, groups.get(group)];
     }));
     const rows = found.slice(0, shown).map((take) => takeRow(take, { count: counts.get(take.id), own: isOwn(take), again }));
-    const html = rows.map((row) => row.outerHTML).join("");
-    if (html !== drawn) refill(list, rows); // a row that is replaced while it is pressed gets no click
-    drawn = html;
+    if (rows.length !== drawn.length || rows.some((row, n) => !row.isEqualNode(drawn[n]))) {
+      drawn = rows.map((row) => row.cloneNode(true));
+      refill(list, rows); // a row that is replaced while it is pressed gets no click
+    }
     more.hidden = found.length <= shown;
     head.hidden = all.length === 0;
     compareRow.hidden = all.length < 2;
