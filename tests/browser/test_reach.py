@@ -170,6 +170,7 @@ def test_a_stopped_take_is_saved_as_it_was_heard(server: str, visit: Visit) -> N
     page = watched.page
     speak(page, LONG)
     wait_worth_keeping(page)
+    page.wait_for_selector(".read .unmade", state="attached")  # the times of the first words have arrived
     page.keyboard.press("Escape")
     wait_state(page, "partial")
     wait_takes(page, 1)
