@@ -62,7 +62,7 @@ class Socket:
     stuck: bool = False  # whether the client reads nothing
     _task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while a message is sent
-    _replies: deque[_Message | set[asyncio.Task[None]]] = field(default_factory=deque)  # those that wait; see `after`
+    _replies: deque[_Message | set[asyncio.Task[None]]] = field(default_factory=deque)  # the unsent ones; see `after`
     _waiting_bytes: int = 0
     _sender: asyncio.Task[None] | None = None  # sends the replies; None = there was none yet
 

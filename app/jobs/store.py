@@ -17,6 +17,7 @@ import json
 import secrets
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +131,7 @@ class JobStore:
         """folder: is created when the first method is called."""
         self.folder = folder
         self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
         # One thread, because a connection executes one statement at a time anyway.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
 
@@ -658,16 +660,17 @@ class JobStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run the statements of the block as one transaction."""
-        db = self._db
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield db
-            db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):  # SQLite has already rolled back, for example at a full disk
-                db.execute("ROLLBACK")
-            raise
+        """Run the statements of the block as one transaction. Transactions of other threads wait for its end."""
+        with self._lock:
+            db = self._db
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # SQLite has already rolled back, for example at a full disk
+                    db.execute("ROLLBACK")
+                raise
 
     def _close(self) -> None:
         if self._connection is not None:

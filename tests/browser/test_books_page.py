@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from playwright.sync_api import expect
 
 from tests.browser.test_manners import DESKTOP, PHONE, axe_violations, scrolls_sideways
 from tests.support.ears import decode
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     Visit = Callable[..., Watched]
 
 pytestmark = [pytest.mark.integration, pytest.mark.browser]
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (group `browser`)").expect
 
 BOOK = """---
 title: The Lamp Keeper

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from playwright.sync_api import expect
 
 from app.audio.decode import decode
 from app.audio.provenance import parse
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     Visit = Callable[..., Watched]
 
 pytestmark = [pytest.mark.integration, pytest.mark.browser]
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (group `browser`)").expect
 
 LAPTOP = {"width": 1280, "height": 720}
 # Whether a button can be pressed without scrolling: its centre is on the screen, and nothing covers it.

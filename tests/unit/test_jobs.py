@@ -6,6 +6,7 @@ import asyncio
 import math
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -463,6 +464,17 @@ async def test_job_with_an_unknown_voice_or_without_words_fails_with_its_reason(
             store.update(unknown.id, voices={0: "alloy"})
             store.retry(unknown.id)
             assert (await ended(runner, unknown.id)).status == "completed"
+
+
+def test_transactions_of_two_threads_wait_for_each_other(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+    with ThreadPoolExecutor(1) as other:
+        with store._transaction():
+            made = other.submit(store.create, new_job("It was late."))
+            time.sleep(0.1)
+        job, _ = made.result()
+    assert store.get(job.id).status == "queued"
+    store.close()
 
 
 async def test_several_jobs_share_the_rows(tmp_path: Path) -> None:
