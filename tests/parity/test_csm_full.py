@@ -6,7 +6,9 @@ Takes minutes, 13 GB of disk and 10 GB of memory.
 from __future__ import annotations
 
 import gc
+import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,11 +29,15 @@ SEED = 7
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Weights of the full size, which are removed after the tests: two layouts have 13 GB."""
+    made = {
         name: fabricate_csm(tmp_path_factory.mktemp(name), size="full", layout_name=name)
         for name in ("transformers", "original")
     }
+    yield made
+    for folder in made.values():
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

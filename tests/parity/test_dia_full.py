@@ -6,7 +6,9 @@ Takes minutes, 14 GB of disk and 10 GB of memory.
 from __future__ import annotations
 
 import gc
+import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -30,11 +32,15 @@ SEED = 7
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Weights of the full size, which are removed after the tests: two layouts have 13 GB."""
+    made = {
         name: fabricate_dia(tmp_path_factory.mktemp(name), size="full", layout_name=name)
         for name in ("transformers", "nari")
     }
+    yield made
+    for folder in made.values():
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
