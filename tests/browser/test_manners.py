@@ -148,7 +148,7 @@ def test_the_first_load_is_small_and_does_not_shift(server: str, visit: Visit) -
 def test_all_files_together_are_small() -> None:
     assert sum(path.stat().st_size for path in STATIC.rglob("*") if path.is_file()) <= 450_000
     code = b"".join(path.read_bytes() for path in STATIC.rglob("*.js"))
-    assert len(gzip.compress(code)) < 102_000
+    assert len(gzip.compress(code)) < 101_000
 
 
 def test_the_tab_key_visits_the_controls_in_order(server: str, visit: Visit) -> None:

@@ -453,6 +453,8 @@ def test_the_snippets_run(server: str, visit: Visit, tmp_path: Path, path: str) 
     if path != "/":
         page.get_by_text("Use it in code").click()
     page.locator("pre").get_by_text("model").first.wait_for()
+    if path == "/":
+        until(page, "() => document.body.innerText.includes('über')")
     curl = page.locator("pre code").nth(0).text_content()
     python = page.locator("pre code").nth(1).text_content()
     assert curl

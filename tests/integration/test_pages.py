@@ -32,6 +32,29 @@ pytestmark = pytest.mark.integration
 
 STATIC = ROOT / "app" / "static"
 LANGUAGES = {language: texts_of(language) for language in pages.LANGUAGES}
+# The texts that are equal in all languages.
+IN_ALL_LANGUAGES = {
+    "ltr",
+    "Studio",
+    "Live",
+    "{count} / {limit}",
+    "Pause",
+    "Position",
+    "Hello, I am {name}. This is how I sound.",  # the voices speak English
+    "Top k",
+    "Top p",
+    "Code",
+    "Have you seen my umbrella?",
+    "You left it on the bus, I think.",
+    "Again? That is the third one this year.",
+    "Then take mine. But bring it back.",
+    "{s} s",
+    "{n} min",
+    "{n} h",
+    "Version",
+    "Standard",
+    "YouTube",
+}
 CODE = "".join(path.read_text() for path in [*(STATIC / "js").rglob("*.js"), *STATIC.glob("*.html")])
 CSS = "".join(path.read_text() for path in sorted(STATIC.glob("*.css")))
 
@@ -135,6 +158,7 @@ def test_every_language_has_each_text_with_the_same_slots() -> None:
         for group in json.loads(path.read_text()).values():
             rows = [group] if isinstance(group, list) else group.values()
             assert {len(row) for row in rows} <= {1, len(LANGUAGES)}, path
+            assert {row[0] for row in rows if len(row) == 1} <= IN_ALL_LANGUAGES, path
     english = LANGUAGES["en"]
     for name, words in LANGUAGES.items():
         for key, text in words.items():

@@ -7,7 +7,7 @@ import { announce, button, debounce, dialog, h, icon, languageName, loadStyles, 
 
 const SENTENCE_CHARS = 300;
 const AT_ONCE = 5; // voices that speak the sentence one after the other
-const SLICE = 50; // cards made without a pause: with a thousand at once a telephone would stand still for seconds
+const SLICE = 50; // cards made without a pause: a thousand at once would stop a telephone for seconds
 const PAUSE_MS = 15;
 const KINDS = {
   all: () => true,
@@ -108,10 +108,7 @@ export async function choose(list, chosen, clones) {
     together.textContent = t(inTurn ? "stop" : "gallery.five");
   }
 
-  const showState = () => {
-    const box = speech.source === "gallery" && speech.newError();
-    if (box) trouble.replaceChildren(box);
-  };
+  const showState = () => speech.showError(trouble, "gallery");
 
   function card(voice, close) {
     const can = speakable(voice);

@@ -143,8 +143,8 @@ export class LiveSpeech extends EventTarget {
   }
 
   /**
-   * In `text`, the part from `from` to `to` was replaced, and is longer by `grown` now. `sent` is the end of the text that
-   * was sent. Returns its new end. If the change is in text that was not heard, the speech stops and that text is sent again.
+   * The part of `text` from `from` to `to` was replaced, and grew by `grown`. If it was not heard, the speech stops and it
+   * is sent again. sent: the end of the text that was sent. Returns its new end.
    */
   edit(text, { from, to, grown, sent }) {
     const current = this.parts.findIndex((part) => !part.played && !part.stopped && part.to > from);
@@ -305,7 +305,7 @@ export class LiveSpeech extends EventTarget {
     if (why === "ended") {
       current.played = true;
       this.#playNext();
-      player.dispatchEvent(new Event("change")); // its Stop goes
+      player.dispatchEvent(new Event("change")); // hides Stop
     }
     this.#changed();
   };

@@ -18,9 +18,8 @@ const ROUTES = {
 };
 
 // ---- routes. A page is a module with mount(main, { go, heading }) -> { unmount?, leave?, unsaved?, hash?, keys? }:
-// unmount() removes its listeners. leave() returns false, or a promise of false, to stay on the page. unsaved() returns
-// true when closing the tab should ask first. hash(text) gets the part after #. keys(event) gets a key that was pressed
-// outside of fields, and returns true when it used the key.
+// leave() returns false, or a promise of false, to stay on the page. unsaved() returns true when closing the tab should
+// ask first. hash(text) gets the part after #. keys(event) gets a key pressed outside of fields; true = it used the key.
 
 let page = {};
 let shown = "";

@@ -1,5 +1,5 @@
-// Plays a track while the rest is still arriving, in an AudioWorklet. On plain http from another machine browsers have none:
-// then it schedules AudioBufferSourceNodes.
+// Plays a track while the rest is still arriving, in an AudioWorklet. Without one, as on plain http from another machine, it
+// schedules AudioBufferSourceNodes.
 
 import { RATE } from "./takes.js";
 import { ROOT, store } from "./ui.js";

@@ -51,12 +51,12 @@ class Speech extends EventTarget {
   engine = "";
   cached = false; // the answer came from the server's cache
   #abort = null;
-  #heard = false; // at the last "change"
+  #active = false; // at the last "change"
   #told = null; // the error that was shown last
 
   constructor() {
     super();
-    player.addEventListener("change", () => this.#heard !== this.heard && this.#changed());
+    player.addEventListener("change", () => this.#active !== this.active && this.#changed());
     player.addEventListener("started", () => {
       if (player.track === this.track && this.first_s === null) {
         this.first_s = (performance.now() - this.pressed_ms) / 1000;
@@ -71,7 +71,7 @@ class Speech extends EventTarget {
   }
 
   /** Whether the speech is made or played. */
-  get heard() {
+  get active() {
     return this.busy || (player.playing && player.track === this.track);
   }
 
@@ -196,13 +196,14 @@ class Speech extends EventTarget {
     }
   }
 
-  /** A box with a new error; null without one. actions: its buttons. */
-  newError(actions = []) {
+  /** Shows a new error of the speech of `source` in a slot. actions(): its buttons. Returns its box, or null. */
+  showError(slot, source, actions = () => []) {
     const { error } = this;
-    if (!error || error === this.#told) return null;
+    if (this.source !== source || !error || error === this.#told) return null;
     this.#told = error;
-    const box = errorBox(error, actions);
+    const box = errorBox(error, actions());
     if (this.state === "partial") box.prepend(h("p", {}, t("error.broke", { s: number(this.track.seconds, 1) })));
+    slot.replaceChildren(box);
     return box;
   }
 
@@ -215,7 +216,7 @@ class Speech extends EventTarget {
   }
 
   #changed() {
-    this.#heard = this.heard;
+    this.#active = this.active;
     this.dispatchEvent(new Event("change"));
   }
 }

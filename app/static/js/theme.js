@@ -1,4 +1,4 @@
-// Sets the theme and the language before the first paint. Says it when no page could be shown.
+// Sets the theme and the language before the first paint.
 (() => {
   const root = document.documentElement;
   let language = navigator.language;

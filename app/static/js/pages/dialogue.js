@@ -46,7 +46,7 @@ export async function mount(main) {
   const trouble = h("div");
   const list = h("ol.lines", { "aria-label": t("dialogue.lines") });
   const label = h("span", {}, t("dialogue.all"));
-  const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.heard && mine() ? halt() : speakAll()) }, label, h("kbd", { "aria-hidden": "true" }, "Ctrl+Enter"));
+  const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.active && mine() ? halt() : speakAll()) }, label, h("kbd", { "aria-hidden": "true" }, "Ctrl+Enter"));
   const badges = h("div.row.wrap");
   const empty = h("div.empty", {}, h("p", {}, t("dialogue.empty")), button(t("dialogue.sample"), () => {
     useScript([1, 2, 3, 4].map((n) => ({ name: n % 2 ? "Ann" : "Ben", text: t(`dialogue.sample.${n}`) })));
@@ -266,17 +266,16 @@ export async function mount(main) {
 
   let ticking = 0;
   function showState() {
-    const busy = speech.heard && mine();
+    const active = mine() && speech.active;
     const state = mine() ? speech.state : "idle";
     section.dataset.state = state;
-    label.textContent = t(busy ? "stop" : "dialogue.all");
-    go.lastChild.textContent = busy ? "Esc" : "Ctrl+Enter";
-    go.classList.toggle("stop", busy);
+    label.textContent = t(active ? "stop" : "dialogue.all");
+    go.lastChild.textContent = active ? "Esc" : "Ctrl+Enter";
+    go.classList.toggle("stop", active);
     badges.replaceChildren(...(mine() ? [...timeBadges(speech), ...ignoredBadges(speech), ...partialBadges(speech)] : []));
-    const box = mine() && speech.newError([button(t("again"), speakAll)]);
-    if (box) trouble.replaceChildren(box);
+    speech.showError(trouble, "dialogue", () => [button(t("again"), speakAll)]);
     clearTimeout(ticking);
-    if (state === "waiting" && busy) ticking = setTimeout(showState, 100);
+    if (state === "waiting" && active) ticking = setTimeout(showState, 100);
   }
 
   function use(id) {

@@ -195,10 +195,7 @@ export async function mount(main) {
     }));
   }
 
-  function changed() {
-    const box = speech.source === "preview" && speech.newError();
-    if (box) trouble.replaceChildren(box);
-  }
+  const changed = () => speech.showError(trouble, "preview");
 
   await load();
   const select = h("select", { id: "lexicon-voice", onchange: (event) => {

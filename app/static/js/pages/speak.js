@@ -103,7 +103,7 @@ export async function mount(main, { go: open }) {
   // -- speak
   const label = h("span", {}, t("speak"));
   const hintKey = h("kbd", { "aria-hidden": "true" }, "Ctrl+Enter");
-  const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.heard && mine() ? halt() : speak()) }, label, hintKey);
+  const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.active && mine() ? halt() : speak()) }, label, hintKey);
   const badges = h("div.row.wrap", { id: "badges" });
   const trouble = h("div");
   const readSlot = h("div", { hidden: true });
@@ -259,12 +259,12 @@ export async function mount(main, { go: open }) {
 
   let ticking = 0;
   function showState() {
-    const busy = speech.heard && mine();
+    const active = mine() && speech.active;
     const state = mine() ? speech.state : "idle";
     section.dataset.state = state;
-    label.textContent = t(busy ? "stop" : "speak");
-    hintKey.textContent = busy ? "Esc" : "Ctrl+Enter";
-    go.classList.toggle("stop", busy);
+    label.textContent = t(active ? "stop" : "speak");
+    hintKey.textContent = active ? "Esc" : "Ctrl+Enter";
+    go.classList.toggle("stop", active);
     const rows = [];
     if (mine()) {
       rows.push(...timeBadges(speech));
@@ -281,13 +281,13 @@ export async function mount(main, { go: open }) {
     }
     badges.replaceChildren(...rows);
     saveNow.hidden = !(mine() && (state === "done" || state === "partial") && player.track);
-    const actions = [button(t("again"), speak)];
-    if (speech.error?.aboutVoice) actions.unshift(button(t("error.choose_voice"), () => document.getElementById("voice").focus()));
-    const box = mine() && speech.newError(actions);
-    if (box) trouble.replaceChildren(box);
-    else if (mine() && speech.busy) trouble.replaceChildren();
+    const box = speech.showError(trouble, "speak", () => [
+      ...(speech.error.aboutVoice ? [button(t("error.choose_voice"), () => document.getElementById("voice").focus())] : []),
+      button(t("again"), speak),
+    ]);
+    if (!box && mine() && speech.busy) trouble.replaceChildren();
     clearTimeout(ticking);
-    if (state === "waiting" && busy) ticking = setTimeout(showState, 100);
+    if (state === "waiting" && active) ticking = setTimeout(showState, 100);
   }
 
   function showPlayed() {
@@ -340,7 +340,7 @@ export async function mount(main, { go: open }) {
     } }, clones);
     voiceHint.textContent = unspeakable && t("voice.replaced", { name: nameOf(unspeakable) });
     select.classList.add("grow");
-    voiceSlot.replaceChildren(select, button(t("voice.preview"), () => preview(voiceList.find((voice) => voice.id === settings.voice) ?? { id: settings.voice, name: settings.voice }, { model: settings.model }), { name: "play" }));
+    voiceSlot.replaceChildren(select, button(t("voice.preview"), () => preview({ id: settings.voice, name: nameOf(settings.voice) }, { model: settings.model }), { name: "play" }));
   }
 
   function fillModels() {

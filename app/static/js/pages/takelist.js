@@ -118,7 +118,7 @@ function refill(list, rows) {
  */
 export function takeList(again, isOwn) {
   let shown = SHOWN;
-  let drawn = []; // copies of the rows
+  let drawn = []; // copies of rows
   const list = h("ul.takes");
   const search = h("input", { type: "search", class: "grow", placeholder: t("take.search"), "aria-label": t("take.search"), oninput: () => { shown = SHOWN; fill(); } });
   const blind = h("input", { type: "checkbox" });
@@ -142,7 +142,7 @@ export function takeList(again, isOwn) {
     const rows = found.slice(0, shown).map((take) => takeRow(take, { count: counts.get(take.id), own: isOwn(take), again }));
     if (rows.length !== drawn.length || rows.some((row, n) => !row.isEqualNode(drawn[n]))) {
       drawn = rows.map((row) => row.cloneNode(true));
-      refill(list, rows); // a row that is replaced while it is pressed gets no click
+      refill(list, rows); // a pressed row that is replaced gets no click
     }
     more.hidden = found.length <= shown;
     head.hidden = all.length === 0;

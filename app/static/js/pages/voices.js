@@ -358,9 +358,7 @@ export async function mount(main, { go }) {
 
   const showState = () => {
     if (speech.source !== "preview" || openWizard) return;
-    const box = speech.newError();
-    if (box) trouble.replaceChildren(box);
-    else if (speech.busy) trouble.replaceChildren();
+    if (!speech.showError(trouble, "preview") && speech.busy) trouble.replaceChildren();
   };
   const showPlayed = () => {
     for (const each of list.querySelectorAll("[data-voice]")) {

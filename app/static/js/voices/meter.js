@@ -16,7 +16,7 @@ const dB = (value) => Math.max(LOWEST_DB, 20 * Math.log10(value + 1e-9));
 const place = (db) => `${(100 * (db - LOWEST_DB)) / -LOWEST_DB}%`;
 
 /**
- * Creates a level meter. Returns { element, add(samples, rate), reset(), clipped, verdict: "quiet" | "good" | "loud" }.
+ * A level meter: { element, add(samples, rate), reset(), clipped, verdict: "quiet" | "good" | "loud" }.
  * add() draws at most 30 times a second, or 5 times with reduced motion.
  */
 export function meter() {

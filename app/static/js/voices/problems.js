@@ -2,7 +2,7 @@
 
 import { h, quoted, t } from "../ui.js";
 
-/** Creates a box with problems that opens on a press; null without problems. problems: path -> reason. */
+/** A box of problems that opens on a press; null without problems. problems: path -> reason. */
 export function problemList(title, problems) {
   const all = Object.entries(problems);
   if (!all.length) return null;

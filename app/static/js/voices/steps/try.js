@@ -9,7 +9,7 @@ export function trying(wizard) {
   const { w, showFault, sampleOf, playSample } = wizard;
   const text = h("textarea", { id: "try-text", rows: 2, value: w.sentence, oninput: () => (w.sentence = text.value) });
   const label = h("span", {}, t("speak"));
-  const speak = h("button", { type: "button", onclick: () => (mine() && speech.heard ? speech.stop() : speakSentence()) }, icon("play"), label);
+  const speak = h("button", { type: "button", onclick: () => (mine() && speech.active ? speech.stop() : speakSentence()) }, icon("play"), label);
   const sampleButton = button(t("try.hear_sample"), playSample);
   const compare = button(t("try.compare"), async () => {
     const track = await sampleOf();
@@ -30,16 +30,13 @@ export function trying(wizard) {
   }
 
   function showState() {
-    const busy = mine() && speech.busy;
-    const heard = mine() && speech.heard;
-    label.textContent = t(heard ? "stop" : "speak");
-    speak.firstChild.replaceWith(icon(heard ? "stop" : "play"));
-    if (mine() && !busy && speech.track?.length && speech.track.ended && speech.state !== "error") w.spoken = speech.track;
+    const active = mine() && speech.active;
+    label.textContent = t(active ? "stop" : "speak");
+    speak.firstChild.replaceWith(icon(active ? "stop" : "play"));
+    if (mine() && !speech.busy && speech.track?.length && speech.track.ended && speech.state !== "error") w.spoken = speech.track;
     compare.hidden = !w.spoken || (w.whole && w.source !== "youtube");
-    const box = mine() && speech.newError();
-    if (!box) return;
-    if (speech.error.code === "voice_not_supported_by_engine") box.append(h("p", {}, t("try.save_anyway")));
-    trouble.replaceChildren(box);
+    const box = speech.showError(trouble, "wizard");
+    if (box && speech.error.code === "voice_not_supported_by_engine") box.append(h("p", {}, t("try.save_anyway")));
   }
   speech.addEventListener("change", showState);
   showState();
@@ -54,7 +51,7 @@ export function trying(wizard) {
     ],
     close() {
       speech.removeEventListener("change", showState);
-      if (mine() && speech.heard) speech.stop();
+      if (mine() && speech.active) speech.stop();
     },
     valid: () => (name.value.trim() ? null : [t("voice.name_missing"), name]),
   };
