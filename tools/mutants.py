@@ -5,11 +5,11 @@
     python -m tools.mutants --seed 2 --count 40
 
 A mutant is one changed place. The tool cosmic-ray finds the places and makes the changes; the Makefile installs
-cosmic-ray in .mutants. A fixed seed draws the mutants, at most one for each line of code. First, one test run with
-coverage records which tests execute which line. Then, in a copy of the repository, the tests that execute the line of a
-mutant run against this mutant. If a test fails or takes too long, the mutant is killed; otherwise it has survived.
-`--again FILE` runs only the mutants that have survived in the log FILE of an earlier run. Mutants that do not change
-behaviour are listed in tests/support/equivalent_mutants.txt with the reason.
+cosmic-ray in .mutants. The mutants are drawn at random with a fixed seed, at most one for each line of code. First, one
+test run with coverage records which tests execute which line. Then, in a copy of the repository, the tests that execute
+the line of a mutant run against this mutant. If a test fails or takes too long, the mutant is killed; otherwise it has
+survived. `--again FILE` runs only the mutants that have survived in the log FILE of an earlier run. Mutants that do not
+change behaviour are listed in tests/support/equivalent_mutants.txt with the reason.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WORK = ROOT / ".mutants" / "work"
 DATA = WORK / "coverage"
 EQUIVALENT = ROOT / "tests" / "support" / "equivalent_mutants.txt"
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
-# Code that the fast tests cannot execute: kernels for a GPU, Ray, a child process, entry points of other interpreters.
+# Code that the fast tests cannot execute: kernels for a GPU, code for Ray, modules that run in a child process.
 LEFT_OUT = ("app/nn/kernels/triton", "app/scale/", "app/audio/decoder_process.py", "app/voices/youtube_child.py")
 # Operators of cosmic-ray that are not used, because their mutants show little about the tests.
 SKIPPED = (

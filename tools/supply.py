@@ -5,7 +5,7 @@
     python -m tools.supply licenses       constraints.txt -> docs/licenses.md; fails if a licence is not accepted
     python -m tools.supply sbom           locks/*.txt -> dist/sbom.cdx.json (CycloneDX)
     python -m tools.supply audit          checks locks/*.txt with OSV; does nothing if OSV can't be reached
-    python -m tools.supply dist           dist/*.whl, *.tar.gz: equal bytes for equal commits
+    python -m tools.supply dist           builds dist/*.whl and dist/*.tar.gz; equal commits give equal bytes
 
 The commands run the tools uv, pip-licenses, cyclonedx-py, pip-audit and build from a separate environment,
 `.ops/supply`.
@@ -81,7 +81,7 @@ _NAMES = {
     "BSD License": "BSD-3-Clause",
     "BSD-3-Clause License": "BSD-3-Clause",
     "BSD-3-Clause and Public-Domain": "BSD-3-Clause AND Public-Domain",
-    "DFSG approved": "MIT",  # pytest-timeout, in addition to MIT
+    "DFSG approved": "MIT",  # pytest-timeout states this in addition to MIT
     "ISC License (ISCL)": "ISC",
     "MIT License": "MIT",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
@@ -232,7 +232,8 @@ def licenses() -> None:
     place = ROOT / ".ops" / "licenses"
     wanted = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("torch==")]
     here = pinned(CONSTRAINTS)
-    wanted += [f"{name}=={version}" for name, version in pinned(SERVER).items() if name not in here]  # other systems
+    # Packages that are locked only for other systems.
+    wanted += [f"{name}=={version}" for name, version in pinned(SERVER).items() if name not in here]
     wanted_at = ROOT / ".ops" / "licenses.txt"
     wanted_at.parent.mkdir(exist_ok=True)
     wanted_at.write_text("\n".join(wanted) + "\n")

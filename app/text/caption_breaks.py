@@ -15,15 +15,15 @@ _AFTER_COMMA = 8.0
 _BEFORE_CONNECTION = 14.0  # cost of a break before a conjunction or a preposition
 _PLAIN = 30.0
 _INSIDE_WIDE = 34.0  # cost of a break between two Chinese or Japanese characters
-_BEFORE_PHRASE = 16.0  # Japanese: after hiragana, before another script
-_INSIDE_PHRASE = 70.0  # Japanese: before hiragana
+_BEFORE_PHRASE = 16.0  # cost of a break in Japanese text after hiragana and before another script
+_INSIDE_PHRASE = 70.0  # cost of a break in Japanese text before hiragana
 _INSIDE_NAME = 60.0
 _AFTER_CONNECTION = 120.0
 _INSIDE_WORD = 250.0
 _AFTER_ARTICLE = 400.0
 
-# The first list of a language: articles and other words that belong to the next word. The second list: conjunctions
-# and prepositions, before which a line may end.
+# Each language has two lists. The first list has articles and other words that belong to the next word. The second list
+# has conjunctions and prepositions, before which a line may end.
 _FUNCTION_WORDS = {
     "en": (
         """
@@ -231,7 +231,8 @@ def split_long(word: str, width: int) -> Iterator[tuple[int, int]]:
     yield start, len(word)
 
 
-# A character with the marks that belong to it: combining marks, variation selectors, joined emoji, flags.
+# Marks that belong to the character before them, such as combining marks and variation selectors. `_CLUSTER` matches a
+# character with its marks, several emoji that are joined to one emoji, or a flag.
 _MARKS = (
     "\u0300-\u036f\u0483-\u0489\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed\u0900-\u0903"
     "\u093a-\u094f\u0962\u0963\u0981-\u0983\u09bc-\u09cd\u0a01-\u0a4d\u0abc-\u0acd\u0b01-\u0b03\u0b3c-\u0b4d"

@@ -2,10 +2,11 @@
 
 A caption shows the caller's own characters. White space becomes one space or a line break. The limits are the usual
 limits of subtitles for television. A caption has at most two lines of 42 characters, and is shown for 0.83 to 7 s. If
-possible, a caption contains one sentence. The gap between two captions is 80 ms. A wide character (Chinese, Japanese,
-Korean) counts as two characters.
+possible, a caption contains one sentence, and the gap between two captions is at least 80 ms. A wide character
+(Chinese, Japanese, Korean) counts as two characters.
 
-A caption starts with its first word. A caption is shorter than 0.83 s only if the audio is too short.
+A caption starts with its first word. If a caption would be shown for less than 0.83 s, it starts earlier, in the
+silence before that word. Without such silence, the caption stays shorter.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ MEDIA_TYPES: dict[CaptionFormat, str] = {
 LINE_WIDTH = 42  # the most characters in one line
 LEAST_MS, MOST_MS = 833, 7_000  # the shortest and the longest time that a caption is shown
 GAP_MS = 80  # the shortest time between two captions
-CLOSED_GAP_MS = 200  # a shorter gap becomes GAP_MS
-_MOST_MARKS = 3  # a longer run of words without letters that are not spoken is not shown
+CLOSED_GAP_MS = 200  # a gap between two captions that is shorter than this becomes GAP_MS
+# Words such as "-" have no letter or digit and are not spoken. More than _MOST_MARKS such words in a row are not shown.
+_MOST_MARKS = 3
 READING_SPEED = 20  # most people can read this many characters in one second
 
 # Costs of a division into captions. The division with the lowest total cost is used.
@@ -49,7 +51,7 @@ _PER_CAPTION = 30.0
 _SECOND_LINE = 6.0
 _TWO_SENTENCES = 100.0  # cost of two sentences in one caption
 _TWO_BLOCKS = 150.0
-_TWO_LINES = 40.0  # of the caller's text, inside one sentence
+_TWO_LINES = 40.0  # cost of a caption in which a sentence goes on after a line break of the caller's text
 _TOO_SHORT = 300.0
 _TOO_SHORT_PER_S = 1000.0
 _SILENCE_PER_S = 60.0  # cost of each second of silence after the first _SILENCE_S, inside a caption
@@ -69,7 +71,7 @@ class CaptionWord:
     width: int
     space: str  # the character between this word and the word before it: " " or ""
     sentence: int
-    block: int  # changes where a line of the caller's text or a turn ends between two sentences
+    block: int  # a number that grows between two sentences if a line of the caller's text or a turn ends there
     turn: int
     break_cost: float = 0.0  # cost of a line break or a new caption before this word
     starts_line: bool = False  # whether the caller's text has a line break before this word, inside its sentence
@@ -85,7 +87,8 @@ class CaptionLine:
 
     words: tuple[CaptionWord, ...]
     speaker: str = ""  # "" = no name is shown
-    starts_turn: bool = False  # whether the name of the speaker is written before the line, if a format has no tags
+    # Whether a turn starts with this line. SRT and LRC write the name of the speaker only before such a line.
+    starts_turn: bool = False
 
     @property
     def text(self) -> str:
@@ -226,7 +229,7 @@ class _Heard:
 
     @property
     def is_cut(self) -> bool:
-        """Whether this is a part of a long sentence that continues in the next part."""
+        """Whether this is only a part of a long sentence, which continues in the next `_Heard`."""
         return bool(self.whole) and self.text.rstrip(CLOSERS)[-1:] not in SENTENCE_ENDS
 
     def gap(self, following: _Heard) -> str:
@@ -296,7 +299,7 @@ def _without_mark_runs(ranges: list[tuple[int, int, str]], heard: _Heard) -> lis
     return kept or ranges
 
 
-_WORD = re.compile(rf"\S+(?:[{JOINED}]+\S+)*")  # a word may contain spaces at which no line breaks
+_WORD = re.compile(rf"\S+(?:[{JOINED}]+\S+)*")  # a word may contain spaces at which a line must not break
 _PART = re.compile(r"\S+")
 
 
@@ -358,7 +361,10 @@ def _times_of(sentence: TimedSentence, ranges: Sequence[tuple[int, int]]) -> lis
 
 
 def words_of(sentence: TimedSentence) -> tuple[TimedWord, ...]:
-    """The words of a sentence. If their times are not known, they share the time of the sentence by their lengths."""
+    """Return the words of a sentence with their times.
+
+    If the times are not known, each word gets a part of the sentence's time in proportion to the length of the word.
+    """
     if sentence.words:
         return sentence.words
     places = [(sentence.start_char + start, sentence.start_char + end) for start, end in word_spans(sentence.text)]
@@ -390,7 +396,7 @@ class _Division:
         self._duration_ms = duration_ms
         self._sums = [0]  # for each word: the total width of all words and spaces before it
         self._joins = [0.0]  # for each word: the total cost of all words before it, if they are in one caption
-        self._blocks = [0]  # for each word: the number of changes of block before it
+        self._blocks = [0]  # for each word: how many times the block changes before it
         self._name_widths = [0] * len(words)
         last_turn = -1
         for place, word in enumerate(words):
@@ -440,7 +446,7 @@ class _Division:
 
     def _may_fit(self, start: int, end: int) -> bool:
         """Return whether one caption may contain these words. The words must not be too wide, take too long, or belong
-        to more than two turns.
+        to more than two blocks.
         """
         words = self._words
         return (
@@ -528,8 +534,9 @@ def _timed(captions: Sequence[tuple[CaptionLine, ...]], duration_ms: int) -> lis
 
 
 def _latest_end(start: int, following: int) -> int:
-    """Return the latest end of a caption before the next caption. The gap is GAP_MS, or half of the available time if
-    this is less.
+    """Return the latest end of a caption that starts at `start`, if the next caption starts at `following`.
+
+    The gap between the two captions is GAP_MS, or half of the time between their starts if that half is shorter.
     """
     return max(following - GAP_MS, start + (following - start + 1) // 2)
 
@@ -609,7 +616,7 @@ _LRC_TIME = re.compile(r"([\[<])(?=\d+:\d)")
 
 
 def to_lrc(captions: Sequence[Caption], highlight: Highlight = "none") -> str:
-    """Return the captions as an LRC file, one line for each caption and speaker.
+    """Return the captions as an LRC file. A caption that contains the words of two turns becomes two lines.
 
     highlight: "word" = the time of each word is written before the word (enhanced LRC).
     """
@@ -634,7 +641,7 @@ def to_lrc(captions: Sequence[Caption], highlight: Highlight = "none") -> str:
 
 
 def _voices(caption: Caption) -> Iterator[_Range]:
-    """Yield the lines of a caption that belong to one turn, as a range of lines, for each turn."""
+    """Yield, for each turn in a caption, the range of the lines that belong to the turn."""
     start = 0
     for place, (before, line) in enumerate(pairwise(caption.lines), 1):
         if before.words[0].turn != line.words[0].turn:

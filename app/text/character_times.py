@@ -1,4 +1,7 @@
-"""The time of each character of a text, from the times of its words. All characters of a word take equal time."""
+"""Compute the time of each character of a text from the times of its words.
+
+All characters of a word take equal time.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ TimedCharacter = tuple[str, float, float]  # a character with its start and end 
 class CharacterTimes:
     """Computes the times of the characters of one text, in order.
 
-    Characters between two words take the time between them.
+    Characters between two words share the time between these words.
     """
 
     chars: int = 0  # number of characters that have times so far
     end_s: float = 0.0  # end time of the last character with a time, in seconds
 
     def add(self, text: str, sentences: Sequence[TimedSentence]) -> list[TimedCharacter]:
-        """Return the characters up to the last word of the next sentences."""
+        """Return the characters from the end of the last call up to the last word of these sentences."""
         found: list[TimedCharacter] = []
         for sentence in sentences:
             for word in words_of(sentence):

@@ -1,7 +1,7 @@
 """Clean the characters of a text: remove characters that can't be spoken, and replace the variants of a character by
 one form.
 
-The result of `clean` is in the normal form NFC: a letter and its accents are one character where Unicode has this
+The result of `clean` is in the normal form NFC: a letter and its accents become one character if Unicode has such a
 character. The result has no control, format, surrogate or private-use characters. The result has only ASCII digits,
 straight quotes and one kind of line break, so that the patterns in `rules` can be short. This module does not depend on
 the language of the text.
@@ -64,7 +64,8 @@ _UNIT_POWER = {"m2": "m²", "m3": "m³"}
 # Numbers and letters in circles and squares. Unicode has no compatibility form for most of them.
 _CIRCLED_NUMBER = re.compile("[\u2460-\u2473\u24ea-\u24ff\u2776-\u2793\u3251-\u325f\u32b1-\u32bf]")
 _FIRST_ENCLOSED_LETTERS = (0x1F130, 0x1F150, 0x1F170)
-# Small letters above and below the line. Two or more are letters of a word: "1ˢᵗ", "Mᵐᵉ". One is a power or an index.
+# Small letters above and below the line. Two or more of these letters in a row belong to a word: "1ˢᵗ", "Mᵐᵉ". A single
+# letter is a power or an index.
 _RAISED_LETTERS = re.compile(
     "(?:[\u2071\u207f\u1d2c-\u1d61\u1d9b-\u1dbf\u02b0-\u02b8\u02e1-\u02e4]|(?<=[^\\W\\d_][^\\W\\d_])[\u1d57\u1d49])"
     "[\u2071\u207f\u1d2c-\u1d61\u1d9b-\u1dbf\u02b0-\u02b8\u02e1-\u02e4]+|[\u1d62-\u1d6a\u2090-\u209c]{2,}"
@@ -123,7 +124,7 @@ def _plain_letters(match: re.Match[str]) -> str:
 
 
 def decode_percent_codes(text: SpannedText) -> SpannedText:
-    """Replace the bytes of UTF-8 text that are written as "%E4%BD%A0" by their characters."""
+    """Replace percent-encoded bytes of UTF-8 text, such as "%E4%BD%A0", by their characters."""
 
     def decode(match: re.Match[str]) -> str:
         decoded = unquote(match[0], errors="ignore")
@@ -222,7 +223,7 @@ _PART_OF_FACE = re.compile(f"[{_PARTS_OF_FACES}]")
 _MARKS_OF_FACES = ("_", "^", "\\o/", "T.T", ";.;", ">.<", "o.o", "O.O", "o.O", "O.o")
 _ARMS = r"[づノヽヾﾉ╯╰୧୨۶ง٩σψლ︵彡シ┻━┳┬─︶☆♪_\\/|~ヘヽ]"
 _DRAWN_FACE = re.compile(rf"{_ARMS}{{0,4}}[(（ʕ]([^()（）ʕʔ\nA-Za-z0-9]{{2,14}})[)）ʔ](?:{_ARMS}| (?=[┻┳┬])){{0,6}}")
-_LEAST_PARTS = 2  # the smallest number of such characters that counts as a face
+_LEAST_PARTS = 2  # a drawn face has at least this many characters of _PARTS_OF_FACES or "°"
 
 
 def drop_faces(text: SpannedText) -> SpannedText:
@@ -280,7 +281,8 @@ _FORM_IN_NAME = re.compile(
     r"\b(?:heavy|black|white|medium|small|negative|squared|circled|beamed|eighth|up|down|pointing|suit|curly|latin) "
     r"| suit$"
 )
-_LAST_SYMBOL = "\u2bff"  # the names of symbols up to here tell how they are printed: "heavy black heart"
+# The Unicode names of symbols up to this character also describe their form: "heavy black heart".
+_LAST_SYMBOL = "\u2bff"
 
 
 def name_emoji(text: str) -> str:

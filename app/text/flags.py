@@ -1,5 +1,7 @@
-"""The English names of flag emoji. A flag emoji is two letters, the code of a country. Unicode names only these
-letters.
+"""The English names of flag emoji.
+
+Most flag emoji consist of two letters, which are the code of a country. Unicode has names for these letters, but not
+for the flags.
 """
 
 from __future__ import annotations

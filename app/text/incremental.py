@@ -4,9 +4,9 @@ A piece is a sentence, a line of a list, a heading or a block of code. Markdown,
 only in a whole piece, so callers must normalise whole pieces. The pieces depend only on the text, and not on the parts
 in which it arrives. A piece is returned as soon as its end is certain.
 
-A sentence ends if white space and one visible character follow its punctuation, because "3." can become "3.5". After an
-abbreviation ("Acme Inc. The"), the next word decides whether the sentence ends. A sentence never ends inside a
-quotation, a link, a tag, code or a formula.
+The end of a sentence is certain only when white space and one visible character have arrived after its punctuation,
+because "3." can become "3.5". After an abbreviation ("Acme Inc. The"), the next word decides whether the sentence ends.
+A sentence never ends inside a quotation, a link, a tag, code or a formula.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from app.text.machine_text import REASONING_NAME
 CLAUSE_CHARS, CLAUSE_WORDS, WORD_END_CHARS = 30, 6, 60
 MAX_PIECE_CHARS = 400  # a longer piece is cut after a word
 _BLOCK_CHARS = 4_096
-_MAX_QUOTE_CHARS = 250  # the mark before a longer quotation does not open a quotation
+_MAX_QUOTE_CHARS = 250  # if a quotation does not end within this many characters, its opening mark is ignored
 _MAX_RUN = 16  # the longest run of punctuation or of one mark that is treated as a unit
 _MAX_SPACE = 200  # after more white space, a sentence ends without a check of the next character
-_MAX_MARK_CHARS = 600  # the bracket before a longer link or tag is an ordinary character
+_MAX_MARK_CHARS = 600  # if a link or tag does not end within this many characters, its bracket is an ordinary character
 
 _ENDS = ".!?…"
 _CJK_ENDS = "。！？"
@@ -105,7 +105,7 @@ class IncrementalSplitter:
         self._line = 0  # index of the start of the line that contains _at
         self._quote: int | None = None  # index of the open quotation mark
         self._fence = ""  # the marker of the open block of code
-        self._searched = 0  # the block of reasoning does not end before this index of `_text`
+        self._searched = 0  # the open block of code or reasoning does not end before this index of `_text`
 
     @property
     def pending(self) -> str:
@@ -114,7 +114,10 @@ class IncrementalSplitter:
 
     @property
     def ends_with_sentence(self) -> bool:
-        """Whether the pending text may be a whole sentence: it ends with punctuation outside of an open mark."""
+        """Whether the pending text may be a whole sentence.
+
+        Such a text ends with a full stop or a similar mark, and no quotation, code, link or formula is open at its end.
+        """
         bare = self._text.rstrip().rstrip(_CLOSING)
         return bool(bare) and bare[-1] in _ENDS + _CJK_ENDS and not self._fence and self._open_mark() is None
 
@@ -127,7 +130,7 @@ class IncrementalSplitter:
         return pieces
 
     def finish(self) -> list[Piece]:
-        """Return the pieces of all pending text. The next text begins a new line."""
+        """Return all pending text as pieces. Text that is appended later begins a new line."""
         pieces = self._cut(final=True)
         pieces += self._take(len(self._text))
         return pieces
@@ -142,7 +145,7 @@ class IncrementalSplitter:
         return self._take(end) if end > 0 else []
 
     def restart(self) -> None:
-        """Let the next piece end at a clause again, because the listener waits."""
+        """Allow the next piece to end at a clause again. Callers use this when the listener waits for speech."""
         self._eager = True
 
     # ---- scanning
@@ -230,8 +233,8 @@ class IncrementalSplitter:
             self._at = at + 1
 
     def _begin_line(self, *, final: bool) -> int | _Answer:
-        """Check whether a piece ends at the start of this line, or with a block of code. Returns the index of the end,
-        NO or UNKNOWN.
+        """Decide whether a piece ends at the start of the current line, or at the end of a block of code. Returns the
+        index of the end, NO or UNKNOWN.
         """
         text, line = self._text, self._line
         if self._fence:
@@ -371,6 +374,8 @@ class IncrementalSplitter:
     def _closed(self, at: int, start: int, closing: str, forbidden: str, *, final: bool) -> int | None:
         """Return the index after `closing`. Returns `start` if the mark is never closed, and None if more text must
         arrive.
+
+        forbidden: if one of these characters comes before `closing`, the mark is never closed.
         """
         text = self._text
         end = text.find(closing, start, at + _MAX_MARK_CHARS)

@@ -67,7 +67,7 @@ def parse_lexicon(data: bytes) -> LexiconFile:
 
 
 def _entry(line: str) -> LexiconEntry:
-    """Read one line. Raises InvalidValue."""
+    """Return the entry of one line. Raises InvalidValue if the line is not a valid entry."""
     word, tab, rest = line.strip("\n").partition("\t")
     if not tab:
         raise InvalidValue("The line has no tab. Write the word, a tab, and how the word is spoken.")

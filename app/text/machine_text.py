@@ -2,8 +2,8 @@
 
 Such parts are the reasoning of language models, special tokens, tool calls, citations and long codes.
 
-A voice agent often passes the output of a language model on without changes. All functions take linear time: one scan
-pairs the opening and closing marks, at any distance from each other.
+A voice agent often sends the whole output of a language model to be spoken, with such parts in it. All functions take
+linear time: one scan pairs the opening and closing marks, at any distance from each other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Edit = tuple[int, int, str]
 
 # ---- blocks: an opening mark, a text, a closing mark
 
-# Names of tags around the reasoning of a language model. The pattern has no groups and ignores case.
+# Names of tags around the reasoning of a language model. The pattern has no groups. Compile it with re.IGNORECASE.
 REASONING_NAME = (
     r"(?:[a-z_]{1,20}:)?(?:think(?:ing)?(?:_process)?|thoughts?|thought_?process|reason(?:ing)?(?:_(?:content|process))?|"
     r"reflect(?:ion)?|scratch_?pad|(?:inner|internal)_?(?:monologue|thoughts?|reasoning)|monologue|chain_?of_?thought|"
@@ -96,7 +96,7 @@ _LYRICS_TIME = re.compile(
     re.MULTILINE,
 )
 
-# One event of a streamed answer in a line: "data: {...}".
+# A line that is one event of a streamed answer: "data: {...}".
 _EVENT_LINE = re.compile(r"^data:[ \t]*(?:\{[^\n]*\}|\[DONE\])[ \t\r]*(?:\n+|$)", re.MULTILINE)
 
 # ---- citations
@@ -117,7 +117,8 @@ _CITATION = re.compile(
 )
 _MARKS_OF_CITATIONS = ("【", "[", "cite", "turn", "{{", "<", "^", *"¹²³⁴⁵⁶⁷⁸⁹")
 _MARKED_CITATION = re.compile("[ ]?\ue200(?P<parts>[^\ue200\ue201]*)\ue201|[ ]?\ue200[^\\s\ue200\ue201]*")
-# kind of a marked citation -> the index of the part that a reader sees
+# Kind of a marked citation -> where its title is: 1 = the second part is the title, 2 = the second part is a JSON list,
+# and the second value of the list is the title. Readers do not see other kinds.
 _WITH_TITLE = {"url": 1, "link_title": 1, "entity": 2}
 
 
@@ -158,7 +159,7 @@ def _space_between_words(match: re.Match[str]) -> str:
 
 
 def _citation_title(match: re.Match[str]) -> str:
-    """Return the title in a citation between private-use characters if a reader sees it, otherwise ""."""
+    """Return the title of a citation that private-use characters enclose; "" if readers do not see a title."""
     parts = (match["parts"] or "").split("\ue202")
     shown = _WITH_TITLE.get(parts[0])
     if shown is None or len(parts) < 2:
@@ -188,7 +189,7 @@ def _without_merged_channels(text: SpannedText) -> SpannedText:
 
 def _channels(text: str) -> Iterator[Edit]:
     """Yield the edits that leave only the final channel of gpt-oss: <|channel|>final<|message|>Hello<|end|>."""
-    header = hidden = -1  # start of the current header; start of the current hidden message
+    header = hidden = -1  # the start of the current header, and of the current hidden message; -1 = none
     for mark in _CHANNEL_MARK.finditer(text):
         name = mark[1]
         if name == "message":
@@ -225,6 +226,8 @@ def _is_code(text: str, match: re.Match[str]) -> bool:
 def _begins_sentence(text: str, start: int, done: int) -> bool:
     """Return whether index `start` is at the start of a line or sentence, or at `done`. Spaces before `start` do not
     count.
+
+    done: the end of the last block that is removed.
     """
     while start > done and text[start - 1] in " \t":
         start -= 1
@@ -234,7 +237,8 @@ def _begins_sentence(text: str, start: int, done: int) -> bool:
 def _calls(text: str) -> Iterator[Edit]:
     """Yield the edits that remove the tool calls that begin with a special token.
 
-    A call reaches to the next closing token. Without such a token, it reaches to the end of its JSON, or of the text.
+    A call reaches to the next closing token. Without such a token, it reaches to the end of its JSON, or to the end of
+    the text if the JSON is not complete.
     """
     marks = [mark for mark in _TOOL_REST.finditer(text) if not _is_code(text, mark)]
     closings = deque(mark for mark in marks if mark["end"])
@@ -249,9 +253,9 @@ def _calls(text: str) -> Iterator[Edit]:
 
 
 def _end_of_json(text: str, start: int) -> int:
-    """Return the end of the JSON of a tool call that begins at `start`; the end of the text if it is not complete.
+    """Return the end of the JSON of a tool call that begins at `start`.
 
-    Several objects can follow each other.
+    If the JSON is not complete, this is the end of the text. The JSON can consist of several objects one after another.
     """
     end = len(text)
     head = _HEAD_OF_CALL.match(text, start)
@@ -323,7 +327,7 @@ def _details(text: str) -> Iterator[Edit]:
 
 # ---- codes
 
-LONG_ADDRESS = 100  # a longer web address is read only up to its host
+LONG_ADDRESS = 100  # a longer web address is read only up to the end of its host
 LONG_CODE = 40  # a longer run of characters without words is announced as a code and not read
 CODE_START = 6  # number of characters of a code that are spoken if no words for the code are known
 
@@ -384,7 +388,11 @@ def _short_address(address: str) -> str:
 
 
 def _code(run: str, words: str) -> str:
-    """Return `words`, or without words its first characters, if a long run is a code. Otherwise return the run."""
+    """Return the text that is spoken for a long run of characters.
+
+    If the run is a code, this text is `words`; if `words` is empty, it is the first characters of the code. A run that
+    is no code is returned. If it repeats one letter many times, the repetition is shortened.
+    """
     core = run.rstrip(".-_~/=%")
     rest = "." if run.endswith(".") and not run.endswith("..") else ""
     if core.isdecimal():

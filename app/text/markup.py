@@ -37,11 +37,12 @@ _KNOWN_TAG = re.compile(
 # tag may follow a word.
 _OTHER_TAG = re.compile(
     rf"(?<![\w<])<[A-Za-z][\w:-]{{0,40}}(?:\s+[\w:.-]+\s?=\s?{_VALUE})*+\s*/?>|</[A-Za-z][\w:-]{{0,40}}\s*>"
-    # Declarations and instructions of a document, and what messengers write in place of a picture.
+    # Declarations and instructions of a document, and the notes that messengers write in place of a picture.
     r"|<![A-Za-z][^<>]*>|<\?[^<>]*\?>|<(?:Media omitted|attached: [^<>\n]*|This message was (?:edited|deleted))>"
 )
-# Readings above Chinese characters: as HTML, and in the notation of Japanese books. A reading in kana is spoken in
-# place of the characters. A reading in other letters is left out.
+# Readings (furigana), which are printed above Chinese characters and show how to pronounce them. The readings are
+# written as HTML, or in the notation of Japanese books. A reading in kana is spoken in place of the Chinese characters.
+# A reading in other letters is left out.
 _RUBY = re.compile(
     r"(?<=>)([^<>]{1,60})(?:</rb>)?(?:<rp>[^<>]{0,4}</rp>)?<rt>([^<>]{0,80})</rt>(?:<rp>[^<>]{0,4}</rp>)?",
     re.IGNORECASE,
@@ -50,7 +51,7 @@ _KANA = "\u3041-\u3096\u30a1-\u30fa\u30fc"
 _BOOK_RUBY = re.compile(rf"(?:\|[^|《》\n]{{1,40}}|[\u3005\u4e00-\u9fff]{{1,20}})《([{_KANA}]{{1,40}})》")
 _READING = re.compile(rf"([\u3005\u4e00-\u9fff])[(（][{_KANA}]{{1,40}}[)）]")
 _IS_KANA = re.compile(rf"[{_KANA}\s]+")
-# A raised number is a power after a number or a short symbol, and otherwise the number of a note.
+# A raised number is a power after a number or a short symbol. After other text, it is the number of a footnote.
 _RAISED = re.compile(r"<sup(?:\s[^<>]*)?>\s{0,5}([^<>\s][^<>]{0,30})</sup>", re.IGNORECASE)
 _ORDINAL_ENDING = frozenset("st nd rd th er e re ème TM SM".split())
 _POWER = re.compile(r"[+−-]?[0-9]{1,4}")
@@ -99,9 +100,9 @@ _TARGET = (
 )
 _LABEL = r"(?:[^\[\]\n]|\[[^\[\]\n]*\])*+"
 _LINK = re.compile(rf"!?\[(?![0-9]{{1,3}}\]\[)({_LABEL})\]{_TARGET}")
-# A link to an address elsewhere in the text. After a word it is an index: "array[i][j]".
+# A link whose address is elsewhere in the text: "[text][1]". After a word, such brackets are an index: "array[i][j]".
 _REFERENCE_LINK = re.compile(rf"(?<![A-Za-z0-9_])!?\[(?![0-9]{{1,3}}\]\[)({_LABEL})\]\[[^\[\]\n]{{0,60}}\]")
-_EXTERNAL_LINK = re.compile(r"\[(?:https?|mailto):[^\s\[\]]+ ([^\[\]\n]+)\]")  # of MediaWiki
+_EXTERNAL_LINK = re.compile(r"\[(?:https?|mailto):[^\s\[\]]+ ([^\[\]\n]+)\]")  # a link in MediaWiki
 # A link whose text is only a number is a citation.
 _CITED_LINK = re.compile(
     r"[ ]?\[{1,2}\^?(?:[0-9]{1,3}|\*|†)\]{1,2}\(\s?<?https?:[^()\s]*(?:\([^()\s]*\)[^()\s]*)*+>?\)"
@@ -109,7 +110,8 @@ _CITED_LINK = re.compile(
 _CITATION = re.compile(r" ?(?:\[{1,2}[0-9]{1,3}(?:[,–-] ?[0-9]{1,3}){0,5}\]{1,2}){1,20}(?=[\s.,;:!?)]|$)")
 _NEEDS_NUMBER = re.compile(r"\b(?:to|in|by|see|See|of|from|From|In|ref|refs|reference)$")
 _NOT_DIGITS = re.compile(r"[^0-9]+")
-# Before the elements of a list, or before the index of a variable: "x = [1, 2]", "f([1, 2])", "x[1]", "my_list[2]".
+# Matches the text before a bracket that holds the elements of a list or the index of a variable: "x = [1, 2]",
+# "f([1, 2])", "x[1]", "my_list[2]".
 _IS_INDEX = re.compile(r"(?:[=(+*/<>]\s?|(?<![A-Za-z0-9'])[a-z]|_[a-z0-9]{1,10})$")
 _WIKI_LINK = re.compile(r"!?\[\[([^\[\]\n|]*)(?:\|([^\[\]\n]*))?\]\]")
 _BBCODE_IMAGE = re.compile(r"\[(img|media|youtube|video)(?:=[^\[\]\n]*)?\][^\[\]\n]*\[/\1\]", re.IGNORECASE)
@@ -128,8 +130,8 @@ _PROMPT = re.compile(r"\s{0,8}\$ (?=[a-z])")
 _EMPHASIS = re.compile(
     r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\w*])|(?<![\w_/.])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![\w/])|~~"
 )
-# Marks around a word or a phrase, such as ==marked==, ++inserted++ and ||spoiler||: (characters of which a line with
-# this mark contains at least one, pattern, replacement).
+# Marks around a word or a phrase, such as ==marked==, ++inserted++ and ||spoiler||: (a text that each line with this
+# mark contains, pattern, replacement).
 _SPOILER = re.compile(r"\|\|(?=[^\s|])([^|\n]+)(?<=\S)\|\|")
 _AROUND = (
     ("==", re.compile(r"(?<![\w=!<>])==(?=[^\s=])([^=\n]+)(?<=\S)==(?![\w=])"), r"\1"),
@@ -211,7 +213,8 @@ def _raised(match: re.Match[str]) -> str:
 
 
 def raised(content: str, before: str) -> str:
-    """Return an ordinal ending as it is, a power in raised digits, and "" for the number of a note.
+    """Return the text for raised characters: an ordinal ending as it is, a letter with "^" before it, a power in raised
+    digits, and "" for the number of a footnote.
 
     content: the raised characters. before: the characters in front of them.
     """
@@ -223,7 +226,7 @@ def raised(content: str, before: str) -> str:
 
 
 def _between_words(match: re.Match[str]) -> str:
-    """Return a space if a tag stands directly between two words, so that they stay apart."""
+    """Return a space if a tag stands directly between two words, so that the words stay apart; otherwise ""."""
     before, after = match.string[match.start() - 1 : match.start()], match.string[match.end() : match.end() + 1]
     return " " if before.isalnum() and after.isalnum() else ""
 

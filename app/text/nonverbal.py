@@ -22,8 +22,8 @@ NON_VERBAL_SOUNDS = frozenset(
     }
 )  # fmt: skip
 
-# Sound -> the words that mean this sound. The words of "" are sounds and directions that no engine performs. The words
-# of "" are removed from the text.
+# Sound -> the words that mean this sound. The words of the key "" are sounds and directions that no engine performs.
+# These words are removed from the text.
 _WORDS_OF_SOUNDS = {
     "laughs": "laughs laugh laughing laughed laughter giggles giggle giggling giggled cackles cackle cackling haha",
     "chuckle": "chuckle chuckles chuckling chuckled snickers snicker snickering",
@@ -161,7 +161,7 @@ def _sound_of(words: str, kind: int, match: re.Match[str]) -> str | None:
             return None
         if _PART_OF_SENTENCE.search(match.string[max(0, match.start() - 10) : match.start()]):
             return None
-    if kind == 4 and not sound:  # an unknown tag is removed with other markup
+    if kind == 4 and not sound:  # the module `markup` removes such a tag later
         return None
     return sound
 

@@ -2,9 +2,9 @@
 
 `Normalizer.spoken` runs several stages: `machine_text` removes text that programs write for programs, `cleaning` makes
 characters uniform, `markup` removes Markdown and HTML, `tex` reads formulas, and `rules` writes numbers and
-abbreviations as words. A `SpannedText` stores, through all stages, which of the caller's characters each character
-comes from. The same text always gives the same words. The module `script` reads speaker tags and pause tags. The module
-`sentences` splits a text into sentences.
+abbreviations as words. Through all stages, a `SpannedText` stores which characters of the caller's text each of its
+characters comes from. The same text always gives the same words. The module `script` reads speaker tags and pause tags.
+The module `sentences` splits a text into sentences.
 
 The library wetext is used only to read units that are not in `tables.UNITS` ("9 rad/s"). On whole sentences wetext
 misreads amounts, versions and decades, drops final full stops, fails on brackets, and takes 2 ms. The package `rules`
@@ -33,7 +33,8 @@ _TAG = re.compile(r"\[(?:[sS][0-9]{1,2}|[pP][aA][uU][sS][eE]\b[^\[\]\n]{0,40})\]
 _FIRST_MASK, _MAX_MASKS = 0xE000, 0x1800  # the rules use the private-use characters from U+F800 on
 _MASKED = re.compile("[\ue000-\uf8ff]")
 
-# A text of letters and punctuation only. No rule changes such a text, so `normalize` only joins repeated spaces.
+# A text of letters and punctuation only. If `_ABBREVIATION` finds nothing in such a text, no rule changes the text, and
+# `spoken` only joins repeated spaces.
 _PLAIN_PROSE = re.compile(r"[A-Za-z,;:!?'\" ]*(?:[.](?=[\s\"']|$)[A-Za-z,;:!?'\" ]*)*")
 _ABBREVIATION = re.compile(
     r"\b(?:[A-Za-z]{1,6}\.|[IVXL]{1,7}|Mr|Mrs|Ms|Dr|Prof|St|vs|Vs)(?=\W|$)|[:;=][)(DP]|[.,;:!?]{2}"
@@ -47,7 +48,7 @@ _DASHES = frozenset("-–—")
 _DASH_PAUSE = re.compile(r"(?:(?<=\S)|(?<! ) +)(?:[—–]+|(?<=[ \w])-{2,}(?=[ \w])|(?<= )-(?= ))\s*")
 _JOINING_DASH = re.compile(r"(?<=[a-z])–(?=[A-Z])")  # for example "the Paris–London train"
 _DASH_END = re.compile(r" ?(?:(?<![—–])[—–]+|(?<!-)-{2,})(?=[\"')\]]*\s*$|\")")
-# Repeated marks: (characters of which the paragraph must contain at least one, pattern, replacement).
+# Repeated marks: (a text that a paragraph with such marks contains, pattern, replacement).
 _REPEATED = (
     ("..", re.compile(r"\.{3,}"), "..."),
     (". .", re.compile(r"(?:\. ){2,}\.(?!\w)"), "..."),
@@ -62,8 +63,8 @@ _REPEATED = (
 _LEFTOVER_NUMBER = re.compile(r"[0-9]{1,40}")
 _SYMBOL = re.compile("|".join(map(re.escape, sorted(tables.SYMBOLS, key=len, reverse=True))))
 _SYMBOL_CHARS = frozenset("".join(tables.SYMBOLS)) - {"!"}  # each symbol has one of these characters
-# Every character that must not reach a model. Letters and digits of any script, spaces, punctuation and brackets (for
-# tags) are allowed.
+# Matches each character that must not reach a model. Letters and digits of any script, spaces, punctuation and brackets
+# (for tags) are allowed.
 _UNSPEAKABLE = re.compile(r"[^\w\s.,;:!?'\"()\[\]\-%。，、！？；：「」『』（）…·\ue000-\uf8ff]|_")
 _TIDY = (
     (re.compile(r"\(\s*(?:[.,;:]\s*)?\)|\[\s*\]"), " "),
@@ -151,11 +152,11 @@ class Normalizer:
         english=False: remove only markup, TeX marks, link addresses and emoji. Numbers stay as digits, because the
         engine reads the digits in the language of the voice. language: the BCP 47 tag of that language.
 
-        lexicon: how some words are pronounced. A respelling with digits or symbols is normalised alone; other
-        respellings are spoken as written.
+        lexicon: how some words are pronounced. A respelling with digits or symbols is normalised without the text
+        around it; other respellings are spoken as written.
 
-        is_window: the text is one window of a longer text. If a whole text has no words, its flags and emoji are named;
-        in a window they are not, because the other windows have words.
+        is_window: True = the text is one window of a longer text. If a whole text has no words, the names of its flags
+        and emoji are spoken. In a window these names are not spoken, because other windows may contain words.
         """
         is_plain = _PLAIN_PROSE.fullmatch(text.text) and not _ABBREVIATION.search(text.text)
         if is_plain and (lexicon is None or not lexicon.matches(text.text)):

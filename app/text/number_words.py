@@ -123,7 +123,7 @@ def lakhs(value: int) -> str:
 
 
 def plural(words: str) -> str:
-    """Return words that end with a number in the plural: "sixteen" -> "sixteens", "six" -> "sixes"."""
+    """Return the plural of words that end with a number: "sixteen" -> "sixteens", "six" -> "sixes"."""
     if words.endswith("y"):
         return words[:-1] + "ies"
     return words + ("es" if words.endswith("x") else "s")

@@ -1,8 +1,8 @@
 """The pronunciation dictionary: replace words and phrases by respellings that a voice reads correctly.
 
 A `Lexicon` searches a text for the words of its entries. Only whole words match: a word does not match if a letter,
-digit or combining mark of any script is directly before or after it. Scripts that are written without spaces, such as
-Chinese, have no such limit. The longest match wins. The search takes linear time: it compares tokens along a trie.
+digit or combining mark of any script is directly before or after it. This does not apply to scripts that are written
+without spaces, such as Chinese. The longest match wins. The search takes linear time: it compares tokens along a trie.
 
 The normaliser uses two steps. `Lexicon.masked` replaces each match by a made-up word that no text rule changes. After
 the rules, `Masks.revealed` replaces the made-up words by their spoken forms. So the text rules see a word in each place
@@ -92,7 +92,10 @@ _PROTECTED = tuple(
 
 
 def check_entry(word: str, say: str | None, *, case_sensitive: bool = False, ipa: str | None = None) -> LexiconEntry:
-    """Return an entry with clean texts. Raises InvalidValue with the `param` `word`, `say` or `ipa`."""
+    """Return an entry with cleaned texts.
+
+    Raises InvalidValue if a text can't be used. The `param` of the error is `word`, `say` or `ipa`.
+    """
     word = _clean(word, "word")
     if not word:
         raise InvalidValue("`word` is empty. Send the word or phrase that is pronounced differently.", param="word")
@@ -137,7 +140,11 @@ def key_of(entry: LexiconEntry) -> tuple[bool, str]:
 
 
 def check_distinct(entries: Sequence[LexiconEntry]) -> None:
-    """Check that no two entries have the same word. Raises InvalidValue with the `param` `N.word`."""
+    """Check that no two entries have the same word.
+
+    Raises InvalidValue if an entry has the word of an earlier entry. The `param` of the error is `N.word`, where N is
+    the index of the later entry.
+    """
     places: dict[tuple[bool, str], int] = {}
     for place, entry in enumerate(entries):
         first = places.setdefault(key_of(entry), place)
@@ -149,20 +156,20 @@ def check_distinct(entries: Sequence[LexiconEntry]) -> None:
 
 
 def _exact(text: str) -> str:
-    """Return a text for comparisons in which case matters."""
+    """Return the normal form of a text for case-sensitive comparisons."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text.translate(_SAME))
     return " ".join(text.split()) if " " in text or not text.isprintable() else text
 
 
 def folded(text: str) -> str:
-    """Return a text for comparisons in which case does not matter."""
+    """Return the normal form of a text for case-insensitive comparisons."""
     return text.lower() if text.isascii() else unicodedata.normalize("NFC", _exact(text).casefold())
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield the tokens of a text: (text for comparisons, start, end). A run of white space is one token: " ", or a
-    blank line.
+    """Yield the tokens of a text: (text for comparisons, start, end). A run of white space is one token: a space,
+    or two line breaks if the run contains a blank line.
     """
     for match in _TOKEN.finditer(text):
         if match.lastgroup == "space":
@@ -393,7 +400,8 @@ class _Regions:
             regions += (match.span() for match in pattern.finditer(text))
         regions.sort()
         self._starts: list[int] = []
-        self._longest: list[tuple[int, int]] = []  # for each region: the region that ends last of all regions up to it
+        # For each region: of this region and all regions that start before it, the region that ends last.
+        self._longest: list[tuple[int, int]] = []
         for start, end in regions:
             longest = (start, end)
             if self._longest and self._longest[-1][1] >= end:
@@ -402,7 +410,7 @@ class _Regions:
             self._longest.append(longest)
 
     def contain(self, start: int, end: int) -> bool:
-        """Return whether this part of the text lies in a region that is longer than the part."""
+        """Return whether `text[start:end]` lies inside a region, and is not the whole region."""
         place = bisect_right(self._starts, start) - 1
         if place < 0:
             return False
@@ -488,8 +496,8 @@ class Masks:
         return say
 
 
-# A word with a pronunciation in IPA is marked in the text until the text has been split into sentences: start, the IPA
-# as private-use characters, separator, word, end.
+# A word with a pronunciation in IPA is marked in the text until the text has been split into sentences. A marked word
+# consists of: start, the IPA as private-use characters, separator, word, end.
 _START, _SEPARATOR, _END = "\ue000", "\ue001", "\ue002"
 _IPA_OFFSET = 0xF0000
 _WITH_IPA = re.compile(
@@ -511,7 +519,7 @@ def _plural_ipa(ipa: str) -> str:
 
 
 def take_ipa(text: SpannedText) -> tuple[SpannedText, tuple[tuple[int, int, str], ...]]:
-    """Return a sentence without the marks of pronunciations, and the pronunciations: (start, end, IPA) of each word."""
+    """Return a sentence without the marks of pronunciations, and (start, end, IPA) of each word that was marked."""
     if not _STRAY_MARKS.search(text.text):
         return text, ()
     found: list[tuple[int, int, str]] = []
@@ -526,7 +534,7 @@ def take_ipa(text: SpannedText) -> tuple[SpannedText, tuple[tuple[int, int, str]
         found.append((start - removed, match.end() - removed - (word_start - start) - 1, ipa))
         removed += word_start - start + 1
     plain = text.edited(edits)
-    if _STRAY_MARKS.search(plain.text):  # a sentence was cut inside a word
+    if _STRAY_MARKS.search(plain.text):  # the sentence was cut inside a marked word, so marks are missing
         return plain.sub(_STRAY_MARKS, ""), ()
     return plain, tuple(found)
 

@@ -43,7 +43,7 @@ class Pause:
 
 
 def split_speakers(text: SpannedText) -> list[tuple[int, SpannedText]]:
-    """Split a text at its speaker tags -> lines (speaker number, text without tags), in order. Never raises.
+    """Split a text at its speaker tags. Return its lines in order: (speaker number, text without tags). Never raises.
 
     `[S1]` has the speaker number 0. Consecutive lines of one speaker become one line. A text without tags gives one
     line of speaker 0. A blank text gives no lines.
@@ -61,7 +61,7 @@ def split_speakers(text: SpannedText) -> list[tuple[int, SpannedText]]:
 
 
 def parse(text: SpannedText) -> list[Words | Pause]:
-    """Split a text at its pause tags -> words and pauses, in order. Never raises.
+    """Split a text at its pause tags. Return its words and pauses in order. Never raises.
 
     Consecutive pauses become one pause.
     """

@@ -40,7 +40,7 @@ class SpannedText:
 
     @classmethod
     def of(cls, text: str, span: Span) -> SpannedText:
-        """Return a text of which every character has the same span."""
+        """Return a text whose characters all have the same span."""
         return cls(text, array("I", [span[0]]) * len(text), array("I", [span[1]]) * len(text))
 
     def __len__(self) -> int:
@@ -151,7 +151,7 @@ class SpannedText:
         return self.strip().sub(_GAP, " ")
 
     def words(self, places: Iterable[tuple[int, int]] | None = None) -> Iterator[SpokenWord]:
-        """Yield the words with their spans. places: the words in this text; None = the parts between white space."""
+        """Yield the words with their spans. places: (start, end) of each word; None = the parts between white space."""
         if places is None:
             places = (match.span() for match in _TOKEN.finditer(self.text))
         for start, end in places:
@@ -180,7 +180,7 @@ def join(parts: Iterable[SpannedText], separator: str = "") -> SpannedText:
 
 
 def _edits(pattern: re.Pattern[str], replacement: Replacement, text: str) -> Iterator[tuple[int, int, str]]:
-    """Yield (start, end, new text) of each part of the text that a replacement really changes."""
+    """Yield (start, end, new text) for each part of the text that a replacement really changes."""
     template = _template(replacement) if isinstance(replacement, str) and "\\" in replacement else None
     for match in pattern.finditer(text):
         if template is not None:
@@ -202,7 +202,7 @@ def _edits(pattern: re.Pattern[str], replacement: Replacement, text: str) -> Ite
 def _template(replacement: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Split a replacement such as r"\\1 sharp" into the texts around its groups, and the numbers of the groups.
 
-    Raises ValueError for other escapes than groups.
+    Raises ValueError if the replacement has an escape that is not a group.
     """
     parts = _GROUP.split(replacement)
     if any("\\" in part for part in parts[::2]):
@@ -230,7 +230,7 @@ def _template_edits(
 
 
 def _kept_before(old: str, new: str) -> int:
-    """Return the length of the common start of two texts that ends at the end of a word in both.
+    """Return how many characters at the start of two texts are equal, up to the end of a word in both texts.
 
     Punctuation alone is not kept: in "&amp;" -> "&" the new character comes from all old characters.
     """

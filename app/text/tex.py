@@ -68,7 +68,7 @@ _NAMES = _table(
     lvert = the absolute value of | |; rvert = | |; S = section | §; copyright = copyright; LaTeX = LaTeX; TeX = TeX
     """
 )
-# Operators whose limits follow as subscript and superscript: words, words before the lower limit, symbol.
+# Operator with limits, which follow as subscript and superscript -> (words, words before the lower limit, symbol).
 _BIG = {
     "sum": ("the sum", "from", "∑"),
     "prod": ("the product", "from", "∏"),
@@ -97,7 +97,7 @@ _FUNCTIONS = {
     "det": "determinant", "dim": "dimension", "ker": "kernel", "deg": "degree", "gcd": "greatest common divisor",
     "Pr": "probability", "arg": "argument", "hom": "hom",
 }  # fmt: skip
-# Accents and frames: words before and after the argument.
+# Accent or frame -> (the words before the argument, the words after the argument).
 _AROUND = {
     "hat": ("", "hat"), "widehat": ("", "hat"), "bar": ("", "bar"), "overline": ("", "bar"), "tilde": ("", "tilde"),
     "widetilde": ("", "tilde"), "dot": ("", "dot"), "ddot": ("", "double dot"), "vec": ("vector", ""),
@@ -170,7 +170,10 @@ _WORDS_IN_FORMULAS = frozenset("if and or for is in the of on by to sin cos tan 
 
 
 def replace_tex(text: SpannedText, *, english: bool) -> SpannedText:
-    """Return the text with words or, in other languages, symbols in place of TeX. Code and money do not change."""
+    """Return the text with English words in place of TeX; if `english` is False, with symbols in place of TeX.
+
+    Code and money do not change.
+    """
     if "\\" not in text.text and "$" not in text.text:
         return text
     return text.edited(_all_edits(text.text, english=english))
@@ -299,12 +302,12 @@ class _Braces:
 
 @dataclass(slots=True)
 class _Group:
-    """An open brace, or the formula itself."""
+    """The state of an open brace, of an argument without braces, or of the whole formula."""
 
     after: str = ""  # the spoken words that replace the closing brace
     verbatim: bool = False  # the content is text and not a formula
     lower: str = ""  # the words before a subscript of the last operator; "" = the last atom is no operator
-    pending: str = ""  # the words between the last operator with its limits and its argument
+    pending: str = ""  # the words that are spoken after the limits of the last operator, before its argument
     scripts: bool = False  # this group is a subscript or a superscript
 
 
@@ -324,8 +327,9 @@ class _Reader:
         self._text = text
         self._english = english
         self._groups = [_Group()]
-        self._single: list[_Group] = []  # groups of one token, which has no braces: x^2, \hat x
-        self._base = ""  # the last letter before a bracket, which is needed to read f(x)
+        # The arguments that come next. An argument without braces is one token: x^2, \hat x.
+        self._single: list[_Group] = []
+        self._base = ""  # the single letter directly before the current token, which is needed to read f(x)
         # state of the bars, which is needed to read |x| and P(A|B)
         self._after_atom = self._open_bar = self._open_norm = False
 
@@ -374,7 +378,7 @@ class _Reader:
             yield end, end, f" {' '.join(words)} "
 
     def _before_atom(self) -> str:
-        """Return the words between an operator with its limits and the atom that begins now."""
+        """Return the words that are spoken after the limits of an operator, before the atom that begins now."""
         group = self._groups[-1]
         pending, group.pending, group.lower = group.pending, "", ""
         return f" {pending} " if pending and self._english else " " if pending else ""

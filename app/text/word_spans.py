@@ -1,4 +1,4 @@
-"""Find the words of a text: the parts between white space, and in scripts without spaces each character.
+"""Find the words of a text. A word is a part between white space. In scripts without spaces, each character is a word.
 
 Speech recognisers and caption tools count Chinese and Japanese in the same way. In Thai, Lao, Burmese and Khmer, a
 character with the marks that belong to it is one word.
@@ -24,12 +24,12 @@ _CONTINUES = (
     "\u30e7\u30ee\u30f5\u30f6\u30fc\u31f0-\u31ff\uff67-\uff70\uff9e\uff9f\u0e2f\u0e46\u0ec6"
 )
 _LEADING = "\u0e40-\u0e44\u0ec0-\u0ec4"  # Thai and Lao vowels that are written before their consonant
-_STACKING = "\u1039\u17d2"  # Burmese and Khmer: the next consonant is written below
+_STACKING = "\u1039\u17d2"  # Burmese and Khmer signs; the next consonant is written below the consonant before
 _OPENERS = (
     "(\\[{\u00ab\u2018\u201a\u201c\u201e\u2039\u3008\u300a\u300c"
     "\u300e\u3010\u3014\u3016\u3018\u301a\u301d\uff08\uff3b\uff5b\uff5f\uff62"
 )
-_AFTER = rf"(?:_|[^\w\s{_OPENERS}])*"  # marks and punctuation behind a character
+_AFTER = rf"(?:_|[^\w\s{_OPENERS}])*"  # marks and punctuation after a character
 _WORD = re.compile(
     rf"(?:_|[^\w\s])*[{_LEADING}]*[{UNSPACED}]{_AFTER}(?:(?:[{_CONTINUES}]|(?<=[{_STACKING}])[{UNSPACED}]){_AFTER})*"
     rf"(?:[{_OPENERS}]+(?=\s|\Z))?"
@@ -38,7 +38,7 @@ _WORD = re.compile(
 
 
 def word_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the start and the end (exclusive) of each word of a text. The words contain all visible characters.
+    """Yield the start and the end (exclusive) of each word of a text. Each visible character belongs to a word.
 
     Punctuation belongs to the word before it, and an opening bracket to the word after it.
     """

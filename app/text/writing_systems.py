@@ -33,7 +33,7 @@ _GREEK_SIGN = re.compile("(?<![\u0370-\u03ff\u1f00-\u1fff])[µΩ\u0370-\u03ff](?
 def script_language(text: str) -> str | None:
     """Return the language tag for the most frequent script in a text; None for Latin and for unknown scripts.
 
-    A character of a script in which a character is a syllable or a word counts as several letters.
+    In a script whose characters are syllables or words, each character counts as several letters.
     """
     if text.isascii():
         return None

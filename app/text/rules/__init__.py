@@ -20,12 +20,15 @@ from app.text.rules import codes, common, dates, games, grouping, measures, mone
 from app.text.spans import Replacement, SpannedText
 
 DIGITS, SUPERSCRIPTS, ANY = "0123456789₀₁₂₃₄₅₆₇₈₉", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", ""
-INNER_DOT, ADDRESS = ".", "./"  # keys: a full stop before a letter or digit; such a full stop, or two slashes
-# Several colons, hyphens or full stops; a small Roman numeral; a letter of a column of the chess board beside a digit.
+# INNER_DOT = a full stop before a letter or digit. ADDRESS = such a full stop, or slashes. `_present` checks this.
+INNER_DOT, ADDRESS = ".", "./"
+# HARDWARE = several colons, hyphens or full stops. ROMAN = a Roman numeral in small letters. CHESS = a square of the
+# chess board, such as "e4", or castling. `_PROBES` checks this.
 HARDWARE, ROMAN, CHESS = "hardware", "roman", "chess"
 # Pattern, replacement, and the characters of which a paragraph must contain at least one (ANY = the rule always runs).
 # A tuple names several such sets, and the paragraph must contain one character of each.
-# No rule puts such a character into a paragraph, if the paragraph did not already have one.
+# No rule puts a character of such a set into a paragraph that had none of this set. So `apply_rules` can select the
+# rules before the first rule runs.
 _Rule = tuple[re.Pattern[str], Replacement, str | tuple[str, ...]]
 _RULES: tuple[_Rule, ...] = (
     (re.compile(r"[0-9]{41,}"), lambda match: f" {number_words.digits(match[0])} ", DIGITS),
@@ -288,7 +291,7 @@ def _keys(needed: str | tuple[str, ...]) -> tuple[str, ...]:
 _TWO_DOTS = re.compile(r"\w\.\w{4}\.\w")
 _SMALL_ROMAN = re.compile(r" [ivxl]+\b")
 _CHESS_MOVE = re.compile(r"[a-h][1-8]\b|O-O|0-0")
-# Keys that no set of characters describes well.
+# Key -> whether the key applies to a text. No set of characters describes these keys well.
 _PROBES: dict[str, Callable[[str], bool]] = {
     HARDWARE: lambda text: text.count(":") > 1 or text.count("-") > 4 or _TWO_DOTS.search(text) is not None,
     ROMAN: lambda text: _SMALL_ROMAN.search(text) is not None,
@@ -311,7 +314,7 @@ def _present(text: str) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _present_sets(chars: frozenset[str]) -> tuple[str, ...]:
-    """Return the keys of `_NEEDED` of which a text with these characters has at least one."""
+    """Return ANY and the keys of `_NEEDED` whose sets contain at least one of these characters."""
     return tuple(
         key for key, needed in _NEEDED.items() if key not in _PROBES and (not key or not needed.isdisjoint(chars))
     )

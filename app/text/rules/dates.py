@@ -7,7 +7,7 @@ import re
 from app.text import number_words, tables
 from app.text.rules.common import DASH, SENTENCE_START, Match, sentence_stop
 
-_LOOSE_START = r"(?<![A-Za-z0-9_])(?<![0-9][.,:/])"  # like NUMBER_START, but may follow a full stop or "'"
+_LOOSE_START = r"(?<![A-Za-z0-9_])(?<![0-9][.,:/])"  # like NUMBER_START, but the match may follow a full stop or "'"
 _MONTH = (
     r"(Jan(?:uary|\.)?|Feb(?:ruary|\.)?|Mar(?:ch|\.)?|Apr(?:il|\.)?|May|June?\.?|July?\.?|Aug(?:ust|\.)?|"
     r"Sept?(?:ember|\.)?|Oct(?:ober|\.)?|Nov(?:ember|\.)?|Dec(?:ember|\.)?)"
@@ -31,7 +31,7 @@ DOT_DATE = re.compile(
     rf"(0?[1-9]|[12][0-9]|3[01])\.(0?[1-9]|1[0-2])\.([0-9]{{2}}){_CLOCK_FOLLOWS})(?![\w.]\w|\w)"
 )
 YEAR_MONTH = re.compile(r"(?<![\w.,$€£/-])((?:19|20)([0-9]{2}))-(0[1-9]|1[0-2])(?![\w%-]|[.,:][0-9])")
-# Hours of four digits, as armies say them.
+# Military times, with hours and minutes in four digits: "0600 hours", "1430Z".
 MILITARY_TIME = re.compile(r"(?<![\w.,$€£-])([01][0-9]|2[0-3])([0-5][0-9])(?:( h(?:ou)?rs\b)|( ?Z|(?= Zulu))\b)")
 # Times with fractions of a second: 01:30:45.500, 1:23.45.
 EXACT_TIME = re.compile(
@@ -55,7 +55,7 @@ BORN = re.compile(
     rf"{_MONTH} [0-9]|[0-3]?[0-9] {_MONTH} [0-9])"
 )
 _BORN = {"b": "born ", "d": "died ", "fl": "flourished ", "r": "reigned ", "m": "married "}
-# After one of these words, a number of the eleventh century is a year. Later years need no such word.
+# After one of these words, a number from 1001 to 1099 is a year. Larger numbers need no such word.
 EARLY_YEAR = re.compile(
     r"\b([Ii]n|[Ss]ince|[Uu]ntil|[Bb]efore|[Aa]fter|[Aa]round|[Cc]irca|[Dd]uring|[Yy]ear) (10[0-9][1-9]|10[1-9]0)"
     r"(?![\w%]|[.,:/-][0-9]|-[A-Za-z])(?= ([A-Za-z]{1,20})|)"
@@ -165,7 +165,7 @@ def verbalize_dot_date(match: Match) -> str:
 
 
 def verbalize_year_month(match: Match) -> str:
-    """Return the words for a year and a month; "2009-12" may also be a range of years."""
+    """Return the words for a year and a month. "2009-12" does not change, because it may be a range of years."""
     return (
         match[0]
         if int(match[3]) > int(match[2])

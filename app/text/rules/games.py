@@ -12,7 +12,8 @@ MOVE = re.compile(
     r"(?<![\w.+=-])(?:(O-O-O|0-0-0)|(O-O|0-0)|([KQRBN])([a-h]?[1-8]?)(x?)([a-h][1-8])|([a-h])(x)([a-h][1-8])|([a-h][18])(?==))"
     r"(?:=([QRBN]))?([+#]?)([!?]{0,2})(?![\w=-])"
 )
-# A move number before a move: "1. e4", "12... Nf6". Or a move that no other text contains: "exd5", "Qxf7#".
+# Signs that a text is about chess: a move number before a move ("1. e4", "12... Nf6"), or a move that no other text
+# contains ("exd5", "Qxf7#").
 _IS_GAME = re.compile(
     r"(?<![\w.])[0-9]{1,3}(?:\.{1,3}|,) ?(?:[a-h][1-8]\b|[KQRBN][a-h1-8x]|O-O)"
     r"|\b[a-hKQRBN][a-h1-8]?x[a-h][1-8]\b|\bO-O\b"

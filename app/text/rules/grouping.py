@@ -14,7 +14,7 @@ from app.text.rules.common import Match, alternatives, previous_word
 
 _CURRENCY = alternatives([*tables.CURRENCIES, "Ft", "lei"])
 _UNITS = alternatives(unit for unit in tables.UNITS if unit not in {"in", "us", "mo", "cal", "pt", "min.", "in.", "ha"})
-# A group of three digits after a full stop is thousands with these currencies: "Rp 50.000", "1.000 €".
+# In amounts of these currencies, a full stop before three digits separates thousands: "Rp 50.000", "1.000 €".
 _DOT_CURRENCY = alternatives(["€", "Rp", "₫", "VND", "IDR", "R$", "EUR", "kr", "₺", "TL", "COP", "CLP", "ARS", "Kč"])
 THOUSANDS = re.compile(
     rf"(?<![\w.,])((?:{_DOT_CURRENCY}) ?)([1-9][0-9]{{0,2}})\.([0-9]{{3}})(?![0-9]|[.,][0-9])"

@@ -39,7 +39,6 @@ TWO_UNITS = re.compile(
 )
 DEGREES_LETTER = re.compile(r"\b(degrees?) ([CF])\b(?!['#])")
 DEGREE_SIGN = re.compile(r"(?<=[0-9])(?:º| º)(?= ?[CFK]\b)")
-# "12V-24V": the first unit is left out, so that `MEASURE` reads "12-24V".
 TIME_SIGNATURE = re.compile(r"(?<![\w/.,])([2-9]|12)/(2|4|8|16)(?= (?:time|meter|metre|signature)\b)")
 ROUND_PLURAL = re.compile(r"(?<![\w.,$€£])(10|100|1,?000)s(?= of\b)")
 # Two measures with a slash or a dash between them: "5V/2A", "180°C/350°F", "20 Hz–20 kHz".
@@ -71,6 +70,7 @@ NAMED_SLASH = re.compile(
     rf"\b({'|'.join(sorted(tables.VERSIONED | tables.LETTERED))}) ([0-9]{{1,4}})/([0-9]{{1,4}})(?![\w/]|[.,][0-9])",
     re.IGNORECASE,
 )
+# "12V-24V": the first unit is left out, so that `MEASURE` reads "12-24V".
 UNIT_RANGE = re.compile(rf"(?<![\w.,])({NUM}) ?({_UNIT}) ?[-–] ?(?={NUM} ?\2(?!\w))")
 ORDINAL_SIGN = re.compile(r"(?<![\w.,])([0-9]{1,4})\.?[ºª](?! ?[CFK]\b)(?!\w)")
 SPACED_SLASH = re.compile(r"(?<=[\w.)]) / (?=[\w(])")
@@ -225,7 +225,7 @@ def verbalize_stars(match: Match) -> str:
 
 
 def verbalize_named_slash(match: Match) -> str:
-    """Return the words for two numbers with one name: "Windows 10/11", "Unit 7/12"."""
+    """Return the words for two numbers after one name: "Windows 10/11", "Unit 7/12"."""
     if match[1].lower() in tables.VERSIONED:
         return f"{match[1]} {number_words.integer(match[2])} or {number_words.integer(match[3])}"
     return f"{match[1]} {number_words.label(match[2])} slash {number_words.label(match[3])}"

@@ -26,7 +26,7 @@ _SCALE = (
     rf"| ?(k|K|m|M|mn|MM|b|B|bn|Bn|t|T|tn|trn|Cr|L)(?![\w²³]|/(?!(?:{alternatives(tables.PER)})\b)))?"
 )
 _PER = rf"(?: ?/ ?({alternatives(tables.PER)})\b)?(?: ?/ ?({alternatives(tables.PER)})\b)?"
-# "Rs. 500/-" and "100,- kr"
+# Marks after an amount that has no cents: "Rs. 500/-" and "100,- kr".
 AFTER_AMOUNT = re.compile(r"(?<=[0-9])(?:/-|,[-–—](?= ?(?:kr|€|EUR|Kč)))(?!\w)")
 PAIR = re.compile(rf"\b({_CURRENCY_CODE})/({_CURRENCY_CODE}) (?=[0-9])")
 MONEY = re.compile(
@@ -39,7 +39,7 @@ MONEY_RANGE = re.compile(
 MONEY_AFTER = re.compile(
     rf"(?<![\w.,$£€])({NUM}){_SCALE} ?([{_SIGN_AFTER}]|(?:\b|(?<=[0-9]))(?:{_CURRENCY_CODE}))(?![\w]){_PER}"
 )
-# "$1e6"
+# An amount with a power of ten: "$1e6".
 MONEY_POWER = re.compile(
     rf"(?<![\w$£€/])({_CURRENCY}) ?([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?)[eE]\+?([0-9]{{1,2}})(?!\w|\.[0-9])"
 )

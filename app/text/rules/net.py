@@ -28,7 +28,7 @@ HARDWARE_ADDRESS = re.compile(
     r"(?<![\w:.-])(?:[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}(?![\w:])|[0-9A-Fa-f]{2}(?:-[0-9A-Fa-f]{2}){5}(?![\w-]))"
     r"|(?<![\w.-])[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}(?![\w-]|\.\w)"
 )
-# A name of code whose parts have dots between them: "com.example.Main", "self.x", "foo.bar(".
+# A name in program code whose parts are joined by dots: "com.example.Main", "self.x", "foo.bar(".
 DOTTED_NAME = re.compile(
     r"(?<![\w.@/\\:-])(?:[a-z_]\w{1,40}(?:\.[A-Za-z_]\w{1,60}){2,8}|(?:self|this|cls|np|pd|os|sys|plt|torch)\.[a-z_]\w{0,60}(?:\.[A-Za-z_]\w{0,60}){0,7}"
     r"|[A-Za-z_]\w{1,40}(?:\.[A-Za-z_]\w{1,60}){1,8}(?=\())(?![\w@/]|\.\w)"
@@ -164,7 +164,7 @@ def verbalize_hardware_address(match: Match) -> str:
 
 
 def verbalize_dotted_name(match: Match) -> str:
-    """Return the words for a name of code: "com.example.MainActivity" -> "com dot example dot Main Activity"."""
+    """Return the words for a name in code: "com.example.MainActivity" -> "com dot example dot Main Activity"."""
     return " dot ".join(_CAMEL.sub(" ", part.replace("_", " ")).strip() for part in match[0].split("."))
 
 

@@ -161,7 +161,7 @@ def verbalize_lowered_letter(match: Match) -> str:
 
 
 def verbalize_greek(match: Match) -> str:
-    """Return the name of a Greek letter, apart from the letters and digits next to it: "Δt" -> "delta t"."""
+    """Return the name of a Greek letter, with a space between it and a letter or digit beside it: "Δt" -> "delta t"."""
     before, after = match.string[match.start() - 1 : match.start()], match.string[match.end() : match.end() + 1]
     start, end = " " * (before.isalnum() or before == ")"), " " * (after.isalnum() or after == "(")
     return f"{start}{tables.GREEK[match[0]]}{end}"

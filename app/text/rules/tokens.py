@@ -4,7 +4,7 @@ A token is a run of letters and digits with the marks . : - between them: "v1.2.
 lists the kinds of token in order. The first kind whose pattern matches the whole token, and whose reader does not
 return None, decides. A token that no kind reads, for example "3.5kg" or "50-year-old", is left to the later rules.
 
-The words of a token have no ".", ":" or "-" next to a digit's word, so that no token ends a sentence by mistake.
+The words of a token have no ".", ":" or "-" next to the word for a digit, so that no token ends a sentence by mistake.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ TOKEN = re.compile(
 _DIGIT = re.compile("[0-9]")
 _RUNS = re.compile(r"[0-9]+|[A-Za-z]+")
 _NUMBER = r"[0-9]{1,30}(?:[.,][0-9]{1,20})?(?::[0-9]{1,2}){0,2}"
-# A number with a unit, an ordinal, a decade, a time of day, alone or in a compound: the later rules read them.
+# The endings of numbers that the later rules read, such as units, ordinals, decades and times of day. `_KEPT` matches
+# such a number alone or in a compound.
 _SUFFIX = alternatives(
     [
         *(unit for unit in tables.UNITS if "/" not in unit and " " not in unit and "." not in unit),
@@ -163,7 +164,7 @@ _MODEL_AFTER = re.compile(r"[ -](?:models?|LLMs?|instruct|chat|checkpoints?|vari
 
 
 def _model_size(found: Match, match: Match) -> str | None:
-    """Read the size of a language model as a letter: "Llama 3 70B" -> "seventy B"."""
+    """Read "B" after the size of a language model as a letter and not as "billion": "Llama 3 70B" -> "seventy B"."""
     size = (f"{number_words.integer(found[1])} by " if found[1] else "") + number_words.number(found[2])
     is_model = (
         found[1]
@@ -298,7 +299,7 @@ _KINDS: tuple[tuple[re.Pattern[str], _Reader], ...] = (
     (re.compile(r"([0-9]{1,40}):([A-Za-z][A-Za-z0-9.:-]{1,80})"), _after_colon),
     (re.compile(r"[A-Za-z0-9.:+-]{1,130}"), _compound),
 )
-# A character that is left between the words of a number and another word.
+# A full stop or a colon that is left between the words of a number and another word.
 _NUMBER_WORD = "|".join(number_words.WORDS)
 GLUED_MARK = re.compile(
     rf"\b({_NUMBER_WORD}|Celsius|Fahrenheit)(?:\.(?=[a-z]|[A-Z](?![a-z]))|:(?=[A-Za-z]))"
@@ -336,7 +337,7 @@ def verbalize_duration(match: Match) -> str:
 def verbalize_standard(match: Match) -> str:
     """Return the words for the number of a standard: "ISO 9001:2015" -> "ISO nine thousand one, twenty fifteen"."""
     number = match[2]
-    # For example 14001 and 27001; other long numbers are read digit by digit.
+    # Numbers such as 14001 and 27001 are read as a whole. Other numbers of five or six digits are read digit by digit.
     is_round = len(number) == 5 and number[2] == "0"
     words = number_words.cardinal(int(number)) if is_round else number_words.label(number)
     for mark, part in re.findall(r"([-.])([0-9]{1,4})", match[3]):
