@@ -416,8 +416,8 @@ class Aligner(HelperProcess):
         """Call the function `align` in the helper process. Returns None if no alignment is found, if the call takes
         longer than deadline_s, or if the call fails.
 
-        ipa: pronunciations of each word, in addition to those of the source; None = none. deadline_s: None = 10 s plus
-        the length of the recording.
+        ipa: pronunciations of each word, in addition to the results of `pronounce`; None = no more pronunciations.
+        deadline_s: in seconds; None = 10 s plus the length of the recording.
         """
         if not is_available():
             return None
@@ -437,7 +437,7 @@ class Aligner(HelperProcess):
         *,
         deadline_s: float,
     ) -> list[float] | None:
-        """Call `warping.warp` in the helper process. Returns None also if the call takes too long, or fails."""
+        """Call `warping.warp` in the helper process. Returns None also if the call fails or takes over deadline_s."""
         order = {
             "rate_hz": rate_hz,
             "reference_rate_hz": reference_rate_hz,
@@ -451,7 +451,7 @@ class Aligner(HelperProcess):
         return tuple(self._pronounce(word)) if self._pronounce else ()
 
     def _call(self, order: dict[str, Any], sound: bytes, limit_s: float) -> Any:
-        """Send an order with its audio to the helper process, and return the answer; None if it fails."""
+        """Send an order with its audio to the helper process, and return the answer; None if there is no answer."""
         until = time.monotonic() + limit_s
         if not self._lock.acquire(timeout=limit_s):
             log.warning("Speech is not aligned with its text: the alignment process was busy for %.1f s", limit_s)

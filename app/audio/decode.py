@@ -57,7 +57,7 @@ MAX_ALLOCATION_BYTES = 64 << 20  # the index of a one-hour M4A needs less than 4
 _DEFAULT_ALLOCATION_BYTES = 2**31 - 1  # FFmpeg's default limit
 FULL_SCALE = 0.998  # samples of at least this magnitude count as clipped
 _INAUDIBLE = 1e-4  # a track with a lower peak is silent; -80 dBFS
-_CANCELLED = 0.1  # channels cancel if their mean has less than this share of the power of the loudest channel
+_CANCELLED = 0.1  # channels cancel each other if their mean has less than this share of the loudest channel's power
 _LOUDEST = 1e5  # larger samples are clipped; the limit allows float files that contain 16-bit numbers
 TIME_LIMIT_S = 10.0  # an hour of ordinary audio decodes in 1 to 7 s
 

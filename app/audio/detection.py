@@ -25,20 +25,22 @@ if TYPE_CHECKING:
 
 MAX_DETECT_S = 300.0  # detection uses only the first MAX_DETECT_S seconds of a file; this takes about 3 s
 # Audio that is played faster or slower, so that its pitch changes too, is searched at these speeds. The network finds
-# the mark within 1 % of the right speed. docs/provenance.md has the measurements.
+# the mark if the tried speed is at most 1 % wrong. docs/provenance.md has the measurements.
 SPEEDS = tuple(round(1 + sign * step / 100, 2) for step in (2, 4, 6, 8, 10) for sign in (1, -1))
 SPEEDS_S = 15.0  # the loudest part of this length is searched at other speeds; each speed takes 0.3 s
-FOUND_AT_SPEED = 0.9  # the lowest score of the mark at another speed: ten searches find more by chance than one
+# The lowest score that counts as marked at another speed. It is higher than `watermark.FOUND`, because ten searches
+# find a mark by chance more often than one search.
+FOUND_AT_SPEED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What says that the speech of one file is synthetic."""
+    """The signs in one file that its speech is synthetic."""
 
     # Whether the file has the watermark; None = not known, because the extra `watermark` is not installed.
     watermarked: bool | None
     score: float | None  # from 0 (no watermark) to 1; None = not examined
-    speed: float | None  # at which the marked audio is played; 1.0 = normal; None = no watermark
+    speed: float | None  # the speed at which the marked audio is played; 1.0 = normal; None = no watermark
     seconds: float  # length of the audio that was examined, from the start of the file
     metadata: Provenance | None  # what the comment of the file says
     c2pa: dict[str, Any] | None  # see `read_manifest`
@@ -88,14 +90,15 @@ def search(samples: Samples) -> tuple[float, float | None]:
     """Search speech (N,) at DETECT_RATE_HZ for the watermark, at normal speed and then at SPEEDS.
 
     Returns the score from 0 to 1, and the speed at which the marked audio is played: 1.0 = normal, None = not marked.
-    Takes 10 ms for each second of audio, and up to 3 s more without a mark at normal speed. Raises WatermarkMissing.
+    Takes 10 ms for each second of audio, and up to 3 s more if no mark is found at normal speed. Raises
+    WatermarkMissing.
     """
     score = watermark.detect(samples)
     if score >= watermark.FOUND:
         return score, 1.0
     part = _loudest(samples, round(SPEEDS_S * watermark.DETECT_RATE_HZ))
     for speed in SPEEDS:
-        # Played slower by `speed`, the audio has its first pitch again.
+        # Audio that was made faster by the factor `speed` is made slower, so it has its original pitch again.
         found = watermark.detect(soxr.resample(part, watermark.DETECT_RATE_HZ, watermark.DETECT_RATE_HZ * speed))
         if found >= FOUND_AT_SPEED:
             return found, speed

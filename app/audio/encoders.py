@@ -1,7 +1,7 @@
 """Streaming encoders: convert float32 samples to the bytes of one audio file, in any format of `formats.py`.
 
 One encoder encodes all samples of a response, so that the joined output is one file without gaps. If each sentence had
-a separate encoder, codec padding would be between the sentences. The layout of the files is the same as from
+a separate encoder, the padding of the codec would be between the sentences. The layout of the files is the same as from
 api.openai.com: MP3 frames without a header, AAC as ADTS, one logical Ogg Opus stream, FLAC and WAV of unknown length,
 raw PCM. If the number of samples is known in advance, the headers of FLAC and WAV files contain it. The same samples
 always give the same file, even if they are encoded in blocks of another size.

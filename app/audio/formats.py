@@ -38,7 +38,8 @@ class CodecRecipe:
     codec_options: Mapping[str, str] = field(default_factory=dict)
     lead_in_samples: int = 0  # silence in front of the audio
     codec_rates_hz: tuple[int, ...] = ()  # sample rates of the codec; empty: any rate
-    comment_options: Mapping[str, str] = field(default_factory=dict)  # of the container, for a file with a comment
+    # More options of the container, for a file with a comment.
+    comment_options: Mapping[str, str] = field(default_factory=dict)
 
     def codec_rate_hz(self, rate_hz: int) -> int:
         """Return the sample rate at which the codec encodes audio with the sample rate `rate_hz`.
@@ -161,8 +162,8 @@ _M4A = replace(
 # compression_level=2 uses blocks of 27 ms. The default level uses blocks of 105 ms, which would delay the first bytes.
 # lpc_type and max_prediction_order have the values of the default level, so the file is as small as with the default
 # level: 233 kbit/s, with 1.0 ms of CPU per second.
-# min_prediction_order=1: with this level, FFmpeg could choose a prediction of order 0 for noise, and then wrote frames
-# that no decoder could read.
+# min_prediction_order=1 forbids a prediction of order 0. At this level, FFmpeg could otherwise choose the order 0 for
+# noise, and then wrote frames that no decoder could read.
 # metadata_header_padding=0 leaves out the padding block, which would add 8 kB before the first audio.
 _FLAC = CodecRecipe(
     "flac",

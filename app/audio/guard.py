@@ -4,7 +4,7 @@ Rules (each is counted in `tts_guard_total` under its name):
 
 - `frame_cap`: ends a line that takes far more frames than its text needs.
 - `early_end`: forbids the end of speech in the first frames of a line, where models sometimes end by mistake.
-- `repeat`: ends a line after REPEATED_S of identical frames, or when its last second sounds a second time.
+- `repeat`: ends a line after REPEATED_S of identical frames, or when the last part of its audio repeats earlier audio.
 - `silence`: ends a line after a pause that is too long. The longest allowed pause depends on the share of the text that
   must have been spoken already.
 - `lead_in`: ends a line if no speech begins within LEAD_IN_S.
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 Rule = Literal["frame_cap", "early_end", "repeat", "silence", "lead_in", "babble", "too_short", "retry"]
 
-SLOW_CHARS_PER_S, FAST_CHARS_PER_S = 8.0, 28.0  # the paces of 52 measured speakers are between these
+SLOW_CHARS_PER_S, FAST_CHARS_PER_S = 8.0, 28.0  # the paces of 52 measured speakers are between these two
 BAND_SLOW, BAND_FAST = 0.65, 0.4  # a line may last 0.4 to 1 / 0.65 times its expected duration
 REPEATED_S = 1.0
 LEAD_IN_S = 5.0
 LONG_SILENCE_S = 4.0  # the longest pause before the expected duration is over
 LATE_SILENCE_S = 2.0  # the longest pause after the expected duration
-OVER_SILENCE_S = 1.5  # the longest pause after the duration of a slow reading; the longest digital silence
+OVER_SILENCE_S = 1.5  # the longest pause after the duration of a slow reading, and the longest digital silence
 SMOOTHING_S = 0.1  # levels are averaged over this time, because the level of room noise varies
 MIN_SPOKEN = 0.4  # with less sound than this share of the expected duration, the text cannot be complete
-# Limit of the sound: the factor times the duration of a slow reading, plus seconds.
+# The most sound in a line, without its pauses: BABBLE_FACTOR times the duration of a slow reading, plus BABBLE_SLACK_S.
 BABBLE_FACTOR, BABBLE_SLACK_S = 1.1, 2.5
 REPETITION_FROM = 0.6  # repetitions are searched after this share of the expected duration
 _BEGIN_DBFS = QUIET_DBFS + 5  # the first sound of a line has at least this level
@@ -111,7 +111,7 @@ class LineGuard:
         return self._broken()
 
     def add_samples(self, samples: Samples) -> None:
-        """Add audio (N,) of the text line that is spoken. The codec may return it some steps after the codes."""
+        """Add the next audio (N,) of the line. The codec may return the audio some steps after its codes."""
         samples = np.concatenate((self._unjudged, samples))
         levels = levels_dbfs(samples, self._rate_hz)
         whole = len(levels) * round(WINDOW_S * self._rate_hz)
@@ -165,7 +165,7 @@ class LineGuard:
 
 
 class Repetition:
-    """Detects that the last second of a line sounds a second time. The codes of the two parts may differ.
+    """Detects that the last part of a line repeats earlier audio of the line. The codes of the two parts may differ.
 
     The spectrum of each window is compared with the spectra SHORTEST_S to LONGEST_S earlier. The line repeats itself
     if, at one distance in time, the spectra of the last COMPARED_S seconds differ from the earlier spectra by less than

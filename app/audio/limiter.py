@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LOOK_AHEAD_S = 0.005
 _TAPS = 12
 _PEAK_ERROR_DB = 0.4  # the limiter measures true peaks of speech at most this much too low
-_SURELY_BELOW = 0.5  # between two samples, a speech wave is less than twice as large as at the samples
+_SURELY_BELOW = 0.5  # between two samples, the wave of speech is less than twice as large as at these samples
 
 
 class Limiter:

@@ -33,7 +33,7 @@ class LoudnessMeter:
     def finish(self) -> float:
         """End the stream and return its integrated loudness in LUFS.
 
-        SILENT_LUFS for silence, and for less than 0.4 s.
+        Returns SILENT_LUFS for silence, and for a stream that is shorter than 0.4 s.
         """
         for frame in self._filter.finish():
             self._read(frame)
@@ -48,7 +48,7 @@ class LoudnessMeter:
 def integrated_lufs(samples: Samples, rate_hz: int) -> float:
     """Return the integrated loudness of mono samples (N,) in LUFS; SILENT_LUFS for silence.
 
-    Audio shorter than 0.5 s is repeated, because a gating block of BS.1770 has 0.4 s.
+    Audio shorter than 0.5 s is repeated, because a gating block of BS.1770 is 0.4 s long.
     """
     if not len(samples):
         return SILENT_LUFS

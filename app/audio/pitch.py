@@ -24,7 +24,7 @@ LOWEST_HZ, HIGHEST_HZ = 55.0, 500.0
 _RATE_HZ = 8_000
 _HOP = round(HOP_S * _RATE_HZ)
 _LONGEST = int(_RATE_HZ / LOWEST_HZ) + 2  # longest lag, in samples
-_TYPICAL_LAG = 60  # a frame is centred for a pitch of 133 Hz
+_TYPICAL_LAG = 60  # in samples; the centre of a frame is exact for this lag, which is a pitch of 133 Hz
 _SHORTEST = int(_RATE_HZ / HIGHEST_HZ)  # shortest lag, in samples
 _WINDOW = 240  # 30 ms; these samples are compared with the samples one lag later
 _FRAME = _WINDOW + _LONGEST
@@ -41,7 +41,7 @@ _BLOCK_FRAMES = 2_000  # number of frames (20 s) that are computed together; the
 def track(samples: Samples, rate_hz: int) -> Array:
     """Find the pitch in Hz of each frame of samples (N,) -> (frames,). An unvoiced frame has the pitch 0.
 
-    A frame has HOP_S seconds. The centre of frame i is at (i + 0.5) * HOP_S.
+    A new frame begins every HOP_S seconds. The centre of frame i is at (i + 0.5) * HOP_S.
     """
     at_rate = np.asarray(soxr.resample(samples, rate_hz, _RATE_HZ) if rate_hz != _RATE_HZ else samples, np.float64)
     count = int(len(samples) / rate_hz / HOP_S + 1e-6)

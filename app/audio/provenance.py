@@ -1,8 +1,8 @@
 """Metadata that says that a file is synthetic speech: the comment in the header of an audio file.
 
 Each container has a tag `comment`: WAV as ICMT in LIST/INFO, MP3 and ADTS AAC in ID3, M4A and M4B in `moov`, Ogg and
-FLAC as Vorbis comment. `Provenance.tags` gives it by FFmpeg's name, and `parse` reads it again. The comment never
-contains the spoken text.
+FLAC as Vorbis comment. `Provenance.tags` returns the comment under the name that FFmpeg has for this tag, and `parse`
+reads a comment. The comment never contains the spoken text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ GENERATOR = f"tts-server {__version__}"
 MAX_COMMENT_CHARS = 1_000
 MAX_VOICES = 20
 _START = "Synthetic speech"
-# Terms of IPTC's vocabulary "digital source type". A model that learned from recordings, and a program with rules.
+# Terms of IPTC's vocabulary "digital source type": the first is for a model that learned from recordings, the second is
+# for a program with rules.
 _TRAINED, _RULES = "trainedAlgorithmicMedia", "algorithmicMedia"
 _UNSAFE = re.compile(r"[;\x00-\x1f\x7f]+")
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -41,7 +42,7 @@ class Provenance:
 
     @property
     def comment(self) -> str:
-        """The text of the tag `comment`: readable for people, and `parse` reads it."""
+        """The text of the tag `comment`. People can read the text, and `parse` converts it back."""
         fields = {
             "source": self.source_type,
             "generator": self.generator,

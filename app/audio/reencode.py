@@ -1,6 +1,6 @@
 """Encode audio that a client already has: a WAV file of 16-bit mono samples, or raw samples.
 
-The WAV file is read without FFmpeg, so this needs no sandbox. This module does not depend on HTTP.
+The WAV file is read without FFmpeg, so no sandbox is needed. This module does not depend on HTTP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from app.types import AudioFormat
 
 RAW_RATE_HZ = 24_000  # the sample rate of raw samples
-_BLOCK_BYTES = 2 * 10 * RAW_RATE_HZ  # encoded at a time: 10 s take 60 ms
+_BLOCK_BYTES = 2 * 10 * RAW_RATE_HZ  # a thread encodes this much at a time: 10 s of audio, which take 60 ms
 
 _PCM = 1  # the tag of a WAV file without compression
 _EXTENSIBLE = 0xFFFE  # the tag of a WAV file whose real tag stands at the offset 24
@@ -38,11 +38,11 @@ class FileEncoder:
         self._threads = threads
 
     def encode(self, data: bytes, audio_format: AudioFormat, rate_hz: int, *, raw: bool) -> AsyncIterator[bytes]:
-        """Return the encoded file in parts. rate_hz: its sample rate. raw: whether `data` is not a WAV file, but raw
-        samples at RAW_RATE_HZ.
+        """Return the encoded file in parts. rate_hz: the sample rate of the encoded file. raw: True = `data` contains
+        raw samples at RAW_RATE_HZ; False = `data` is a WAV file.
 
         The audio gets no watermark, because speech of this server already has one. If the comment of a WAV file says
-        that it is synthetic speech, the comment of the encoded file says the same.
+        that the file is synthetic speech, the encoded file has the same comment.
 
         Raises BadReference if `data` can't be read, and UnsupportedParameter if the format does not support the sample
         rate.
@@ -85,7 +85,7 @@ class WavFile:
 def read_wav(data: bytes) -> WavFile:
     """Read a WAV file of 16-bit mono samples, also one whose header states an unknown length.
 
-    Raises BadReference if the bytes are another file, or if the sample rate is outside of MIN_RATE_HZ to MAX_RATE_HZ.
+    Raises BadReference if the bytes are not such a file, or if the sample rate is not MIN_RATE_HZ to MAX_RATE_HZ.
     """
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         raise BadReference(_WRONG, param="file")

@@ -1,8 +1,8 @@
 """Sign files of synthetic speech with C2PA (Content Credentials), and read such signatures.
 
-The signed manifest says that the file was created by this server, from IPTC's source `trainedAlgorithmicMedia`. It is
-signed with the operator's certificate. The extra `c2pa` has the library. Files of other people are read in a child
-process (`signing_reader.py`). This module does not depend on HTTP.
+The manifest says that this server has created the file, and names IPTC's source type, such as
+`trainedAlgorithmicMedia`. The operator's certificate signs the manifest. The extra `c2pa` installs the library for
+this. Files of any origin are read in a child process (`signing_reader.py`). This module does not depend on HTTP.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from app.errors import NotStored, SpeechError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Formats that can be signed. Ogg and ADTS AAC have no place for a manifest. In FLAC, it would be an ID3 tag before the
-# marker of FLAC, which some players refuse.
+# Formats that can be signed. Ogg and ADTS AAC have no place for a manifest. In FLAC, the manifest would be in an ID3
+# tag before the marker of FLAC, and some players refuse such a file.
 SIGNED_FORMATS: Mapping[str, str] = {"wav": "audio/wav", "mp3": "audio/mpeg", "m4a": "audio/mp4", "m4b": "audio/mp4"}
 HOW_TO_INSTALL = "Install it with: pip install 'c2pa-python==0.38.1' (MIT or Apache licence)."
 _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _READ_S = 10.0  # the longest time for reading a manifest
-# No request to the network, and no list of trusted issuers.
+# The library makes no request to the network, and uses no list of trusted issuers.
 SETTINGS = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": False}}
 _MARKER = b"c2pa"  # is in every file with a manifest
 _CHECK_SAMPLES = 2_400
@@ -71,8 +71,8 @@ class FileSigner:
     def __init__(self, cert: Path, key: Path) -> None:
         """cert: a PEM file with the certificate and its chain. key: a PEM file with the private key.
 
-        Raises ValueError with the reason if they can't sign. It signs a short file and verifies it, so a certificate
-        that C2PA does not accept is found at once.
+        Signs a short file and verifies its signature. So a certificate that C2PA does not accept is found at once.
+        Raises ValueError with the reason if the certificate and the key can't sign.
         """
         if (reason := missing()) is not None:
             raise ValueError(f"TTS_C2PA_CERT is set. {reason}")
@@ -81,7 +81,7 @@ class FileSigner:
         self._check()
 
     def sign(self, path: Path, audio_format: str, provenance: Provenance) -> None:
-        """Sign a complete file. It is replaced when the signed copy is complete. Blocks.
+        """Sign a complete file. The signed copy replaces the file when the copy is complete. Blocks.
 
         audio_format: a key of SIGNED_FORMATS. Raises NotStored if the disk is full, and SpeechError for all
         other reasons.
@@ -157,8 +157,8 @@ def _read_pair(cert: Path, key: Path) -> tuple[bytes, bytes, str]:
     own, certified = private.public_key(), leaf.public_key()
     if own.public_bytes(form[1], form[0]) != certified.public_bytes(form[1], form[0]):
         raise ValueError(
-            f"TTS_C2PA_KEY: {key} does not belong to the first certificate in {cert}. The chain begins with the "
-            "certificate of the key."
+            f"TTS_C2PA_KEY: {key} does not belong to the first certificate in {cert}. The first certificate of the "
+            "chain must be the certificate of the key."
         )
     now = datetime.now(UTC)
     if not leaf.not_valid_before_utc <= now <= leaf.not_valid_after_utc:
@@ -223,7 +223,7 @@ def _complete_wav_header(path: Path) -> None:
 
 
 def read_manifest(data: bytes) -> Found | None:
-    """Read and verify the C2PA manifest of a file of any origin; None if it has none. Blocks. Never raises.
+    """Read and verify the C2PA manifest of a file of any origin; None if it has no manifest. Blocks. Never raises.
 
     Returns {"state": "valid" | "invalid" | "not_checked", "issuer", "signer", "generator", "synthetic", "problems"}.
     `synthetic`: whether the manifest says that the file was created by an algorithm. "valid" means that the file was

@@ -15,15 +15,15 @@ from app.audio.signing import SETTINGS
 
 _MEMORY_BYTES = 2 << 30
 _CPU_S = 10
-_MAX_CHARS = 200  # of each text from the file
+_MAX_CHARS = 200  # a longer text from the file is cut to this length
 _ALGORITHMIC = ("trainedAlgorithmicMedia", "algorithmicMedia", "compositeWithTrainedAlgorithmicMedia")
 
 
 def main() -> None:
-    """Read one file."""
+    """Read one file from standard input, and write the result to standard output."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
-    import c2pa  # noqa: PLC0415 - after the limits
+    import c2pa  # noqa: PLC0415 - imported after the limits are set
 
     data = sys.stdin.buffer.read()
     try:

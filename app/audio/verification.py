@@ -38,7 +38,7 @@ Reason = Literal[
 ]
 
 # Limits of the check. The comments compare each limit with 63 human recordings at three tempos.
-MAX_CUT_OFF = 16.0  # nats; human recordings: at most 12.3; recordings cut inside the last word: mostly over 28
+MAX_CUT_OFF = 16.0  # nats; human recordings: at most 12.3; recordings with a cut inside the last word: mostly over 28
 # Highest number and share of missing words. In 97 % of human recordings no word is missing. If half of the text is
 # missing, the share is at least 16 %.
 MAX_MISSING, MAX_MISSING_SHARE = 1, 0.08
@@ -66,7 +66,7 @@ _FOREIGN_WORDS = frozenset(
 _PUNCTUATION = string.punctuation + "“”„«»…–—¿¡"
 
 _FRAME_S = 0.01
-# Audio without words is summed over windows of this length: babble is continuous, hesitations are short.
+# The audio without words is summed in windows of this length, because babble is continuous and hesitations are short.
 _WINDOW_S = 3.0
 _LOUD_DB = 22.0  # audio this far below loud speech is silence
 _ABOVE_FLOOR_DB = 10.0  # audio less than this above the noise floor is also silence
@@ -131,8 +131,8 @@ def _reason(alignment: Alignment, apart: NDArray[np.bool_], expected_s: float | 
 
 
 def _not_words(alignment: Alignment, samples: Samples, rate_hz: int) -> NDArray[np.bool_]:
-    """Return for each frame (T,) whether the frame is audible and belongs to no word. Such frames are "other" audio,
-    and pauses that are too loud for silence.
+    """Return for each frame (T,) whether the frame is audible and belongs to no word. Such a frame is "other" audio, or
+    is in a pause and too loud for silence.
     """
     size = max(1, round(_FRAME_S * rate_hz))
     count = len(samples) // size
@@ -172,7 +172,7 @@ def _ranking_score(alignment: Alignment, not_words_s: float) -> float:
 
 def best_take(verdicts: Sequence[Verdict]) -> int:
     """Return the index of the best of several takes of one text. A take that is not bad is better than a bad take.
-    Among the remaining takes, the highest score wins; of equal takes, the first one.
+    Among takes that are equal in this, the highest score wins; with equal scores, the first take wins.
     """
     return max(range(len(verdicts)), key=lambda at: (verdicts[at].status != "bad", verdicts[at].score))
 

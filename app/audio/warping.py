@@ -1,9 +1,9 @@
 """Dynamic time warping: find the moments of one recording in another recording of the same words.
 
 The offline voice reads a text and reports when it speaks each word. The warping finds the same words in the speech of
-another voice. It needs no model of the language. The result is less exact than an alignment: the median error of the
-start of a word is about 20 ms, and every sixth error is above 100 ms. It takes about 2 % of the duration of the
-recording.
+another voice. The warping needs no model of the language, but it is less exact than an alignment: the median error of
+the start of a word is about 20 ms, and every sixth error is above 100 ms. The warping takes about 2 % of the duration
+of the recording.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 MAX_SECONDS = 300.0
-_LEAST_BAND = 150  # frames on each side of the straight path that are searched at least
-_BAND_SHARE = 0.15  # of the length of the reference
-_LONGEST_PAUSE = 8  # frames of a pause that are kept
-# Each further cepstrum counts less, because the higher cepstra tell voices apart more than phonemes.
+_LEAST_BAND = 150  # at least this many frames on each side of the straight path are searched
+_BAND_SHARE = 0.15  # the frames to search on each side, as a share of the length of the reference
+_LONGEST_PAUSE = 8  # of a longer pause, only this many frames are kept
+# A higher cepstrum has a smaller weight, because higher cepstra differ more between voices than between phonemes.
 _LIFTER = np.tile(np.float32(0.75) ** np.arange(13, dtype=np.float32), 2)
 _SILENCE_DB = 25.0  # audio this far below loud speech is silence
-_STEPS = 4  # a frame of the recording advances 0 to 3 frames in the reference
+_STEPS = 4  # with each frame of the recording, the path advances 0 to 3 frames in the reference
 _STAY_COST = np.float32(0.3)
-_WINDOW_S = 410 / RATE_HZ  # a frame describes this much audio from its start
+_WINDOW_S = 410 / RATE_HZ  # a frame describes this many seconds of audio, counted from its start
 
 
 def warp(
@@ -53,7 +53,7 @@ def warp(
         return None
     last = _edges(spoken_loud)[1]
     heard, kept = _without_pauses(spoken_loud), _without_pauses(model_loud)
-    path = heard[_path(spoken[heard], model[kept])]  # for each kept frame of the reference
+    path = heard[_path(spoken[heard], model[kept])]  # for each kept frame of the reference: the frame of the recording
     places = np.searchsorted(kept, np.asarray(times) / FRAME_S - 0.5)
     found = np.append(path, last)[np.minimum(places, len(path))] * FRAME_S
     limited = np.clip(np.maximum.accumulate(found), 0.0, len(samples) / rate_hz)
@@ -83,13 +83,13 @@ def _features(samples: Samples) -> tuple[Floats, NDArray[np.bool_]]:
 
 
 def _edges(loud: NDArray[np.bool_]) -> tuple[int, int]:
-    """Return the first loud frame, and the index behind the last one."""
+    """Return the index of the first loud frame, and the index after the last loud frame."""
     places = np.flatnonzero(loud)
     return int(places[0]), int(places[-1]) + 1
 
 
 def _without_pauses(loud: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Return the frames between the edges without the middle of long pauses."""
+    """Return the indices of the frames between the edges. Of a long pause, only the first frames are included."""
     first, last = _edges(loud)
     places = np.arange(first, last)
     before = np.maximum.accumulate(np.where(loud, np.arange(len(loud)), -1))[first:last]
@@ -97,9 +97,10 @@ def _without_pauses(loud: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 
 def _path(spoken: Floats, model: Floats) -> NDArray[np.intp]:
-    """Return for each frame of `model` (M, D) the first frame of `spoken` (N, D) that belongs to it or to a later one.
+    """Return the path: for each frame of `model` (M, D), the first frame of `spoken` (N, D) that belongs to this frame
+    or to a later frame of `model`.
 
-    The search considers paths near the straight one.
+    The search considers only paths near the straight path.
     """
     count, width = len(spoken), len(model)
     band = int(min(width, max(_LEAST_BAND, _BAND_SHARE * width)))

@@ -72,9 +72,9 @@ class WatermarkMissing(NotSupported):
 class Watermark:
     """Decides which answers are marked.
 
-    scope: mark answers with a cloned voice ("cloned"), also all answers of a trained model ("model"), all answers, or
-    none. missing: the reason why no answer can be marked; None if answers can be marked. The constructor raises
-    WatermarkMissing if the scope is "all" and the `watermark` extra is missing.
+    scope: "cloned" = mark answers with a cloned voice; "model" = mark also all answers of a trained model; "all" = mark
+    all answers; "off" = mark no answer. missing: the reason why no answer can be marked; None if answers can be marked.
+    The constructor raises WatermarkMissing if the scope is "all" and the `watermark` extra is missing.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -164,7 +164,10 @@ def detect(samples: Samples) -> float:
 
 @functools.cache
 def load() -> Perth:
-    """Load the network and cache it: this takes 37 MB, and 0.1 s if torch is imported. Raises WatermarkMissing."""
+    """Load the network and cache it. The first call takes 0.1 s if torch is already imported. The network takes 37 MB.
+
+    Raises WatermarkMissing.
+    """
     package = _package()
     if (missing := _missing()) is not None or package is None:
         raise WatermarkMissing(missing or _HOW_TO_INSTALL)

@@ -1,12 +1,13 @@
-"""The answer cache: the audio of complete answers on disk. A repeated request gets it, and the engine does no work.
+"""The answer cache: the audio of complete answers on disk. A repeated request gets the stored audio, so the engine does
+not generate it again.
 
 One file holds the audio of one generation: 16-bit samples at the engine's sample rate, after loudness, speed, length
 limit and watermark. Every response format and sample rate is encoded from these samples, so the cache key has no
-format. Behind the samples are a JSON trailer (sample rate, length, checksum, facts) and a fixed footer. The times of
-the words are found later, so they are in a second file.
+format. After the samples, the file has a JSON trailer (sample rate, length, checksum, facts) and a footer of fixed
+length. The times of the words are found later, so they are in a second file.
 
-The file has a temporary name while the answer is generated and is renamed when it is complete, so a crash leaves no
-partial answer. This module does not depend on HTTP or audio.
+The file has a temporary name while the answer is generated, and gets its final name when the answer is complete. So a
+crash leaves no partial answer. This module does not depend on HTTP or audio.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from app.lru import LRU
 log = logging.getLogger(__name__)
 
 SAMPLE_BYTES = 2
-# FLAC takes 61 % of the bytes of raw samples, but 1 ms of CPU per second of audio to write and about as much to read.
-# Raw samples need no decoding, and a reader can start at any position while the answer is still being generated.
+# FLAC would need only 61 % of the bytes of raw samples. But writing it takes 1 ms of CPU time for each second of audio,
+# and reading it takes about as long. Raw samples need no decoding, and a reader can start at any position while the
+# answer is still being generated.
 _SUFFIX = ".pcm"
 _TIMES_SUFFIX = ".times"
 _MAGIC = b"TTSB"
@@ -50,7 +52,7 @@ Facts = Mapping[str, float | str]
 
 @dataclass(frozen=True, slots=True)
 class CachedSound:
-    """The audio of an answer from the cache, as 16-bit samples. The file is closed with the last reference."""
+    """The audio of an answer from the cache, as 16-bit samples. The file is closed when no reference to it is left."""
 
     rate_hz: int
     samples: int
@@ -150,7 +152,7 @@ class AnswerCache:
         return await asyncio.to_thread(_read_times, self._times_path(digest), checksum)
 
     async def keep_times(self, digest: str, checksum: int, text: str) -> None:
-        """Store a text with the times of the words of a stored answer. checksum: the checksum of its samples."""
+        """Store a text with the times of the words of a stored answer. checksum: of the answer's samples."""
         if digest not in self._sizes:
             return
         size = await asyncio.to_thread(_write_times, self._times_path(digest), checksum, text)
@@ -262,7 +264,10 @@ class Entry:
 
 
 class _OpenFile:
-    """A file that is open without a buffer. It is closed with the last reference to it, also while a thread reads."""
+    """A file that is open without a buffer.
+
+    The file is closed when no reference to this object is left, so never while a thread still reads.
+    """
 
     def __init__(self, path: Path, flags: int) -> None:
         self._descriptor = -1  # set first: if os.open raises, __del__ needs this attribute
@@ -355,14 +360,14 @@ def _size_or_0(path: Path) -> int:
 def _read(path: Path, times_path: Path) -> tuple[CachedSound | None, int]:
     """Open and check a cache file. Returns its audio (None if the file is damaged) and its size. Raises OSError.
 
-    times_path: the file with the times of the answer, which counts for the size.
+    times_path: the file with the times of the answer's words. Its size is part of the returned size.
     """
     file = _OpenFile(path, os.O_RDONLY)
     size = file.size
     sound = _checked(file, size)
     if sound is not None:
         with contextlib.suppress(OSError):  # the folder may be read-only
-            os.utime(path)  # the next start of the server reads from this time when the answer was last used
+            os.utime(path)  # after a restart, `scan` takes this time as the time when the answer was last used
     return sound, size + _size_or_0(times_path)
 
 

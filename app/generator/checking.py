@@ -43,7 +43,7 @@ Result = Literal["ok", "retried", "uncertain", "unchecked"]
 DEADLINE_S = 10.0  # time limit of one check, in addition to the length of the audio
 # Extra time for the thread, so that the deadline of the aligner is reached first and ends its process.
 THREAD_SLACK_S = 0.5
-LATE_CHECKS_S = 3.0  # at its end, an answer waits this long for the checks of audio that was sent
+LATE_CHECKS_S = 3.0  # when its audio has ended, an answer waits at most this long for checks of audio that was sent
 SOUND_S = 3.0  # the longest duration of a non-verbal sound such as (laughs)
 UNCHECKED = Verdict("unchecked", "no_answer")
 
@@ -214,8 +214,8 @@ class AnswerChecks:
         """Wait for the checks of audio that was sent, and return the result of the whole answer."""
         if self.waiting:
             await asyncio.wait(self._tasks, timeout=LATE_CHECKS_S)
-            await self.close()  # later results must not be counted, because the loop below counts `unchecked`
-        # The utterance was cut by the length limit, or its check takes too long.
+            await self.close()  # so that no result comes later: the loop below counts these utterances as `unchecked`
+        # These utterances have no result, because the length limit has cut them or their check takes too long.
         for _ in range(self._begun - len(self._results)):
             self._results.append("unchecked")
             self._metrics.verified("unchecked")
@@ -229,7 +229,7 @@ class AnswerChecks:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-_NOT_JUDGED = ("not_installed", "no_answer")  # for these reasons the check was not possible, but a later check may be
+_NOT_JUDGED = ("not_installed", "no_answer")  # with these reasons, a take was not checked, but it can be checked later
 
 
 def _result(take: Take, *, repeated: bool) -> Result:

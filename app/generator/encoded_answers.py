@@ -10,7 +10,8 @@ from app.lru import LRU
 
 BUDGET_BYTES = 32 << 20
 MAX_ANSWER_BYTES = 2 << 20  # a longer answer is encoded while it is sent, and its length is remembered
-# limit for all answers that are being encoded; beyond it, encoded answers are not collected for reuse
+# The most bytes that are collected from all answers that are being encoded. Above this limit, an encoded answer is sent
+# but not collected for reuse.
 COLLECTED_BYTES = 16 << 20
 SIZES = 10_000  # how many sizes of encoded answers are remembered
 
@@ -44,7 +45,7 @@ class EncodedAnswers:
         return Collector(self, keep=keep)
 
     def reserve(self, count: int) -> bool:
-        """Count bytes of an answer that is being collected. Returns False if all such answers have too many bytes."""
+        """Count bytes of an answer that is being collected. Returns False if their total exceeds COLLECTED_BYTES."""
         self._collected_bytes += count
         return self._collected_bytes <= COLLECTED_BYTES
 

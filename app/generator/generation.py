@@ -1,4 +1,4 @@
-"""Single flight: equal requests at the same time share one generation. Each answer encodes it to its own format.
+"""Single flight: equal requests at the same time share one generation. Each answer encodes the audio to its own format.
 
 A `Generation` is one task that speaks, and any number of listeners. It continues when the request that started it
 disconnects, as long as one listener is left, and it is cancelled when the last listener leaves. The generation waits
@@ -51,7 +51,9 @@ class Generation:
 
     @property
     def joinable(self) -> bool:
-        """Whether a further answer may listen: the first sample is still there, and no rule of the guard was broken."""
+        """Whether one more answer may listen: the first sample can still be read, and no rule of the output guard was
+        broken.
+        """
         return self.recording.has_start and not self.job.broken_rules
 
     def start(self, work: Callable[[], Awaitable[None]], on_end: Callable[[], None]) -> None:
@@ -160,7 +162,7 @@ def _do_nothing() -> None:
 
 
 def _copy_of(error: BaseException) -> BaseException:
-    """Return a copy of an error that was raised by another task, with this error as its cause."""
+    """Return a copy of an error that another task has raised. The cause of the copy is the original error."""
     try:
         copied = copy.copy(error)
     except Exception:  # noqa: BLE001 - the constructor of a plug-in's error may need other arguments

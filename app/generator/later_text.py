@@ -1,8 +1,9 @@
 """A text that arrives in parts while its first part is already spoken, for example the answer of a language model.
 
-`TextParts` collects the text and cuts it into pieces (`text/incremental.py`). If no more text arrives for a while, it
-returns text that may go on. A sentence of one or two words is joined to its neighbour, as in the text of a request, if
-the listener does not wait for it. `LaterLines` turns each piece into lines, in the same way as the text of a request.
+`TextParts` collects the text and cuts it into pieces (`text/incremental.py`). If no more text arrives for a while, the
+text so far becomes a piece, although its last sentence may continue. As in the text of a request, a sentence of one or
+two words is joined to its neighbour, unless the listener is waiting for audio. `LaterLines` turns each piece into
+lines, in the same way as the text of a request.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
     from app.generator.resolving import RequestResolver
     from app.runtime.playback import Playback
 
-SENTENCE_WAIT_S = 0.25  # a sentence that is the end of the text so far is spoken if no more text arrives in this time
-WORDS_WAIT_S = 1.0  # the same for words that are no sentence, if the listener has no audio left
+SENTENCE_WAIT_S = 0.25  # the last sentence of the text so far is spoken if no more text arrives in this time
+WORDS_WAIT_S = 1.0  # the same time for words that are not a whole sentence yet, if the listener has no audio left
 JOIN_LEFT_S = 1.0  # a short sentence waits for the next one while the listener has more audio left than this
-JOINED_CHARS = 300  # the longest piece of joined sentences
+JOINED_CHARS = 300  # the longest piece that is joined from several sentences, in characters
 RECENT_CHARS = 1_000
-# A sentence of words only. With a figure, a tag or a mark of Markdown, the number of its spoken words is not known yet.
+# Matches a sentence that has only words. The number of spoken words of a sentence with a digit, a tag or a character of
+# Markdown is not known yet.
 _PLAIN = re.compile(r"[^\W\d_][\w\s,;:.!?'’…。！？，、-]*")
 _BLOCK_CHARS = 16_384  # a long text is cut in blocks, so that other tasks can run in between
 
@@ -51,7 +53,7 @@ class TextParts:
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self.pieces: list[Piece] = []  # all pieces that `next` has returned
-        self.offsets: list[int] = []  # for each of them: the index in the whole text at which the spoken line begins
+        self.offsets: list[int] = []  # for each of these pieces: the index in the whole text at which its line begins
         self.ended = False
         self.playback: Playback | None = None  # the clock of the answer; None = the answer has not begun
 
@@ -64,7 +66,7 @@ class TextParts:
 
     @property
     def pending(self) -> bool:
-        """Whether `next` has not returned all text so far."""
+        """Whether `next` still has to return a part of the text so far."""
         return bool(self._queued or self._splitter.pending)
 
     @property
@@ -171,7 +173,7 @@ class TextParts:
         return 0.0 if self.playback is None else self.playback.time_left_s(time.monotonic())
 
     def _start_timer(self) -> None:
-        """Start the timer for text that may go on."""
+        """Start the timer that completes the rest of the text if no more text arrives."""
         if self._splitter.pending:
             if self._splitter.ends_with_sentence:
                 self._timer = asyncio.get_running_loop().call_later(SENTENCE_WAIT_S, self._complete)
@@ -184,7 +186,7 @@ class TextParts:
             self._timer = None
 
     def _take_words(self) -> None:
-        """Complete a piece at the last word end, if the listener has no audio left. Otherwise try again then."""
+        """Complete a piece at the end of the last word if the listener has no audio left. Otherwise try again later."""
         left_s = self._time_left_s()
         if self._queued or left_s > 0:
             self._timer = asyncio.get_running_loop().call_later(max(left_s, SENTENCE_WAIT_S), self._take_words)
@@ -193,19 +195,19 @@ class TextParts:
 
 
 class LaterLines:
-    """Turns the pieces of a TextParts into lines, as the resolver does it for the text of a request."""
+    """Turns the pieces of a TextParts into lines, as the resolver does for the text of a request."""
 
     def __init__(
         self, resolver: RequestResolver, prompts: Prompts, job: SpeechJob, line: Line, text: TextParts
     ) -> None:
-        """job: the answer. line: the first line of its request, with the voice as the caller has named it."""
+        """job: the answer. line: the first line of the job's request, with the voice as the caller has named it."""
         self._resolver = resolver
         self._prompts = prompts
         self._job = job
         self._line = line
         self._text = text
         self._tag = _last_tag(line.text)
-        self.texts = [*job.texts]  # one for each piece; the words of its lines count their characters in it
+        self.texts = [*job.texts]  # one for each piece; the words of a piece have their positions in this text
 
     @property
     def ready(self) -> bool:

@@ -1,7 +1,9 @@
-"""The pronunciation dictionaries of the server and of each voice: files that people can edit, read when they change.
+"""The pronunciation dictionaries of the server and of each voice. They are files that people can edit. When a file has
+changed, it is read again.
 
-The server's dictionary is `TTS_DATA_DIR/lexicons/lexicon.tsv`, and those of preset voices are beside it. A cloned voice
-has its dictionary in its own folder, so that an export contains it and a deletion removes it.
+The server's dictionary is `TTS_DATA_DIR/lexicons/lexicon.tsv`. The dictionaries of preset voices are in the same
+folder. The dictionary of a cloned voice is in the folder of the voice, so an export of the voice contains the
+dictionary, and a deletion removes it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ CHECK_FILES_S = 1.0  # seconds between two checks of a file; until then, a chang
 MAX_FILE_BYTES = 32 << 20
 _Signature = tuple[int, int, int]
 _Change = Callable[[tuple["LexiconEntry", ...]], Sequence["LexiconEntry"]]
-_Check = Callable[[LexiconFile], None]  # gets a dictionary before it is changed; raises an error to keep it
+_Check = Callable[[LexiconFile], None]  # gets a dictionary before it is changed; raises an error to prevent the change
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class LexiconStore:
     """All pronunciation dictionaries of this server. Thread-safe. All methods except `needs_check` can block."""
 
     def __init__(self, data_dir: Path, voices: VoiceStore) -> None:
-        """Read the server's dictionary. Never raises for a file that can't be read: the log says why."""
+        """Read the server's dictionary. If the file can't be read, no error is raised, and the log has the reason."""
         self._folder = data_dir / FOLDER
         self._voices = voices
         self._lock = threading.RLock()
@@ -66,7 +68,7 @@ class LexiconStore:
         return self._folder / f"{voice}.tsv" if folder is None else folder / LEXICON_FILE
 
     def needs_check(self, voices: Sequence[str]) -> bool:
-        """Return whether `lists` has to look at a file, which blocks."""
+        """Return whether `lists` would block for one of these voices, because it must check a file on disk."""
         now_s = time.monotonic()
         return any(
             (found := self._loaded.get(name)) is None or now_s - found.checked_s > CHECK_FILES_S
@@ -90,7 +92,7 @@ class LexiconStore:
     def remove(
         self, word: str, voice: str | None = None, *, check: _Check | None = None
     ) -> tuple[tuple[LexiconEntry, ...], LexiconFile]:
-        """Remove the entries with this word. Returns them and the changed dictionary.
+        """Remove the entries with this word. Returns the removed entries and the changed dictionary.
 
         If no entry has exactly this spelling, the entry with the same letters in another case is removed. Raises
         NotFound, NotStored, and the errors of `check`.
@@ -131,7 +133,10 @@ class LexiconStore:
             return self._look(voice, now=True).content
 
     def _look(self, voice: str | None, *, now: bool = False) -> _Loaded:
-        """Return a dictionary, read again if its file has changed. now: do not wait CHECK_FILES_S."""
+        """Return a dictionary. If its file has changed, the file is read again.
+
+        now: True = check the file, even if the last check was less than CHECK_FILES_S ago.
+        """
         found = self._loaded.get(voice)
         now_s = time.monotonic()
         if found is not None and not now and now_s - found.checked_s <= CHECK_FILES_S:

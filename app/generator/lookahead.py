@@ -18,8 +18,8 @@ MAX_AHEAD = 4  # the maximum number of utterances that are submitted in advance
 
 
 def rows_ahead(job: SpeechJob) -> int:
-    """Return how many utterances to submit in advance: 1, or up to the number of free rows if they may run in
-    parallel.
+    """Return how many utterances to submit in advance: 1, or up to the number of free rows if utterances may run in
+    parallel. Return 0 if each utterance continues the one before it.
     """
     if job.goes_on:
         return 0
@@ -72,7 +72,7 @@ class Lookahead:
         waits: bool = False,
     ) -> None:
         """submit: sends an utterance to the engine. The second argument of `submit` is the index of the utterance in
-        the answer, from 0.
+        the answer, from 0. waits: True = the text of the next part may arrive late, so `submit` does not wait for it.
         """
         self._planned = planned
         self._submit = submit
@@ -84,7 +84,7 @@ class Lookahead:
         self._planning: asyncio.Task[PlannedUtterance | Pause | None] | None = None  # plans the next part
 
     async def planned_within(self, timeout_s: float) -> bool:
-        """Wait at most `timeout_s` seconds until `peek` returns without waiting. Returns False after this time."""
+        """Wait until `peek` can return without waiting. Returns False if this takes more than `timeout_s` seconds."""
         if self._parts:
             return True
         self._planning = self._planning or asyncio.create_task(self._next_planned())

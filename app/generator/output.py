@@ -1,7 +1,8 @@
 """The audio pipeline of an answer, in two halves.
 
-`Finisher` belongs to a generation: loudness, tempo, length limit and watermark. Its result is stored and shared as
-16-bit samples at the engine's sample rate. `AnswerEncoder` belongs to one answer: sample rate and audio format.
+`Finisher` belongs to a generation. It sets the loudness and the tempo, applies the length limit and adds the watermark.
+Its result is stored and shared as 16-bit samples at the engine's sample rate. `AnswerEncoder` belongs to one answer. It
+converts these samples to the sample rate and the audio format of the answer.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ON_LOOP_PLAIN_S = 1.0  # for pcm, wav and the loudness
 class Finisher:
     """Converts the engine's samples to the 16-bit samples of an answer, at the same sample rate.
 
-    The watermark is the last step, so that only the encoder and the sample rate of an answer change it.
+    The watermark is added last. After this step, only the change of the sample rate and the encoder change the audio.
     """
 
     def __init__(self, rate_hz: int, request: SpeechRequest, marker: Stage | None) -> None:

@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 TURN_GAP_S = 0.25
 LEAST_NATURAL_CHARS = 80  # a lower limit would split most sentences, which sounds worse than fast speech
 MAX_PAUSES_S = 600  # limit for all pauses of one answer: otherwise pause tags could produce hours of silence
-# The most characters in an utterance of an answer that is held back for a check, unless one sentence is longer: about
-# 30 s of speech. The recogniser accepts 120 s, and a bad take of 30 s is repeated in less time.
+# If an answer is held back for a check, its utterances have at most this many characters (about 30 s of speech), unless
+# one sentence is longer. The recogniser accepts 120 s, but a bad take of 30 s can be repeated in less time.
 HELD_PASSAGE_CHARS = 450
-# The silence for a text in which nothing is spoken, such as "---" or "(laughs)". So a voice agent that sends such a
-# text in the middle of its answer can continue.
+# If nothing in a text can be spoken, as in "---" or "(laughs)", the answer is this many seconds of silence instead of
+# an error. So a voice agent that sends such a text in the middle of its answer can continue.
 SILENT_TEXT_S = 0.25
 LONG_TEXT_CHARS = 20_000  # a longer text is planned in windows
-# If a text is longer than the first number, an utterance of an engine that speaks any number of sentences has at most
-# as many characters as the second number.
+# These limits are for an engine that speaks any number of sentences in one utterance. If a text has more characters
+# than the first limit, an utterance has at most as many characters as the second limit.
 ENDLESS_TEXT_CHARS, LONG_PASSAGE_CHARS = 20_000, 4_000
 IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread: normalisation takes up to 0.05 ms per character
 
@@ -112,7 +112,7 @@ def parse_lines(texts: Sequence[SpannedText]) -> tuple[ParsedLine, ...]:
 
 
 def _pauses_s(text: SpannedText) -> float:
-    """Return the total of the pauses in a long text; 0 if it has so few that they can't be too long."""
+    """Return the total length of the pauses in a long text; 0 if they are too few to exceed MAX_PAUSES_S."""
     lowered = text.text.lower()
     if (lowered.count("pause") + lowered.count("break")) * MAX_PAUSE_S <= MAX_PAUSES_S:
         return 0.0
@@ -142,8 +142,8 @@ class Planner:
         most_chars = self._most_chars()
         async for part in self._lines():
             if isinstance(part, _PartEnd):
-                # The next part may arrive much later. An engine that continues after each sentence loses no time by
-                # this.
+                # The next part of the text may arrive much later, so the utterance is not kept open for it. An engine
+                # that speaks any number of sentences loses no time if an utterance ends here.
                 waits = job.info.text.continues or (job.later is not None and not job.later.ready)
                 if utterance is not None and waits:
                     yield utterance
@@ -311,7 +311,7 @@ class Planner:
         """
         info, normalizer = self._job.info, self._normalizer if self._job.request.normalize else None
         prompt_s = 0.0 if prompt is None else prompt.codes.shape[1] * info.frame_s
-        # a short part is not enough to guess the language
+        # if the text arrives in parts, one short part is not enough to guess the language
         shown = text.text if self._job.later is None else self._job.later.recent
         language = self._job.language_of(shown, voice)
         lexicon = self._job.lexicons.get(voice.id)
@@ -333,7 +333,7 @@ class _Passage:
     """The sentences of a text or of one window of it."""
 
     sentences: list[SpannedText]
-    language: str | None  # BCP 47 tag of the language that the words show; None = not clear
+    language: str | None  # BCP 47 tag of the language that was guessed from the words; None = not clear
     is_last: bool = False  # whether this is the last part of the text
 
     @property
@@ -348,7 +348,7 @@ def read_text(
     language_of: Callable[[str], str],
     lexicon: Lexicon | None = None,
 ) -> list[SpannedText]:
-    """Return what an engine would speak for a text: its sentences with the characters that they come from.
+    """Return the sentences that an engine would speak for a text, with the positions of their words in the text.
 
     packing: the limits and the sounds of the engine. language_of: returns the language of a part of the text.
     The result is empty if nothing would be spoken. Raises TextTooLong.
@@ -415,9 +415,10 @@ def _spoken_line(text: SpannedText, speaker: int, voice: Voice, prompt: VoicePro
 
 
 def _natural_chars(most: int, prompt_s: float, packing: TextPacking) -> int:
-    """Return the length limit `most`, or a lower limit with which recordings and text last at most `natural_s` seconds.
+    """Return the limit of characters for a text: `most`, or less if the recordings and the text together would last
+    more than `packing.natural_s` seconds.
 
-    prompt_s: the length of the voices' recordings in seconds. The result is not lowered below LEAST_NATURAL_CHARS.
+    prompt_s: the length of the voices' recordings in seconds. The limit is never lowered below LEAST_NATURAL_CHARS.
     """
     if not packing.natural_s:
         return most

@@ -1,8 +1,8 @@
 """Creates the recordings of the preset voices, once for each voice.
 
-Recordings of people are used first. The recordings that are published with CSM (`voices/known_recordings.py`) each
-belong to one voice. Other recordings next to the model are used if their words are known, each for the voice that it
-resembles most.
+Recordings of people are used first. Each recording that is published with CSM (`voices/known_recordings.py`) belongs to
+one voice. Any other recording next to the model is used if its words are known. It gets the voice that it resembles
+most.
 
 For each remaining voice, the engine speaks a fixed sentence with a few fixed seeds. Each take (the audio for one seed)
 is measured, and a word aligner looks for its words. A take that is near the profile of the voice (`voices/presets.py`)
@@ -64,7 +64,8 @@ SECOND_SENTENCE = (
     "We did not know when the rain would stop, so we stayed by the window, drank our tea and talked about the summer."
 )
 CANDIDATES = 6
-GOOD_DISTANCE = 0.5  # a candidate that is this near to the profile is tested without further candidates; see `distance`
+# A candidate with at most this distance from the profile is tested immediately. See `distance`.
+GOOD_DISTANCE = 0.5
 CHARS_PER_S = 15.0
 MIN_VOICED = 0.1  # smallest share of the speech that has a pitch; required only if the words are not checked
 MIN_FOUND = 0.3  # smallest share of the audible part of a recording that `SpeechFinder` finds
@@ -203,7 +204,7 @@ class PresetVoiceMaker:
     async def _run(self) -> None:
         """Create all missing recordings, with the first model that can clone voices."""
         use = await self._manager.cloning_use()
-        if use is None or use.info.only_speaker is not None:  # the preset voices speak as the only speaker
+        if use is None or use.info.only_speaker is not None:  # a model with one speaker uses it for all voices
             self._progress.state = "not needed"
             return
         try:
@@ -489,7 +490,7 @@ def match_examples(
     """
     folders = [beside, Path(info.prompts.examples) if info.prompts.examples else None]
     files = [path for folder in folders if folder is not None and folder.is_dir() for path in sorted(folder.iterdir())]
-    # Files with the name of a voice are imported for this voice.
+    # A file in `beside` that has the name of a voice is a recording for this voice, so it is not assigned here.
     files = [path for path in files if path.parent != beside or path.stem not in PROFILES]
     examples = folders[1]
     assigned: dict[str, Candidate] = {}

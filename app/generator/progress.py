@@ -42,7 +42,7 @@ class Progress:
         """Record that an utterance begins now.
 
         sentences: the number of its sentences. samples_per_s: the engine's sample rate multiplied by the speed. span:
-        its characters in the caller's text, see `spans`.
+        the characters of the utterance in the caller's text, see `spans`.
         """
         self.spans.append(span)
         self.utterances.append(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CACHED_PROMPTS = 256  # the most prompts in memory; each has up to 50 kB
+CACHED_PROMPTS = 256  # the largest number of prompts in memory; each prompt takes up to 50 kB
 _Key = tuple[str, str, str]  # digest of the voice, codec, fingerprint of the codec
 
 
@@ -94,7 +94,9 @@ def at_rate(reference: Reference, rate_hz: int) -> Reference:
 
 
 def can_speak(voice: Voice, info: EngineInfo) -> bool:
-    """Return whether the engine can speak with the voice: it may be unable to clone, or need a transcript."""
+    """Return whether the engine can speak with the voice. A cloned voice needs an engine that can clone, and some of
+    these engines need a transcript of the recording.
+    """
     if voice.kind != "cloned":
         return True
     return info.can_clone and not (voice.needs_words and info.prompts.needs_transcript)
@@ -119,8 +121,8 @@ def check_speakable(voice: Voice, info: EngineInfo, *, is_fallback: bool) -> Non
     problem = f"The voice {voice.name!r} is cloned from a recording, and the {info.id} engine can't clone voices."
     if is_fallback:
         raise VoiceNotReady(
-            f"{problem} It speaks in place of the configured engine, which can't run. Use a preset voice until then. "
-            "GET /health gives the reason and says what the operator of the server can do.",
+            f"{problem} It speaks in place of the configured engine, which can't run now. Use a preset voice until the "
+            "configured engine runs. GET /health gives the reason and says what the operator of the server can do.",
             param="voice",
             retry_after_s=30,
         )

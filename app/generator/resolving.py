@@ -62,7 +62,7 @@ _FOREIGN_MODEL = re.compile(
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")
 
 FAILED_SEED_STEP = 1 << 31  # added to a derived seed for each failure; a derived seed is smaller than this
-# If a request has more dictionary entries or more characters, its pronunciations are looked up in a thread.
+# If a request has more dictionary entries or more characters than this, its pronunciations are looked up in a thread.
 SMALL_LEXICON, SMALL_TEXT = 100, 20_000
 AVOIDED_SEEDS = 10_000  # the number of failed seeds that are remembered
 
@@ -189,9 +189,9 @@ class RequestResolver:
         )
 
     async def check(self, request: SpeechRequest, extras: frozenset[str]) -> None:
-        """Raise the errors that `resolve` raises for a request with another text. Raises RequestError.
+        """Check all fields of a request except its text, and raise the errors of `resolve`. Raises RequestError.
 
-        If the model is not loaded, only its name and the voice are checked. Nothing is loaded, and the call does not
+        If the model is not loaded, only its name and the voice are checked. No model is loaded, and the call does not
         wait for recordings of preset voices.
         """
         line = request.lines[0]
@@ -352,10 +352,11 @@ class RequestResolver:
     async def _with_adapters(
         self, request: SpeechRequest, voices: tuple[Voice, ...], use: ModelUse
     ) -> tuple[Voice, ...]:
-        """Return the voices with the adapters that speak them: of the request's model, or of the voice itself.
+        """Return the voices, each with the adapter that speaks it: the adapter that the request's model names, or the
+        voice's own adapter.
 
-        Raises InvalidValue if a voice belongs to another adapter than the model; UnknownModel, NotSupported or NotReady
-        if the engine can't speak with an adapter.
+        Raises InvalidValue if the model names one adapter and a voice belongs to another one. Raises UnknownModel,
+        NotSupported or NotReady if the engine can't speak with an adapter.
         """
         _, named = split_adapter(request.model, self._adapters)
         if self._adapters is None or not (named or any(voice.kind == "adapter" for voice in voices)):
@@ -383,9 +384,9 @@ class RequestResolver:
     ) -> tuple[dict[str, Lexicon], tuple[str, ...], tuple[str, ...]]:
         """Return the pronunciations by voice id, their part of the cache key, and the names of the ignored fields.
 
-        A voice is left out if its texts contain no word of its dictionaries. If an entry has only a pronunciation in
-        IPA and the engine does not accept it, `lexicon` is an ignored field. If this entry is in the request, it is an
-        error, unless the fallback engine runs. Raises UnsupportedParameter.
+        A voice is left out if its texts contain no word of its dictionaries. An entry can have a pronunciation only in
+        IPA, which the engine may not accept. If such an entry is in a dictionary of the server, or if the fallback
+        engine runs, `lexicon` becomes an ignored field. If it is in the request, this raises UnsupportedParameter.
         """
         if self._lexicons is None and not request.lexicon:
             return {}, (), ignored
@@ -551,7 +552,8 @@ def _provenance_of(request: SpeechRequest, use: ModelUse, voices: Sequence[Voice
 def _check_language(language: str | None, info: EngineInfo) -> None:
     """Check that the engine speaks a language, in any region. Raises UnsupportedParameter.
 
-    An engine with the capability `language` that lists one language has not listed its languages.
+    If an engine has the capability `language` but lists only one language, its list is not complete, so every language
+    passes.
     """
     if language is None or not info.capabilities.language or len(info.languages) == 1:
         return

@@ -1,8 +1,8 @@
 """The audio of an answer that is being generated, for any number of listeners who read it at different speeds.
 
 `Recording` keeps the last samples in memory. Earlier samples are read from the file of the cache entry. If there is no
-such file (a full disk, or a very long answer), samples stay in memory until the slowest listener has read them, and the
-generation waits when MAX_BEHIND_BYTES of them wait for a listener.
+such file (because the disk is full, or the answer is very long), samples stay in memory until the slowest listener has
+read them. The generation waits while more than MAX_BEHIND_BYTES of samples are in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WINDOW_BYTES = 128 << 10  # the newest samples (about 3 s) that stay in memory, although the file also contains them
 MAX_BEHIND_BYTES = 4 << 20  # limit of samples (about 90 s) that are only in memory
-HELD_IN_MEMORY_BYTES = 4 << 20  # a longer answer that is held back is in a temporary file
+HELD_IN_MEMORY_BYTES = 4 << 20  # an answer that is held back and has more bytes is kept in a temporary file
 
 
 class Listener:
@@ -35,7 +35,7 @@ class Recording:
     """The samples (16 bit) of one generation. Used from one event loop; only `read_back` is called in a thread."""
 
     def __init__(self, entry: Entry, rate_hz: int, *, hold: bool) -> None:
-        """entry: the cache entry, which gets all samples. hold: no listener reads before the end.
+        """entry: the cache entry, which gets all samples. hold: True = no listener reads before the end.
 
         With `hold`, all samples are also written to a temporary file, because the entry may store nothing.
         """
@@ -102,7 +102,9 @@ class Recording:
         self._notify()
 
     async def wanted(self) -> None:
-        """Wait until a listener has read all samples so far. The slowest listener counts only if memory runs short."""
+        """Wait until the fastest listener has read all samples so far. If more than MAX_BEHIND_BYTES of samples are in
+        memory, wait also for the slower listeners.
+        """
         if self._held is not None:
             return
         while self._end and not (
@@ -112,14 +114,14 @@ class Recording:
             await self._changed.wait()
 
     async def following(self, listener: Listener) -> None:
-        """Wait until there are samples behind the position of the listener, or the samples have ended."""
+        """Wait until there are samples after the position of the listener, or the samples have ended."""
         while not self.ended and (self._held is not None or listener.position >= self._end):
             await self._changed.wait()
 
     def recent(self, listener: Listener) -> bytes | None:
         """Return the samples at the listener's position that are in memory, and advance the listener.
 
-        None: these samples are not in memory; call `read_back`.
+        Returns None if these samples are not in memory. Then call `read_back`.
         """
         if listener.position < self._window_start:
             return None
@@ -135,7 +137,7 @@ class Recording:
         return b"".join(parts)
 
     def read_back(self, position: int, count: int) -> bytes:
-        """Return at most `count` bytes from `position` on that are in a file. Raises SpeechError."""
+        """Read at most `count` bytes of the samples from a file, from `position` on. Raises SpeechError."""
         try:
             if self._held is not None:
                 with self._reading:
@@ -159,7 +161,7 @@ class Recording:
             self._held.close()
 
     def _trim(self) -> None:
-        """Remove samples from memory that a file has or that all listeners have read."""
+        """Remove old samples from memory: samples that a file also contains, or that all listeners have read."""
         slowest = min((listener.position for listener in self._listeners), default=0)
         while self._window and self._window_start < self._end:
             after = self._window_start + len(self._window[0])

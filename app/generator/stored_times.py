@@ -1,4 +1,4 @@
-"""The found times of words as a short text, which the cache stores with the audio of an answer.
+"""Writes the times of words as a short text, which the cache stores with the audio of an answer, and reads this text.
 
 The times belong to the spoken words of each utterance, and are valid for every format and sample rate of the answer.
 """
@@ -18,7 +18,11 @@ _VERSION = 1
 
 
 def pack_utterance(found: Found) -> str:
-    """Write the times of one utterance as JSON. Times that were not found become null, so they are searched again."""
+    """Write the times of one utterance as JSON.
+
+    A word without a time becomes null. If the times could not be found, the result is "null", so that they are
+    searched for again.
+    """
     if found.reason:
         return "null"
     rows: list[list[int | None]] = []
@@ -42,7 +46,10 @@ def pack(utterances: Sequence[str]) -> str:
 
 
 def unpack(text: str) -> list[Found | None]:
-    """Read the result of `pack`; None for an utterance without times. Raises ValueError for any other text."""
+    """Return the times of each utterance from the result of `pack`; None for an utterance without times.
+
+    The list is empty if the text has another version. Raises ValueError if the text is not a result of `pack`.
+    """
     try:
         content = json.loads(text)
         if content["version"] != _VERSION:

@@ -33,7 +33,7 @@ RELEASE_S = 2.0  # held audio is sent, even if it is not checked, when the liste
 
 
 class Edges:
-    """Trims and fades both ends of an utterance, or of several that go on one after another."""
+    """Trims and fades both ends of an utterance, or of several utterances that follow each other without a gap."""
 
     def __init__(self, rate_hz: int) -> None:
         self.trimmer = EdgeTrimmer(rate_hz)
@@ -63,10 +63,10 @@ class Take:
         """hold: hold audio back while the listener has enough audio; False = send each chunk immediately.
 
         until_end: hold all audio back until `end`. keep: keep the audio that was sent, so that it can be checked.
-        edges: of the utterance before, if this one goes on after it; None = the utterance begins with silence.
+        edges: the `edges` of the previous utterance, if this utterance continues it without a gap; None = it does not.
 
-        If the engine has lost the state with which the utterance would go on, the take begins with the faded end of the
-        utterance before and a gap.
+        If the engine has lost the state with which it would continue the previous utterance, the take begins with the
+        faded end of the previous utterance and a gap.
         """
         self._job = job
         self._hold = hold or until_end
@@ -78,7 +78,7 @@ class Take:
         self._sounds_before = self.edges.trimmer.sounds
         self._joined = edges is not None
         self._part: AnswerPart | None = None
-        self._samples_before = 0  # the end of the utterance before and the gap
+        self._samples_before = 0  # how many samples of the take are the end of the previous utterance and the gap
         self._held: list[Samples] = []
         self._codes: list[Codes] = []
         self._rules: list[str] = []
@@ -99,14 +99,14 @@ class Take:
 
     @property
     def marks(self) -> list[WordMark]:
-        """The places of words in the trimmed audio, from engines that know them."""
+        """The places of words in the trimmed audio. The list is empty if the engine does not report them."""
         removed = 0 if self._sounds_before else self.edges.trimmer.removed_samples
         before = self._samples_before
         return [replace(mark, sample=before + max(0, mark.sample - removed)) for mark in self._marks]
 
     @property
     def number(self) -> int:
-        """The index of the take of its utterance; 0 if utterances do not go on one after another."""
+        """The index of this take among the takes of its utterance; 0 if the engine got no `AnswerPart`."""
         return 0 if self._part is None else self._part.take
 
     @property
@@ -116,7 +116,10 @@ class Take:
 
     @property
     def codes(self) -> Codes | None:
-        """The codec tokens (K, T); None if the engine has no codec or the request has no conversation."""
+        """The codec tokens (K, T); None if the engine has no codec.
+
+        Also None if the request has no conversation and its text does not arrive in parts.
+        """
         return np.concatenate(self._codes, axis=1) if self._codes else None
 
     def add(self, chunk: AudioChunk) -> None:
@@ -132,7 +135,7 @@ class Take:
         self._hold_back(self.edges.push(chunk.samples))
 
     def _begin_anew(self) -> None:
-        """End the utterance before: without its state, the engine begins with other audio."""
+        """End the previous utterance and add a gap, because the engine has lost its state and does not continue it."""
         rate_hz = self._job.info.rate_hz
         before = [self.edges.flush(), pcm.silence(SENTENCE_GAP_S, rate_hz)]
         self._held += before

@@ -1,7 +1,8 @@
 """The timeline of an answer: which text is spoken in which part of its audio.
 
-A generation adds each utterance when its last sample is there. The timeline is stored with the audio in the cache, so
-that the times of words can be found later. It is kept as JSON texts, because a long answer has many words.
+A generation adds each utterance when the last sample of the utterance was generated. The timeline is stored with the
+audio in the cache, so that the times of words can be found later. In memory, the timeline is kept as JSON texts,
+because a long answer has many words.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from app.types import SpokenWord, WordMark
 if TYPE_CHECKING:
     from app.types import SpokenLine
 
-MAX_STORED_CHARS = 700_000  # of a timeline in the cache; a file of the cache has at most 93 minutes of audio
+MAX_STORED_CHARS = 700_000  # the longest stored timeline; a file of the cache has at most 93 minutes of audio
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class TimelineLine:
 
     @property
     def places(self) -> list[tuple[int, int]]:
-        """Return where the words are in `text`."""
+        """The start and the end of each word in `text`. The end is exclusive."""
         places = []
         end = 0
         for word in self.words:
@@ -47,10 +48,10 @@ class TimelineLine:
 
 @dataclass(frozen=True, slots=True)
 class TimelineUtterance:
-    """The lines of one utterance, and where their audio is in the answer, in samples at speed 1."""
+    """The lines of one utterance, and the place of their audio in the answer. Places are in samples at speed 1."""
 
     start: int
-    end: int | None  # None = it ends with the answer
+    end: int | None  # None = the utterance was cut off at the end of the answer
     lines: tuple[TimelineLine, ...]
     marks: tuple[WordMark, ...]  # the places of words as the engine reported them, counted from `start`
 
@@ -68,7 +69,7 @@ class Timeline:
         return _unpacked(self._packed[index])
 
     def add(self, lines: Sequence[SpokenLine], start: int, end: int | None, marks: Sequence[WordMark]) -> None:
-        """Add an utterance that has ended. end: None = it was cut off, and the answer ends with it."""
+        """Add an utterance that has ended. end: None = the utterance was cut off at the end of the answer."""
         self._packed.append(_packed(lines, start, end, marks))
 
     @property
@@ -95,7 +96,7 @@ class Timeline:
 
 
 def _packed(lines: Sequence[SpokenLine], start: int, end: int | None, marks: Sequence[WordMark]) -> str:
-    """Write an utterance as JSON. Numbers are differences to the expected values, so most of them are small."""
+    """Write an utterance as JSON. Positions are differences to the expected positions, so most numbers are small."""
     rows = []
     for line in lines:
         spans: list[int] = []

@@ -1,8 +1,8 @@
 """The times of words and sentences of an answer, found from its audio while the audio is sent.
 
 `AnswerTimes` collects the 16-bit samples of one answer. When all audio of an utterance was sent, a `WordTimer` finds
-the spoken words in the audio. The result counts in seconds of the encoded file, and refers to the caller's text by
-character positions.
+the spoken words in the audio. The times are in seconds from the start of the encoded file. Each word has its character
+positions in the caller's text.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 _LONG_WORD_CHARS = 1_000
 LONG_TEXT_CHARS = 20_000  # the words of a longer text are found in a thread
-WAITING_BYTES = 8 << 20  # of samples that wait to be aligned: about three minutes
+WAITING_BYTES = 8 << 20  # if more bytes of samples (about three minutes) wait to be aligned, the answer waits too
 NO_WORDS = "The text contains no words that are spoken."
-# The end of a sentence, but not an initial such as "J."; and the start of the next one.
+# The first pattern matches the last word of a sentence, but not an initial such as "J.". The second pattern matches the
+# first word of the next sentence.
 _SENTENCE_END = re.compile(
     rf"(?<![.!?\u2026])(?:(?<!\b\w)|(?<=[{UNSPACED}])|(?=[.!?\u2026]{{2}}))[.!?\u2026]+[\"'\u201d\u2019)\]]*$"
     rf"|[\u3002\uff01\uff1f\uff61][^\w\s]*$"
@@ -52,7 +53,7 @@ class _Texts:
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
         self._tokens: dict[int, tuple[array[int], array[int]]] = {}
-        self._letters: dict[tuple[int, int], int] = {}  # of long words
+        self._letters: dict[tuple[int, int], int] = {}  # (text, word) -> number of letters; only for long words
 
     def tokens(self, turn: int) -> tuple[array[int], array[int]]:
         """Return the starts and the ends of the words of one text."""
@@ -70,7 +71,7 @@ class _Texts:
         start, end = starts[part], ends[part]
         if end - start < _LONG_WORD_CHARS:
             return count_letters(self.texts[turn][start:end])
-        if (turn, part) not in self._letters:  # many utterances speak one word
+        if (turn, part) not in self._letters:  # counted once, because many utterances can speak parts of one long word
             self._letters[turn, part] = count_letters(self.texts[turn][start:end])
         return self._letters[turn, part]
 
@@ -80,14 +81,14 @@ class _Texts:
             await asyncio.to_thread(self.tokens, turn)
 
     def within(self, turn: int, start: int, end: int) -> range:
-        """Return the numbers of the parts that contain characters of `text[start:end]`."""
+        """Return the indices of the words that have characters in `text[start:end]`, where `text` is `texts[turn]`."""
         starts, ends = self.tokens(turn)
         return range(bisect_right(ends, start), bisect_left(starts, max(end, start + 1)))
 
 
 @dataclass(slots=True)
 class _Group:
-    """Parts of the caller's text that are spoken together."""
+    """Words of the caller's text that are spoken together: from the index `first` to the index `last`."""
 
     first: int
     last: int
@@ -96,7 +97,7 @@ class _Group:
 
 
 def _caller_words(line: TimelineLine, times: Sequence[Span | None], texts: _Texts) -> list[tuple[int, Span]]:
-    """Return the number and the time of each part of the caller's text that is spoken in a line."""
+    """Return the index and the time of each word of the caller's text that is spoken in a line."""
     groups: list[_Group] = []
     for word, span in zip(line.words, times, strict=True):
         if span is None:
@@ -154,7 +155,7 @@ class AnswerTimes:
         language: str | None,
         delay_s: float,
     ) -> None:
-        """texts: the texts of the caller. rate_hz: of the samples. speed, language: of the request.
+        """texts: the texts of the caller. rate_hz: the sample rate of the samples. speed, language: as in the request.
 
         delay_s: is added to all times, because the audio begins later in the encoded file.
         """
@@ -164,33 +165,33 @@ class AnswerTimes:
         self._speed = speed
         self._language = language
         self._delay_s = delay_s
-        self._sound = bytearray()  # the last samples
-        self._sound_start = 0  # in samples
+        self._sound = bytearray()  # the samples that were sent and belong to no queued utterance yet
+        self._sound_start = 0  # the position of the first of them in the answer, in samples
         self._samples = 0
-        self._taken = 0  # utterances of the timeline
+        self._taken = 0  # how many utterances of the timeline were queued
         self._queue: deque[tuple[TimelineUtterance, bytes]] = deque()
         self._waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self._ended = False
         self._changed = asyncio.Event()
-        self._open: _Open | None = None  # the last sentence, as long as its last word may go on in the next one
+        self._open: _Open | None = None  # the last sentence, while the next sentence may continue its last word
         self._last_s = 0.0  # the end of the last word
-        self._last_part = (-1, -1)  # turn and number of the last word
+        self._last_part = (-1, -1)  # index of the caller's text and index of the last word in this text
         self._reasons: list[str] = []
         self.keep = False  # True = if the stream is closed before its end, the words that were sent get times too
         self._stored: Sequence[Found | None] = ()  # times from the cache, for the first utterances
         self._packed: list[str] = []  # the times of each utterance, for the cache
         self._has_new = False  # whether `_packed` has times that the cache does not have
         self._keeping: asyncio.Task[None] | None = None
-        self.timeline: Timeline | None = None  # of an answer from the cache
+        self.timeline: Timeline | None = None  # the timeline of an answer from the cache
         self.complete = False  # whether the cache had all times
-        self.sentences: list[TimedSentence] = []  # finished so far
+        self.sentences: list[TimedSentence] = []  # the sentences that have their times
 
     def load(self, timeline: Timeline, stored: Sequence[Found | None], samples: int) -> None:
-        """Use what the cache has stored with the audio of the answer. Call it before `push`. May take long.
+        """Use the timeline and the times that the cache has stored with the audio. Call it before `push`.
 
-        stored: the times of the utterances. If the times of all utterances are there, `push` and `end` are not needed.
-        samples: the length of the audio.
+        stored: the times of the utterances. If it has the times of all utterances, `push` and `end` need not be called.
+        samples: the length of the audio. For a long answer, this call takes long.
         """
         self.timeline = timeline
         self._stored = stored
@@ -265,7 +266,10 @@ class AnswerTimes:
                 await self._wait()
 
     def close(self, timeline: Timeline) -> None:
-        """Record that the stream of the answer was closed. Stop if that was before its end, unless `keep` is set."""
+        """Record that the stream of the answer was closed.
+
+        If this was before the end of the answer, no more times are found, unless `keep` is set.
+        """
         if self._ended:
             return
         if not self.keep:
@@ -291,7 +295,7 @@ class AnswerTimes:
         self._changed = asyncio.Event()
 
     def _place(self, sample: int) -> int:
-        """Return the place of a sample at speed 1 in the audio of the answer."""
+        """Convert a position at speed 1 to the position in the audio of the answer, in samples."""
         return round(sample / self._speed)
 
     def _shown(self, seconds: float) -> float:
@@ -367,7 +371,7 @@ class AnswerTimes:
             self._join(_Open(line.turn, line.start_char, line.end_char, *bound, words, may_go_on))
 
     def _may_go_on(self, line: TimelineLine) -> bool:
-        """Return whether the next line may continue the last word of a line, such as a number that is cut."""
+        """Return whether the next line may continue the last word of a line, for example the words of a long number."""
         if not line.words or _SENTENCE_END.search(line.words[-1].word):
             return False
         last = line.words[-1]
@@ -377,7 +381,7 @@ class AnswerTimes:
         return [*filter(str.isalnum, written)] != [*filter(str.isalnum, last.word)]
 
     def _join(self, new: _Open) -> None:
-        """Add a sentence. It joins the sentence before if that one has ended inside a part of the caller's text."""
+        """Add a sentence. If the previous sentence has ended inside a word of the caller's text, join the two."""
         before = self._open
         if before is not None:
             if before.turn == new.turn and new.start_char < max(before.cut_part_end(self._texts), before.end_char):
@@ -390,7 +394,7 @@ class AnswerTimes:
             self._publish(new)
 
     def _publish(self, sentence: _Open) -> None:
-        """Add a sentence to `sentences`, with times that never go back."""
+        """Add a sentence to `sentences`. Neither the sentence nor its words begin before the end of an earlier word."""
         starts, ends = self._texts.tokens(sentence.turn)
         text = self._texts.texts[sentence.turn]
         words = []
@@ -411,7 +415,10 @@ class AnswerTimes:
         )
 
     def _in_order(self, span: Span) -> Span:
-        """Return the start and end of a span in the encoded file, moved behind the end of the spans before it."""
+        """Return the start and the end of a span in seconds of the encoded file.
+
+        A span that begins before the end of an earlier span is moved or cut, so that it begins at this end.
+        """
         start_s = max(span[0], self._last_s)
         self._last_s = max(start_s, span[1])
         return self._shown(start_s), self._shown(self._last_s)
@@ -426,12 +433,12 @@ class _Open:
     end_char: int
     start_s: float
     end_s: float
-    words: list[tuple[int, Span]]  # number of the part of the caller's text, and its time
+    words: list[tuple[int, Span]]  # the index of each word in the caller's text, and its time
     may_go_on: bool  # whether the next sentence may continue the last word
 
     def cut_part_end(self, texts: _Texts) -> int:
-        """Return the end of the part of the caller's text inside which the sentence ends, before further letters of
-        this part; 0 if it does not end inside a part.
+        """Return the end of the caller's word inside which the sentence ends; 0 if the sentence does not end inside a
+        word, or if no letters of the word follow.
         """
         starts, ends = texts.tokens(self.turn)
         at = bisect_left(ends, self.end_char)

@@ -20,7 +20,7 @@ from app.text.spans import SpannedText, join
 
 FIRST_CHARS = 1_000  # the first window is short, because the first audio waits for it
 WINDOW_CHARS = 4_000
-MOST_CHARS = 8_000  # a window without a blank line ends before this, after a line, a sentence or a word
+MOST_CHARS = 8_000  # a window without a blank line ends before this length, after a line, a sentence or a word
 MOST_BLOCK_CHARS = 200_000  # a longer block of code or markup may be cut like other text
 
 _BLOCK = re.compile(

@@ -1,12 +1,13 @@
 """Finds the times of the words of one utterance in its audio.
 
-The ways to find them, from the best to the worst:
+There are three ways to find these times, from the best to the worst:
 
 1. The engine reports when it speaks each word.
 2. The aligner finds English words with its acoustic model (the `words` extra).
 3. The offline voice reads the same text, and dynamic time warping finds its words in the audio.
 
-If none is possible, only the sentences have times, which the caller derives from the lengths of their texts.
+If none of these ways is possible, only the sentences have times. The caller derives them from the lengths of the
+sentences.
 """
 
 from __future__ import annotations
@@ -38,16 +39,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Span = tuple[float, float]  # start and end in seconds
-# Reads a text in a language -> samples (N,), their rate, and (sample, character) of its words; None = it can't.
+# A function that speaks a text in a language. It returns samples (N,), their rate in Hz, and the position of each word
+# as (sample, character). It returns None if it can't speak the text.
 Reader = Callable[[str, str], "tuple[Samples, int, list[tuple[int, int | None]]] | None"]
 
-DEADLINE_S = 10.0  # for one alignment, in addition to the length of the audio
+DEADLINE_S = 10.0  # time limit of one alignment, in addition to the length of the audio
 BROKEN_S = 60.0  # after an alignment that reached its deadline, no alignment is tried for this time
 LONG_S, WINDOW_S = 45.0, 30.0  # audio longer than LONG_S is aligned in windows, because a long graph takes more time
 WINDOW_END_S = 4.0  # words that end in the last seconds of a window are aligned again with the next window
 UNITS_PER_S = 10_000  # the times are multiples of 0.1 ms, so that stored times are equal to found ones
-TEXT_AHEAD = 1.4  # a window has this factor more text than its length needs at the mean tempo
-MAX_MISSING_SHARE = 0.5  # of the words; with more missing words, the audio has another text
+TEXT_AHEAD = 1.4  # a window gets this many times the text that is spoken in its length at the mean tempo
+MAX_MISSING_SHARE = 0.5  # if more than this share of the words is missing, the audio is taken for another text
 _SILENCE_DB = 35.0  # audio this far below loud speech is silence
 _WINDOW_S = 0.01
 NO_EXTRA = "The words have no times, because neither the `words` extra nor the offline voice is installed."
@@ -58,13 +60,14 @@ NOT_FOUND = "The words of some sentences have no times, because they can't be fo
 class Found:
     """The times of the words of one utterance, in seconds after its start at speed 1."""
 
-    words: list[list[Span | None]]  # of each line: the time of each word; None = it has no sound. [] = not found
+    # For each line, the time of each word (None = the word has no time). An empty list: no times were found.
+    words: list[list[Span | None]]
     reason: str = ""  # why the words have no times
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A word as it is spoken. A word of a line has several parts if it is written in figures."""
+    """One spoken word. A word in digits, such as 42, can have several spoken words."""
 
     line: int
     word: int
@@ -82,7 +85,7 @@ class WordTimer:
         reader: Reader | None = None,
         normalize: Callable[[str], str] | None = None,
     ) -> None:
-        """aligner: for English and for the warping. reader: reads texts aloud for the warping.
+        """aligner: aligns English speech, and does the warping. reader: speaks texts for the warping.
 
         normalize: writes English numbers and symbols as words.
         """
@@ -127,7 +130,7 @@ class WordTimer:
         parts = [part for number, line in enumerate(utterance.lines) for part in self._parts_of(line, number)]
         if not parts:
             return Found([[None] * len(line.words) for line in utterance.lines])
-        if utterance.end is None:  # the audio has only the first words
+        if utterance.end is None:  # the audio was cut off, so it has only the first words
             samples = np.concatenate((samples, np.zeros(round(0.2 / speed * rate_hz), np.float32)))
         text = " ".join(line.text for line in utterance.lines)
         spoken = spoken_language(language, text, utterance.lines[0].voice_language)
@@ -169,10 +172,13 @@ class WordTimer:
     def _aligned(
         self, parts: Sequence[_Part], samples: Samples, rate_hz: int, *, cut: bool
     ) -> list[Span | None] | None:
-        """Return the time of each part by the aligner. cut: the audio may end before the last part."""
+        """Find the time of each part with the aligner; None if this fails.
+
+        cut: True = the audio may end before the last part.
+        """
         spans: list[Span | None] = []
         missing = 0
-        start = 0  # of the window, in samples
+        start = 0  # start of the window, in samples
         letters_per_s = sum(len(part.text) for part in parts) / (len(samples) / rate_hz)
         while len(spans) < len(parts):
             rest = parts[len(spans) :]
@@ -229,7 +235,7 @@ class WordTimer:
     def _warped(
         self, utterance: TimelineUtterance, parts: Sequence[_Part], samples: Samples, rate_hz: int, language: str
     ) -> list[Span | None] | None:
-        """Return the time of each part from the same text read by the offline voice."""
+        """Find the time of each part by warping; None if this fails. The offline voice speaks the same text for it."""
         if self._reader is None or self._aligner is None or time.monotonic() < self._broken_until_s:
             return None
         read: list[Samples] = []
@@ -318,10 +324,11 @@ def _marked_words(utterance: TimelineUtterance, samples: Samples, rate_hz: int) 
 def _line_words(
     line: TimelineLine, places: Sequence[tuple[float, int | None]], end_s: float, loud: np.ndarray
 ) -> list[Span | None]:
-    """Return the times of the words of one line. places: (seconds, character) of words; None = a pause ends there.
+    """Return the times of the words of one line.
 
-    Words that have no place of their own were spoken together with the word before them. They share its time by the
-    number of their letters.
+    places: (seconds, character) for the start of each word, in order. The character is None if a pause begins there.
+    Words that have no place of their own were spoken together with the word before them. The time of this word is
+    divided between these words by the numbers of their letters.
     """
     text, tokens = line.text, line.places
     starts = [start for start, _ in tokens]
@@ -353,14 +360,14 @@ def _line_words(
 
 
 def share_time(start_s: float, end_s: float, weights: Sequence[int]) -> list[Span]:
-    """Divide a time by weights."""
+    """Divide the time from `start_s` to `end_s` in proportion to the weights. Returns one span for each weight."""
     total = sum(weights) or 1
     places = [start_s + (end_s - start_s) * done / total for done in itertools.accumulate(weights, initial=0)]
     return list(itertools.pairwise(places))
 
 
 def count_letters(text: str) -> int:
-    """The number of letters and digits of a text."""
+    """Return the number of letters and digits of a text."""
     return sum(char.isalnum() for char in text)
 
 
