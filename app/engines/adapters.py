@@ -1,9 +1,9 @@
 """The LoRA adapters of this server: their names, their files, and their state in the running engine.
 
-An adapter comes from the setting TTS_ADAPTERS, from a folder in `TTS_DATA_DIR/models/adapters`, or from a request. The
-folder of an adapter that a request has added contains `adapter.json` with its source, model, speaker and voice, and
-the files of an upload. So these adapters are loaded again at the next start. Files are read and converted in a thread,
-so the rows that speak do not wait. This module does not depend on HTTP or on a model.
+An adapter comes from the setting TTS_ADAPTERS, from a folder in `TTS_DATA_DIR/models/adapters`, or from a request. A
+request that adds an adapter creates such a folder, so that the server loads the adapter again at the next start. The
+folder contains `adapter.json` (the source, model, speaker and voice of the adapter) and uploaded files. A thread reads
+and converts the files, so the rows that speak do not wait. This module does not depend on HTTP or on a model.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Prepared(Protocol):
 
     @property
     def base(self) -> str:
-        """The base model that the adapter names; "" = it names none."""
+        """The base model that the adapter names; "" = the adapter names no base."""
 
 
 @runtime_checkable
@@ -83,7 +83,7 @@ class RowAdapters(Protocol):
         """Read and convert the adapter in a folder. Blocks. Returns a Prepared. Raises WeightsUnavailable."""
 
     def add(self, adapter: Any) -> int:
-        """Load a prepared adapter. Returns its bytes in memory. Raises WeightsUnavailable."""
+        """Load a prepared adapter. Returns how many bytes of memory it takes. Raises WeightsUnavailable."""
 
     def remove(self, key: str) -> None:
         """Remove an adapter. Rows that already speak with the adapter end normally."""
@@ -115,7 +115,7 @@ class Adapter:
     error: str = ""
 
     def as_voice(self, recording: Voice | None) -> Voice:
-        """Return the voice of this adapter. recording: the recorded voice `voice`; None = the adapter has none."""
+        """Return the voice of this adapter. recording: the voice that `voice` names; None = no recording."""
         facts = f"adapter {self.name} {self.speaker} {recording.digest if recording else ''}"
         return Voice(
             id=self.name,
@@ -207,9 +207,10 @@ class AdapterRegistry:
         return self._adapters.get(name.casefold())
 
     def _model(self, name: str) -> str:
-        """Return the id of the model with this name, which an adapter changes; "" = this server has no such model.
+        """Return the id of the model that an adapter changes; "" = this server has no model with adapters.
 
-        name: as the caller has named it; "" = the first model with adapters. Raises InvalidValue.
+        name: the name of the model in the request or the settings; "" = the first model with adapters. Raises
+        InvalidValue if only other models of this server have adapters.
         """
         models = self._manager.models_with_adapters
         found = self._manager.find_model(name) if name else None
@@ -220,10 +221,10 @@ class AdapterRegistry:
         return found or next(iter(models), "")
 
     async def ready(self, name: str, use: ModelUse, *, param: str) -> Adapter:
-        """Return an adapter with which the engine of `use` can speak now. param: the request field that names it.
+        """Return the adapter with this name, with which the engine of `use` can speak now.
 
-        If the engine was loaded again, waits until its adapters are loaded. Raises UnknownModel, NotReady,
-        NotSupported.
+        param: the request field that names the adapter, for error messages. If the engine was loaded again, waits until
+        its adapters are loaded. Raises UnknownModel, NotReady, NotSupported.
         """
         found = self.find(name)
         if found is None:
@@ -370,7 +371,7 @@ class AdapterRegistry:
         return root
 
     def _stored(self, folder: Path) -> Adapter:
-        """Return the adapter in a folder of `models/adapters`, not loaded."""
+        """Return the adapter in a folder of `models/adapters`, without loading it."""
         adapter = Adapter(folder.name, "", self._model(""), self._settings.csm_speakers[0])
         try:
             facts = hub.read_json(folder / FACTS) if (folder / FACTS).exists() else {}
@@ -417,7 +418,7 @@ class AdapterRegistry:
             row_adapters.remove(adapter.key)
 
     async def _load(self, adapter: Adapter, folder: Path, row_adapters: RowAdapters) -> None:
-        """Fetch, read and load an adapter. folder: its own folder. Raises BadAdapter."""
+        """Fetch, read and load an adapter. folder: has the files of an adapter without a source. Raises BadAdapter."""
         where = folder
         try:
             if adapter.source:
@@ -429,7 +430,7 @@ class AdapterRegistry:
             name = adapter.source or adapter.name
             # The error must not show a path of this machine to the caller.
             message = f"{error.reason.rstrip('.')}. {error.remedy}".strip()
-            if not adapter.source:  # the advice to serve the adapter merged needs a place that the operator knows
+            if not adapter.source:  # the remedy may contain SETTING=path; the caller can't use this path
                 message = message.replace(f"={where}", "=<its repository or folder>")
             message = message.replace(str(where), name)
             raise BadAdapter(message, param="source" if adapter.source else "adapter") from error
@@ -459,7 +460,7 @@ def _not_served(model: str) -> str:
 
 
 def _row_adapters(engine: Engine | None) -> RowAdapters | None:
-    """Return the adapters of an engine; None = the engine can't use adapters. Engines of plug-ins may lack them."""
+    """Return the adapters of an engine; None = it can't use adapters, or is a plug-in without this property."""
     found = getattr(engine, "adapters", None)
     return found if isinstance(found, RowAdapters) else None
 
@@ -479,7 +480,7 @@ def check_source(source: str) -> None:
 
 
 def _check_files(folder: Path, max_bytes: int) -> None:
-    """Raise WeightsUnavailable unless a folder has the files of an adapter within the limits. Opens no file."""
+    """Raise WeightsUnavailable if a file of an adapter is missing or too large. Does not open these files."""
     if not (folder / hub.ADAPTER_WEIGHTS).is_file() or not (folder / hub.ADAPTER_CONFIG).is_file():
         hub.refuse_unreadable(hub.files_for("adapter", str(folder)), folder, adapter=True, weights=False)
         raise WeightsUnavailable(f"{folder} contains no {hub.ADAPTER_CONFIG}.", remedy="Save the adapter again.")
@@ -489,7 +490,7 @@ def _check_files(folder: Path, max_bytes: int) -> None:
 
 
 def _write(folder: Path, adapter: Adapter, upload: Upload | None) -> None:
-    """Create the folder of an adapter, with the files of an upload."""
+    """Create the folder of an adapter, with `adapter.json` and the uploaded files."""
     folder.mkdir(parents=True)
     facts: Mapping[str, object] = {
         "source": adapter.source,

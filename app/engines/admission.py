@@ -18,7 +18,7 @@ from app.errors import Busy
 if TYPE_CHECKING:
     from app.types import Load
 
-ANSWERS_PER_ROW = 2  # one answer is spoken while another one is encoded
+ANSWERS_PER_ROW = 2  # an engine generates one answer in a row while the server encodes another one
 LEAST_ANSWERS = 16
 
 
@@ -36,10 +36,10 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def place(self, load: Load) -> AsyncGenerator[None]:
-        """Wait until fewer answers are generated than the limit, and occupy one of these places.
+        """Wait until the number of generated answers is below the limit. Inside the context, this answer counts.
 
-        load: of the engine. Raises Busy if the requests that wait here and in the engine are as many as the engine's
-        queue accepts.
+        load: the load of the engine. Raises Busy if too many requests wait, here and in the engine: as many as the
+        engine has free rows and places in its queue.
         """
         await self._enter(load)
         try:
@@ -64,9 +64,9 @@ class Admission:
             await admitted
         except asyncio.CancelledError:
             if admitted.cancelled():
-                with contextlib.suppress(ValueError):  # `_leave` has removed it
+                with contextlib.suppress(ValueError):  # `_leave` has removed the future
                     self._waiting.remove(admitted)
-            else:  # it was admitted before it was cancelled
+            else:  # the answer was admitted before its task was cancelled
                 self._leave()
             raise
 

@@ -85,7 +85,7 @@ class BatchedEngine:
         playback = scheduling.playback
 
         def time_left_s() -> float:
-            """Return for how many seconds the listener can play without more audio of this utterance.
+            """Return how many seconds the listener can still play before more audio of this utterance is needed.
 
             Returns 0 if the server does not send this utterance now.
             """

@@ -48,9 +48,9 @@ FRAME_S = 0.08  # the server counts usage in frames of this length, as for CSM
 FIRST_S, SECOND_S, NEXT_S = 0.4, 0.4, 1.0
 WORDS_PER_MINUTE = 165
 AUTO_ROWS = 32
-TEXT = TextPacking(
-    max_chars=400, ipa=espeak_ipa.SYMBOLS
-)  # about 25 s of speech; the library needs 10 to 20 ms for a sentence
+# 400 characters give about 25 s of speech. Prefill synthesises all of them at once, and other rows wait meanwhile: the
+# library needs 10 to 20 ms for a sentence.
+TEXT = TextPacking(max_chars=400, ipa=espeak_ipa.SYMBOLS)
 
 # From speak_lib.h of eSpeak NG 1.52.
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
@@ -65,8 +65,8 @@ _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
 _BUFFER_MS = 4_000
 _MAX_DATA_PATH_BYTES = 150  # the library copies the path into 160 bytes without a check of its length
 
-# Random parts of a voice: variations of the pitch, and noise. The library draws them from a state that it keeps between
-# two calls and that it offers no way to reset. Without these parts, equal calls give equal audio.
+# Random parts of a voice: variations of the pitch, and noise. The library keeps the state of its random numbers from
+# call to call, and no function resets this state. Without these parts, equal calls give equal audio.
 _RANDOM_PARTS = {
     b"flutter": b"flutter 0",
     b"roughness": b"roughness 0",
@@ -113,7 +113,7 @@ class _VoiceRecord(ctypes.Structure):
 
     _fields_ = [
         ("name", ctypes.c_char_p),
-        ("languages", ctypes.c_void_p),  # entries: a priority byte, then a tag that ends with NUL; NUL ends the list
+        ("languages", ctypes.c_void_p),  # each entry: a priority byte, a tag, NUL; one more NUL ends the list
         ("identifier", ctypes.c_char_p),
         ("gender", ctypes.c_ubyte),
         ("age", ctypes.c_ubyte),
@@ -159,10 +159,9 @@ class Library:
         with _library_lock:
             self._dll, self.rate_hz = _initialized()
             self._parts: list[bytes] = []  # int16 samples of the current synthesis, one entry for each callback
-            self._places: list[
-                tuple[int, int | None]
-            ] = []  # (sample, character) of its words; None = the end of a clause
-            self._callback = _Callback(self._receive)  # keeps the object alive, because the library has only a pointer
+            # (sample, character) of each word in the current synthesis. The character None = the end of a clause.
+            self._places: list[tuple[int, int | None]] = []
+            self._callback = _Callback(self._receive)  # kept here, because the library has only a pointer to it
             self.languages = self._list_languages()
 
     def _list_languages(self) -> dict[str, str]:
@@ -201,8 +200,10 @@ class Library:
         return 0
 
     def ipa(self, word: str, voice: str) -> str:
-        """Return the pronunciation of a word in IPA, by the rules of a voice. voice: the identifier of an eSpeak NG
-        voice."""
+        """Return the pronunciation of a word in IPA. Raises EngineError for an unknown voice.
+
+        voice: the identifier of the eSpeak NG voice whose rules are used.
+        """
         text = ctypes.create_string_buffer(_no_brackets(word).encode("utf-8", "ignore").replace(b"\0", b""))
         at = ctypes.c_void_p(ctypes.addressof(text))
         with _library_lock:
@@ -226,6 +227,7 @@ class Library:
     ) -> tuple[Samples, list[tuple[int, int | None]]]:
         """Synthesise the whole text. Returns samples (N,) float32 at `rate_hz`, and (sample, character) of each word.
 
+        sample: the index of the word's first sample. character: the index of the word's first character in the text.
         The library reads some words together, such as "of the": only the first one has an entry. An entry with the
         character None is the end of a clause, after its pause. Raises EngineError.
 
@@ -252,7 +254,8 @@ class Library:
 def _initialized() -> tuple[ctypes.CDLL, int]:
     """Load the library and initialise it. Returns the library and its sample rate in Hz. Raises EngineUnavailable.
 
-    The library has one state for the process. If it is initialised again, its next synthesis may have other pauses.
+    The library has only one state in a process. If this state were initialised again, the next synthesis could have
+    other pauses.
     """
     import espeakng_loader  # noqa: PLC0415 - an optional extra
 
@@ -268,11 +271,11 @@ def _initialized() -> tuple[ctypes.CDLL, int]:
 
 @functools.cache
 def _prepared(data: Path) -> Path:
-    """Return a folder like `data` whose voice variants have no random parts. Its path is short enough for the library.
+    """Return a copy of the folder `data` in which the voice variants have no random parts.
 
-    The folder is temporary and has links to all files that stay the same. All Library objects of a process share it,
-    because the library has one data path. If no such folder can be created, this returns `data`, and speech differs a
-    little from call to call. Raises EngineUnavailable.
+    The copy is temporary, and consists of links except for the variants. All Library objects of a process share the
+    copy, because the library has one data path. If no copy can be created, returns `data`, and speech differs a little
+    from call to call. Raises EngineUnavailable if the path of `data` is too long for the library.
     """
     try:
         folder = tempfile.TemporaryDirectory(prefix="espeak-")
@@ -359,7 +362,7 @@ def _with_phonemes(line: SpokenLine) -> tuple[str, list[int]]:
 
 
 def _no_brackets(text: str) -> str:
-    """Return a text in which the library finds no phoneme names."""
+    """Return the text with a space in each `[[`, because the library reads the text after `[[` as phoneme names."""
     return text.replace("[[", "[ [")
 
 
@@ -401,7 +404,7 @@ class EspeakRunner:
         text, origins = line.text, None
         if tag is not None and tag.lower() not in ("en", base.removeprefix("gmw/").lower()):
             base = resolve_language(tag, self._library.languages)
-        elif line.ipa:  # the phoneme names are those of the English voices
+        elif line.ipa:  # `_with_phonemes` writes phoneme names of the English voices
             text, origins = _with_phonemes(line)
         voice = f"{base}+{timbre.variant}"
         samples, places = self._library.synthesize_words(text, voice, timbre.pitch, phonemes=text is not line.text)

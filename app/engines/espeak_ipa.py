@@ -1,7 +1,8 @@
 """Converts pronunciations in IPA to the phoneme names that eSpeak NG accepts in `[[...]]`.
 
 eSpeak NG does not read IPA. The tables contain the sounds of English. Other sounds, such as French nasal vowels, can't
-be converted. `tests/unit/test_espeak.py` compares the IPA that eSpeak NG writes with the IPA that was converted.
+be converted. `tests/unit/test_espeak.py` converts IPA to phoneme names, lets eSpeak NG write these as IPA again, and
+compares the result with the first IPA.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ VOWELS = {
     "n\u0329": "@n", "l\u0329": "@L", "m\u0329": "@m", "əl": "@L",
 }  # fmt: skip
 _STRESSES = {"ˈ": "'", "'": "'", "ˌ": ","}
-_SILENT = frozenset(".|\u0361‿ʰ-")  # syllable breaks, ties, aspiration
+_SILENT = frozenset(".|\u0361‿ʰ-")  # IPA symbols without a phoneme name: syllable breaks, ties, aspiration
 SYMBOLS = frozenset((*CONSONANTS, *VOWELS, *_STRESSES, *_SILENT, " "))
 
 
 @functools.lru_cache(maxsize=4_096)
 def to_phonemes(ipa: str) -> str | None:
-    """Convert a pronunciation in IPA to phoneme names, without `[[` and `]]`; None if it contains an unknown sound.
+    """Convert a pronunciation in IPA to phoneme names, without `[[` and `]]`; None for an unknown sound.
 
     In IPA, a stress mark is before the syllable. eSpeak NG needs the stress mark before the vowel.
     """

@@ -87,11 +87,11 @@ class EngineManager:
         on_demand: bool = False,
         memory_share: float = 1.0,
     ) -> None:
-        """known: all engines by name. on_guard: called in any thread for each intervention of the output guard.
+        """Create the manager without an engine. Raises ValueError if the settings name an unknown engine.
 
-        on_demand: True = `async with` does not begin to build the engine; `begin` does. memory_share: the engine uses
-        this part of TTS_GPU_MEMORY_FRACTION, unless this is too little for it. Raises ValueError if the settings name
-        an unknown engine.
+        known: all engines by name. on_guard: called in any thread for each intervention of the output guard. on_demand:
+        True = `async with` does not begin to build the engine; `begin` does. memory_share: the part of
+        TTS_GPU_MEMORY_FRACTION that the engine uses. If this part is too small for the engine, it may use the whole.
         """
         for variable, name in (("TTS_ENGINE", settings.engine), ("TTS_FALLBACK_ENGINE", settings.fallback_engine)):
             if name not in known and not (variable == "TTS_FALLBACK_ENGINE" and name == ""):
@@ -147,7 +147,7 @@ class EngineManager:
 
     @property
     def unloaded(self) -> bool:
-        """Whether the engine was never built on demand, or was unloaded."""
+        """Whether the engine was unloaded, or will be built on demand and was not needed yet."""
         return self._unloaded
 
     @property
@@ -157,7 +157,7 @@ class EngineManager:
         return bool(self._uses) or (load is not None and bool(load.active_rows or load.queued))
 
     def use(self) -> ModelUse:
-        """Return the engine as an object that keeps it loaded. Raises NotReady if the engine can't speak now."""
+        """Return a ModelUse, which keeps the engine loaded. Raises NotReady if the engine can't speak now."""
         use = ModelUse(self, self.engine(), self.is_fallback, (self._running or self._requested).model_id)
         self._uses.add(use)
         self.last_used_s = time.monotonic()
@@ -180,7 +180,7 @@ class EngineManager:
         )
 
     def load(self) -> Load | None:
-        """Return the engine's load, with the requests that wait for their admission; None if no engine is built."""
+        """Return the engine's load; None if no engine is built. `queued` includes requests that wait for admission."""
         if self._engine is None:
             return None
         load = self._engine.load
@@ -298,7 +298,7 @@ class EngineManager:
         self.loaded_bytes = max(0, held_bytes()[place] - before[place])
 
     def _build(self, spec: EngineSpec) -> Engine:
-        """Build the engine with its share of the GPU memory; if the share is too small, with all memory."""
+        """Build the engine with its share of the GPU memory. If the share is too small, use all GPU memory."""
         context = BuildContext(on_progress=self._note, cancelled=self._stopping.is_set, on_guard=self._on_guard)
         settings = self._settings
         if self._memory_share < 1.0:
@@ -326,7 +326,7 @@ class EngineManager:
 
 
 def _free_memory() -> None:
-    """Return the memory of objects that are no longer used to the system and to the GPU driver."""
+    """Free unused objects, and give their memory back to the system and to the GPU driver."""
     gc.collect()
     heap.trim()
 

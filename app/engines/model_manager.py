@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LONGEST_CHECK_S = 5.0  # the longest time between two checks for unused models
-COLLECT_AFTER_S = 0.5  # seconds of waiting for an idle model, after which the garbage collector runs
-IDLE_DRAIN_S = 1.0  # seconds that an idle model waits for the end of its uses, before it stays loaded
+COLLECT_AFTER_S = 0.5  # if a model to unload is still in use after this time, the garbage collector runs
+IDLE_DRAIN_S = 1.0  # when an idle model is unloaded, its uses must end in this time; otherwise it stays loaded
 DRAIN_CHECK_S = 0.02  # seconds between two checks whether the last answer of a model has ended
 MEMORY_MARGIN = 1.2  # estimated bytes of memory that a model needs for each byte of its weight files
 
@@ -53,9 +53,10 @@ class ModelManager:
     def __init__(
         self, settings: Settings, known: dict[str, EngineSpec], on_guard: Callable[[Rule], None] = lambda _: None
     ) -> None:
-        """known: all engines by name. on_guard: called in any thread for each intervention of the output guard.
+        """Create a manager for each model, without engines.
 
-        Raises ValueError if the settings name an unknown engine or model.
+        known: all engines by name. on_guard: called in any thread for each intervention of the output guard. Raises
+        ValueError if the settings name an unknown engine or model.
         """
         self._settings = settings
         self._known = known
@@ -71,12 +72,11 @@ class ModelManager:
             self._managers[manager.requested.model_id] = manager
         self._stack = AsyncExitStack()
         self._lock = asyncio.Lock()  # held while one model is loaded or unloaded
-        self._loading: dict[
-            EngineManager, asyncio.Task[ModelUse | None]
-        ] = {}  # the running loads, for which requests wait
-        # models that are being unloaded; the event is set at the end
+        # The models that are being loaded. Requests wait for the tasks.
+        self._loading: dict[EngineManager, asyncio.Task[ModelUse | None]] = {}
+        # The models that are being unloaded. The event is set when the unload ends.
         self._closing: dict[EngineManager, asyncio.Event] = {}
-        self._failed_s: dict[EngineManager, float] = {}  # the time of the failed load, for models that can't be loaded
+        self._failed_s: dict[EngineManager, float] = {}  # the time at which the last load of a model failed
         self._changed = asyncio.Event()  # this event is set when a model was loaded
         self._watching: asyncio.Task[None] | None = None
         self.on_load: Callable[[], None] = lambda: None  # called after a model was loaded on demand
@@ -105,10 +105,10 @@ class ModelManager:
         return tuple(dict.fromkeys((*self._default.model_ids, *self._managers)))
 
     def find_model(self, name: str) -> str | None:
-        """Return the id of the model with this name; None for an unknown name. The result may be a model that this
-        process does not serve.
+        """Return the id of the model with this name; None for an unknown name.
 
-        Ignores case and the organisation in the name: `sesame/CSM-1B` and `csm` both mean csm-1b.
+        This process may not serve the model. Ignores case and the organisation in the name: `sesame/CSM-1B` and `csm`
+        both mean csm-1b.
         """
         spec = find_spec(name, (self.requested, *self._known.values()))
         return None if spec is None else spec.model_id
@@ -122,7 +122,7 @@ class ModelManager:
     def default_voice(self, name: str = "") -> str:
         """Return the voice of requests without a voice for the model with this name; "" = the default model.
 
-        A model that was trained with one speaker speaks as this speaker.
+        For a model that was trained with one speaker, returns this speaker.
         """
         spec = self.of(self.find_model(name) if name else None).requested
         speakers: tuple[int, ...] = getattr(self._settings, spec.speakers) if spec.speakers else ()
@@ -181,7 +181,7 @@ class ModelManager:
     # ---- use
 
     async def use(self, model_id: str | None) -> ModelUse:
-        """Return the engine of a model as an object that keeps the model loaded. Loads the model if needed.
+        """Load a model if needed, and return a ModelUse, which keeps the model loaded.
 
         model_id: None = the default model. Waits for the load at most TTS_LOAD_WAIT_S. Raises NotReady.
         """
@@ -192,13 +192,13 @@ class ModelManager:
         return use or manager.use()
 
     def _is_loadable(self, manager: EngineManager) -> bool:
-        """Whether a request waits for the load of this model. While the server starts, requests do not wait."""
+        """Whether a request must load this model and wait for it. While the server starts, requests do not wait."""
         failed_s = self._failed_s.get(manager)
         is_due = failed_s is not None and time.monotonic() - failed_s >= RETRY_UNAVAILABLE_S
         return is_due or manager.unloaded or manager in self._loading
 
     async def cloning_use(self) -> ModelUse | None:
-        """Wait until a model that can clone voices is loaded; None if no model of this process can do so."""
+        """Wait until a model that can clone voices is loaded, and return a ModelUse; None = no model can do so."""
         await self._default.settled()
         while True:
             self._changed.clear()
@@ -215,7 +215,7 @@ class ModelManager:
         return manager in self._closing
 
     async def load_model(self, model_id: str) -> Status:
-        """Load a model, and return its status. Repeats a load that has failed, and ends the use of the fallback engine.
+        """Load a model, and return its status. Repeats a failed load. If the fallback engine runs, unloads it first.
 
         Raises NotReady if the model is not loaded after TTS_LOAD_WAIT_S, and if it can't be loaded.
         """
@@ -242,7 +242,7 @@ class ModelManager:
         return manager.status()
 
     async def _wait_for(self, manager: EngineManager) -> ModelUse | None:
-        """Wait until a model is loaded, and return its use; None if its load has failed. Begins the load if needed.
+        """Wait until a model is loaded, and return a ModelUse; None if the load has failed. Begins the load if needed.
 
         Raises NotReady after TTS_LOAD_WAIT_S.
         """
@@ -259,9 +259,9 @@ class ModelManager:
         return None if task.cancelled() else task.result()
 
     async def _load(self, manager: EngineManager) -> ModelUse | None:
-        """Load a model, and return its use, so that it is not unloaded before the waiting requests use it.
+        """Load a model, and return a ModelUse; None if the load has failed.
 
-        Returns None if the load has failed.
+        The ModelUse keeps the model loaded until the waiting requests use it.
         """
         try:
             if (closing := self._closing.get(manager)) is not None:
@@ -275,7 +275,7 @@ class ModelManager:
                 manager.begin()
                 status = await manager.settled()
                 if status.too_little_memory and await self._unload_idle(manager):
-                    log.info("engine %s could not be loaded beside other models; it is loaded again alone", name)
+                    log.info("idle models were unloaded, because engine %s did not fit; it is loaded again", name)
                     manager.begin()
                     status = await manager.settled()
                 if status.running is None:
@@ -290,9 +290,9 @@ class ModelManager:
             self._changed.set()
 
     async def _make_room(self, manager: EngineManager) -> None:
-        """Unload the least recently used models that no request uses, until the main memory is enough for a model.
+        """Unload the least recently used models that no request uses, until the free main memory is enough for a model.
 
-        GPU memory is not checked here: the engine finds out whether it fits.
+        This does not check the GPU memory, because the engine itself checks it.
         """
         needed_bytes = manager.loaded_bytes
         if needed_bytes is None:
@@ -329,7 +329,7 @@ class ModelManager:
         return True
 
     async def _unload(self, manager: EngineManager, *, wait_s: float) -> bool:
-        """Unload a model as soon as no request uses it. Returns False if requests still use it after `wait_s`."""
+        """Unload a model as soon as no request uses it. Returns False if this takes more than `wait_s` seconds."""
         if (closing := self._closing.get(manager)) is not None:
             await closing.wait()
             return manager.current is None
@@ -340,7 +340,7 @@ class ModelManager:
                 waited_s = time.monotonic() - began_s
                 if waited_s >= wait_s:
                     return False
-                # A request that has failed can be part of a reference cycle, which only the collector frees.
+                # The ModelUse of a failed request can be part of a reference cycle, which only the collector frees.
                 if waited_s >= COLLECT_AFTER_S and not collected:
                     collected = True
                     await asyncio.to_thread(gc.collect)
@@ -391,7 +391,7 @@ class ModelManager:
 
 
 def _use_of(manager: EngineManager) -> ModelUse | None:
-    """Return the use of a loaded model; None if its engine has failed."""
+    """Return a ModelUse of a loaded model; None if its engine has failed."""
     try:
         return manager.use()
     except NotReady:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
 CACHED_VOICES = 32  # number of voices that the pool remembers for each device, about as many as a prefix cache can hold
-CACHED_ANSWERS = 256  # the same number for answers that go on with another utterance
+CACHED_ANSWERS = 256  # number of answers for which the pool remembers the device that keeps their state
 # The load of a device is the share of its rows in use. If the prefix cache of a device has the voices of a request, the
 # pool subtracts CACHED_BONUS from the load of this device.
 CACHED_BONUS = 0.25
@@ -55,7 +55,8 @@ class _Member:
     failures: int = 0  # number of consecutive utterances that failed here and succeeded on another device
     disabled: str = ""  # the reason why the pool has stopped using the device; empty = the pool uses the device
     voices: LRU[str, bool] = field(default_factory=lambda: LRU(CACHED_VOICES))
-    answers: LRU[str, bool] = field(default_factory=lambda: LRU(CACHED_ANSWERS))  # answers that go on on this device
+    # Answers whose last utterance ran on this device. The device may have kept the state for their next utterance.
+    answers: LRU[str, bool] = field(default_factory=lambda: LRU(CACHED_ANSWERS))
 
     @property
     def device(self) -> str:
@@ -176,7 +177,7 @@ class EnginePool:
             else:
                 member.remember(voices)
                 if utterance.part is not None:
-                    for other in self._members:  # their states are older
+                    for other in self._members:  # another device may have an older state of this answer
                         other.answers.pop(utterance.part.answer)
                     member.answers.put(utterance.part.answer, True)
                 self._count_failures(member, tried)
@@ -213,8 +214,8 @@ class EnginePool:
     ) -> _Member:
         """Return a device for the utterance. If no device has a free row, wait for one.
 
-        tried: devices on which the utterance has failed. failure: the error of the last of these devices, which is
-        raised if no other device works. Raises Busy if the queue is full.
+        tried: devices on which the utterance has failed. failure: the last error of the utterance; None = it has not
+        failed. If no other device works, raises `failure`. Raises Busy if the queue is full.
         """
         waited = False
         while True:

@@ -1,4 +1,7 @@
-"""Pronunciations of words in IPA, and texts read aloud, by eSpeak NG if it is installed. No engine needs to run."""
+"""Asks eSpeak NG for pronunciations of words in IPA, and lets it read texts aloud, if it is installed.
+
+These functions also work while no engine runs.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def pronounce(word: str) -> tuple[str, ...]:
 
 
 def read_aloud(text: str, language: str) -> tuple[Samples, int, list[tuple[int, int | None]]] | None:
-    """Speak a text with eSpeak NG. Returns samples (N,), their rate, and (sample, character) of its words.
+    """Speak a text with eSpeak NG. Returns samples (N,), their rate in Hz, and (sample, character) of each word.
 
     See `Library.synthesize_words`. Returns None if eSpeak NG is not installed, or if it has no voice for the language.
     Thread-safe.

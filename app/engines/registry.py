@@ -27,11 +27,11 @@ ENTRY_POINT_GROUP = "tts_server.engines"
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """Functions that the code which builds an engine calls."""
+    """Functions of the server, which a Builder and the engine that it builds call."""
 
     on_progress: Callable[[Progress], None]  # reports the progress of a download
     cancelled: Callable[[], bool]  # returns True if the build must stop
-    on_guard: Callable[[Rule], None] = lambda _: None  # counts an intervention of the output guard, in any thread
+    on_guard: Callable[[Rule], None] = lambda _: None  # called in any thread for each intervention of the output guard
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +63,18 @@ class EngineSpec:
     target: str  # the function that builds the engine: a Builder
     on_devices: bool = False  # the engine runs on TTS_DEVICE; with TTS_DEVICES, one engine runs on each device
     splits: bool = False  # CSM_DEVICE_MAP can split the engine's model among devices
-    uses_gpu: bool = True  # a Ray replica reserves a GPU if the cluster has one
+    uses_gpu: bool = True  # a Ray replica of this engine reserves a GPU if the cluster has one
     rows_cpu: int = 8  # the number of rows for TTS_MAX_ROWS=auto on a CPU
     rows_gpu: int = 64  # the upper limit of TTS_MAX_ROWS=auto on a GPU
     speakers: str = ""  # the field of Settings with the speaker numbers of the model; empty = the engine has none
-    adapters: bool = False  # the engine speaks with LoRA adapters of single requests
+    adapters: bool = False  # whether each request can choose its own LoRA adapter
     bare: str = ""  # the function that builds the BareEngine: a BareBuilder; empty = not supported
     model_setting: str = ""  # the environment variable that names the weights; empty = the engine has no weights
     other_names: tuple[str, ...] = ()  # more names of the model, in lower case and without an organisation
     model_files: str = ""  # a function (Settings) -> list[ModelFiles] that does not import torch; empty = no files
     sizes: str = ""  # a function: torch.dtype -> (number of rows -> bytes of the published model); empty = no model
-    spare_bytes: int = 0  # bytes of optional memory that an engine with one row leaves out on a small GPU
+    # By how many bytes the engine can make its caches smaller, so that at least one row fits on a small GPU.
+    spare_bytes: int = 0
     text: str = ""  # a TextPacking in a module that does not import torch; empty = the default TextPacking
     description: str = ""  # one sentence about the model, for the lists of models
 
@@ -107,7 +108,7 @@ class EngineSpec:
         return cast("Callable[[object], Callable[[int], int]]", _imported(self.sizes))(dtype)
 
     def files(self, settings: Settings) -> list[ModelFiles]:
-        """Return the model files that the engine needs with these settings. Reads the files on disk.
+        """Return the model files that the engine needs with these settings, according to the files that are on disk.
 
         After a download, a second call may return more files, for example if the downloaded model contains no codec.
         """
@@ -173,7 +174,7 @@ BUILT_IN = (
 
 
 def find_spec(name: str, known: Iterable[EngineSpec]) -> EngineSpec | None:
-    """Return the first engine with this name, this model id, or another name of its model; None for an unknown name.
+    """Return the first engine whose name, model id or other name is `name`; None for an unknown name.
 
     Ignores case, the organisation in the name, and the difference between "_" and "-": `sesame/CSM-1B` and `csm` both
     mean csm-1b.

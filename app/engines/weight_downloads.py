@@ -1,7 +1,7 @@
 """Downloads the weights of a model while the server runs, and then loads the model without a restart.
 
-A gated model needs a token; some published models also have copies that need none. Before a download begins, the hub
-checks the token, and the free disk space is compared with the missing bytes. The fallback engine speaks until the
+A gated model needs a token; some published models also have copies that need no token. Before a download begins, the
+hub checks the token, and the server checks that the disk has enough free space. The fallback engine speaks until the
 download has ended. This module does not depend on HTTP.
 """
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEEP_SIZES_S, KEEP_FAULT_S = 600.0, 10.0  # seconds for which `state` uses the last answer of the hub, or the last fault
+KEEP_SIZES_S, KEEP_FAULT_S = 600.0, 10.0  # seconds for which `state` keeps an answer of the hub, or a fault
 LOAD_AGAIN_S = 1.0  # seconds between two tries to replace a fallback engine that speaks a long answer
 NOT_LOADED = "model_not_loaded"
 _BRIEF = Patience(answer_s=5.0)  # for `state`, which shows sizes only if the hub answers quickly
@@ -59,7 +59,7 @@ State = Literal["absent", "partial", "downloading", "complete", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why something failed. code: a stable name for programs."""
+    """Why a request to the hub, a download or a load failed. code: a stable name for programs."""
 
     code: str
     message: str
@@ -95,7 +95,7 @@ class WeightsState:
     state: State
     total_bytes: int | None  # None = the hub has not answered
     done_bytes: int
-    free_bytes: int  # of the disk that holds the models
+    free_bytes: int  # free bytes of the disk with the models
     sources: tuple[WeightSource, ...] = ()
     token: HubToken = field(default_factory=HubToken)
     download: Download | None = None
@@ -156,7 +156,10 @@ class WeightDownloads:
         known: dict[str, EngineSpec],
         on_loaded: Callable[[], Awaitable[None]],
     ) -> None:
-        """known: all engines by name. on_loaded: called after a model was loaded."""
+        """Create the object; no download runs yet.
+
+        known: all engines by name. on_loaded: called after a download, when the model is loaded.
+        """
         self._settings = settings
         self._manager = manager
         self._known = known
@@ -184,7 +187,7 @@ class WeightDownloads:
     # ---- state
 
     def progress(self) -> Progress | None:
-        """Return the progress of a running download; None = none runs."""
+        """Return the progress of a running download that a request has started; None = none runs."""
         return next((job.progress() for job in self._jobs.values() if self._is_fetching(job)), None)
 
     async def state(self, model_id: str) -> WeightsState:
@@ -248,7 +251,10 @@ class WeightDownloads:
         return spec
 
     def _running(self, model_id: str) -> Progress | None:
-        """Return the progress of a running download of a model: one of a request, or of the load of the model."""
+        """Return the progress of a running download of a model; None = none runs.
+
+        A request or the load of the model has begun the download.
+        """
         job = self._jobs.get(model_id)
         if job is not None and self._is_fetching(job):
             return job.progress()
@@ -263,7 +269,7 @@ class WeightDownloads:
     ) -> _Sizes:
         """Return what the hub says about the sources of the missing files. The answer is kept for some time.
 
-        wait: False = do not ask the hub again.
+        wait: False = do not ask the hub: return the last answer, or an empty one.
         """
         known = self._sizes.get(model_id)
         if known is not None and known.missing == missing and (not wait or time.monotonic() < known.until_s):
@@ -287,7 +293,7 @@ class WeightDownloads:
                 remote = download.look_up(files, models, token=token, patience=_BRIEF)
             except WeightsUnavailable as problem:
                 about_hub = problem.code in ("hub_offline", "hub_unreachable")
-                is_copy = files not in missing  # a copy that does not exist is only left out
+                is_copy = files not in missing  # a missing copy is no fault: `_sources` leaves it out
                 if about_hub or problem.code == "hub_token_invalid" or not is_copy:
                     fault = fault or Fault.of(problem)
                 if about_hub:
@@ -304,7 +310,11 @@ class WeightDownloads:
 
     @staticmethod
     def _sources(missing: tuple[ModelFiles, ...], sizes: _Sizes, models: Path) -> tuple[WeightSource, ...]:
-        """Return the sources of the first missing files that have copies. Their bytes include the other files."""
+        """Return the repositories from which the missing files can be downloaded.
+
+        If some of the files have copies in several repositories, returns these repositories, otherwise the repository
+        of the first missing files. The bytes of each repository also count the other missing files.
+        """
         if not missing:
             return ()
         main = next((each for each in missing if len(hub.copies(each)) > 1), missing[0])
@@ -332,10 +342,10 @@ class WeightDownloads:
     async def start(self, model_id: str, *, source: str = "", token: str = "", save: bool = False) -> None:
         """Begin to download the missing weights of a model; the model is loaded after that.
 
-        source: one of the repositories of `state`; "" = the first with a token, and without one the first that can be
-        read without a token. token: replaces the server's token. save: save the token in a file of this server, after
-        the hub has accepted it. If all weights are on the disk, the model is loaded, and no token is saved. Raises
-        InvalidValue, NotSupported, Conflict, HubRefused, HubUnreachable, TooLittleDisk, NotStored.
+        source: one of the repositories of `state`. "" = the first repository if there is a token, otherwise the first
+        one that can be read without a token. token: replaces the server's token. save: save the token in a file of this
+        server, after the hub has accepted it. If all weights are on the disk, the model is loaded, and no token is
+        saved. Raises InvalidValue, NotSupported, Conflict, HubRefused, HubUnreachable, TooLittleDisk, NotStored.
         """
         job = self._jobs.get(model_id)
         if model_id in self._checking or self._running(model_id) or (job and job.task and not job.task.done()):
@@ -380,13 +390,13 @@ class WeightDownloads:
         job = self._jobs.get(model_id)
         if job is None or not self._is_fetching(job):
             raise Conflict(
-                f"No request has started a download of the model {model_id} that still runs.", code="no_download"
+                f"There is no running download of the model {model_id} that a request has started.", code="no_download"
             )
         job.stop.set()
         await job.fetched.wait()
 
     def _plan(self, spec: EngineSpec, source: str, token: HubToken) -> list[_Part]:
-        """Return the sources to download, after the hub and the disk were checked. [] = nothing is missing."""
+        """Return the sources to download; [] = nothing is missing. Checks the access at the hub and the disk space."""
         models = self._settings.folder("models")
         files = spec.files(self._settings)
         if not files:
@@ -408,7 +418,7 @@ class WeightDownloads:
     def _chosen(
         files: ModelFiles, source: str, token: HubToken, models: Path, cancelled: Callable[[], bool] = lambda: False
     ) -> _Part:
-        """Return the copy of these files to download. Raises WeightsUnavailable if the hub gives access to none."""
+        """Return the copy of these files to download. Raises WeightsUnavailable if no copy can be read."""
         candidates = hub.copies(files)
         if named := [copy for copy in candidates if copy.source == source]:
             candidates = (named[0],)
@@ -450,7 +460,7 @@ class WeightDownloads:
         await self._load(model_id, job)
 
     def _fetch(self, spec: EngineSpec, job: _Job) -> None:
-        """Download all parts, and then the files of which only the downloaded weights show that they are needed."""
+        """Download all parts. Then download further files, if the downloaded weights show that these are needed."""
         models = self._settings.folder("models")
         done: set[ModelFiles] = set()
         while waiting := [part for part in job.parts if part.files not in done]:
@@ -496,12 +506,12 @@ class WeightDownloads:
 
 
 def _is_gated(files: ModelFiles) -> bool:
-    """Whether a source probably needs a token: models that have copies for this reason do."""
+    """Whether a source probably needs a token. A published model has copies only if it needs a token."""
     return files.source == files.original and bool(files.mirrors)
 
 
 def as_speech_error(problem: WeightsUnavailable) -> SpeechError:
-    """Return the error for the caller of a download that can't begin."""
+    """Return the error that the caller gets if a download can't begin."""
     message = _message(problem)
     match problem.code:
         case "hub_unreachable":

@@ -70,8 +70,9 @@ def places_of(model: CsmModel) -> dict[str, Place]:
 def _matrices(name: str, a: Tensor, b: Tensor, shape: Shape) -> list[tuple[Tensor, Tensor]] | None:
     """Return A (r, inputs) and B transposed (r, outputs) of each matrix of a tensor; None = the shapes do not fit.
 
-    shape: the shape of the tensor in the model. The tensor of the heads is (heads, inputs, outputs), and PEFT's option
-    `target_parameters` adapts it with A (heads * r, ...) and B (..., r * heads), in one of two orientations.
+    shape: the shape of the tensor in the model. The tensor of the heads is (heads, inputs, outputs). PEFT's option
+    `target_parameters` adapts it with A (heads * r, outputs) and B (inputs, r * heads), or with A (heads * r, inputs)
+    and B (outputs, r * heads).
     """
     if name != checkpoint.HEADS:
         return one_matrix(name, a, b, shape)

@@ -35,7 +35,7 @@ DEPTH = "depth_decoder.model."
 CODEC = "codec_model."
 TIED = ((AUDIO_TABLE, DEPTH_TABLE),)
 _COMPARED_ROWS = 64
-_RANDOM = 0.5  # limit for the mean cosine of two audio tables: 1 = equal tables, 0 = one table is random
+_RANDOM = 0.5  # below this mean cosine of the two audio tables, one table is random; 1 = the tables are equal
 
 _ORIGINAL_NAMES = {
     "text_embeddings.weight": TEXT_TABLE,

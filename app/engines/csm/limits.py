@@ -54,11 +54,11 @@ class Limits:
         return self.guards is not None and len(state.line_frames) >= self.guards.limit(len(state.lines[state.line]))
 
     def fits(self, state: CsmRow) -> bool:
-        """Whether every line and its speech fit into the context after the whole prompt."""
+        """Whether each line, together with its speech, fits into the context after the prompt."""
         return state.base + max(self._lengths(state)) <= self.max_positions
 
     def _lengths(self, state: CsmRow) -> list[int]:
-        """The largest number of positions of each line and its speech."""
+        """Return the largest number of positions that each line can take together with its speech."""
         return [len(ids) + self.line_limit(state, line) for line, ids in enumerate(state.lines)]
 
     def fit_context(self, state: CsmRow, remembered: int) -> None:

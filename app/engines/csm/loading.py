@@ -77,7 +77,7 @@ KNOWN_SPEAKERS = (0, 1)  # the speaker numbers of the published model
 _ENGINE_SAMPLING = Sampling(DEFAULTS.temperature, DEFAULTS.top_k, DEFAULTS.top_p)
 
 ROWS_CPU, ROWS_GPU = 8, 64  # the KV cache of a row takes 64 MiB in bfloat16
-SPARE_BYTES = 384 << 20  # on a small GPU, the prefix cache may be this much smaller
+SPARE_BYTES = 384 << 20  # by how many bytes the prefix cache can be smaller on a small GPU
 BARE_FRAMES = 1125  # 90 s, the default limit of Sesame's own generator
 PROMPT_SHARE = 0.4  # largest share of the context for the audio of voice recordings
 PRODUCTION = Guards()
@@ -117,7 +117,7 @@ def load_model(
 def adapt(
     model: CsmModel, quantize: Quantize = "none", folder: Path | None = None, *, native: bool = True
 ) -> Quantization | None:
-    """Convert the loaded weights to the fastest form for the model's device. Returns how they were quantized, or None.
+    """Convert the loaded weights to the fastest form for the model's device. Returns the quantization, or None.
 
     folder: where compiled kernels are stored; None = the cache folder of the user. native: whether the native kernels
     may be used. Raises EngineUnavailable.
@@ -204,9 +204,10 @@ def load_runner(
     kernels_folder: Path | None = None,
     native: bool = True,
 ) -> CsmRunner:
-    """Load CSM from `model_dir`, in either published layout. codec_dir: the folder of the codec; None = `model_dir`.
+    """Load CSM from `model_dir`, in either published layout.
 
-    quantize: "int8" or "int4" = quantized weights and 8-bit activations, for CPUs. kernels_folder, native: see `adapt`.
+    codec_dir: the folder of the codec, used if the weights contain no codec; None = the weights contain it. quantize:
+    "int8" or "int4" = quantized weights and 8-bit activations, for CPUs. kernels_folder, native: see `adapt`.
     needs_range: True = raise HalfPrecisionOverflow if values overflow in float16. tokenizer_dir: the folder of the
     tokenizer; None = `model_dir`. adapter_dir: a LoRA adapter that is merged into the weights. sampling: the sampling
     parameters that the model sets, which are a part of the fingerprint. `CsmRunner` and `load_model` describe the other
@@ -256,7 +257,7 @@ def load_runner(
 
 
 def _sample_logits(model: CsmModel) -> Tensor:
-    """Run the model on 48 positions of text and 17 frames with random ids, and return the logits of codes."""
+    """Run the model on 48 tokens of text and 16 frames with random ids, and return all logits of the next frame."""
     c, generator = model.config, torch.Generator().manual_seed(0)
     ids = torch.randint(c.text_vocab, (48,), generator=generator)
     codes = torch.randint(c.codebook_size, (16, c.codebooks), generator=generator)
@@ -294,7 +295,7 @@ def _load(
     assert folder is not None  # noqa: S101 - `fetch` has downloaded the folder
     names = settings.devices
     if settings.csm_device_map and not names and settings.device == "auto":
-        names = ("auto",)  # all GPUs
+        names = ("auto",)  # "auto" = all GPUs
     devices = choose_devices(names) or (choose_device(settings.device),)
     split = settings.csm_device_map if len(devices) > 1 else None
     if split is None:

@@ -37,7 +37,7 @@ class Pick(Protocol):
     """Chooses a code from logits."""
 
     def __call__(self, codebook: int, logits: Tensor) -> Tensor:
-        """logits (n, C) float32 of one codebook -> codes (n,) int64."""
+        """Return codes (n,) int64 for the logits (n, C) float32 of one codebook."""
 
 
 def is_last(frame: Tensor, eos_code: int) -> bool:
@@ -58,8 +58,8 @@ class CsmModel(nn.Module):
     """The weights and the computation of CSM. The weights have undefined values before `load`.
 
     stages: the device of each part of the backbone's layers. All other modules are on `device`. A frame runs the
-    backbone once and the depth decoder 31 times. So each frame copies only one small tensor (n, D) between two
-    consecutive devices, and one tensor back to `device`.
+    backbone once and the depth decoder 31 times, on one device. So each frame copies only one small tensor (n, D)
+    between two consecutive devices, and one tensor back to `device`.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class CsmModel(nn.Module):
             ]
         )
         self.offsets: Tensor
-        # One call: a multiplication on the device "meta" imports torch._dynamo, which takes 2 s of CPU time.
+        # No multiplication: on the device "meta", it would import torch._dynamo, which takes 2 s of CPU time.
         self.register_buffer(
             "offsets", torch.arange(0, c.codebooks * c.audio_vocab, c.audio_vocab, device=device), persistent=False
         )
         self.tied = False  # whether backbone and depth decoder share one audio table; `load_model` sets this
-        self.base: Checkpoint | None = None  # the loaded tensors, on disk; `load_model` sets this
-        self.library: Library | None = None  # the native kernels, if they compute the model
+        self.base: Checkpoint | None = None  # the checkpoint of the weights; `load_model` sets this
+        self.library: Library | None = None  # the native kernels; None = PyTorch computes the model
         self.adapters: LowRankAdapters | None = None  # LoRA adapters of single rows; None = no adapter was ever added
 
     @property
@@ -247,8 +247,8 @@ class CsmModel(nn.Module):
             as_linear(self.heads[i]).weight.copy_(block[0, :, : c.codebook_size].t())
         load_stack(self.backbone, weights, checkpoint.BACKBONE)
         load_stack(self.depth, weights, checkpoint.DEPTH)
-        # The table P E (the projection times the audio table) is computed in float32 from the stored tensors. So each
-        # value is rounded only once, from float32 to the dtype of the model.
+        # Compute the table P E (the projection times the audio table) in float32 from the stored tensors. So each value
+        # is rounded only once, from float32 to the dtype of the model.
         projection = weights.read(checkpoint.PROJECTION).to(self.device, torch.float32)
         used = len(self.depth_table)  # the depth decoder never reads the code of the last codebook
         for start, block in weights.blocks(checkpoint.DEPTH_TABLE):

@@ -75,7 +75,8 @@ def _balanced(sizes: Sizes, devices: int) -> tuple[int, ...]:
     def best(device: int, first: int) -> tuple[int, tuple[int, ...]]:
         """Distribute the layers from `first` on over the devices from `device` on.
 
-        Returns the smallest sum of squared bytes, and the negative number of layers of each device.
+        Returns the smallest sum of squared bytes, and for each device the number of layers times -1. With negative
+        numbers, `min` prefers more layers on earlier devices.
         """
         load = 0 if device else sizes.fixed_bytes
         if device == devices - 1:

@@ -52,13 +52,13 @@ class Prefill:
         self._fingerprint = fingerprint
         self._chunk = chunk
         self._context_lines = context_lines
-        self._kept: dict[bytes, KeptRow] = {}  # the rows in `prefixes`
+        self._kept: dict[bytes, KeptRow] = {}  # key in `prefixes` -> the state of the row
         self.prefixes = PrefixCache(prefix_bytes, on_evict=self._forget)
 
     def keep(self, row: int, state: CsmRow, stream: MimiStream) -> None:
         """Keep the state of a row whose last line has ended, for the next utterance of its answer.
 
-        The state with which the row began stays too, because another take of the utterance may follow.
+        The state from which the row began is kept, too, because another take of the utterance may follow.
         """
         self._free_ended()
         assert state.part is not None and state.end_parts is not None  # noqa: S101, PT018 - the caller checks
@@ -84,11 +84,11 @@ class Prefill:
             part,
         )
         self.prefixes.put(key, (*cached, *stream.tensors))
-        if self.prefixes.get(key) is None:  # larger than the whole cache
+        if self.prefixes.get(key) is None:  # the state is larger than the whole cache
             self._remove(key)
 
     def find(self, part: AnswerPart) -> KeptRow | None:
-        """Return the state with which an utterance goes on; None = there is none."""
+        """Return the kept state from which an utterance can continue; None = there is none."""
         key = _row_key(part.answer, part.index - 1, part.after)
         return self._kept.get(key) if self.prefixes.get(key) is not None else None
 
@@ -107,7 +107,7 @@ class Prefill:
     def begin(self, row: int, state: CsmRow) -> None:
         """Set the row's unread input: the prompt and the first line. Copy cached voice prompts to the KV cache.
 
-        If the utterance goes on after another one, the input is the end of its last line and the first line.
+        If the row continues from a kept state, the input is the end of the earlier utterance and the first line.
         """
         if state.kept is not None:
             self._cache.import_prefix(row, state.kept.keys_and_values)
@@ -175,7 +175,7 @@ class Prefill:
         return [*(frame[None] for frame in unread_frames), self._eos()]
 
     def _begin_line(self, state: CsmRow, end: list[Part]) -> None:
-        """Set the row's unread input for its current line. end: the inputs before this line from `end_line`."""
+        """Set the row's unread input for its current line. end: the inputs from `end_line`, read before this line."""
         following = state.lines[state.line]
         most = self._limits.max_positions - len(following) - self._limits.line_limit(state, state.line)
         parts: list[Part] = [*end, following]

@@ -49,7 +49,7 @@ class TextEncoder:
             )
 
     def _special(self, name: str, other: str | None, fallback: int | None) -> int:
-        """Return the id of the token `name`, else of the token `other`, else `fallback`. Raises WeightsUnavailable."""
+        """Return the id of the token `name` or `other`; if both are unknown, `fallback`. Raises WeightsUnavailable."""
         for candidate in (name, other):
             if candidate is not None and (found := self._tokenizer.token_to_id(candidate)) is not None:
                 return int(found)
@@ -72,7 +72,7 @@ class TextEncoder:
 
 
 def _named_specials(folder: Path) -> dict[str, str]:
-    """Return bos_token and eos_token of tokenizer_config.json, without tokens that the file does not contain."""
+    """Return the texts of bos_token and eos_token in tokenizer_config.json; a token may be missing."""
     try:
         raw = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     except (OSError, ValueError):

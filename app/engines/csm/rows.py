@@ -21,7 +21,7 @@ Part: TypeAlias = "tuple[int, ...] | np.ndarray | Tensor"
 
 @dataclass(frozen=True, slots=True)
 class KeptRow:
-    """The state at the end of an utterance, with which the next utterance of the same answer goes on."""
+    """The state at the end of an utterance. The next utterance of the same answer can continue from this state."""
 
     segments: list[Segment]
     voices: int
@@ -29,11 +29,11 @@ class KeptRow:
     position: int
     draws: int
     decoded: int
-    parts: list[Part]  # the end of the last line: inputs that are not in the KV cache
+    parts: list[Part]  # the last inputs of the last line, which are not in the KV cache
     adapter_key: str
     keys_and_values: tuple[Tensor, ...]
     stream: MimiStream  # the state of the codec
-    part: AnswerPart  # the take of the utterance that has ended
+    part: AnswerPart  # which take of which utterance has ended with this state
 
 
 @dataclass(eq=False, slots=True)
@@ -55,7 +55,7 @@ class CsmRow:
     spoken: list[Segment] = field(default_factory=list)  # lines of this utterance that are in the KV cache
     line_start: int = 0  # position of the current line's first token
     line_frames: list[Tensor] = field(default_factory=list)  # frames of speech (K,) of the current line
-    unread: Tensor | None = None  # (S, D) inputs that the row has not read; the first step reads the last input
+    unread: Tensor | None = None  # (S, D) inputs that the model has not read; the first step reads the last one
     over: bool = False  # the last line has ended
     generation: int = 0  # increases when a line ends, so that results of earlier launches are ignored
     guard: LineGuard | None = None  # the output guard of the current line
@@ -65,8 +65,8 @@ class CsmRow:
     reference: ReferenceNoise | None = None
     adapter_key: str = ""  # the LoRA adapter of the utterance; "" = none
     adapter: int = 0  # the slot of the adapter; 0 = none
-    part: AnswerPart | None = None  # None = the state is not kept at the end
-    kept: KeptRow | None = None  # the state with which the utterance begins; None = it begins with its prompt
+    part: AnswerPart | None = None  # the place in the answer; None = the state is not kept at the end
+    kept: KeptRow | None = None  # the state from which the utterance continues; None = it begins with its prompt
     end_parts: list[Part] | None = None  # see KeptRow.parts; set when the last line has ended
 
     @property

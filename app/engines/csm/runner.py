@@ -6,9 +6,9 @@ the end of a line, the row reads a frame of EOS codes and the text of the next l
 voice. If the context would overflow, the row returns to the position after its prompt and drops the later positions.
 Then the row reads again as many of the newest lines as fit.
 
-As in `generate` of transformers, a line ends at the first frame whose codes are all EOS, without regard to the last
-code. If the last code is not EOS, the server plays this frame; otherwise the server drops the frame. `Guards`
-(limits.py) limit the length of a line in production. This module does not depend on HTTP or stored voices.
+As in `generate` of transformers, a line ends at the first frame in which all codes except the last one are EOS. If the
+last code is not EOS, the server plays this frame; otherwise the server drops the frame. `Guards` (limits.py) limit the
+length of a line in production. This module does not depend on HTTP or stored voices.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class CsmRunner:
         self._encoder_stream = side_stream(model.device, BACKGROUND)
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, CsmRow] = {}
-        # With several devices, a CUDA graph would need the slots of the rows on each device.
+        # CUDA graphs on several devices use no adapters: they would need the slots of the rows on each device.
         slots = adapter_slots if len(model.devices) == 1 else 0
         self.adapters = ModelAdapters(
             target_of(model), rows_by_tensor=capture is not None, slots=slots, rank=adapter_rank
@@ -204,19 +204,20 @@ class CsmRunner:
             reference=reference_noise_of(utterance.seed, enabled=self._reference_noise),
             adapter_key=utterance.adapter,
             part=utterance.part,
-            # without a kept state, each utterance of an answer has its own noise
+            # Each utterance of an answer begins with another number, so that it has its own noise. If the row continues
+            # from a kept state, `_goes_on` replaces this number.
             draws=0 if utterance.part is None else utterance.part.index << 16,
         )
         if not self._goes_on(state):
             if state.part is not None:
-                state.part.resumed.clear()  # another device may have had the state
+                state.part.resumed.clear()  # an attempt on another device may have set it
             self._limits.fit_context(state, utterance.optional_turns)
         self._guard_line(state)
         state.adapter = self.adapters.acquire(utterance.adapter)
         self._rows[row] = state
 
     def _goes_on(self, state: CsmRow) -> bool:
-        """Set the state with which the utterance goes on after the one before it in its answer, if it was kept."""
+        """Continue from the kept state of the answer's previous utterance. Returns False if this is not possible."""
         kept = None if state.part is None else self._prefill.find(state.part)
         if state.part is None or kept is None or kept.adapter_key != state.adapter_key:
             return False
@@ -414,7 +415,7 @@ class CsmRunner:
     # ---- prefill
 
     def _read_chunk(self, row: int, state: CsmRow) -> bool:
-        """Read one chunk of the row's unread input. Returns True if the input is complete and the row can speak."""
+        """Read one chunk of the row's unread input. Returns True if the row can speak now."""
         if not self._prefill.read_chunk(row, state):
             return False
         if self._graph is not None:

@@ -82,7 +82,7 @@ def parse_config(raw: Mapping[str, Any]) -> DiaConfig:
     config = _parse_v01(raw) if v01 else _parse_0626(raw)
     c = config
     if c.delays[0] != 0 or min(c.delays) < 0 or max(c.delays) >= c.max_positions:
-        raise ValueError(f"the delay pattern {list(c.delays)} does not begin with 0")
+        raise ValueError(f"the delays {list(c.delays)} must begin with 0 and be from 0 to {c.max_positions - 1}")
     if sorted({c.eos, c.pad, c.bos}) != sorted((c.eos, c.pad, c.bos)) or max(c.eos, c.pad, c.bos) >= c.audio_vocab:
         raise ValueError(f"EOS {c.eos}, PAD {c.pad} and BOS {c.bos} are not three different ids below {c.audio_vocab}")
     if c.eos != c.codebook_size:
@@ -110,7 +110,7 @@ def _parse_0626(raw: Mapping[str, Any]) -> DiaConfig:
         raise ValueError(f"{cross.heads} attention heads are not divisible by {cross.kv_heads} key heads")
     delays = tuple(int(delay) for delay in raw.get("delay_pattern") or _DELAYS)
     if int(decoder.get("num_channels", len(delays))) != len(delays):
-        raise ValueError(f"{decoder['num_channels']} channels and {len(delays)} delays")
+        raise ValueError(f"num_channels is {decoder['num_channels']}, but the delay pattern has {len(delays)} delays")
 
     def special(name: str, default: int) -> int:
         found = decoder.get(name) if decoder.get(name) is not None else raw.get(name)
@@ -177,11 +177,11 @@ def _parse_v01(raw: Mapping[str, Any]) -> DiaConfig:
     rope = Rope(float(model.get("rope_max_timescale", _THETA)))
     heads, head_dim = int(decoder["cross_query_heads"]), int(decoder["cross_head_dim"])
     if head_dim != int(decoder["gqa_head_dim"]):
-        raise ValueError("RoPE in cross-attention needs the head size of self-attention")
+        raise ValueError("cross-attention with RoPE must have the same head size as self-attention")
     cross = CrossConfig(int(encoder["n_embd"]), heads, heads, head_dim, rotated=True)
     delays = tuple(int(delay) for delay in data.get("delay_pattern") or _DELAYS)
     if int(data.get("channels", len(delays))) != len(delays):
-        raise ValueError(f"{data['channels']} channels and {len(delays)} delays")
+        raise ValueError(f"channels is {data['channels']}, but the delay pattern has {len(delays)} delays")
     return DiaConfig(
         release="v0.1",
         encoder=StackConfig(

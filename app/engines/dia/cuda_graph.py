@@ -151,7 +151,7 @@ class DiaCudaGraph:
     ) -> Callable[[], list[Step]]:
         """Start a burst of steps of these rows on the GPU. Returns a function that waits for and returns the results.
 
-        longest: larger than the position of each of these rows in this burst. text_length: the number of bytes of the
+        longest: a number above all positions of these rows in this burst. text_length: the number of bytes of the
         longest text. adapted: whether any row uses a LoRA adapter. The results lie in one of two buffers, so read them
         before the second launch after this one.
         """

@@ -1,7 +1,7 @@
 """Draws codes from Dia's logits, with classifier-free guidance and the EOS rules. This module does not use weights.
 
-guided = c + s (c - u), with the conditional logits c, the unconditional logits u and the scale s. This scale s is the
-one of nari's code and of transformers. Many other implementations compute u + s' (c - u), where s' = s + 1.
+guided = c + s (c - u), with the conditional logits c, the unconditional logits u and the scale s. Nari's code and
+transformers use the same scale s. Many other implementations compute u + s' (c - u), where s' = s + 1.
 
 - 0626: the candidates are the codes with the k largest guided logits. A candidate is drawn with its conditional logit.
   If EOS is the best candidate of channel 0, it is the only candidate; otherwise EOS is not a candidate (transformers:
@@ -62,7 +62,7 @@ def candidates(
 
 
 def _top(scores: Tensor, top_k: Tensor, most: int | None) -> Tensor:
-    """Return which scores (n, C, V) are among the k largest scores of the channel. top_k (n,): k of each row, 0 = all.
+    """Return (n, C, V) bool: whether a score is among the k largest of its channel. top_k (n,): k of each row, 0 = all.
 
     If several codes have the k-th largest score, which occurs in bfloat16, the result includes all these codes. So the
     result does not depend on the top_k of other rows.

@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 # In bfloat16, the keys and values of a row take up to 226 MiB for the audio and up to 144 MiB for the text.
 ROWS_CPU, ROWS_GPU = 4, 64
 PASSAGE_SLACK_S = 1.0  # additional time, because formatting may add characters to a script
-BARE_FRAMES = 3056  # all positions of the decoder
+BARE_FRAMES = 3056  # all frames that fit into the published model's context
 
 
 def load_model(
@@ -97,7 +97,7 @@ def load_model(
 def adapt(
     model: DiaModel, quantize: Quantize = "none", folder: Path | None = None, *, native: bool = True
 ) -> Quantization | None:
-    """Convert the loaded weights to the fastest form for the model's device. Returns how they were quantized, or None.
+    """Convert the loaded weights to the fastest form for the model's device. Returns the quantization, or None.
 
     folder: where compiled kernels are stored; None = the cache folder of the user. native: whether the native kernels
     may be used. Raises EngineUnavailable.
@@ -221,7 +221,7 @@ def _codec_facts(decoder: DacDecoder, errors: Mapping[torch.dtype, float]) -> Se
 
 @torch.inference_mode()
 def _sample_logits(model: DiaModel) -> Tensor:
-    """Run the model on a text of 64 bytes and 33 positions with random ids, and return the last logits."""
+    """Run the model on a text of 64 bytes and 33 positions with random ids. Returns the logits of the last position."""
     c, generator = model.config, torch.Generator().manual_seed(0)
     text = torch.randint(32, min(127, c.text_vocab), (min(64, c.max_text),), generator=generator)
     count = min(33, c.max_positions)

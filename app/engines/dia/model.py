@@ -6,7 +6,7 @@ attends to a text of zero bytes. All bytes of this text are equal. So the encode
 position, and h0 does not depend on the length of the text. Therefore the cross-attention of an unconditional token in
 layer l is the constant b_l = O_l V_l h0, where V_l and O_l are the value and output weights. `load` computes these
 constants once, in float32, and stores them in `unconditional`. So unconditional tokens need no encoder and no
-cross-attention. A LoRA adapter of a row may change these constants, so each slot of an adapter has its own. Source:
+cross-attention. A LoRA adapter may change these constants, so each adapter slot has its own constants. Source:
 nari-labs/dia, dia/layers.py.
 """
 
@@ -71,13 +71,13 @@ class DiaModel(nn.Module):
             c.decoder.width, c.channels * c.audio_vocab, bias=False, device=device, dtype=dtype
         )
         self.unconditional = table(c.decoder.layers, c.decoder.width)
-        self.base: Checkpoint | None = None  # the loaded tensors, on disk; `load_model` sets this
+        self.base: Checkpoint | None = None  # the checkpoint of the weights; `load_model` sets this
         self.adapters: LowRankAdapters | None = None  # LoRA adapters of single rows; None = no adapter was ever added
-        # The constants of the slots of adapters (slots, layers, D), for CUDA graphs.
+        # (slots, layers, D) the constants of each adapter slot; None = no CUDA graph uses adapters.
         self.constants: Tensor | None = None
-        self._constants: dict[int, Tensor] = {}  # slot -> the constants (layers, D) of its adapter
+        self._constants: dict[int, Tensor] = {}  # slot -> (layers, D), if its adapter changes the constants
         self.offsets: Tensor
-        # One call: a multiplication on the device "meta" imports torch._dynamo, which takes 2 s of CPU time.
+        # No multiplication: on the device "meta", it would import torch._dynamo, which takes 2 s of CPU time.
         self.register_buffer(
             "offsets", torch.arange(0, c.channels * c.audio_vocab, c.audio_vocab, device=device), persistent=False
         )
@@ -207,12 +207,12 @@ class DiaModel(nn.Module):
         return logits[:, 0], logits[:, 1]
 
     def _select(self, adapters: Sequence[int], group: str = "") -> None:
-        """Select the adapters of the next products of a group of layers. adapters: see `advance`."""
+        """Select the adapters for the next products in a group of layers. adapters: see `advance`."""
         if self.adapters is not None:
             self.adapters.select(adapters, group)
 
     def constants_of(self, adapter: int) -> Tensor:
-        """Return (layers, D): the constants of the adapter in a slot; 0 = no adapter."""
+        """Return the constants (layers, D) of an adapter. adapter: its slot; 0 = no adapter."""
         return self._constants.get(adapter, self.unconditional)
 
     def prepare_adapter(self, adapter: int) -> None:

@@ -23,10 +23,10 @@ class DiaRow:
     guided: Guided
     seed: int
     max_frames: int  # the largest number of frames of speech
-    capped: bool  # the guards have lowered max_frames
+    capped: bool  # whether max_frames is below the limit in the request
     position: int = 0  # number of positions in the KV cache
     draws: int = 0  # number of steps that have drawn codes; the noise of a step depends on this number
-    prefill: Iterator[None] | None = None  # the running prefill, which yields after each chunk
+    prefill: Iterator[None] | None = None  # the prefill in progress, which yields after each chunk
     over: bool = False  # the speech has ended
     generation: int = 0  # increases when the speech ends, so that results of earlier launches are ignored
     undecoded: list[Tensor] = field(default_factory=list)  # frames (C,) that are not decoded

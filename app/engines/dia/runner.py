@@ -113,9 +113,8 @@ class DiaRunner:
             self._cache = model.cache(max_rows, batched=True, scratch=1)
         self._delay_pattern = DelayPattern(model.config, max_rows, model.device)
         self._encoder_stream = side_stream(model.device, BACKGROUND)
-        self._side_stream = side_stream(
-            model.device, FRAMES
-        )  # the codec's stream, so that the codec does not wait for launched steps
+        # The codec decodes on its own stream, so that it does not wait for launched steps.
+        self._side_stream = side_stream(model.device, FRAMES)
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, DiaRow] = {}
         by_tensor = capture is not None
@@ -123,14 +122,13 @@ class DiaRunner:
             target_of(model), rows_by_tensor=by_tensor, slots=adapter_slots, rank=adapter_rank
         )
         self.adapters.bases = adapter_bases
-        self._prepared: dict[int, str] = {}  # slot -> key of the adapter that `prepare_adapter` has seen there last
+        self._prepared: dict[int, str] = {}  # slot -> key of the adapter for which `prepare_adapter` was called last
         if self.adapters.captured:
             model.reserve_constants(adapter_slots + 1)
         self._graph: DiaCudaGraph | None = None
         self._in_flight: InFlightStep[DiaRow, list[Step]] | None = None
-        self._finished: deque[tuple[InFlightStep[DiaRow, list[Step]], Step]] = (
-            deque()
-        )  # steps whose results `step` has not returned yet
+        # Each finished step whose results `step` has not returned yet, with its burst.
+        self._finished: deque[tuple[InFlightStep[DiaRow, list[Step]], Step]] = deque()
         if capture is not None:
             if reference_noise:
                 raise ValueError("noise from a reference implementation can't be used with CUDA graphs")

@@ -1,9 +1,9 @@
-"""Dia's input text: lines under the speaker tags [S1] and [S2], after the transcripts of the voices' recordings.
+"""Dia's input text: the transcripts of the voices' recordings, and then the lines, each after its speaker's tag.
 
-The rules come from Dia's README and its maintainers. A script begins with [S1]. Tags alternate, so consecutive lines of
-one speaker are joined. The transcripts of the voices come first, in the order of their recordings. After the last line
-of a dialogue, the tag of the other speaker follows. Without this tag, Dia cuts off the end of the last line. Only
-non-verbal sounds may be in parentheses.
+The rules come from Dia's README and its maintainers. A script begins with the tag [S1]. The tags [S1] and [S2]
+alternate, so consecutive lines of one speaker are joined. The transcripts of the voices come first, in the order of
+their recordings. After the last line of a dialogue, the tag of the other speaker follows. Without this tag, Dia cuts
+off the end of the last line. Only non-verbal sounds may be in parentheses.
 
 This module does not depend on voices or the model.
 """
@@ -27,7 +27,7 @@ MAX_SPEAKERS = 2
 BYTES_PER_S = 15.0  # bytes of English text that a calm speaker says in one second
 MAX_TEXT_CHARS = 200  # characters of one line: about 13 s of speech; Dia speaks too fast if a line takes more than 20 s
 MAX_PASSAGE_CHARS = 240  # characters of all lines of a dialogue in one utterance
-NATURAL_S = 20.0  # according to Dia's authors, speech is too fast if recordings and speech take longer than this
+NATURAL_S = 20.0  # Dia's authors: speech is too fast if recordings and speech together take longer than this
 TEXT = TextPacking(
     max_chars=MAX_TEXT_CHARS,
     max_passage_chars=MAX_PASSAGE_CHARS,

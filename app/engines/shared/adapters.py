@@ -1,4 +1,4 @@
-"""LoRA adapters of any model that act on single rows: reads an adapter, checks it, and puts it into a slot.
+"""Reads and checks the LoRA adapters of single rows, and puts each adapter into a slot. For any model.
 
 `prepare` reads and converts an adapter in any thread. `ModelAdapters.add` puts it into a free slot, and the engine's
 thread takes the slot in `acquire` and returns it in `release`. So the rows that speak never wait, and a removed adapter
@@ -38,14 +38,14 @@ class AdaptedModel(Protocol):
 
     device: torch.device
     dtype: torch.dtype
-    base: Checkpoint | None  # the loaded tensors, on disk
+    base: Checkpoint | None  # the checkpoint from which the weights were loaded
     adapters: LowRankAdapters | None  # None = no adapter was ever added
 
     def modules(self) -> Iterator[nn.Module]: ...
 
 
-# (name of a tensor, A, B, shape of the tensor in the model) -> A (r, inputs) and B transposed (r, outputs) of each
-# matrix of the tensor; None = the shapes do not fit.
+# A function: (name of a tensor, A, B, shape of the tensor in the model) -> A (r, inputs) and B transposed (r, outputs)
+# of each matrix of the tensor; None = the shapes do not fit.
 Matrices = Callable[[str, Tensor, Tensor, "Shape"], Sequence[tuple[Tensor, Tensor]] | None]
 
 
@@ -68,9 +68,10 @@ class AdapterTarget:
     # in this layer. A tensor with several matrices has several places.
     weights: Mapping[str, Sequence[tuple[str, int]]]
     shapes: Mapping[str, Shape]  # the shapes of the tensors
-    frozen: tuple[str, ...] = ()  # tensors of the codec begin with one of these texts, and can't change
-    outputs: Mapping[str, int] = field(default_factory=dict)  # tensors of which the model uses only the first outputs
-    unusable: Mapping[str, str] = field(default_factory=dict)  # tensors that can't change, and the reason
+    # The names of the codec's tensors, which can't change, begin with one of these texts.
+    frozen: tuple[str, ...] = ()
+    outputs: Mapping[str, int] = field(default_factory=dict)  # tensor -> how many of its first outputs the model uses
+    unusable: Mapping[str, str] = field(default_factory=dict)  # tensor that can't change -> its name and the reason
     rename: Callable[[str], str] = str  # see open_adapter
     matrices: Matrices = one_matrix
 
@@ -115,7 +116,7 @@ class ModelAdapters:
         self._rank = rank if rows_by_tensor else MAX_RANK
         self._captured = rows_by_tensor
         self.bases: frozenset[str] = frozenset()  # hub ids of the loaded weights in lower case; empty = not known
-        if model.adapters is not None:  # an earlier runner of this model, whose CUDA graphs could not be captured
+        if model.adapters is not None:  # an earlier runner has set them, but its graph capture failed
             model.adapters.unwrap()
             model.adapters = None
         if not rows_by_tensor or slots:
@@ -125,7 +126,7 @@ class ModelAdapters:
 
     @property
     def captured(self) -> bool:
-        """Whether the steps with CUDA graphs compute the products of adapters."""
+        """Whether the captured CUDA graphs compute the products of adapters."""
         return self._captured and self._limit > 0
 
     def prepare(self, folder: Path) -> PreparedAdapter:
@@ -227,8 +228,8 @@ def prepare(folder: Path, target: AdapterTarget, *, rank: int = MAX_RANK) -> Pre
             raise WeightsUnavailable(
                 f"The adapter in {folder} was trained on another base: {name} is {list(shape)} in the model, "
                 f"and the adapter has A {list(a.shape)} and B {list(b.shape)}.",
-                remedy="Use an adapter of the model that this server runs, or serve it merged: "
-                f"{target.setting}, {target.setting.replace('MODEL', 'BASE')}.",
+                remedy="Use an adapter of the model that this server runs, or serve it merged with the settings "
+                f"{target.setting} and {target.setting.replace('MODEL', 'BASE')}.",
             )
         for (place, index), (down, all_up) in zip(target.weights[name], matrices, strict=True):
             up = all_up[:, : target.outputs[name]] if name in target.outputs else all_up
@@ -257,7 +258,7 @@ def prepare(folder: Path, target: AdapterTarget, *, rank: int = MAX_RANK) -> Pre
 
 
 def matrix_dtype(model: AdaptedModel) -> torch.dtype:
-    """Return the dtype of the matrices of adapters on a CPU: bfloat16, unless the model computes in float32."""
+    """Return the dtype of adapters on a CPU: bfloat16 for a quantized model, otherwise the dtype of the model."""
     quantized = any(isinstance(part, QuantizedLinear) for part in model.modules())
     return torch.bfloat16 if quantized else model.dtype
 
@@ -267,8 +268,8 @@ def places_of_stack(
 ) -> dict[str, Place]:
     """Return the linear layers of a transformer that an adapter can change.
 
-    group: see Place. split_gate: whether the checkpoint has one tensor for the gate and one for the inputs of the MLP.
-    cross: the groups of cross-attention's queries and outputs, and of its keys and values.
+    group: see Place. split_gate: whether the checkpoint stores the gate and up weights of an MLP in two tensors. cross:
+    two groups for cross-attention: the first for its queries and outputs, the second for its keys and values.
     """
     c, places = stack.config, {}
     query, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
@@ -294,8 +295,8 @@ def weights_of_stack(
 ) -> dict[str, list[tuple[str, int]]]:
     """Return `AdapterTarget.weights` of a transformer.
 
-    name: its name in the places. prefix: the beginning of its tensors' names. in_layer: part of a tensor's name ->
-    (linear layer of a Block, number of the weight matrix in this layer).
+    name: the transformer's name in the places. prefix: the beginning of its tensors' names. in_layer: part of a
+    tensor's name -> (linear layer of a Block, number of the weight matrix in this layer).
     """
     return {
         f"{prefix}layers.{layer}.{part}.weight": [(f"{name}.blocks.{layer}.{linear}", index)]
@@ -307,8 +308,9 @@ def weights_of_stack(
 def bases_of(model: Located, engine: str) -> frozenset[str]:
     """Return the hub ids of the loaded weights in lower case, to compare them with the base of an adapter.
 
-    Copies of the published model are equal. The result is empty if the weights have no hub id of their own: they are in
-    a local folder, or an adapter is merged into them. engine: the kind of the files, see `hub.files_for`.
+    The published model and its copies have equal weights: if one of them is loaded, the result has the ids of all. The
+    result is empty if the weights have no hub id of their own: they are in a local folder, or an adapter is merged into
+    them. engine: the kind of the files, see `hub.files_for`.
     """
     source = model.files[-1].source.partition("@")[0]
     published = hub.files_for(engine)

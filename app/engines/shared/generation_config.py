@@ -31,11 +31,10 @@ _KEYS: dict[str, tuple[str, float, float]] = {
 
 
 def own_sampling(located: Located, published: hub.ModelFiles, defaults: Sampling) -> Sampling:
-    """Return the sampling parameters of a model that differ from `defaults`; None = as in `defaults`.
+    """Return the sampling parameters of a model. Parameters that are as in `defaults` are None in the result.
 
-    If an adapter and its base both have the file, the adapter's file is used. published: the model whose recommended
-    values are the engine's defaults. The file of this model is not read, because the authors recommend the defaults and
-    not the values in the file.
+    If an adapter and its base both have the file, the adapter's file is used. published: the published model. Its file
+    is not read, because its authors recommend the values of `defaults` and not the values in the file.
     """
     folders: list[Path | None] = [located.adapter]
     if located.files[-1].source.partition("@")[0] != published.source:
@@ -86,7 +85,7 @@ def with_defaults(sampling: Sampling, defaults: Sampling) -> Sampling:
 
 
 def variant_of(adapter: Adapter | None, sampling: Sampling) -> str:
-    """Return the part of a fingerprint that stands for the adapter and the model's own sampling parameters."""
+    """Return a part of a fingerprint: the digest of the adapter, and the sampling parameters that the model sets."""
     parts = [] if adapter is None else [f"adapter {adapter.digest}"]
     if sampling != NO_SAMPLING:
         parts.append(str(sampling))

@@ -90,10 +90,10 @@ def load_weights(
     cache: LoadCache | None,
     adapter: Adapter | None = None,
 ) -> None:
-    """Fill the parameters of `model` from the load cache. If the cache has no entry, call `load(weights)`, which fills
-    them, and store the result in the cache.
+    """Fill the parameters of `model` from the load cache, or with `load(weights)` if the cache has no entry.
 
-    adapter: the adapter that is merged into `weights` already; part of the key of the cache.
+    After `load`, stores the parameters in the cache. adapter: the adapter that is merged into `weights` already; the
+    key of the entry depends on the adapter's digest.
 
     cache: used only for a bfloat16 model with float32 weights. For other models, a read from the cache is not faster
     than a read of the weights.
@@ -113,7 +113,7 @@ def pack_bfloat16(model: nn.Module) -> None:
 
 
 def place_weights(device: torch.device) -> None:
-    """If `device` is the CPU, move the memory of this process to huge pages. The memory contains the weights."""
+    """If `device` is the CPU, move the memory of this process, which contains the weights, to huge pages."""
     if device.type == "cpu":
         use_huge_pages()
 
@@ -184,10 +184,10 @@ def with_or_without_graphs(
     *,
     devices: int = 1,
 ) -> BuiltRunner:
-    """Return `build(capture, notes)`, a runner. If the capture of CUDA graphs fails, do not use CUDA graphs.
+    """Return the runner `build(capture, notes)`. notes: values for /health.
 
-    Several devices and AMD GPUs were never tested. On other devices, an error of the capture is raised. notes: values
-    for /health.
+    CUDA graphs on several devices and on AMD GPUs were never tested. If their capture fails there, returns a runner
+    without CUDA graphs. In all other cases, raises the error of the capture.
     """
     if capture is None or (devices == 1 and torch.version.hip is None):
         return build(capture, notes)

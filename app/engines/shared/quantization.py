@@ -45,11 +45,11 @@ class Quantization:
         return NativeLinear(self.library, linear, bits=self.bits, norm=norm, eps=eps)
 
     def quantize_output(self, linear: Linear) -> QuantizedLinear:
-        """Return a layer that computes logits or joins two stacks, with 8 bits: its errors matter most."""
+        """Return `linear` with 8 bits. For layers that compute logits or join two stacks: their errors matter most."""
         return Int8Linear(linear) if self.library is None else NativeLinear(self.library, linear)
 
     def quantize_stack(self, stack: Stack, *, attention: bool) -> None:
-        """Quantize the MLPs of all blocks. attention: also self-attention."""
+        """Quantize the MLPs of all blocks. attention: whether self-attention is quantized, too."""
         for block in stack.blocks:
             assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
             block.quantize(self.quantize, attention=attention)
@@ -68,7 +68,8 @@ def choose_quantization(
     """Return how to quantize these stacks; None for "none". Compiles the native kernels if `folder` has none.
 
     folder: where compiled kernels are stored; None = the cache folder of the user. native: whether the native kernels
-    may be used. Without them, int8 uses PyTorch's kernel and logs a warning. Raises EngineUnavailable.
+    may be used. Without native kernels, int8 uses PyTorch's kernel; if they may be used but do not work, this logs a
+    warning. Raises EngineUnavailable.
     """
     if quantize == "none":
         return None
@@ -98,7 +99,7 @@ def choose_quantization(
 def quantized_bytes(weight: Tensor, quantize: Quantize) -> int:
     """Return the size of a weight (O, D) after quantization, as an upper limit.
 
-    Native kernels store a float16 scale for 32 weights. PyTorch's int8 kernel stores 20 bytes for each output.
+    Native kernels store one float16 scale for each 32 weights. PyTorch's int8 kernel stores 20 bytes for each output.
     """
     scales = weight.numel() // BLOCK_INPUTS * 2
     return weight.numel() * _BITS[quantize] // 8 + max(scales, 20 * len(weight))

@@ -42,9 +42,9 @@ def must_step_one_by_one(device: torch.device, dtype: torch.dtype, *, quantized:
     """Return whether each row must be computed alone, so that its codes do not depend on other rows in the batch.
 
     In float32 on a CPU, a product of eight rows and a product of one row give results that differ in the last bits.
-    Sometimes this changes a code. Users choose float32 for exact results. For 4 rows, batched products would be only
-    1.5 times as fast as single products. With packed bfloat16 weights and int8 weights, the result of a row does not
-    depend on other rows.
+    Sometimes this difference changes a code. Users choose float32 for exact results. For 4 rows, batched products would
+    be only 1.5 times as fast as single products. With packed bfloat16 weights and int8 weights, the result of a row
+    does not depend on other rows.
     """
     return device.type == "cpu" and not quantized and dtype == torch.float32
 

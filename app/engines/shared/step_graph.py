@@ -55,7 +55,8 @@ class StepGraph(Generic[Key]):
         self._buckets = GraphBuckets(rows, keys)
         self._device = device
         self._candidates: dict[str, Kernels] = {candidate.name: candidate for candidate in kernels}
-        self.kernels: dict[int, Kernels] = {1: kernels[0]}  # n -> the kernels of graphs with n or more rows
+        # n -> the kernels of graphs with n or more rows, up to the next n.
+        self.kernels: dict[int, Kernels] = {1: kernels[0]}
         # Number of rows -> name of the kernels -> seconds of a step.
         self.kernel_seconds: dict[int, dict[str, float]] = {}
         self.integers = torch.zeros(rows, integers, dtype=torch.int64, device=device)
@@ -84,7 +85,7 @@ class StepGraph(Generic[Key]):
         For each number of rows, the graphs use the kernels that are fastest for this number.
 
         shortest: the key with which the kernels are timed, with each number of rows in TIMED_ROWS. key_for: returns the
-        key whose graph serves a key, because some kernels need fewer graphs.
+        key whose graph is launched for a given key. With it, several keys can share a graph if the kernels allow it.
 
         If the graphs do not fit into memory, `rows` becomes smaller. Raises torch.OutOfMemoryError if the graphs for
         one row do not fit.
@@ -199,8 +200,8 @@ class InFlightStep(Generic[State, Result]):
         """Yield the rows of this step whose results are valid: rows that were not released or stopped after the launch.
 
         rows: the current states of all rows. Yields the number of the row at the launch, the number of the row now, and
-        the row's state. The results belong to the number at the launch. The two numbers differ if the row was moved
-        after the launch.
+        the row's state. The first number is the index of the row in the results. The two numbers differ if the row was
+        moved after the launch.
         """
         now = {id(state): row for row, state in rows.items()}
         for row, state, generation in self.rows:
