@@ -1,4 +1,4 @@
-"""Checks the API key of a request before the server reads the request body, and reads the body.
+"""Checks the API key of a request, and reads the body of the request only after that.
 
 The lists of voices and models, the health check and the metrics need no key, because many clients read them without a
 key.
@@ -136,7 +136,11 @@ class Gate:
             key.check(scope)
 
     def present(self, key: Key | None) -> Key | None:
-        """Return the current entry of the key of a WebSocket. Raises Unauthorized if the key is no longer valid."""
+        """Return the current entry of the API key of a WebSocket; None if the server has no keys.
+
+        key: None = the server had no keys when the client connected. Raises Unauthorized if the key was removed, or if
+        the server now needs keys.
+        """
         if key is not None:
             return self._ring.present(key)
         if self.needed:
@@ -144,8 +148,9 @@ class Gate:
         return None
 
     def admit(self, key: Key | None, scope: Scope) -> Pass | None:
-        """Count a request that came through a WebSocket. The caller must close the Pass. None = no keys.
+        """Count a request that came through a WebSocket.
 
+        Returns a Pass, which the caller must close; None if the server has no keys.
         Raises Unauthorized, Forbidden, RateLimited.
         """
         present = self.present(key)
@@ -192,7 +197,7 @@ class Gate:
     def describe(self, schema: Schema) -> None:
         """Describe API keys in the OpenAPI document `schema`: the security schemes, and the errors 401, 403 and 429.
 
-        If the server has no keys, this method removes the security requirements instead. Both cases change `schema`.
+        If the server has no keys, this method removes the security requirements from `schema` instead.
         """
         needed = self.needed
         if needed:

@@ -21,7 +21,7 @@ from app.errors import BodyTooLarge, RequestError
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
 
-MAX_DEPTH = 100  # the most levels of nested lists and objects in a JSON body
+MAX_DEPTH = 100  # the largest number of nested lists and objects in a JSON body
 _SHOWN_CHARS = 24  # an error message quotes this many characters before a mistake
 _GZIP, _ZLIB_OR_GZIP, _RAW_DEFLATE = 31, 47, -15  # values of zlib's `wbits`
 # Text codecs of Python that are not charsets of a body.
@@ -37,7 +37,7 @@ class UnreadableBody(RequestError):
 
 
 class BodyRejected(HTTPException):
-    """Carries an error out of the code that reads a body. FastAPI would replace an exception of another class."""
+    """Carries an error out of the code that reads a body. FastAPI would replace any other exception."""
 
     def __init__(self, error: RequestError, status: int = 400) -> None:
         super().__init__(status, error.message)
@@ -76,7 +76,7 @@ class BodyDecoder:
         """Return the decompressed form of the next bytes of the body. Raises BodyRejected."""
         parts = []
         while data:
-            # The start of the body, or of a further member of a gzip file.
+            # `data` begins with the start of the body, or with the start of a further member of a gzip file.
             if self._decompressor is None or self._decompressor.eof:
                 if self._decompressor is not None and not data.strip(b"\0"):
                     break  # some programs add zeros at the end
@@ -98,8 +98,9 @@ class BodyDecoder:
             raise self._broken("it ends too early")
 
     def _first_wbits(self, data: bytes) -> int:
-        """Return the value of `wbits` for a body that begins with `data`. Some clients send `deflate` without a
-        header.
+        """Return the value of `wbits` for a body that begins with `data`.
+
+        Some clients send `deflate` without the header of zlib.
         """
         if self._wbits == _GZIP or data[0] & 0x0F == 8 or data[0] == 0x1F:
             return self._wbits
@@ -171,8 +172,8 @@ def _codec(charset: str) -> str:
     if found is None or not found._is_text_encoding or found.name.replace("_", "-") in _NO_CHARSETS:
         message = f"The request declares the charset {charset[:40]!a}, which this server does not know. Send UTF-8."
         raise UnreadableBody(message, "unsupported_charset")
-    # Text that is declared as Latin-1 is often Windows-1252, which also has quotes and dashes. Web browsers do the
-    # same.
+    # Text that is declared as Latin-1 is often Windows-1252, which also has quotes and dashes. Web browsers also decode
+    # such text as Windows-1252.
     return "cp1252" if found.name == "iso8859-1" else found.name
 
 

@@ -1,8 +1,8 @@
 """Protects the server from foreign web pages: CSRF, DNS rebinding, and CORS preflights that are not allowed.
 
-Only requests that a browser has sent are checked. With a request that changes something, a browser sends Origin or
-Sec-Fetch-Site, and a web page can't change these headers. Programs that are no browser send neither of these headers.
-`_from_browser` recognises the requests that read.
+Only requests that a browser has sent are checked. A browser sends Origin or Sec-Fetch-Site with each request that
+changes something, and a web page can't change these headers. Other programs send neither of these headers. A request
+that only reads may lack both headers; `_from_browser` also recognises such a request of a browser.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class CrossOriginCheck:
     preflights that are not allowed.
 
     The CORS middleware does not stop a form, because browsers send forms without a CORS preflight. The header
-    Sec-Fetch-Site says whether the page has another origin. Browsers send this header only to https and localhost. If
-    Sec-Fetch-Site is missing, Origin is compared with Host and X-Forwarded-Host. A foreign page can't set
+    Sec-Fetch-Site says whether the page has another origin. Browsers send this header only to https addresses and to
+    localhost. If Sec-Fetch-Site is missing, Origin is compared with Host and X-Forwarded-Host. A foreign page can't set
     X-Forwarded-Host without a preflight.
     """
 
@@ -102,10 +102,10 @@ def _own_hosts(headers: Headers) -> list[str]:
 
 
 def _same_host(scheme: str, wanted: str, host: str, *, proxied: bool) -> bool:
-    """Return whether the hosts `wanted` and `host`, with optional ports, are the same.
+    """Return whether `wanted` and `host` have the same host name and the same port. A missing port is the default port.
 
-    scheme: the scheme of the origin, which has a default port. proxied: True = `host` may lack the port, because many
-    proxies remove it.
+    scheme: the scheme of the origin, which has the default port. proxied: True = `host` may lack any port, because many
+    proxies remove the port.
     """
     default = _DEFAULT_PORTS[scheme]
     (name, port), (other, other_port) = split_host(wanted), split_host(host)
@@ -140,7 +140,7 @@ class HostCheck:
         has_key: Callable[[Any], bool],
         keys_needed: Callable[[], bool],
     ) -> None:
-        """Set the names of the server.
+        """Store the names of the server and the functions that check API keys.
 
         allowed: TTS_ALLOWED_HOSTS. host: the address that the server listens on. origins: the pages that may call the
         server; `*` = all. has_key: whether the headers contain a valid API key. keys_needed: whether requests need a
@@ -186,15 +186,16 @@ class HostCheck:
             ipaddress.ip_address(name.partition("%")[0])
         except ValueError:
             return False
-        return True  # a page whose origin is an IP address was really loaded from this address
+        return True  # DNS rebinding needs a name: a page whose origin is an IP address was loaded from this address
 
 
 def _from_browser(headers: Headers) -> bool:
     """Return whether a browser has sent the request.
 
-    A page with an http address sends neither Origin nor Sec-Fetch-Site when it reads from its own host. But a browser
-    always sends Accept-Language, and a page can only change its value. Two kinds of programs send Accept-Language too:
-    Node's `fetch`, together with Sec-Fetch-Mode, which a page can't set, and apps on Apple's systems.
+    When a page with an http address reads from its own host, the browser sends neither Origin nor Sec-Fetch-Site. But a
+    browser always sends Accept-Language: a page can change the value of this header, but can't remove the header. Two
+    kinds of programs send Accept-Language, too. Node's `fetch` also sends Sec-Fetch-Mode, which a page can't set. Apps
+    on Apple's systems have CFNetwork in the header User-Agent.
     """
     if "origin" in headers or "sec-fetch-site" in headers:
         return True

@@ -1,4 +1,4 @@
-"""The JSON bodies of requests for captions: the body of a speech route, and fields for the captions."""
+"""The JSON bodies of requests for captions. Each body has the fields of a speech route and fields for the captions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.api.requests import ConversationBody, DialogueBody, Flag, Language, Spe
 if TYPE_CHECKING:
     from app.types import SpeechRequest
 
-# Kokoro's letters for languages. Other values of `lang_code` are tags or names.
+# Kokoro's letters for languages. Other values of `lang_code` are the tags or the names of languages.
 _KOKORO_LANGUAGES = {
     "a": "en-US",
     "b": "en-GB",
@@ -27,13 +27,12 @@ _KOKORO_LANGUAGES = {
 }
 
 
-NO_EFFECT = frozenset(
-    {"stream_format", "progress", "timestamps"}
-)  # fields of speech that have no effect on the routes of captions
+# Fields of a speech request that have no effect on the routes for captions.
+NO_EFFECT = frozenset({"stream_format", "progress", "timestamps"})
 
 
 class CaptionsBody(BaseModel):
-    """What the three bodies of `POST /v1/audio/captions` have in common."""
+    """The fields that the three bodies of `POST /v1/audio/captions` share."""
 
     captions: Annotated[
         Literal["srt", "vtt", "lrc", "json"] | None,
@@ -63,7 +62,10 @@ class CaptionsBody(BaseModel):
         return (*names, *(name for name, is_so in without_effect.items() if is_so))
 
     def speakers(self, request: SpeechRequest, name_of: Callable[[str], str]) -> tuple[str, ...]:
-        """The name of the speaker of each text; empty = no names are shown. name_of: the name of a voice."""
+        """Return the name of the speaker of each text; empty if the captions show no names.
+
+        name_of: returns the name of the voice with an id.
+        """
         return ()
 
 
@@ -87,7 +89,11 @@ class DialogueCaptionsBody(CaptionsBody, DialogueBody):
     UNUSED_FIELDS: ClassVar[frozenset[str]] = DialogueBody.UNUSED_FIELDS | NO_EFFECT
 
     def speakers(self, request: SpeechRequest, name_of: Callable[[str], str]) -> tuple[str, ...]:
-        """The name of the speaker of each turn: `speaker` if it is a name, `Speaker 1` if it is a number."""
+        """Return the name of the speaker of each turn.
+
+        The name is `speaker`, or for example `Speaker 1` if `speaker` is a number. Without `speaker`, it is the name of
+        the voice.
+        """
         names = []
         for turn, line in zip(self.turns, request.lines, strict=True):
             name = str(turn.speaker).strip()
@@ -100,7 +106,7 @@ class DialogueCaptionsBody(CaptionsBody, DialogueBody):
 
 
 def _kind(data: object) -> str | None:
-    """Which body a JSON value is, by its fields; None if it is not an object."""
+    """Return which of the three bodies a JSON object is, which its fields show; None for any other JSON value."""
     if not isinstance(data, dict):
         return None
     if data.get("turns") is not None:
@@ -109,7 +115,7 @@ def _kind(data: object) -> str | None:
     return "(conversation)" if is_conversation else "(speech)"
 
 
-# The tags are in parentheses, because errors leave them out: see `app.api.errors`.
+# The tags are in parentheses, because errors leave out names in parentheses: see `app.api.errors`.
 AnyCaptionsBody = Annotated[
     Annotated[SpeechCaptionsBody, Tag("(speech)")]
     | Annotated[ConversationCaptionsBody, Tag("(conversation)")]
@@ -124,7 +130,7 @@ def _kokoro_language(value: object) -> object:
 
 
 class NormalizationOptions(BaseModel):
-    """Kokoro's options for the normalisation of a text. Only `normalize` has an effect."""
+    """Kokoro's options for how a text is normalised. Of these options, only `normalize` has an effect."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -132,7 +138,7 @@ class NormalizationOptions(BaseModel):
 
 
 class CaptionedSpeechBody(SpeechBody):
-    """The body of `POST /dev/captioned_speech`, as Kokoro-FastAPI defines it. It accepts all fields of speech."""
+    """The body of `POST /dev/captioned_speech`, as Kokoro-FastAPI defines it. It also accepts all fields of speech."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"input": "Hello there.", "voice": "af_heart", "stream": False}]}

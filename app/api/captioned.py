@@ -20,21 +20,22 @@ if TYPE_CHECKING:
     from app.text.captions import CaptionFormat, Highlight
     from app.types import TimedSentence
 
-LINES_MEDIA_TYPE = "application/x-ndjson"  # Kokoro-FastAPI names it application/json, which programs take for one value
+# Kokoro-FastAPI sends its lines as application/json, but many programs expect only one JSON value in such a response.
+LINES_MEDIA_TYPE = "application/x-ndjson"
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionOptions:
-    """The form of the captions, and what they need to know of the request."""
+    """The format of the captions, and the data of the request that the captions need."""
 
     kind: CaptionFormat
     highlight: Highlight
-    texts: tuple[str, ...]  # of the caller, one for each turn
-    speakers: tuple[str, ...]  # the names; empty = no names are shown
+    texts: tuple[str, ...]  # the texts of the caller, one for each turn
+    speakers: tuple[str, ...]  # the names of the speakers; empty = the captions show no names
     language: str  # BCP 47 tag
 
     async def file_of(self, answer: Answer) -> bytes:
-        """Return the captions of an answer whose stream has ended."""
+        """Return the content of the caption file of an answer whose stream has ended."""
         times = await answer.timestamps()
         content = await asyncio.to_thread(
             caption_file,
@@ -60,9 +61,11 @@ class Captioned:
 async def captions_stream(
     prepare: Callable[[], Awaitable[Captioned]], metrics: Metrics, audio_format: str, *, with_audio: bool
 ) -> AsyncIterator[Stream]:
-    """Open the stream of a caption file. The audio is generated, so that the cache has it for the next request.
+    """Open the stream of a caption file.
 
-    audio_format: of the request. with_audio: the audio is sent too, as the first part of multipart/form-data.
+    audio_format: the audio format of the request. with_audio: True = the response is multipart/form-data: its first
+    part is the audio, and its second part is the caption file. False = the audio is generated too, and the cache keeps
+    it for the next request, but only the caption file is sent.
     """
     async with _speech(prepare, metrics, f"speech.{audio_format}") as (captioned, speech):
         if with_audio:
@@ -101,8 +104,9 @@ async def captioned_speech_stream(
 ) -> AsyncIterator[Stream]:
     """Open the stream of Kokoro's captioned speech.
 
-    lines: send a line of JSON for each chunk of audio; otherwise one JSON object. timestamps: with the times of words.
-    chunk: the content of the JSON objects; None = that of Kokoro-FastAPI.
+    lines: True = send a line of JSON for each chunk of audio; False = send one JSON object. timestamps: whether to add
+    the times of the words. chunk: returns the content of each JSON object; None = the content that Kokoro-FastAPI
+    sends.
     """
     chunk = chunk or _kokoro_chunk
     held: list[Answer] = []
@@ -142,7 +146,7 @@ async def _speech(
 
 
 def _changed(headers: Headers, *changed: tuple[str, str], without: tuple[str, ...] = ()) -> Headers:
-    """Return the headers with other values for some of them."""
+    """Return the headers with the values in `changed`, and without the headers that `without` names."""
     names = {name for name, _ in changed} | set(without)
     return [*(header for header in headers if header[0] not in names), *changed]
 
@@ -169,9 +173,9 @@ async def _parts(
 async def _chunk_lines(
     answer: Answer, audio: AsyncGenerator[bytes], chunk: ChunkContent, *, timestamps: bool
 ) -> AsyncGenerator[bytes]:
-    """Yield a line of JSON for each chunk of audio, with the words that have times by then.
+    """Yield a line of JSON for each chunk of audio, with the words whose times were found since the line before.
 
-    One chunk is held back, so that the last line has audio and the last words.
+    Each chunk is held back until the next one arrives, so that the last line has both audio and the last words.
     """
     sent = 0
     held: bytes | None = None
@@ -193,7 +197,7 @@ async def _chunk_lines(
 
 
 class ChunkContent(Protocol):
-    """Returns the JSON object of a chunk of audio with the sentences that have times since the chunk before.
+    """Returns the JSON object of a chunk of audio, with the sentences whose times were found since the chunk before.
 
     sentences: None = the client wants no times. last: whether it is the last chunk.
     """
@@ -206,7 +210,7 @@ class ChunkContent(Protocol):
 def _kokoro_chunk(
     answer: Answer, audio: bytes, sentences: Sequence[TimedSentence] | None, *, last: bool
 ) -> dict[str, Any]:
-    """Return the JSON object of Kokoro-FastAPI."""
+    """Return the JSON object of a chunk, with the fields that Kokoro-FastAPI sends."""
     words = None if sentences is None else _words(sentences)
     return {"audio": base64.b64encode(audio).decode(), "audio_format": answer.media_type, "timestamps": words}
 
@@ -216,7 +220,7 @@ def _json(content: dict[str, Any]) -> bytes:
 
 
 def _words(sentences: Sequence[TimedSentence]) -> list[dict[str, Any]]:
-    """The words of sentences, with the names of Kokoro-FastAPI."""
+    """Return the words of sentences and their times, with the field names of Kokoro-FastAPI."""
     return [
         {"word": word.word, "start_time": round(word.start_s, 3), "end_time": round(word.end_s, 3)}
         for sentence in sentences

@@ -2,8 +2,8 @@
 
 The text of a secret contains its content: the digest of the API key that created it, the settings of its sessions, and
 the time at which it expires. A signature protects this content from changes. All processes with the same data folder
-accept the secret, also after a restart. A secret with long settings would not fit into a header, so such a secret is
-known to one process only.
+accept the secret, also after a restart. If the settings are too long for a header, the text of the secret is random.
+Only the process that created such a secret knows its content and accepts it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 PREFIX = "ek_"
 FILE = "client_secrets.key"  # name of the file with the signing key, in the folder of the API keys
 MAX_CHARS = 4096  # the longest text of a secret that contains its content
-MAX_HELD = 10_000  # secrets with long settings
+MAX_HELD = 10_000  # the largest number of secrets with long settings that a process remembers
 MAX_CONTENT_BYTES = 1 << 20  # the largest size of the unpacked content
 _KEY_BYTES = 32
 
@@ -43,7 +43,7 @@ class Secret:
     """The content of a client secret."""
 
     expires_at: float  # Unix time in seconds
-    key: Key | None  # the API key that created it; only its name and its digest count
+    key: Key | None  # the API key that created the secret; only its name and its digest are used. None = no keys
     session: dict[str, Any]
 
 
@@ -69,7 +69,10 @@ class ClientSecrets:
         return value, expires_at
 
     def find(self, value: str) -> Secret | None:
-        """Return the content of a secret; None if the text is not a secret. Raises Unauthorized for an expired one."""
+        """Return the content of a secret; None if the text is not a secret.
+
+        Raises Unauthorized if the secret has expired.
+        """
         if not value.startswith(PREFIX):
             return None
         found = self._held.get(_digest(value)) or self._read(value)
@@ -78,13 +81,13 @@ class ClientSecrets:
         return found
 
     def _read(self, value: str) -> Secret | None:
-        """Return the content of a secret with a valid signature."""
+        """Return the content of a secret; None if the text has no valid signature."""
         content, dot, _ = value.removeprefix(PREFIX).partition(".")
         if not dot or len(value) > MAX_CHARS:
             return None
         with contextlib.suppress(ValueError):
             packed = _bytes(content)
-            # The texts are compared, not their bytes: several texts of base64 stand for the same bytes.
+            # The texts are compared and not the decoded bytes, because several base64 texts stand for the same bytes.
             if not hmac.compare_digest(self._signed(packed).encode(), value.encode()):
                 return None
             unpacked = zlib.decompressobj().decompress(packed, MAX_CONTENT_BYTES)
@@ -102,9 +105,9 @@ class ClientSecrets:
 
 
 def _read_or_create(path: Path) -> bytes:
-    """Return the key that signs secrets. If no file has it, create the file.
+    """Return the key that signs secrets. If the file with the key does not exist, create it.
 
-    If the file can't be written, only this process knows the key.
+    If the file can't be used, return a new key that only this process knows.
     """
     key = secrets.token_bytes(_KEY_BYTES)
     try:

@@ -1,7 +1,7 @@
 """The WebSocket messages of ElevenLabs: `stream-input` with one context, and `multi-stream-input` with several.
 
-A context is one text that arrives in parts. The server sends its audio in base64, and the times of the characters when
-they are known: after the audio of their sentence, in a message without audio. An error ends the connection.
+A context is one text that arrives in parts. The server sends the audio of a context in base64. After the audio of a
+sentence, it sends the times of the sentence's characters in a message without audio. An error ends the connection.
 """
 
 from __future__ import annotations
@@ -59,10 +59,13 @@ log: Any = structlog.get_logger(__name__)
 
 _SENTENCE_ENDS = tuple(".!?\u2026\u3002\uff01\uff1f")
 _OPENING, _CLOSING = "\"'\u201c\u2018([\u00bf\u00a1", "\"'\u201d\u2019)] \n"
-MAX_CONTEXTS = 5  # open contexts of one connection, as in the original
-MAX_CLOSED_CONTEXTS = 10  # of one connection, whose speech is still sent; a new context waits for the end of one
+MAX_CONTEXTS = 5  # the largest number of open contexts of one connection, as in ElevenLabs' API
+# The largest number of closed contexts of one connection whose speech is still sent. A new context waits until the
+# speech of one of them has ended.
+MAX_CLOSED_CONTEXTS = 10
 DEFAULT_FORMAT = "mp3_44100_128"
-INACTIVITY_S, MAX_INACTIVITY_S = 20, 300  # ElevenLabs documents 180; older agents of LiveKit send 300
+# The default and the largest `inactivity_timeout`. ElevenLabs documents 180 s, but older agents of LiveKit send 300 s.
+INACTIVITY_S, MAX_INACTIVITY_S = 20, 300
 MAX_SEED = 2**32 - 1
 _PATHS = re.compile(r"(?:/api)?/v1/(?:text-to-speech|text-to-dialogue|voices)(?:/|$)|/v2/")
 # Field of a speech request -> field of ElevenLabs
@@ -108,7 +111,7 @@ class OutputFormat:
 
 
 def model_of(name: Any, speaking: Speaking) -> str | None:
-    """Return the name of a model of this server; None for another name: the default model."""
+    """Return `name` if it is the name of a model of this server; otherwise None, which means the default model."""
     if isinstance(name, str):
         with contextlib.suppress(UnknownModel):
             find_model(name, speaking.manager, speaking.generator.adapters)
@@ -150,7 +153,7 @@ def speech_body(
 
 
 def socket_alignment(characters: Sequence[TimedCharacter], origin_s: float) -> Object:
-    """Return the `alignment` of a WebSocket message. origin_s: the time from which its times count."""
+    """Return the `alignment` of a WebSocket message. origin_s: this time in seconds is subtracted from all times."""
     starts = [round(1000 * (start_s - origin_s)) for _, start_s, _ in characters]
     ends = [round(1000 * (end_s - origin_s)) for _, _, end_s in characters]
     return {
@@ -161,7 +164,7 @@ def socket_alignment(characters: Sequence[TimedCharacter], origin_s: float) -> O
 
 
 class TimedChunks:
-    """Builds the JSON objects of the HTTP routes with timestamps. The times count from the start of the audio."""
+    """Builds the JSON objects of the HTTP routes with timestamps. Times are in seconds from the start of the audio."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -191,7 +194,7 @@ class TimedChunks:
 
 
 def in_law(answer: Answer, law: g711.Law | None) -> Answer:
-    """Change an answer with PCM to telephone audio. law: None = leave it as it is."""
+    """Convert the audio of an answer from PCM to telephone audio (G.711). law: None = do not convert."""
     if law is None:
         return answer
 
@@ -208,7 +211,7 @@ def in_law(answer: Answer, law: g711.Law | None) -> Answer:
 
 
 class DetailedErrors:
-    """Adds the field `detail` to errors of ElevenLabs' paths and of requests with the header `xi-api-key`."""
+    """Adds the field `detail` to the errors of requests that have a path of ElevenLabs or the header `xi-api-key`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -278,7 +281,7 @@ class SocketOptions:
 
 
 def _whole(query: Mapping[str, str], name: str, least: int, most: int) -> int | None:
-    """Return the number in a query; None if it has none. Raises InvalidValue."""
+    """Return the whole number with this name in a query; None if it is missing. Raises InvalidValue."""
     text = query.get(name)
     if not text:
         return None
@@ -300,7 +303,7 @@ class _Context:
     live: LiveContext
     admitted: Pass | None
     begun: bool = False  # whether it has text that is not white space
-    ends_sentence: bool = False  # whether its text so far ends with a sentence, and without a space
+    ends_sentence: bool = False  # whether its text so far ends with the end of a sentence and no space after it
 
 
 @dataclass(slots=True)
@@ -315,9 +318,9 @@ class StreamInput:
     options: SocketOptions
     several: bool  # whether messages have a `context_id`
     _open: dict[str, _Context] = field(default_factory=dict)  # the contexts that take text
-    _tasks: dict[asyncio.Task[None], _Context] = field(default_factory=dict)  # the contexts whose speech is sent
-    _active_s: float = field(default_factory=time.monotonic)  # the time since which it waits for a message
-    _heard_s: float = 0.0  # the time at which the audio that was sent has been played
+    _tasks: dict[asyncio.Task[None], _Context] = field(default_factory=dict)  # tasks that send the speech of contexts
+    _active_s: float = field(default_factory=time.monotonic)  # the time since which the connection waits for a message
+    _heard_s: float = 0.0  # the time at which a listener has heard all audio that was sent
 
     async def run(self) -> None:
         """Handle the messages of the client until the connection is closed. Raises Closed."""
@@ -333,7 +336,7 @@ class StreamInput:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _next(self, live: LiveSession) -> bool:
-        """Handle the next message. Returns False at the end."""
+        """Handle the next message. Returns False if the connection ends after it."""
         try:
             with client_names(FIELD_NAMES):
                 message = await self._receive()
@@ -345,21 +348,21 @@ class StreamInput:
             seconds = self.options.inactivity_s
             await self._refuse(
                 "input_timeout_exceeded",
-                f"No text has arrived for {seconds} s. End the text with an empty text, or send a longer "
-                "`inactivity_timeout`.",
+                f"No text has arrived for {seconds} s. When a text is complete, send an empty `text`. Or connect with "
+                "a longer `inactivity_timeout`.",
             )
         return False
 
     async def _receive(self) -> Object:
-        """Wait for the next message. Raises TimeoutError if none arrives while all speech is over.
+        """Wait for the next message. Raises TimeoutError if no message arrives before the time of `_deadline_s`.
 
-        Raises also Unauthorized, Closed.
+        Also raises Unauthorized if the API key was removed, InvalidValue for a wrong message, and Closed.
         """
         self._active_s = time.monotonic()
         receiving = asyncio.ensure_future(self.socket.receive_json())
         try:
             while not receiving.done():
-                left_s = self._deadline_s() - time.monotonic()  # changes while speech is sent
+                left_s = self._deadline_s() - time.monotonic()  # the deadline moves while speech is sent
                 await asyncio.wait({receiving}, timeout=max(0.0, min(left_s, self.options.inactivity_s, KEY_CHECK_S)))
                 if not receiving.done() and self._deadline_s() <= time.monotonic():
                     raise TimeoutError
@@ -370,7 +373,10 @@ class StreamInput:
         return receiving.result()
 
     def _deadline_s(self) -> float:
-        """Return until when the connection stays open without a message. Speech is not silence."""
+        """Return the time at which the connection is closed if no message arrives.
+
+        The time in which speech is generated or played does not count as inactivity.
+        """
         now_s = time.monotonic()
         if any(context.live.ended for context in self._tasks.values()):
             return now_s + self.options.inactivity_s
@@ -379,7 +385,10 @@ class StreamInput:
         return max(self._active_s, self._heard_s) + waits_s
 
     def _authenticate(self, message: Object) -> None:
-        """Take the API key of the first message, if the headers had none. Raises Unauthorized, UnknownVoice."""
+        """Use the API key in the first message if the headers had no key.
+
+        Raises Unauthorized, Forbidden, UnknownVoice.
+        """
         if self.socket.key is None:
             sent = message.get("xi-api-key") or message.get("xi_api_key") or message.get("authorization") or ""
             key = self.gate.connect(str(sent).removeprefix("Bearer ").strip())
@@ -445,7 +454,8 @@ class StreamInput:
     async def _append(self, context: _Context, text: str) -> None:
         """Add text to a context. Raises TextTooLong.
 
-        With `auto_mode`, a message has whole sentences, often without a space after them.
+        With `auto_mode`, each message contains whole sentences, often without a space at the end. So this method adds
+        the missing space, and speaks complete sentences at once.
         """
         auto = self.options.auto_mode
         if auto and context.ends_sentence and (text[0].isalnum() or text[0] in _OPENING):
@@ -477,7 +487,7 @@ class StreamInput:
         return context
 
     async def _send(self, context: _Context) -> None:
-        """Send the audio of a context, and its last message."""
+        """Send the audio of a context, and then the last message of the context."""
         ids = {"contextId": context.name, "context_id": context.name} if self.several else {}
         status = 200
         with contextlib.suppress(Closed):
@@ -505,10 +515,13 @@ class StreamInput:
                 await self.socket.close(NORMAL)
 
     async def _send_speech(self, context: _Context, ids: Object) -> SpeechError | None:
-        """Send the audio of a context and the times of its characters. Returns the error with which it has ended."""
+        """Send the audio of a context and the times of its characters.
+
+        Returns the error that ended the speech; None if there was none.
+        """
         live = context.live
-        # With `sync_alignment`, times count from the start of the context. Otherwise they count from the end of the
-        # message before, and clients add them up.
+        # With `sync_alignment`, times are counted from the start of the context. Otherwise the times of a message are
+        # counted from the last time of the message before, and clients add the times up.
         sync = self.options.sync_alignment
         times = CharacterTimes()
         sent_s = 0.0
@@ -530,7 +543,7 @@ class StreamInput:
                     sent_s = event.end_s
                 elif isinstance(event, Words):
                     if characters := times.add(live.text, event.sentences):
-                        characters += times.add_spaces(live.text)  # they end the last word in pipecat
+                        characters += times.add_spaces(live.text)  # spaces show pipecat the end of the last word
                         await send_times(characters, origin_s)
                 elif isinstance(event, Done):
                     await send_times(times.finish(live.text, event.audio_s), origin_s)
@@ -541,7 +554,10 @@ class StreamInput:
 
 
 def check_connection(gate: Gate, sent: str) -> Any:
-    """Return the API key of a connection; None if the first message may have it. Raises Unauthorized, Forbidden."""
+    """Return the API key of a connection; None if the server has no keys, or if the first message must have the key.
+
+    Raises Unauthorized, Forbidden.
+    """
     try:
         key = gate.connect(sent)
     except Unauthorized:

@@ -185,7 +185,7 @@ def response_to(error: errors.SpeechError) -> JSONResponse:
         headers.update(limit_headers(error.limit, 0, error.reset_s))
     if isinstance(error, errors.EngineStopped):
         headers["Retry-After"] = str(RETRY_STOPPED_S)
-    # OpenAI's clients repeat a 409 by themselves.
+    # Without this header, OpenAI's clients would repeat a request after a 409.
     if isinstance(error, errors.OutOfMemory | errors.NotStored | errors.DamagedVoice | errors.Conflict):
         headers["x-should-retry"] = "false"
     if isinstance(error, errors.RangeNotSatisfiable):
@@ -230,7 +230,7 @@ def _json(status: int, body: dict[str, Any], headers: Mapping[str, str] | None) 
 def install(app: FastAPI, known_paths: Collection[str], unknown_page: Callable[[Request], Awaitable[Response]]) -> None:
     """Register a handler for each kind of error that a route can raise, and refuse WebSockets with unknown paths.
 
-    Call this after all routes are added. known_paths: the paths that a 404 suggests. unknown_page: returns the page
+    Call this after all routes are added. known_paths: the paths that a 404 can suggest. unknown_page: returns the page
     for a browser that opens an unknown path.
     """
 
@@ -295,16 +295,17 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
 
 
 def described(error: ValidationError | RequestValidationError, *outer: str) -> tuple[str, str]:
-    """Return the name of the first wrong field, and a message with the first wrong fields and what is wrong with them.
+    """Return the name of the first wrong field, and a message that says what is wrong with the first five wrong fields.
 
-    outer: is put before the location of each problem, which must begin with `body` or another part of the request.
+    outer: these parts are put before the location of each problem. A location must then begin with `body` or with
+    another part of the request.
     """
     problems = [(_field_at((*outer, *problem["loc"])), _in_words(problem)) for problem in error.errors()[:5]]
     return problems[0][0], "; ".join(f"`{field}`: {problem}" for field, problem in problems)
 
 
 def _in_words(problem: Mapping[str, Any]) -> str:
-    """Return what is wrong with a field. pydantic's words for a wrong length do not fit fields that clients send."""
+    """Return what is wrong with a field. pydantic's messages about wrong lengths are replaced with clearer ones."""
     limits = problem.get("ctx", {})
     match problem["type"]:
         case "string_too_short" | "too_short" if limits["min_length"] == 1:
@@ -325,8 +326,8 @@ def _in_words(problem: Mapping[str, Any]) -> str:
 def _field_at(location: Sequence[str | int]) -> str:
     """Return the name of the field at a pydantic error location: for example `seed`, or `turns.3.text` inside a list.
 
-    The first part of the location (`body`), a tag in parentheses that names one of several bodies, and the parts that
-    pydantic adds after the field are left out.
+    Three things are left out: the first part of the location (`body`), a tag in parentheses that names one of several
+    bodies, and the parts that pydantic adds after the field.
     """
     if len(location) > 2 and isinstance(location[1], str) and location[1].startswith("("):
         location = (location[0], *location[2:])

@@ -2,13 +2,13 @@
 upgrade.
 
 Without limits on headers, a client could fill the memory with endless headers. A few hundred clients that send their
-headers very slowly could use up all connections. The limits also apply to data that arrives after an error response
-that was sent before the end of the request. `middleware.BodyLimit` limits request bodies.
+headers very slowly could use up all connections. A route can send an error response before the request has ended; the
+limits also apply to the data that arrives after such a response. `middleware.BodyLimit` limits request bodies.
 
-uvicorn alone drops the body of a request that offers an upgrade such as `Upgrade: h2c`. Java's HTTP client offers this
-upgrade by default. This protocol ignores each upgrade that the server does not support, as RFC 9110 says. uvicorn also
-sends chunked responses to HTTP/1.0 clients, which do not support them. To HTTP/1.0 clients, this protocol sends plain
-bytes until the connection closes.
+uvicorn's own protocol drops the body of a request that offers an upgrade such as `Upgrade: h2c`. Java's HTTP client
+offers this upgrade by default. This protocol ignores each upgrade that the server does not support, as RFC 9110 allows.
+uvicorn also sends chunked responses to HTTP/1.0 clients, which do not support them. To HTTP/1.0 clients, this protocol
+sends plain bytes until the connection closes.
 """
 
 from __future__ import annotations
@@ -36,27 +36,32 @@ if TYPE_CHECKING:
 _log = logging.getLogger("app.sockets.protocol")
 _log.setLevel(logging.WARNING)
 
-# The number of unsent bytes in the buffer of a TLS connection above which the answer waits for its client. asyncio's
-# default for TLS is 512 KiB, which is 11 seconds of audio in addition to the kernel's send buffer.
+# If the buffer of a TLS connection has more unsent bytes than this, the answer waits for its client. asyncio's default
+# for TLS is 512 KiB, which is 11 seconds of audio in addition to the kernel's send buffer.
 TLS_BUFFER_BYTES = 64 << 10
 # The size of the kernel's send buffer for a connection. By default the buffer grows to megabytes, which is minutes of
 # audio. A client that reads at playback speed needs minutes to make space in such a buffer, so the server would
 # disconnect this client (TTS_READER_TIMEOUT_S). If the client disconnects, the audio in the send buffer was generated
 # for nothing.
 SEND_BUFFER_BYTES = 128 << 10
-ABORT = "abort"  # key in the state of a WebSocket; its function drops the unsent data and closes the connection
-STOPPING = "stopping"  # key in the state of a request; present when the server has begun its graceful shutdown
+# Key in the state of a WebSocket. Its value is a function that drops the unsent data and closes the connection.
+ABORT = "abort"
+# Key in the state of a request. The key exists if the server has begun its graceful shutdown.
+STOPPING = "stopping"
 MAX_HEAD_BYTES = 64 << 10  # uvicorn's h11 protocol has the same limit
+# The ends of the paths of the WebSocket routes.
 SOCKET_PATHS = (
     b"/realtime",
     b"/stream-input",
     b"/multi-stream-input",
     b"/audio/speech/stream",
-)  # the ends of the paths of the WebSocket routes
-# A WebSocket gets a ping after PING_S, and is closed if its client shows no sign of life for as long after the ping.
-# Both times are shorter if TTS_READER_TIMEOUT_S is below 60 s: the whole time is at most TTS_READER_TIMEOUT_S.
+)
+# The server sends pings to the client of a WebSocket, and waits PING_S seconds before each ping. It closes the
+# WebSocket if the client shows no sign of life in the PING_S seconds after a ping. Both times are at most a third of
+# TTS_READER_TIMEOUT_S.
 PING_S = 20.0
-# The time to send the last data of a WebSocket whose client shows no sign of life, or when the server stops.
+# When the server closes a WebSocket because its client shows no sign of life, or because the server stops, the last
+# data can be sent for CLOSE_S seconds.
 CLOSE_S = 1.0
 MAX_MESSAGE_BYTES = 16 << 20  # limit of a WebSocket message; OpenAI allows 15 MiB of audio in one event
 _HEAD_TOO_LARGE = f"The headers of the request are larger than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
@@ -64,7 +69,7 @@ _HEAD_TOO_LARGE = f"The headers of the request are larger than {MAX_HEAD_BYTES} 
 _UPGRADE_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
 # SO_LINGER with a timeout of 0 s: closing the connection sends a reset, so that the client reports an error.
 _RESET_ON_CLOSE, _CLOSE_NORMALLY = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
-_BYTES_ACKED = 120  # place of tcpi_bytes_acked in the struct tcp_info of Linux
+_BYTES_ACKED = 120  # offset in bytes of tcpi_bytes_acked in the struct tcp_info of Linux
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
@@ -76,19 +81,21 @@ def protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol without its log, which contains the query strings of requests.
+    """uvicorn's WebSocket protocol with its own check for silent clients, and without uvicorn's log.
+
+    The log would contain the query strings of requests.
 
     uvicorn sends a ping and closes the connection if no pong arrives. This has two faults. The pong of a client that
     reads at the speed of playback comes late, because the ping waits behind the audio. And a connection with unsent
-    data is not closed before the client has read the data. So this protocol disconnects a client that has neither sent
-    nor received any data since the ping, and it drops the unsent data.
+    data is not closed before the client has read the data. So this protocol disconnects a client only if it has neither
+    sent nor received any data since the ping, and then drops the unsent data.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.logger = _log
-        self._has_received = False  # since the ping or the last check
-        self._acknowledged_bytes = 0  # at the ping or the last check
+        self._has_received = False  # whether data was received since the ping or the last check
+        self._acknowledged_bytes = 0  # how many bytes the client had acknowledged at the ping or the last check
 
     def data_received(self, data: bytes) -> None:
         self._has_received = True
@@ -104,7 +111,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         super().send_keepalive_ping()
 
     def keepalive_timeout(self) -> None:
-        # If reading is paused, the pong may have arrived.
+        # If reading is paused, the pong may have arrived but is not read yet.
         if not self.close_sent and (self._has_progress() or self.read_paused):
             self.pong_timer = self.loop.call_later(self.ping_timeout or 0, self.keepalive_timeout)
             return
@@ -126,13 +133,13 @@ class SocketProtocol(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         await super().send(message)
-        # this is also set after a refused handshake; without this check, uvicorn would log an error
+        # `close_sent` is also set after a refused handshake. Without the next line, uvicorn would then log an error.
         if self.close_sent:
             self.handshake_complete = True
 
 
 def _acknowledged_bytes(connection: socket.socket | None) -> int:
-    """Return how many bytes the other side of a TCP connection has acknowledged; 0 if the system does not say it."""
+    """Return how many bytes the other side of a TCP connection has acknowledged; 0 if the system does not report it."""
     if connection is None or not hasattr(socket, "TCP_INFO") or connection.family == socket.AF_UNIX:
         return 0
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 8)
@@ -225,7 +232,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._parse(b"\r\n".join(head) + b"\r\n\r\n" + rest)
 
     def shutdown(self) -> None:
-        """Begin a graceful shutdown, and report it to a response that would not end by itself."""
+        """Begin a graceful shutdown. Set STOPPING, so that a response that would not end by itself can end."""
         super().shutdown()
         if self.cycle is not None:
             self.cycle.scope["state"][STOPPING] = True

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from app.books.book import Book
 
 MAX_TITLE_CHARS = 500
-MAX_INDEX = 2**31 - 1  # of a chapter or a sentence
-MAX_FORM_FIELDS = MAX_CHAPTERS + MAX_ENTRIES + 64  # each item of a list may be a field of its own
-TEST_CHARS = 200  # so much of a text is enough to check the fields of a request
+MAX_INDEX = 2**31 - 1  # the largest index of a chapter or a sentence
+MAX_FORM_FIELDS = MAX_CHAPTERS + MAX_ENTRIES + 64  # a form may send each item of a list as a field of its own
+TEST_CHARS = 200  # the fields of a request are checked with only this many characters of its text
 
 
 def _listed(value: object) -> object:
@@ -42,7 +42,7 @@ def _listed(value: object) -> object:
 
 
 def _parsed(value: object) -> object:
-    """Convert JSON in a form field to its value. Other values are returned unchanged."""
+    """Parse the JSON in a form field. A value that is not JSON is returned unchanged."""
     if isinstance(value, str):
         try:
             return json.loads(value)
@@ -56,7 +56,10 @@ Format = Annotated[ResultFormat, BeforeValidator(lower_case)]
 
 
 class JobChapterBody(BaseModel):
-    """A chapter of a new job: with its text; or, beside a file, the index of a chapter of the file."""
+    """A chapter of a new job.
+
+    Without a file, the body has the text of the chapter. With a file, it has the index of a chapter of the file.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -141,10 +144,10 @@ class JobBody(SpeechBody):
 
     @classmethod
     def _unknown_in_lists(cls, set_fields: dict[str, Any]) -> Iterable[str]:
-        return ()  # an unknown field of a chapter is an error
+        return ()  # an unknown field of a chapter is an error and is not ignored
 
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
-        """Convert the body to the request that all sentences share. Its line has no text. Raises UnknownVoice."""
+        """Convert the body to the request that all sentences share. Its only line has no text. Raises UnknownVoice."""
         line = Line("", id_of_voice(self.voice) or self.default_voice, self.speaker_id)
         timed = bool(self.captions) or self.response_format == "epub"
         request = self._request([line], default_model)
@@ -198,7 +201,10 @@ class JobBody(SpeechBody):
             if chapter.input is None:
                 raise EmptyText(f"`chapters.{number}.input` is missing.", param=f"chapters.{number}.input")
             if chapter.index is not None:
-                raise InvalidValue("`index` needs a file.", param=f"chapters.{number}.index")
+                raise InvalidValue(
+                    "`index` names a chapter of a file, but the request has no `file`. Leave out `index`.",
+                    param=f"chapters.{number}.index",
+                )
             voice = id_of_voice(chapter.voice, f"chapters.{number}.voice")
             found.append(NewChapter(chapter.title or "", chapter.input, voice))
         return tuple(found)
@@ -210,7 +216,9 @@ class JobBody(SpeechBody):
         for number, change in enumerate(self.chapters or ()):
             param = f"chapters.{number}"
             if change.input is not None:
-                raise InvalidValue("With a file, a chapter has no `input`.", param=f"{param}.input")
+                raise InvalidValue(
+                    "The text of a chapter comes from the file. Leave out `input`.", param=f"{param}.input"
+                )
             if change.index is None or change.index >= len(found):
                 raise InvalidValue(
                     f"`{param}.index` must be the index of a chapter of the file, which has {len(found)} chapters.",
@@ -239,7 +247,7 @@ class RedoBody(ReportedBody):
 
 
 class ChapterVoiceBody(BaseModel):
-    """The voice of one chapter."""
+    """The new voice of one chapter."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -248,7 +256,7 @@ class ChapterVoiceBody(BaseModel):
 
 
 class JobChangeBody(ReportedBody):
-    """The body of `PATCH /v1/audio/jobs/{id}`. Fields that are left out do not change."""
+    """The body of `PATCH /v1/audio/jobs/{id}`. A field that is left out keeps its value."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"chapters": [{"index": 1, "voice": "onyx"}]}]})
 
@@ -265,9 +273,9 @@ class JobChangeBody(ReportedBody):
 
 
 async def read_job(request: Request) -> tuple[JobBody, tuple[str, bytes] | None]:
-    """Read the body of a new job: JSON, or a form with a file -> the body, and the name and the bytes of the file.
+    """Read the body of a new job, which is JSON or a form. Returns the body, and the name and the bytes of the file.
 
-    Raises RequestValidationError, InvalidValue.
+    None instead of the name and the bytes = the request has no file. Raises RequestValidationError, InvalidValue.
     """
     if is_json(request.headers):
         return _validated(await request.json()), None
@@ -284,18 +292,18 @@ async def read_job(request: Request) -> tuple[JobBody, tuple[str, bytes] | None]
 
 
 def _items(parts: Sequence[str]) -> object:
-    """Return the value of a list in a form: one part has the whole list, or each item has a part (OpenAPI)."""
+    """Return the value of a list in a form. One part has the whole list, or each item has its own part (OpenAPI)."""
     values = [_parsed(part) for part in parts]
     return values if len(values) > 1 or isinstance(values[0], dict) else values[0]
 
 
 def _is_left_out(name: str, value: object) -> bool:
-    """Whether a form field has no value. A form has no null: JavaScript sends the text "null" for it."""
+    """Return whether a form field has no value. A form can't contain null, so JavaScript sends the text "null"."""
     return value in ("", None) or (value == "null" and name not in ("input", "title", "author", "narrator"))
 
 
 def _validated(content: Any) -> JobBody:
-    """Return the body. Raises RequestValidationError, which the server answers as for all other bodies."""
+    """Return the body. Raises RequestValidationError, as FastAPI does for a wrong body of another route."""
     try:
         return JobBody.model_validate(content)
     except ValidationError as error:

@@ -290,7 +290,7 @@ class ResultFile(FileResponse):
 
 
 def _is_range(header: str) -> bool:
-    """Return whether a header `Range` asks for bytes, and each of its parts has an order."""
+    """Return whether a header `Range` is valid: its unit is bytes, and no part of it ends before it begins."""
     unit, _, parts = header.partition("=")
     found = [_RANGE.fullmatch(part.strip()) for part in parts.split(",")]
     return unit.strip().lower() == "bytes" and all(

@@ -36,13 +36,16 @@ def live_session(speaking: Speaking) -> LiveSession:
 
 
 def count_usage(metrics: Metrics, admitted: Pass | None, usage: Usage | None) -> None:
-    """Count the tokens of a context that has ended for its API key. admitted: None = the server has no keys."""
+    """Count the tokens of a completed context in the metrics of its API key. admitted: None = no keys."""
     if admitted is not None and usage is not None:
         metrics.key_tokens(admitted.key.name, usage.input_tokens, usage.output_tokens)
 
 
 def end_pass(metrics: Metrics, admitted: Pass | None, status: int) -> None:
-    """Count the request of a context that has ended for its API key. admitted: None = the server has no keys."""
+    """Close the pass of a context that has ended, and count its request in the metrics of its API key.
+
+    admitted: None = the server has no keys. status: the HTTP status that is counted.
+    """
     if admitted is not None:
         admitted.close()
         metrics.key_request(admitted.key.name, status)
@@ -63,7 +66,10 @@ def checked(kind: type[_Body], fields: Mapping[str, Any]) -> _Body:
 
 
 def check_voice(voices: VoiceStore, name: str) -> None:
-    """Check that a voice exists, or each one of several voices such as nova+echo. Raises UnknownVoice."""
+    """Check that a voice exists. A name such as nova+echo names several voices, which must all exist.
+
+    Raises UnknownVoice.
+    """
     if standard_voices_of(name):
         return
     try:
@@ -76,7 +82,7 @@ def check_voice(voices: VoiceStore, name: str) -> None:
 
 
 def with_client_names(error: SpeechError, names: Mapping[str, str]) -> None:
-    """Change an error about fields of a speech request, so that it has the names that the client has sent.
+    """In an error, replace the names of speech request fields with the names that the client uses.
 
     names: field of a speech request -> field of the client.
     """
@@ -91,7 +97,7 @@ def with_client_names(error: SpeechError, names: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def client_names(names: Mapping[str, str]) -> Iterator[None]:
-    """Change the errors of this block: see `with_client_names`."""
+    """Change the errors that this `with` block raises: see `with_client_names`."""
     try:
         yield
     except SpeechError as error:

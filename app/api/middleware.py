@@ -101,7 +101,7 @@ class ReaderTimeout:
 
         try:
             await self._app(scope, receive, timed)
-        except ReaderStuck:  # uvicorn closes the connection because the response has no end
+        except ReaderStuck:  # uvicorn closes the connection, because the end of the response was not sent
             log.warning(
                 "a client was disconnected because it read no data for too long",
                 path=_loggable_path(scope),
@@ -134,7 +134,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":  # FastAPI's GET routes do not support HEAD; uvicorn drops the body
+        if scope["method"] == "HEAD":  # FastAPI's GET routes do not support HEAD, so use GET. uvicorn drops the body
             scope = {**scope, "method": "GET"}
         request_id = f"req_{uuid.uuid4().hex}"
         started_s = time.monotonic()

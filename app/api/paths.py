@@ -1,7 +1,7 @@
-"""Finds the route that a client means: other spellings of paths, the paths of Azure, and the prefix of a proxy.
+"""Finds the route that a client means by another spelling of its path, by a path of Azure, or by a path with a prefix.
 
-A path is rewritten only if a route has the rewritten path. The server never redirects, because many
-clients lose the body of a redirected POST.
+A path is rewritten only if a route has the rewritten path. The server never redirects, because many clients lose the
+body of a redirected POST.
 """
 
 from __future__ import annotations
@@ -90,14 +90,17 @@ def canonical(path: str) -> tuple[str, str | None]:
 
 
 def paths_of(routes: Iterable[BaseRoute]) -> Iterator[str]:
-    """Return the paths of these routes that have no parameters."""
+    """Yield the path of each route. Paths with parameters are left out."""
     for route in routes:
         if "{" not in (path := getattr(route, "path", "{")):
             yield path
 
 
 def suggestion(path: str, known: Collection[str]) -> str | None:
-    """Return the path in `known` that is most similar to `path`; None if no path is similar."""
+    """Return the path in `known` that the caller probably wants; None if there is none.
+
+    It is the path that is most similar to `path`, or else the path for a word in `path`, such as `tts`.
+    """
     usual = canonical(path.lower()[:200])[0]
     if near := difflib.get_close_matches(usual, known, 1, 0.8):
         return near[0]
@@ -106,7 +109,10 @@ def suggestion(path: str, known: Collection[str]) -> str | None:
 
 
 def trusted_addresses(proxies: Sequence[str]) -> Any:
-    """Return an object with the operator `in` for these addresses and networks of proxies; `*` = all addresses."""
+    """Return an object whose operator `in` says whether an address is the address of a trusted proxy.
+
+    proxies: addresses and networks; `*` = all addresses.
+    """
     return ProxyHeadersMiddleware(_no_app, list(proxies)).trusted_hosts  # type: ignore[arg-type]  # other ASGI types
 
 
@@ -117,12 +123,12 @@ async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
 class PathPrefix:
     """Sets `root_path` to the path prefix of a proxy, so that all links of the pages contain the prefix.
 
-    The prefix is TTS_ROOT_PATH, or the header X-Forwarded-Prefix of a trusted proxy. The proxy may remove the prefix
-    from the path or not.
+    The prefix is TTS_ROOT_PATH, or the header X-Forwarded-Prefix of a trusted proxy. The proxy may send the path with
+    or without the prefix.
     """
 
     def __init__(self, app: ASGIApp, root_path: str, trusted: Any) -> None:
-        """trusted: contains the addresses of trusted proxies; it has the operator `in`."""
+        """trusted: the result of `trusted_addresses`."""
         self._app = app
         self._root_path = root_path
         self._trusted = trusted

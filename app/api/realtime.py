@@ -1,8 +1,8 @@
 """The events of OpenAI's Realtime API, for speech only: a client sends texts, and the server speaks them word for word.
 
 A `RealtimeSession` handles one WebSocket. It keeps the session's settings and the items of the conversation, and it
-speaks each response as a context of `generator/live.py`. The server listens to nothing and writes nothing: audio input,
-tools and text output are refused. `instructions` are never spoken.
+speaks each response as a context of `generator/live.py`. The server only speaks: it refuses audio input, tools and text
+output. `instructions` are never spoken.
 """
 
 from __future__ import annotations
@@ -57,15 +57,17 @@ log: Any = structlog.get_logger(__name__)
 
 MAX_SESSION_S = 60 * 60.0
 IDLE_S = 15 * 60.0  # a connection without messages and without speech is closed after this time
-MAX_RESPONSES = 8  # of one connection at the same time
-UNREAD_S = 1.0  # how long the last events of a cancelled response wait to be read before the next event is handled
+MAX_RESPONSES = 8  # the largest number of responses that one connection speaks at the same time
+# How long the server tries to send the last events of a cancelled response before it handles the client's next event.
+UNREAD_S = 1.0
 TRUNCATE_WORDS_S = 1.0  # how long a truncation waits for the times of the words
-MAX_ITEMS = 500  # in a conversation, which loses its oldest items, and in the `input` of a response
-MAX_PARTS = 1_000  # of the content of an item
-TURN_S = 0.01  # after this time, other connections run before the next event of this one is handled
+# The largest number of items in the `input` of a response. A conversation with more items loses its oldest items.
+MAX_ITEMS = 500
+MAX_PARTS = 1_000  # the largest number of parts in the content of an item
+TURN_S = 0.01  # after it has handled events for this time, a connection lets other connections run
 MAX_METADATA = 16
 _TEXT_TYPES = ("input_text", "output_text", "text")
-# Fields of a session that OpenAI does not have. They have the meaning that they have in a speech request.
+# Fields of a session that OpenAI does not have. They mean the same as in a speech request.
 _SPEECH_FIELDS = (
     "temperature",
     "top_k",
@@ -123,11 +125,12 @@ class Changes:
     settings: Object = field(default_factory=dict)  # new values of the fields of SessionSettings with these names
     output: Object = field(default_factory=dict)  # format, voice and speed
     speech: Object = field(default_factory=dict)  # fields of a speech request
-    params: dict[str, str] = field(default_factory=dict)  # the name of a field in a speech request -> its place here
+    # The name of a field in a speech request -> the place where the client has sent it, such as session.speed.
+    params: dict[str, str] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def naming_params(self) -> Iterator[None]:
-        """Write the names of the client's fields into the errors of this context."""
+        """Set `param` of the errors that this `with` block raises to the place of the client's field."""
         try:
             yield
         except SpeechError as error:
@@ -135,7 +138,7 @@ class Changes:
             raise
 
     def param_of(self, error: SpeechError) -> str | None:
-        """Return the place of the wrong field of a speech request; None if the client has not sent it here."""
+        """Return the place of the field that `error` names in the client's object; None if it is not there."""
         name, dot, rest = (error.param or "").partition(".")
         place = self.params.get(name)
         return None if place is None else f"{place}{dot}{rest}"
@@ -160,7 +163,7 @@ def checked_changes(settings: Object, where: str) -> Changes:
     output = _object(audio.get("output") or {}, f"{where}.audio.output")
     for name, old in (("format", "output_audio_format"), ("voice", "voice"), ("speed", "speed")):
         for fields, key, place in ((output, name, f"{where}.audio.output.{name}"), (settings, old, f"{where}.{old}")):
-            if fields.get(key) is not None:  # `old` is the name in the beta
+            if fields.get(key) is not None:  # `old` is the name of the field in the beta of the Realtime API
                 changes.output[name] = _OUTPUT_CHECKS[name](fields[key], place)
                 changes.params[name] = place
                 break
@@ -184,7 +187,7 @@ def _checked_format(value: object, param: str) -> Object:
 def _checked_voice(value: object, param: str) -> object:
     name = value.get("id") if isinstance(value, dict) else value
     if not isinstance(name, str) or not name.strip():
-        raise InvalidValue("`voice` must be the id of a voice, or an object with it.", param=param)
+        raise InvalidValue('`voice` must be the id of a voice, or an object such as {"id": "alloy"}.', param=param)
     return value
 
 
@@ -202,7 +205,7 @@ _OUTPUT_CHECKS: dict[str, Callable[[object, str], Any]] = {
 
 
 def _metadata(value: object) -> dict[str, str] | None:
-    """Check the metadata of a response. Raises InvalidValue."""
+    """Check the metadata of a response and return them. Raises InvalidValue."""
     if value is None:
         return None
     pairs = _object(value, "response.metadata")
@@ -254,7 +257,7 @@ def checked_item(item: object, param: str) -> Object:
 
 
 def spoken_text(item: Object) -> str:
-    """Return the text of an item that is spoken. A JSON object with a text `response_text` stands for this text."""
+    """Return the text to speak for an item. If it is a JSON object with a text `response_text`, return that text."""
     text = "".join(part.get("text") or part.get("transcript") or "" for part in item["content"])
     if text.lstrip().startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
@@ -269,7 +272,7 @@ def spoken_text(item: Object) -> str:
 
 @dataclass(slots=True, eq=False)
 class Response:
-    """A response that is being spoken, or was."""
+    """A response that is being spoken or was spoken."""
 
     id: str
     item: Object
@@ -283,15 +286,14 @@ class Response:
     status: str = "in_progress"
     details: Object | None = None
     usage: Object | None = None
-    timed: bool = False  # whether the transcript comes word by word with its times
-    announced: int = 0  # characters of the text that were sent as a transcript
+    timed: bool = False  # whether the transcript is sent word by word, with the times of the words
+    announced: int = 0  # how many characters of the text were sent as a transcript
     task: asyncio.Task[None] | None = None  # sends the events
-    after: asyncio.Task[None] | None = (
-        None  # sends the events of the response that must end first; None = there is none
-    )
+    # Sends the events of the response that must end before this response; None = there is no such response.
+    after: asyncio.Task[None] | None = None
 
     def shown(self) -> Object:
-        """The response as the events show it."""
+        """Return the response as events contain it."""
         return {
             "id": self.id,
             "object": "realtime.response",
@@ -309,13 +311,13 @@ class Response:
 
 @dataclass(slots=True, eq=False)
 class SpokenItem:
-    """The speech of an item of the conversation. A conversation has many of them, so they keep little."""
+    """What was spoken for an item of the conversation. A conversation can have many of these, so they are small."""
 
     item: Object
     spoken: SpokenText
-    context: LiveContext | None  # None = the next response has begun
+    context: LiveContext | None  # None = the next response has begun, so the context is no longer needed
     text: str = ""  # the whole text; "" until the response has ended
-    end_ms: int | None = None  # the end of the audio that was heard; None = the item was not truncated
+    end_ms: int | None = None  # how much of the audio was heard before a truncation; None = the item was not truncated
 
     def show_heard(self) -> None:
         """After a truncation, set the transcript of the item to the words that were heard."""
@@ -325,7 +327,7 @@ class SpokenItem:
             self.item["content"] = [{"type": "output_audio", "transcript": heard}]
 
     async def words_found(self) -> None:
-        """If the response has ended, wait for the times of its words."""
+        """If the response has ended, wait for the times of its words, at most TRUNCATE_WORDS_S."""
         if self.context is not None and self.text:
             await self.context.words_found(TRUNCATE_WORDS_S)
 
@@ -348,7 +350,7 @@ class SessionSettings:
 
     @classmethod
     def of(cls, model: str, manager: ModelManager) -> Self:
-        """Return the settings of a new session with this model, with the voice of the model."""
+        """Return the settings of a new session with this model and the default voice of the model."""
         settings = cls(model)
         settings.output["voice"] = manager.default_voice(model)
         return settings
@@ -360,7 +362,7 @@ class SessionSettings:
         return str(voice["id"] if isinstance(voice, dict) else voice)
 
     def with_changes(self, changes: Changes) -> SessionSettings:
-        """Return the settings after some changes."""
+        """Return a copy of the settings with these changes."""
         output, speech = {**self.output, **changes.output}, {**self.speech, **changes.speech}
         return replace(self, **changes.settings, output=output, speech=speech)
 
@@ -368,9 +370,9 @@ class SessionSettings:
 def changed_settings(
     settings: SessionSettings, session: Object, speaking: Speaking, voices: VoiceStore
 ) -> tuple[SessionSettings, Changes]:
-    """Return the settings after an update by a `session` object, and its changes. Raises RequestError.
+    """Return the settings with the changes of the object `session`, and these changes. Raises RequestError.
 
-    `check_settings` checks the settings completely.
+    This function does not check whether the model can speak with the settings; `check_settings` does.
     """
     if session.get("type", "realtime") != "realtime":
         raise NotSupported(f'{_ONLY_SPEAKS} Set `session.type` to "realtime".', param="session.type")
@@ -388,7 +390,10 @@ def changed_settings(
 
 
 async def check_settings(settings: SessionSettings, changes: Changes, speaking: Speaking) -> None:
-    """Check that the model can speak with the settings after some changes. Raises RequestError."""
+    """Check that the model can speak with changed settings. Raises RequestError.
+
+    changes: contain the places of the client's fields, for errors.
+    """
     with changes.naming_params():
         spec = await context_spec(speaking, speech_body(settings), "", later=True)
         await speaking.generator.check(spec.request, spec.extras)
@@ -426,9 +431,9 @@ class RealtimeSession:
         self._conversation = new_id("conv")
         self._ends_at = time.time() + MAX_SESSION_S
         self._items: dict[str, Object] = {}  # in the order of the conversation
-        self._most_chars = 0  # the items have at most this many characters together
-        self._responses: dict[str, Response] = {}  # that are being spoken
-        self._spoken: dict[str, SpokenItem] = {}  # by the id of the item
+        self._most_chars = 0  # all items together have at most this many characters
+        self._responses: dict[str, Response] = {}  # the responses that are being spoken, by their ids
+        self._spoken: dict[str, SpokenItem] = {}  # the items that the server has spoken, by their ids
         self._buffered: Response | None = None  # the response whose text arrives by input_text_buffer.append
         self._refused_audio = False
         self._turn_began_s = time.monotonic()
@@ -596,7 +601,10 @@ class RealtimeSession:
         self._begin(response)
 
     def _text_of(self, items: object) -> str:
-        """The text to speak: that of the last message in `items`, or of the conversation. Raises RequestError."""
+        """Return the text to speak: the text of the last message in `items`. Raises RequestError.
+
+        items: None = the items of the conversation that the client has sent.
+        """
         if items is None:
             sent = (item for key, item in self._items.items() if key not in self._spoken)
             texts = [spoken_text(item) for item in sent if item["role"] != "system"]
@@ -685,7 +693,7 @@ class RealtimeSession:
         try:
             if response.after is not None:
                 await asyncio.wait({response.after})
-                response.after = None  # it refers to the one before
+                response.after = None  # do not keep the task of the earlier response in memory
             await self._send("response.created", response=response.shown())
             item, place = response.item, {"response_id": response.id, "output_index": 0}
             await self._send("response.output_item.added", item=copy.copy(item), **place)
@@ -722,7 +730,7 @@ class RealtimeSession:
             await response.context.cancel()
 
     def _end(self, response: Response) -> None:
-        """Forget a response that was spoken. Further calls do nothing."""
+        """Remove a response that has ended, and count its request. Further calls do nothing."""
         if self._responses.pop(response.id, None) is not None:
             status = 200 if response.status in ("completed", "cancelled") else 500
             end_pass(self._speaking.metrics, response.admitted, status)
@@ -761,7 +769,7 @@ class RealtimeSession:
                     response.details = {
                         "type": "cancelled",
                         "reason": "client_cancelled",
-                        # Not in OpenAI's API: what the audio that was sent contains.
+                        # Not in OpenAI's API: the length of the sent audio, and how much of the text it contains.
                         "sent_ms": event.sent_ms,
                         "spoken_chars": event.spoken_chars,
                         "spoken_words": event.spoken_words,
@@ -780,12 +788,16 @@ class RealtimeSession:
 
     @staticmethod
     def _transcript(response: Response) -> str:
-        """The text that was spoken: the whole text, or the part whose transcript was sent."""
+        """Return the spoken text: the whole text of a completed response, or else the part sent as a transcript."""
         text = response.context.text
         return text if response.status == "completed" else text[: response.announced]
 
     def _running(self, response_id: object) -> list[Response]:
-        """The response with this id that is being spoken; without an id, those of the conversation, or else all."""
+        """Return the response with this id if it is being spoken.
+
+        response_id: None = return all responses of the conversation that are being spoken. If there are none, return
+        all other responses.
+        """
         if response_id is None:
             return [each for each in self._responses.values() if each.conversation] or [*self._responses.values()]
         found = self._responses.get(response_id) if isinstance(response_id, str) else None
@@ -802,7 +814,8 @@ class RealtimeSession:
     async def _end_all(self, responses: Sequence[Response]) -> None:
         """Cancel responses, and send their last events before the next event of the client is handled.
 
-        The events of a response that waits for the end of another one are sent later. responses: in their order.
+        If a response waits for the end of a response that is not in `responses`, its events are sent later. responses:
+        in the order in which they were created.
         """
         await asyncio.gather(*(response.context.cancel() for response in responses))
         ending: set[asyncio.Task[None]] = set()
@@ -812,7 +825,7 @@ class RealtimeSession:
                 ending.add(response.task)
         if ending:
             _, unread = await asyncio.wait(ending, timeout=UNREAD_S)
-            if unread:  # the client may send more before it reads
+            if unread:  # the client may send more events before it reads, so do not wait longer
                 self._socket.after(unread)
                 for response in responses:
                     self._end(response)
@@ -822,7 +835,8 @@ class RealtimeSession:
     def _add_item(self, item: Object, context: LiveContext | None = None, *, place: int | None = None) -> None:
         """Add an item to the conversation, and remove its oldest items if it has too many.
 
-        context: speaks the item; None = the client has sent it. place: the number of items before it; None = the end.
+        context: the context that speaks the item; None = the client has sent the item. place: how many items come
+        before the new item; None = add it at the end.
         """
         later = [] if place is None else [*self._items.items()][place:]
         for key, _ in later:
@@ -835,7 +849,7 @@ class RealtimeSession:
             self._spoken[item["id"]] = SpokenItem(item, context.spoken, context)
         limit = 4 * self._speaking.max_input_chars
         self._most_chars += _size(item)
-        if self._most_chars > limit:  # texts may have been removed or truncated
+        if self._most_chars > limit:  # count again, because texts may have been removed or truncated
             self._most_chars = sum(map(_size, self._items.values()))
         while len(self._items) > 1 and (len(self._items) > MAX_ITEMS or self._most_chars > limit):
             oldest = self._items.pop(next(iter(self._items)))
@@ -843,7 +857,7 @@ class RealtimeSession:
             self._most_chars -= _size(oldest)
 
     def _item(self, item_id: object, param: str = "item_id") -> Object:
-        """The item with this id. Raises NotFound."""
+        """Return the item with this id. Raises NotFound."""
         found = self._items.get(item_id) if isinstance(item_id, str) else None
         if found is None:
             raise NotFound("The conversation has no item with this id.", param=param)
@@ -890,7 +904,7 @@ class RealtimeSession:
             raise InvalidValue("`content_index` must be 0.", param="content_index")
         end_ms = event.get("audio_end_ms")
         if isinstance(end_ms, bool) or not isinstance(end_ms, int) or end_ms < 0:
-            raise InvalidValue("`audio_end_ms` must be a whole number of milliseconds from 0.", param="audio_end_ms")
+            raise InvalidValue("`audio_end_ms` must be a whole number of at least 0.", param="audio_end_ms")
         sent_ms = spoken.spoken.audio_s * 1000
         if end_ms > math.ceil(sent_ms):
             raise InvalidValue(
@@ -946,5 +960,5 @@ class RealtimeSession:
 
 
 def _size(item: Object) -> int:
-    """The number of characters of an item."""
+    """Return the number of characters of an item."""
     return sum(len(part.get("text") or part.get("transcript") or "") for part in item["content"])

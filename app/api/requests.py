@@ -124,7 +124,7 @@ def _either(names: list[str]) -> str:
 
 
 class FormatName:
-    """The type of an audio format's name. AUDIO_FORMATS is read at each use, because a plug-in may add a format."""
+    """The type for names of audio formats. AUDIO_FORMATS is read at each use, because a plug-in may add a format."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _: object, __: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -177,7 +177,7 @@ def _shown_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 class ReportedBody(BaseModel):
-    """A body with unknown fields is accepted. The response names the unknown fields in X-TTS-Ignored."""
+    """The base class of bodies that may have unknown fields. The response names these fields in X-TTS-Ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -403,7 +403,10 @@ class SpokenBody(BaseModel):
 
     @property
     def default_voice(self) -> str:
-        """The voice of a body without a voice: of the adapter in a model such as csm-1b:danish, or else unnamed."""
+        """The voice of a body without `voice`.
+
+        It is the voice of the adapter if `model` names one, such as csm-1b:danish. Otherwise it is UNNAMED_VOICE.
+        """
         adapter = (self.model or "").rpartition(":")[2] if ":" in (self.model or "") else ""
         return adapter.strip() or UNNAMED_VOICE
 
@@ -414,7 +417,7 @@ class SpokenBody(BaseModel):
 
     @property
     def extras(self) -> frozenset[str]:
-        """The fields of ENGINE_EXTRAS that the caller has set."""
+        """The fields of ENGINE_EXTRAS that the caller has set, and `speaker_id` if it is set and has an effect."""
         extras = frozenset(name for name in ENGINE_EXTRAS if getattr(self, name) is not None)
         used = self.speaker_id is not None and "speaker_id" in self.names()
         return extras | {"speaker_id"} if used else extras
@@ -717,7 +720,7 @@ def number_ranges() -> dict[str, Range]:
 
 
 def too_long(what_has: str, characters: int, max_input_chars: int, param: str) -> TextTooLong:
-    """Return the error for a text with too many characters. what_has: the beginning of the message."""
+    """Return the error for a text with too many characters. what_has: the first words, such as "The text has"."""
     return TextTooLong(
         f"{what_has} {characters} characters; this server accepts at most {max_input_chars}. Split the text. The "
         "operator of the server can raise the limit (TTS_MAX_INPUT_CHARS).",

@@ -252,7 +252,7 @@ class WeightDownload(ResponseModel):
 
 
 class WeightTips(ResponseModel):
-    """Lines with which a person gets the weights at a restart of the server."""
+    """Lines that a person can copy, so that the server gets the weights when it is started again."""
 
     shell: str
     env: Annotated[str, Field(description="Lines of the file `.env`.")]
@@ -339,7 +339,7 @@ class DescribedFormat(ResponseModel):
 
 
 class StreamFormats(ResponseModel):
-    """The formats in which speech is sent while it is generated: all values of `response_format`, and events."""
+    """The formats in which speech is sent while it is generated: all values of `response_format`, and SSE."""
 
     stream_formats: list[DescribedFormat]
 
@@ -843,7 +843,7 @@ _SPEECH_HEADERS: Mapping[str, Schema] = {
     "Content-Disposition": text_header("The name of the audio file, such as `speech.mp3`."),
     "X-TTS-Ignored": text_header("The request fields that this engine or this route ignores."),
 }
-# The part of the OpenAPI description of a response that can name unknown request fields.
+# For the OpenAPI descriptions of responses: the header that names the unknown fields of the request.
 IGNORED_HEADER: Schema = {"headers": {"X-TTS-Ignored": _SPEECH_HEADERS["X-TTS-Ignored"]}}
 
 

@@ -1,7 +1,7 @@
-"""WebSocket connections: the API key, the log line, JSON messages, and limits on clients that read or send nothing.
+"""WebSocket connections: checks API keys, writes log lines, reads and sends JSON, and limits clients that do not read.
 
-A protocol is a class that handles the messages of one connection (`api/realtime.py`). The checks of web pages are those
-of requests (`browser_checks.py`).
+For each protocol, a class handles the messages of one connection, for example in `api/realtime.py`. `browser_checks.py`
+checks the web pages that open WebSockets, as it does for HTTP requests.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ log: Any = structlog.get_logger("app.sockets")
 IN_THREAD_BYTES = 64 << 10  # a longer message is parsed in a thread
 NORMAL, GOING_AWAY, POLICY_VIOLATION, SERVER_ERROR = 1000, 1001, 1008, 1011  # close codes
 KEY_CHECK_S = 5.0  # how often the API key of a connection is checked while the client sends nothing
-MAX_REASON_BYTES = 123  # of a close message, as RFC 6455 demands
-MAX_WAITING_BYTES = 1 << 20  # of the replies that wait until the client reads; then no further message is received
-MESSAGE_BYTES = 500  # the memory that a reply takes in addition to its text, about
+MAX_REASON_BYTES = 123  # the largest size of the reason in a close message (RFC 6455)
+# If the replies that wait for the client to read have more bytes, no further message is received until they are sent.
+MAX_WAITING_BYTES = 1 << 20
+MESSAGE_BYTES = 500  # about how much memory a reply takes in addition to its text
 _SWITCHING_PROTOCOLS = 101
 
 
@@ -51,9 +52,10 @@ class Closed(Exception):
 class Socket:
     """One accepted connection. Several tasks may send; the task that has created the object receives.
 
-    Messages are sent in the order of the calls. While the client reads nothing, a call of `send` waits, except in the
-    receiving task: its messages are replies, which wait in a queue. Some clients send all their messages before they
-    read. If the server stopped receiving because of its unsent replies, both would wait for each other.
+    Messages are sent in the order of the calls. While the client reads nothing, a call of `send` waits. Only in the
+    receiving task it does not wait: the messages of this task are replies, which wait in a queue. Some clients send all
+    their messages before they read. If the server stopped receiving because of its unsent replies, client and server
+    would wait for each other.
     """
 
     connection: WebSocket
@@ -62,9 +64,10 @@ class Socket:
     stuck: bool = False  # whether the client reads nothing
     _task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while a message is sent
-    _replies: deque[_Message | set[asyncio.Task[None]]] = field(default_factory=deque)  # the unsent ones; see `after`
+    # The unsent replies, and the tasks that must end before the replies after them are sent: see `after`.
+    _replies: deque[_Message | set[asyncio.Task[None]]] = field(default_factory=deque)
     _waiting_bytes: int = 0
-    _sender: asyncio.Task[None] | None = None  # sends the replies; None = there was none yet
+    _sender: asyncio.Task[None] | None = None  # sends the replies; None = there was no reply yet
 
     async def receive(self) -> str | bytes:
         """Wait for the next message. Raises Closed."""
@@ -89,7 +92,7 @@ class Socket:
         return content
 
     async def send(self, content: dict[str, Any]) -> None:
-        """Send a JSON object. Raises Closed; in the receiving task, `receive` raises it instead."""
+        """Send a JSON object. Raises Closed. In the receiving task, the next `receive` raises Closed instead."""
         text = json.dumps(content, separators=(",", ":"))
         message = {"type": "websocket.send", "text": text}
         if asyncio.current_task() is not self._task:
@@ -105,7 +108,7 @@ class Socket:
         await self._send({"type": "websocket.send", "bytes": data})
 
     def after(self, tasks: set[asyncio.Task[None]]) -> None:
-        """Send the next replies after these tasks have ended. Called in the receiving task."""
+        """Send the next replies only after these tasks have ended. Call this only in the receiving task."""
         self._queue(tasks)
 
     async def flush(self) -> None:
@@ -141,7 +144,7 @@ class Socket:
                     await asyncio.wait(first)
                     self._replies.popleft()
                     continue
-                async with self._turn:  # nothing comes between replies of one turn
+                async with self._turn:  # no other task sends a message between these replies
                     while self._replies and not isinstance(reply := self._replies[0], set):
                         await self._write(reply)
                         self._replies.popleft()
@@ -164,7 +167,7 @@ class Socket:
                 self.stuck = True
                 log.warning("stopped a WebSocket whose client read nothing", for_s=self.send_timeout_s)
                 if self._task is not None and self._task is not asyncio.current_task():
-                    self._task.cancel()  # it waits for a message, which may never arrive
+                    self._task.cancel()  # the receiving task waits for a message, which may never arrive
             raise Closed from None
         except (WebSocketDisconnect, RuntimeError, OSError) as error:  # the connection has ended
             raise Closed from error
@@ -188,7 +191,7 @@ async def accepted(
     send_timeout_s: float,
     subprotocol: str | None = None,
 ) -> AsyncGenerator[Socket | None]:
-    """Check and accept a connection, and log it at its end. Gives None if the connection was refused.
+    """Check and accept a connection, and log it at its end. Yields None if the connection was refused.
 
     check: returns the API key of the caller, or raises SpeechError; the client then gets an HTTP error.
     """

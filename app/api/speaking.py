@@ -60,7 +60,7 @@ class Speaking:
         return request
 
     def with_default_voice(self, request: SpeechRequest, body: SpokenBody) -> SpeechRequest:
-        """Return the request of a body with the voice of the model for the lines that name no voice."""
+        """Return the request of a body. Its lines without a voice get the default voice of the model."""
         if all(line.voice != UNNAMED_VOICE for line in request.lines):
             return request
         default = self.manager.default_voice(request.model)

@@ -1,8 +1,8 @@
 """The streaming response for audio and server-sent events. If the client disconnects, the generation is cancelled.
 
-The headers are sent after the first bytes are generated. If the queue is full or the engine fails before that, the
-status is therefore still 429, 500 or 503. If an error occurs after the headers, the connection is closed without the
-end of the chunked body, so that clients notice that the response is incomplete.
+The headers are sent after the first bytes are generated. So the response can still have the status 429, 500 or 503 if
+the queue is full, or if the engine fails before these bytes. If an error occurs after the headers, the connection is
+closed without the end of the chunked body, so that clients notice that the response is incomplete.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ STREAM_HEADERS: Headers = (
 )
 SSE_HEADERS: Headers = (("content-type", SSE_MEDIA_TYPE), *STREAM_HEADERS)
 SHUTDOWN_SEND_S = 0.1  # the longest time to send the last event when the server stops
-# wait between the error event and the end of the connection, because browsers drop unread data when it ends
+# The time between the error event and the end of the connection. When the connection ends, browsers drop unread data.
 READ_S = 0.05
-# the most sentences in one event with times, because an answer from the cache has the times of all its sentences
+# The largest number of sentences in one event with times. An answer from the cache has the times of all its sentences
+# at once.
 EVENT_SENTENCES = 100
 DELTA_BYTES = 4096  # audio bytes in one SSE event, as in OpenAI's API
 
@@ -75,7 +76,7 @@ class StreamingAnswer(Response):
     def __init__(
         self, open_stream: Callable[[], AbstractAsyncContextManager[Stream]], metrics: Metrics, *, sse: bool
     ) -> None:
-        """sse: whether the stream has server-sent events. An error after the headers is then also an event."""
+        """sse: whether the stream has server-sent events. If it has, an error after the headers is sent as an event."""
         self._open_stream = open_stream
         self._metrics = metrics
         self._sse = sse
@@ -97,7 +98,7 @@ class StreamingAnswer(Response):
         except asyncio.CancelledError:  # the server cancels responses only at the end of its graceful shutdown
             if not sending.done():
                 sending.cancel()
-                await self._stop(scope, receive, send)  # first, because the shutdown does not wait long
+                await self._stop(scope, receive, send)  # before the cleanup, because the shutdown does not wait long
         finally:
             for task in (sending, disconnect):
                 task.cancel()
@@ -232,7 +233,7 @@ async def _joined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[b
 
 async def _timed_json(body: AsyncGenerator[bytes], answer: Answer, timed: TimedAudio) -> AsyncGenerator[bytes]:
     """Yield one JSON object with the audio in base64, and then the times of its words and sentences."""
-    rest = b""  # base64 encodes three bytes at a time
+    rest = b""  # bytes that are not encoded yet, because base64 encodes three bytes at a time
     yield b'{"audio":"'
     async for data in body:
         rest += data
@@ -307,7 +308,7 @@ async def _speech_events(
     yield SSE_END
 
 
-Report = Callable[[dict[str, Any]], None]  # takes one progress event
+Report = Callable[[dict[str, Any]], None]  # a function that takes one progress event
 
 
 @contextlib.asynccontextmanager
@@ -316,9 +317,9 @@ async def work_stream(
 ) -> AsyncIterator[Stream]:
     """Run `work` and open a stream of its result: JSON, or with `sse` progress events and then an event `done`.
 
-    work: is called with a function that takes progress events. headers: are added to those of the response. They are
-    sent after the first progress event. An invalid request fails before that event, so the response has an error
-    status.
+    work: is called with a function that takes progress events. headers: are added to the headers of the response. With
+    `sse`, all headers are sent after the first progress event. An invalid request fails before this event, so that its
+    response has an error status.
     """
     steps: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None in this queue means that the work has ended
 

@@ -42,7 +42,9 @@ def read_pair(cert: Path, key: Path) -> ssl.SSLContext:
     except ssl.SSLError as error:
         if error.reason in _MISMATCH:
             reason = f"TTS_TLS_KEY={key} is not the key of the first certificate in TTS_TLS_CERT={cert}."
-            raise ValueError(f"{reason} Set the files of one pair; the server's certificate comes first.") from None
+            raise ValueError(
+                f"{reason} Set two files that belong together. The server's own certificate must come first."
+            ) from None
         reason = f"TTS_TLS_CERT={cert} and TTS_TLS_KEY={key} can't be used: {error.reason or error}."
         raise ValueError(f"{reason} Create the pair again, or check it with openssl x509 and openssl pkey.") from None
     except OSError as error:  # a file was removed after it was read above
@@ -53,7 +55,7 @@ def read_pair(cert: Path, key: Path) -> ssl.SSLContext:
 def server_context(cert: Path, key: Path, *_: Any) -> ssl.SSLContext:
     """Return the TLS context of the server, which uses the newest pair of the two files. Raises ValueError.
 
-    Further arguments are those with which uvicorn calls its `ssl_context_factory`.
+    uvicorn calls its `ssl_context_factory` with further arguments, which are not needed here.
     """
     pair = _Pair(cert, key)
     context = pair.newest()

@@ -1,8 +1,8 @@
 """The WebSocket messages of vLLM-Omni's `/v1/audio/speech/stream`: text in parts, and audio for each sentence.
 
 `input.text` adds text, and `input.done` ends an utterance. The connection stays open for the next utterance. The text
-is spoken as one unit, or as one unit for each sentence (`split_granularity`). Each unit is one speech request with one
-file of audio.
+is spoken as one unit, or as one unit for each sentence or clause (`split_granularity`). Each unit is one speech request
+with one file of audio.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAX_CONFIG_CHARS = 4 << 20
 MAX_TEXT_CHARS = 128 << 10  # largest size of a message with text
 GRANULARITIES = ("none", "sentence", "clause")
 _SAMPLE_BYTES = 2
-# Fields of a session with a voice that this server does not take from a message.
+# Fields of `session.config` that describe a voice to clone. This server does not accept these fields.
 _CLONING = ("ref_audio", "ref_text", "references", "speaker_embedding")
 _SPEECH_FIELDS = ("model", "language", "instructions", "speed", "seed", "temperature", "top_k", "top_p", "sample_rate")
 
@@ -124,8 +124,8 @@ class SpeechStream:
     gate: Gate
     _config: SessionConfig | None = None
     _utterance: _Utterance | None = None  # the utterance whose text still arrives
-    _count: int = 0  # utterances whose text is complete
-    # Units to speak: the utterance and its text. None = the end of the utterance
+    _count: int = 0  # the number of utterances whose text is complete
+    # The units to speak: the utterance and the text of each unit. None instead of a text = the end of the utterance.
     _units: deque[tuple[_Utterance, str | None]] = field(default_factory=deque)
     _waiting_chars: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -151,7 +151,7 @@ class SpeechStream:
     # ---- messages
 
     async def _next(self) -> bool:
-        """Handle the next message. Returns False at the end."""
+        """Handle the next message. Returns False if the connection ends after it."""
         try:
             message = await self._receive()
             if message is None:
@@ -170,7 +170,10 @@ class SpeechStream:
             return True
 
     async def _receive(self) -> Object | None:
-        """Wait for the next message; None if none has arrived in time. Raises Unauthorized."""
+        """Return the next message; None if no message has arrived in time, and the connection was therefore closed.
+
+        Raises Unauthorized, InvalidValue, Closed.
+        """
         waits_s = CONFIG_S if self._config is None else IDLE_S
         since_s = time.monotonic()
         receiving = asyncio.ensure_future(self.socket.receive_json())
@@ -218,7 +221,7 @@ class SpeechStream:
         elif kind == "input.done":
             self._finish(self._config)
         elif kind == "session.close":
-            if self._utterance is not None:  # its text was sent, so it is spoken
+            if self._utterance is not None:  # the client has sent its text, so speak it
                 self._finish(self._config)
             return False
         else:
@@ -382,7 +385,7 @@ class _Unit:
                 await self._send_chunk(b"", 0, self.total_bytes, self._timestamps())
 
     def _timestamps(self) -> list[Object] | None:
-        """Return the times of the words; None if they are not known."""
+        """Return the times of the words; None if the times of some words are not known."""
         if any(not sentence.words and words_of(sentence) for sentence in self._words):
             return None
         return [
@@ -392,7 +395,7 @@ class _Unit:
         ]
 
     async def _send_chunk(self, data: bytes, begin: int, end: int, timestamps: list[Object] | None) -> None:
-        """Send audio as JSON. begin, end: its bytes in the audio of the unit."""
+        """Send audio as JSON. begin, end: where `data` begins and ends in the audio of the unit, in bytes."""
         per_s = _SAMPLE_BYTES * self._rate_hz
         await self.socket.send(
             {

@@ -57,7 +57,7 @@ LANGUAGE_HELP = 'The language as a BCP 47 tag ("de", "pt-BR") or by its name ("G
 
 
 def voice_language(value: object) -> object:
-    """Return the tag of a language that a request names by its tag or name. "" and "auto" give "en"."""
+    """Return the tag of a language that a request names by its tag or name; "en" for "" and "auto"."""
     return language_tag(value) or "en" if isinstance(value, str) else value
 
 
@@ -155,7 +155,7 @@ class VoiceCreation:
         tags: list[str] | None = None,
         color: str | None = None,
     ) -> StoredVoice:
-        """Change a voice, or repair a folder that is not usable as a voice. A value that is None does not change.
+        """Change a voice, or repair a folder that is not usable as a voice. A parameter that is None changes nothing.
 
         Raises NotFound, InvalidValue, BadReference, NotStored, Busy.
         """

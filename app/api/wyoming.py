@@ -1,7 +1,7 @@
 """The Wyoming protocol over TCP: the speech protocol of Home Assistant (`TTS_WYOMING`). See docs/live.md.
 
 An event is a line of JSON, then JSON data, then binary data. The library `wyoming` defines the events. This module
-reads them itself, because it limits their size and the time in which they arrive. The protocol has no keys.
+reads them itself, because it limits their size and the time in which they arrive. The protocol has no API keys.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ ROUTE = "wyoming"  # name of this route in the metrics
 RATE_HZ, WIDTH, CHANNELS = 24_000, 2, 1
 MAX_HEADER_BYTES = 64 << 10
 MAX_DATA_BYTES = 16 << 20
-# largest binary data of an event from a client; the data is dropped, because this server receives no audio
+# The largest binary data of an event from a client. The data is dropped, because this server does not need audio.
 MAX_PAYLOAD_BYTES = 16 << 20
 MAX_CONNECTIONS = 256
-MAX_WAITING = 8  # texts of one connection that are spoken or wait
+MAX_WAITING = 8  # the largest number of texts of one connection that are spoken or wait
 IDLE_S = 15 * 60.0  # a connection without events and without speech is closed after this time
 SHUTDOWN_S = 5.0  # running speech has this time to end when the server stops
 IN_THREAD_BYTES = 64 << 10  # longer data is parsed in a thread
-# Home Assistant needs audio for each text, so a text without words is silence.
+# Home Assistant needs audio for each text, so this silence is sent for a text without words.
 _SILENCE = bytes(WIDTH * round(SILENT_TEXT_S * RATE_HZ))
 _FIELD_NAMES = {"input": "text", "voice": "voice.name", "language": "voice.language"}
 _BLOCK_BYTES = 64 << 10
@@ -77,7 +77,8 @@ def check_zeroconf() -> None:
 async def read_event(reader: asyncio.StreamReader, timeout_s: float) -> Event | None:
     """Wait for the next event; None = the client has closed the connection.
 
-    timeout_s: in which an event must arrive after its first byte. Raises InvalidValue, TimeoutError, OSError.
+    timeout_s: seconds in which the rest of an event must arrive after its first byte. Raises InvalidValue,
+    TimeoutError, OSError.
     """
     first = await reader.read(1)
     if not first:
@@ -121,7 +122,7 @@ def _object(value: object, what: str) -> Object:
 
 
 def _length(header: Object, name: str, limit: int) -> int:
-    """Return a length of the header. Raises InvalidValue."""
+    """Return the length with this name in the header of an event; 0 if it is missing. Raises InvalidValue."""
     length = header.get(name) or 0
     if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= limit:
         raise InvalidValue(f"`{name}` must be a number from 0 to {limit}.")
@@ -136,7 +137,10 @@ def _text_of(event: Event) -> str:
 
 
 def _audio_event(kind: str, at_ms: int | None, data: bytes | None = None) -> Event:
-    """An `audio-start` or `audio-chunk` event. The classes of `wyoming.audio` need a module that Python 3.13 lacks."""
+    """Return an `audio-start` or `audio-chunk` event.
+
+    `wyoming.audio` has classes for these events, but it needs a module that Python 3.13 does not have.
+    """
     return Event(kind, {"rate": RATE_HZ, "width": WIDTH, "channels": CHANNELS, "timestamp": at_ms}, data)
 
 
@@ -236,11 +240,11 @@ class _Connection:
             self.writer.close()
 
     async def _next(self) -> bool:
-        """Handle the next event. Returns False at the end."""
+        """Handle the next event. Returns False if the connection ends after it."""
         waiting = asyncio.ensure_future(read_event(self.reader, self.server.read_timeout_s))
         try:
             while not (await asyncio.wait({waiting}, timeout=IDLE_S))[0]:
-                # A text that still arrives is part of the silence, but speech whose text is complete is not.
+                # A text that is spoken or waits keeps the connection open, but only if the text is complete.
                 if not self.busy or (self._receiving is not None and self._waiting.empty()):
                     return False
         finally:
@@ -258,7 +262,8 @@ class _Connection:
             text = event.data.get("text")
             await self._send(Pong(text if isinstance(text, str) else None).event())
         elif Synthesize.is_type(event.type):
-            # During a text in parts, this event repeats the whole text for servers that do not know the other events.
+            # While a text arrives in parts, `synthesize` is ignored: it repeats the whole text, for servers that do not
+            # accept parts.
             if self._receiving is None:
                 await self._open(event, _text_of(event))
         elif SynthesizeStart.is_type(event.type):
@@ -277,7 +282,7 @@ class _Connection:
                 await self._send(SynthesizeStopped().event())
 
     async def _open(self, event: Event, text: str | None) -> _Speech:
-        """Begin to speak a text. text: None = it arrives in parts. Raises RequestError, NotReady."""
+        """Begin to speak a text. text: None = the text arrives in parts. Raises RequestError, NotReady."""
         if self._waiting.qsize() + (self._speaking is not None) >= MAX_WAITING:
             raise InvalidValue(f"This connection has {MAX_WAITING} texts already. Wait for the end of one of them.")
         name, language = await self.server.voice_of(event.data.get("voice"))
@@ -298,7 +303,7 @@ class _Connection:
         return speech
 
     async def _send_all(self) -> None:
-        """Send the speech of one text after the other."""
+        """Send the speech of all texts, one text after the other."""
         try:
             going_on = True
             while going_on:
@@ -310,12 +315,12 @@ class _Connection:
         except Exception:
             log.exception("the speech of a Wyoming connection failed with an unexpected error")
         finally:
-            self.writer.close()  # the client waits for audio
+            self.writer.close()  # otherwise the client would wait for more audio
 
     async def _speak(self, speech: _Speech) -> bool:
-        """Send the speech of a text. Returns False if it has failed: the connection is then closed.
+        """Send the speech of a text. Returns False if the speech has failed.
 
-        A client waits for the end of the audio. The end of the connection tells it that there is no more audio.
+        After a failure, the caller closes the connection. Otherwise the client would wait for the end of the audio.
         """
         samples = 0
         async with contextlib.aclosing(speech.context.events()) as events:
@@ -340,13 +345,13 @@ class _Connection:
         return True
 
     async def _send_audio(self, data: bytes, at_sample: int) -> None:
-        """Send audio of a text. at_sample: the length of the audio before it."""
+        """Send audio of a text. at_sample: how many samples of this text were sent before."""
         if not at_sample:
             await self._send(_audio_event("audio-start", 0))
         await self._send(_audio_event("audio-chunk", 1000 * at_sample // RATE_HZ, data))
 
     async def _refuse(self, error: SpeechError) -> None:
-        if isinstance(error, UnknownVoice):  # its message lists voices; `info` says which ones a client may know
+        if isinstance(error, UnknownVoice):  # its message could list voices that this client must not know
             error.message = "There is no voice with this name. The answer to `describe` has the names of the voices."
         await self._send(Error(error.message, error.code).event())
 
@@ -362,7 +367,7 @@ class _Connection:
 
 
 class WyomingServer:
-    """Listens while its `async with` block runs."""
+    """The Wyoming server, which listens while its `async with` block runs."""
 
     def __init__(
         self,
@@ -377,8 +382,9 @@ class WyomingServer:
     ) -> None:
         """Set the options. Raises ValueError.
 
-        uri: the address to listen on. name: under which the server is announced in the local network; "" = it is not.
-        send_timeout_s: how long to wait for a client that reads nothing. read_timeout_s: in which an event must arrive.
+        uri: the address to listen on. name: the name under which the server is announced in the local network; "" = do
+        not announce it. send_timeout_s: how long to wait for a client that reads nothing. read_timeout_s: how long the
+        rest of an event may take to arrive after its first byte.
         """
         self.host, self.port = address_of(uri)
         if name:
@@ -401,7 +407,11 @@ class WyomingServer:
             log.error("The Wyoming server can't listen on TTS_WYOMING: %s", error)
             raise
         self.port = self._server.sockets[0].getsockname()[1]
-        log.info("Wyoming on tcp://%s:%d, open to all who reach this port", self.host, self.port)
+        log.info(
+            "The Wyoming server listens on tcp://%s:%d. It needs no API key, so all who reach this port can use it",
+            self.host,
+            self.port,
+        )
         if self._name:
             await self._announce()
         return self
@@ -409,7 +419,7 @@ class WyomingServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop to listen. Running speech has SHUTDOWN_S to end."""
+        """Stop listening. Running speech has SHUTDOWN_S to end."""
         if self._server is not None:
             self._server.close()
         if self._announced is not None:
