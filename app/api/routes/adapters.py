@@ -26,7 +26,7 @@ MAX_FORM_FIELDS = 16
 
 
 class AdapterBody(ReportedBody):
-    """The body that adds an adapter of a repository."""
+    """The body of a request that loads an adapter from a repository."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "danish", "source": "me/danish-lora"}]})
 
@@ -77,7 +77,7 @@ def router(adapters: AdapterRegistry, gate: Gate) -> APIRouter:
 
     @routes.get(ADAPTERS_PATH, operation_id="list_adapters")
     async def list_adapters() -> AdapterList:
-        """List all LoRA adapters: those of TTS_ADAPTERS, of the folder `models/adapters`, and of requests."""
+        """List all LoRA adapters, whether they come from TTS_ADAPTERS, the folder `models/adapters`, or a request."""
         return AdapterList(object="list", data=[ListedAdapter.of(each) for each in adapters.all()])
 
     @routes.post(
@@ -89,7 +89,7 @@ def router(adapters: AdapterRegistry, gate: Gate) -> APIRouter:
     async def add_adapter(request: Request, response: Response) -> ListedAdapter:
         """Load a LoRA adapter of PEFT, from a repository or from two uploaded files.
 
-        The response is sent when the adapter can speak: as the model `csm-1b:name` and as the voice `name`.
+        After the response, speech requests can use the adapter as the model `csm-1b:name` or as the voice `name`.
         """
         if is_json(request.headers):
             body = _validated(await request.json())
@@ -119,7 +119,7 @@ def router(adapters: AdapterRegistry, gate: Gate) -> APIRouter:
 
 
 def _validated(content: Any) -> AdapterBody:
-    """Return the JSON body. Raises RequestValidationError, which the server answers as for all other bodies."""
+    """Return the checked JSON body. Raises RequestValidationError, as FastAPI does for all other bodies."""
     try:
         return AdapterBody.model_validate(content)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""`/audio/captions` returns captions; `/dev/captioned_speech` is Kokoro-FastAPI's route for speech with times."""
+"""`/audio/captions` returns captions; `/dev/captioned_speech` is Kokoro-FastAPI's route for speech and word times."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate) -> APIRouter:
         """Return the captions of a text, a conversation or a dialogue as a file.
 
         Accepts the body of `/audio/speech`, of `/audio/conversation` or of `/audio/dialogue`. The speech is generated
-        and kept in the cache, so that the same request for speech is answered from the cache.
+        and stored in the cache, so a later request for the same speech is answered from the cache.
         """
 
         async def prepare() -> Captioned:
@@ -70,7 +70,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate) -> APIRouter:
 
 
 def kokoro_router(speaking: Speaking, gate: Gate) -> APIRouter:
-    """Create the route of Kokoro-FastAPI for speech with the times of words."""
+    """Create Kokoro-FastAPI's route for speech with the time of each word."""
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
     @routes.post(
@@ -81,7 +81,7 @@ def kokoro_router(speaking: Speaking, gate: Gate) -> APIRouter:
         responses={200: captioned_speech_response(), **_PROBLEMS},
     )
     async def captioned_speech(body: CaptionedSpeechBody, caller: Request) -> Response:
-        """Turn text into speech with the times of words, as Kokoro-FastAPI does."""
+        """Turn text into speech, and add the time of each word in the format of Kokoro-FastAPI."""
 
         async def prepare() -> Answer:
             return await speaking.start(await speaking.prepare(body, caller.state.owner), body)
@@ -101,7 +101,7 @@ def kokoro_router(speaking: Speaking, gate: Gate) -> APIRouter:
 
 
 def _voice_of(voices: VoiceStore, voice_id: str) -> Voice | None:
-    """Return the voice with this id; None for the speaker of recordings in the request."""
+    """Return the voice with this id; None if the id stands for a speaker of the recordings in the request."""
     try:
         return voices.get(voice_id)
     except UnknownVoice:
@@ -114,7 +114,7 @@ def _name_of(voices: VoiceStore, voice_id: str) -> str:
 
 
 def _language_of(request: SpeechRequest, voices: VoiceStore) -> str:
-    """Return the language of the first text."""
+    """Return the language of the first text of a request."""
     line = request.lines[0]
     voice = _voice_of(voices, line.voice)
     return spoken_language(request.language, line.text, "en" if voice is None else voice.language)

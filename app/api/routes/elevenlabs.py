@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class _Options(BaseModel):
-    """The fields of both bodies."""
+    """The fields that the body of speech and the body of a dialogue have in common."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -72,11 +72,11 @@ class TextToDialogueBody(_Options):
 
 
 def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s: float) -> APIRouter:
-    """Create the routes that speak."""
+    """Create ElevenLabs' routes for speech, over HTTP and over WebSockets."""
     routes = APIRouter(route_class=gate.route("speak"), include_in_schema=False)
 
     def answer_of(body: SpokenBody, output: OutputFormat, owner: str) -> Any:
-        """Return a function that starts the speech."""
+        """Return a function that starts to speak a body and returns the answer."""
 
         async def prepare() -> Answer:
             with client_names(FIELD_NAMES):
@@ -85,7 +85,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s
         return prepare
 
     def speech(body: SpokenBody, output: OutputFormat, caller: Request) -> Response:
-        """Return the response with the audio of a body."""
+        """Return the response that sends the speech of a body."""
         prepare = answer_of(body, output, caller.state.owner)
         name = f"speech.{output.response_format if output.law is None else output.law}"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 
 MAX_PAGE = 100
-# Which voices each type contains: the standard voices, and the cloned voices
+# Type of voices -> whether it contains the standard voices, and whether it contains the cloned voices.
 _TYPES = {
     "default": (True, False),
     "personal": (False, True),

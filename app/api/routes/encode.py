@@ -1,4 +1,4 @@
-"""`POST /audio/encode` encodes audio that the client already has, so that nothing is spoken again to save it."""
+"""`POST /audio/encode` converts audio that the client already has, so the client can save speech in another format."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def router(files: FileEncoder, gate: Gate) -> APIRouter:
     ) -> StreamingResponse:
         """Encode audio that was already spoken, with the same encoder as `/audio/speech`.
 
-        The audio is not changed: it gets no watermark, because speech of this server already has one. If the comment of
-        a WAV file says that it is synthetic speech, the comment of the answer says the same.
+        The audio gets no watermark, because the server has already marked its own speech. If the comment of a WAV file
+        says that the file contains synthetic speech, the comment of the answer says the same.
         """
         blocks = files.encode(await file.read(), response_format, sample_rate, raw=input_format == "pcm")
         media_type = AUDIO_FORMATS[response_format].media_type

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from app.types import SpeechRequest
 
 JOBS_PATH = "/audio/jobs"
-EVENT_CHECK_S = 1.0  # seconds between two looks at a job that another process may speak
-# A comment is sent after so many seconds without an event, so that proxies keep the connection.
+EVENT_CHECK_S = 1.0  # seconds between two reads of a job, because another process may speak the job
+# After KEEP_ALIVE_S seconds without an event, a comment is sent, so that proxies keep the connection open.
 KEEP_ALIVE_S, SSE_COMMENT = 15.0, b": waiting\n\n"
 EVENT_SENTENCES = 200  # the most sentences in one event
 MAX_LISTED_SENTENCES = 5_000
@@ -63,7 +63,7 @@ SentenceIndex = Annotated[int, Path(ge=0, le=MAX_INDEX, description="The index o
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """What the routes of jobs share. Use it from one event loop."""
+    """The services and functions that all routes of jobs use. Call them from one event loop."""
 
     runner: JobRunner
     speaking: Speaking
@@ -88,9 +88,9 @@ class Jobs:
         return AudioJob.of(job, await store.call(store.chapters, job.id))
 
     async def create(self, request: Request, key: str | None) -> tuple[Job, tuple[str, ...]]:
-        """Store the job of a request -> the job, and the names of the fields that have no effect.
+        """Store the job that a request describes. Return the job, and the names of the fields that have no effect.
 
-        Raises RequestError and NotStored.
+        Raises RequestError if the request is wrong, and NotStored if the job can't be stored.
         """
         body, file = await read_job(request)
         book = None
@@ -107,7 +107,7 @@ class Jobs:
         new = replace(new, request=self.speaking.with_default_voice(new.request, body))
         store = self.runner.store
         if (first := await store.call(store.repeated, new, key)) is not None:
-            return first, body.ignored  # also if its voice does not exist any more
+            return first, body.ignored  # also if the voice of the first job does not exist any more
         ignored = await self.check(new)
         job, _ = await store.call(store.create, new, key)
         self.runner.wake()
@@ -170,7 +170,7 @@ class Jobs:
         return changed
 
     async def check(self, new: NewJob) -> tuple[str, ...]:
-        """Check that a job can be spoken -> the names of the fields that the engine ignores. Raises RequestError."""
+        """Check that a job can be spoken. Return the names of fields that the engine ignores. Raises RequestError."""
         texts = [chapter.text for chapter in new.chapters if chapter.text.strip()]
         if not texts:
             raise EmptyText("The text contains nothing that can be spoken. Send a text with words.", param="input")
@@ -183,8 +183,9 @@ class Jobs:
     async def check_voice(
         self, request: SpeechRequest, extras: frozenset[str], text: str, voice: str, param: str
     ) -> tuple[str, ...]:
-        """Check that a text can be spoken with a voice. param: the field of the voice, for errors. Raises RequestError.
+        """Check that a text can be spoken with a voice. Return the names of the fields that the engine ignores.
 
+        param: the request field that has the voice; an error about the voice names this field. Raises RequestError.
         While the engine starts, only the model and the voice are checked.
         """
         line = replace(request.lines[0], text=text[:TEST_CHARS], voice=voice)
@@ -233,8 +234,8 @@ def _add_collection_routes(routes: APIRouter, jobs: Jobs) -> None:
     ) -> AudioJob:
         """Speak a long text in the background. Send JSON, or a form with a book in `file`.
 
-        Accepts the fields of `/audio/speech`. The text is split into chapters and sentences; each sentence is spoken
-        while no other request needs the engine, and stored. The job continues after a restart of the server.
+        Accepts the fields of `/audio/speech`. The text is split into chapters and sentences. Each sentence is
+        spoken while no other request needs the engine, and is then stored. The job survives a restart of the server.
         """
         job, ignored = await jobs.create(request, idempotency_key)
         if ignored:
@@ -311,7 +312,7 @@ def _add_job_routes(routes: APIRouter, jobs: Jobs) -> None:
         last = last_event_id or ""
         known = int(last) if last.isascii() and last.isdecimal() and len(last) < MAX_ID_DIGITS else None
         if known is not None and known > job.revision:
-            known = None  # of another job
+            known = None  # a revision of another job
         return StreamingAnswer(lambda: _event_stream(jobs, job_id, request, known), jobs.speaking.metrics, sse=True)
 
     @routes.get(
@@ -321,7 +322,7 @@ def _add_job_routes(routes: APIRouter, jobs: Jobs) -> None:
         responses={**file_response(*RESULT_MEDIA_TYPES), **problems(400, 404, 409, 416, 507)},
     )
     async def result(job_id: JobId, request: Request) -> FileResponse:
-        """Get the file that a completed job has made. The header `Range` reads a part of it."""
+        """Get the result of a completed job as a file. With the header `Range`, get a part of the file."""
         return result_file(jobs, await jobs.find(job_id, request))
 
     @routes.get(
@@ -335,7 +336,7 @@ def _add_job_routes(routes: APIRouter, jobs: Jobs) -> None:
         request: Request,
         kind: Annotated[CaptionFormat, Query(alias="format", description="The format of the captions.")] = "srt",
     ) -> Response:
-        """Get the captions of a completed job. Their words have times if the job was created with `captions`."""
+        """Get the captions of a completed job. Each word has its time if the job was created with `captions`."""
         job = await jobs.find(job_id, request)
         if job.status != "completed":
             raise Conflict(
@@ -355,7 +356,7 @@ def result_file(jobs: Jobs, job: Job) -> FileResponse:
         )
     path = jobs.runner.store.job_folder(job.id) / job.result
     if not path.is_file():
-        raise NotFound("The file of the result was removed from the server. Redo a sentence to make it again.")
+        raise NotFound("The file of the result was removed from the server. Redo a sentence to create the file again.")
     return ResultFile(
         path,
         media_type=job.result_facts["media_type"],
@@ -364,7 +365,7 @@ def result_file(jobs: Jobs, job: Job) -> FileResponse:
 
 
 def _attachment(job: Job, suffix: str) -> dict[str, str]:
-    """Return the header with which browsers and curl save a file under the title of its job.
+    """Return the header that makes browsers and curl name the saved file after the title of its job.
 
     curl reads only `filename`, which is ASCII. Browsers prefer `filename*` (RFC 6266).
     """
@@ -382,7 +383,7 @@ async def _event_stream(jobs: Jobs, job_id: str, request: Request, known: int | 
 async def _events(jobs: Jobs, job_id: str, request: Request, known: int | None) -> AsyncGenerator[bytes]:
     """Yield the events of a job, until it has ended or the server stops.
 
-    The ids of the events are revisions of the job. known: the revision that the client has; None = it has nothing.
+    An event's id is a revision of the job. known: the last revision that the client has received; None = none.
     """
     store = jobs.runner.store
     sent, is_first = known, True
@@ -423,7 +424,7 @@ def _add_status_routes(routes: APIRouter, jobs: Jobs) -> None:
 
     @routes.post(JOBS_PATH + "/{job_id}/cancel", operation_id="cancel_job", responses=problems(400, 404, 409, 507))
     async def cancel_job(job_id: JobId, request: Request) -> AudioJob:
-        """Cancel a job. Its spoken sentences stay until it is deleted, so `retry` can continue it."""
+        """Cancel a job. Its spoken sentences stay until the job is deleted, so `retry` can continue the job."""
         return await jobs.shown(await jobs.cancel(job_id, request))
 
     @routes.post(JOBS_PATH + "/{job_id}/retry", operation_id="retry_job", responses=problems(400, 404, 409, 507))

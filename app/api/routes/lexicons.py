@@ -65,7 +65,7 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
     routes = APIRouter(tags=["lexicon"], route_class=gate.route("clone"))
 
     async def voice_id(voice: str | None) -> str | None:
-        """Return the id of a voice that can have a dictionary; None = the server. Raises NotFound."""
+        """Return the id of the voice whose dictionary is used; None = the server's dictionary. Raises NotFound."""
         if voice is None:
             return None
         await refresh(voices)
@@ -107,9 +107,9 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
     async def replace(
         body: LexiconBody, answer: Response, voice: VoiceQuery = None, if_match: IfMatch = None
     ) -> Pronunciations:
-        """Replace all entries of the server's dictionary, or of one voice's.
+        """Replace all entries of the server's dictionary, or of the dictionary of one voice.
 
-        For this voice, an entry of its dictionary replaces the server's entry for the same word.
+        When this voice speaks, an entry of its own dictionary replaces the server's entry for the same word.
         """
         name = await voice_id(voice)
 
@@ -129,7 +129,7 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
     async def delete(
         word: str, answer: Response, voice: VoiceQuery = None, if_match: IfMatch = None
     ) -> DeletedPronunciations:
-        """Remove the entries with this word from the server's dictionary, or from one voice's.
+        """Remove the entries with this word from the server's dictionary, or from the dictionary of one voice.
 
         The headers `If-Match` and `ETag` contain the ETag of the whole dictionary.
         """
@@ -149,7 +149,7 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
 
 
 def _response(content: LexiconFile) -> tuple[Pronunciations, str]:
-    """Return the body for a dictionary, and its ETag."""
+    """Return the response body with a dictionary, and the ETag of this body."""
     body = Pronunciations(
         entries=[Pronunciation.of(entry) for entry in content.entries],
         problems=[f"lexicon.tsv, {problem}" for problem in content.problems],

@@ -97,7 +97,7 @@ class LongJob(ResponseModel):
 
     @classmethod
     def of(cls, job: Job, path: str) -> Self:
-        """path: of the collection of jobs, as the caller has named it."""
+        """Return the state of a job. path: the URL path of the collection of jobs, as the caller has requested it."""
         return cls(
             job_id=job.id,
             status=_status(job),
@@ -239,7 +239,7 @@ def _add_routes(routes: APIRouter, jobs: Jobs) -> None:
         responses={**file_response(*RESULT_MEDIA_TYPES), **problems(400, 404, 409, 416, 507)},
     )
     async def download(job_id: JobId, request: Request) -> FileResponse:
-        """Get the file that a completed job has made."""
+        """Get the result of a completed job as a file."""
         return result_file(jobs, await jobs.find(job_id, request))
 
     @routes.get(
@@ -260,7 +260,7 @@ def _add_routes(routes: APIRouter, jobs: Jobs) -> None:
 
 
 async def _events(jobs: Jobs, job_id: str, request: Request) -> AsyncGenerator[bytes]:
-    """Yield a `progress` event after each change of the percentage or the status, and the end."""
+    """Yield a `progress` event after each change of the percentage or the status, and `completed` or `error` last."""
     sent = None
     async with contextlib.aclosing(jobs.follow(job_id, request)) as states:
         async for job in states:

@@ -29,7 +29,7 @@ CREATED = 1_742_000_000
 
 
 class ModelIdConvertor(PathConvertor):
-    """The id of a model in a path. It may contain slashes, but it does not end with the name of an action."""
+    """The id of a model in a path. An id may contain slashes, but it does not end with an action such as `/load`."""
 
     regex = ".*(?<!/load)(?<!/unload)(?<!/weights)(?<!/weights/cancel)"
 
@@ -91,9 +91,9 @@ def router(
 
     @admin.post("/models/{model_id:path}/load", responses=problems(404, 503))
     async def load_model(model_id: str, caller: Request) -> Model:
-        """Load a model into memory, and get its entry. If an earlier load has failed, the server tries again.
+        """Load a model into memory, and get its entry in the list. After a failed load, the server tries again.
 
-        For a LoRA adapter, load the model that it changes, and the adapter.
+        With the id of a LoRA adapter, load the adapter and the model that the adapter changes.
         """
         base, name = split_adapter(model_id, adapters)
         found = served(base, manager)
@@ -105,7 +105,7 @@ def router(
 
     @admin.post("/models/{model_id:path}/unload", responses=problems(400, 404, 429))
     async def unload_model(model_id: str, caller: Request) -> Model:
-        """Free the memory of a model as soon as its last answer has ended, and get its entry."""
+        """Free the memory of a model as soon as its last answer has ended, and get its entry in the list."""
         base, name = split_adapter(model_id, adapters)
         if name:
             raise NotSupported(
@@ -122,7 +122,7 @@ def router(
 
 
 def served(model_id: str, manager: ModelManager) -> str:
-    """Return the id of the model with this name. Raises UnknownModel if this process does not serve it."""
+    """Return the id of the model with this name. Raises UnknownModel if this process does not serve the model."""
     found = find_model(model_id, manager) or manager.requested.model_id
     if found not in manager.model_ids:
         raise UnknownModel(

@@ -1,4 +1,4 @@
-"""`POST /audio/normalize` shows what would be spoken for a text, and from which of its characters each word comes."""
+"""`POST /audio/normalize` shows the words that would be spoken for a text, and where they stand in the text."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def router(
 
     @routes.post("/audio/normalize", operation_id="normalize_text", responses=problems(400, 404, 408, 413, 429))
     async def normalize(body: NormalizeBody, response: Response) -> NormalizedText:
-        """Show what would be spoken for a text: the sentences, and the words with their places in the text."""
+        """Show the sentences and words that would be spoken for a text, with their places in the text."""
         body.name_ignored(response)
         text, voice_id = body.checked(max_input_chars)
         packing = _packing(manager, body.engine)

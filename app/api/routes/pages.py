@@ -41,7 +41,7 @@ PATHS = (
     "/server",
     "/pronunciation",
 )  # the pages of the studio; static/js/main.js has the same list
-LANGUAGES = ("en", "de", "fr")  # the order of the texts in static/i18n; js/ui.js has the same list
+LANGUAGES = ("en", "de", "fr")  # the order of the languages of each text in static/i18n; js/ui.js has the same list
 _TEXTS = re.compile(rf"i18n/((?:[a-z]+/)?)({'|'.join(LANGUAGES)})\.json")
 ICON = "/favicon.ico"
 DOCS = {"/docs": "docs.html", "/redoc": "redoc.html"}  # path -> HTML file
@@ -101,12 +101,12 @@ def _page(
 
 
 def unknown_page(llm_origins: Sequence[str] = ()) -> Callable[[Request], Awaitable[HTMLResponse]]:
-    """Create the handler for a browser that opens an unknown path: the studio says it in the language of the person."""
+    """Create the handler for unknown paths. Its page says in the language of the user that there is no such page."""
     return _page("shell.html", microphone="(self)", llm_origins=llm_origins, status=404)
 
 
 async def _icon() -> FileResponse:
-    """Return the icon. Browsers ask for it wherever they show a file of this server, such as audio."""
+    """Return the icon. Browsers also request the icon when they show another file of this server, such as audio."""
     return FileResponse(FOLDER / "icon.svg", headers={"Cache-Control": "max-age=86400"})
 
 
@@ -127,10 +127,11 @@ def files() -> ASGIApp:
 
 @cache
 def texts(folder: str, language: str) -> bytes:
-    """Return the texts of the pages in one language as JSON: {group: {key: text}}. A group of one text is just a text.
+    """Return the texts of the pages in one language as JSON: {group: {key: text}}. A group that is a single text has
+    no keys.
 
-    folder: "", or a folder of static/i18n with a slash at the end. In texts.json, a text is a list with all languages,
-    or with one text that is the same in all of them. Raises OSError if there is no such folder.
+    folder: "", or a folder of static/i18n with a slash at the end. In texts.json, each text is a list: it has the text
+    in every language, or a single text for all languages. Raises OSError if there is no such folder.
     """
     groups = json.loads((FOLDER / "i18n" / folder / "texts.json").read_text("utf-8"))
     chosen = {
@@ -149,7 +150,7 @@ def _text_in(language: str, text: list[str]) -> str:
 class _Files(StaticFiles):
     """Static files that browsers check for changes before each use, so that no page mixes files of two versions.
 
-    /static/i18n/en.json and the like are made from the file with all languages.
+    Files such as /static/i18n/en.json are not on the disk: they are made from texts.json, which has all languages.
     """
 
     async def get_response(self, path: str, scope: Scope) -> Response:

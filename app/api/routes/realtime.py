@@ -50,7 +50,7 @@ class ClientSecretBody(BaseModel):
 
 
 class ClientSecretSession(BaseModel):
-    """The session that a client secret opens. Its other fields are the fields of the request."""
+    """The session that a client secret opens. Its other fields come from `session` in the request."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -60,7 +60,7 @@ class ClientSecretSession(BaseModel):
 
 
 class ClientSecret(BaseModel):
-    """A key for `/realtime` that a browser may know, because it is valid for a short time."""
+    """A key for `/realtime`. A browser may have this key, because the key is valid only for a short time."""
 
     value: str
     expires_at: int
@@ -117,7 +117,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, data_dir: Path, *
 
 
 def _sent_key(connection: WebSocket) -> str:
-    """Return the key of a WebSocket: from a header, or, for browsers, from the name of a subprotocol."""
+    """Return the key that a WebSocket's client has sent: in a header, or in the name of a subprotocol (browsers)."""
     offered: list[str] = connection.scope["subprotocols"]
     found = [name.removeprefix(_KEY_SUBPROTOCOL) for name in offered if name.startswith(_KEY_SUBPROTOCOL)]
     return key_in(connection.headers) or (found[0] if found else "")

@@ -183,7 +183,8 @@ def limits(
     """Return the limits of requests, for /health.
 
     max_job_chars: 0 = the server has no jobs.
-    sample_range_s: lengths of recordings that can be used without cutting. best_range_s: recommended lengths.
+    sample_range_s: the shortest and the longest recording that is used as a whole. best_range_s: the shortest and the
+    longest recommended recording.
     """
     shortest_s, longest_s = sample_range_s
     best_from_s, best_to_s = best_range_s

@@ -1,4 +1,4 @@
-"""`GET /keys`: the API keys. `GET /usage`: what each of them has spoken, per day and model."""
+"""`GET /keys` lists the API keys. `GET /usage` returns the usage of each key per day and model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.usage import UsageStore
 
-DEFAULT_DAYS = 30  # days of an answer without `from`, up to the last day
+DEFAULT_DAYS = 30  # the number of days in an answer to a request without `from`
 
 
 def _iso(value: object) -> object:
-    """Refuse numbers, which pydantic would read as Unix times."""
+    """Refuse texts that are not YYYY-MM-DD, because pydantic would read a number as a Unix time. Raises ValueError."""
     if isinstance(value, str) and not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
         raise ValueError("a day is YYYY-MM-DD")
     return value

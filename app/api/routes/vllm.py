@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def router(speaking: Speaking, gate: Gate, *, send_timeout_s: float) -> APIRouter:
-    """The WebSocket."""
+    """Create the route of the WebSocket."""
     routes = APIRouter(include_in_schema=False)
 
     @routes.websocket("/audio/speech/stream")

@@ -117,7 +117,9 @@ def _add_creation_routes(routes: APIRouter, creation: VoiceCreation) -> None:
         else:
             prepared = await creation.prepare(audio_file, transcript, language, denoise=denoise)
             stored = await creation.store(name, prepared, description=description, language=language, consent=agreement)
-        log.info("cloned", voice=stored.id, seconds=round(stored.seconds, 2), level=stored.quality.get("level"))
+        log.info(
+            "a voice was cloned", voice=stored.id, seconds=round(stored.seconds, 2), level=stored.quality.get("level")
+        )
         return Cloned.of("The voice was cloned", name, stored)
 
     @routes.post(CHECK_PATH, operation_id="check_recording", responses=problems(*UPLOAD_PROBLEMS))
@@ -174,7 +176,7 @@ def _add_voice_routes(routes: APIRouter, creation: VoiceCreation) -> None:
     async def change(voice_id: str, body: VoicePatch, response: Response) -> ClonedVoice:
         """Change the name, the description, the transcript, the tags or the colour of a voice.
 
-        For a folder in `refused`, this also tries to convert the folder to a voice.
+        If `voice_id` is a folder in `refused`, the server also tries to convert the folder to a voice.
         """
         stored = await creation.change(
             voice_id,

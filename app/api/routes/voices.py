@@ -23,7 +23,7 @@ async def refresh(voices: VoiceStore) -> None:
 
 
 async def listed(voices: VoiceStore, gate: Gate, caller: Request | None = None) -> list[Voice]:
-    """Return the voices that a list for this caller contains. caller: None = a protocol without keys."""
+    """Return the voices that the caller may see in a list. caller: None = the protocol has no API keys."""
     await refresh(voices)
     cloned = gate.lists_are_open if caller is None else gate.shows_cloned(caller)
     return [voice for voice in voices.all() if cloned or voice.kind not in {"cloned", "adapter"}]

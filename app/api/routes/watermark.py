@@ -1,4 +1,4 @@
-"""`POST /audio/watermark/detect` finds what says that the speech of an audio file is synthetic."""
+"""`POST /audio/watermark/detect` searches an audio file for signs that its speech is synthetic."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def router(detector: WatermarkDetector, gate: Gate) -> APIRouter:
     async def detect(
         file: Annotated[UploadFile, File(description="An audio file in any common format.")],
     ) -> Detection:
-        """Find what says that the speech of an audio file is synthetic: a watermark, metadata, a C2PA signature."""
+        """Search a file for signs that its speech is synthetic: a watermark, metadata or a C2PA signature."""
         found = await detector.detect(await file.read())
         made = found.metadata
         return Detection(

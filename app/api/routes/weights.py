@@ -1,4 +1,4 @@
-"""`/models/{id}/weights`: downloads the weights of a model while the server runs. `/hub-token`: the saved token."""
+"""`/models/{id}/weights` downloads weights while the server runs. `/hub-token` deletes the saved token."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MAX_TOKEN_CHARS = 1_000
 
 
 class WeightsBody(ReportedBody):
-    """From where the weights are downloaded."""
+    """The body of a request to download weights: where to get them, and with which token."""
 
     source: Annotated[
         str | None, Field(description="One of the repositories in `sources`. Default: the first that can be read.")
@@ -102,7 +102,8 @@ def router(manager: ModelManager, weights: WeightDownloads, settings: Settings, 
     async def download_weights(model_id: str, response: Response, body: WeightsBody | None = None) -> ModelWeights:
         """Download the missing weights of a model in the background, and load the model after that.
 
-        The hub checks the token, and the disk is checked, before this responds. A download that was stopped continues.
+        Before the response is sent, the hub checks the token, and the server checks the free disk space. If an earlier
+        download was stopped, the new one continues it.
         """
         model, body = model_of(model_id), body or WeightsBody()
         await weights.start(
@@ -116,7 +117,7 @@ def router(manager: ModelManager, weights: WeightDownloads, settings: Settings, 
 
     @routes.post("/models/{model_id:path}/weights/cancel", responses=problems(404, 409))
     async def cancel_weights(model_id: str) -> ModelWeights:
-        """Stop the download of a model's weights. The downloaded bytes stay on the disk, and the next one continues."""
+        """Stop the download of a model's weights. The next download continues with the bytes on the disk."""
         model = model_of(model_id)
         await weights.cancel(model)
         return await described(model)
@@ -163,9 +164,9 @@ def _download(found: WeightsState) -> WeightDownload | None:
 
 
 def _tips(found: WeightsState, settings: Settings, *, default: bool, name: str) -> WeightTips:
-    """Return the lines with which a person gets the weights at a restart, without the download of a running server.
+    """Return commands and settings for a restart of the server, as another way to get the weights.
 
-    default: whether the model is the one of TTS_ENGINE. name: the engine of the model.
+    default: whether the model is that of TTS_ENGINE. name: the name of the engine of the model.
     """
     variables = {"TTS_ENGINE": name} if default else {}
     open_source = next((each for each in found.sources if not each.gated), None)

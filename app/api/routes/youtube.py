@@ -149,7 +149,7 @@ def router(youtube: YouTube, creation: VoiceCreation, metrics: Metrics, gate: Ga
 
 
 async def _clone(body: YouTubeBody, youtube: YouTube, creation: VoiceCreation, report: Report) -> Cloned:
-    """Download the section and create the voice. report: is called with each progress event."""
+    """Download the section and create the voice. report: a function that gets each progress event."""
 
     def progress(step: Progress) -> None:
         report({"type": "progress", "stage": step.stage, "bytes": step.fetched_bytes, "total": step.total_bytes})
