@@ -1,1 +1,1 @@
-"""Books: files of text in (`reading.py`), audiobooks out (`results.py`). This package knows no HTTP and no engine."""
+"""Books: `reading.py` reads a file of text, `results.py` writes an audiobook. No module here uses HTTP or engines."""

@@ -1,4 +1,4 @@
-"""Write one audio file with tags, chapters and a cover. The samples pass through, so the memory stays flat.
+"""Write one audio file with tags, chapters and a cover. Samples are encoded as they arrive, so memory stays small.
 
 FFmpeg writes the chapters of M4B (`chpl` and a text track) and of MP3 (the ID3 frames CHAP and CTOC). This module
 writes the chapters of FLAC and Ogg Opus as comments. A WAV file of more than 4 GB is an RF64 file. The same samples,
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from app.types import Samples
 
 _MS = Fraction(1, 1000)
-_PCM_FRAME = 4096  # samples of a block, if the codec has no frames
+_PCM_FRAME = 4096  # number of samples that are encoded at once by a codec without a frame size
 
 
 @dataclass(frozen=True, slots=True)
 class ChapterMark:
-    """A chapter of an audio file. Times in seconds from the start of the file."""
+    """A chapter of an audio file. The times are in seconds from the start of the file."""
 
     title: str
     start_s: float
@@ -69,7 +69,7 @@ CONTAINERS: Mapping[str, _Container] = {
 
 
 class AudioFile:
-    """An audio file that is being written. Leaving its `with` block without `finish` leaves an incomplete file."""
+    """An audio file that is being written. If its `with` block ends without `finish`, the file is incomplete."""
 
     def __init__(
         self,
@@ -83,9 +83,9 @@ class AudioFile:
         codec_rate_hz: int | None = None,
         bit_rate: int | None = None,
     ) -> None:
-        """kind: key of CONTAINERS. rate_hz: of the samples. tags: by FFmpeg's names, for example title.
+        """kind: key of CONTAINERS. rate_hz: the rate of the samples in `write`. tags: FFmpeg's name of a tag -> text.
 
-        codec_rate_hz, bit_rate (bits/s): of the file; None = as in answers of this format.
+        codec_rate_hz, bit_rate (bits/s): the rates of the file; None = the rates of the server's answers of this kind.
         """
         container = CONTAINERS[kind]
         self._container: OutputContainer = av.open(
@@ -169,7 +169,7 @@ class AudioFile:
 
 
 def _chapter(number: int, chapter: ChapterMark) -> Chapter:
-    """Return a chapter in the form of PyAV."""
+    """Return a chapter as PyAV needs it."""
     start_ms, end_ms = round(chapter.start_s * 1000), round(chapter.end_s * 1000)
     return {"id": number, "start": start_ms, "end": end_ms, "time_base": _MS, "metadata": {"title": chapter.title}}
 

@@ -17,7 +17,7 @@ MAX_CHAPTERS = 10_000
 MAX_TEXT_CHARS = 20_000_000  # of the whole book
 MAX_COVER_BYTES = 10 * 1024 * 1024
 
-# What a book becomes. "zip" has one audio file per chapter, "epub" is an EPUB 3 that is read along.
+# The formats of a spoken book. "zip" has one audio file per chapter. "epub" is an EPUB 3 with text and sound.
 ResultFormat = Literal["mp3", "m4b", "wav", "flac", "opus", "zip", "epub"]
 
 
@@ -34,7 +34,7 @@ class ProtectedBook(BadBook):
 
 
 class UnknownBookType(BadBook):
-    """The file is of no type that can be read."""
+    """The file has a type that can't be read."""
 
     code = "book_type_unknown"
 
@@ -53,7 +53,7 @@ class Chapter:
     the chapter is the first paragraph of `text`, if the book shows a heading.
     """
 
-    title: str  # for the list of chapters; it is not spoken in addition to `text`
+    title: str  # for the list of chapters; only `text` is spoken
     text: str
     voice: str | None = None  # the id of a voice; None = the voice of the whole book
 
@@ -75,11 +75,11 @@ class SpokenSentence:
     """A sentence after it is spoken. The result contains its sound, and then `pause_s` seconds of silence."""
 
     chapter: int  # index in `Book.chapters`; never decreases from one sentence to the next
-    text: str  # as the book writes it
+    text: str  # the text in the book, not normalised
     sound: Path  # a file of raw samples: signed 16-bit integers, little-endian, mono, at the rate of the book
     seconds: float  # duration of `sound`
     pause_s: float
-    # The words of `text`: `start_s` and `end_s` count from the start of `sound`, `start_char` and `end_char` in `text`.
-    # Empty = the times of the words are not known.
+    # The words of `text`. `start_s` and `end_s` are seconds from the start of `sound`. `start_char` and `end_char` are
+    # places in `text`. Empty = the times of the words are not known.
     words: tuple[TimedWord, ...] = ()
     starts_paragraph: bool = False

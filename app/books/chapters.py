@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from app.books.document import Block
 
 _LONGEST_TITLE = 200
-# A heading that only counts. A heading that follows it is the second half of the title: "Chapter 1" + "Loomings".
+# A heading without a name, such as "Chapter 1". The next heading ("Loomings") completes the title.
 _COUNTS = re.compile(r"(?:[^\W\d_]+\s+)?(?:[0-9]{1,4}|[IVXLCDM]{1,8}|[^\W\d_]+)[.:]?", re.IGNORECASE)
 
 
@@ -34,14 +34,14 @@ class ChapterList:
             self._chapters.append((title, [block.text for block in blocks]))
 
     def join(self, blocks: Sequence[Block]) -> None:
-        """Add blocks to the chapter before. If there is none, the blocks become the first chapter."""
+        """Add blocks to the last chapter. If there is no chapter yet, the blocks become the first one."""
         if self._chapters:
             self._chapters[-1][1].extend(block.text for block in blocks)
         else:
             self.start("", blocks)
 
     def finish(self) -> list[Chapter]:
-        """Return the chapters. A chapter without a title gets that of the book, or its first words."""
+        """Return the chapters. A chapter without a title gets the title of the book, or else its own first words."""
         return [
             Chapter(title or self._book_title or _shortened(paragraphs[0]), "\n\n".join(paragraphs))
             for title, paragraphs in self._chapters
@@ -49,7 +49,7 @@ class ChapterList:
 
 
 def title_of(blocks: Sequence[Block]) -> str:
-    """Return the title of a chapter: its first heading; "" without a heading. "Chapter 1" gets the next heading too."""
+    """Return the first heading of a chapter, or "". If it is only a number ("Chapter 1"), the next heading is added."""
     place = first_heading(blocks)
     if place is None:
         return ""
@@ -69,7 +69,7 @@ def split_by_headings(blocks: Sequence[Block], chapters: ChapterList) -> None:
     """Divide one document into chapters at its headings.
 
     The chapters begin at the headings of the highest level that occurs more than once, and at all headings above it.
-    Headings directly after another heading belong to the same chapter. Text before the first heading is a chapter.
+    A heading directly after another heading does not begin a chapter. Text before the first heading is a chapter.
     """
     starts = [index for index, block in enumerate(blocks) if block.level and (not index or not blocks[index - 1].level)]
     levels = [block.level for block in blocks if block.level]

@@ -22,11 +22,11 @@ from app.text.markup import raised
 # One tag takes up to 0.5 kB of memory in the tree of a document.
 MAX_TAGS = 1_000_000
 
-Element = Any  # of lxml, which has no types
+Element = Any  # an element of lxml, a library without type annotations
 
 _OPTIONS = {"no_network": True, "huge_tree": False, "remove_comments": True, "remove_pis": True}
 _EPUB_TYPE = ("{http://www.idpf.org/2007/ops}type", "epub:type")
-# In the text of a paragraph: end of a line, end of a cell. Both are no characters, so they are in no text.
+# They mark the end of a line and the end of a table cell. Unicode reserves both codes, so no text contains them.
 _LINE, _CELL = "\ufdd0", "\ufdd1"
 _NO_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufdd0\ufdd1\ufffe\uffff\ud800-\udfff]")
 _DECLARATION = re.compile(r"<\?xml[^>]{0,500}>")
@@ -71,7 +71,7 @@ _LEFT_OUT_ROLES = frozenset(
 )
 _LEFT_OUT_CLASSES = re.compile(
     r"(?:(?:foot|end|rear)[-_]?notes?(?:[-_](?:end.*|ref|back|text|body|area|section))?|note[-_]?ref"
-    r"|fn[-_]?(?:ref|anchor)|fnanchor)(?:[-_]?[0-9]{1,3})?"  # calibre numbers classes: "footnote1"
+    r"|fn[-_]?(?:ref|anchor)|fnanchor)(?:[-_]?[0-9]{1,3})?"  # calibre adds a number to classes: "footnote1"
     r"|page-?num(?:ber)?s?|page_num(?:ber)?|pageno|pagebreak|pg-boilerplate|sr-only|visually-hidden",
     re.IGNORECASE,
 )
@@ -90,7 +90,7 @@ _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A paragraph, or a heading. A line break in `text` is a line of a poem or of an address."""
+    """A paragraph, or a heading. A line break in `text` ends a line, for example of a poem or of an address."""
 
     text: str
     level: int = 0  # 1 to 6 for a heading; 0 = a paragraph
@@ -101,15 +101,15 @@ class Document:
     """The blocks of a document."""
 
     blocks: list[Block] = field(default_factory=list)
-    anchors: dict[str, int] = field(default_factory=dict)  # wanted id -> index of the block that begins there or after
+    anchors: dict[str, int] = field(default_factory=dict)  # wanted id -> index of the first block at or after it
     links: int = 0
-    linked_chars: int = 0  # characters of the texts of links
+    linked_chars: int = 0  # the number of characters inside links
 
 
 def parse(text: str) -> Element:
     """Parse an HTML or XHTML document and return its root. Raises BadBook or BookTooLarge.
 
-    XHTML is parsed as XML, and all other documents like a browser does.
+    XHTML is parsed as XML. All other documents are parsed as HTML, and errors are repaired as in a browser.
     """
     text = _harmless(text)
     if "<html" in text[:2_000] and "xmlns" in text[:4_000]:
@@ -164,13 +164,13 @@ def _harmless(text: str) -> str:
     start = text[:10_000].upper().find("<!DOCTYPE")
     if start >= 0 and (doctype := _DOCTYPE.match(text, start)):
         text = text[:start] + text[doctype.end() :]
-        if "<!ENTITY" in doctype[0]:  # the text must not contain the names of entities that are not declared any more
+        if "<!ENTITY" in doctype[0]:  # the text may use these entities, whose declarations were removed
             return _NAMED.sub(lambda match: "" if _is_unknown(match) else _named_character(match), text)
     return _NAMED.sub(_named_character, text)
 
 
 def _without_comments(text: str) -> str:
-    """Remove comments. The parser needs quadratic time for a long comment without an end, so these are refused.
+    """Remove comments. A comment without an end is refused, because the parser needs quadratic time for a long one.
 
     Raises BadBook.
     """
@@ -201,7 +201,7 @@ class NoteMark:
     """The mark of a note, for example a raised number that is a link."""
 
     label: str
-    target: str  # as the link has it: "notes.xhtml#n1"
+    target: str  # the address in the link, such as "notes.xhtml#n1"
     ids: frozenset[str]  # the ids to which a note can link back
 
 
@@ -233,8 +233,8 @@ def read_document(
 ) -> Document:
     """Return the blocks of a document.
 
-    wanted_ids: ids whose places are returned in `Document.anchors`. notes: ids of this document to which the marks of
-    notes link. Such an element is left out if it looks like a note: it begins with the mark, or links back to it.
+    wanted_ids: ids whose places are returned in `Document.anchors`. notes: id of an element -> the mark that links to
+    the element. The element is left out if it is a note: its text begins with the mark, or it links back to the mark.
     """
     return _Reader(frozenset(wanted_ids), _notes(root, notes or {})).read(root)
 
@@ -302,7 +302,7 @@ class _Reader:
         self._document = Document()
         self._wanted, self._notes = wanted, notes
         self._pieces: list[str] = []  # of the current paragraph
-        self._prefix = ""  # of the next paragraph: the number of a list item, or a drop cap
+        self._prefix = ""  # text before the next paragraph: the number of a list item, or a drop cap
         self._level = 0  # of the heading that is being read
         self._stanzas = 0  # open elements whose lines belong to one paragraph
         self._table: Element | None = None  # the table whose cells are being read
@@ -336,7 +336,7 @@ class _Reader:
         self._flush()
         blocks = self._document.blocks
         if blocks and blocks[-1].level and notes_at == len(blocks):
-            blocks.pop()  # the heading of nothing but notes
+            blocks.pop()  # the heading of notes that were left out
         return self._document
 
     def _is_note(self, element: Element) -> bool:
@@ -474,7 +474,7 @@ class _Reader:
         return f"{number}. "
 
     def _boundary(self) -> None:
-        """End a block: a paragraph, or a line of a stanza. In the cells of a table, a block is only a space."""
+        """End a block: a paragraph, or a line of a stanza. In a table cell, the end of a block is only a space."""
         if self._table is not None:
             self._pieces.append(" ")
         elif self._stanzas:
@@ -537,7 +537,7 @@ def _is_drop_cap(element: Element) -> bool:
 
 
 def _drop_cap_of(image: Element) -> str:
-    """Return the letter that a picture shows if the rest of its word follows: <img alt="T"/>he."""
+    """Return the letter that a picture shows, if the rest of the word follows it: <img alt="T"/>he; otherwise ""."""
     letter, tail = (image.get("alt") or "").strip(), image.tail or ""
     return letter if 1 <= len(letter) <= 2 and letter[-1].isalpha() and tail[:1].isalpha() else ""
 

@@ -13,7 +13,7 @@ from app.text.languages import guess_language
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16: the mark of UTF-16 is its first half
+    (codecs.BOM_UTF32_LE, "utf-32"),  # checked before UTF-16, because its first half is the mark of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -22,8 +22,8 @@ _DECLARED = re.compile(
     rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9._-]{2,40})|<meta[^>]{0,200}?charset\s*=\s*["']?\s*([A-Za-z0-9._-]{2,40})""",
     re.IGNORECASE,
 )
-_SAMPLE_BYTES, _LINE_BYTES = 20_000, 2_000  # the size of the examined lines with other than ASCII characters
-# Code pages of Latin script. Most of their bytes are the same characters, so the words decide between them.
+_SAMPLE_BYTES, _LINE_BYTES = 20_000, 2_000  # how much is examined: of all lines that are not ASCII, and of one line
+# Code pages of Latin script. They agree on most bytes, so the code page that gives the most usual text is chosen.
 _LATIN = ("cp1252", "cp1250", "iso8859_2", "cp1254", "cp1257", "mac_roman", "cp850")
 _CENTRAL_EUROPEAN = frozenset("pl cs sk hu ro hr sl".split())
 _LANGUAGES = {
@@ -32,7 +32,7 @@ _LANGUAGES = {
     "cp1254": frozenset({"tr"}),
     "cp1257": frozenset({"lt", "lv", "et"}),
 }
-# Other characters than letters that books use in Latin script.
+# Characters that are not letters and are usual in books in Latin script.
 _USUAL = frozenset("“”„‘’‚«»‹›–—…€£§©®°·•¿¡†‡½¼¾ºª²³×\xa0\xad")
 
 _CYRILLIC = ("cp1251", "koi8_r", "koi8_u", "iso8859_5", "cp866")
@@ -42,20 +42,21 @@ _CYRILLIC_WORD = re.compile(
     "[\u0400-\u042f\u0490]?[\u0430-\u045f\u0491]+|[\u0400-\u042f\u0490]+"  # Word, word, WORD
     f"|[^{_CYRILLIC_LETTERS}\\w\u2500-\u259f]"  # a sign
 )
-_FREQUENT = "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфіъёїє_____"  # the letters by their frequency; all others are rare
-_MEAN_RANK = 11.5  # of the letters of a text in _FREQUENT; Hebrew and Greek that are read as Cyrillic have about 14
+_FREQUENT = "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфіъёїє_____"  # the most frequent letter first; all other letters are rare
+# Limit for the mean place of a text's letters in _FREQUENT. Hebrew or Greek that is decoded as Cyrillic has about 14.
+_MEAN_RANK = 11.5
 _CAPITAL_RANKS = 3
 
 _RARE_LETTER = re.compile(r"œ(?!u)|[þðÞÐ¶]")
 _SIGN_INSIDE = re.compile(r"(?<=[^\W\d_])[^\w\s'’\-\u2010-\u2015.\xad](?=[^\W\d_])|(?<=[^\W\d_])[¶£¥¤¦¬±¼µ]")
-_OLD = frozenset({"mac_roman", "cp850"})  # of computers before about 2000
+_OLD = frozenset({"mac_roman", "cp850"})  # code pages of computers before about 2000
 
 
 def decode(data: bytes) -> str:
     """Decode a text file of any common encoding. Never raises: a byte that can't be decoded becomes U+FFFD.
 
-    In this order, the encoding is: that of the byte order mark, UTF-8, UTF-16 without a mark, the declaration of an
-    HTML or XML file, and a guess by the frequency of letters. Windows-1252 is the default.
+    The encoding is the first of these that fits: the encoding of the byte order mark, UTF-8, UTF-16 without a mark, the
+    encoding that an HTML or XML file declares, and a guess from the letters and signs. The guess prefers Windows-1252.
     """
     for mark, encoding in _MARKS:
         if data.startswith(mark):

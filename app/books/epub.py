@@ -34,7 +34,7 @@ from app.books.encodings import decode
 from app.books.plain_text import heading_level, with_headings
 from app.errors import BadBook
 
-Element = Any  # of lxml, which has no types
+Element = Any  # an element of lxml, a library without type annotations
 
 MAX_ENTRIES = 20_000
 MAX_DIRECTORY_BYTES = 4 << 20
@@ -43,11 +43,11 @@ MAX_UNPACKED_BYTES = 64 << 20  # of all documents that are read
 MAX_RATIO = 200  # of the size after decompression to the size before it, for documents of more than 1 MB
 MAX_TAGS = 2_000_000  # of all documents
 _DOCUMENT_TYPES = frozenset({"application/xhtml+xml", "text/html", "text/x-oeb1-document", "application/x-dtbook+xml"})
-# Encryption of fonts only, which does not protect the text.
+# These methods encrypt only fonts, so the text can be read.
 _FONT_ENCRYPTION = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"})
 _DEEPEST_CHAPTER = 3  # the lowest level of a heading that starts a chapter without an entry in the table of contents
-_LONGEST_BEFORE_HEADING = 600  # characters; more text before a heading is the end of the chapter before
-_LEAST_LINKS = 5  # of a table of contents
+_LONGEST_BEFORE_HEADING = 600  # characters; a longer text before the first heading belongs to the chapter before
+_LEAST_LINKS = 5  # the fewest links of a document that is a table of contents
 _END_OF_DIRECTORY = b"PK\x05\x06"
 _DAMAGED = "The EPUB is damaged: {}. Download it again, or open it in an EPUB editor and save it."
 _PROTECTED = (
@@ -235,7 +235,7 @@ def _parse_xml(data: bytes) -> Element:
 
 
 def _entry_name(name: str) -> str:
-    """Return the name of an entry of the archive in the form of `_resolved`."""
+    """Return the name of an entry of the archive as a path of the form that `_resolved` returns."""
     return posixpath.normpath(name.replace("\\", "/").lstrip("/"))
 
 
@@ -248,7 +248,7 @@ def _text_of(element: Element | None) -> str:
 
 
 def _resolved(base: str, href: str) -> tuple[str, str]:
-    """Return the path in the archive and the fragment of a link in the entry `base`.
+    """Return the path in the archive and the fragment to which a link leads. base: the entry that contains the link.
 
     The path is "" for an address of another server, and for a path that leads out of the archive.
     """
@@ -334,7 +334,7 @@ def _authors(metadata: Element) -> str:
     names: dict[str, str] = {}
     for creator in metadata.iter("{*}creator"):
         role = roles.get(creator.get("id", ""), creator.get("{http://www.idpf.org/2007/opf}role", "aut"))
-        if (name := _text_of(creator)) and name.casefold() != "unknown":  # as programs write for no author
+        if (name := _text_of(creator)) and name.casefold() != "unknown":  # "Unknown" stands for no author
             names.setdefault(name, role)
     authors = [name for name, role in names.items() if role == "aut"]
     return ", ".join((authors or list(names))[:10])
@@ -420,7 +420,7 @@ def _add_chapters(book: _Reading, item: _Item, chapters: ChapterList) -> None:
 
 
 def _add_document(blocks: Sequence[Block], label: str, chapters: ChapterList) -> None:
-    """Add a document as one chapter, or to the chapter before. label: its title in the table of contents, or ""."""
+    """Add a document as a new chapter, or to the chapter before. label: its title in the table of contents, or ""."""
     place = first_heading(blocks)
     if place is None and not label and heading_level(" ".join(blocks[0].text.split())):
         chapters.start(title_of([replace(blocks[0], level=1), *blocks[1:]]), blocks)
@@ -450,7 +450,7 @@ def _parts(found: document.Document, entries: Sequence[_TocEntry]) -> list[tuple
 
 
 def _is_title_page(root: Element, blocks: Sequence[Block], package: _Package) -> bool:
-    """Return whether a document is a title page by its type, or because it has only the title and the authors."""
+    """Return whether a document is a title page: its type says so, or it has only the title and the authors."""
     for element in (root, *root.iter("{*}body"), *root.iterfind(".//{*}body/*")):
         if document.epub_types(element) & {"titlepage", "halftitlepage"}:
             return True

@@ -18,7 +18,7 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _NOTE = re.compile(r" {0,3}\[\^[^\[\]\s]{1,80}\]:")
 _IMAGE = re.compile(r"!\[[^\[\]\n]*\](?:\([^()\n]*\)|\[[^\[\]\n]*\])")
 _MOST_HEADINGS = 5 * MAX_CHAPTERS
-# Long lines without markup: they stay as they are.
+# A text of long lines without any markup, which needs no cleaning.
 _PROSE = r"[A-Za-z](?:[^\W_]|[ ,.;:!?'\"()“”‘’—-])"
 _PLAIN = re.compile(rf"(?:(?:{_PROSE}{{49,}}+)?\n)*+(?:{_PROSE}*+)?")
 _NO_TITLE = re.compile(r"[ \t]*(?:[-*+>|#]|\d{1,3}[.)]\s)")

@@ -1,7 +1,8 @@
-"""Bring the audio of a whole file to a loudness: measure it, then read it again with a gain and a limiter.
+"""Bring a whole audio file to a target: measure the audio, then read it again and apply a gain and a limiter.
 
 A target is a loudness in LUFS, or the rules of ACX, the publisher of audiobooks: an RMS level of -23 to -18 dB and
-peaks below -3 dB. The noise floor, for which ACX asks less than -60 dB, is only measured.
+peaks below -3 dB. ACX also asks for a noise floor below -60 dB: this module measures the noise floor, and does not
+change it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from app.audio.loudness import SILENT_LUFS, LoudnessMeter
 if TYPE_CHECKING:
     from app.types import Samples
 
-# None = the sound as it is; a number = an integrated loudness in LUFS, for example -18; "acx" = the rules of ACX.
+# None = do not change the sound; a number = an integrated loudness in LUFS, for example -18; "acx" = the rules of ACX.
 LoudnessTarget = float | Literal["acx"] | None
-LOUDEST_LUFS, QUIETEST_LUFS = -9.0, -40.0  # the valid targets
+LOUDEST_LUFS, QUIETEST_LUFS = -9.0, -40.0  # the range of valid targets
 
 _ACX_RMS_DB = -20.0  # near the middle of the allowed range; the limiter lowers the level by up to 1 dB
 _ACX_CEILING_DBTP = -3.6  # codecs raise peaks by up to 0.5 dB
@@ -111,7 +112,8 @@ def _power_db(power: float) -> float:
 def mastered(read: Callable[[], Iterable[Samples]], rate_hz: int, target: LoudnessTarget) -> Iterator[Samples]:
     """Yield the samples of a file at the loudness of the target, in blocks.
 
-    read: starts reading the file again; it is called twice, or once without a target. Digital silence stays silent.
+    read: returns the samples of the file from its start. It is called twice; without a target, once.
+    Digital silence stays silent.
     """
     if target is None:
         yield from read()

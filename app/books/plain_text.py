@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 
 from app.books.document import Block
 
-# In a file of Project Gutenberg, the book stands between these lines. Before and after it is the licence.
+# In a file of Project Gutenberg, the book stands between two such lines, and the licence stands outside of them.
 _GUTENBERG_LINE = re.compile(
     r"^(?:\*{3} ?(?:START|END) OF (?:THE|THIS) PROJECT GUTENBERG EBOOK|End of (?:the )?Project Gutenberg).{0,300}$",
     re.MULTILINE | re.IGNORECASE,
@@ -64,15 +64,15 @@ _CONTENTS = re.compile(
 )
 _SUBTITLE_END = re.compile(r"[.,;:—–-]$")
 _LONGEST_HEADING, _LONGEST_SUBTITLE = 160, 70
-_LEAST_IN_CONTENTS = 3  # headings without text between them that are repeated later: a table of contents
-_LEAST_NUMBERS = 3  # headings that are only numbers, so that they are not the numbers of pages or of a list
-_WIDEST = 100  # characters of a line in a file whose lines are wrapped
+_LEAST_IN_CONTENTS = 3  # so many headings in a row that are repeated later are a table of contents
+_LEAST_NUMBERS = 3  # fewer paragraphs that are only a number can be numbers of pages or of a list
+_WIDEST = 100  # if most lines have at most so many characters, the lines of the file are wrapped
 _VERSE = 60  # characters of the longest line of a poem, in a file whose lines are not wrapped
 
 
 @dataclass(frozen=True, slots=True)
 class PlainText:
-    """A plain text with the fields of its header, if it is a file of Project Gutenberg: Title, Author, Language."""
+    """A plain text. `fields` has Title, Author and Language from the header of a file of Project Gutenberg."""
 
     fields: Mapping[str, str]
     blocks: Sequence[Block]
@@ -98,8 +98,8 @@ def read_plain_text(text: str) -> PlainText:
 def with_headings(blocks: Sequence[Block]) -> Sequence[Block]:
     """Turn paragraphs such as "Chapter 1" into headings, for HTML that does not mark its headings.
 
-    The blocks do not change if a heading is marked as "Chapter 1", or if fewer than _LEAST_IN_CONTENTS paragraphs are
-    such headings.
+    The blocks do not change if one of these paragraphs is already marked as a heading, or if there are fewer than
+    _LEAST_IN_CONTENTS of them.
     """
     levels = [heading_level(" ".join(block.text.split())) for block in blocks]
     if any(level and block.level for level, block in zip(levels, blocks, strict=True)):
@@ -140,7 +140,7 @@ def _is_short(group: Sequence[str]) -> bool:
 
 
 def heading_level(line: str) -> int:
-    """Return 1 for the heading of a part or a book, 2 for that of a chapter, and 0 for other lines."""
+    """Return 1 if a line is the heading of a part or a book, 2 if it is the heading of a chapter, and 0 otherwise."""
     if len(line) > _LONGEST_HEADING or (match := _HEADING.fullmatch(line)) is None:
         return 0
     return 1 if match["part"] or match["part2"] else 2
@@ -169,7 +169,7 @@ def _long_lines(group: Sequence[str]) -> list[str]:
 def _unwrapped(group: Sequence[str], width: int) -> str:
     """Return a paragraph without the line breaks that only keep lines short.
 
-    A line break is kept if the first word of the next line had space in the line before it.
+    A line break is kept if the line before it had space for the first word of the next line.
     """
     pieces = [_single_spaced(group[0])]
     for before, line in pairwise(group):
@@ -206,7 +206,7 @@ def _without_contents(blocks: Sequence[Block]) -> list[Block]:
 
 
 def _key(block: Block) -> str:
-    """Return the part of a heading that a table of contents repeats: "chapter iv"."""
+    """Return the part of a heading that a table of contents repeats, such as "chapter iv"."""
     match = _KEY.match(block.text)
     key = re.sub(r"[\W_]+", " ", match[0] if match is not None else "").strip().casefold()
     return key or re.sub(r"[\W_]+", " ", block.text).strip().casefold()

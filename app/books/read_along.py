@@ -1,4 +1,4 @@
-"""Write an EPUB 3 that is read along: the text of a book, its sound, and media overlays (SMIL) that connect them.
+"""Write an EPUB 3 to read along: the text of a book, its sound, and media overlays (SMIL) that connect both.
 
 A reading system highlights each sentence while it is heard. Each chapter has one document, one overlay and one audio
 file (AAC in MP4).
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from app.books.book import Book, SpokenSentence
 
 MEDIA_TYPE = "application/epub+zip"
-# The date of all entries of a zip file, so that equal books have equal bytes. It is the first date of the format.
+# All entries of a zip file have this date, so that equal books have equal bytes. It is the earliest possible date.
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 _XHTML = "http://www.w3.org/1999/xhtml"
 _OPS = "http://www.idpf.org/2007/ops"
@@ -50,7 +50,7 @@ class ReadAlongBook:
     """An EPUB that is being written. Call `add_chapter` for each chapter, and then `finish`."""
 
     def __init__(self, archive: zipfile.ZipFile, book: Book, rate_hz: int, *, description: str, modified: str) -> None:
-        """archive: empty. rate_hz: of the sentences. modified: a time such as 2026-11-29T00:00:00Z."""
+        """archive: an empty zip file. rate_hz: that of the sentences. modified: a time such as 2026-11-29T00:00:00Z."""
         self._archive = archive
         self._book = book
         self._rate_hz = rate_hz
@@ -66,7 +66,7 @@ class ReadAlongBook:
             add_file(archive, f"EPUB/cover{self._cover.suffix}", book.cover)
 
     def add_chapter(self, mark: ChapterMark, sentences: Sequence[SpokenSentence], audio: Path) -> None:
-        """Add a chapter. sentences: of this chapter. audio: an M4A file with their sound, which is copied."""
+        """Add a chapter. sentences: of the chapter. audio: an M4A file with their sound; the EPUB gets a copy of it."""
         name = f"chapter-{len(self._chapters) + 1:04}"
         self._chapters.append(_Chapter(name, mark.title, mark.end_s - mark.start_s))
         add_file(self._archive, f"EPUB/audio/{name}.m4a", audio)
@@ -176,7 +176,7 @@ class ReadAlongBook:
 
 
 def add_file(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:
-    """Add a file to a zip file. Texts are compressed, audio and pictures are not, because they are compressed."""
+    """Add a file to a zip file. Only texts are compressed, because audio and pictures are compressed already."""
     info = zipfile.ZipInfo(name, ZIP_DATE)
     info.external_attr = 0o644 << 16
     is_text = name != "mimetype" and name.endswith(
@@ -193,7 +193,7 @@ def add_file(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None
 
 
 def _is_heading(text: str, title: str) -> bool:
-    """Return whether a paragraph is the heading of a chapter: its words begin the title."""
+    """Return whether a paragraph is the heading of a chapter: the title begins with its words."""
     return bool(text) and " ".join(title.split()).startswith(text.rstrip(".:"))
 
 

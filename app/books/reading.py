@@ -17,7 +17,7 @@ from app.books.markdown import read_markdown
 from app.books.plain_text import read_plain_text, with_headings
 from app.text.languages import language_tag
 
-SUFFIXES = (".txt", ".md", ".html", ".epub")  # the types of files; others with the same content are also accepted
+SUFFIXES = (".txt", ".md", ".html", ".epub")  # the types of books; _KINDS has further suffixes of the same types
 _KINDS = {
     ".text": ".txt",
     "": ".txt",
@@ -26,7 +26,8 @@ _KINDS = {
     ".xhtml": ".html",
     **{suffix: suffix for suffix in SUFFIXES},
 }
-_EXAMINED_CHARS, _MOST_ODD = 20_000, 0.05  # a tenth of random bytes are control characters
+# The examined part of a file, and the largest share of odd characters in a text. Of random bytes, 10 % are odd.
+_EXAMINED_CHARS, _MOST_ODD = 20_000, 0.05
 _CONVERT = "Convert the file to EPUB, for example with calibre, and send the EPUB."
 _ZIP, _PDF = b"PK\x03\x04", b"%PDF-"
 
@@ -34,7 +35,7 @@ _ZIP, _PDF = b"PK\x03\x04", b"%PDF-"
 def read_book(data: bytes, filename: str, *, title_page: bool = False) -> Book:
     """Read a book. filename: its extension says the type of the file: .txt, .md, .html, .epub.
 
-    title_page: whether the title page of an EPUB is kept, which only repeats the title and the author.
+    title_page: whether to keep the title page of an EPUB, a page that only repeats the title and the author.
 
     Takes a few seconds for 20 MB. Raises a `BadBook`: UnknownBookType, BookTooLarge, ProtectedBook, EmptyBook, or
     BadBook itself if the file is damaged.
@@ -84,7 +85,7 @@ def _kind(data: bytes, suffix: str) -> str:
 
 
 def _is_binary(text: str) -> bool:
-    """Return whether many characters of a decoded file are control characters or no characters at all."""
+    """Return whether many characters of a decoded file are control characters, or bytes that can't be decoded."""
     start = text[:_EXAMINED_CHARS]
     odd = sum(char == "\ufffd" or (not char.isspace() and unicodedata.category(char)[0] == "C") for char in start)
     return odd - start.count("\xad") - start.count("\u200b") > _MOST_ODD * len(start)

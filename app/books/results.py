@@ -1,6 +1,6 @@
 """Write the result of a book: one audio file with chapters, a zip with a file per chapter, or an EPUB to read along.
 
-Sentences are read one after another and encoded at once, so the memory does not grow with the book. A result is written
+Sentences are read and encoded one after another, so the memory does not grow with the book. A result is written
 to a temporary file in the folder of `out`, and renamed when it is complete. The same sentences give the same bytes.
 """
 
@@ -51,10 +51,10 @@ MEDIA_TYPES: Mapping[ResultFormat, str] = {
     "zip": "application/zip",
     "epub": "application/epub+zip",
 }
-# ACX takes MP3 files of 44.1 kHz with a constant bit rate of 192 kbit/s.
+# ACX accepts MP3 files of 44.1 kHz with a constant bit rate of 192 kbit/s.
 _ACX_RATE_HZ, _ACX_BIT_RATE = 44_100, 192_000
-_MP4_TAGS = {"media_type": "2", "gapless_playback": "1"}  # stik: audiobook; pgap
-# in names of files on Windows; and controls of the direction of text, which hide the real suffix
+_MP4_TAGS = {"media_type": "2", "gapless_playback": "1"}  # the MP4 tags stik (2 = audiobook) and pgap
+# Characters that Windows forbids in file names, and controls of the text direction, which can hide the real suffix.
 _FORBIDDEN = re.compile(r"[<>:\"/\\|?*\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 _LONGEST_NAME_BYTES = 120
@@ -105,7 +105,7 @@ class _Sound:
         chapters: Sequence[ChapterMark] = (),
         tags: Mapping[str, str] | None = None,
     ) -> AudioPart:
-        """Write one audio file. sentences: iterated twice if a loudness is wanted."""
+        """Write one audio file. sentences: iterated twice if the loudness is changed."""
         meter = Meter(self.rate_hz)
         samples = 0
         is_acx = self.loudness == "acx" and kind == "mp3"
@@ -139,12 +139,15 @@ def write_result(
     tags: Mapping[str, str] | None = None,
     chapter_format: str = "mp3",
 ) -> Result:
-    """Write a book that was spoken to the file `out`. Blocks: call it in a thread.
+    """Write a spoken book to the file `out`. Blocks, so call it in a thread.
 
-    sentences: in the order of the book; iterated several times, so it must not be an iterator. sample_rate: of the
-    files of the sentences, in Hz. captions: the formats of caption files. They are written beside `out` with its name;
-    in a zip, each audio file has its own. loudness: each audio file is brought to it. tags: further tags of each audio
-    file by FFmpeg's names, for example comment. chapter_format: of the audio files in a zip: mp3, m4a, flac, opus, wav.
+    sentences: all sentences in the order of the book. They are iterated several times, so an iterator is not allowed.
+    sample_rate: the sample rate of the sentences' files, in Hz.
+    captions: the formats of caption files. The files are written beside `out` with the same name. A zip has caption
+    files for each audio file instead.
+    loudness: the target of each audio file.
+    tags: further tags of each audio file, by FFmpeg's names, for example comment.
+    chapter_format: the format of the audio files in a zip: mp3, m4a, flac, opus or wav.
 
     Raises OSError if the disk is full, and ValueError if there is no sentence.
     """
@@ -180,7 +183,7 @@ def write_result(
 
 @contextmanager
 def _temporary_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside `out`, which is removed at the end."""
+    """Yield a new folder beside `out`, and remove the folder at the end."""
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield folder
@@ -211,7 +214,7 @@ def _write_zip(
     captions: Sequence[CaptionFormat],
     chapter_format: str,
 ) -> list[AudioPart]:
-    """Write the folders of audiobookshelf: "Author/Title/01 - Chapter.mp3", cover.jpg, metadata.opf."""
+    """Write a zip with folders for audiobookshelf: "Author/Title/01 - Chapter.mp3", cover.jpg, metadata.opf."""
     place = f"{file_name(book.author or 'Unknown author')}/{file_name(book.title or 'Untitled')}"
     digits = max(2, len(str(count)))
     files = []
@@ -255,7 +258,7 @@ def _write_epub(book: Book, sentences: Iterable[SpokenSentence], sound: _Sound, 
 
 
 def _metadata(book: Book, tags: Mapping[str, str]) -> str:
-    """Return a package document with the metadata of a book, which audiobookshelf and Jellyfin read."""
+    """Return the metadata of a book as a package document. Audiobookshelf and Jellyfin read it."""
     comment = tags.get("comment", "")
     fields = [f"<dc:title>{escape(book.title)}</dc:title>"]
     fields += [f'<dc:creator opf:role="aut">{escape(book.author)}</dc:creator>'] * bool(book.author)

@@ -41,7 +41,7 @@ def chapter_groups(sentences: Iterable[SpokenSentence]) -> Iterator[tuple[int, I
 
 
 def chapter_marks(book: Book, sentences: Iterable[SpokenSentence], rate_hz: int) -> list[tuple[int, ChapterMark]]:
-    """Return (index in `book.chapters`, mark) of each chapter that has sentences. The times count in the whole book."""
+    """Return (index in `book.chapters`, mark) of each chapter with sentences. Times are from the start of the book."""
     marks = []
     position = 0
     for index, group in chapter_groups(sentences):
@@ -52,9 +52,9 @@ def chapter_marks(book: Book, sentences: Iterable[SpokenSentence], rate_hz: int)
 
 
 def timestamps(sentences: Iterable[SpokenSentence], rate_hz: int) -> tuple[Timestamps, str]:
-    """Return the times of some sentences, from the start of the first one, and their text.
+    """Return the times of some sentences, in seconds from the start of the first one, and their joined text.
 
-    A blank line in the text stands between two paragraphs.
+    In the text, a blank line separates two paragraphs.
     """
     timed: list[TimedSentence] = []
     pieces: list[str] = []
@@ -84,7 +84,7 @@ def timestamps(sentences: Iterable[SpokenSentence], rate_hz: int) -> tuple[Times
 def caption_parts(book: Book, sentences: Iterable[SpokenSentence], kind: CaptionFormat, rate_hz: int) -> Iterator[str]:
     """Yield the parts of a caption file for sentences of one or several chapters.
 
-    The captions of one chapter are in memory at a time, and for JSON those of all chapters.
+    Only the captions of one chapter are in memory at the same time; for JSON, those of all chapters are.
     """
     language = book.language or "en"
     if kind == "json":
@@ -109,7 +109,7 @@ def caption_parts(book: Book, sentences: Iterable[SpokenSentence], kind: Caption
 
 
 def _moved(caption: Caption, by_ms: int) -> Caption:
-    """Return a caption that is shown later."""
+    """Return a caption with all its times moved by `by_ms`."""
     lines = tuple(
         replace(
             line,

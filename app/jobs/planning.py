@@ -1,7 +1,8 @@
 """Splits a chapter into the sentences of a job, with the pauses between them.
 
-The generator's own planner finds the sentences, so each is short enough for the engine. A sentence of a job is the
-part of the chapter's text that the planner's sentence comes from.
+The generator's planner finds the sentences, so each sentence is short enough for the engine. The planner writes
+numbers and symbols as words. A job stores the text as the chapter has it, so this module uses only the places of the
+planner's sentences.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from app.generator.speech import SpeechGenerator
     from app.types import SpeechRequest
 
-# Silence after a sentence, in addition to up to 0.2 s at the edges of each sentence.
+# Seconds of silence between two sentences. In addition, each sentence has up to 0.2 s of silence at its edges.
 LINE_GAP_S = 0.25  # at the end of a line
 PARAGRAPH_GAP_S = 0.5
 CHAPTER_GAP_S = 1.5
@@ -28,14 +29,14 @@ _BLANK_LINE = re.compile(r"\n\s*\n")
 
 
 async def plan_chapter(generator: SpeechGenerator, request: SpeechRequest) -> list[PlannedSentence]:
-    """Split the text of a request into sentences; empty if nothing in it is spoken.
+    """Return the sentences of a chapter; an empty list if the chapter has nothing that can be spoken.
 
-    request: its only line has the text of the chapter. Raises the errors of `SpeechGenerator.plan`.
+    request: its only line has the text of the chapter. Raises the errors of `SpeechGenerator.plan`, except EmptyText.
     """
     line = request.lines[0]
     text = line.text
     sentences: list[PlannedSentence] = []
-    start = end = 0  # of the last sentence, in characters of `text`
+    start = end = 0  # the place of the last sentence in `text`
     extra_s = 0.0  # pauses that the text asks for, after the last sentence
 
     def end_last(next_start: int) -> None:
@@ -51,7 +52,7 @@ async def plan_chapter(generator: SpeechGenerator, request: SpeechRequest) -> li
                 if isinstance(part, Pause):
                     extra_s += part.seconds
                     continue
-                if sentences and part.start_char < end:  # a part of the text that is spoken as several sentences
+                if sentences and part.start_char < end:  # the same part of the text is spoken as several sentences
                     end = max(end, part.end_char)
                     sentences[-1] = replace(sentences[-1], text=text[start:end])
                     continue

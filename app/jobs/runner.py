@@ -1,10 +1,10 @@
 """Speaks the jobs of a store in the background, and writes their results.
 
-Each process that shares the store has one runner. A runner claims jobs, keeps its leases, and speaks several sentences
-at the same time where rows are free. Its speech gives way to all other requests: see `app/runtime/scheduler.py`.
+Each process that shares the store has one runner. A runner claims jobs, renews its leases, and speaks several sentences
+at the same time if rows are free. All other requests have priority over jobs: see `app/runtime/scheduler.py`.
 
 Each sentence is one request with its own seed, so its sound does not depend on when and where it is spoken. After a
-crash only the sentences that were being spoken are spoken again.
+crash, the sentences that were being spoken are spoken again; the sentences before them are kept.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BEAT_S = 2.0  # seconds between two renewals of the leases; a lease ends after LEASE_S
-MAX_JOBS = 8  # the jobs that one process speaks at the same time; they share its rows
-# On a CPU each sentence of a job takes time from the requests, also where the engine has free rows. So few sentences
-# are spoken at the same time, and after a request a job waits for QUIET_S. Under a constant load it speaks a sentence
-# every MAX_QUIET_WAIT_S in each of its rows.
+MAX_JOBS = 8  # the most jobs that one process speaks at the same time; all of them share its rows
+# On a CPU, each sentence of a job slows down the requests, even if the engine has free rows. So jobs use at most
+# ROWS_ON_CPU rows. A sentence waits until no request was answered for QUIET_S seconds, but at most MAX_QUIET_WAIT_S
+# seconds.
 ROWS_ON_CPU, MAX_ROWS = 2, 1_024
 QUIET_S, MAX_QUIET_WAIT_S, QUIET_CHECK_S = 1.0, 10.0, 0.1
 BUSY_WAIT_S = 0.25  # wait after a sentence was preempted by another request
 NOT_READY_WAIT_S = 5.0  # wait before a job whose engine can't speak is claimed again
-PLANNING_CHECK_S = 0.25  # seconds between two searches for sentences while chapters are planned
+PLANNING_CHECK_S = 0.25  # seconds between two searches for new sentences while chapters are split into sentences
 AHEAD = 2  # sentences that are taken from the store for each row
-FULL_DISK_WAIT_S = 5.0  # wait before the state of a job is written again
+FULL_DISK_WAIT_S = 5.0  # wait before the next attempt to write the state of a job to a full disk
 REMOVE_EVERY_S = 3600.0  # seconds between two searches for jobs that are old enough to be removed
 DAY_S = 86_400.0
 _MAKE_SPACE = "Free space on the disk, for example by deleting another job, and resume the job."
 
 
 class _EngineChanged(Exception):
-    """Another engine runs than the one with which the job was begun."""
+    """The engine that runs now is not the engine with which the job was begun."""
 
 
 class _Stopped(Exception):
@@ -70,27 +70,27 @@ class _Stopped(Exception):
 
 @dataclass(slots=True)
 class _Session:
-    """A job while this process speaks it."""
+    """A job that this process is speaking."""
 
     job: Job
     folder: Path
-    engine: str | None  # the engine with which the job was begun; None = it is not begun
+    engine: str | None  # the engine with which the job was begun; None = the job is not begun
     rows: asyncio.Semaphore
     usable_rows: int
     shares_cpu: bool  # whether the engine runs on the CPU that also serves the requests
     began_s: float
-    characters: int = 0  # of the sentences that this process has spoken
+    characters: int = 0  # the characters that this process has spoken
 
     def add(self, characters: int) -> float:
-        """Count a sentence, and return the characters that are spoken in one second."""
+        """Count the characters of a sentence. Return how many characters are spoken in one second."""
         self.characters += characters
         return self.characters / max(0.001, time.monotonic() - self.began_s)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sentences:
-    """The sentences of a result. Iterating them raises _Stopped after `stop` is set, because a thread can't be
-    cancelled.
+    """The sentences of a result. When `stop` is set, the iteration raises _Stopped. The error ends the thread that
+    writes the result, because a thread can't be cancelled.
     """
 
     sentences: list[SpokenSentence]
@@ -115,9 +115,10 @@ class JobRunner:
         keep_days: float = 0,
         signer: FileSigner | None = None,
     ) -> None:
-        """voices_pending: whether recordings of these voices are being created, so that their sound can still change.
+        """voices_pending: returns whether recordings of these voices are being created, so that their sound can change.
 
-        keep_days: jobs that ended longer ago are removed; 0 = never. signer: signs the results; None = not signed.
+        keep_days: an ended job is removed so many days after its last change; 0 = never. signer: signs the results;
+        None = the results are not signed.
         """
         self.store = store
         self._generator = generator
@@ -215,7 +216,7 @@ class JobRunner:
         """Delete a job with all its files. Raises NotFound, NotStored."""
         try:
             await self.store.call(self.store.delete, job_id)
-        except NotStored:  # on a full disk, the files of the job make room for the change of the database
+        except NotStored:  # on a full disk, without these files there is space for the change of the database
             await in_thread(sounds.remove, self.store.job_folder(job_id))
             await self.store.call(self.store.delete, job_id)
         self.wake()
@@ -224,7 +225,7 @@ class JobRunner:
     # ---- one job
 
     async def _run(self, job: Job) -> None:
-        """Speak a job and write its result. At the end the job has another status, or is given back."""
+        """Speak a job and write its result. At the end, the job has another status or is queued again."""
         status: JobStatus = "queued"  # if the task is cancelled, another process may continue the job
         problem: Problem | None = None
         try:
@@ -259,13 +260,15 @@ class JobRunner:
             await asyncio.shield(self._release(job.id, status, problem))
 
     async def _release(self, job_id: str, status: JobStatus, problem: Problem | None) -> None:
-        """Give a job back. While the disk is full, try again: the job must not look as if it ran."""
+        """Store the status of a job and end its lease. While the disk is full, try again: the job must not seem to
+        run.
+        """
         while True:
             try:
                 await self.store.call(self.store.release, job_id, self._holder, status, problem)
             except NotStored as error:
                 log.warning("the state of the job %s can't be stored: %s", job_id, error.message)
-                if status == "queued":  # its lease ends by itself
+                if status == "queued":  # another process claims the job when the lease has expired
                     return
                 await asyncio.sleep(FULL_DISK_WAIT_S)
             else:
@@ -281,7 +284,8 @@ class JobRunner:
             raise NotStored(f"The files of the job can't be read: {error.strerror or error}.") from error
         chapters = await store.call(store.chapters, job.id)
         voices = {job.request.lines[0].voice, *(chapter.voice for chapter in chapters if chapter.voice)}
-        while self._voices_pending(voices):  # without its recording, a voice would change in the middle of the book
+        # A voice sounds different when its recording is created. This must not happen in the middle of a book.
+        while self._voices_pending(voices):
             await self.changed(BEAT_S)
         while True:
             await self._speak(await self._session(job, folder))
@@ -294,7 +298,7 @@ class JobRunner:
                 return True
 
     async def _check_sounds(self, job: Job, folder: Path) -> None:
-        """Mark sentences as not spoken whose sound is not on the disk, for example after a power failure."""
+        """Mark sentences without a sound on the disk as not spoken. A sound can be lost in a power failure."""
         async for sentences in self._pages(job.id):
             if lost := await in_thread(sounds.lost, folder, sentences):
                 log.warning("%d sentences of the job %s have no sound and are spoken again", len(lost), job.id)
@@ -338,9 +342,9 @@ class JobRunner:
             await asyncio.gather(planning, *speaking, return_exceptions=True)
 
     async def _session(self, job: Job, folder: Path) -> _Session:
-        """Begin to speak a job. Jobs with the same model share half of the rows of its engine, or ROWS_ON_CPU rows.
+        """Begin to speak a job. Jobs with the same model share half of the engine's rows, on a CPU at most ROWS_ON_CPU.
 
-        The other rows stay free, so that a request rarely ends the sentence of a job. Raises NotReady.
+        The other rows stay free for requests, so that a request rarely preempts the sentence of a job. Raises NotReady.
         """
         model = job.request.model
         use = await self._generator.use(model)
@@ -364,7 +368,7 @@ class JobRunner:
             self._notify()
 
     async def _sentence(self, session: _Session, sentence: SentenceState) -> None:
-        """Speak one sentence and store it. An error of the engine fails only the sentence."""
+        """Speak one sentence and store its sound. If the engine can't speak the sentence, the job still continues."""
         store, job, folder = self.store, session.job, session.folder
         async with session.rows:
             if session.shares_cpu:
@@ -372,7 +376,7 @@ class JobRunner:
             request = replace(
                 _of_sentence(job.request, sentence.text, sentence.voice),
                 caller=job.owner,
-                counted=sentence.index > 0,  # a job counts as one request
+                counted=sentence.index > 0,  # a job is counted as one request, at its first sentence
                 seed=sentence.seed,
                 language=job.request.language or sentence.language,
             )
@@ -398,14 +402,17 @@ class JobRunner:
             await asyncio.sleep(QUIET_CHECK_S)
 
     async def _take(self, session: _Session, request: SpeechRequest, *, is_first: bool) -> tuple[bytes, SpokenTake]:
-        """Speak a request to its end -> its samples (16 bit), and its facts. Waits while others need the row."""
+        """Speak a request to its end. Return its 16-bit samples and facts about them.
+
+        Waits while other requests need the row.
+        """
         while True:
             samples = bytearray()
             try:
                 answer = await self._generator.answer(request, extras=session.job.extras, to_file=True, background=True)
                 await self._check_engine(session, answer.engine)
                 if answer.voice_not_ready and is_first and request.seed is not None:
-                    # The seed makes a voice without a recording, so all sentences get the seed of the voice.
+                    # A voice without a recording sounds different with each seed, so all sentences use one seed.
                     await answer.stream.aclose()
                     request = replace(request, seed=None)
                     continue
@@ -433,7 +440,7 @@ class JobRunner:
     # ---- the result
 
     async def _write(self, job: Job, folder: Path) -> tuple[str, dict[str, Any]]:
-        """Write the result of a job -> the name of its file, and facts about it. Raises NotStored, EmptyText."""
+        """Write the result of a job. Return the name of its file and facts about it. Raises NotStored, EmptyText."""
         book, sentences, voices = await self.spoken_book(job)
         if not sentences:
             raise EmptyText("The book contains no text that can be spoken.")
@@ -493,7 +500,7 @@ class JobRunner:
 
 
 def _spoken(folder: Path, sentence: SentenceState) -> SpokenSentence:
-    """Return a sentence of a job for its result. folder: of the job."""
+    """Return a sentence in the form that `write_result` needs. folder: the folder of the job."""
     return SpokenSentence(
         sentence.chapter,
         sentence.text,
@@ -510,6 +517,6 @@ def _internal(error: Exception) -> Problem:
 
 
 def _of_sentence(request: SpeechRequest, text: str, voice: str) -> SpeechRequest:
-    """Return the request of a job with this text and voice."""
+    """Return a request that speaks this text with this voice, and has all other fields of the job's request."""
     line = replace(request.lines[0], text=text, voice=voice)
     return replace(request, lines=(line,), format="pcm", use_cache=False)

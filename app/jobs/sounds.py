@@ -25,7 +25,7 @@ _PARTIAL = ".part"
 def sound_path(folder: Path, sentence: SentenceState) -> Path:
     """Return the path of a sentence's sound: signed 16-bit little-endian mono samples at the sample rate of the job.
 
-    folder: of the job.
+    folder: the folder of the job.
     """
     return folder / _FOLDER / f"{sentence.index:06}-{sentence.take}.pcm"
 

@@ -31,16 +31,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the result of a job is."""
+    """How the result of a job is written."""
 
     response_format: ResultFormat
     captions: tuple[CaptionFormat, ...] = ()  # the formats of the captions beside the audio
-    loudness: LoudnessTarget = None  # None = the loudness of all speech
+    loudness: LoudnessTarget = None  # None = the sound of the sentences is not changed
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """The description of a book, which its result carries."""
+    """The description of a book. The tags of the result contain it."""
 
     title: str = ""
     author: str = ""
@@ -64,7 +64,7 @@ class NewJob:
     owner: str  # the digest of the API key that owns the job; "" without keys
     about: About
     chapters: tuple[NewChapter, ...]
-    request: SpeechRequest  # all lines have the same voice; their texts do not matter
+    request: SpeechRequest  # the fields of all sentences; the voice of its lines is used, their texts are not
     extras: frozenset[str]  # the request fields that OpenAI's API does not have
     options: Options
     seed: int
@@ -126,7 +126,7 @@ class Job:
     problem: Problem | None = None
     engine: str | None = None  # the engine with which the job was begun
     result: str | None = None  # the name of the file of the result
-    result_facts: dict[str, Any] = field(default_factory=dict)  # what is known about the result, for the caller
+    result_facts: dict[str, Any] = field(default_factory=dict)  # facts about the result, such as its length
     name: str = ""
     labels: tuple[str, ...] = ()
     archived: bool = False
@@ -160,7 +160,7 @@ class ChapterState:
 class PlannedSentence:
     """A sentence of a chapter before it is stored."""
 
-    text: str  # as the chapter writes it
+    text: str  # the text in the chapter, not normalised
     voice: str
     language: str | None
     pause_s: float  # silence after the sentence
@@ -179,7 +179,7 @@ class SentenceState:
     pause_s: float
     starts_paragraph: bool
     status: SentenceStatus
-    take: int  # how often the sentence was begun anew on request; part of the name of its sound
+    take: int  # the number of requests to speak the sentence again (redo, retry, new voice); part of its file name
     seed: int
     samples: int | None  # None = not spoken yet
     seconds: float | None
@@ -202,7 +202,7 @@ class SpokenTake:
 def sentence_seed(job_seed: int, index: int, take: int) -> int:
     """Return the seed (31 bits) of a sentence. The same arguments always give the same seed.
 
-    take: 0, and one more each time the sentence is spoken anew on request.
+    take: see `SentenceState.take`. A new take has another seed.
     """
     return int.from_bytes(sha256(f"{job_seed} {index} {take}".encode()).digest()[:4]) >> 1
 
@@ -211,17 +211,17 @@ _PLAIN = ("model", "format", "speed", "sample_rate_hz", "seed", "instructions", 
 _ALSO_PLAIN = ("verify", "best_of", "default_speaker", "timestamps")
 
 
-# Control characters and halves of characters, which UTF-8 or XML can't represent.
+# Control characters, which XML can't represent, and halves of characters (surrogates), which UTF-8 can't represent.
 _NO_TEXT = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def storable(text: str) -> str:
-    """Return a text of the same length with spaces instead of the characters that no file can store."""
+    """Replace each character that a file can't store by a space. The length of the text does not change."""
     return _NO_TEXT.sub(" ", text)
 
 
 def request_to_json(request: SpeechRequest) -> str:
-    """Return the fields of a request that every sentence shares, and its voice."""
+    """Return the fields of a request that are the same for all sentences, and its voice, as JSON."""
     line = request.lines[0]
     values = {name: getattr(request, name) for name in (*_PLAIN, *_ALSO_PLAIN)}
     lexicon = [asdict(entry) for entry in request.lexicon]
@@ -230,7 +230,7 @@ def request_to_json(request: SpeechRequest) -> str:
 
 
 def request_from_json(text: str) -> SpeechRequest:
-    """Return the request of `request_to_json`. Its line has the voice and no text."""
+    """Return the request that `request_to_json` has converted. Its only line has the voice, but no text."""
     values = json.loads(text)
     line = Line("", values.pop("voice"), values.pop("speaker"))
     sampling = Sampling(**values.pop("sampling"))

@@ -4,9 +4,9 @@ The database is in WAL mode, so a reader never waits for a writer. Each change i
 any moment, the database has either the state before a change or the state after it. SQLite keeps the index of its
 write-ahead log in shared memory, so all processes must run on one machine and the folder must be on a local disk.
 
-One process at a time speaks a job: its holder. The holder renews its lease every few seconds. If it does not, because
-it has died or hangs, another process may claim the job after LEASE_S. All writes of a holder fail with `LostJob` from
-then on.
+Only one process at a time speaks a job. This process is the holder of the job, and renews its lease every few seconds.
+If the holder dies or hangs, the lease expires after LEASE_S seconds. Then another process may claim the job, and all
+further writes of the old holder fail with `LostJob`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FILE = "jobs.sqlite"
-LEASE_S = 6.0  # a lease that is older than this is free
+LEASE_S = 6.0  # seconds after which a lease expires if it is not renewed
 BUSY_S = 10.0  # the longest wait for a transaction of another process
 MAX_NAME_CHARS = 200
 MAX_LABELS = 20
@@ -125,10 +125,10 @@ class LostJob(Exception):
 
 
 class JobStore:
-    """All jobs of a folder. Methods block; `call` runs one in the thread of the store."""
+    """All jobs of a folder. All methods block; `call` runs a method in the thread of the store."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: is created when the first method is called."""
+        """folder: the folder of the database and of the jobs' files. The first method call creates the folder."""
         self.folder = folder
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.Lock()
@@ -156,10 +156,10 @@ class JobStore:
     # ---- jobs
 
     def create(self, new: NewJob, idempotency_key: str | None = None) -> tuple[Job, bool]:
-        """Store a job -> its state, and whether it is new.
+        """Store a job. Return its state, and whether it is new.
 
-        A second call with the same owner and key returns the job of the first call. Raises Conflict if that job had
-        another content.
+        A second call with the same owner and key returns the job of the first call. Raises Conflict if the content of
+        the first call was different.
         """
         with contextlib.ExitStack() as undo, self._transaction() as db:
             if (first := self.repeated(new, idempotency_key)) is not None:
@@ -217,7 +217,7 @@ class JobStore:
         return self._job(self._db, found["id"])
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
-        """Return a job. owner: only a job of this owner; None = of any owner. Raises NotFound."""
+        """Return a job. owner: the job must belong to this owner; None = to any owner. Raises NotFound."""
         return self._job(self._db, job_id, owner)
 
     def newest(
@@ -225,7 +225,8 @@ class JobStore:
     ) -> tuple[list[Job], bool]:
         """Return the newest jobs, and whether there are more. after: continue after the job with this id.
 
-        Raises NotFound.
+        archived: only jobs that are archived (True) or not (False); None = both. Raises NotFound if there is no job
+        `after`.
         """
         conditions = ["1"]
         values: list[str | int] = []
@@ -291,7 +292,7 @@ class JobStore:
         ]
 
     def next_to_plan(self, job_id: str) -> tuple[int, str, str | None] | None:
-        """Return the number, the text and the voice of the first chapter that is not planned; None = all are."""
+        """Return the number, the text and the voice of the first unplanned chapter; None = all are planned."""
         row = self._db.execute(
             "SELECT number, text, voice FROM chapters WHERE job = ? AND planned = 0 ORDER BY number LIMIT 1", (job_id,)
         ).fetchone()
@@ -313,8 +314,8 @@ class JobStore:
     ) -> tuple[list[SentenceState], bool]:
         """Return sentences of a job in order, and whether there are more.
 
-        chapter: only of this chapter. after: only with a larger index. changed_after: only sentences that changed
-        after this revision of the job.
+        chapter: only sentences of this chapter. after: only sentences with a larger index. changed_after: only
+        sentences that have changed after this revision of the job.
         """
         conditions = ["job = ?", "number > ?"]
         values: list[str | int] = [job_id, after]
@@ -334,14 +335,14 @@ class JobStore:
         """Return a sentence of a job. Raises NotFound."""
         return _sentence(self._sentence_row(self._db, job_id, index))
 
-    # ---- what callers change
+    # ---- changes by callers
 
     def set_status(
         self, job_id: str, status: JobStatus, *, of: Collection[JobStatus], kept: Collection[JobStatus] = ()
     ) -> Job:
-        """Change the status of a job. of: the statuses that may change. kept: further statuses that stay as they are.
+        """Set the status of a job whose status is in `of`. A job whose status is in `kept` stays as it is.
 
-        Raises NotFound, and Conflict if the job has another status.
+        Raises NotFound, and Conflict if the job has any other status.
         """
         with self._transaction() as db:
             job = self._job(db, job_id)
@@ -349,17 +350,17 @@ class JobStore:
                 return job
             if job.status not in of:
                 raise Conflict(
-                    f"The job is {job.status}, so it can't become {status}. This is possible for a job that is "
-                    f"{' or '.join(of)}.",
+                    f"The job is {job.status}, so it can't become {status}. Only a job that is "
+                    f"{' or '.join(of)} can become {status}.",
                     code="wrong_job_status",
                 )
             self._change(db, job_id, status=status, problem=None)
             return self._job(db, job_id)
 
     def retry(self, job_id: str) -> Job:
-        """Queue a job that has failed or was cancelled. Its failed sentences get another seed.
+        """Queue a job that has failed or was cancelled, or that has failed sentences.
 
-        Raises NotFound, Conflict.
+        The failed sentences get another seed. Raises NotFound, Conflict.
         """
         with self._transaction() as db:
             job = self._job(db, job_id)
@@ -386,7 +387,7 @@ class JobStore:
     def redo(
         self, job_id: str, index: int, *, seed: int | None = None, text: str | None = None, voice: str | None = None
     ) -> SentenceState:
-        """Speak one sentence anew. seed: None = another seed. text, voice: None = as before.
+        """Mark a sentence to be spoken anew. seed: None = another seed than before. text, voice: None = as before.
 
         A job that was completed or has failed is queued again. Raises NotFound, and Conflict if the job was cancelled.
         """
@@ -431,11 +432,11 @@ class JobStore:
         labels: Sequence[str] | None = None,
         archived: bool | None = None,
     ) -> Job:
-        """Change the description of a job, or the voices of chapters. A voice acts on sentences that are not spoken.
+        """Change the description of a job, or the voices of chapters. Sentences that are spoken already do not change.
 
         A completed job whose description changes is queued again, because its result has the description.
 
-        voices: chapter -> voice. Raises NotFound, InvalidValue.
+        voices: index of a chapter -> voice id. Raises NotFound, and InvalidValue if a chapter does not exist.
         """
         with self._transaction() as db:
             job = self._job(db, job_id)
@@ -457,7 +458,7 @@ class JobStore:
                 )
                 if not changed.rowcount:
                     raise InvalidValue(f"The job has no chapter {chapter}.", param="chapters")
-                # A new take, so that a sentence that is being spoken with the old voice is spoken again.
+                # A new take makes sure that a sentence that is just being spoken with the old voice is spoken again.
                 db.execute(
                     "UPDATE sentences SET voice = ?, take = take + 1, changed = ? WHERE job = ? AND chapter = ? AND "
                     "status != 'done'",
@@ -474,23 +475,23 @@ class JobStore:
     def orphans(self) -> list[str]:
         """Return the names of folders without a job: its creation failed, or its deletion was interrupted."""
         found = [path.name for path in self.folder.glob("job_*")]
-        with self._transaction() as db:  # waits for a job that another process is creating
+        with self._transaction() as db:  # waits while another process creates a job
             known = {row["id"] for row in db.execute("SELECT id FROM jobs")}
         return [name for name in found if name not in known]
 
     def ended_before(self, unix_s: float) -> Sequence[str]:
-        """Return the ids of the jobs that have ended, and that did not change since this time."""
+        """Return the ids of the jobs that have ended and have not changed since this time."""
         rows = self._db.execute(
             "SELECT id FROM jobs WHERE status IN ('completed', 'failed', 'cancelled') AND updated_at < ?", (unix_s,)
         )
         return [row["id"] for row in rows]
 
-    # ---- what the holder of a job changes
+    # ---- changes by the holder of a job
 
     def claim(self, holder: str, *, but: Collection[str] = ()) -> Job | None:
-        """Take the oldest job that waits for a holder, or whose holder has died; None if there is none.
+        """Claim the oldest job that has no holder or whose lease has expired, and return the job; None = there is none.
 
-        but: ids of jobs that are not taken.
+        holder: the id of the new holder. but: ids of jobs that are not claimed.
         """
         with self._transaction() as db:
             now = time.time()
@@ -506,7 +507,7 @@ class JobStore:
             return self._job(db, job_id)
 
     def beat(self, holder: str) -> set[str]:
-        """Renew the leases of a holder -> the ids of the jobs that it still holds and that run."""
+        """Renew the leases of a holder. Return the ids of the running jobs that it still holds."""
         with self._transaction() as db:
             db.execute("UPDATE jobs SET beat_at = ? WHERE holder = ? AND status = 'running'", (time.time(), holder))
             # A job that was paused or cancelled has no holder any more.
@@ -514,13 +515,13 @@ class JobStore:
             return {row["id"] for row in db.execute("SELECT id FROM jobs WHERE holder = ?", (holder,))}
 
     def release(self, job_id: str, holder: str, status: JobStatus = "queued", problem: Problem | None = None) -> None:
-        """Give a job back. Does nothing if the holder has lost it."""
+        """End the lease of a job and set its status. Does nothing if the holder has lost the job."""
         with self._transaction() as db, contextlib.suppress(LostJob):
             self._check_holder(db, job_id, holder)
             self._change(db, job_id, status=status, holder=None, problem=_to_json(problem))
 
     def begin_with(self, job_id: str, holder: str, engine: str) -> None:
-        """Record the engine with which the job is begun. Raises LostJob."""
+        """Record the engine that speaks the first sentence of the job. Raises LostJob."""
         with self._transaction() as db:
             self._check_holder(db, job_id, holder)
             self._change(db, job_id, engine=engine)
@@ -528,9 +529,9 @@ class JobStore:
     def add_sentences(
         self, job_id: str, holder: str, chapter: int, sentences: Iterable[PlannedSentence], *, voice: str | None
     ) -> None:
-        """Store the sentences of the next chapter. voice: of the chapter when it was planned. Raises LostJob.
+        """Store the sentences of the next chapter. voice: the voice of the chapter when its sentences were planned.
 
-        Does nothing if the voice of the chapter has changed meanwhile.
+        Does nothing if the voice of the chapter has changed since then. Raises LostJob.
         """
         with self._transaction() as db:
             self._check_holder(db, job_id, holder)
@@ -635,7 +636,7 @@ class JobStore:
             )
             return True
 
-    # ---- inside
+    # ---- internal methods
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -728,7 +729,7 @@ class JobStore:
         )
 
     def _change(self, db: sqlite3.Connection, job_id: str, **values: Any) -> int:
-        """Set columns of a job, and return its new revision. A job that stops running has no holder."""
+        """Set columns of a job, and return its new revision. A job that is not running any more loses its holder."""
         if values.get("status", "running") != "running":
             values.setdefault("holder", None)
         names = "".join(f", {name} = ?" for name in values)
