@@ -181,7 +181,7 @@ def say(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale)
     weights: dict[str, object] = {}
     base, _, adapter = (model or "").rpartition(":")
-    adapted = find_spec(base, specs().values()) if base else None  # --model is a model with an adapter
+    adapted = find_spec(base, specs().values()) if base else None  # set if --model is MODEL:NAME
     if adapted is not None:
         engine = engine or adapted.name
     elif model is not None:
@@ -309,7 +309,7 @@ async def _book(settings: Settings, new: NewJob, output: Path) -> None:
                     line = replace(line, voice=services.manager.default_voice())
                     new = replace(new, request=replace(new.request, lines=(line,)))
                 await services.generator.ignored_fields(_test_request(new), new.extras)
-                # The same book with the same options is the same job, but not with another engine.
+                # The same book with the same options continues the same job, but another engine begins a new job.
                 engine = services.manager.engine().info.id
                 job, is_new = await store.call(store.create, new, f"{engine} {new.digest}")
                 if job.status in ("failed", "cancelled"):
@@ -336,7 +336,7 @@ async def _book(settings: Settings, new: NewJob, output: Path) -> None:
 
 
 def _sentences(job: Job) -> str:
-    """Return the number of the spoken sentences in words."""
+    """Return the number of spoken sentences as a text, such as "3 sentences"."""
     count = job.progress.sentences_done
     return f"{count} sentence{'' if count == 1 else 's'}"
 
@@ -347,7 +347,7 @@ def _test_request(new: NewJob) -> SpeechRequest:
 
 
 async def _shown_to_end(runner: JobRunner, job: Job) -> Job:
-    """Show the progress of a job until it has ended or is paused, and return it."""
+    """Show the progress of a job until the job has ended or is paused, and return the job."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -479,7 +479,7 @@ async def _say_bare(
     *,
     reference_noise: bool,
 ) -> None:
-    """Run only the model. Write the audio to the file `output`. If `codes` is set, write the codec tokens there."""
+    """Run only the model. Write the audio to the file `output`, and the codec tokens to the file `codes`, if set."""
     context = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
     samples, frames = [], []
     try:
@@ -596,7 +596,7 @@ def _store_file(store: VoiceStore, name: str, file: Path, transcript: str) -> No
 
 
 async def _create_recordings(services: wiring.CoreServices, names: list[str], transcriber: Transcriber) -> None:
-    """Create a recording for each of these preset voices with the engine."""
+    """Let the engine create a recording for each of these preset voices."""
     async with services.manager:
         await _wait_for_engine(services.manager)
         engine = services.manager.engine()
@@ -795,7 +795,7 @@ def check(
 async def _check(settings: Settings, names: list[str], folder: Path, sentences: Sequence[str]) -> first_day.Report:
     """Run the first-day check and write the report."""
     services = _services(settings)
-    try:  # before the engine starts, because the start takes long
+    try:  # these checks come before the start of the engine, because the start takes long
         for name in names:
             services.voices.get(name)
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)

@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Create a file and sync it to disk. mode: its permissions, without what the umask removes.
+    """Create a file and sync it to disk. mode: the permissions of the file, before the umask is applied.
 
-    Raises FileExistsError if the file exists; other OSErrors can leave an incomplete file.
+    Raises FileExistsError if the file exists. After any other OSError, an incomplete file can remain.
     """
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(data)
@@ -22,11 +22,11 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600, temporary: Path | None = None) -> None:
-    """Replace a file, or create it. Readers find the old content or the new one, also after a crash.
+    """Replace a file, or create it. Readers find either the old or the new content, even after a crash.
 
     mode: see `write_file`. temporary: a path in the same folder that only this writer uses; None = a random hidden
-    name. If the process is killed, this file can stay; the next call with the same path removes it. Raises OSError, and
-    then the old file is unchanged.
+    name. If the process is killed, the temporary file can remain; the next call with the same path removes it. If this
+    function raises OSError, the old file is unchanged.
     """
     draft = temporary or path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     draft.unlink(missing_ok=True)

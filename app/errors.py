@@ -44,8 +44,8 @@ from __future__ import annotations
 
 
 class SpeechError(Exception):
-    """An error with a message for the caller. `param` names the request field that is wrong. Programs compare
-    `code`.
+    """An error with a message for the caller. `param` names the request field that is wrong. `code` names the
+    kind of error for programs.
     """
 
     code: str | None = None

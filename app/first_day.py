@@ -2,8 +2,8 @@
 
 The command `python -m app.cli check` is for the first day with new weights. The server's speech generator speaks the
 sentences one after another, in the same way as requests. A take is one spoken sentence. The result is a Report with
-measurements of each take, and with findings: a description of a fault and a remedy. `first_day_page.py` writes the
-report as a web page.
+measurements of each take and with findings. A finding describes a fault and names a remedy. `first_day_page.py` writes
+the report as a web page.
 
 A finding is a `problem` or a `note`. A voice has a problem if more than MAX_SHARE of its takes have the same fault. A
 single bad take is no problem, because the measurements have false alarms.
@@ -77,15 +77,15 @@ RATE_HZ = 24_000
 GIVE_UP_AFTER = 2
 MAX_SHARE = 0.1  # the largest share of a voice's takes that may have the same fault
 
-# Limits of one take. The comments compare the limits with 66 recordings of people who speak English.
-PACE_BAND = (0.5, 2.0)  # pace divided by the voice's pace; for one person, 90 % of recordings are within 0.61 to 1.63
+# Limits of one take. For comparison, the comments give the values of 66 recordings of people who speak English.
+PACE_BAND = (0.5, 2.0)  # pace of a take / pace of its voice; in 90 % of one person's recordings, 0.61 to 1.63
 MIN_PACE, MAX_PACE = 6.0, guard.FAST_CHARS_PER_S  # characters a second; people speak 6.7 to 23
 MIN_PACED_LENGTH = 25.0  # characters; the pace of shorter sentences is not checked, because it varies more
 MAX_SILENCE_S = 1.5  # limit of a silence inside a sentence; 1 of the 66 recordings has a longer silence
-# largest difference from the target level; the level of shorter takes is not checked
+# The largest difference from the target level. The level of takes that are shorter than MIN_LEVEL_S is not checked.
 MAX_LEVEL_ERROR_LU, MIN_LEVEL_S = 3.0, 1.5
 MAX_TRUE_PEAK_DBTP = -0.5  # the limiter keeps peaks below -1.0
-MAX_VOICE_DISTANCE = 2.5  # see `preset_voices.distance`; 1 % of 4 s parts of one person's speech are above
+MAX_VOICE_DISTANCE = 2.5  # see `preset_voices.distance`; 1 % of the 4 s parts of one person's speech have more
 WAVE_POINTS = 120
 
 _REASONS = {
@@ -200,7 +200,8 @@ class Report:
     guard: dict[str, int] = field(default_factory=dict)
     speed: float | None = None  # seconds of audio that are generated in one second, over all takes
     first_audio_s: float | None = None  # median of all takes
-    peak_memory_bytes: dict[str, int] = field(default_factory=dict)  # "process", and the GPUs of the engine
+    # "process" or the name of a GPU -> the largest number of bytes in use.
+    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -285,9 +286,9 @@ def _summarise(report: Report) -> None:
 async def _create_recordings(
     services: CoreServices, voices: Sequence[Voice], on_step: Callable[[str], None]
 ) -> dict[str, str]:
-    """Wait until recordings for these preset voices are created. Return a mapping: voice without a recording -> reason.
+    """Wait until these preset voices have recordings. Return a mapping: voice that has no recording -> the reason.
 
-    If the model fails to create the first GIVE_UP_AFTER recordings, does not wait for the other voices.
+    If the first GIVE_UP_AFTER recordings can't be created, this function does not wait for the other voices.
     """
     names = [voice.id for voice in voices if voice.kind == "preset"]
     if not names:

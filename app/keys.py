@@ -198,7 +198,7 @@ class _Meter:
 
 @dataclass(slots=True)
 class Pass:
-    """An admitted request. The caller must call `close` when the response ends, to end the count as running."""
+    """An admitted request. Call `close` when the response ends, because until then the request counts as running."""
 
     key: Key
     remaining: int  # number of requests that the key may make now

@@ -23,7 +23,7 @@ FILES_KEPT = 5
 
 
 class _LogFile(RotatingFileHandler):
-    """The log file. If its disk is full, the console says so one time, and gets no traceback for each line."""
+    """The log file. If its disk is full, the console gets one message, and not a traceback for each line."""
 
     _failed = False
 

@@ -141,16 +141,17 @@ def connections(settings: Settings) -> dict[str, Any]:
     secure: dict[str, Any] = {}
     if settings.tls_cert and settings.tls_key:
         secure["ssl_context_factory"] = partial(tls.server_context, settings.tls_cert, settings.tls_key)
-    # A check that finds only the acknowledged ping is repeated, so the longest time is three times `ping_s`.
+    # A ping is sent after `ping_s`, and the connection is checked after another `ping_s`. If only the ping was
+    # acknowledged, a second check follows. So a dead connection is closed after at most three times `ping_s`.
     ping_s = min(http_protocol.PING_S, settings.reader_timeout_s / 3)
     return secure | {
         "http": http_protocol.protocol(settings.read_timeout_s),
-        "proxy_headers": False,  # create_api adds this middleware itself
+        "proxy_headers": False,  # create_api adds the middleware for proxy headers
         "ws": http_protocol.SocketProtocol,
         "ws_ping_interval": ping_s,
         "ws_ping_timeout": ping_s,
         "ws_max_size": http_protocol.MAX_MESSAGE_BYTES,
-        "ws_per_message_deflate": False,  # audio hardly becomes smaller
+        "ws_per_message_deflate": False,  # compression hardly makes audio smaller
         "timeout_keep_alive": settings.keep_alive_s,
         "log_config": None,
         "access_log": False,

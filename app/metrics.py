@@ -130,7 +130,7 @@ class Metrics:
             self._key_audio_seconds.labels(key, model).inc(seconds)
 
     def first_audio(self, engine: str, seconds: float, cache: str) -> None:
-        """Record the time to first audio. cache: hit, miss, shared or off; `off` counts as a miss."""
+        """Record the time to first audio. cache: hit, miss, shared or off; `off` is recorded as a miss."""
         self._first_audio.labels(engine, "miss" if cache == "off" else cache).observe(seconds)
 
     def spoken(self, engine: str, audio_format: str, audio_s: float, engine_s: float | None, underruns: int) -> None:

@@ -20,7 +20,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIXES = ("TTS_", "CSM_", "DIA_")  # the names of this server's variables begin with one of these
-# Variables with these prefixes that belong to other programs of this repository, not to the server.
+# Variables with such a prefix that other programs of this repository use, not the server.
 OTHER_VARIABLES = frozenset({"TTS_BACKEND", "TTS_TEST_SPEECH"})
 # Folders with recordings, texts, keys, names of keys or the token of the hub. Only the user of the server may read
 # these folders.

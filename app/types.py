@@ -77,7 +77,7 @@ class SpeechRequest:
     context: tuple[Turn, ...] = ()  # earlier turns of the conversation, oldest first
     conversation: str | None = None  # the key under which the conversation is remembered
     parallel: bool = False  # generate sentences in parallel, even if the engine could speak them one after another
-    verify: bool | None = None  # check the speech before it is sent; None = as the setting TTS_VERIFY
+    verify: bool | None = None  # check the speech before it is sent; None = the setting TTS_VERIFY decides
     default_speaker: int | None = None  # the speaker number of the lines if the caller sets none
     best_of: int = 1  # how many takes of each utterance are generated; the best one is kept
     lexicon: tuple[LexiconEntry, ...] = ()  # pronunciations for this request
@@ -85,7 +85,8 @@ class SpeechRequest:
     # Write into the file that it is synthetic speech, with the model, the voices and the time, and sign it with C2PA.
     provenance: bool = False
     caller: str = ""  # the digest of the API key, for the counts of usage; "" without keys
-    counted: bool = False  # whether the request was counted already: this is a part of it, such as a sentence of a job
+    # Whether this request is a part of a request that was counted already, such as a further sentence of a job.
+    counted: bool = False
 
     def digest(self, *context: str) -> str:
         """Return the cache key: the SHA-256 (hex) of everything that changes the audio of the answer.
@@ -95,7 +96,7 @@ class SpeechRequest:
 
         - the format and the sample rate, because every answer is encoded from the same audio;
         - `model`, because several aliases name the same engine;
-        - `verify`, because a checked answer also answers a request without a check;
+        - `verify`, because a checked answer is also valid for a request without a check;
         - `lexicon`, because the caller adds the entries that can change the speech to `context`;
         - `timestamps`, `provenance`, `caller` and `counted`, because these fields do not change the audio.
         """
@@ -184,7 +185,7 @@ class Voice:
     needs_words: bool = False
     adapter: str = ""  # the key of the LoRA adapter with which the voice speaks; "" = none
     reference_id: str = ""  # id of the voice whose recording this voice uses; "" = its own recording, if it has one
-    tags: tuple[str, ...] = ()  # words of its owner, for finding it
+    tags: tuple[str, ...] = ()  # words by which the owner finds the voice
     color: str = ""  # "#rrggbb", the colour in which pages show the voice; "" = none
 
 
@@ -247,8 +248,8 @@ class SpokenLine:
     speaker: int
     voice: Voice
     prompt: VoicePrompt | None = None
-    # The characters of the caller's text that this text comes from. A caller of the generator sends one text or several
-    # (turns of a dialogue); `turn` is the index of the text in which the characters are counted.
+    # The characters of the caller's text that this text comes from. A caller can send several texts, the turns of a
+    # dialogue. `turn` is the index of the text to which `start_char` and `end_char` refer.
     words: tuple[SpokenWord, ...] = field(default=(), compare=False, repr=False)
     start_char: int = field(default=0, compare=False)
     end_char: int = field(default=0, compare=False)  # exclusive
@@ -340,18 +341,18 @@ class Scheduling:
 class AnswerPart:
     """The place of an utterance in an answer whose text arrives in parts.
 
-    An engine may keep its state at the end of the utterance, so that the next one goes on as in one utterance. Without
-    this state, the next utterance has the last turns in `context`. An utterance can have several takes, each with a
-    state of its own.
+    An engine may keep its state at the end of the utterance. With this state, the next utterance continues as if both
+    were one utterance. Without the state, the engine uses the last turns in `context`. An utterance can have several
+    takes, and each take has its own state.
     """
 
     answer: str  # the same for all utterances of the answer
     index: int  # index of the utterance in the answer, from 0
     take: int = 0  # index of the take of the utterance, from 0
-    after: int = 0  # the take of the utterance before that is heard; the utterance goes on after it
+    after: int = 0  # the take of the previous utterance that is heard; this utterance continues it
     # Set when the answer has ended or is cancelled.
     over: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
-    # The engine sets it before the first audio if the utterance goes on with the state of the utterance before.
+    # The engine sets it before the first audio if this utterance continues from the kept state of the previous one.
     resumed: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
 
@@ -367,7 +368,7 @@ class Utterance:
     context: tuple[ContextTurn, ...] = ()  # earlier turns, oldest first
     optional_turns: int = 0  # number of first turns of `context` that the engine may leave out to save space
     adapter: str = ""  # the key of the LoRA adapter that speaks (see app/engines/shared/adapters.py); "" = none
-    part: AnswerPart | None = None  # None = the answer has no later utterances that go on after this one
+    part: AnswerPart | None = None  # None = no later utterance continues this one
     scheduling: Scheduling = field(default_factory=Scheduling)
 
 
@@ -461,12 +462,12 @@ class EngineInfo:
     # Audio
     rate_hz: int
     frame_s: float  # length of one codec frame; usage is counted in frames
-    level_lufs: float = -20.0  # loudness of voices without a recording; the loudness control starts with it
+    level_lufs: float = -20.0  # loudness of voices without a recording; the loudness control starts with this value
     # Requests
     languages: tuple[str, ...] = ("en",)  # BCP 47 tags
     capabilities: Capabilities = field(default_factory=Capabilities)
     speakers: tuple[int, ...] = (0, 1)  # the speaker numbers with which the model was trained, best first
-    trained: bool = True  # whether a model that was trained with recordings speaks; False = a program with rules
+    trained: bool = True  # whether the engine is a model that was trained with recordings; False = a program with rules
     # Values for requests without sampling fields; None = the field is not supported.
     defaults: Sampling = field(default_factory=Sampling)
     text: TextPacking = field(default_factory=TextPacking)
@@ -483,7 +484,7 @@ class EngineInfo:
 
     @property
     def only_speaker(self) -> int | None:
-        """The speaker number of a model that was trained with one speaker; None = it knows other numbers or none."""
+        """The speaker number of a model that was trained with one speaker; None = several speakers, or none."""
         return self.speakers[0] if self.capabilities.context and len(self.speakers) == 1 else None
 
     @property

@@ -1,7 +1,7 @@
-"""Counts what each API key has spoken, per day and model: requests, characters and seconds of audio.
+"""Counts the usage of each API key per day and model: requests, characters and seconds of audio.
 
-Counts are added in memory and written every few seconds to a SQLite file in the data folder, as increments. So several
-processes can write to the same file, and kill -9 loses at most the counts of FLUSH_S seconds. The file has no texts.
+Counts are collected in memory. Every few seconds, they are added to the counts in a SQLite file in the data folder. So
+several processes can share the file, and kill -9 loses at most the counts of FLUSH_S seconds. The file has no texts.
 This module does not depend on HTTP.
 """
 
@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 FOLDER, FILE = "usage", "usage.sqlite"
 FLUSH_S = 5.0  # seconds between two writes
 LOCK_WAIT_S = 10.0  # how long a write waits for another process
-# Not in WAL mode: its shared memory does not work on a network file system, and there is one short write in FLUSH_S.
+# The file is not in WAL mode, because the shared memory of WAL does not work on a network file system. One short write
+# in FLUSH_S seconds needs no WAL.
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS usage (day TEXT, key TEXT, model TEXT, requests INTEGER, characters INTEGER, "
     "seconds REAL, PRIMARY KEY (day, key, model)) WITHOUT ROWID"
@@ -40,7 +41,7 @@ _READ = "SELECT * FROM usage WHERE day BETWEEN ? AND ? ORDER BY day, key, model"
 
 @dataclass(slots=True)
 class UsageRow:
-    """What one key has spoken with one model on one day."""
+    """The usage of one model with one key on one day."""
 
     day: str  # YYYY-MM-DD, UTC
     key: str  # the name of the API key; "" = without a key
@@ -87,7 +88,7 @@ class UsageStore:
             self._logged_error = ""
 
     def read(self, first: date, last: date) -> list[UsageRow]:
-        """Return the counts of these days and of the days between them. Blocks. Raises NotStored."""
+        """Return the counts from the day `first` to the day `last`, both included. Blocks. Raises NotStored."""
         self.flush()
         try:
             with closing(self._open()) as file:
@@ -101,7 +102,7 @@ class UsageStore:
 
     @asynccontextmanager
     async def writing(self) -> AsyncGenerator[None]:
-        """Write the counts every FLUSH_S seconds until the end of the block, and once more at its end."""
+        """Write the counts every FLUSH_S seconds while the `with` block runs, and once more at its end."""
 
         async def write() -> None:
             while True:

@@ -212,7 +212,7 @@ def create_signer(settings: Settings) -> FileSigner | None:
 
 
 def create_transcriber(settings: Settings, *, download: bool = True) -> Transcriber:
-    """Create the speech recogniser for recordings without a transcript. With TTS_ASR=off, recognises nothing.
+    """Create the speech recogniser for recordings without a transcript. With TTS_ASR=off, it recognises nothing.
 
     download: False = never download the weights of the recogniser, even if TTS_ASR_DOWNLOAD is true.
     """

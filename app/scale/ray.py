@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 APP = "tts"
 # Ray sends a replica up to this many more requests than the replica has rows and queue places. The replica answers
-# these requests with a 429 in OpenAI's format. GET /health and the lists also work while all rows are in use. Ray
-# itself answers all further requests with a 429.
+# these requests with a 429 in OpenAI's format. Because of this reserve, GET /health and the lists also work while all
+# rows are in use. Ray itself answers all further requests with a 429.
 SPARE_REQUESTS = 32
 TARGET_SHARE = 0.7  # Ray adds a replica if more than this share of the rows is in use on average
 HEALTH_PERIOD_S = 5.0
@@ -45,7 +45,7 @@ LONGEST_STREAM_S = 3600
 
 
 def environment(grace_s: int) -> dict[str, str]:
-    """Return the environment variables for Ray and its processes. Ray reads these variables at its import.
+    """Return the environment variables for Ray and its processes. Ray reads these variables when it is imported.
 
     grace_s: the number of seconds after which a shutdown cuts off unfinished answers.
     """
