@@ -4,8 +4,8 @@ The pocketsphinx wheel contains the model: US English, 42 phonemes, and 5,126 se
 in its context, and similar contexts share a senone. The output density of a senone is a mixture of Gaussians, which all
 senones of one phoneme share. This module reads the files of the model and computes log-likelihoods with numpy.
 
-The pocketsphinx library is never imported, because its decoder answers only "aligned" or "failed". Log-likelihoods also
-show how well each word is spoken.
+The pocketsphinx library is never imported, because its decoder says only whether the words could be aligned.
+Log-likelihoods also show how well each word is spoken.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ The format is detected from the bytes only, never from a file name. FFmpeg is re
 - codecs: only the decoders in `_CODECS`, which are common for recordings;
 - memory: the size of every single allocation is limited, and so is the amount of data that FFmpeg reads to find the
   streams;
-- length: decoding stops at `max_seconds`. Ten hours of silence in a file of 10 MB take 0.1 s;
+- length: decoding stops at `max_seconds`, so ten hours of silence in a file of 10 MB take only 0.1 s;
 - time: decoding stops at `time_limit_s`, which is checked between packets.
 
 `decode` blocks, so call it in a thread. This module does not depend on HTTP.
@@ -51,7 +51,7 @@ PLAIN_FORMATS = "wav,w64,mp3,ogg,flac,mov,matroska,aac,aiff,amr,asf,caf,ac3"
 # Only for decoding in the sandbox (app/audio/sandbox.py).
 MORE_FORMATS = f"{PLAIN_FORMATS},avi,mpegts,mpeg,flv,au,wv,eac3"
 MIN_SECONDS = 0.1
-PADDING_S = 0.1  # a file may exceed max_seconds by this, because MP3 and AAC add 20 to 70 ms of padding
+PADDING_S = 0.1  # a file may exceed max_seconds by this time, because MP3 and AAC add 20 to 70 ms of padding
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000  # recordings have no other rates, and higher rates need larger filters
 MAX_ALLOCATION_BYTES = 64 << 20  # the index of a one-hour M4A needs less than 4 MB, a cover picture less than 20 MB
 _DEFAULT_ALLOCATION_BYTES = 2**31 - 1  # FFmpeg's default limit

@@ -1,7 +1,7 @@
 """A helper process of the server. The server sends jobs to the helper process through a socket pair.
 
 The process starts at its first job, and starts again if it has ended. The helper process gets only a few environment
-variables, so it receives no tokens and keys. In the helper process, numeric libraries use one thread.
+variables, so it does not receive tokens or keys. In the helper process, numeric libraries use one thread.
 """
 
 from __future__ import annotations

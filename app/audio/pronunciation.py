@@ -1,8 +1,8 @@
 """Pronunciations of English words for the aligner, as phonemes of the acoustic model (ARPAbet without stress).
 
-The sources are, in this order: the dictionary in the pocketsphinx wheel (US English, 135,000 words), IPA from a source
-of the caller such as eSpeak NG, and letter-to-sound rules. British pronunciations are derived from US pronunciations by
-rules: British speakers do not speak the R in "car", and use another vowel in "not".
+The sources are, in this order: the dictionary in the pocketsphinx wheel (US English, 135,000 words), IPA that the
+caller has from eSpeak NG or another source, and letter-to-sound rules. British pronunciations are derived from US
+pronunciations by rules: British speakers do not speak the R in "car", and use another vowel in "not".
 """
 
 from __future__ import annotations

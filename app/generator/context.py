@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from app.types import Codes, UploadedTurn
     from app.voices.memory import Memory, RememberedTurn
 
-MAX_TURN_S = 60.0  # the longest recording of one turn: a codec encodes the whole recording in one step
+MAX_TURN_S = 60.0  # the longest recording of a turn, because a codec encodes the whole recording in one step
 # The time limit for decoding all recordings of one request. Half an hour of recordings normally takes 1 to 5 s.
 DECODE_LIMIT_S = 20.0
 MEMORY_SHARE = 0.5  # the fraction of the engine's context for remembered turns; voice prompts use the other half
@@ -58,7 +58,7 @@ class ConversationContext:
         return (*remembered, *uploaded), len(remembered)
 
     async def _recall(self, job: SpeechJob) -> tuple[ContextTurn, ...]:
-        """Return the remembered turns of the conversation of this job as codes."""
+        """Return the remembered turns of the job's conversation as codes."""
         conversation = job.request.conversation
         if conversation is None or self._memory is None:
             return ()

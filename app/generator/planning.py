@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 # Silence between the turns of a dialogue. Each turn also begins and ends with a little silence, so the listener hears a
 # gap of 0.3 to 0.45 s. The gap in conversations is about 0.2 s (Stivers et al., PNAS 2009). A longer gap sounds calmer.
 TURN_GAP_S = 0.25
-LEAST_NATURAL_CHARS = 80  # a lower limit would split most sentences, which sounds worse than fast speech
+# The limit of `_natural_chars` is never lower than this, because a lower limit would split most sentences. Such pieces
+# would sound worse than fast speech.
+LEAST_NATURAL_CHARS = 80
 MAX_PAUSES_S = 600  # limit for all pauses of one answer: otherwise pause tags could produce hours of silence
 # If an answer is held back for a check, its utterances have at most this many characters (about 30 s of speech), unless
 # one sentence is longer. The recogniser accepts 120 s, but a bad take of 30 s can be repeated in less time.
@@ -277,7 +279,7 @@ class Planner:
             await asyncio.gather(ahead, return_exceptions=True)
         if any_words:
             yield _Passage([], None, is_last=True)
-        else:  # speak the names of the first flags and emoji
+        else:  # the text has no words, so the names of its first flags and emoji are spoken
             first = next(windows(text), text)
             yield replace(await asyncio.to_thread(self._plan, first, voice, prompt), is_last=True)
 
@@ -366,7 +368,7 @@ def read_text(
 
     sentences = [sentence for text in texts for sentence in read(text, is_window=is_long)]
     spoken = [sentence for sentence in sentences if has_words(sentence.text)]
-    if is_long and texts and not spoken:  # speak the names of the first flags and emoji
+    if is_long and texts and not spoken:  # the text has no words, so the names of its first flags and emoji are spoken
         spoken = [sentence for sentence in read(texts[0], is_window=False) if has_words(sentence.text)]
     if not spoken and (names := punctuation_names(" ".join(sentence.text for sentence in sentences))):
         return [SpannedText.of(names, (0, len(text)))]

@@ -123,7 +123,8 @@ class PresetVoiceMaker:
         wait_s: float,
         checker: TranscriptChecker | None = None,
     ) -> None:
-        """transcriber: recognises the words of recordings that come with the model. wait_s: the limit of `wait_for`.
+        """transcriber: recognises the words of recordings that come with the model. wait_s: the longest wait of
+        `wait_for`.
 
         checker: looks for the words of a sentence in the audio that the engine has spoken.
         """

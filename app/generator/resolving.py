@@ -441,7 +441,7 @@ class RequestResolver:
     def _with_known_speakers(self, request: SpeechRequest, use: ModelUse) -> tuple[SpeechRequest, tuple[str, ...]]:
         """Refuse the voices `speaker:N` if the engine has no numbered speakers. Raises UnknownVoice.
 
-        If the fallback engine runs, its default voice is used instead, and `voice` is returned as ignored.
+        If the fallback engine runs, the default voice is used instead, and `voice` is returned as ignored.
         """
         if use.info.capabilities.context or not any(speaker_voice(voice.id) for voice in self._voices_of(request)):
             return request, ()
