@@ -1,1 +1,1 @@
-"""Benchmarks. Each module is a command; the last line on standard output is one JSON object."""
+"""Benchmarks. Most modules are commands. The last line that such a command prints is one JSON object."""

@@ -2,10 +2,10 @@
 
     python -m bench.adapters [--size tiny] [--streams 4] [--uploads 8] [--rank 16] [--rounds 5]
 
-Half of the streams speak with adapters of their own, the others with the base model. Each round has a part in which
-adapters are uploaded and removed, and a quiet part of the same length. `quiet_ms` and `loading_ms` have, for each
-round, the largest time between two chunks of one answer. `upload_s` is the median time of an upload. The last line of
-standard output is one JSON object.
+Every second stream speaks with its own adapter, and the other streams speak with the base model. Each round has a part
+in which adapters are uploaded and removed, and a quiet part of the same length. `loading_ms` and `quiet_ms` list, for
+each round, the largest time between two chunks of one answer in these two parts. `upload_s` is the median time of an
+upload. The last line of standard output is one JSON object.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Gaps:
 
 
 def random_adapter(model: Path, rank: int, seed: int) -> dict[str, bytes]:
-    """Return the files of an adapter in float32, for all linear layers of both stacks."""
+    """Return the files of an adapter with random float32 weights for all linear layers of both transformers of CSM."""
     random = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in expected_shapes(read_config(model)).items():
@@ -65,7 +65,7 @@ async def upload(http: httpx.AsyncClient, name: str, files: dict[str, bytes]) ->
 
 
 async def stream(http: httpx.AsyncClient, model: str, seconds: float, gaps: Gaps) -> None:
-    """Speak without end."""
+    """Request answers until this task is cancelled, and add the times between their chunks to `gaps`."""
     body = {"model": model, "input": TEXT, "response_format": "pcm", "cache": False}
     body |= {"max_audio_length_ms": round(1000 * seconds)}
     while True:

@@ -1,4 +1,4 @@
-"""Measures the server's checks of generated speech with recordings of people in place of generated speech.
+"""Measures the server's checks of generated speech. Recordings of people take the place of generated speech.
 
     python -m bench.ear --speech DIR --tempo 0.8,1.0,1.2
     python -m bench.ear --speech DIR --only guard
@@ -11,17 +11,17 @@ Each part calls the functions that the server calls, and adds no rule or limit. 
 The last line is one JSON object with the figures named in KEYS. A share is a number from 0 to 1.
 
 guard: the output guard gets each clip frame by frame. If the speaker has another clip, the guard knows the speaker's
-pace. `false_cuts` = number of complete clips that a rule ends; `false_short` = number of complete clips that a rule
-finds too short; `runaway_ended` = share of clips with a tail of 20 s that a rule ends; `runaway_s` = median seconds
-from the true end to the rule, for clips whose pace is known. The tails are digital silence, noise at the clip's noise
-floor, the clip's room sound, and repetitions of the clip's last second.
+pace from that clip. `false_cuts` = number of complete clips that a rule ends; `false_short` = number of complete clips
+that a rule finds too short; `runaway_ended` = share of clips with a tail of 20 s that a rule ends; `runaway_s` = median
+seconds from the true end of the speech to the time when a rule ends the clip, for clips whose pace is known. The tails
+are digital silence, noise at the clip's noise floor, the clip's room sound, and repetitions of the clip's last second.
 
 verify: `verify_false` = share of complete clips that the check rejects; `verify_caught` = share of faults that the
 check finds, for each kind of fault: half of the recording is missing, 3 s of babble or noise follow the recording, the
 recording ends 60 ms into the last word; `verify_wrong_text` = share of clips that the check rejects with the words of
-another clip; `early_caught` = number of recordings, of `early_total`, that end at 20 to 70 % and that the guard or the
-check finds; `best_of` = share of clips for which the server chooses the complete take and none of three faulty copies;
-`verify_cpu` = CPU seconds per second of speech.
+another clip; `early_total` = number of copies that end after 20 to 70 % of the clip; `early_caught` = number of these
+copies that the guard or the check finds; `best_of` = share of clips for which the server chooses the complete take and
+none of three faulty copies; `verify_cpu` = CPU seconds per second of speech.
 
 casting, quality, loudness, watermark: see `bench/ear_parts.py`.
 """
@@ -174,7 +174,11 @@ TAILS: dict[str, misbehaving.Fault] = {
 
 
 def _guard_clip(clip: Clip) -> dict[str, Any]:
-    """Return which rule ends the clip and each of its copies with a tail, and how long after the end of the speech."""
+    """Return the rule that ends the clip.
+
+    For each copy of the clip with a tail, also return whether a rule ends the copy, and how many seconds after the end
+    of the speech.
+    """
     samples, pace = clip.spoken, clip.pace
     end_s = misbehaving.last_sound_s(samples, RATE_HZ)
     rule, at_s = misbehaving.until_rule(samples, clip.words, RATE_HZ, pace=pace, seed=clip.seed)
@@ -194,7 +198,7 @@ def _guard_clip(clip: Clip) -> dict[str, Any]:
 
 
 def guard(clips: Sequence[Clip]) -> dict[str, Any]:
-    """Measure the output guard with complete clips and with clips that do not end."""
+    """Measure the output guard with complete clips, and with copies that have a tail of 20 s."""
     speech = [clip for clip in clips if clip.kind == "speech"]
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         results = pool.map(_guard_clip, speech, chunksize=4)
@@ -322,7 +326,10 @@ def verify(clips: Sequence[Clip]) -> dict[str, Any]:
 
 
 def as_recorded(part: Callable[[Sequence[ear_parts.Recording]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Return a part that gets each file only once, at its original tempo."""
+    """Convert a function of recordings to a part, which is a function of clips.
+
+    The given function gets each file only once, at its original tempo.
+    """
 
     def measured(clips: Sequence[Clip]) -> dict[str, Any]:
         files = list({clip.path: clip for clip in clips}.values())

@@ -1,15 +1,17 @@
 """The parts of `python -m bench.ear` for casting (preset voice creation), quality report, loudness and watermark.
 
 casting
-    `casting_accepted`: share of a speaker's recordings that can become a preset voice, as the mean of all speakers.
+    `casting_accepted`: share of a speaker's recordings that can become a preset voice. The figure is the mean of the
+    shares of all speakers.
     `casting_refused_negatives`: share of the sounds without words that can't become a preset voice.
 quality
     `quality_refused`: recordings of speech that cloning refuses.
     `quality_false_music`, `quality_false_speakers`: share of the recordings of speech that get this warning.
     `quality_accepted_negatives`: sounds without words that cloning accepts.
 loudness
-    `loudness_within_1lu`: share of recordings within 1 LU of the target after the loudness stage, which gets the level
-    of the recording. For `loudness_within_1lu_other`, the stage gets the level of another recording of the speaker.
+    `loudness_within_1lu`: share of recordings whose loudness is within 1 LU of the target after the loudness stage. The
+    stage expects the level of the same recording. For `loudness_within_1lu_other`, the stage expects the level of
+    another recording of the speaker.
     `loudness_true_peak_dbtp`: the highest true peak.
 watermark
     `watermark_false`: share of files without a watermark in which the detector finds a watermark.
@@ -149,7 +151,10 @@ def _trimmed(path: Path) -> Samples:
 
 
 def _through_loudness(one: Recording) -> tuple[float, float, float]:
-    """Return the loudness errors in LU with the level of this and of another recording, and the true peak in dBTP."""
+    """Return two loudness errors in LU and the true peak in dBTP.
+
+    The first error is measured with the level of this recording, the second with the level of another recording.
+    """
     own_lu, peak = _after_loudness(one.path, one.path)
     other_lu, _ = (own_lu, peak) if one.beside == one.path else _after_loudness(one.path, one.beside)
     return own_lu, other_lu, peak

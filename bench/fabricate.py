@@ -3,8 +3,8 @@
     python -m bench.fabricate csm --size tiny|full --layout transformers|original OUT
     python -m bench.fabricate dia --size tiny|full --layout transformers|nari --release 0626|v0.1 [--eos] OUT
 
-The code is in tests/support/random_csm.py and tests/support/random_dia.py. The codec of CSM in the layout `original` is
-in OUT/mimi. The codec of Dia is in OUT/dac.
+The code is in tests/support/random_csm.py and tests/support/random_dia.py. With the layout `original`, the codec of CSM
+is written to OUT/mimi. The codec of Dia is written to OUT/dac.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m bench.first --model csm --size full --device cuda [--others 8]
 
-Each request has a text of another length. The time is measured from `speak` to the first samples, with a voice whose
-prompt is in the prefix cache, and with new voices, whose recordings have different lengths. --others: number of other
-rows that speak at the same time. The last line of standard output is one JSON object.
+The time from the call of `speak` to the first samples is measured with a voice whose prompt is in the prefix cache, and
+with new voices. The texts and the recordings of the voices have random lengths. --others: number of other rows that
+speak at the same time. The last line of standard output is one JSON object.
 """
 
 from __future__ import annotations

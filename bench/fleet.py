@@ -4,13 +4,13 @@
     python -m bench.fleet --streams 1000 --step-ms 1:20 8:22 32:30 --spare 0.1 --kill-at 60 --reload-s 40
     python -m bench.fleet --plan --step-ms ...          # 10, 1,000 and 100,000 streams, as in docs/scaling.md
 
-A discrete-event simulation with the rules of the server. A copy is one GPU with its server. All rows of a copy step
-together, and between two steps a copy reads one prompt. A row pauses when it is far ahead of its listener. Each copy
-has a bounded queue. A load balancer sends a request to the copy with the fewest connections. A copy can die and load
-again. The user gives the times of a step, measured with `bench.step` on the GPU (rows:milliseconds; values between two
-points are interpolated). Requests arrive as a Poisson process, at the rate at which `--streams` listeners are active on
-average. The lengths of answers are exponentially distributed with the mean `--answer-s`. If a frame arrives too late,
-the listener has run dry.
+This is a discrete-event simulation with the rules of the server. A copy is one GPU with its server. All rows of a copy
+step together, and between two steps a copy reads one prompt. A row pauses when it is far ahead of its listener. Each
+copy has a bounded queue. A load balancer sends a request to the copy with the fewest connections. A copy can die and
+load again. The user gives the times of a step, measured with `bench.step` on the GPU (rows:milliseconds; values between
+two points are interpolated). Requests arrive as a Poisson process, at the rate at which `--streams` listeners are
+active on average. The lengths of answers are exponentially distributed with the mean `--answer-s`. If a frame arrives
+too late, the listener has run dry.
 
 For many streams, only `--simulated` copies are simulated, with their share of the streams. All other copies are assumed
 to behave in the same way.
@@ -54,7 +54,10 @@ class Times:
         return t0 + (t1 - t0) * (rows - n0) / (n1 - n0)
 
     def real_time_rows(self) -> int:
-        """Return the largest measured number of rows whose step takes at most four fifths of a frame."""
+        """Return the largest number of rows whose step takes at most 80 % of the length of a frame.
+
+        Numbers of rows above the largest measured number are not considered.
+        """
         able = [rows for rows in range(1, self.points[-1][0] + 1) if self.step_s(rows) <= 0.8 * FRAME_S]
         return max(able, default=0)
 
@@ -117,7 +120,11 @@ class Result:
 
 
 class Fleet:
-    """The simulation. Events: a request arrives, a step ends, a copy dies, the balancer notices, the copy is back."""
+    """The simulation.
+
+    Events: a request arrives, a client or the balancer repeats a request, a step ends, a copy dies, the balancer
+    notices that the copy is dead, the copy is back.
+    """
 
     def __init__(self, times: Times, copies: int, rows: int, queue: int, seed: int) -> None:
         self._times = times
@@ -201,7 +208,7 @@ class Fleet:
         self._at(self._now_s + RETRY_S, "again", stream)
 
     def _go(self, copy: Copy) -> None:
-        """If the copy has work, begin a step of all speaking rows, with one prompt to read."""
+        """If the copy has work, begin a step: read the prompt of one waiting stream, then step all rows that speak."""
         if copy.stepping or copy.dead:
             return
         if copy.reading is None and copy.waiting and len(copy.speaking) < copy.rows:
@@ -254,11 +261,11 @@ class Fleet:
 
 
 def copies_for(streams: float, rows: int, times: Times, answer_s: float, spare: float) -> int:
-    """Return the number of copies for this number of listeners plus three standard deviations, with spare copies.
+    """Return the number of copies for this number of listeners plus three standard deviations.
 
-    A copy is busy for the share BUSY of its time. A row is occupied while it generates an answer. If the answer is
-    longer than AHEAD_S, the row then waits for its listener. For exponentially distributed answers, the share
-    exp(-AHEAD_S / answer_s) of all audio comes after the first AHEAD_S of an answer.
+    spare: share of additional copies. A copy is busy for the share BUSY of its time. A row is occupied while it
+    generates an answer. If the answer is longer than AHEAD_S, the row then waits for its listener. For exponentially
+    distributed answers, the share exp(-AHEAD_S / answer_s) of all audio comes after the first AHEAD_S of an answer.
     """
     most = streams + 3 * math.sqrt(streams)
     by_time = times.share(rows, answer_s) / BUSY

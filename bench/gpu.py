@@ -30,7 +30,7 @@ import torch
 
 from bench.runners import device_name
 
-TABLE_CHARS = 10_000  # the largest number of characters of the table and the JSON
+TABLE_CHARS = 10_000  # the largest number of characters of the table and the JSON together
 _CELL_CHARS = 260  # the largest number of characters of a cell, except in rows about steps
 _INPUTS = frozenset(("bench", "model", "size", "device", "dtype", "rows", "others", "requests"))
 
@@ -78,7 +78,10 @@ def parts(device: str, *, rehearse: bool) -> list[Part]:
 
 
 def run(part: Part, left_s: float, device: str) -> dict[str, Any]:
-    """Run one part. Return its last output line and its time, and if it fails, the reason and the end of its output."""
+    """Run one part. Return its last output line, and how long the part took.
+
+    If the part fails, return the reason and the end of its output instead of the last line.
+    """
     began = time.monotonic()
     limit_s = min(part.limit_s, left_s)
     found: dict[str, Any] = {}

@@ -6,9 +6,9 @@
     python -m bench.jobs --kills 50             # kill the process of a job of 300 sentences 50 times
 
 A live request is a sentence over HTTP. Its client reads the whole answer, waits up to 0.4 s, and sends the next one.
-`first_ms` is the time to the first byte of audio. Blocks of requests alternate between a paused and a running job.
-`p95_ratio` is the median of the ratios of each block with the job to the block before it, so the load of the machine by
-other programs matters less.
+The time to the first byte of audio is measured. Blocks of requests alternate between a paused and a running job. For
+`p95_ratio`, the 95th percentile of each block with a running job is divided by this percentile of the block before
+it. The result is the median of these ratios. So the load of the machine by other programs matters less.
 
 The last line of standard output is one JSON object.
 """

@@ -1,12 +1,12 @@
 """Compares the Triton kernels with the torch kernels: first the results, then the time of a call in a CUDA graph.
 
     python -m bench.kernels [--rows 1,8,64] [--dtype bfloat16] [--only attention,sample]
-    python -m bench.kernels --check          compares only the results, without a GPU in Triton's interpreter
+    python -m bench.kernels --check     # compares only the results; without a GPU, Triton's interpreter is used
 
 The shapes are those of CSM's backbone and depth decoder and of Dia's decoder, where guidance doubles the rows. One
-graph contains many calls with several sets of inputs. Together the inputs are larger than the GPU's cache, like the
-layers of a step. `limit_us` is the time that the GPU needs to move the necessary bytes at its bandwidth, which a copy
-in the same run measures. The last line is one JSON object.
+graph contains many calls with several sets of inputs. Together, the inputs are larger than the GPU's cache, as in a
+step with many layers. `limit_us` is the time that the GPU needs to move the necessary bytes at its bandwidth. A copy in
+the same run measures this bandwidth. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Attention:
-    """The shape of a model's attention: heads, and the largest number of positions."""
+    """The shape of a model's attention.
+
+    heads: query heads. groups: heads of keys and values. size: the size of a head. length: the largest number of
+    positions. doubled: whether guidance doubles the rows.
+    """
 
     name: str
     heads: int
@@ -89,7 +93,7 @@ def _positions(rows: int, length: int, generator: torch.Generator, device: torch
 def _cache(
     shape: Attention, rows: int, dtype: torch.dtype, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return views of a larger cache with more rows and positions, as in the models."""
+    """Return keys and values as views of a cache that has more rows and positions, as in the models."""
     whole = _normal(generator, device, dtype, 2, rows + 1, shape.groups, shape.length + 16, shape.size)
     return whole[0, :rows], whole[1, :rows]
 

@@ -74,7 +74,7 @@ async def measure(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
             text = TEXT.format(n=number)
             own_s = await engine_first_s(engine, text, arguments.voice)
             first_s, _ = await http_first_s(http, text, arguments.voice, arguments.format)
-            if number >= 5:  # the first 5 rounds fill connections and caches
+            if number >= 5:  # the first 5 rounds open connections and fill caches
                 direct.append(own_s)
                 through.append(first_s)
         together: list[float] = []

@@ -1,4 +1,4 @@
-"""Load test: requests arrive at random times; measures what each listener would hear.
+"""Load test with requests that arrive at random times. Measures what each listener would hear.
 
     python -m bench.load                                  # the offline voice, at shares of its capacity
     python -m bench.load --engine csm                     # a tiny CSM with random weights

@@ -94,7 +94,7 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {model: {} for model in models}
     for model in models:
         for rows in args.rows.split(","):
-            # Each measurement runs in a new process. Otherwise memory that the last measurement left would count.
+            # Each measurement runs in a new process. Otherwise memory that the previous measurement kept would count.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
                 found[model][rows] = alone.submit(measure, args, model, int(rows)).result()
     print(json.dumps({"bench": "memory", "device": args.device, "size": args.size, "dtype": args.dtype, **found}))

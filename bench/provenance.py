@@ -1,9 +1,10 @@
 """Measures how surely the watermark is found: `python -m bench.provenance --speech DIR`. Needs the extra `watermark`.
 
-DIR has a `manifest.jsonl`, see `bench/ear.py`. Each recording of a person is marked, changed as files are changed on
-their way, and examined with the product's own search. The last line is one JSON object: for each change, the share of
-marked recordings that are found and the lowest score of the found ones; `false`: the share of the files without a mark
-in which one is found. `--every N` takes each Nth recording.
+DIR has a `manifest.jsonl`, see `bench/ear.py`. Each recording of a person gets a watermark. Then the recording is
+changed, for example encoded as mp3, and the detector of the server examines it. The last line is one JSON object. For
+each change, it has the share of the marked recordings in which the watermark is found, and the lowest score of these
+recordings. The entries `false: ...` have these figures for files without a watermark. `--every N` takes each Nth
+recording.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ def coded(samples: Samples, container: str, codec: str, bit_rate: int) -> Sample
 
 
 def stretched(samples: Samples, tempo: float) -> Samples:
-    """Change the tempo without the pitch."""
+    """Change the tempo, and keep the pitch."""
     stage = StreamStretcher(RATE_HZ, tempo)
     return np.concatenate((stage.push(samples), stage.flush()))
 
 
 def played(samples: Samples, speed: float) -> Samples:
-    """Play the samples faster, so that the pitch rises."""
+    """Change the speed and the pitch together. speed: above 1 = faster and higher."""
     return np.asarray(soxr.resample(samples, RATE_HZ * speed, RATE_HZ), np.float32)
 
 
@@ -104,11 +105,11 @@ CHANGES: dict[str, Change] = {
     "noise at 10 dB": partial(noisy, snr_db=10),
     "3 s of it": lambda samples: samples[: 3 * RATE_HZ],
 }
-UNMARKED = ("none", "mp3 64 kbit/s", "speed and pitch 1.05")  # changes of the files without a mark
+UNMARKED = ("none", "mp3 64 kbit/s", "speed and pitch 1.05")  # changes that are made to files without a watermark
 
 
 def examined(entry: tuple[Path, bool]) -> dict[str, tuple[bool, float]]:
-    """Return for each change whether the mark is found, and its score. entry: the file, and whether a person speaks."""
+    """Return for each change whether a watermark is found, and its score. entry: a file, and whether it has speech."""
     path, is_speech = entry
     detector = WatermarkDetector(ThreadLimit(1), SpeechFinder().contains_speech)
     plain = decode(path.read_bytes(), RATE_HZ, max_seconds=MAX_SECONDS).samples

@@ -1,9 +1,9 @@
-"""Measures the errors of quantized weights: in single products, and in the logits of CSM with random weights.
+"""Measures the errors of quantized weights: in single matrix products, and in the logits of CSM with random weights.
 
     python -m bench.quantization [--size full] [--frames 4]
 
 Prints a table. The depth decoder gets the same codes in all cases (teacher forcing), so an error does not change later
-inputs. KL divergence and the share of equal best codes are those of logits with a standard deviation of 3.
+inputs. The KL divergence is computed from logits that are scaled to a standard deviation of 3.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 
 def products() -> None:
-    """Print the relative errors of a product of 1024 x 1024, without and with channels of large activations."""
+    """Print the relative errors of a product with a 1024 x 1024 matrix.
+
+    The errors are measured without and with channels of large activations.
+    """
     linear = Linear(1024, 1024, bias=False, device=CPU, dtype=torch.float32)
     linear.weight.data = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0)) / 32
     x = torch.randn(64, 1024, generator=torch.Generator().manual_seed(1))
@@ -54,7 +57,7 @@ def products() -> None:
 
 
 def forced(codes: Tensor, found: list[Tensor], codebook: int, logits: Tensor) -> Tensor:
-    """Collect the logits, and pick the given codes."""
+    """Add the logits to `found`, and return the given codes of the codebook instead of sampled codes."""
     found.append(logits.float())
     return codes[:, codebook]
 

@@ -56,7 +56,7 @@ def resident_bytes() -> int:
 
 
 def fill(module: torch.nn.Module) -> None:
-    """Fill all parameters with random numbers that are scaled by the number of inputs."""
+    """Fill all parameters with random numbers. A matrix is divided by the square root of the number of its inputs."""
     block = torch.empty(1 << 22).normal_(generator=torch.Generator().manual_seed(0))
     on_device: dict[tuple[torch.device, torch.dtype, float], torch.Tensor] = {}
     with torch.no_grad():
@@ -83,9 +83,9 @@ def csm_runner(
     record: bool = False,
     kernels: Sequence[Kernels] = (TORCH,),
 ) -> tuple[CsmRunner, GraphCapture | None]:
-    """Create a runner of CSM that never generates EOS. The second result is the graph capture, if `record` is set.
+    """Create a runner of CSM that never generates EOS.
 
-    native: use the native kernels for quantized weights.
+    The second result is the graph capture; None without `record`. native: use the native kernels for quantized weights.
     """
     raw = csm_config(size)
     config = parse_csm_config(raw)
@@ -109,7 +109,7 @@ def csm_runner(
 
 
 def add_random_adapters(runner: CsmRunner | DiaRunner, count: int) -> list[int]:
-    """Add LoRA adapters of rank 8 to 16 with random weights on all layers of both stacks. Returns their slots."""
+    """Add random LoRA adapters of rank 8 to 16 on all layers of both transformers of the model. Returns their slots."""
     model, slots = runner.model, []
     random = torch.Generator().manual_seed(0)
 
@@ -150,7 +150,10 @@ def dia_runner(
     kernels: Sequence[Kernels] = (TORCH,),
     burst: int = 8,
 ) -> tuple[DiaRunner, GraphCapture | None]:
-    """Create a runner of Dia that never generates EOS. The second result is the graph capture, if `record` is set."""
+    """Create a runner of Dia that never generates EOS.
+
+    The second result is the graph capture; None without `record`.
+    """
     config = parse_dia_config(dia_config(SHAPES[size]))
     model = DiaModel(config, device=device, dtype=dtype)
     fill(model)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server. url: with /v1. The properties read /proc."""
+    """A running server. url: the base URL with /v1. The properties measure the process of the server."""
 
     url: str
     pid: int
@@ -30,7 +30,7 @@ class Server:
     @property
     def cpu_s(self) -> float:
         """CPU seconds of all threads since the start."""
-        return time.clock_gettime((~self.pid << 3) | 2)  # the kernel's number of the CPU clock of another process
+        return time.clock_gettime((~self.pid << 3) | 2)  # the number with which Linux names the CPU clock of this pid
 
     @property
     def rss_bytes(self) -> int:
@@ -71,7 +71,7 @@ def tiny_csm() -> Iterator[dict[str, str]]:
         model = Path(folder) / "csm"
         command = [sys.executable, "-m", "bench.fabricate", "csm", "--size", "tiny", str(model)]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        # Such small matrix products are slower on two threads than on one, and the event loop needs the other core.
+        # The matrix products are so small that two threads are slower than one. The event loop needs the other core.
         yield {
             "TTS_ENGINE": "csm", "CSM_MODEL": str(model), "TTS_FALLBACK_ENGINE": "", "TTS_CASTING": "off",
             "TTS_DTYPE": "bfloat16", "OMP_NUM_THREADS": "1",

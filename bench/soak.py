@@ -4,9 +4,9 @@
     python -m bench.soak --minutes 30 --strict --plot docs/images/soak.svg --out soak.json
     python -m bench.soak --minutes 5 --sockets 200           # live speech: 200 idle WebSockets, 16 that speak
 
-Requests arrive open-loop at a share of the server's capacity, with random texts, voices, formats, speeds and sample
-rates, as audio streams or as events, with and without the cache. Some clients leave before the first byte or in the
-middle, and some clients read slowly.
+Requests arrive at a fixed share of the server's capacity and do not wait for earlier answers (open loop). They have
+random texts, voices, formats, speeds and sample rates. The answers are audio streams or events, with and without the
+cache. Some clients leave before the first byte or in the middle, and some clients read slowly.
 
 Before the test, each request is sent once alone. This gives a reference answer. Every complete answer of the test must
 be as long as its reference answer, and its spectrum over time must be more similar to its reference answer than to any
@@ -14,8 +14,9 @@ other. A comparison of bytes is not possible, because eSpeak NG keeps its phases
 equal texts give different bytes.
 
 After the test, all rows must be free, the numbers of threads and open files must be as after the warm-up, and the
-resident memory must not grow. `--strict` also requires that no listener ran dry. This needs a machine without other
-work: /proc/PID/schedstat shows how long the server's threads waited for a CPU core.
+resident memory must not grow. `--strict` also requires that no listener ran dry. Use `--strict` only on a machine
+without other work. `server_waited_for_a_core` in the result shows how many seconds per second the server's threads
+waited for a CPU core.
 
 The last line of standard output is one JSON object. The exit status is 1 if a requirement is not met.
 """
@@ -58,14 +59,17 @@ from bench.wire import Client, Heard, gaps
 LONG_WORDS = 120  # words in a slow reader's text: more audio than the sockets and the audio queue can hold
 SLOW_RATE_HZ = 48_000
 SPEAKING_SOCKETS = 16
-MOST_ALIKE = 0.9  # largest likeness of two reference answers
+MOST_ALIKE = 0.9  # largest allowed likeness (scalar product of the fingerprints) of two reference answers
 Manner = Literal["stays", "leaves early", "leaves", "slow", "slow and leaves"]
-MANNERS: dict[Manner, float] = {"stays": 0.86, "leaves early": 0.05, "leaves": 0.08}  # plus slow readers
+# How often each manner occurs, as relative weights. Slow readers come in addition.
+MANNERS: dict[Manner, float] = {"stays": 0.86, "leaves early": 0.05, "leaves": 0.08}
 SLOW_EVERY_S = 8.0
-MAX_SLOPE_BYTES = 1 << 20  # growth of the resident memory in one minute
-WARM_SHARE, WARM_MOST_S = 0.25, 300.0  # warm-up, as a share of the time and in seconds
-SPARE_FILES, SPARE_THREADS = 4, 2  # tolerance, because a short connection may be open
-EAR_HZ, EAR_SAMPLES, BANDS, COLUMNS = 16_000, 512, 24, 64  # of a fingerprint: 24 bands up to 6 kHz, 64 points in time
+MAX_SLOPE_BYTES = 1 << 20  # largest allowed growth of the resident memory in one minute
+WARM_SHARE, WARM_MOST_S = 0.25, 300.0  # length of the warm-up: this share of the time, but at most this many seconds
+SPARE_FILES, SPARE_THREADS = 4, 2  # tolerance, because a short connection may still be open
+# A fingerprint has 24 bands up to 6 kHz at 64 points in time. The spectra are measured in windows of 512 samples at
+# 16 kHz.
+EAR_HZ, EAR_SAMPLES, BANDS, COLUMNS = 16_000, 512, 24, 64
 Print = NDArray[np.float32]
 
 
@@ -107,11 +111,14 @@ class Books:
     first_s: list[tuple[float, float]] = field(default_factory=list)  # (time, seconds to the first bytes)
     dry: list[tuple[float, float]] = field(default_factory=list)  # (time, seconds of the gap)
     likeness: float = 1.0  # the smallest likeness of an answer to its reference answer
-    margin: float = 1.0  # the smallest difference to the likeness with any other reference answer
+    margin: float = 1.0  # the smallest difference between this likeness and the likeness to any other reference answer
 
 
 def fingerprint(sound: bytes, audio_format: str, rate_hz: int) -> tuple[Print, float]:
-    """Return a fingerprint (BANDS * COLUMNS,) of audio, log energies with mean 0 and length 1, and its seconds."""
+    """Return the fingerprint of audio and the length of the audio in seconds.
+
+    The fingerprint is a vector (BANDS * COLUMNS,) of log energies with the mean 0 and the Euclidean norm 1.
+    """
     if audio_format == "pcm":
         samples = soxr.resample(np.frombuffer(sound, "<i2").astype(np.float32) / 32768, rate_hz, EAR_HZ)
     else:
@@ -155,7 +162,7 @@ class Soak:
     """The clients of one server."""
 
     def __init__(self, client: Client, dice: random.Random, ears: Executor) -> None:
-        """ears: the process that computes fingerprints, so that they do not delay the measurement of times."""
+        """ears: computes fingerprints in another process, so that this work does not delay the measurement of times."""
         self._client = client
         self._dice = dice
         self._ears = ears
@@ -240,7 +247,7 @@ class Soak:
         return True
 
     async def read_slowly(self, manner: Manner) -> None:
-        """Request a minute of audio, and read it with pauses. If `manner` says so, leave in the middle."""
+        """Request a minute of audio, and read it with pauses. If `manner` is "slow and leaves", leave in the middle."""
         text = " ".join(words(self._dice, 6) for _ in range(LONG_WORDS // 6))
         body = {"input": text, "response_format": "pcm", "sample_rate": SLOW_RATE_HZ, "cache": False}
         connection = await self._client.connection()
@@ -371,8 +378,9 @@ async def soaked(
 
 
 async def soaked_sockets(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """Hold idle WebSockets open while others speak turn after turn in real time. A quarter of the turns is cancelled,
-    and a tenth of the connections is replaced after a turn.
+    """Hold idle WebSockets open while other WebSockets speak one turn after another in real time.
+
+    A quarter of the turns is cancelled. After one of ten turns, the connection is replaced.
     """
     seconds = options.minutes * 60
     dice = random.Random(options.seed)

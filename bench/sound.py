@@ -99,7 +99,7 @@ def loudness(library: Library) -> dict[str, dict[str, float]]:
 
 
 def marks(library: Library) -> tuple[dict[str, list[float]], float]:
-    """Return treatment -> smallest and largest score of all voices, and the largest change of loudness in LU."""
+    """Return the lowest and highest score of all voices for each treatment, and the largest loudness change in LU."""
     perth = watermark.load()
     scores: dict[str, list[float]] = {}
     change = 0.0

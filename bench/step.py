@@ -8,7 +8,8 @@ On a CPU, the time is the CPU time of the thread, so that other work on the mach
 implementations alternate after a few frames, so that both run under the same conditions. The first frames are a
 warm-up. On a CPU, the warm-up ends when the codec decodes the largest groups of frames. The time of the codec is
 divided evenly among the frames. With --adapters, the first rows alternate between steps with LoRA adapters and steps
-without, and `adapter_ratio` divides the time of one by the other. The last line of standard output is one JSON object.
+without. `adapter_ratio` is the time of a step with adapters, divided by the time of a step without. The last line of
+standard output is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Callable, Generator
 from dataclasses import asdict
 from typing import Any
 
-# This must be set before the import of torch. Otherwise waiting threads keep cores busy.
+# OMP_WAIT_POLICY must be set before the import of torch. Otherwise waiting threads keep cores busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -41,7 +42,7 @@ from tests.support.random_csm import csm_config
 
 WARM_UP_FRAMES = 2
 TURN_FRAMES = 4
-START = 30  # position of the rows in `_Parts`
+START = 30  # position of the first frame that `_Parts` measures
 
 
 def clock(device: torch.device) -> Callable[[], float]:
@@ -132,7 +133,8 @@ def ours(
     steps: list[float] = []
     adapted: list[float] = []  # seconds of the steps with adapters
     sounds: list[float] = []
-    wall = time.perf_counter if record else now  # a step with CUDA graphs does not wait for its own frame
+    # With CUDA graphs, the clock must not synchronize the device, because a step does not wait for its own frame.
+    wall = time.perf_counter if record else now
     warm_up = WARM_UP_FRAMES if record else FRAMES_AHEAD * MAX_GROUP
     for index in range(warm_up + -(-args.frames // MAX_GROUP) * MAX_GROUP):
         if index >= warm_up and (index - warm_up) % TURN_FRAMES == 0:
@@ -240,7 +242,7 @@ def limit(bytes_read: int, device: torch.device) -> dict[str, float]:
 
 
 def bandwidth(device: torch.device) -> float:
-    """Return the bytes per second of the device: a sum of a large tensor on one CPU thread, or a copy on a GPU."""
+    """Return the memory bandwidth in bytes per second, measured by a sum on one CPU thread, or by a copy on a GPU."""
     if device.type == "cuda":
         source = torch.empty(1 << 30, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)

@@ -89,7 +89,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
 def _plain(
     runner: DiaRunner, args: argparse.Namespace, now: Callable[[], float]
 ) -> Generator[None, None, tuple[list[float], list[float]]]:
-    """Return the seconds of steps of all rows, and of steps of one row. Both alternate, to have the same conditions."""
+    """Return the seconds of steps of all rows, and of steps of one row. The two kinds of steps alternate."""
     steps: list[float] = []
     lone: list[float] = []
     rows = list(range(args.rows))
@@ -152,7 +152,10 @@ def _captured(runner: DiaRunner, args: argparse.Namespace) -> tuple[list[float],
 
 
 def _limit(runner: DiaRunner, device: torch.device) -> dict[str, float]:
-    """Return the time limit of a step from the weights that it reads: the decoder without `cross_kv`, and the head."""
+    """Return the time to read the weights of a step: the decoder without `cross_kv`, and the head.
+
+    No step of a few rows can be faster.
+    """
     model = runner.model
     bytes_read = weight_bytes(model.decoder) + weight_bytes(model.head)
     bytes_read -= sum(weight_bytes(block.cross_kv) for block in model.decoder.blocks if isinstance(block, Block))

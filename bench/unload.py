@@ -6,9 +6,9 @@ In each round, the server loads each model, answers a short request with it, and
 resident memory after each unload; `growth` is the largest of these values, divided by the first one, minus 1. The
 first round is not counted, because it imports PyTorch. `waited_s` is the time to the first byte of an answer that
 waits for the load of its model, `load_s` the time of a load alone, and `first_s` the time to the first byte with a
-loaded model. With --clients, so many clients speak all the time, with one model after another, while the models are
-loaded and unloaded. `answers` counts their answers, and `lost` has the errors. The last line of standard output is one
-JSON object.
+loaded model. With --clients N, N clients speak all the time, with one model after another, while the models are loaded
+and unloaded. `answers` counts their answers, and `lost` has the errors. The last line of standard output is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ async def first_byte_s(http: httpx.AsyncClient, url: str, model: str, seconds: f
 
 
 async def client(url: str, models: list[str], seconds: float, answers: Counter[str], lost: list[str]) -> None:
-    """Speak with one model after another until this task is cancelled."""
+    """Request answers from one model after another until this task is cancelled."""
     async with httpx.AsyncClient(timeout=600) as http:
         for model in itertools.cycle(models):
             try:
@@ -66,7 +66,7 @@ async def rounds(server: Server, args: argparse.Namespace) -> list[dict[str, Any
             for model in args.models:
                 url, name = server.url, IDS[model]
                 row: dict[str, Any] = {"round": number, "model": name}
-                if number % 2:  # the load alone, and an answer without a load
+                if number % 2:  # measure the load alone, and then an answer of the loaded model
                     began_s = time.perf_counter()
                     (await http.post(f"{url}/models/{name}/load")).raise_for_status()
                     row["load_s"] = round(time.perf_counter() - began_s, 3)
@@ -82,7 +82,7 @@ async def rounds(server: Server, args: argparse.Namespace) -> list[dict[str, Any
 
 
 def fabricate(folder: Path, model: str, size: str) -> Path:
-    """Write a model with random weights in bfloat16, unless the folder has one. Returns its folder."""
+    """Write a model with random bfloat16 weights below `folder` if it is missing. Returns the folder of the model."""
     target = folder / model
     if not (target / "config.json").is_file():
         command = [sys.executable, "-m", "bench.fabricate", model, "--size", size, "--dtype", "bfloat16", str(target)]

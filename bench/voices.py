@@ -46,7 +46,7 @@ Embedding = NDArray[np.float32]
 
 
 class SpeakerEncoder(nn.Module):
-    """Computes speaker embeddings: mels (n, PARTIAL, MELS) -> vectors (n, 256) of length 1."""
+    """Computes the speaker embedding of a recording: a vector (256,) of length 1."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """A small HTTP and WebSocket client for benchmarks. The client records when data arrives, and needs little CPU time.
 
-The client runs on the same machine as the measured server, so CPU time of the client slows down the server. It needs a
-tenth of the CPU time of an HTTP library. A connection carries one request at a time and is reused for later requests.
-The library httptools, a dependency of uvicorn, parses HTTP.
+The client runs on the same machine as the measured server, so CPU time of the client slows down the server. The client
+needs a tenth of the CPU time of an HTTP library. A connection carries one request at a time and is reused for later
+requests. The library httptools, a dependency of uvicorn, parses HTTP.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TOLERANCE_S = 0.02  # a listener does not notice a shorter time without audio
 
 
 def gaps(arrivals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the gaps that a listener hears who plays audio from its first arrival on.
+    """Return the gaps that a listener hears if playing starts when the first audio arrives.
 
     arrivals: (time, seconds of audio that have arrived so far). Returns the end of each gap and its length in seconds.
     """
@@ -202,7 +202,7 @@ class Client:
 
 
 class WebSocket(asyncio.Protocol):
-    """One WebSocket. It receives whole text messages; the frames it sends have a mask of zeros."""
+    """One WebSocket. It receives only complete text messages. The frames that it sends have a mask of zeros."""
 
     def __init__(self, head: bytes, on_message: Callable[[str], None]) -> None:
         """head: the request that opens the WebSocket. on_message: called with each text message."""

@@ -1,20 +1,21 @@
-"""The times of words, measured against what the offline voice reports, and against times in recordings of people.
+"""Measures the errors of the times of words. The true times come from the offline voice or from labelled recordings.
 
     python -m bench.words --speech DIR
     python -m bench.words --only aligned,warped,people
 
-The last line is one JSON object. All errors are those of the starts of words, in milliseconds.
+The last line is one JSON object. All errors are errors of the start times of words, in milliseconds.
 
 aligned: the aligner finds the words in the speech of the offline voice, through the generator. Words that eSpeak NG
-reads together with the word before have no time of their own and are left out. failed = sentences without words.
-warped: the same by time warping, with a reading by another voice.
-speeds: the aligner at the speeds 0.5 and 2, with errors in the time of the answer.
-drift: one text of ten minutes; `first` and `last` are the medians of its first and last 100 words.
+reads together with the word before have no time of their own and are left out. failed = sentences whose words were not
+found.
+warped: the same, but time warping finds the words by a reading of the text with another voice.
+speeds: the aligner at the speeds 0.5 and 2. The errors are measured in the answer, after the change of speed.
+drift: one text of ten minutes; `first` and `last` have the errors of its first and last 100 words.
 people: recordings of DIR with a manifest that has `align`; failed = clips without an alignment.
 people_warped: the same recordings by time warping, as for languages without an aligner; other = clips of other
 languages, which have no known times: (clips, clips whose words were found, words).
-first_audio: milliseconds to the first bytes without and with `timestamps`, in turns.
-cpu: CPU seconds of the aligner's process per second of speech.
+first_audio: milliseconds to the first bytes. Requests without and with `timestamps` alternate.
+cpu: CPU seconds of the aligner per second of speech, measured in `people`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def sentences(count: int) -> list[str]:
 
 
 def summary(errors_s: list[float]) -> dict[str, float]:
-    """The median, two percentiles and the maximum of errors, in milliseconds."""
+    """Return the number of words, and the median, 95th percentile, maximum and bias of the errors in milliseconds."""
     sizes = np.abs(errors_s) * 1000
     return {
         "words": len(sizes),
@@ -74,7 +75,7 @@ def summary(errors_s: list[float]) -> dict[str, float]:
 
 
 class Speaker:
-    """Speaks texts with the offline voice, and finds their words in two ways."""
+    """Speaks texts with the offline voice. Compares the times that the voice reports with times found in the audio."""
 
     def __init__(self, services: CoreServices) -> None:
         self._services = services
@@ -89,7 +90,7 @@ class Speaker:
         return await answer.timestamps()
 
     async def errors(self, text: str, voice: str, **changes: Any) -> list[float] | None:
-        """Return the error of each word that has a time of its own; None if the words were not found."""
+        """Return the error in seconds of each word with a time of its own; None if the words were not found."""
         timer = self._services.word_timer
         timer.use_marks = True
         true = await self.times(text, voice, **changes)
@@ -133,8 +134,8 @@ async def people_warped(folder: Path, timer: WordTimer) -> dict[str, Any]:
     timer.use_aligner = False
     errors: list[float] = []
     failed = 0
-    counts = {True: 0, False: 0}  # clips, by whether they are English
-    other = [0, 0]  # clips with words, and words
+    counts = {True: 0, False: 0}  # number of clips that are English (True), and of clips that are not (False)
+    other = [0, 0]  # number of clips in other languages whose words were found, and number of these words
     for clip in recordings(folder):
         english = clip["language"].startswith("en")
         counts[english] += 1
@@ -189,7 +190,7 @@ def people(folder: Path) -> dict[str, Any]:
 
 
 async def first_audio(services: CoreServices, repeats: int) -> dict[str, float]:
-    """Measure the time to the first bytes, in turns."""
+    """Return the median milliseconds to the first bytes, without and with timestamps. The two kinds alternate."""
     taken: dict[bool, list[float]] = {False: [], True: []}
     for number in range(repeats):
         for timestamps in (False, True):

@@ -70,7 +70,7 @@ def pack(store: VoiceStore, voice_id: str) -> bytes:
 
 
 def unpack(file: IO[bytes], *, limits: Limits | None = None, what: str = "file") -> Unpacked:
-    """Read and check an exported voice. Blocks. Raises BadReference, InvalidValue with the reason."""
+    """Read and check an exported voice. Blocks. Raises BadReference or InvalidValue with the reason."""
     try:
         marker, recording, consent_wav, lexicon = _members(file, what)
     except (

@@ -51,7 +51,7 @@ RATE_HZ = 44_100  # the sample rate of the codec DAC; for the codec Mimi the ref
 MAX_SAMPLE_S = 600.0
 MIN_SAMPLE_S = 1.0
 MAX_SAMPLES = 8  # the most recordings for one voice
-MAX_TOGETHER_S = 30.0  # total length of all recordings of one voice
+MAX_TOGETHER_S = 30.0  # longest total length of the recordings of one voice
 TARGET_LUFS = -20.0
 RUMBLE_HZ = (62.0, 80.0)  # audio below 62 Hz, including mains hum, is removed; audio above 80 Hz does not change
 TRAILING_SILENCE_S = 0.4  # silence after each recording; without it, a model repeats the end of the recording
@@ -60,12 +60,9 @@ CONSENT_RATE_HZ = 24_000
 _MARGIN_S = 0.5  # extra audio on each side of the window for the filters
 _FADE_S = 0.01
 _BLOCK_S = 22.0  # length of an FFT block: with both margins it has nearly 2**20 samples at 44.1 kHz
-_DOUBTFUL_CHECKS = (
-    "music",
-    "transcript_letters_per_s",
-    "transcript_words_percent",
-)  # their warnings are shown in /health
-# A file with another name than a preset voice is reported as not used if it has one of these endings.
+# The warnings of these checks are shown in /health.
+_DOUBTFUL_CHECKS = ("music", "transcript_letters_per_s", "transcript_words_percent")
+# If a file does not have the name of a preset voice, it is reported as not used only if it has one of these endings.
 _AUDIO_SUFFIXES = frozenset(
     ".aac .aif .aiff .amr .avi .caf .flac .m4a .mkv .mov .mp3 .mp4 .oga .ogg .opus .wav .webm .wma".split()
 )
@@ -84,11 +81,11 @@ class Sample:
 class Prepared:
     """The reference recording that was made from uploaded recordings, and facts about it."""
 
-    reference: Reference  # an empty transcript = the words of a recording are unknown
+    reference: Reference  # its transcript is empty if the words of any recording are unknown
     report: Report
     sample_count: int
     window: Span  # the part of the first recording that the reference contains
-    missing_words: str = ""  # why words are unknown, and what the caller can do
+    missing_words: str = ""  # why the words of a recording are unknown; "" if they are known
 
 
 class Cloner:
@@ -141,8 +138,8 @@ class Cloner:
         """Convert 1 to MAX_SAMPLES recordings of a voice to one reference recording. Blocks for seconds.
 
         language: BCP 47 tag, for the speech recogniser. denoise: reduce steady noise. what: name of the field in the
-        request, for error messages. The speech recogniser writes the transcript of a recording that has none. If the
-        speech recogniser can't be used, the reference has no transcript.
+        request, for error messages. If a recording has no transcript, the speech recogniser writes the transcript. If
+        the speech recogniser can't be used, the reference has no transcript.
 
         Raises BadReference for a recording that can't be used, and InvalidValue for a transcript that is too long.
         """
@@ -188,7 +185,7 @@ class Cloner:
     def problem_of(self, reference: Reference, language: str = "en") -> tuple[str, dict[str, Any]]:
         """Return why a stored recording is not good for cloning ("" if it is good), and its quality report. Blocks.
 
-        The report has the form of JSON.
+        The report is a JSON object.
         """
         report = self._report_of(reference, language).as_json()
         if reference.seconds < MIN_SAMPLE_S:
@@ -199,10 +196,11 @@ class Cloner:
     def new_report(
         self, reference: Reference, report: Mapping[str, Any], language: str = "en", *, recognised: bool = False
     ) -> dict[str, Any]:
-        """Check the new transcript of a stored recording -> its quality report (as JSON). Blocks.
+        """Check the new transcript of a stored recording, and return the new quality report (as JSON). Blocks.
 
         reference: the recording with the new transcript. report: the stored quality report. recognised: whether a
-        speech recogniser wrote the transcript. Raises InvalidValue if the transcript can't be spoken in this time.
+        speech recogniser wrote the transcript. Raises InvalidValue if the transcript has too many letters for the
+        length of the speech.
         """
         measured = self._report_of(reference, language, recognised=recognised)
         for check in measured.checks:
@@ -271,7 +269,11 @@ class Cloner:
     def _with_words_check(
         self, report: Report, samples: Samples, rate_hz: int, transcript: str, language: str, *, recognised: bool
     ) -> Report:
-        """Look for the words of a transcript in samples (N,), unless the speech recogniser found them there."""
+        """Check that samples (N,) contain the words of their transcript, and return the report with the result.
+
+        The report does not change if there is no transcript, if a speech recogniser wrote the transcript, or if the
+        checker gives no result.
+        """
         if not transcript or recognised:
             return report
         found = self._checker.find(samples, rate_hz, transcript, language)
@@ -315,9 +317,11 @@ class Cloner:
     ) -> str:
         """Find the words of the section `best` in the transcript of the whole recording; "" if they are not found.
 
-        If the speech recogniser is on the disk, it is used first, and the word aligner second. Otherwise the word
-        aligner is used first, and then the speech recogniser is downloaded. whole_fits: True = the recording can be
-        used without cutting, so only a speech recogniser on the disk is used.
+        If the speech recogniser is on the disk, it is tried first, and the word aligner second. Otherwise the word
+        aligner is tried first. If the word aligner finds nothing, the speech recogniser is downloaded and tried.
+
+        whole_fits: True = the recording can be used without cutting. In this case, only a speech recogniser that is
+        already on the disk is tried.
         """
         is_here = self._transcriber.is_here
         if not is_here:
@@ -342,7 +346,7 @@ class Cloner:
 
     def _recognise(self, sound: Samples, spans: Sequence[Span], best: Span, language: str) -> tuple[str, str]:
         """Recognise the words of the section `best`. Returns the words, and the reason why there are no words ("" if
-        there are).
+        there are words).
         """
         if missing := self._transcriber.missing():
             return "", missing
@@ -379,8 +383,8 @@ class _PreparedSample:
 def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None:
     """Import recordings of preset voices from `folder`: `onyx.wav` and its transcript `onyx.txt` for the voice onyx.
 
-    The recording may have any audio format. A published recording in known_recordings.py needs no transcript. A file
-    that was imported is imported again only after it changes. Blocks.
+    The recording may have any audio format. A recording that known_recordings.py lists needs no transcript. A file that
+    was imported is imported again only after it changes. Blocks.
 
     If a file can't be imported, or its quality report has a warning, the reason is logged and added to
     `store.doubtful`. No error is raised.
@@ -449,10 +453,11 @@ def _imported(cloner: Cloner, path: Path, data: bytes, transcript: str) -> tuple
 
 
 def check_stored(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -> None:
-    """Check the recordings of voices without a quality report: they were put on the disk by hand. Blocks.
+    """Measure the recordings of voices without a quality report, because their files were put on the disk by hand.
 
-    `store.quality_of` then returns the report. If a recording is not good for cloning, the reason is added to
-    `store.doubtful`. The voice stays usable. ended: when it is set, the remaining recordings are not checked.
+    A recording whose report has the level `bad` is measured again. `store.quality_of` returns the measured report if no
+    report is stored. If a recording is not good for cloning, the reason is added to `store.doubtful`. The voice stays
+    usable. ended: when it is set, the remaining recordings are not measured. Blocks.
     """
     for stored in store.recorded():
         if ended.is_set():
@@ -493,10 +498,10 @@ def recognise_missing_words(store: VoiceStore, cloner: Cloner, *, ended: threadi
 
 
 def convert_old_folders(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -> None:
-    """Convert voice folders of an earlier server version whose recordings need the same steps as an upload. Blocks.
+    """Convert the voice folders of an earlier server version, if their recordings need the same steps as an upload.
 
     If a folder can't be converted, the reason is added to `store.refused`. ended: when it is set, the remaining folders
-    are not converted.
+    are not converted. Blocks.
     """
     for folder in store.unconverted():
         if ended.is_set():
@@ -528,7 +533,7 @@ def convert_old_folder(store: VoiceStore, cloner: Cloner, folder: Path) -> Store
 
 
 def change_voice(store: VoiceStore, cloner: Cloner, voice_id: str, *, transcript: str, **changes: Any) -> StoredVoice:
-    """Change a voice that gets another transcript, and check this transcript. Blocks. Raises SpeechError.
+    """Change the transcript and other fields of a voice, and check the new transcript. Blocks. Raises SpeechError.
 
     changes: other fields of `VoiceStore.change`.
     """
@@ -557,7 +562,9 @@ def change_unconverted(
     description: str | None = None,
     transcript: str | None = None,
 ) -> StoredVoice:
-    """Change a folder that is not usable as a voice, and convert it. Blocks. Raises SpeechError.
+    """Change the files of a folder that is not usable as a voice yet, and convert the folder to a voice. Blocks.
+
+    Raises SpeechError.
 
     name: the name of the folder. voice_name, description, transcript: the new values; None = no change.
     """

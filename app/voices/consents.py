@@ -1,7 +1,7 @@
 """Recorded consents: in each recording, a speaker allows the cloning of the speaker's voice.
 
-Each consent is stored in one folder until the consent is deleted. A voice that is cloned with a consent stores the id
-of the consent.
+Each consent has its own folder, which exists until the consent is deleted. A voice that is cloned with a consent stores
+the id of the consent.
 """
 
 from __future__ import annotations

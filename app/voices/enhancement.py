@@ -51,17 +51,18 @@ _LOWEST, _HIGHEST = float(_LEVELS[0]), float(_LEVELS[-1])
 _QUIETEST = -65.0  # in LUFS; quieter measurements are ignored
 _EXPECT_SPREAD_DB = 2.0  # standard deviation of a line's level around the expected level
 _SURPRISE = 0.2  # probability that the level is unrelated to the expected level
-_DRIFT_DB = 1.2  # drift of the level in a second of speech
+_DRIFT_DB = 1.2  # standard deviation of the drift of the level in one second of speech
 # At each look, this share of the probability of a level moves to each neighbouring level.
 _DRIFT_SHARE = 0.5 * (_DRIFT_DB / _STEP_DB) ** 2 * _LOOK_BLOCKS * _BLOCK_S
 _MIN_PROBABILITY = 1e-9  # the smallest probability of a level
 _TINY = 1e-60  # if the sum of the probabilities is below this, they are normalised to prevent underflow
 _GAP_DB = 20.0  # a measurement this far below the most likely level is a gap between words and is ignored
 _PAUSE_DB = 19.0  # a look this far below `_LevelEstimate._anchor` is a pause and is ignored
-_ANCHOR_FALL_DB = 0.04  # fall of the anchor per look: after 4 s, the noise of a pause counts as soft speech
+_ANCHOR_FALL_DB = 0.04  # the anchor falls by this at each look, so the noise of a pause counts as soft speech after 4 s
 _SAME_LOOKS = 3.0  # this many neighbouring looks count as one look, because they measure the same syllable
-# The gain is corrected by the measured loudness of the output: time constant in seconds, largest correction in dB,
-# correction per dB of error, and seconds of speech after which half of the correction is used.
+# The measured loudness of the output corrects the gain. The four values: the time constant of the measurement in
+# seconds, the largest correction in dB, the correction in dB for each dB of error, and the seconds of speech after
+# which half of the correction is used.
 _SENT_MEMORY_S, _SENT_DB, _SENT_GAIN, _SENT_TRUST_S = 12.0, 3.0, 1.2, 0.5
 _MODE_DB, _LOUD_SPREAD_DB, _SOFT_SLOPE_DB = 3.0, 3.2, 11.0  # see `_table`
 _MEMORY_S = 4.0  # time constant of the measured loudness
@@ -75,7 +76,7 @@ _LOUDEST = 1e6  # larger samples are clipped, because their squares would overfl
 
 @dataclass(frozen=True, slots=True)
 class _Weighting:
-    """BS.1770's K weighting: factors (bins,) for the power of each bin of the Fourier transform of one window."""
+    """The K weighting of BS.1770 for one window. `power` (bins,) has a factor for the power of each Fourier bin."""
 
     window: Array
     power: Array
@@ -89,7 +90,7 @@ class _Weighting:
         both_sides[0] = 1.0
         if count % 2 == 0:
             both_sides[-1] = 1.0
-        # Parseval's theorem: the sum over all bins is the mean power.
+        # With this scale, the sum over all bins is the mean power (Parseval's theorem).
         scale = both_sides / (count * np.square(window).sum())
         power = scale * k_weighting(frequencies_hz)
         return _Weighting(window.astype(np.float32), power.astype(np.float32))
@@ -227,9 +228,8 @@ class _LevelEstimate:
     """Estimates the loudness of speech from the expected level and the measurements ("looks")."""
 
     def __init__(self) -> None:
-        self._after = np.concatenate(
-            (_prior(TARGET_LUFS), (1.0, TARGET_LUFS))
-        )  # probabilities and the sums of `_and_sums`
+        # The probabilities, and after them the two sums that the rows of `_and_sums` compute.
+        self._after = np.concatenate((_prior(TARGET_LUFS), (1.0, TARGET_LUFS)))
         self._probable = self._after[:-2]  # probability of each of _LEVELS, up to a common factor
         self._weighted = np.empty(len(_LEVELS))
         self._expected: float | None = None
@@ -337,7 +337,11 @@ def _prior(lufs: float) -> Array:
 
 
 def _and_sums(change: Array) -> Array:
-    """Add two rows to a matrix (L, L) -> (L + 2, L). The rows compute the sum and the first moment of the product."""
+    """Add two rows to a matrix (L, L) that changes a distribution -> (L + 2, L).
+
+    The rows compute the sum of the changed distribution, and its first moment: the sum of the levels, each multiplied
+    by its probability.
+    """
     return np.concatenate((change, change.sum(axis=0)[None], (_LEVELS @ change)[None]))
 
 
@@ -352,7 +356,9 @@ def _drift() -> Array:
 
 
 def _table() -> list[Array]:
-    """Return for each level of a look its likelihoods (L,), one for each true level in _LEVELS, up to a common factor.
+    """Return an array (L,) for each possible level of a look: the likelihood of this look for each true level.
+
+    Both levels are those of _LEVELS. The likelihoods are correct up to a common factor.
 
     The table was fitted to 40 people and 13 synthetic voices. The most likely look is 3 dB above the true level. A look
     8 dB above the true level is rare. Below the most likely look, the likelihood falls by a factor of e every 11 dB.

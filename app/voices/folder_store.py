@@ -49,8 +49,8 @@ class FolderStore(Generic[R]):
 
     marker: name of the file that describes a record. The record is read again when this file changes.
     read: function that converts the folder of a record to the record. Raises Damaged, OSError.
-    keep: function that returns whether the folder with the given name is a record. missing: the problem of a folder
-    without the files of a record; "" = a text that names the marker.
+    keep: function that returns whether the folder with the given name is a record.
+    missing: the text in `problems` for a folder in which a file is missing; "" = a standard text that names the marker.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class FolderStore(Generic[R]):
     def refresh(self, *, full: bool = False) -> bool:
         """Scan the folder and return whether `records` or `problems` changed.
 
-        If the modification time of the folder is unchanged, no scan is needed, and the call takes only one stat.
-        full: True = scan in any case. Raises OSError if the folder can't be read.
+        If the modification time of the folder is unchanged and no folder has a problem, this method does not scan, and
+        needs only one stat call. full: True = scan in any case. Raises OSError if the folder can't be read.
         """
         with self._lock:
             changed_ns = self.folder.stat().st_mtime_ns
@@ -100,9 +100,8 @@ class FolderStore(Generic[R]):
                     signature = _signature(self.folder / name / self._marker)
                     if signature != self._signatures.get(name) or name not in records:
                         records[name] = self._read(self.folder / name)
-                        signature = _signature(
-                            self.folder / name / self._marker
-                        )  # this state is taken after `read`, because `read` may have created the marker file
+                        # Read the state again, because `read` may have created the marker file.
+                        signature = _signature(self.folder / name / self._marker)
                     if signature is not None:
                         signatures[name] = signature
                 except FileNotFoundError:  # the folder was removed during the scan, or is incomplete
@@ -120,7 +119,10 @@ class FolderStore(Generic[R]):
             return changed
 
     def create(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Store a new record. Raises NotStored; FileExistsError if the name is taken."""
+        """Store a new record.
+
+        Raises FileExistsError if the name is taken, and NotStored if the disk reports an error.
+        """
         if (self.folder / name).exists():
             raise FileExistsError(name)
         temporary = self.folder / f"{_NEW}{_writer()}-{secrets.token_hex(8)}"
@@ -138,7 +140,10 @@ class FolderStore(Generic[R]):
         self.refresh(full=True)
 
     def replace_file(self, name: str, file: str, data: bytes) -> None:
-        """Replace one file of a record atomically. Raises NotStored; FileNotFoundError if the record does not exist."""
+        """Replace one file of a record atomically.
+
+        Raises FileNotFoundError if the record does not exist, and NotStored if the disk reports another error.
+        """
         self.replace_file_silently(name, file, data)
         with contextlib.suppress(OSError):
             os.utime(self.folder)  # the new modification time makes other processes scan the folder
@@ -147,8 +152,8 @@ class FolderStore(Generic[R]):
     def replace_file_silently(self, name: str, file: str, data: bytes) -> None:
         """Replace one file of a record atomically, without a new scan of the folder.
 
-        Use this method for files that `read` does not read. Raises NotStored; FileNotFoundError if the record does not
-        exist.
+        Use this method for files that `read` does not read. Raises FileNotFoundError if the record does not exist, and
+        NotStored if the disk reports another error.
         """
         path = self.folder / name / file
         temporary = path.with_name(f"{_NEW}{_writer()}-{secrets.token_hex(8)}")
@@ -189,9 +194,10 @@ class FolderStore(Generic[R]):
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the folder: other threads and processes that call this method wait. Raises Busy, NotStored.
+        """Hold the lock of the folder inside `with`. Other threads and processes that call this method wait.
 
-        On a file system without locks, only threads of the same process wait.
+        On a file system without locks, only threads of the same process wait. Raises Busy if another process holds the
+        lock for LOCK_WAIT_S, and NotStored if the lock file can't be opened.
         """
         with self._lock, self._lock_file() as file:
             deadline_s = time.monotonic() + LOCK_WAIT_S

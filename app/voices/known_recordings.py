@@ -1,8 +1,8 @@
 """The recordings of people that are published with the model sesame/csm-1b (`prompts/*.wav`), and their words.
 
 The files belong to the weights of the model, not to this project. A file is recognised by its SHA-256 digest, in any
-folder. Each recording becomes the recording of one preset voice. Of the long conversations, only about 10 s up to a
-pause are used: this is enough for a voice, and some models accept at most 20 s.
+folder. Each recording becomes the recording of one preset voice. From each of the long conversations, only the first 11
+or 12 s are used, up to a pause. This length is enough for a voice, and some models accept at most 20 s.
 """
 
 from __future__ import annotations

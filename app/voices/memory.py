@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 ABANDONED_S = 60.0  # older temporary files are deleted; another server process may still write a younger file
 MAX_TURNS = 32  # the most turns that are kept of one conversation
 _CHARS_PER_TOKEN = 3  # a low estimate: a Llama 3 token has about 4 characters of English
-_FRAMING_TOKENS = (
-    6  # tokens of a turn that are not words: its speaker, begin and end of its text, and the end of its audio
-)
+# Tokens of a turn that are not words: for the speaker, for the beginning and the end of the text, and for the end of
+# the audio.
+_FRAMING_TOKENS = 6
 
 
 @dataclass(frozen=True, slots=True)

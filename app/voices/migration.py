@@ -101,7 +101,7 @@ class FolderReader:
         """Convert a folder in the earlier format with a short recording and a transcript. Raises Damaged, OSError."""
         signature = _signature(folder)
         failed, reason = self._failures.get(folder.name, (None, ""))
-        if failed == signature:  # unchanged files are not decoded again, because each scan would be slow
+        if failed == signature:  # unchanged files are not decoded again, because this would slow down each scan
             raise Damaged(reason)
         try:
             _convert_short(folder)
@@ -190,9 +190,10 @@ def write_converted(
 def with_changes(
     info: bytes, folder: Path, *, name: str | None, description: str | None, transcript: str | None
 ) -> dict[str, bytes]:
-    """Return the files of a folder in the earlier format with these changes: file name -> content.
+    """Return the changed files of a folder in the earlier format: file name -> content.
 
-    info: the content of info.json; content that can't be read is replaced. A value that is None does not change.
+    info: the content of info.json; it is replaced if it is not a JSON object. name, description, transcript: the new
+    values; None = no change.
     """
     try:
         content = json.loads(info)
@@ -218,12 +219,15 @@ def _name(name: str, folder: Path) -> str:
 
 
 def _valid_id(name: str) -> str:
-    """Return the name of a folder if it is a valid voice id, else an id that is derived from it."""
+    """Return the name of a folder if the name is a valid voice id, else an id that is derived from the name."""
     return name if _ID.fullmatch(name) else f"voice_{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}"
 
 
 def _with_valid_name(folder: Path) -> Path:
-    """Rename the folder of a converted voice whose name is no valid id, and return its new path. Raises Damaged."""
+    """Rename the folder of a converted voice to a valid voice id, and return the new path.
+
+    Raises Damaged if the folder does not contain a converted voice.
+    """
     if not (folder / MARKER).exists() or read_voice(folder).origin != ORIGIN:
         raise Damaged("The folder's name is not a voice id: use 1 to 64 letters, digits, _ and -.")
     renamed = folder.with_name(_valid_id(folder.name))

@@ -37,7 +37,7 @@ PROFILES: dict[str, Profile] = {
     "verse": Profile("Lively, male", 130, -12),
 }
 DEFAULT_VOICE = "alloy"
-UNNAMED_VOICE = ""  # the voice of a request that names none, before the model of the request is known
+UNNAMED_VOICE = ""  # stands for the default voice of a model until the model of a request is known
 
 # The name of a voice of the model Kokoro has three parts: the accent (a = American, b = British English), the sex, and
 # a name. Names that are joined with `+` mean a mix of voices, and a number in brackets is the share of a voice.
@@ -51,10 +51,11 @@ _BY_KIND = {
 
 
 def standard_voices_of(kokoro: str) -> tuple[str, ...]:
-    """Return the preset voices that have the sex and the accent of Kokoro's voices; () for other names.
+    """Return for each Kokoro voice in `kokoro` a preset voice of the same sex and, for English, the same accent.
 
     If the name of a Kokoro voice contains the name of a preset voice, such as af_nova, this preset voice is returned.
-    For any other name, the choice depends only on the name.
+    The choice depends only on the name. If `kokoro` contains anything else than names of Kokoro voices, the result is
+    ().
     """
     found = []
     for part in kokoro.strip().casefold().split("+"):
@@ -83,7 +84,7 @@ def speaker_voice(voice: str) -> Voice | None:
 
 
 def is_speaker(voice: Voice) -> bool:
-    """Return whether a voice has a speaker number of the model: `speaker:N` (see `speaker_voice`), or an adapter."""
+    """Return whether the model knows a voice by a speaker number: `speaker:N` or the voice of an adapter."""
     return voice.kind == "adapter" or (voice.kind == "none" and voice.id != NO_VOICE.id)
 
 

@@ -36,15 +36,17 @@ IMPOSSIBLE_LETTERS_PER_S = 45.0
 _TRANSCRIPT_PREFIX = "transcript_"  # the ids of all checks of the transcript begin with this
 _GUARD_S = 0.1  # this time before and after speech is not measured as noise, because speech fades in and out there
 _MIN_NOISE_S = 0.2  # if the audio without speech is shorter, the quietest audio is measured as noise
-_PHRASE_S = 1.5  # the median pitch of shorter speech varies too much
+_PHRASE_S = 1.5  # the length of a phrase; the median pitch of a shorter phrase varies too much
 _MIN_VOICED_FRAMES = 20  # smallest number of voiced frames of 10 ms in a phrase
 _SPLIT_SEMITONES = 6.8  # two speakers usually differ by more; the phrases of one speaker differ by less
-_SPLIT_SHARE = 0.25  # each of the two groups of phrases must have this share of the speech
+_SPLIT_SHARE = 0.25  # each of the two groups of phrases must have at least this share of the speech
 _MUSIC_RATE_HZ = 16_000
-_MUSIC_WINDOW = 3_200  # 0.2 s, so that a bin has 5 Hz
+_MUSIC_WINDOW = 3_200  # samples (0.2 s), so that a bin of the spectrum is 5 Hz wide
 _MEDIAN_BINS = 41
 _PEAK_DB = 7.0  # a spectral peak is this far above the median of its neighbourhood; noise varies less
-_TONAL = 0.16  # limit of the mean peak excess in dB; noise has at most 0.1, music 15 dB below speech at least 0.2
+# Limit of the mean peak excess in dB. Noise has at most 0.1 dB. Music has at least 0.2 dB if it is 15 dB below the
+# speech.
+_TONAL = 0.16
 _INAUDIBLE_DB = 30.0  # music this far below speech does no harm
 _LOWEST_TONE_HZ = 80.0
 _MIN_MUSIC_FRAMES, _MAX_MUSIC_FRAMES = 3, 100
@@ -75,7 +77,7 @@ class Report:
 
     @property
     def refusal(self) -> str:
-        """The reasons why the recording is refused; "" if it is not refused. Music is named too."""
+        """The reasons why the recording is refused, with a warning about music; "" if it is not refused."""
         if self.level != "bad":
             return ""
         return joined(
@@ -98,7 +100,7 @@ def joined(messages: Iterable[str]) -> str:
 
 
 def worst(reports: Sequence[Report]) -> Report:
-    """Combine the reports of several recordings: for each id the check with the worst level."""
+    """Combine the reports of several recordings. The result has, for each id, the check with the worst level."""
     order = ("good", "warning", "bad")
     by_id: dict[str, Check] = {}
     for report in reports:
@@ -109,7 +111,7 @@ def worst(reports: Sequence[Report]) -> Report:
 
 
 def measure(samples: Samples, rate_hz: int, spans: Sequence[Span], *, clipped: float, bandwidth_hz: float) -> Report:
-    """Run all checks except `transcript_check` on the section of a recording that will be used for cloning.
+    """Check the section of a recording that will be used for cloning. The transcript is not checked.
 
     samples: (N,) mono, before any processing. spans: the parts of the samples that contain speech. clipped: share of
     clipped samples in the file, from 0 to 1. bandwidth_hz: half of the sample rate of the file.
@@ -213,7 +215,9 @@ def _smooth(power: np.ndarray) -> np.ndarray:
 # ---- the checks
 
 
-LONG_S = 18.0  # seconds of speech; with pauses about 20 s, the longest recording that every model accepts
+# The longest speech without a warning, in seconds. With its pauses, such a recording is about 20 s long, which is the
+# most that every model accepts.
+LONG_S = 18.0
 
 
 def _speech(seconds: float) -> Check:
@@ -331,7 +335,7 @@ def _background(samples: Samples, rate_hz: int, spans: Sequence[Span], ratio_db:
 
 
 def _levels_db(samples: Samples) -> np.ndarray:
-    """Return spectra (windows, bins) in dB of overlapping windows of 0.2 s of samples (N,) at _MUSIC_RATE_HZ."""
+    """Return the spectra (windows, bins) in dB of samples (N,) at _MUSIC_RATE_HZ. The windows of 0.2 s overlap."""
     if len(samples) < _MUSIC_WINDOW:
         return np.zeros((0, _MUSIC_WINDOW // 2 + 1))
     windows = np.lib.stride_tricks.sliding_window_view(samples, _MUSIC_WINDOW)[:: _MUSIC_WINDOW // 2]
@@ -413,7 +417,10 @@ def no_transcript_check(reason: str) -> Check:
 
 
 def with_transcript_checks(report: Mapping[str, Any], checks: Iterable[Check] = ()) -> dict[str, Any]:
-    """Return a report (as JSON) with other checks of the transcript, for a recording that gets another transcript."""
+    """Return a copy of a report (as JSON) in which `checks` replace the checks of the transcript.
+
+    This is needed when a recording gets a new transcript. In `checks`, only checks of the transcript are used.
+    """
     if not report:
         return {}
     kept = [each for each in report.get("checks", ()) if not _of_transcript(each["id"])]
@@ -438,7 +445,7 @@ def words_check(found: FoundWords) -> Check:
         if found.other_s
         else "The transcript does not seem to be what is said in the recording."
     )
-    message = f"{cause} Check that it has the exact words. The voice may speak wrong words."
+    message = f"{cause} Check that the transcript has the exact words. The voice may speak wrong words."
     return Check("transcript_words_percent", "warning", percent, message)
 
 

@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
     from app.types import Samples
 
-# One of 70 recordings of one person exceeds the limit. If two people of the same sex speak one after the other, 3 of 4
-# recordings exceed it. If the two people take turns several times, 1 of 3 recordings exceeds it.
+# 1 of 70 recordings with one speaker exceeds the limit. If two people of the same sex speak one after the other, 3 of 4
+# recordings exceed the limit. If the two people take turns several times, 1 of 3 recordings exceeds the limit.
 LIMIT = 1_000.0
 _RATE_HZ = 16_000
 _WINDOW, _HOP, _FFT = 400, 160, 512  # samples
-_FIRST_PITCH = 2  # index of the pitch nearest to the centre of the first window (12.5 ms)
+_FIRST_PITCH = 2  # index of the pitch at 25 ms, which is used for the first window (0 to 25 ms)
 _FILTERS, _LOW_HZ, _HIGH_HZ = 26, 100.0, 3_800.0  # mel filters, in the frequency range of telephones
 _CEPSTRA = 19
 _LOUD_DB = 25.0  # a frame more than this many dB below the loudest frames is a pause
-_SIDE = 300  # at most so many voiced frames are compared on each side of a change
-_MIN_SIDE = 75  # at least so many are needed on each side: the mean of fewer frames depends on the words
+_SIDE = 300  # the largest number of voiced frames that are compared on each side of a change
+_MIN_SIDE = 75  # the smallest number of voiced frames on each side; a mean of fewer frames depends on the words
 _STEP = 10  # frames between two possible changes
 _RIDGE = 0.02  # share of the mean variance that is added to each variance
 
 
 @cache
 def _tables() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mel filters (bins, _FILTERS) and the cosine transform without its constant (_FILTERS, _CEPSTRA)."""
+    """Return the mel filters (bins, _FILTERS), and the cosines (_FILTERS, _CEPSTRA) without the constant term."""
     low, high = (1127.0 * np.log1p(hz / 700.0) for hz in (_LOW_HZ, _HIGH_HZ))
     edges = 700.0 * np.expm1(np.linspace(low, high, _FILTERS + 2) / 1127.0)
     hz = np.fft.rfftfreq(_FFT, 1 / _RATE_HZ)[:, None]

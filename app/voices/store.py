@@ -1,6 +1,7 @@
 """All voices of this server: lookup by id or name, and the folders where recordings, transcripts and codes are stored.
 
-One folder per voice below `cloned_voices`, and one per preset voice with a recording below `voice_references`:
+Each cloned voice has a folder below `cloned_voices`. Each preset voice with a recording has a folder below
+`voice_references`. The files in a folder are:
 
     voice.json      name, description, transcript, digest, quality report, consent, the name of the recording's file
     reference.wav   the recording: mono, 16 bit
@@ -100,7 +101,8 @@ class VoiceStore:
         self._measured: dict[str, tuple[str, Mapping[str, Any]]] = {}
         # Returns the voices of LoRA adapters by name in lower case.
         self.adapter_voices: Callable[[], Mapping[str, Voice]] = dict
-        # Returns the voice of requests that name none; a list of voices begins with it, if it is not stored.
+        # Returns the voice of requests without a voice. If this voice is a speaker of the model (`speaker:N`), `all`
+        # lists this voice first.
         self.default_voice: Callable[[], str] = str
         self._refreshed_s = time.monotonic()
         self._reader = FolderReader()
@@ -147,7 +149,7 @@ class VoiceStore:
     def all(self) -> list[Voice]:
         """Return the preset voices, then the cloned voices from oldest to newest, then the voices of adapters.
 
-        The only speaker of a model comes first.
+        If the default voice is a speaker of the model (`speaker:N`), it comes first.
         """
         speaker = speaker_voice(self.default_voice())
         return [*([speaker] if speaker else []), *self._index.by_id.values(), *self.adapter_voices().values()]
@@ -234,7 +236,7 @@ class VoiceStore:
 
     @property
     def refused(self) -> dict[str, str]:
-        """The folders below `cloned_voices` that are not voices: folder name -> reason."""
+        """The folders below `cloned_voices` that can't be used as voices: folder name -> reason."""
         return {} if self._cloned is None else dict(self._cloned.problems)
 
     @property

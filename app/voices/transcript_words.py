@@ -47,7 +47,7 @@ class FoundWords:
     """How well a recording fits its transcript."""
 
     share: float  # share of the transcript's words that were found, 0 to 1
-    other_s: float  # seconds of speech or noise without words; 0 if they may be hesitations
+    other_s: float  # seconds of speech or noise that is not in the transcript; 0 if this audio may be hesitations
 
     @property
     def fits(self) -> bool:
@@ -94,7 +94,7 @@ class TranscriptChecker:
         if not aligned or found.score < MIN_FIT or found.other_s > MAX_OTHER_SHARE * found.seconds:
             return ""
         part = near[aligned[0] : aligned[-1] + 1]
-        # Too many words are missing, so the words were found by chance.
+        # If too many words are missing, the words were found by chance.
         if len(set(aligned)) < MIN_SECTION_WORDS * len(part):
             return ""
         return " ".join(part)

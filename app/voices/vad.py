@@ -1,4 +1,4 @@
-"""Voice activity detection: finds speech in a recording, with Silero VAD or by energy if torch is not installed."""
+"""Voice activity detection: finds speech with Silero VAD, or by its level if torch or Silero VAD is not installed."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Span:
         return self.end_s - self.start_s
 
 
-_lock = threading.Lock()  # the model has a state, and the process has one model
+_lock = threading.Lock()  # one thread uses the model at a time, because all threads share one model with a state
 
 
 class SpeechFinder:
-    """Finds speech in recordings. Thread-safe. The first call loads the model, which takes 2 MB and about 1 s with
-    torch.
+    """Finds speech in recordings. Thread-safe. The first call loads torch and the model (2 MB), which takes about
+    1 s.
     """
 
     def find(self, samples: Samples, rate_hz: int) -> list[Span]:

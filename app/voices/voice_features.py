@@ -1,6 +1,6 @@
 """Measure features of a voice in a recording: pitch, brightness, level, shares of speech and pauses.
 
-Frames have 50 ms, one every 10 ms.
+A frame is 50 ms long, and a new frame begins every 10 ms.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _RATE_HZ = 16_000  # recordings are resampled to this rate, so that brightness a
 _FRAME, _HOP = 800, 160  # samples
 _FIRST_PITCH = 2
 _BANDS_HZ = (200, 500, 900, 1_500, 2_500, 4_000, 7_000)
-_BAND_RANGE_DB = 30.0  # a level further below the band's peak counts as this far below
-_STEP = 5  # frames
+_BAND_RANGE_DB = 30.0  # a lower level of a band is raised to this many dB below the peak of the band
+_STEP = 5  # the change of the spectrum is measured over this number of frames (50 ms)
 _SPLIT_HZ, _LOW_HZ = 2_000.0, 80.0
 _QUIET_DB = 35.0  # a frame is a pause if it is this much below the loudest tenth of the frames
 
@@ -59,7 +59,8 @@ def measure(samples: Samples, rate_hz: int) -> VoiceFeatures:
     if not loud.any():
         return VoiceFeatures(seconds, 0.0, 0.0, 0.0, -120.0, 0.0, 0.0, seconds, clipped, 0.0)
     spoken = frames[loud]
-    # The centre of the first frame is at 25 ms, and the first pitch belongs to the time 5 ms.
+    # The centre of the first frame is at 25 ms. The first pitch is at 5 ms and the third at 25 ms, so the third pitch
+    # belongs to the first frame.
     pitches = pitch.track(at_rate, _RATE_HZ)[_FIRST_PITCH : _FIRST_PITCH + len(frames)][loud]
     voiced = pitches[pitches > 0]
     spectra = np.square(np.abs(np.fft.rfft(frames * np.hanning(_FRAME))))

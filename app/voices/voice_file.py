@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_NAME_CHARS = 100
 MAX_DESCRIPTION_CHARS = 1_000
-MAX_TRANSCRIPT_CHARS = 2_000  # a recording has at most 60 s, and fast speech has 25 characters a second
+MAX_TRANSCRIPT_CHARS = 2_000  # enough for the longest recording (60 s): fast speech has 25 characters a second
 MAX_CONSENT_CHARS = 2_000
 MAX_TAGS, MAX_TAG_CHARS = 20, 40
 MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 48_000
@@ -72,7 +72,8 @@ class StoredVoice:
     rate_hz: int
     samples: int
     created_at: float  # Unix time in seconds
-    # Origin of the recording: upload, import, migrated, draft, cast (created by an engine), "file <digest>" (imported).
+    # Origin of the recording: "upload", "youtube", "import" (an exported voice), "migrated" (a voice of an earlier
+    # version), "draft", "cast" (created by an engine), "file" or "file <digest>" (an audio file for a preset voice).
     origin: str = "upload"
     sample_count: int = 1  # number of uploaded recordings of which this recording consists
     quality: Mapping[str, Any] = field(default_factory=dict)  # the quality report as JSON
@@ -125,7 +126,7 @@ def clean_name(name: str) -> str:
 
 
 def _is_invisible(letter: str) -> bool:
-    """Return whether a character shows nothing or changes the direction of a text, such as a zero-width space.
+    """Return whether a character is invisible, such as a zero-width space, or changes the direction of a text.
 
     With invisible characters, two names that look equal can be different, and the letters of a name can be shown in
     another order.
@@ -153,7 +154,10 @@ def has_words(text: str) -> bool:
 
 
 def clean_transcript(text: str, max_chars: int = MAX_TRANSCRIPT_CHARS) -> str:
-    """Return a transcript on one line; "" = the words are unknown. Raises InvalidValue: too long, or only marks."""
+    """Return a transcript on one line; "" = the words are unknown.
+
+    Raises InvalidValue if the transcript has more than max_chars characters, or has neither letters nor digits.
+    """
     cleaned = clean_text(text, "transcript", max_chars)
     if cleaned and not has_words(cleaned):
         raise InvalidValue("`transcript` has no words. Send the exact words of the recording.", param="transcript")
@@ -166,7 +170,10 @@ def name_key(name: str) -> str:
 
 
 def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """Return tags in their order, without empty and repeated ones. Raises InvalidValue: too many, or too long."""
+    """Return the tags in the same order, without empty and repeated tags.
+
+    Raises InvalidValue if there are more than MAX_TAGS tags, or if a tag has more than MAX_TAG_CHARS characters.
+    """
     cleaned = {name_key(tag): tag for tag in (clean_text(tag, "tags", MAX_TAG_CHARS) for tag in tags) if tag}
     if len(cleaned) > MAX_TAGS:
         raise InvalidValue(f"`tags` has {len(cleaned)} tags. Use at most {MAX_TAGS}.", param="tags")
@@ -231,9 +238,9 @@ def codes_file(voice: Voice, codec: Codec, fingerprint: str) -> str:
 
 
 def with_recording(voice: Voice, reference: Reference) -> tuple[StoredVoice, bytes]:
-    """Attach a recording to a voice -> the stored voice (its creation time is now), the recording as a WAV file.
+    """Attach a recording to a voice. Returns the stored voice, created now, and the recording as a WAV file.
 
-    Raises BadReference for a sample rate or length out of range, InvalidValue for a transcript that is too long.
+    Raises BadReference for a sample rate or length out of range, and InvalidValue for a transcript that is too long.
     """
     if not MIN_RATE_HZ <= reference.rate_hz <= MAX_RATE_HZ:
         raise BadReference(
@@ -268,7 +275,7 @@ def needs_words(voice: Voice, transcript: str) -> bool:
 def new_voice(
     reference: Reference, description: str, language: str, consent: Consent
 ) -> tuple[StoredVoice, dict[str, bytes]]:
-    """Create a cloned voice that has no id and no name yet -> the voice, its files (file name -> content).
+    """Create a cloned voice that has no id and no name yet. Returns the voice and its files: file name -> content.
 
     voice.json is not among the files, because it contains the id and the name. Raises BadReference, InvalidValue.
     """

@@ -17,7 +17,7 @@ MIN_WINDOW_S, MAX_WINDOW_S = 6.0, 12.0
 BEST_WINDOW_S = 10.0  # windows near this length have a better score
 WHOLE_MAX_S = 30.0  # the longest recording that is used without cutting, if its transcript is known
 BORDER_PAUSE_S = 0.3  # a pause of this length is usually the end of a sentence or a long clause
-_BESIDE_S = 0.3  # audio on each side of a window that is used to measure the noise
+_BESIDE_S = 0.3  # this much audio before and after a window is also used to measure the noise
 # A low level of this duration inside speech is a pause. The closure of a consonant is shorter.
 _DIP_S, _DIP_DB = 0.14, 25.0
 LEAD_S, TAIL_S = 0.1, 0.2  # audio that is kept before and after the speech, so that no soft sound is lost
@@ -49,9 +49,7 @@ def best_window(spans: Sequence[Span], samples: Samples, rate_hz: int, most_s: f
 
 
 def _between_dips(spans: Sequence[Span], levels: np.ndarray) -> list[Span]:
-    """Split spans at each place where the level is low for _DIP_S or longer. Places where the level stays low are
-    between words.
-    """
+    """Split spans at each place where the level is low for _DIP_S or longer, because such a place is between words."""
     parts = []
     for span in spans:
         first, last = round(span.start_s * 50), round(span.end_s * 50)
@@ -89,14 +87,14 @@ def _score(window: Span, parts: Sequence[Span], levels: np.ndarray, samples: Sam
 
 
 def _cut(part: Span, levels: np.ndarray, longest_s: float) -> Span:
-    """Cut speech without pauses: from its start to its quietest moment in the last third of longest_s."""
+    """Return the first part of speech without pauses. It ends at the quietest moment in the last third of longest_s."""
     first, last = round((part.start_s + longest_s * 2 / 3) * 50), round((part.start_s + longest_s) * 50)
     around = np.convolve(levels[first:last], np.full(5, 0.2), "same")
     return Span(part.start_s, (first + int(np.argmin(around))) / 50)
 
 
 def padded(window: Span, spans: Sequence[Span], total_s: float) -> Span:
-    """Extend a window by LEAD_S and TAIL_S, at most to the middle of the pause before or after other speech.
+    """Extend a window by LEAD_S before and TAIL_S after it, but at most to the middle of the pause to other speech.
 
     total_s: length of the recording.
     """
