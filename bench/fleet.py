@@ -318,7 +318,7 @@ def read_points(given: Sequence[str]) -> tuple[tuple[int, float], ...]:
     """Convert texts `rows:milliseconds` to (rows, seconds)."""
     points = sorted((int(rows), float(ms) / 1000) for rows, _, ms in (pair.partition(":") for pair in given))
     if len({rows for rows, _ in points}) != len(points) or points[0][0] < 1:
-        raise ValueError("name each number of rows only once, from 1 on")
+        raise ValueError("each number of rows must be 1 or more, and may be given only once")
     return tuple(points)
 
 

@@ -48,8 +48,8 @@ OLD_MARKER = "info.json"
 OLD_TRANSCRIPT = "transcript.txt"
 ORIGIN = "migrated"
 WAITING = (
-    "A voice of an earlier version that is not converted yet: its recording is long, or has no transcript that fits. "
-    "The server converts it soon after its start."
+    "This voice of an earlier version is not converted yet, because its recording is long, or its transcript is "
+    "missing or too long. The server converts the voice soon after the server starts."
 )
 _RATE_HZ = 44_100
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
