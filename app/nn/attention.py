@@ -37,8 +37,8 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, sc
 def _products(q: Tensor, k: Tensor) -> Tensor:
     """Compute the products q k^T (..., M, L) in float32, from q (..., M, d) and k (..., L, d) of any dtype.
 
-    The result of a bfloat16 product would be rounded from 24 to 8 bits before the softmax. A CUDA device can return the
-    result of a bfloat16 product in float32. On other devices, q and k are converted to float32.
+    A product in bfloat16 would be rounded to the 8 significant bits of bfloat16 before the softmax. A CUDA device can
+    return the result of a bfloat16 product in float32. On other devices, q and k are converted to float32.
     """
     wide_sums = q.is_cuda and torch.version.hip is None  # PyTorch supports out_dtype only on CUDA
     if wide_sums and q.dtype == k.dtype != torch.float32 and q.shape[:-2] == k.shape[:-2]:
@@ -48,7 +48,7 @@ def _products(q: Tensor, k: Tensor) -> Tensor:
 
 
 def bidirectional_attention(kv_heads: int, scale: float | None) -> PrefillAttention:
-    """Return an attention function without a cache, in which each token of a sequence attends to all tokens.
+    """Return an attention function that uses no cache. Each token of a sequence attends to all tokens.
 
     scale: factor of the attention scores; None = head_dim ** -0.5.
     """

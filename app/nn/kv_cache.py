@@ -2,8 +2,8 @@
 
 The methods named `..._attention` return an attention function for one call of a Stack (types in attention.py). In
 self-attention, this function writes the keys and values of new tokens into the cache, and then the new tokens attend to
-the cache. Letters in shapes: n or B rows, G key heads, R query heads for each key head, S positions of the cache or new
-tokens, L positions that attention reads, d head size.
+the cache. Letters in shapes: n or B rows, G key heads, R query heads for each key head, S the number of cache positions
+or of new tokens, L positions that attention reads, d head size.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class KVCache:
         """Allocate the cache.
 
         batched: True = `decode_attention` computes all rows in one masked product; False = `decode_attention` computes
-        one row after another. None = False on a CPU, and True on other devices. library: computes attention with the
-        native kernels, which need float32; None = PyTorch computes attention.
+        one row after another. None = False on a CPU, and True on other devices. library: the native kernels that
+        compute attention; they need the dtype float32. None = PyTorch computes attention.
         """
         self._library = library
         shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
@@ -133,8 +133,8 @@ class KVCache:
     def static_decode_attention(self, positions: Tensor, length: int, kernels: Kernels) -> DecodeAttention:
         """Return attention for one new token of each of the first n rows. A CUDA graph can capture this attention.
 
-        positions (n,) on the device: the position of each row's token, below `length`. All shapes are fixed, and no
-        value is copied to the host.
+        positions (n,) on the device: the position of each row's token; all are below `length`. length: number of
+        positions that attention reads. All shapes are fixed, and no value is copied to the host.
         """
         count = len(positions)
 
@@ -246,7 +246,7 @@ class DepthKVCache:
         dtype: torch.dtype,
         library: Library | None = None,
     ) -> None:
-        """library: the native kernels compute attention, which need float32; None = PyTorch computes attention."""
+        """Allocate the cache. library: see KVCache."""
         self._library = library
         self._native: dict[tuple[int, int, int], NativeAttention] = {}
         shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
@@ -387,7 +387,7 @@ class CrossKVCache:
         self._lengths = [0] * rows
 
     def begin_row(self, row: int, length: int) -> None:
-        """Prepare a row for a sequence of `length` tokens. After this, `write` fills each layer."""
+        """Prepare a row for a sequence of `length` tokens. Then the caller fills each layer with `write`."""
         self._lengths[row] = length
         if not self._batched:
             layers, groups, _, size = self._shape

@@ -62,9 +62,9 @@ class PackedLinear(nn.Module):
 
 
 class QuantizedLinear(nn.Module):
-    """The base class of linear layers with quantized weights. They compute the RMSNorm before the layer themselves."""
+    """The base class of linear layers with quantized weights. They also compute the RMSNorm that precedes the layer."""
 
-    weight_bytes: int  # the size of the weights and their scales
+    weight_bytes: int  # the size of the weights and their scales in bytes
 
     def __init__(self, norm: Tensor | None, eps: float) -> None:
         """norm (inputs,): the weight of the RMSNorm, or None."""
@@ -72,8 +72,11 @@ class QuantizedLinear(nn.Module):
         self._norm_floor = torch.full((1, 1), math.sqrt(len(norm) * eps)) if norm is not None else None
 
     def lengths(self, x: Tensor) -> Tensor:
-        """Return (M, 1): the factor by which the norm of the layer divides each token, sqrt(D) times its RMS."""
-        assert self._norm_floor is not None  # noqa: S101 - only layers with a norm are asked
+        """Return the length of each token: x (M, D) -> (M, 1).
+
+        The length is sqrt(D * (mean(x^2) + eps)): sqrt(D) times the number by which RMSNorm divides the token.
+        """
+        assert self._norm_floor is not None  # noqa: S101 - only a layer with a norm has lengths
         found: Tensor = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)
         return found.hypot_(self._norm_floor)
 
@@ -123,9 +126,8 @@ class Int8Linear(QuantizedLinear):
         # multiplies the output by 0.
         y: Tensor = self._multiply(scaled / largest, self._scale, self._zero_point, self._packed)
         if self._norm_floor is not None:
-            # RMSNorm divides all values of a token by the norm of the token. The product is linear, so it is enough to
-            # divide the scale of the token by this norm. A division of the scale takes less time than a division of all
-            # values.
+            # RMSNorm divides all values of a token by the length of the token. The product is linear, so it is enough
+            # to divide the scale of the token by this length. This takes less time than a division of all values.
             largest.div_(self.lengths(x32) if lengths is None else lengths)
         y.mul_(largest)
         return y if self._bias is None else y.add_(self._bias)

@@ -4,12 +4,12 @@ Each row of a batch can use another adapter, or none. An adapter has a slot, whi
 adapter. `AdaptedLinear` replaces a linear layer when the first adapter is added, so a model without adapters does no
 extra work. `LowRankAdapters` owns the slots and selects the adapters of the next products.
 
-There are three ways to compute the product of B and A:
-- one product for each row: for prompts, and for steps on a GPU without CUDA graphs.
+There are three ways to compute (x A^T) B^T:
+- row by row, with separate products for each row: for prompts, and for steps on a GPU without CUDA graphs.
 - gathered: for steps on a CPU. A and B of all adapters of the batch are in two tables, and two operations compute the
   products of all rows. The result of a row has the same bits in a batch of any size.
 - indexed: the slots of the rows are in a tensor on the device, and A and B of all slots are in static tensors that are
-  padded to one rank. A CUDA graph can capture this.
+  padded to one rank. A CUDA graph can capture these products.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from app.nn.native.library import Library
 from app.nn.native.modules import VECTOR, NativeLinear, NativeLowRank
 from app.runtime.pages import mark_for_huge_pages
 
-GATHERED_TOKENS = 2  # the largest number of tokens of each row for which the products are gathered
+GATHERED_TOKENS = 2  # on a CPU, the products are gathered if each row has at most this number of tokens
 _KEPT_INDICES = 64  # the number of `_Indices` that are kept
 
 
@@ -46,8 +46,8 @@ class Place:
     """A linear layer that an adapter can change.
 
     outputs: the number of outputs of each weight matrix that the layer joins. norm: the weight of the RMSNorm before
-    the layer; a QuantizedLinear computes this norm itself, so its input is without the norm. group: the name of the
-    selection that says which adapter each token of the layer uses.
+    the layer. A QuantizedLinear computes this norm itself, so it gets its input without the norm. group: the name of
+    the Selection that says which adapters the layer uses.
     """
 
     parent: nn.Module
@@ -71,13 +71,14 @@ class _Matrices:
     """The matrices of one adapter for one linear layer.
 
     `down` has A of all parts, so one product computes x A^T of all parts. `up` has B in blocks of `width` outputs: r
-    lines of the first block, then r lines of the second block, and so on. On a GPU, a part is one block.
+    lines of the first block, then r lines of the second block, and so on. If `width` is None (on a GPU), each part is
+    one block.
     """
 
     def __init__(self, parts: Sequence[Part], outputs: Sequence[int], width: int | None) -> None:
         self.down = parts[0].down if len(parts) == 1 else torch.cat([part.down for part in parts])
         self.ranks = tuple((part.index, len(part.down)) for part in parts)
-        # The ranks, the outputs and B (r, outputs) of each block.
+        # For each block: the range of its ranks, the range of its outputs, and B (r, outputs).
         self.blocks: list[tuple[slice, slice, Tensor]] = []
         rank = 0
         for part in parts:
@@ -125,7 +126,8 @@ class _Matrices:
 class _Memory:
     """A block of memory on huge pages, from which tensors are taken.
 
-    A step reads all matrices of its adapters. For 8 rows of CSM-1B with different adapters, huge pages halve the time.
+    A step reads all matrices of its adapters. For 8 rows of CSM-1B with different adapters, huge pages halve the time
+    of these reads.
     """
 
     def __init__(self, numbers: int, dtype: torch.dtype) -> None:
@@ -134,10 +136,10 @@ class _Memory:
         mark_for_huge_pages(self._block.data_ptr(), self._block.nbytes)
 
     def reuse(self, numbers: int, dtype: torch.dtype) -> bool:
-        """Take tensors from the start again. Returns False if the block is too small, or more than 4 times too large.
+        """Prepare the block for `numbers` new numbers, from its start. Returns False if the block does not fit.
 
-        The tensors that were taken before must not be in use. New memory would take longer than the copy itself,
-        because the system clears each page.
+        The block fits if it has this dtype and 1 to 4 times this size. Tensors that were taken before must not be in
+        use. A reused block saves time: the system clears each page of new memory, which takes longer than the copy.
         """
         self._used = 0
         return self._block.dtype == dtype and numbers <= self._block.numel() <= 4 * numbers
@@ -152,10 +154,10 @@ class _Memory:
 
 @dataclass(frozen=True, slots=True)
 class _Indices:
-    """Which lines of the tables `down` and `up` the tokens of a batch use.
+    """Which lines of the tables with A and B the tokens of a batch use.
 
-    The product of line `down[i]` and token `token[i]` is small[i]. Block b of the results is the sum of small[small[j]]
-    times line up[j] of the table, for j from starts[b] to starts[b + 1].
+    Product i is line down[i] of the table with A times token token[i]. Block b of the results is the sum of (product
+    small[j]) x (line up[j] of the table with B), for j from starts[b] to starts[b + 1] - 1.
     """
 
     down: Tensor
@@ -165,14 +167,14 @@ class _Indices:
     starts: Tensor
 
 
-# The adapters of a batch: the number of the adapter of each token among those of the batch (None = no adapter), and
-# (index, rank) of the parts of each adapter.
+# The adapters of a batch, in two tuples. For each token: the index of its adapter in the second tuple (None = no
+# adapter). For each adapter: (index, rank) of its parts.
 _Layout = tuple[tuple[int | None, ...], tuple[tuple[tuple[int, int], ...], ...]]
 
 
 def _indices(layout: _Layout, outputs: Sequence[int], width: int) -> _Indices:
     tokens, adapters = layout
-    before = [(0, 0)]  # lines of `down` and of `up` before the lines of each adapter
+    before = [(0, 0)]  # for each adapter: how many lines of the two tables come before its own lines
     for ranks in adapters:
         down_lines = sum(rank for _, rank in ranks)
         up_lines = sum(rank * outputs[index] // width for index, rank in ranks)
@@ -229,11 +231,11 @@ class AdaptedLinear(nn.Module):
         self._library: Library | None = None  # the native kernels; None = PyTorch computes the products
         if isinstance(self.inner, NativeLinear) and self._width is not None and self._width % VECTOR == 0:
             self._library = self.inner.library if dtype == torch.bfloat16 else None
-        # A QuantizedLinear computes the norm before it. Then A contains the weight of the norm, and the input is only
-        # divided by the lengths of its tokens.
+        # A QuantizedLinear computes the RMSNorm itself, so x comes without the norm. Then A is multiplied by the weight
+        # of the norm, and x must only be divided by the lengths of its tokens.
         self.norm: Tensor | None = None
         self._norm_floor = 0.0 if place.norm is None else len(place.norm) * place.eps
-        self._native: NativeLowRank | None = None  # the products of `_found` with the native kernels
+        self._native: NativeLowRank | None = None  # computes the products for `_found` with the native kernels
         if isinstance(self.inner, QuantizedLinear) and place.norm is not None:
             self.norm = place.norm.float() * math.sqrt(len(place.norm))
         self.matrices: dict[int, _Matrices] = {}
@@ -253,17 +255,17 @@ class AdaptedLinear(nn.Module):
         if not self._selection.active:
             return self.inner(x)  # type: ignore[no-any-return]
         gathered = self._width is not None and len(x) <= GATHERED_TOKENS * len(self._selection.slots)
-        natively = gathered and self._library is not None  # then the library computes the norm
+        natively = gathered and self._library is not None  # then the native kernels divide x by its lengths
         if natively or self.norm is None or not isinstance(self.inner, QuantizedLinear):
             return self.add(x, self.inner(x))
         lengths = self.inner.lengths(x)
         return self.add(x / lengths, self.inner(x, lengths))
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y with the products of the selected adapters. May change y.
+        """Return the sum of y and the products of the selected adapters. May change y.
 
-        x: the input of the layer. If the layer computes the norm and PyTorch computes the products, x is divided by the
-        lengths of its tokens.
+        x: the input of the layer. If the layer computes the norm and PyTorch computes the products, the caller has
+        divided x by the lengths of its tokens.
         """
         selection = self._selection
         if selection.index is not None:
@@ -275,7 +277,8 @@ class AdaptedLinear(nn.Module):
         found = [(i, each) for i, slot in enumerate(slots) if (each := self.matrices.get(slot)) is not None]
         if not found:
             return y
-        # With quantized weights, y is in float32 and the matrices are in bfloat16: y is not rounded.
+        # With quantized weights, y is float32 and the matrices are bfloat16. The sum is computed in float32, so that y
+        # is not rounded to bfloat16.
         dtype = torch.promote_types(y.dtype, found[0][1].dtype)
         x, total = x.to(dtype), y.to(dtype)
         for i, each in found:
@@ -293,8 +296,8 @@ class AdaptedLinear(nn.Module):
         if self._found is None:
             return y
         tables, at = self._found
-        # A row of `x` is the gradient of a bag: the gradient of the bag's weights is the product of the bag's lines
-        # and this row.
+        # This gradient of an embedding bag multiplies lines by tokens. If row t of `x` is the gradient of bag t, the
+        # gradient of the weight of a line in this bag is the product of the line and row t.
         small: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             x.to(tables.down.dtype), tables.down, at.down, at.token, at.token, 0
         )
@@ -304,7 +307,7 @@ class AdaptedLinear(nn.Module):
         return y.add_(added.view(len(x), -1))
 
     def _natively(self, tables: _Tables, at: _Indices) -> NativeLowRank | None:
-        """Return the products with the native kernels; None if PyTorch computes them."""
+        """Return an object that computes the products with the native kernels; None = PyTorch computes them."""
         if self._library is None:
             return None
         floor = self._norm_floor if self.norm is not None else None
@@ -312,14 +315,14 @@ class AdaptedLinear(nn.Module):
         return NativeLowRank(self._library, (tables.down, tables.up.view(-1, self._width or 1)), indices, floor)
 
     def _find(self, per_row: int) -> tuple[_Tables, _Indices] | None:
-        """Return the matrices and the indices of the selected adapters; None = they do not change this layer."""
+        """Return the matrices and the indices of the selected adapters; None = no adapter changes this layer."""
         slots = self._selection.slots
         used = tuple(slot for slot in dict.fromkeys(slots) if slot in self.matrices)
         if not used:
             return None
         if len(used) == 1:
             alone = self.matrices[used[0]]
-            assert alone.up is not None  # noqa: S101 - all matrices on a CPU have it
+            assert alone.up is not None  # noqa: S101 - all matrices on a CPU have `up`
             tables = _Tables(alone.down, alone.up)
         else:
             assert self.tables is not None  # noqa: S101 - `LowRankAdapters.select` has joined them
@@ -388,7 +391,7 @@ class AdaptedLinear(nn.Module):
 
 
 class Selection:
-    """The adapters of the next products. The engine's thread sets it before it calls the model."""
+    """The adapters that the next products use. The engine's thread selects them before it calls the model."""
 
     def __init__(self) -> None:
         self.slots: tuple[int, ...] = ()  # the slot of each row; a product has the same number of tokens for each row
@@ -407,7 +410,7 @@ class Selection:
         self.active = index is not None
 
     def indices(self, layout: _Layout, outputs: tuple[int, ...], width: int) -> _Indices:
-        """Return the indices for a layer with these outputs. Layers with the same shape share them."""
+        """Return the indices for a layer with these outputs. Layers with the same shape share the indices."""
         found = self._indices.get((layout, outputs))
         if found is None:
             if len(self._indices) >= _KEPT_INDICES:
@@ -417,12 +420,12 @@ class Selection:
 
 
 def applies_norm(linear: nn.Module) -> bool:
-    """Whether a linear layer computes the RMSNorm before it."""
+    """Whether a linear layer also computes the RMSNorm that precedes it."""
     return isinstance(linear, QuantizedLinear) or (isinstance(linear, AdaptedLinear) and linear.norm is not None)
 
 
 class LowRankAdapters:
-    """The slots of the adapters of one model. `select` is for the engine's thread; the other methods for any thread.
+    """The slots of the adapters of one model. Only the engine's thread calls `select`; any thread calls other methods.
 
     A slot may change only while no row uses it, so `set_slot` and `clear_slot` never change the speech of a row.
     """
@@ -435,8 +438,8 @@ class LowRankAdapters:
         self._dtype = dtype
         self._layers: dict[str, AdaptedLinear] = {}
         self._used: dict[int, set[str]] = {}  # slot -> the names of the places that the adapter changes
-        # A number for the content of each slot. A new number for all slots would copy the matrices of the rows that
-        # speak again whenever another adapter is added.
+        # A number for the content of each slot. Each slot has its own number, so that the matrices in use are not
+        # joined again when another adapter is added.
         self._versions: dict[int, int] = {}
         self._next_version = itertools.count(1)
         self._joined: tuple[int, ...] = ()  # the versions of the slots whose matrices are joined
@@ -463,7 +466,7 @@ class LowRankAdapters:
                 self._joined = selection.version
 
     def _join(self, slots: tuple[int, ...]) -> None:
-        """Copy the matrices of these adapters into one table for each layer, on huge pages."""
+        """Copy the matrices of these adapters into two joined tables for each layer, on huge pages."""
         found: list[tuple[AdaptedLinear, tuple[int, ...], list[_Matrices]]] = []
         for layer in list(self._layers.values()):  # another thread may add a layer
             layer.forget_tables()
@@ -487,14 +490,14 @@ class LowRankAdapters:
     def reserve(self, slots: int, rank: int, dtype: torch.dtype) -> None:
         """Create static tensors for all places, so that a CUDA graph can capture the products.
 
-        slots: the number of slots with slot 0. rank: the largest rank of an adapter.
+        slots: the number of slots, including slot 0. rank: the largest rank of an adapter.
         """
         self.reserved = slots, rank
         for name, place in self.places.items():
             self._layer(name).reserve(slots, rank, _inputs(place), dtype, place.device)
 
     def set_slot(self, slot: int, parts: Mapping[str, Sequence[Part]]) -> int:
-        """Put an adapter into a free slot. Returns the bytes of its matrices."""
+        """Put an adapter into a free slot. Returns the size of its matrices in bytes."""
         prepared = {name: self._layer(name).prepare_slot(slot, each) for name, each in parts.items()}
         if self.reserved is None:
             _pack(list(prepared.values()))
@@ -505,7 +508,10 @@ class LowRankAdapters:
         return sum(matrices.bytes for matrices in prepared.values())
 
     def clear_slot(self, slot: int) -> None:
-        """Free the memory of a slot. After the last adapter, the model is again as without adapters."""
+        """Remove the adapter from a slot. If no adapter is left, put the original linear layers back into the model.
+
+        With static tensors, the slot keeps its memory and is set to zeros, and the layers stay.
+        """
         for name in self._used.pop(slot, ()):
             self._layers[name].clear_slot(slot)
         if not self._used and self.reserved is None:

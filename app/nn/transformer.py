@@ -133,7 +133,7 @@ class Block(nn.Module):
         return x + mlp.to(x.dtype)  # type: ignore[no-any-return]
 
     def quantize(self, make: QuantizeLinear, *, attention: bool = True) -> None:
-        """Quantize the weights of the MLP. attention: also quantize the weights of self-attention."""
+        """Quantize the weights of the MLP. attention: whether the weights of self-attention are quantized, too."""
         eps = self.config.eps
         if attention:
             self.qkv = make(as_linear(self.qkv), self.attention_norm, eps)
@@ -142,7 +142,7 @@ class Block(nn.Module):
         self.down = make(as_linear(self.down), None, eps)
 
     def _norm_linear(self, x: Tensor, norm: Tensor, linear: nn.Module) -> Tensor:
-        """Return linear(rms_norm(x)). A QuantizedLinear applies the norm itself: it gets x without the norm."""
+        """Return linear(rms_norm(x)). If the layer computes the norm itself, it gets x without the norm."""
         if not applies_norm(linear):
             x = functional.rms_norm(x, (self.config.width,), norm, self.config.eps)
         return linear(x)  # type: ignore[no-any-return]
@@ -171,7 +171,10 @@ class Block(nn.Module):
         return torch.cat((attended, cross.unconditional[layer].expand(count - conditional, -1)))
 
     def cross_kv_heads(self, other: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of cross-attention, each (S, G, d). other: the other sequence (S, D')."""
+        """Return the keys and values of cross-attention, each (S, G, d).
+
+        other (S, D'): the sequence to which the tokens attend. cos, sin: of the positions in this sequence.
+        """
         cross = self.config.cross
         assert cross is not None  # noqa: S101 - only a stack with cross-attention calls this
         heads = self.cross_kv(other).view(len(other), 2 * cross.kv_heads, cross.head_dim)
@@ -188,7 +191,7 @@ class Stage:
 
 
 class StageEntry(nn.Module):
-    """Copies x to the device of a stage, and returns the copy with the cos and sin of the positions."""
+    """Copies x to the device of a stage. Returns the copy, and cos and sin of the tokens' positions."""
 
     def __init__(self, device: torch.device, cos: Tensor, sin: Tensor) -> None:
         super().__init__()

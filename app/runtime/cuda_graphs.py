@@ -31,7 +31,7 @@ WARM_UPS = 2  # number of calls before the capture, because CUDA libraries initi
 
 
 def at_least(count: int, sizes: Sequence[int]) -> int:
-    """Return the smallest of `sizes` (ascending) that is at least `count`. Raises ValueError if no size is."""
+    """Return the smallest of `sizes` (ascending) that is at least `count`. Raises ValueError if all are smaller."""
     for size in sizes:
         if size >= count:
             return size
@@ -380,8 +380,8 @@ class PinnedDoubleBuffer:
     def copy(self) -> Callable[[], list[Tensor]]:
         """Queue a copy of the tensors to the host, after all queued work of the device.
 
-        Returns a function that waits for the copy and returns the host tensors. The call of `copy` after the next call
-        overwrites these host tensors.
+        Returns a function that waits for the copy and returns the host tensors. The second call of `copy` after this
+        call overwrites these host tensors.
         """
         buffers = self._buffers[self._next]
         self._next = 1 - self._next
@@ -414,8 +414,8 @@ def side_stream(device: torch.device, priority: int) -> Callable[[], AbstractCon
     """Create a side CUDA stream, and return a function that returns a context manager for this stream.
 
     Work that is started inside the context runs on the side stream, at the same time as the engine's queued work. So
-    both must not use the same tensors. On devices without CUDA, the context manager does nothing. priority: FRAMES for
-    work that a frame waits for, BACKGROUND for other work.
+    this work and the queued work must not use the same tensors. On devices without CUDA, the context manager does
+    nothing. priority: FRAMES for work that a frame waits for, BACKGROUND for other work.
     """
     if device.type != "cuda":
         return nullcontext
@@ -424,7 +424,7 @@ def side_stream(device: torch.device, priority: int) -> Callable[[], AbstractCon
 
 
 def use_frame_stream(device: torch.device) -> None:
-    """Make a stream with the priority FRAMES the current stream of this thread, after all queued work of the device.
+    """Wait for all queued work of the device, and then use a new stream with the priority FRAMES in this thread.
 
     With this priority, the encoding of a recording in another thread does not delay the frames. On devices without
     CUDA, this function does nothing.

@@ -196,9 +196,8 @@ def free_bytes(device: torch.device) -> int:
 
 
 # GPU memory that stays free for intermediate tensors, CUDA graphs and libraries. Mimi needs 1.06 GB to encode 60 s of
-# audio, and DAC needs 1.09 GB to decode 64 rows. An engine with one row needs less free memory (LEAST_SCRATCH_BYTES),
-# so that the engine can start on a small GPU. If the memory is then too small to encode a recording, only this request
-# fails.
+# audio, and DAC needs 1.09 GB to decode 64 rows. For an engine with one row, LEAST_SCRATCH_BYTES are enough, so that it
+# can start on a small GPU. If a request then has too little memory to encode a recording, only this request fails.
 SCRATCH_BYTES, LEAST_SCRATCH_BYTES = 5 << 28, 1 << 30
 
 

@@ -1,8 +1,8 @@
 """Finds batch rows with NaN or infinite values, and converts an engine's errors to errors for the caller.
 
 If a row's logits contain NaN or infinity, all later frames of the row are wrong. So the runner replaces the codes of
-this row by BROKEN. The codes are copied to the host in any case, so this needs no extra transfer. The loop finds BROKEN
-and fails only this row.
+this row by BROKEN. The codes are copied to the host in any case, so the mark needs no extra transfer. The loop finds
+BROKEN and fails only this row.
 """
 
 from __future__ import annotations

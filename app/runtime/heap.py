@@ -34,7 +34,7 @@ async def trim_when_idle(is_idle: Callable[[], bool]) -> None:
     if trim is None:
         return
     smallest_bytes = memory.resident_bytes()
-    trimmed_bytes = 0  # memory of the process after the last call of `trim`; 0 = requests have run since
+    trimmed_bytes = 0  # memory of the process after the last call of `trim`; 0 = requests have run since then
     while True:
         await asyncio.sleep(INTERVAL_S)
         before_bytes = memory.resident_bytes()
@@ -65,8 +65,9 @@ def trim() -> None:
 def separate_large_blocks() -> Iterator[None]:
     """Inside the context, let glibc allocate each block of 1 MiB or more as a mapping of its own.
 
-    Such a block goes back to the system when it is freed. Without this, the weights of a model and the buffers for
-    reading them share the heaps of several threads with small blocks, and an unloaded model leaves holes in them.
+    Such a block goes back to the system when it is freed. Otherwise the weights of a model and the buffers for reading
+    them would lie between small blocks in the heaps of several threads. After an unload, these heaps would keep the
+    freed memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -76,8 +77,9 @@ def separate_large_blocks() -> Iterator[None]:
     try:
         yield
     finally:
-        # glibc raises its threshold up to this value by itself, until a program sets it. Steps of a model allocate and
-        # free blocks of some MiB, and a new mapping for each would cost page faults.
+        # By default, glibc raises the threshold by itself, up to this value. After a program has set the threshold,
+        # glibc no longer changes it, so set it to this value. The steps of a model allocate and free blocks of a few
+        # MiB, and a new mapping for each block would cost page faults.
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD_BYTES)
 
 

@@ -41,7 +41,7 @@ class Loop:
     def __init__(
         self, runner: Runner, scheduler: Scheduler, name: str, initialize: Callable[[], object] = lambda: None
     ) -> None:
-        """Create the loop without starting its thread. initialize: called once in the new thread, before the runner."""
+        """Create the loop without starting its thread. initialize: called once, at the start of the new thread."""
         self._runner = runner
         self._scheduler = scheduler
         self._initialize = initialize

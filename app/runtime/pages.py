@@ -29,9 +29,9 @@ def mark_for_huge_pages(address: int, size_bytes: int) -> None:
 def use_huge_pages() -> None:
     """Move the memory that this process uses now to huge pages. Later allocations are not affected.
 
-    Memory of which less than half is in use keeps its small pages: the stacks of threads and the heaps of small objects
-    would grow, and they would keep this memory after an unload. Takes a few seconds for 2 GB. On a system without huge
-    pages, or without /proc/self/pagemap (some sandboxes of containers), does nothing.
+    A range of 2 MiB keeps its small pages if less than half of it is in use. Otherwise the stacks of threads and the
+    heaps of small objects would grow, and they would keep this memory after an unload. Takes a few seconds for 2 GB. On
+    a system without huge pages, or without /proc/self/pagemap (some sandboxes of containers), does nothing.
     """
     maps = Path("/proc/self/maps")
     if not (maps.exists() and os.access(_PAGEMAP, os.R_OK)):
@@ -60,7 +60,7 @@ def _half_used(start: int, end: int) -> Iterator[int]:
     small = os.sysconf("SC_PAGE_SIZE")
     with _PAGEMAP.open("rb", buffering=0) as file:
         file.seek(start // small * 8)
-        # The highest bit of the 8 bytes of a small page: the page is in memory.
+        # The file has 8 bytes for each small page. The highest bit of the last byte says whether the page is in memory.
         present = file.read((end - start) // small * 8)[7::8]
     each = _PAGE_BYTES // small
     for number, page in enumerate(range(start, end, _PAGE_BYTES)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_UNDERRUN_S = 0.25  # the network or the event loop can cause gaps of up to this many seconds
+MAX_UNDERRUN_S = 0.25  # gaps of up to this time in total are ignored: the network or the event loop can cause them
 
 
 @dataclass(eq=False, slots=True)

@@ -1,7 +1,7 @@
 """The prefix cache keeps the keys and values of voice prompts, so that a voice prompt is prefilled only once.
 
 The key of an entry is a digest of the model and of the prompt: the speaker, text and codes of each prompt segment. An
-engine may also keep the state of a row for an utterance that goes on after it.
+engine may also keep the state of a row at the end of an utterance, so that a later utterance continues from this state.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from app.lru import LRU
 
 # The keys and values of a prompt: k, v (layers, heads, positions, head_dim). If the model's layers are on several
-# devices, the tuple has k and v for each device. The state of a row has further tensors.
+# devices, the tuple has k and v for each device. The state of a row also contains other tensors.
 Prefix = tuple[Tensor, ...]
 
 

@@ -111,7 +111,7 @@ class MovesRows(Protocol):
     def move_row(self, source: int, target: int) -> None:
         """Move the utterance of row `source` to the free row `target`, between two steps.
 
-        The loop calls this only after the prefill of the utterance. Results that arrive after the move contain the new
-        row number, also results of earlier steps. If this method raises, the utterance fails, and the loop releases
-        both rows.
+        The loop calls this only after the prefill of the utterance. All results that arrive after the move contain the
+        new row number, even if they are results of earlier steps. If this method raises, the utterance fails, and the
+        loop releases both rows.
         """

@@ -148,7 +148,7 @@ class DrawLimits:
     top_k: Tensor
     limited: Tensor  # whether top_k removes codes of the row
     short: Tensor  # whether top_k is 1 to TOP_K_FAST, so that `topk` finds all kept codes
-    last: Tensor  # index of the last code that top_k keeps in a short row, by descending score
+    last: Tensor  # in a short row: index of the last code that top_k keeps, in the order of descending scores
     top_p: Tensor
     whole: Tensor  # whether top_p keeps all codes of the row
 
@@ -177,8 +177,8 @@ def draw(
     """Draw codes like Sampler.pick, in a form that a CUDA graph can capture.
 
     scores, noise (n, C, V) float32 -> codes (n, C) int64. temperature, top_k, top_p: (n,) on the device. fast_path:
-    avoid the sort of all codes, if the function `fast_path` has returned True for these rows. If several codes have the
-    same score at the limit of top-k or top-p, all these codes stay.
+    True = do not sort all codes; allowed only if the function `fast_path` returns True for these rows. If several codes
+    have the same score at the limit of top-k or top-p, all these codes stay.
     """
     return draw_within(DrawLimits.of(temperature, top_k, top_p, scores.shape[-1]), scores, noise, fast_path=fast_path)
 
@@ -197,8 +197,8 @@ def draw_within(limits: DrawLimits, scores: Tensor, noise: Tensor, *, fast_path:
 def _short_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
     """Return the lowest kept score (n, C, 1) of each short row, and -inf for other rows. Does not sort all codes.
 
-    top_p keeps a code if the total probability of all better codes is below top_p. All codes that top_k keeps count in
-    the probabilities. Because of equal scores, these can be more than TOP_K_FAST codes.
+    top_p keeps a code if the total probability of all better codes is below top_p. The probabilities are computed from
+    all codes that top_k keeps. If several codes have equal scores, these can be more than TOP_K_FAST codes.
     """
     tops, places = scores.topk(min(TOP_K_FAST, scores.shape[-1]), dim=-1)
     floor = tops.gather(-1, limits.last.expand(-1, scores.shape[1], 1))

@@ -5,12 +5,13 @@ row has a slack below SHORT_S, only rows with a slack below AHEAD_S are prefille
 rows shortens the time to first audio. On a CPU, a step with fewer rows takes less time. On a GPU, if no row is stepped,
 the whole device works on the new prompt.
 
-A step takes as long as the smallest bucket that contains the highest active row (`MovesRows.bucket_sizes`). If all jobs
-would have fit into a smaller bucket for COMPACT_AFTER plans, a plan moves the job in the highest row to the lowest free
-row. No job moves while any job waits for a row. A move copies the state of one row. Each plan moves at most one row.
+The time of a step depends on the smallest bucket that contains the highest active row (`MovesRows.bucket_sizes`). If
+all jobs would have fit into a smaller bucket in COMPACT_AFTER consecutive plans, the next plan moves the job in the
+highest row to the lowest free row. No job moves while any job waits for a row. A move copies the state of one row. Each
+plan moves at most one row.
 
-A background job runs only while each listener has at least AHEAD_S seconds of audio that is not played yet. It is
-preempted if a foreground job needs its row. A foreground job keeps its row until its utterance ends
+A background job runs only while each listener has at least AHEAD_S seconds of audio that is not played yet. If a
+foreground job needs the row, the background job is preempted. A foreground job keeps its row until its utterance ends
 or is cancelled.
 
 The event loop calls `submit`, `cancel`, `wake` and `load`. The engine's thread calls all other methods. One lock
@@ -30,7 +31,7 @@ from app.errors import Busy, EngineStopped
 from app.runtime.slots import AHEAD_S, SHORT_S, Job, Phase, Slot, Slots
 from app.types import Load
 
-COMPACT_AFTER = 8  # number of plans before a job is moved
+COMPACT_AFTER = 8  # number of consecutive plans before a job is moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,9 @@ class Scheduler:
     # ---- methods that the event loop calls
 
     def submit(self, job: Job) -> None:
-        """Add a job to a queue. Raises Busy if all rows and the queue are full, or the error passed to `close`.
+        """Add a job to a queue.
+
+        Raises Busy if all rows and the queue are full. After `close`, raises the error of `close`.
 
         Only the first utterance of an answer can be refused. The later utterances of an answer run before new answers.
         A background job ends with Busy if a foreground job needs its row.

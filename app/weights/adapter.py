@@ -44,7 +44,8 @@ _UNSUPPORTED = (
 # Values of init_lora_weights with which PEFT changes the weights of the base before the training.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _LORA = re.compile(r"^(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+|token_adapter\.[a-z_]+)(?P<rest>(\.[^.]+)*)$")
-# An arbitrary regular expression can take hours for one name. Names of modules need no repeated groups.
+# Limits for the patterns of an adapter: an arbitrary regular expression can take hours for one name. Patterns for names
+# of modules need no repeated groups.
 _LONGEST_PATTERN, _MOST_REPEATS, _MOST_PATTERNS = 300, 2, 1000
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 # Python's interpreter runs no other thread while it parses a header, so a large header would stop all rows that speak.
@@ -119,10 +120,10 @@ class Adapter:
     ) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yield (name of a tensor of the base, A (r, ...), scaled B (..., r)) in float32, for single rows of a batch.
 
-        frozen: tensors whose names begin with one of these texts can't change. Their changes are skipped if B is zero,
-        because PEFT also adds A and B to layers that a training does not reach. base: the tensors of the base; PEFT may
-        save whole tensors that are equal to those of the base, and they are skipped. Raises WeightsUnavailable with
-        `remedy` if the adapter changes a tensor in another way than W + B A.
+        frozen: tensors whose names begin with one of these texts can't change. PEFT also adds A and B to layers that a
+        training does not reach; if B is zero there, A and B are skipped. base: the tensors of the base. PEFT may save
+        whole tensors that are equal to the tensors of the base; they are skipped, too. Raises WeightsUnavailable with
+        `remedy` if the adapter changes a frozen tensor, or changes a tensor in another way than W + B A.
         """
         for name, update in self._updates.items():
             what = _other_change(update)
@@ -379,7 +380,7 @@ class _Merged:
 
 
 def _other_change(update: _Update) -> str:
-    """Name a change other than W + B A or a whole tensor; "" = there is none."""
+    """Return the name of a change that is neither W + B A nor a whole tensor; "" = there is no such change."""
     if update.magnitude is not None:
         return "the length of weights (DoRA)"
     if update.rows is not None:

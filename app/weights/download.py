@@ -164,7 +164,7 @@ class Remote:
         return self._download.plan.gated
 
     def local_bytes(self) -> int:
-        """Return the number of bytes of these files on the disk, also of interrupted downloads."""
+        """Return the number of bytes of these files on the disk, including interrupted downloads."""
         self._download.count_local()
         return sum(self._download.local_bytes.values())
 
@@ -180,7 +180,8 @@ def look_up(
 ) -> Remote:
     """Ask the hub for the files that `fetch` would download. Blocks for at most `patience.answer_s` seconds.
 
-    check_access: also check that the token may read the files, because the list of a gated repository is public.
+    check_access: whether to check, too, that the token may read the files. The list of a gated repository is public, so
+    the list alone does not show this.
     Raises WeightsUnavailable. Raises Cancelled if `cancelled` returns True.
     """
     download = _open(files, models_dir, token, patience)
@@ -280,7 +281,7 @@ def _in_background(work: Callable[[], T], tick: Callable[[], None], *, limit_s: 
 
 @dataclass(frozen=True, slots=True)
 class _RemoteFile:
-    """A file in the hub's list of files. etag: the name of the blob: a sha256, or git's sha1 for a small file."""
+    """A file in the hub's list of files. etag: the name of the blob, a sha256, or git's sha1 for a small file."""
 
     name: str
     size_bytes: int
@@ -349,7 +350,7 @@ class _Download:
         return (self.cache / "blobs" / file.etag).exists() or (self.snapshot / file.name).is_file()
 
     def in_library_cache(self, file: _RemoteFile, commit: str) -> Path | None:
-        """The path of the complete file in the cache of the hub's library; None = the cache does not contain the file.
+        """Return the path of the complete file in the cache of the hub's library; None = it is not in this cache.
 
         The name of a blob is its ETag, so this method also finds blobs of other commits. On a disk without symlinks,
         the library keeps the file in the snapshot instead of the blobs.
@@ -469,7 +470,7 @@ class _Download:
         chosen = []
         for name in choose_files(self.files, {name: size or 0 for name, (size, _) in listed.items()}, in_library):
             size, etag = listed[name]
-            if size is None or not etag:  # some mirrors list only names, so this requests the metadata of each file
+            if size is None or not etag:  # some mirrors list only names, so request the metadata of the file
                 head = metadata(name)
                 size, etag = head.size, head.etag
             if size is None or not etag or not re.fullmatch(r"[\w.-]+", etag):
@@ -725,7 +726,7 @@ class _PartialFile:
         self._check()
         if self.size_bytes + len(chunk) > self._file.size_bytes:
             self.restart()
-            raise _TransferFailed("more bytes than announced")
+            raise _TransferFailed("the hub sent more bytes than announced")
         self._out.write(chunk)
         self._digest.update(chunk)
         self.size_bytes += len(chunk)

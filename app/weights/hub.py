@@ -110,8 +110,8 @@ _KNOWN: Mapping[str, ModelFiles] = {
         optional=("tokenizer_config.json", "special_tokens_map.json"),
         mirrors=("unsloth/csm-1b", "eustlb/csm-1b"),
     ),
-    # kyutai/mimi: one model.safetensors of 385 MB under transformers' names, CC-BY-4.0, not gated. Only CSM checkpoints
-    # without a codec need these files: see `has_tensor`.
+    # kyutai/mimi: one model.safetensors of 385 MB with the tensor names of transformers, CC-BY-4.0, not gated. Only CSM
+    # checkpoints without a codec need these files: see `has_tensor`.
     "mimi": ModelFiles(
         setting="CSM_CODEC",
         source="kyutai/mimi",
@@ -119,8 +119,8 @@ _KNOWN: Mapping[str, ModelFiles] = {
         optional=("preprocessor_config.json",),
     ),
     # nari-labs/Dia-1.6B-0626 contains model-0000x-of-00002 (6.4 GB, transformers names) and dia-v1.pth (6.4 GB, nari's
-    # names). v0.1 was published as model.safetensors, dia-v0_1.pth and, converted, dia-v0_1_bf16.safetensors. Dia
-    # has no tokenizer, because it reads bytes. Apache-2.0, not gated.
+    # names). Version 0.1 was published as model.safetensors, as dia-v0_1.pth, and in bfloat16 as
+    # dia-v0_1_bf16.safetensors. Dia has no tokenizer, because it reads bytes. Apache-2.0, not gated.
     "dia": ModelFiles(
         setting="DIA_MODEL",
         source="nari-labs/Dia-1.6B-0626",
@@ -160,7 +160,7 @@ def files_for(model: str, source: str = "") -> ModelFiles:
 
 
 def copies(files: ModelFiles) -> tuple[ModelFiles, ...]:
-    """Return the files of the published model and of its copies; of any other source, only its own files."""
+    """Return `files`; if the source is the published model, also return the files of each copy (`mirrors`)."""
     if files.source != files.original:
         return (files,)
     return (files, *(replace(files, source=mirror) for mirror in files.mirrors))
@@ -224,7 +224,7 @@ def _select(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container[str]
     if names := next(complete, None):
         taken.update(names)
     elif layouts:
-        # Shards without an index and without some shards may be left over from another save.
+        # Prefer another layout to an incomplete set of shards without an index: an earlier save may have left this set.
         names, lacking = next((each for each in layouts if each[0][0].endswith(_INDEX) or not each[1]), layouts[0])
         taken.update(names)
         missing += lacking
@@ -254,7 +254,7 @@ def _layout_files(layout: str, sizes: Mapping[str, int]) -> tuple[list[str], lis
     if not layout.endswith(_INDEX):
         return names, []
     sets = shard_sets(name for name in sizes if (match := _SHARD.fullmatch(name)) and match["stem"] + _INDEX == layout)
-    if not names:  # the shards have no index, which only repeats their names
+    if not names:  # there may be shards without an index; the index is not needed, it only repeats their names
         return sets[0] if sets else ([], [])
     if not sets:
         return names, [f"the shards of {layout}"]
@@ -265,7 +265,7 @@ def _layout_files(layout: str, sizes: Mapping[str, int]) -> tuple[list[str], lis
 def shard_sets(names: Iterable[str]) -> list[tuple[list[str], list[str]]]:
     """Return (shards, missing shards) of each set of shards, such as model-00001-of-00002.safetensors.
 
-    Complete sets come first, then sets with fewer shards.
+    Complete sets come before incomplete sets. Inside both groups, a set that consists of fewer shards comes first.
     """
     sets: dict[tuple[str, int], dict[int, str]] = {}
     for name in sorted(names):
@@ -328,11 +328,11 @@ class Source:
         return Source(repo=repo, revision=revision or "main", subfolder=subfolder)
 
     def cache(self, models_dir: Path) -> Path:
-        """The folder of this repository in the cache that the server writes."""
+        """Return the folder of this repository in the cache that the server writes."""
         return models_dir / "hub" / self._folder_name
 
     def library_cache(self) -> Path:
-        """The folder of this repository in the cache of the hub's library. The server only reads this folder."""
+        """Return the folder of this repository in the cache of the hub's library. The server only reads this folder."""
         return hub_cache() / self._folder_name
 
     @property
@@ -340,7 +340,7 @@ class Source:
         return f"models--{self.repo.replace('/', '--')}"
 
     def snapshot(self, cache: Path) -> Path | None:
-        """The snapshot of this revision in `cache`; None = `cache` does not contain the revision. Raises OSError."""
+        """Return the snapshot of this revision in `cache`; None = `cache` does not contain it. Raises OSError."""
         try:
             commit = (
                 self.revision
@@ -380,7 +380,7 @@ def size_on_disk(files: ModelFiles, folder: Path) -> int:
 
 
 def downloaded_bytes(files: ModelFiles, models_dir: Path) -> int:
-    """Return the number of bytes that were downloaded from the source of a model, also by interrupted downloads."""
+    """Return the number of bytes that were downloaded from the source of a model, including interrupted downloads."""
     source = Source.parse(files)
     if source.folder is not None:
         return 0
@@ -434,7 +434,7 @@ def find(files: ModelFiles, models_dir: Path) -> Path | None:
         folder = source.snapshot(source.cache(models_dir))
         if folder is not None and not missing_files(folder, files):
             return folder
-    except OSError:  # an unreadable folder does not count
+    except OSError:  # a cache that can't be read counts as empty
         pass
     return complete_in_library_cache(files)
 
@@ -511,7 +511,7 @@ def indexed_shards(index: Path) -> set[str]:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Return a mapping: name of a tensor -> the shard that an index file names for it. Raises ValueError."""
+    """Return a mapping: name of a tensor -> the shard that the index file names for it. Raises ValueError."""
     try:
         found = json.loads(index.read_bytes())["weight_map"]
     except (KeyError, TypeError, RecursionError) as error:
@@ -525,7 +525,7 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises WeightsUnavailable."""
+    """Read a JSON object from a file. Raises WeightsUnavailable if this fails."""
     try:
         raw = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -561,8 +561,8 @@ def refuse_unreadable(files: ModelFiles, folder: Path, *, adapter: bool, weights
 
 
 def _refuse_lacking_shards(folder: Path) -> None:
-    """Raise WeightsUnavailable if the only weights in a folder are shards of which some are missing."""
-    lacking: dict[str, str] = {}  # shard -> how the folder shows that it belongs to the weights
+    """Raise WeightsUnavailable if a folder contains no other weights than incomplete sets of shards."""
+    lacking: dict[str, str] = {}  # missing shard -> the end of "the files that ..." in the error
     shards: set[str] = set()
     for index in folder.glob(f"*{_INDEX}"):
         named = indexed_shards(index)
@@ -582,12 +582,12 @@ def _refuse_lacking_shards(folder: Path) -> None:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether this is the id of a repository, `org/name`, and not a path."""
+    """Whether `name` is the id of a repository, `org/name`, and not a path."""
     return bool(_HUB_ID.fullmatch(name)) and not name.startswith(".")
 
 
 def unquantised(name: str) -> str:
-    """Return the hub id of the 16-bit model for the hub id of its 4-bit copy. Other names are not changed."""
+    """Convert the hub id of a 4-bit or 8-bit copy to the hub id of its 16-bit model. Other names do not change."""
     return _QUANTISED_BASE.sub("", name.rstrip("/"))
 
 
@@ -595,7 +595,8 @@ def base_source(folder: Path, setting: str) -> str:
     """Return the hub id or folder of the base that adapter_config.json in `folder` names.
 
     setting: the environment variable that names another base, used in error messages. If adapter_config.json names a
-    4-bit copy of a base, returns the base, because the adapter fits both. Raises WeightsUnavailable.
+    4-bit or 8-bit copy of a base, returns the base, because the adapter fits both. Raises WeightsUnavailable if
+    adapter_config.json can't be read, or if it names no base that can be used.
     """
     config = read_json(folder / ADAPTER_CONFIG)
     name = str(config.get("base_model_name_or_path") or "").strip()

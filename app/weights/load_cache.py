@@ -1,9 +1,10 @@
 """The load cache stores the parameters of a loaded model on disk, so that the next start is faster.
 
-Without this cache, a bfloat16 model reads float32 weights, which have twice as many bytes, and converts and joins the
-tensors at each start. The cache stores the result as one safetensors file, named by a digest of all inputs. A read
-checks the CRC-32 of each tensor. So a read detects a truncated or damaged file, and then the file is written again.
-Therefore a write does not wait until the bytes are on disk. Errors of the cache are logged and do not stop a start.
+Without this cache, each start of a bfloat16 model reads float32 weights, which have twice as many bytes, and converts
+and joins the tensors. The cache stores the result as one safetensors file. The name of the file is a digest of all
+inputs. A read checks the CRC-32 of each tensor. So a read detects a truncated or damaged file, and then the file is
+written again. Therefore a write does not wait until the bytes are on disk. Errors of the cache are logged and do not
+stop a start.
 This module does not depend on any model.
 """
 
@@ -177,7 +178,10 @@ class Entry:
 
 
 def _described(key: str, module: nn.Module) -> tuple[dict[str, Any], int]:
-    """Return the header of the cached file without source and checksums, and the size of the data after the header."""
+    """Return the header of the cached file, and the size in bytes of the data after the header.
+
+    The returned header contains neither the source nor the checksums of the file.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "key": key}}
     offset = 0
     for name, tensor in module.named_parameters():
@@ -216,8 +220,8 @@ def _bytes(block: Tensor) -> memoryview:
 def _fill(path: Path, offset: int, tensor: Tensor) -> int:
     """Read the values of `tensor` from the file, and return the CRC-32 of the bytes.
 
-    offset: the position of the values in the file. If the tensor is on the CPU, the values are read directly into its
-    memory.
+    offset: the position of the values in the file. If the tensor is on the CPU, the values are read directly into the
+    tensor's memory.
     """
     crc = 0
     with path.open("rb", buffering=0) as file:

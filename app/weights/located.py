@@ -23,7 +23,8 @@ def locate(model: str, source: str, base: str, models_dir: Path) -> Located:
     If the published model is not complete on the disk, but a copy of it is, the copy is used.
 
     model: "csm" or "dia". source: the hub id or folder of the model or the adapter. base: the hub id or folder of the
-    base; "" = the base that adapter_config.json names. Raises WeightsUnavailable.
+    base; "" = the base that adapter_config.json names. Raises WeightsUnavailable if a source is not valid or can't be
+    read.
     """
     files = hub.copy_on_disk(hub.files_for(model, source), models_dir)
     found = Located((files,))

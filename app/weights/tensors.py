@@ -32,8 +32,8 @@ _DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
-# Matches the name of a layer's weight. If the model does not expect such a weight, the model would ignore the weight
-# and compute wrong results.
+# Matches the name of a layer's weight. An unexpected weight of a layer is an error, because the model would ignore the
+# weight and compute wrong results.
 _LAYER_WEIGHT = re.compile(r"\.(?:layers|block|blocks)\.\d{1,4}\.[\w.]{0,200}(?:weight|bias)$")
 _OTHER_FORMS = {  # a part of a tensor's name -> what the checkpoint contains
     ".lora_": "a LoRA adapter that is not merged",
@@ -65,7 +65,7 @@ class Stored(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InFile:
-    """A row-major tensor in a safetensors file, `offset` bytes after the start of the file."""
+    """A row-major tensor in a safetensors file. Its values begin `offset` bytes after the start of the file."""
 
     path: Path
     dtype: torch.dtype
@@ -86,7 +86,7 @@ class InFile:
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """A tensor that is computed from stored tensors, because another layout splits, reorders or joins tensors."""
+    """A tensor that is computed from stored tensors, because the file splits, reorders or joins the model's tensors."""
 
     shape: Shape
     make: Callable[[], Tensor]
@@ -198,7 +198,7 @@ class Checkpoint:
         ]
         if faults:
             raise WeightsUnavailable(
-                f"The weights in {self.origin} do not match their config.json. Tensors " + "; ".join(faults) + ".",
+                f"The weights in {self.origin} do not match their config.json. Tensors: " + "; ".join(faults) + ".",
                 remedy="Download the model again, or check that config.json and weights belong to the same model.",
             )
 
@@ -271,7 +271,7 @@ def _located(path: Path, name: str, entry: Mapping[str, Any], data: int, size: i
 def _open_pickle(path: Path) -> Checkpoint:
     """Open a state dict that PyTorch has saved. This runs no code from the file.
 
-    The file is memory-mapped, because PyTorch can't read a part of the file.
+    The file is memory-mapped. Otherwise PyTorch would read the whole file into memory.
     """
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -333,7 +333,7 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
 def _joined(folder: Path, files: Iterable[str], origin: Path, shard_of: Mapping[str, str] | None = None) -> Checkpoint:
     """Join the tensors of several files. shard_of: name of a tensor -> the file that the index names for it.
 
-    Raises WeightsUnavailable if several files have a tensor, and the index names none of them.
+    Raises WeightsUnavailable if several files have a tensor of the same name, and the index names none of these files.
     """
     tensors: dict[str, InFile] = {}
     twice: dict[str, set[str]] = {}

@@ -114,7 +114,8 @@ def open_codec(folder: Path) -> list[Checkpoint]:
 def codec(candidates: list[Checkpoint], config: DacConfig) -> Checkpoint:
     """Check the tensors of a codec, and return them with the names of the transformers layout.
 
-    candidates: checkpoints; the first checkpoint with a DAC codec is used. Raises WeightsUnavailable.
+    candidates: checkpoints; the first checkpoint with a DAC codec is used. Raises WeightsUnavailable if there is none,
+    or if its tensors do not fit `config`.
     """
     for candidate in candidates:
         folded = _without_norms(candidate)
@@ -134,7 +135,7 @@ def codec(candidates: list[Checkpoint], config: DacConfig) -> Checkpoint:
 
 
 def load_codec(folder: Path, config: DacConfig) -> Checkpoint:
-    """Open and check the codec in `folder`. Raises WeightsUnavailable."""
+    """Open and check the codec in `folder`. Raises WeightsUnavailable if the codec is missing or broken."""
     return codec(open_codec(folder), config)
 
 

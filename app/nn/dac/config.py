@@ -57,8 +57,8 @@ class DacConfig:
 def read_dac_config(folder: Path) -> DacConfig:
     """Read the config of the codec in `folder`. Raises WeightsUnavailable if the config can't be read.
 
-    Reads config.json (transformers). Without config.json, reads the metadata in a .pth file of descript's release.
-    Without both files, returns the values of descript/dac_44khz.
+    Reads config.json (transformers). Without config.json, reads the metadata in a .pth file of descript's release. If
+    the folder contains neither of them, returns the values of descript/dac_44khz.
     """
     path = folder / "config.json"
     try:
@@ -91,7 +91,7 @@ def read_release(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def parse_dac_config(raw: Mapping[str, Any]) -> DacConfig:
-    """Convert the content of a config.json of transformers. Raises ValueError for an invalid config."""
+    """Convert the content of a config.json of transformers to a DacConfig. Raises ValueError for an invalid config."""
     if raw.get("model_type", "dac") != "dac":
         raise ValueError(f"model_type={raw['model_type']!r} is not supported, only 'dac'")
     base = DacConfig()
@@ -127,7 +127,7 @@ _KWARGS = {
 
 
 def parse_dac_kwargs(raw: Mapping[str, Any]) -> DacConfig:
-    """Convert the arguments of descript's DAC class, which its release stores in metadata["kwargs"].
+    """Convert the arguments of descript's DAC class to a DacConfig. A .pth file has them in metadata["kwargs"].
 
     Raises ValueError for an invalid config.
     """

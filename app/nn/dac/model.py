@@ -33,7 +33,7 @@ _CHUNK_FRAMES = 64  # the largest number of frames in one pass through the first
 # many time steps fits into the CPU's cache.
 _CPU_STEPS = 1024
 _GPU_STEPS = 1 << 16
-_FEW_STEPS = 64  # below this number of time steps, one product over windows is faster than one product for each shift
+_FEW_STEPS = 64  # for fewer time steps, one product over windows is faster than one product for each kernel position
 _MIN_ALPHA = 1e-8  # for a smaller alpha, x + sin(alpha x)**2 / alpha rounds to x
 _ENCODER_FRAMES = 256  # number of frames in one pass of the encoder: 3 s of audio
 
@@ -94,7 +94,8 @@ class Conv(nn.Module):
             taps = x @ self.weight[..., 0].t()  # (B, T + 2 * pad, kernel)
             out = taps.as_strided((rows, count, kernel), (length * kernel, kernel, kernel + 1)).sum(dim=2)
             return (out if self.bias is None else out + self.bias)[..., None]
-        # This code adds one product for each kernel position. In bfloat16, the code would round each partial sum.
+        # For a long input of one row in float32, add one product for each kernel position. In bfloat16, each partial
+        # sum would be rounded, so the code below computes one product over windows.
         if rows == 1 and count >= _FEW_STEPS and x.dtype == torch.float32:
             inputs = x[0]
             if self.bias is None:
@@ -192,8 +193,8 @@ class DacDecoder(nn.Module):
 
     Uses the first `codebooks` codebooks. After F frames of a row, `decode` has returned max(0, F * frame_samples -
     lookahead_samples) samples in total, and `flush` returns the remaining samples. A call of `decode` computes all rows
-    with at least `lookahead_frames` earlier frames in one batch. Rows with fewer earlier frames form one batch for each
-    number of frames.
+    with at least `lookahead_frames` earlier frames in one batch. The other rows form one batch for each number of
+    earlier frames.
     """
 
     def __init__(
@@ -334,9 +335,9 @@ class DacDecoder(nn.Module):
         vectors = functional.embedding(index, self.table.flatten(0, 1)).flatten(2)
         return self.narrowed(functional.pad(vectors, (0, 1), value=1.0))
 
-    # The methods below get the next inputs x (n, L, C) of a layer, and return the next outputs of the layer, which may
-    # be none. done: the number of earlier inputs of the layer. The methods need this number only at the start of a
-    # stream, so `decode` limits it to the lookahead. final: True = x contains the last inputs of the stream.
+    # The methods below get the next inputs x (n, L, C) of a layer, and return the next outputs of the layer. There may
+    # be no outputs yet. done: the number of earlier inputs of the layer. The methods need this number only at the start
+    # of a stream, so `decode` limits it to the lookahead. final: True = x contains the last inputs of the stream.
 
     def _advance(self, rows: Sequence[int], x: Tensor, done: int, *, final: bool = False) -> Tensor:
         x = self._conv(rows, self.first, x, done, final)  # (n, L, C)
@@ -345,8 +346,8 @@ class DacDecoder(nn.Module):
     def _from_block(self, index: int, rows: Sequence[int], x: Tensor, done: int, final: bool) -> Tensor:
         """Compute the blocks from `index` on and the last convolution, and return samples (n, N).
 
-        First divides the rows into parts, and then divides the time steps into parts. Each part fits into the CPU's
-        cache.
+        First divides the rows into parts, and then divides the time steps into parts. On a CPU, the data of each part
+        fits into the CPU's cache.
         """
         if index == len(self.blocks):
             return self._conv(rows, self.last, self.snake(x), done, final)[..., 0].tanh_()
@@ -424,7 +425,7 @@ class DacDecoder(nn.Module):
         return x
 
     def _where(self, rows: Sequence[int]) -> Tensor | slice:
-        """Return an index of these rows in a state tensor."""
+        """Return an index that selects these rows in a state tensor."""
         first, count = rows[0], len(rows)
         if list(rows) == list(range(first, first + count)):
             return slice(first, first + count)  # a view, so the state is not copied

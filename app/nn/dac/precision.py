@@ -17,8 +17,8 @@ from app.nn.dac.model import DacDecoder
 # The largest accepted error of a frequency band, relative to the power of the band. The signal of a band masks noise
 # that is 20 to 30 dB weaker than the signal, so an error of -50 dB is not audible.
 BOUND_DB = -50.0
-# The smallest power with which a band's error is compared, relative to the power of all bands. Without this floor, the
-# error of a silent band would be infinite.
+# The error of a band is compared with the power of the band, but at least with this power (relative to the power of all
+# bands). Without this floor, the error of a silent band would be infinite.
 QUIET_DB = -60.0
 BANDS = 32  # number of frequency bands of equal width
 _WINDOW = 2048  # length of a window in samples

@@ -49,7 +49,7 @@ class Kernels:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     gate: Callable[[Tensor, torch_kernels.Activation], Tensor]
     sample: Sample
-    from_torch: tuple[str, ...] = ()  # operations of a Triton set that torch kernels compute
+    from_torch: tuple[str, ...] = ()  # in a Triton set: the operations for which torch kernels are used
 
     @property
     def sorts(self) -> bool:
@@ -87,7 +87,7 @@ def candidates(
 
     name: "auto" = the torch kernels, and on a CUDA device with Triton also the Triton kernels. If a Triton kernel fails
     or gives other results than torch, the torch kernel replaces this kernel. compiled: True = ignore `name` and return
-    only the torch kernels after torch.compile. other_devices: more devices that run a part of the model. Raises
+    only the torch kernels, compiled by torch.compile. other_devices: more devices that run a part of the model. Raises
     EngineUnavailable if `name` is "triton" and Triton is not available.
     """
     if compiled:
@@ -110,7 +110,10 @@ def candidates(
 
 
 def _checked_kernels(devices: Iterable[torch.device], dtype: torch.dtype) -> Candidates:
-    """Return the torch kernels and the Triton kernels. Torch kernels replace Triton kernels that fail on a device."""
+    """Return the torch kernels and the Triton kernels.
+
+    A torch kernel replaces each Triton kernel that fails or gives other results on one of the devices.
+    """
     wrong: dict[str, str] = {}
     try:
         fused = fused_kernels()
@@ -150,7 +153,7 @@ def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def wrong_operations(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
-    """Yield each operation for which `kernels` fail or give other results than torch's kernels, and a description.
+    """Yield each operation for which `kernels` fail or give other results than torch's kernels, and the fault in words.
 
     Raises the error of a kernel if the compiler is missing or the device is lost, because then all operations fail.
     """
@@ -210,7 +213,7 @@ def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Ker
 
 
 def compiled_kernels() -> Kernels:
-    """Return the torch kernels after torch.compile. Needs a C++ compiler on a CPU, and Triton on a CUDA device."""
+    """Return torch's kernels, compiled by torch.compile. Needs a C++ compiler on a CPU, and Triton on a CUDA device."""
 
     def compiled(kernel: Any) -> Any:
         return torch.compile(kernel, dynamic=True)

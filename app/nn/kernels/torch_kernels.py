@@ -42,7 +42,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length:
 def step_attention(
     heads: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float
 ) -> Tensor:
-    """Compute RoPE, the write to the cache, and self-attention for one new token of each row.
+    """Apply RoPE, write to the cache, and compute self-attention for one new token of each row.
 
     heads (B, H + 2 G, d): the queries, keys and values of each token. Applies RoPE to queries and keys, writes keys and
     values into the cache k, v (B, G, S, d) at positions (B,), and computes `decode_attention`. Returns (B, H * d) in

@@ -1,6 +1,7 @@
 """The Triton kernels. The import of this module imports Triton.
 
-The attention kernel does not read the cache after the position of a row. So later positions may contain any values.
+For each row, the attention kernel reads only the cache positions up to the row's position. So later positions may
+contain any values.
 """
 
 import triton
@@ -246,7 +247,8 @@ def draw(
         state = _mix(_mix(state * 0x9E3779B97F4A7C15 + 1) + frame * 0x9E3779B97F4A7C15)
         count = ((codebook + channel).to(tl.int64) * CODES + 1 + lane).to(tl.uint64)
         bits = (_mix(state + count * 0x9E3779B97F4A7C15) >> 40).to(tl.uint32)
-        # The upper limit is 1 - 2^-24. Without it, 24 one bits would round to 1.0, and -log(1.0) is -0.0.
+        # The upper limit is 1 - 2^-24. Without the limit, 24 bits that are all 1 would round to 1.0, and -log(1.0) is
+        # -0.0.
         uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-8, 0.999999940395355224609375)
         noise = -tl.log(uniform)
         # A code that top-k or top-p removes has the weight 0. Such a code gets -1, so it is never chosen.

@@ -15,7 +15,7 @@ from torch import Tensor
 from app.nn.kernels import triton_kernels
 from app.nn.kernels.torch_kernels import Activation
 
-_MIN_ROWS = 16  # number of rows of a matrix instruction
+_MIN_ROWS = 16  # the smallest number of rows of a matrix product in Triton
 _MAX_UNSPLIT = 256  # up to this number of positions, one split is faster than several splits
 
 
@@ -29,8 +29,8 @@ def splits_of(programs_each: int, length: int, block: int, processors: int) -> t
 
     A split is a range of consecutive positions that one program computes. programs_each: number of programs for one
     split of all rows and groups. block: number of positions that a program reads in one iteration. processors: number
-    of multiprocessors of the GPU. The number of splits is so small that each multiprocessor runs at most two programs.
-    If there are several splits, each split has at least two blocks.
+    of multiprocessors of the GPU. There is more than one split only if the GPU then runs at most two programs for each
+    multiprocessor. If there are several splits, each split has at least two blocks.
     """
     blocks = -(-length // block)
     if length <= _MAX_UNSPLIT:

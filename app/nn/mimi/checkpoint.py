@@ -113,7 +113,8 @@ def checkpoint_name(name: str) -> str:
 def codec(candidates: list[Checkpoint], config: MimiConfig) -> Checkpoint:
     """Check the tensors of a codec, and return them with the names of kyutai/mimi.
 
-    candidates: checkpoints; the first checkpoint with a Mimi codec is used. Raises WeightsUnavailable.
+    candidates: checkpoints; the first checkpoint with a Mimi codec is used. Raises WeightsUnavailable if there is none,
+    or if its tensors do not fit `config`.
     """
     for candidate in candidates:
         tensors = {checkpoint_name(name): stored for name, stored in candidate.unwrapped().tensors.items()}

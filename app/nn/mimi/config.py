@@ -14,8 +14,8 @@ from app.nn.rope import Rope, read_rope
 
 _ROPE = Rope(10_000.0)
 
-# Prefixes of the names of the tensors in the decoder's first layer. If no tensor has such a prefix, the names are
-# unknown.
+# Prefixes of the tensor names of the decoder's first layer, one for each known layout. If no tensor has one of these
+# prefixes, the checkpoint has an unknown layout.
 KNOWN_NAMES = ("decoder.layers.0.", "decoder.decoder_seanet.layers.0.", "decoder.model.0.")
 
 
@@ -87,7 +87,7 @@ def read_mimi_config_file(folder: Path) -> MimiConfig:
 
 
 def read_mimi_config(raw: Mapping[str, Any]) -> MimiConfig:
-    """Convert the content of a config.json. Raises ValueError for a codec that is not a causal mono Mimi."""
+    """Convert the content of a config.json to a MimiConfig. Raises ValueError for an unsupported codec."""
     for key, supported in (
         ("audio_channels", 1),
         ("use_causal_conv", True),

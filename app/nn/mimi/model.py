@@ -24,7 +24,7 @@ from app.nn.mimi.config import MimiConfig
 from app.nn.rope import apply_rotary, rotary
 from app.weights.tensors import Checkpoint
 
-CHUNK_FRAMES = 8  # the largest number of frames in one pass, for which the ring buffer has room
+CHUNK_FRAMES = 8  # the largest number of frames in one pass; the size of the ring buffer depends on it
 _MIN_USAGE = 1e-5  # lower limit of a usage count, to avoid a division by the count 0 of an unused code
 _WINDOW_FLOATS = 1 << 24  # the largest number of values of a convolution's windows that are in memory at the same time
 
@@ -375,7 +375,7 @@ class MimiDecoder(nn.Module):
         self._done = [0] * rows  # number of latents of each row that `decode` has decoded
         # The number of latents of each row that `frame` has decoded.
         self._done_on_device = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._states: dict[nn.Module, Tensor] = {}  # (rows, ...) module -> the module's earlier inputs or overlap
+        self._states: dict[nn.Module, Tensor] = {}  # module -> its earlier inputs or overlap (rows, ...)
         for module in self.modules():
             if isinstance(module, Conv) and module.reach > 0:
                 self._states[module] = torch.zeros(rows, module.reach, module.inputs, device=device)

@@ -1,9 +1,9 @@
 // Kernels for a transformer on a CPU: linear layers with 8-bit or 4-bit weights, RoPE, attention, and a whole stack.
 //
 // Weights are quantized in blocks of 16 outputs x 32 inputs; each output of a block has a float16 scale. Activations are
-// quantized to 8 bits in blocks of 32 values with a float32 scale. Sums inside a block are exact integers. Blocks are added
-// in float32, in the order of the inputs. So an output has the same bits for any number of tokens and threads, and on every
-// instruction set. The compiler must not contract products and sums (-ffp-contract=off).
+// quantized to 8 bits in blocks of 32 values with a float32 scale. Sums inside a block are exact integers. The sums of all
+// blocks are added in float32, in the order of the inputs. So an output has the same bits for any number of tokens and
+// threads, and on every instruction set. The compiler must not contract products and sums (-ffp-contract=off).
 //
 // Letters: n tokens, D inputs, O outputs, H query heads, G key heads, R = H / G, d head size.
 
@@ -34,7 +34,7 @@ constexpr int kTile = 8;   // tokens that share one read of the weights; their s
 #else
 constexpr int kTile = 4;
 #endif
-constexpr int kAhead = 2048;  // bytes between a read and its prefetch
+constexpr int kAhead = 2048;  // distance in bytes from the current read to the bytes that are prefetched
 
 typedef float Vec __attribute__((vector_size(64)));  // 16 floats; the compiler splits it where registers are smaller
 
@@ -221,7 +221,7 @@ void quantize(const float* x, int64_t inputs, int zero, int8_t* values, float* s
   for (int64_t b = 0; b < inputs / kIn; ++b, x += kIn, values += kIn) {
     float largest = 0;
     for (int i = 0; i < kIn; ++i) largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
-    // A NaN is not above `largest`. The sum finds it, so that the output is NaN, as it must be.
+    // The comparisons above ignore a NaN. `probe` is NaN if a value is NaN or infinite. Then the output is NaN, too.
     float probe = 0;
     for (int i = 0; i < kIn; ++i) probe += x[i] * 0.0f;
     float inverse = largest > 0 ? 127.0f / largest : 0.0f;
@@ -288,7 +288,7 @@ void multiply_block_row(const Linear& w, const Tokens& x, int64_t first, int64_t
     for (int t = 0; t < kTokens; ++t) {
       const int64_t at = (first + t) * blocks + b;
       const int8_t* a = x.values.data() + at * kIn;
-      // Weights are stored without a sign: 128 (or 8) is added to each. The sum of the activations corrects this.
+      // Weights are stored without a sign: 128 (or 8) is added to each weight. `x.sums` subtracts this part again.
       __m512i sum = _mm512_set1_epi32(x.sums[at]);
       __m512i other = _mm512_setzero_si512();
       for (int j = 0; j < 8; j += 2) {
@@ -344,7 +344,7 @@ void multiply_block_row(const Linear& w, const Tokens& x, int64_t first, int64_t
         }
 #else
         if constexpr (kBits == 8) {
-          // |a| times w with the sign of a: a pair of products fits into 16 bits, because both are at most 127.
+          // Multiply |a| by w with the sign of a. The sum of two products fits into 16 bits: |a| and |w| are at most 127.
           sum = _mm256_setzero_si256();
           for (int j = 0; j < 8; ++j) {
             int32_t four;
@@ -354,7 +354,7 @@ void multiply_block_row(const Linear& w, const Tokens& x, int64_t first, int64_t
             sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
           }
         } else {
-          __m256i pairs = _mm256_setzero_si256();  // 8 pairs of products of 4 and 8 bits fit into 16 bits
+          __m256i pairs = _mm256_setzero_si256();  // the sum of 16 products of 4-bit and 8-bit values fits into 16 bits
           for (int j = 0; j < 8; ++j) {
             int32_t four;
             std::memcpy(&four, a + 4 * j, 4);
@@ -433,7 +433,7 @@ void multiply_tile(const Linear& w, const Tokens& x, int64_t first, int64_t toke
   }
 }
 
-// y (n, O) = x W^T + bias, or y += x W^T + bias.
+// Compute y (n, O) = x W^T + bias. If `add`, compute y += x W^T + bias.
 void multiply(Pool& pool, const Linear& w, const Tokens& x, int64_t n, float* y, bool add) {
   const int64_t block_rows = (w.outputs + kOut - 1) / kOut;
   const int64_t chunk = std::max<int64_t>(1, std::min<int64_t>(16, block_rows / 8));
@@ -457,7 +457,7 @@ void multiply(Pool& pool, const Linear& w, const Tokens& x, int64_t n, float* y,
   });
 }
 
-// Apply the gate or the norm, quantize, and multiply. gated: x is (n, 2 D), otherwise (n, D).
+// Apply the gate or the norm, quantize, and multiply. If `gated`, x is (n, 2 D); otherwise x is (n, D).
 void linear(Pool& pool, const Linear& w, const float* x, int64_t n, bool gated, float* y, bool add) {
   thread_local Tokens tokens;
   tokens.resize(n, w.inputs);
@@ -551,7 +551,7 @@ void pack_output(const float* w, int output, uint8_t* block, uint16_t* scale) {
   float largest = 0;
   for (int i = 0; i < kIn; ++i)
     if (std::fabs(w[i]) > std::fabs(largest)) largest = w[i];
-  // With 4 bits, the largest value becomes -8, because there is no +8.
+  // With 4 bits, the value with the largest magnitude becomes -8, because there is no +8.
   const float wanted = kBits == 8 ? std::fabs(largest) / 127.0f : largest / -8.0f;
   *scale = float_to_half(wanted);
   const float real = half_to_float(*scale);
@@ -579,7 +579,7 @@ Vec load_bfloat16(const uint16_t* p) {
   return v;
 }
 
-// small[i] = line down[i] times token[i] of x (n, D), divided by the length of the token if the layer has a norm
+// small[i] = line down[i] times token token[i] of x (n, D). If the layer has a norm, divide by the length of the token.
 void multiply_lines(Pool& pool, const LowRank& a, const float* x, float* small) {
   constexpr int64_t kLines = 16;  // lines of one part of the work
   pool.run((a.down_count + kLines - 1) / kLines, [&](int64_t part) {
@@ -622,7 +622,7 @@ void* tts_pool(int threads) { return new Pool(threads); }
 
 void tts_free_pool(void* pool) { delete static_cast<Pool*>(pool); }
 
-// Pack weights (O, D) float32. `packed` must contain zeros, `scales` too.
+// Pack weights (O, D) float32. `packed` and `scales` must contain zeros.
 void tts_pack(void* pool, const float* w, int64_t outputs, int64_t inputs, int bits, uint8_t* packed, uint16_t* scales) {
   const int64_t blocks = inputs / kIn, bytes = kOut * kIn * bits / 8;
   static_cast<Pool*>(pool)->run((outputs + kOut - 1) / kOut, [&](int64_t row) {
@@ -658,7 +658,7 @@ void tts_add_low_rank(void* any_pool, const LowRank* a, const float* x, float* y
   add_lines(pool, *a, small.data(), y);
 }
 
-// Compute all layers and the final norm: x (n, D), which changes, -> y (n, D).
+// Compute all layers and the final norm: x (n, D) -> y (n, D). Overwrites x.
 void tts_stack(void* any_pool, const Layer* layers, int64_t count, const Attention* a, const float* norm, float eps,
                float* x, int64_t n, float* y) {
   Pool& pool = *static_cast<Pool*>(any_pool);

@@ -1,8 +1,9 @@
 """Compiles kernels.cpp for the instruction sets of this CPU, and loads the library with ctypes.
 
-A compiled library is stored in a folder. Its name contains a digest of the source and of the compiler's options, so
-another version of the source or another kind of CPU never uses it. `python -m app.nn.native.library FOLDER` compiles
-the library for all instruction sets of this architecture: the images do this, because they run without a compiler.
+A compiled library is stored as a file in a folder. The file name contains a digest of the source and of the compiler's
+options. So a file is never used with another version of the source or on another kind of CPU.
+`python -m app.nn.native.library FOLDER` compiles the library for all instruction sets of this architecture. The
+container images are built with such libraries, because the images contain no compiler.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class NativeUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class InstructionSet:
-    """One way to compile the source. features: what /proc/cpuinfo must list."""
+    """One way to compile the source. features: the CPU features that /proc/cpuinfo must list."""
 
     name: str
     options: tuple[str, ...]
@@ -82,7 +83,7 @@ def cpu_features() -> frozenset[str]:
 
 
 def choose(sets: Sequence[InstructionSet], features: frozenset[str]) -> InstructionSet:
-    """Return the first instruction set that the CPU has. Raises NativeUnavailable."""
+    """Return the first instruction set that the CPU has. Raises NativeUnavailable if the CPU has none of them."""
     for each in sets:
         if each.features <= features:
             return each
@@ -92,7 +93,7 @@ def choose(sets: Sequence[InstructionSet], features: frozenset[str]) -> Instruct
 
 
 def compile_library(wanted: InstructionSet, folder: Path) -> Path:
-    """Compile the source into `folder`. Raises NativeUnavailable.
+    """Compile the source, and return the path of the library in `folder`. Raises NativeUnavailable if this fails.
 
     Several processes may compile at the same time: each one writes its own file and renames it.
     """
@@ -112,7 +113,7 @@ def compile_library(wanted: InstructionSet, folder: Path) -> Path:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NativeUnavailable(f"the kernels could not be compiled: {error}") from error
     finally:
-        with contextlib.suppress(OSError):  # a folder on a read-only disk
+        with contextlib.suppress(OSError):  # the disk of the folder may be read-only
             partial.unlink(missing_ok=True)
     log.info("compiled the native kernels: %s", target)
     return target
@@ -152,9 +153,10 @@ class Library:
 
 
 def load(folder: Path, threads: int) -> Library:
-    """Load the kernels for this CPU, and compile them before that if `folder` does not have them.
+    """Load the kernels for this CPU. If there is no compiled library, compile the kernels into `folder` first.
 
-    threads: how many threads a product uses, with the thread of the caller. Raises NativeUnavailable.
+    threads: how many threads a product uses, including the caller's thread. Raises NativeUnavailable if the kernels
+    can't be compiled or loaded, or if the CPU has none of the instruction sets.
     """
     wanted = choose(instruction_sets(), cpu_features())
     for path in (PREBUILT / wanted.file_name, folder / wanted.file_name):

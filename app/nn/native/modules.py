@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from app.nn.native.library import Library
 
 VECTOR = 16  # the kernels compute this many values at the same time
-BLOCK_OUTPUTS, BLOCK_INPUTS = 16, 32  # one float16 scale for 32 weights of an output
-_PACKED_AT_ONCE = 1 << 24  # weights that are converted to float32 at the same time
+BLOCK_OUTPUTS, BLOCK_INPUTS = 16, 32  # the shape of a block; in a block, each output has one float16 scale
+_PACKED_AT_ONCE = 1 << 24  # the number of weights that are converted to float32 at the same time
 
 
 class _Linear(ctypes.Structure):
@@ -158,7 +158,7 @@ def native_gate(library: Library, gate_up: Tensor) -> Tensor:
 
 
 class NativeLowRank:
-    """The products of the low-rank adapters of a batch with the input of one linear layer."""
+    """Computes the low-rank products of one linear layer: its input times A and B of each token's adapter."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class NativeLowRank:
         self._address = ctypes.addressof(self._struct)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add the products of x (n, inputs), without the norm, to y (n, outputs) float32, and return y."""
+        """Add the products to y (n, outputs) float32, and return y. x (n, inputs): the input before the norm."""
         x = x.float().contiguous()
         self._library.add_low_rank(self._library.pool, self._address, x.data_ptr(), y.data_ptr())
         return y
@@ -192,7 +192,7 @@ class NativeAttention:
     """Causal self-attention of new tokens, on a KV cache. It also applies RoPE and writes the cache.
 
     k, v (layers, rows, G, S, d) float32. rows, positions: the row and the position of each of the n new tokens. A token
-    attends to all positions of its row up to its own.
+    attends to its own position and to all earlier positions of its row.
     """
 
     def __init__(
@@ -208,13 +208,19 @@ class NativeAttention:
         )
 
     def set_angles(self, heads: int, cos: Tensor, sin: Tensor) -> None:
-        """Set the number of query heads, and the angles of the new tokens: (n or 1, 1, d) from `rotary`."""
+        """Set the number of query heads, and the angles of the new tokens.
+
+        cos, sin: from `rotary`, (n, 1, d), or (1, 1, d) if all tokens have the same angles.
+        """
         struct = self.struct
         struct.heads, struct.cos, struct.sin = heads, cos.data_ptr(), sin.data_ptr()
         struct.angle_stride = struct.size if len(cos) > 1 else 0
 
     def __call__(self, layer: int, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """heads (n, H + 2 G, d): the queries, keys and values of the new tokens, without RoPE. Returns (n, H d)."""
+        """Compute attention of one layer: heads (n, H + 2 G, d) -> (n, H d).
+
+        heads: the queries, keys and values of the new tokens, without RoPE.
+        """
         count, width, size = heads.shape
         queries = width - 2 * self.struct.groups
         self.set_angles(queries, cos, sin)
@@ -226,7 +232,7 @@ class NativeAttention:
 
 
 class StagedNativeAttention(NativeAttention):
-    """Native attention of a stack in stages: each stage has its own KV cache."""
+    """Native attention of a Stack with several stages. Each stage has its own KV cache."""
 
     def __init__(self, stages: Sequence[NativeAttention], layers: Sequence[tuple[int, int]]) -> None:
         """layers: for each layer, the index of its stage and the index of the layer inside the stage."""
@@ -238,7 +244,7 @@ class StagedNativeAttention(NativeAttention):
 
 
 class NativeStack:
-    """All layers of a stack in one call of the library. It computes the same bits as the layers one by one."""
+    """Computes all layers of a Stack in one call of the library. The result has the same bits as separate calls."""
 
     def __init__(
         self, library: Library, layers: Sequence[tuple[NativeLinear, ...]], norm: Tensor, eps: float, heads: int
