@@ -15,6 +15,7 @@ from app.audio.guard import (
     LONG_SILENCE_S,
     OVER_SILENCE_S,
     REPEATED_S,
+    SLOW_CHARS_PER_S,
     LineGuard,
     Rule,
     pace_of,
@@ -94,11 +95,14 @@ def test_speech_with_pauses_passes(pace: float | None, tempo: float, floor_dbfs:
     assert until_rule(guard_of(8.0, pace=pace), talk)[0] is None
 
 
-@pytest.mark.parametrize("floor_dbfs", [-120.0, -60.0, -45.0, -38.0])
-def test_pause_after_the_text_ends_the_line(floor_dbfs: float) -> None:
+@pytest.mark.parametrize(
+    ("floor_dbfs", "pace"), [(-120.0, PACE), (-60.0, PACE), (-45.0, PACE), (-38.0, PACE), (-60.0, None)]
+)
+def test_pause_after_the_text_ends_the_line(floor_dbfs: float, pace: float | None) -> None:
     """The tail is as loud as the noise floor of the line, which may be far above any fixed limit."""
     line = np.concatenate([syllables(6, floor_dbfs=floor_dbfs), noise(30, floor_dbfs)])
-    rule, seconds = until_rule(guard_of(6.0), line)
+    length = 6.0 * (pace or SLOW_CHARS_PER_S)  # if the pace is unknown, the slowest speaker has 6 s
+    rule, seconds = until_rule(LineGuard(length, FRAME_S, RATE_HZ, pace=pace), line)
     assert rule == "silence"
     assert 6 + OVER_SILENCE_S - 0.3 <= seconds <= 6 + LATE_SILENCE_S + 1.0
 
