@@ -517,6 +517,31 @@ def test_a_file_without_audio_is_refused_with_the_error_of_the_api(offline: str,
     assert own(offline) == []
 
 
+def test_a_recording_that_fails_the_check_can_be_replaced(offline: str, visit: Visit) -> None:
+    """The browser can decode the file. Only the server finds that it contains no speech."""
+    watched = visit(f"{offline}/voice-cloning")
+    watched.expected.add("400")
+    page = watched.page
+    upload(page, samples.file(samples.noise(5 * samples.RATE_HZ, 0.1), "wav"), "wind.wav")
+    onward(page)
+    trimmed(page)
+    onward(page)
+    error = page.locator(".error").get_by_text("This recording cannot be used.")
+    for name in ("words", "check"):
+        step(page, name)
+        error.wait_for(timeout=60_000)
+        assert "no speech" in (page.locator(".error").text_content() or "")
+        if name == "words":
+            page.get_by_label("Words", exact=True).fill(samples.TEXT)
+        onward(page)
+    shows(page, "The recording has not passed the check.")
+    another = page.get_by_role("button", name="Another sample")
+    assert focused(page, another)
+    another.click()
+    step(page, "sample")
+    assert own(offline) == []
+
+
 def test_a_silent_file_and_an_engine_without_clones_are_noticed_at_once(offline: str, visit: Visit) -> None:
     page = visit(f"{offline}/voice-cloning").page
     upload(page, samples.file(np.zeros(24_000 * 5, np.float32), "wav"), "silent.wav")
