@@ -115,8 +115,8 @@ class AppServices:
     adapters: AdapterRegistry
     usage: UsageStore
     weights: WeightDownloads
-    jobs: JobRunner | None  # None = TTS_JOBS_MAX_CHARS is 0: the routes for jobs do not exist
-    youtube: YouTube | None  # None = TTS_YOUTUBE is off: the routes for YouTube do not exist
+    jobs: JobRunner | None  # None if TTS_JOBS_MAX_CHARS is 0; the routes for jobs then do not exist
+    youtube: YouTube | None  # None if TTS_YOUTUBE is off; the routes for YouTube then do not exist
 
 
 class Api(FastAPI):
@@ -140,8 +140,9 @@ class Api(FastAPI):
         return self._documents[needed]
 
     def _complete(self, document: Schema) -> Schema:
-        """Add API keys, request ids and limits to FastAPI's OpenAPI document, and correct it. Changes and returns
-        `document`.
+        """Add API keys, request ids and limits to FastAPI's OpenAPI document, and correct its mistakes.
+
+        Changes and returns `document`.
         """
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
@@ -153,7 +154,7 @@ class Api(FastAPI):
                 operation["responses"].pop("422", None)  # this server answers an invalid body with 400, as OpenAI does
                 for status, response in operation["responses"].items():
                     if "example" in response.get("content", {}).get("application/json", {}):
-                        # FastAPI removes null values from the example, so they are restored here.
+                        # FastAPI removes null values from the example of an error, so they are restored here.
                         response.update(errors.problem(int(status)))
         self._gate.describe(document)
         for operations in document["paths"].values():

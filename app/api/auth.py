@@ -44,7 +44,7 @@ KEY_OPTIONAL: Schema = {"security": [*_REQUIRED, {}]}
 
 
 def operation_id(route: APIRoute) -> str:
-    """Return the name of a route in /openapi.json: the name of its function."""
+    """Return the `operationId` of a route in /openapi.json: the name of the function that handles the route."""
     return route.name
 
 
@@ -57,7 +57,7 @@ class Gate:
     """
 
     def __init__(self, ring: KeyRing, metrics: Metrics, *, keyed_lists: bool = False) -> None:
-        """keyed_lists: True = if the server has keys, lists show cloned voices only to callers with a key."""
+        """keyed_lists: whether a server with API keys shows cloned voices in lists only to callers with a key."""
         self._keyed_lists = keyed_lists
         self._ring = ring
         self._metrics = metrics
@@ -68,9 +68,9 @@ class Gate:
         return self._ring.needed
 
     def route(self, scope: Scope | None) -> type[APIRoute]:
-        """Create the `route_class` of routes that need an API key with this scope, if the server has keys.
+        """Create the `route_class` of routes that need an API key with a scope. A server without keys needs none.
 
-        scope: None = the key is optional. A wrong key still gives a 401, so that clients can test their key. The API
+        scope: None = the key is optional. But a wrong key gives a 401, so that clients can test their key. The API
         key is not checked in a FastAPI dependency, because FastAPI reads the body before it runs dependencies. With a
         dependency, a caller without a key could upload files.
         """
@@ -136,7 +136,7 @@ class Gate:
             key.check(scope)
 
     def present(self, key: Key | None) -> Key | None:
-        """Return the current entry of the API key of a WebSocket; None if the server has no keys.
+        """Find the API key of an open WebSocket again, and return its current entry; None if the server has no keys.
 
         key: None = the server had no keys when the client connected. Raises Unauthorized if the key was removed, or if
         the server now needs keys.
@@ -148,7 +148,7 @@ class Gate:
         return None
 
     def admit(self, key: Key | None, scope: Scope) -> Pass | None:
-        """Count a request that came through a WebSocket.
+        """Count a request that came through a WebSocket against the limits of its API key.
 
         Returns a Pass, which the caller must close; None if the server has no keys.
         Raises Unauthorized, Forbidden, RateLimited.
@@ -220,7 +220,10 @@ class Gate:
                 operation["responses"] = dict(sorted(answers.items()))
 
     def _find(self, request: Request, sent: str) -> Key:
-        """Return the key with this text, and add the key's name to `request.state` and the log. Raises Unauthorized."""
+        """Return the API key with the text `sent`. Raises Unauthorized.
+
+        Store the name of the key in `request.state`, and add it to the log lines of the request.
+        """
         key = self._ring.find(sent)
         request.state.key = key.name
         structlog.contextvars.bind_contextvars(key=key.name)  # adds the name to every log line of this request
@@ -232,7 +235,7 @@ def _sent_key(request: Request) -> str:
 
 
 def key_in(headers: Headers) -> str:
-    """Return the API key in the headers; "" if there is none.
+    """Return the API key in the headers of a request; "" if they contain none.
 
     OpenAI's clients send the header `Authorization: Bearer`, Azure's clients send `api-key`, and ElevenLabs' clients
     send `xi-api-key`.

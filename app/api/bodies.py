@@ -1,8 +1,8 @@
 """Reads JSON bodies as real clients send them, and says exactly what is wrong with a body that can't be read.
 
 `BodyDecoder` decompresses bodies with a Content-Encoding. `read_json` accepts each declared charset, a byte order mark,
-and line breaks inside of strings. `read_json` also accepts Windows-1252 text without a charset (PowerShell 5), if the
-bytes can't be another encoding.
+and line breaks inside of strings. PowerShell 5 sends text in Windows-1252 and declares no charset. `read_json` also
+accepts such a body, if its bytes can't be another encoding.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from app.errors import BodyTooLarge, RequestError
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
 
-MAX_DEPTH = 100  # the largest number of nested lists and objects in a JSON body
-_SHOWN_CHARS = 24  # an error message quotes this many characters before a mistake
-_GZIP, _ZLIB_OR_GZIP, _RAW_DEFLATE = 31, 47, -15  # values of zlib's `wbits`
-# Text codecs of Python that are not charsets of a body.
+MAX_DEPTH = 100  # how deep lists and objects in a JSON body may be nested
+_SHOWN_CHARS = 24  # how many characters before a mistake are quoted in an error message
+_GZIP, _ZLIB_OR_GZIP, _RAW_DEFLATE = 31, 47, -15  # values of zlib's `wbits`, which selects the format of the data
+# Text codecs of Python that this server refuses as the charset of a body.
 _NO_CHARSETS = frozenset({"idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined", "mbcs", "oem"})
 
 
@@ -37,7 +37,7 @@ class UnreadableBody(RequestError):
 
 
 class BodyRejected(HTTPException):
-    """Carries an error out of the code that reads a body. FastAPI would replace any other exception."""
+    """Carries an error out of the code that reads a body. FastAPI would answer any other exception with its own 400."""
 
     def __init__(self, error: RequestError, status: int = 400) -> None:
         super().__init__(status, error.message)
@@ -79,7 +79,7 @@ class BodyDecoder:
             # `data` begins with the start of the body, or with the start of a further member of a gzip file.
             if self._decompressor is None or self._decompressor.eof:
                 if self._decompressor is not None and not data.strip(b"\0"):
-                    break  # some programs add zeros at the end
+                    break  # some programs add zero bytes after the compressed data
                 self._decompressor = zlib.decompressobj(self._first_wbits(data))
             try:
                 part = self._decompressor.decompress(data, self._left_bytes + 1)
@@ -98,9 +98,9 @@ class BodyDecoder:
             raise self._broken("it ends too early")
 
     def _first_wbits(self, data: bytes) -> int:
-        """Return the value of `wbits` for a body that begins with `data`.
+        """Return zlib's `wbits`, which selects the format, for a compressed body that begins with `data`.
 
-        Some clients send `deflate` without the header of zlib.
+        With `Content-Encoding: deflate`, some clients send data without the header of zlib.
         """
         if self._wbits == _GZIP or data[0] & 0x0F == 8 or data[0] == 0x1F:
             return self._wbits
@@ -151,7 +151,7 @@ def _decoded(body: bytes, content_type: str) -> str:
     name = _codec(declared)
     try:
         if name in ("utf-16", "utf-32") and (found := json.detect_encoding(body)).startswith(name):
-            name = found  # the charset with the detected byte order
+            name = found  # with the detected byte order, such as utf-16-le
         return body.decode(name).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         if name == "cp1252":  # Windows-1252 does not define five of the bytes
@@ -167,7 +167,7 @@ def _codec(charset: str) -> str:
     """Return Python's name of a declared charset. Raises UnreadableBody."""
     try:
         found = codecs.lookup(charset)
-    except (LookupError, ValueError):  # ValueError: a name with NUL
+    except (LookupError, ValueError):  # ValueError: the name contains a NUL character
         found = None
     if found is None or not found._is_text_encoding or found.name.replace("_", "-") in _NO_CHARSETS:
         message = f"The request declares the charset {charset[:40]!a}, which this server does not know. Send UTF-8."
@@ -179,9 +179,9 @@ def _codec(charset: str) -> str:
 
 def _decoded_unicode(body: bytes, declared: str) -> str:
     """Return the text of a body that declares no charset or UTF-8. Raises UnreadableBody."""
-    encoding = json.detect_encoding(body)  # from the byte order mark, or from the zero bytes of UTF-16 and UTF-32
+    encoding = json.detect_encoding(body)  # looks at the byte order mark and at zero bytes
     try:
-        return body.decode(encoding, "surrogatepass")  # some Java programs encode surrogates
+        return body.decode(encoding, "surrogatepass")  # accepts encoded surrogates, which some Java programs send
     except UnicodeDecodeError as error:
         if not declared and encoding == "utf-8" and _is_western(body):
             return body.decode("cp1252")
@@ -285,7 +285,7 @@ def _explained(text: str, error: json.JSONDecodeError) -> str:
 
 
 def _place(text: str, at: int) -> str:
-    """Return the place of a character for an error message: character, line, column, and the text before it."""
+    """Describe the place of a character for an error message: its index, line and column, and the text before it."""
     line_start = text.rfind("\n", 0, at) + 1
     line = text.count("\n", 0, at) + 1
     before = text[max(line_start, at - _SHOWN_CHARS) : at]

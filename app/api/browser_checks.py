@@ -1,8 +1,8 @@
 """Protects the server from foreign web pages: CSRF, DNS rebinding, and CORS preflights that are not allowed.
 
 Only requests that a browser has sent are checked. A browser sends Origin or Sec-Fetch-Site with each request that
-changes something, and a web page can't change these headers. Other programs send neither of these headers. A request
-that only reads may lack both headers; `_from_browser` also recognises such a request of a browser.
+changes something, and a web page can't change these headers. Programs that are not browsers send neither of these
+headers. When a browser only reads, both headers may be missing; `_from_browser` then looks at other headers.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def _own_hosts(headers: Headers) -> list[str]:
 
 
 def _same_host(scheme: str, wanted: str, host: str, *, proxied: bool) -> bool:
-    """Return whether `wanted` and `host` have the same host name and the same port. A missing port is the default port.
+    """Return whether `wanted` and `host` have the same host name and the same port.
 
-    scheme: the scheme of the origin, which has the default port. proxied: True = `host` may lack any port, because many
-    proxies remove the port.
+    scheme: for example https; a missing port means the default port of this scheme. proxied: True = a missing port of
+    `host` matches every port, because many proxies remove the port.
     """
     default = _DEFAULT_PORTS[scheme]
     (name, port), (other, other_port) = split_host(wanted), split_host(host)
@@ -194,8 +194,8 @@ def _from_browser(headers: Headers) -> bool:
 
     When a page with an http address reads from its own host, the browser sends neither Origin nor Sec-Fetch-Site. But a
     browser always sends Accept-Language: a page can change the value of this header, but can't remove the header. Two
-    kinds of programs send Accept-Language, too. Node's `fetch` also sends Sec-Fetch-Mode, which a page can't set. Apps
-    on Apple's systems have CFNetwork in the header User-Agent.
+    kinds of programs send Accept-Language, too, and are recognised by another header. Node's `fetch` sends
+    Sec-Fetch-Mode, which a page can't set. Apps on Apple's systems have CFNetwork in the header User-Agent.
     """
     if "origin" in headers or "sec-fetch-site" in headers:
         return True

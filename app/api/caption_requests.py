@@ -13,7 +13,7 @@ from app.api.requests import ConversationBody, DialogueBody, Flag, Language, Spe
 if TYPE_CHECKING:
     from app.types import SpeechRequest
 
-# Kokoro's letters for languages. Other values of `lang_code` are the tags or the names of languages.
+# Kokoro's letter for a language -> BCP 47 tag. `lang_code` can also be the tag or the name of a language.
 _KOKORO_LANGUAGES = {
     "a": "en-US",
     "b": "en-GB",
@@ -106,7 +106,7 @@ class DialogueCaptionsBody(CaptionsBody, DialogueBody):
 
 
 def _kind(data: object) -> str | None:
-    """Return which of the three bodies a JSON object is, which its fields show; None for any other JSON value."""
+    """Return the tag of the body whose fields `data` has; None if `data` is not a JSON object."""
     if not isinstance(data, dict):
         return None
     if data.get("turns") is not None:
@@ -115,7 +115,7 @@ def _kind(data: object) -> str | None:
     return "(conversation)" if is_conversation else "(speech)"
 
 
-# The tags are in parentheses, because errors leave out names in parentheses: see `app.api.errors`.
+# The tags of the three bodies are in parentheses. `app.api.errors` leaves such a tag out of the name of a field.
 AnyCaptionsBody = Annotated[
     Annotated[SpeechCaptionsBody, Tag("(speech)")]
     | Annotated[ConversationCaptionsBody, Tag("(conversation)")]
@@ -138,7 +138,7 @@ class NormalizationOptions(BaseModel):
 
 
 class CaptionedSpeechBody(SpeechBody):
-    """The body of `POST /dev/captioned_speech`, as Kokoro-FastAPI defines it. It also accepts all fields of speech."""
+    """The body of `POST /dev/captioned_speech`, as Kokoro-FastAPI defines it, with all fields of `/v1/audio/speech`."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"input": "Hello there.", "voice": "af_heart", "stream": False}]}

@@ -26,7 +26,7 @@ LINES_MEDIA_TYPE = "application/x-ndjson"
 
 @dataclass(frozen=True, slots=True)
 class CaptionOptions:
-    """The format of the captions, and the data of the request that the captions need."""
+    """The format of the captions, and the values of the request from which the captions are made."""
 
     kind: CaptionFormat
     highlight: Highlight
@@ -173,7 +173,7 @@ async def _parts(
 async def _chunk_lines(
     answer: Answer, audio: AsyncGenerator[bytes], chunk: ChunkContent, *, timestamps: bool
 ) -> AsyncGenerator[bytes]:
-    """Yield a line of JSON for each chunk of audio, with the words whose times were found since the line before.
+    """Yield a line of JSON for each chunk of audio, with the words whose times were found after the previous line.
 
     Each chunk is held back until the next one arrives, so that the last line has both audio and the last words.
     """
@@ -197,7 +197,7 @@ async def _chunk_lines(
 
 
 class ChunkContent(Protocol):
-    """Returns the JSON object of a chunk of audio, with the sentences whose times were found since the chunk before.
+    """Returns the JSON object of a chunk of audio, with the sentences whose times were found after the previous chunk.
 
     sentences: None = the client wants no times. last: whether it is the last chunk.
     """
@@ -220,7 +220,7 @@ def _json(content: dict[str, Any]) -> bytes:
 
 
 def _words(sentences: Sequence[TimedSentence]) -> list[dict[str, Any]]:
-    """Return the words of sentences and their times, with the field names of Kokoro-FastAPI."""
+    """Return each word of the sentences with its times in seconds. The field names are those of Kokoro-FastAPI."""
     return [
         {"word": word.word, "start_time": round(word.start_s, 3), "end_time": round(word.end_s, 3)}
         for sentence in sentences

@@ -34,7 +34,7 @@ PREFIX = "ek_"
 FILE = "client_secrets.key"  # name of the file with the signing key, in the folder of the API keys
 MAX_CHARS = 4096  # the longest text of a secret that contains its content
 MAX_HELD = 10_000  # the largest number of secrets with long settings that a process remembers
-MAX_CONTENT_BYTES = 1 << 20  # the largest size of the unpacked content
+MAX_CONTENT_BYTES = 1 << 20  # the largest size of the content of a secret, after decompression
 _KEY_BYTES = 32
 
 
@@ -43,7 +43,8 @@ class Secret:
     """The content of a client secret."""
 
     expires_at: float  # Unix time in seconds
-    key: Key | None  # the API key that created the secret; only its name and its digest are used. None = no keys
+    # The API key that created the secret; only its name and its digest are used. None = the server had no keys.
+    key: Key | None
     session: dict[str, Any]
 
 
@@ -136,7 +137,7 @@ def _text(data: bytes) -> str:
 
 
 def _bytes(text: str) -> bytes:
-    """Decode the result of `_text`. Raises ValueError."""
+    """Return the bytes that `_text` has encoded as base64. Raises ValueError."""
     return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
 
 

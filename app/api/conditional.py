@@ -42,7 +42,10 @@ def check_if_match(if_match: str | None, etag: str) -> None:
 
 
 def _names(header: str, etag: str, *, weak: bool) -> bool:
-    """Return whether a list of ETags, or `*`, contains this ETag. weak: whether a weak ETag such as W/"1" counts."""
+    """Return whether a header names this ETag: in a list of ETags, or as `*`, which means every ETag.
+
+    weak: whether a weak ETag in the list, such as W/"1", counts, too.
+    """
     if header.strip() == "*":
         return True
     return any(tag == etag and (weak or not prefix) for prefix, tag in _TAG.findall(header))

@@ -1,4 +1,4 @@
-"""The WebSocket messages of ElevenLabs: `stream-input` with one context, and `multi-stream-input` with several.
+"""ElevenLabs' WebSocket messages: `stream-input` with one context, and `multi-stream-input` with several contexts.
 
 A context is one text that arrives in parts. The server sends the audio of a context in base64. After the audio of a
 sentence, it sends the times of the sentence's characters in a message without audio. An error ends the connection.
@@ -98,7 +98,7 @@ class OutputFormat:
 
     @classmethod
     def of(cls, name: str) -> OutputFormat:
-        """Read the name of a format. Raises UnsupportedFormat."""
+        """Create an OutputFormat from its name, such as mp3_44100_128. Raises UnsupportedFormat."""
         codec, _, rest = name.partition("_")
         rate = rest.partition("_")[0]
         if codec not in _CODECS or not rate.isascii() or not rate.isdecimal() or not 8_000 <= int(rate[:6]) <= 48_000:
@@ -122,7 +122,7 @@ def model_of(name: Any, speaking: Speaking) -> str | None:
 def speech_fields(output: OutputFormat, settings: Mapping[str, Any], model: str | None) -> Object:
     """Return the fields of a speech request, without its text and voice. Raises InvalidValue.
 
-    settings: the fields `voice_settings`, `language_code`, `seed` and `apply_text_normalization`. model: see
+    settings: can have `voice_settings`, `language_code`, `seed` and `apply_text_normalization`. model: the result of
     `model_of`.
     """
     voice_settings = settings.get("voice_settings")
@@ -164,7 +164,7 @@ def socket_alignment(characters: Sequence[TimedCharacter], origin_s: float) -> O
 
 
 class TimedChunks:
-    """Builds the JSON objects of the HTTP routes with timestamps. Times are in seconds from the start of the audio."""
+    """Builds the JSON objects for the HTTP routes with timestamps. Times are in seconds from the start of the audio."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -270,7 +270,7 @@ class SocketOptions:
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> SocketOptions:
-        """Read the query of a URL. Raises InvalidValue, UnsupportedFormat."""
+        """Create the options from the query of the URL. Raises InvalidValue, UnsupportedFormat."""
         output = OutputFormat.of(query.get("output_format") or DEFAULT_FORMAT)
         settings: Object = {name: query.get(name) or None for name in ("language_code", "apply_text_normalization")}
         settings["seed"] = _whole(query, "seed", 0, MAX_SEED)
@@ -302,13 +302,13 @@ class _Context:
     name: str
     live: LiveContext
     admitted: Pass | None
-    begun: bool = False  # whether it has text that is not white space
-    ends_sentence: bool = False  # whether its text so far ends with the end of a sentence and no space after it
+    begun: bool = False  # whether text that is not white space has arrived
+    ends_sentence: bool = False  # whether the text so far ends with a sentence, without a space after it
 
 
 @dataclass(slots=True)
 class StreamInput:
-    """One connection. `run` handles its messages until it is closed."""
+    """One WebSocket connection. `run` handles its messages until the connection is closed."""
 
     socket: Socket
     speaking: Speaking
@@ -316,11 +316,12 @@ class StreamInput:
     voices: VoiceStore
     voice: str
     options: SocketOptions
-    several: bool  # whether messages have a `context_id`
-    _open: dict[str, _Context] = field(default_factory=dict)  # the contexts that take text
+    several: bool  # whether the connection can have several contexts, which `context_id` names
+    _open: dict[str, _Context] = field(default_factory=dict)  # the contexts that still accept text, by their names
     _tasks: dict[asyncio.Task[None], _Context] = field(default_factory=dict)  # tasks that send the speech of contexts
-    _active_s: float = field(default_factory=time.monotonic)  # the time since which the connection waits for a message
-    _heard_s: float = 0.0  # the time at which a listener has heard all audio that was sent
+    # Since when the connection waits for a message, in the seconds of time.monotonic().
+    _active_s: float = field(default_factory=time.monotonic)
+    _heard_s: float = 0.0  # when a listener has heard all audio that was sent, in the same seconds as `_active_s`
 
     async def run(self) -> None:
         """Handle the messages of the client until the connection is closed. Raises Closed."""
@@ -362,7 +363,7 @@ class StreamInput:
         receiving = asyncio.ensure_future(self.socket.receive_json())
         try:
             while not receiving.done():
-                left_s = self._deadline_s() - time.monotonic()  # the deadline moves while speech is sent
+                left_s = self._deadline_s() - time.monotonic()  # speech that is sent in the meantime moves the deadline
                 await asyncio.wait({receiving}, timeout=max(0.0, min(left_s, self.options.inactivity_s, KEY_CHECK_S)))
                 if not receiving.done() and self._deadline_s() <= time.monotonic():
                     raise TimeoutError
@@ -373,7 +374,7 @@ class StreamInput:
         return receiving.result()
 
     def _deadline_s(self) -> float:
-        """Return the time at which the connection is closed if no message arrives.
+        """Return when the connection is closed if no message arrives, in the seconds of time.monotonic().
 
         The time in which speech is generated or played does not count as inactivity.
         """
@@ -415,7 +416,7 @@ class StreamInput:
                 raise InvalidValue("`context_id` must be a text of at most 256 characters.", param="context_id")
             name = found
         context = self._open.get(name)
-        if not self.several and context is None and self._tasks:  # after the end of the only text
+        if not self.several and context is None and self._tasks:  # the only text of the connection has ended
             return True
         if text and context is None:
             if len(self._open) >= MAX_CONTEXTS:
@@ -454,8 +455,9 @@ class StreamInput:
     async def _append(self, context: _Context, text: str) -> None:
         """Add text to a context. Raises TextTooLong.
 
-        With `auto_mode`, each message contains whole sentences, often without a space at the end. So this method adds
-        the missing space, and speaks complete sentences at once.
+        With `auto_mode`, each message contains whole sentences, often without a space at the end. This method then adds
+        the missing space. After a message of several words that ends a sentence, it speaks all text without waiting for
+        more.
         """
         auto = self.options.auto_mode
         if auto and context.ends_sentence and (text[0].isalnum() or text[0] in _OPENING):
@@ -543,7 +545,7 @@ class StreamInput:
                     sent_s = event.end_s
                 elif isinstance(event, Words):
                     if characters := times.add(live.text, event.sentences):
-                        characters += times.add_spaces(live.text)  # spaces show pipecat the end of the last word
+                        characters += times.add_spaces(live.text)  # pipecat needs the space after a word to see its end
                         await send_times(characters, origin_s)
                 elif isinstance(event, Done):
                     await send_times(times.finish(live.text, event.audio_s), origin_s)
@@ -554,9 +556,10 @@ class StreamInput:
 
 
 def check_connection(gate: Gate, sent: str) -> Any:
-    """Return the API key of a connection; None if the server has no keys, or if the first message must have the key.
+    """Return the API key of a connection. Raises Unauthorized, Forbidden.
 
-    Raises Unauthorized, Forbidden.
+    None = the server has no keys, or the headers contain no key, so that the first message must contain it. sent: the
+    key in the headers; "" if there is none.
     """
     try:
         key = gate.connect(sent)

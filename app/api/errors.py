@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RETRY_STOPPED_S = 10  # the header Retry-After while the server stops: a restart takes about this long
+RETRY_STOPPED_S = 10  # the header Retry-After while the server stops, in seconds: about as long as a restart takes
 
 # The first row whose class matches an error gives the HTTP status. SpeechError, in the last row, is the base class of
 # all errors.
@@ -172,7 +172,7 @@ def envelope(message: str, *, status: int, param: str | None = None, code: str |
 
 
 def body_of(error: errors.SpeechError) -> dict[str, Any]:
-    """Return the JSON body of an error."""
+    """Return the JSON body of an error that the server has raised, in OpenAI's format."""
     return envelope(error.message, status=status_of(error), param=error.param, code=error.code)
 
 
@@ -297,8 +297,8 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
 def described(error: ValidationError | RequestValidationError, *outer: str) -> tuple[str, str]:
     """Return the name of the first wrong field, and a message that says what is wrong with the first five wrong fields.
 
-    outer: these parts are put before the location of each problem. A location must then begin with `body` or with
-    another part of the request.
+    outer: parts to put before the location of each problem, for an `error` whose locations do not begin with the part
+    of the request, such as `body`.
     """
     problems = [(_field_at((*outer, *problem["loc"])), _in_words(problem)) for problem in error.errors()[:5]]
     return problems[0][0], "; ".join(f"`{field}`: {problem}" for field, problem in problems)

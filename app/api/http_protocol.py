@@ -48,7 +48,7 @@ SEND_BUFFER_BYTES = 128 << 10
 ABORT = "abort"
 # Key in the state of a request. The key exists if the server has begun its graceful shutdown.
 STOPPING = "stopping"
-MAX_HEAD_BYTES = 64 << 10  # uvicorn's h11 protocol has the same limit
+MAX_HEAD_BYTES = 64 << 10  # the largest size of the headers of a request, as in uvicorn's h11 protocol
 # The ends of the paths of the WebSocket routes.
 SOCKET_PATHS = (
     b"/realtime",
@@ -67,7 +67,8 @@ MAX_MESSAGE_BYTES = 16 << 20  # limit of a WebSocket message; OpenAI allows 15 M
 _HEAD_TOO_LARGE = f"The headers of the request are larger than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
 # Headers that offer an upgrade. If the upgrade of a request is ignored, these headers are removed from the request.
 _UPGRADE_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
-# SO_LINGER with a timeout of 0 s: closing the connection sends a reset, so that the client reports an error.
+# Values of the socket option SO_LINGER. With the first value, its timeout is 0 s: closing the connection sends a reset,
+# so that the client reports an error. The second value is the default of the system.
 _RESET_ON_CLOSE, _CLOSE_NORMALLY = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 _BYTES_ACKED = 120  # offset in bytes of tcpi_bytes_acked in the struct tcp_info of Linux
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
@@ -83,12 +84,12 @@ def protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
 class SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol with its own check for silent clients, and without uvicorn's log.
 
-    The log would contain the query strings of requests.
+    uvicorn's log would contain the query strings of requests.
 
-    uvicorn sends a ping and closes the connection if no pong arrives. This has two faults. The pong of a client that
-    reads at the speed of playback comes late, because the ping waits behind the audio. And a connection with unsent
-    data is not closed before the client has read the data. So this protocol disconnects a client only if it has neither
-    sent nor received any data since the ping, and then drops the unsent data.
+    uvicorn sends a ping and closes the connection if no pong arrives. This check has two faults. A client that reads
+    at the speed of playback answers the ping late, because it reads the audio before the ping. And a connection with
+    unsent data is not closed before the client has read the data. So this protocol disconnects a client only if the
+    client has neither sent nor received any data since the ping. It then drops the unsent data.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -111,7 +112,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         super().send_keepalive_ping()
 
     def keepalive_timeout(self) -> None:
-        # If reading is paused, the pong may have arrived but is not read yet.
+        # If reading is paused, a pong may have arrived that is not read yet.
         if not self.close_sent and (self._has_progress() or self.read_paused):
             self.pong_timer = self.loop.call_later(self.ping_timeout or 0, self.keepalive_timeout)
             return
@@ -228,7 +229,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         kept = [token.strip() for token in offered if token.strip().lower() not in _UPGRADE_HEADERS]
         head += [b"Connection: " + b", ".join(kept)] if kept else []
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # uvicorn does the same
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # uvicorn's parser has this option, too
         self._parse(b"\r\n".join(head) + b"\r\n\r\n" + rest)
 
     def shutdown(self) -> None:

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 MAX_TITLE_CHARS = 500
 MAX_INDEX = 2**31 - 1  # the largest index of a chapter or a sentence
 MAX_FORM_FIELDS = MAX_CHAPTERS + MAX_ENTRIES + 64  # a form may send each item of a list as a field of its own
-TEST_CHARS = 200  # the fields of a request are checked with only this many characters of its text
+TEST_CHARS = 200  # how many characters of the text are used to check the fields of a request
 
 
 def _listed(value: object) -> object:
-    """Convert a text such as "srt,vtt" to a list."""
+    """Convert a text such as "srt,vtt" to a list such as ["srt", "vtt"]. Other values are returned unchanged."""
     if isinstance(value, str):
         return [part.strip().lower() for part in value.split(",") if part.strip()]
     return value
@@ -58,7 +58,7 @@ Format = Annotated[ResultFormat, BeforeValidator(lower_case)]
 class JobChapterBody(BaseModel):
     """A chapter of a new job.
 
-    Without a file, the body has the text of the chapter. With a file, it has the index of a chapter of the file.
+    `input` is the text of the chapter. If the request has a file, `index` names a chapter of the file instead.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -273,9 +273,10 @@ class JobChangeBody(ReportedBody):
 
 
 async def read_job(request: Request) -> tuple[JobBody, tuple[str, bytes] | None]:
-    """Read the body of a new job, which is JSON or a form. Returns the body, and the name and the bytes of the file.
+    """Read the body of a new job, which is JSON or a form. Return the body and the uploaded file.
 
-    None instead of the name and the bytes = the request has no file. Raises RequestValidationError, InvalidValue.
+    The file is returned as its name and its bytes; None if the request has no file. Raises RequestValidationError,
+    InvalidValue.
     """
     if is_json(request.headers):
         return _validated(await request.json()), None
@@ -292,7 +293,7 @@ async def read_job(request: Request) -> tuple[JobBody, tuple[str, bytes] | None]
 
 
 def _items(parts: Sequence[str]) -> object:
-    """Return the value of a list in a form. One part has the whole list, or each item has its own part (OpenAPI)."""
+    """Return the value of a list field of a form. parts: the whole list in one part, or one part for each item."""
     values = [_parsed(part) for part in parts]
     return values if len(values) > 1 or isinstance(values[0], dict) else values[0]
 
@@ -303,7 +304,7 @@ def _is_left_out(name: str, value: object) -> bool:
 
 
 def _validated(content: Any) -> JobBody:
-    """Return the body. Raises RequestValidationError, as FastAPI does for a wrong body of another route."""
+    """Validate the content of a body, and return the body. Raises RequestValidationError, as FastAPI does itself."""
     try:
         return JobBody.model_validate(content)
     except ValidationError as error:

@@ -77,7 +77,7 @@ class JobChapter(ResponseModel):
 
 
 class JobLevels(ResponseModel):
-    """The levels of the audio files of a result, before they are encoded. ACX is a publisher of audiobooks."""
+    """The levels of the audio in a result before encoding. ACX, a publisher of audiobooks, limits these levels."""
 
     lufs_lowest: Annotated[float, Field(description="Integrated loudness of the softest file in LUFS.")]
     lufs_highest: float
@@ -251,7 +251,7 @@ def event_of(job: AudioJob) -> dict[str, Any]:
 
 
 def file_response(*media_types: str) -> dict[int | str, Schema]:
-    """Return the OpenAPI description of a file that can be read in parts."""
+    """Return the OpenAPI description of a file that a client can get in parts, with the header `Range`."""
     return {
         200: {
             "content": dict.fromkeys(media_types, BINARY),
@@ -265,9 +265,9 @@ def file_response(*media_types: str) -> dict[int | str, Schema]:
 
 
 class ResultFile(FileResponse):
-    """A file that can be read in parts. Its errors have OpenAI's format.
+    """A file that a client can get in parts, with the header `Range`. Errors have OpenAI's format.
 
-    Ignores a header `Range` that is not valid, as RFC 9110 (14.2) allows.
+    A header `Range` that is not valid is ignored, as RFC 9110 (14.2) allows.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

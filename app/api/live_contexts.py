@@ -31,12 +31,15 @@ _FIELD = re.compile(r"`([a-z_0-9.]+)`")
 
 
 def live_session(speaking: Speaking) -> LiveSession:
-    """Return a new session with the limits of this server."""
+    """Return a new session of live contexts, whose texts can be as long as this server allows."""
     return LiveSession(speaking.generator, speaking.metrics, max_chars=speaking.max_input_chars)
 
 
 def count_usage(metrics: Metrics, admitted: Pass | None, usage: Usage | None) -> None:
-    """Count the tokens of a completed context in the metrics of its API key. admitted: None = no keys."""
+    """Count the tokens of a completed context in the metrics of its API key.
+
+    admitted: None = the server has no keys. usage: None = count nothing.
+    """
     if admitted is not None and usage is not None:
         metrics.key_tokens(admitted.key.name, usage.input_tokens, usage.output_tokens)
 
@@ -57,7 +60,7 @@ def checked_body(fields: Mapping[str, Any]) -> SpeechBody:
 
 
 def checked(kind: type[_Body], fields: Mapping[str, Any]) -> _Body:
-    """Return the request of this kind with these fields. See `checked_body`."""
+    """Return a body of the class `kind` with these fields. Raises the same error as `checked_body`."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
@@ -117,8 +120,8 @@ async def context_spec(
 ) -> ContextSpec:
     """Return the specification of the speech of a context. Raises RequestError, NotReady.
 
-    owner: the digest of the API key; "" without keys. later: the text arrives later, and `body.input` is ignored.
-    convert, words: see `ContextSpec`. timestamps: find the times of the words.
+    owner: the digest of the API key; "" if the server has no keys. later: True = the text arrives later, and
+    `body.input` is ignored. convert, words: see `ContextSpec`. timestamps: whether to find the times of the words.
     """
     request = await speaking.prepare(body, owner)
     request = replace(request, timestamps=timestamps or words)

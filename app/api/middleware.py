@@ -134,7 +134,8 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":  # FastAPI's GET routes do not support HEAD, so use GET. uvicorn drops the body
+        # FastAPI's GET routes do not support HEAD, so handle HEAD as GET. uvicorn then does not send the body.
+        if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         request_id = f"req_{uuid.uuid4().hex}"
         started_s = time.monotonic()
@@ -297,8 +298,8 @@ class BodyLimit:
     def __init__(self, app: ASGIApp, limit: Limit, by_path: Mapping[str, Limit], timeout_s: float) -> None:
         """Set the limits.
 
-        limit: for paths that are not in `by_path`. timeout_s: seconds in which a body must arrive; one second is added
-        for each MIN_BYTES_PER_S bytes received.
+        limit: the limit of all paths that are not in `by_path`. by_path: path -> its limit. timeout_s: seconds in which
+        a body must arrive; one second is added for each MIN_BYTES_PER_S bytes received.
         """
         self._app = app
         self._limit = limit

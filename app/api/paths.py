@@ -1,4 +1,4 @@
-"""Finds the route that a client means by another spelling of its path, by a path of Azure, or by a path with a prefix.
+"""Finds the route that a client means by another spelling of a path, by a path of Azure, or by a path with a prefix.
 
 A path is rewritten only if a route has the rewritten path. The server never redirects, because many clients lose the
 body of a redirected POST.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-DEPLOYMENT = "deployment"  # the key in scope["state"] with the model that the path of an Azure client names
+DEPLOYMENT = "deployment"  # the key of scope["state"] under which the model in an Azure path is stored
 
 # Paths that may be another spelling of a route. No other path is examined.
 _UNUSUAL = re.compile(
@@ -77,7 +77,7 @@ class PathAliases:
 
 
 def canonical(path: str) -> tuple[str, str | None]:
-    """Return the usual spelling of a path, and the model that an Azure path names; None if it names no model."""
+    """Return the usual spelling of a path, and the model that the path names if it is an Azure path, otherwise None."""
     path = re.sub(r"/{2,}", "/", path).rstrip("/ \t\r\n") or "/"
     deployment = None
     if azure := _AZURE.fullmatch(path):
@@ -117,7 +117,7 @@ def trusted_addresses(proxies: Sequence[str]) -> Any:
 
 
 async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Do nothing. This function is an ASGI app."""
+    """Do nothing. ProxyHeadersMiddleware needs an ASGI app, but this app is never called."""
 
 
 class PathPrefix:

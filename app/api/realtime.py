@@ -64,7 +64,7 @@ TRUNCATE_WORDS_S = 1.0  # how long a truncation waits for the times of the words
 # The largest number of items in the `input` of a response. A conversation with more items loses its oldest items.
 MAX_ITEMS = 500
 MAX_PARTS = 1_000  # the largest number of parts in the content of an item
-TURN_S = 0.01  # after it has handled events for this time, a connection lets other connections run
+TURN_S = 0.01  # after this many seconds, a connection that handles events lets other connections run
 MAX_METADATA = 16
 _TEXT_TYPES = ("input_text", "output_text", "text")
 # Fields of a session that OpenAI does not have. They mean the same as in a speech request.
@@ -123,14 +123,14 @@ class Changes:
     """The part of a `session` or a `response` object that has an effect."""
 
     settings: Object = field(default_factory=dict)  # new values of the fields of SessionSettings with these names
-    output: Object = field(default_factory=dict)  # format, voice and speed
-    speech: Object = field(default_factory=dict)  # fields of a speech request
+    output: Object = field(default_factory=dict)  # new values of `format`, `voice` and `speed`
+    speech: Object = field(default_factory=dict)  # new values of the fields in _SPEECH_FIELDS
     # The name of a field in a speech request -> the place where the client has sent it, such as session.speed.
     params: dict[str, str] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def naming_params(self) -> Iterator[None]:
-        """Set `param` of the errors that this `with` block raises to the place of the client's field."""
+        """In errors of this `with` block, set `param` to the place of the field in the client's object."""
         try:
             yield
         except SpeechError as error:
@@ -138,14 +138,17 @@ class Changes:
             raise
 
     def param_of(self, error: SpeechError) -> str | None:
-        """Return the place of the field that `error` names in the client's object; None if it is not there."""
+        """Return where the client has sent the field that `error` names, such as session.speed; None if not sent."""
         name, dot, rest = (error.param or "").partition(".")
         place = self.params.get(name)
         return None if place is None else f"{place}{dot}{rest}"
 
 
 def checked_changes(settings: Object, where: str) -> Changes:
-    """Check the object `session` or `response` of an event. where: its name. Raises RequestError."""
+    """Check the object `session` or `response` of an event, and return its changes. Raises RequestError.
+
+    where: the name of the object, for `param` of errors.
+    """
     _check_only_speech(settings, where)
     changes = Changes()
     if (instructions := settings.get("instructions")) is not None:
@@ -257,7 +260,7 @@ def checked_item(item: object, param: str) -> Object:
 
 
 def spoken_text(item: Object) -> str:
-    """Return the text to speak for an item. If it is a JSON object with a text `response_text`, return that text."""
+    """Return the text to speak for an item. If it is JSON such as {"response_text": "Hello"}, this is "Hello"."""
     text = "".join(part.get("text") or part.get("transcript") or "" for part in item["content"])
     if text.lstrip().startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
@@ -279,7 +282,7 @@ class Response:
     context: LiveContext
     conversation: str | None  # None = the response is not in the conversation
     metadata: dict[str, str] | None
-    output: Object  # format, voice and speed
+    output: Object  # `format`, `voice` and `speed` of the audio
     changes: Changes  # what the event that created the response has set
     admitted: Pass | None
     previous_item: str | None = None
@@ -289,11 +292,11 @@ class Response:
     timed: bool = False  # whether the transcript is sent word by word, with the times of the words
     announced: int = 0  # how many characters of the text were sent as a transcript
     task: asyncio.Task[None] | None = None  # sends the events
-    # Sends the events of the response that must end before this response; None = there is no such response.
+    # The task that sends the events of the response before this one, which must end first; None = there is none.
     after: asyncio.Task[None] | None = None
 
     def shown(self) -> Object:
-        """Return the response as events contain it."""
+        """Return the JSON object that describes the response in events."""
         return {
             "id": self.id,
             "object": "realtime.response",
@@ -315,7 +318,8 @@ class SpokenItem:
 
     item: Object
     spoken: SpokenText
-    context: LiveContext | None  # None = the next response has begun, so the context is no longer needed
+    # The context that speaks the item; None = the next response has begun, so the context is no longer needed.
+    context: LiveContext | None
     text: str = ""  # the whole text; "" until the response has ended
     end_ms: int | None = None  # how much of the audio was heard before a truncation; None = the item was not truncated
 
@@ -392,7 +396,7 @@ def changed_settings(
 async def check_settings(settings: SessionSettings, changes: Changes, speaking: Speaking) -> None:
     """Check that the model can speak with changed settings. Raises RequestError.
 
-    changes: contain the places of the client's fields, for errors.
+    changes: the changes that led to `settings`. They say where the client has sent a field, for `param` of errors.
     """
     with changes.naming_params():
         spec = await context_spec(speaking, speech_body(settings), "", later=True)
@@ -416,7 +420,7 @@ def speech_body(settings: SessionSettings) -> SpeechBody:
 
 
 class RealtimeSession:
-    """One connection of a client. `run` handles its events until it is closed."""
+    """One connection of a client. `run` handles its events until the connection is closed."""
 
     def __init__(
         self, socket: Socket, speaking: Speaking, voices: VoiceStore, gate: Gate, settings: SessionSettings
@@ -431,7 +435,7 @@ class RealtimeSession:
         self._conversation = new_id("conv")
         self._ends_at = time.time() + MAX_SESSION_S
         self._items: dict[str, Object] = {}  # in the order of the conversation
-        self._most_chars = 0  # all items together have at most this many characters
+        self._most_chars = 0  # an upper bound of the number of characters in all items
         self._responses: dict[str, Response] = {}  # the responses that are being spoken, by their ids
         self._spoken: dict[str, SpokenItem] = {}  # the items that the server has spoken, by their ids
         self._buffered: Response | None = None  # the response whose text arrives by input_text_buffer.append
@@ -502,7 +506,8 @@ class RealtimeSession:
     async def _next(self) -> bool:
         """Handle the next event. Returns False if the session has ended."""
         event_id: str | None = None
-        if time.monotonic() - self._turn_began_s > TURN_S:  # this client may have sent many events
+        # Other connections must be able to run, although this client may have sent many events.
+        if time.monotonic() - self._turn_began_s > TURN_S:
             await asyncio.sleep(0)
             self._turn_began_s = time.monotonic()
         try:
@@ -780,7 +785,7 @@ class RealtimeSession:
                     response.details = {"type": "failed", "error": body_of(event.error)["error"]}
 
     async def _send_transcript(self, response: Response, place: Object, end: int, **times: int) -> None:
-        """Send the part of the text up to `end` that was not sent yet."""
+        """Send the transcript up to the character with the index `end`, without the part that was already sent."""
         delta = response.context.text[response.announced : end]
         if delta:
             response.announced = end
@@ -796,7 +801,7 @@ class RealtimeSession:
         """Return the response with this id if it is being spoken.
 
         response_id: None = return all responses of the conversation that are being spoken. If there are none, return
-        all other responses.
+        the responses outside of the conversation that are being spoken.
         """
         if response_id is None:
             return [each for each in self._responses.values() if each.conversation] or [*self._responses.values()]
@@ -814,8 +819,8 @@ class RealtimeSession:
     async def _end_all(self, responses: Sequence[Response]) -> None:
         """Cancel responses, and send their last events before the next event of the client is handled.
 
-        If a response waits for the end of a response that is not in `responses`, its events are sent later. responses:
-        in the order in which they were created.
+        responses: in the order in which they were created. If one of them waits for the end of a response that is not
+        in `responses`, its events are sent later.
         """
         await asyncio.gather(*(response.context.cancel() for response in responses))
         ending: set[asyncio.Task[None]] = set()

@@ -112,7 +112,7 @@ def _rounded(value: object) -> object:
 
 
 def _known_format(value: object) -> str:
-    """Return the name of an audio format in lower case. Raises PydanticCustomError for another value."""
+    """Return the name of an audio format in lower case. Raises PydanticCustomError for an unknown format."""
     if isinstance(value, str) and (name := value.strip().lower()) in AUDIO_FORMATS:
         return name
     names = [repr(name) for name in AUDIO_FORMATS]
@@ -249,7 +249,7 @@ class SpokenBody(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     UNUSED_FIELDS: ClassVar[frozenset[str]] = frozenset()  # inherited fields that have no effect on this route
-    VOICE_FIELD: ClassVar[str] = "voice"  # the field that selects the voice, for `param` of errors
+    VOICE_FIELD: ClassVar[str] = "voice"  # the field that selects the voice: the `param` of errors about the voice
     DEFAULT_FORMAT: ClassVar[str] = "mp3"  # the audio format of a request without `response_format`
     _ignored: tuple[str, ...] = PrivateAttr(())  # fields of the request that have no effect on this route
 
@@ -431,10 +431,10 @@ class SpokenBody(BaseModel):
 
     @abstractmethod
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
-        """Convert the body to a SpeechRequest without context and conversation key. Raises TextTooLong, UnknownVoice.
+        """Convert the body to a SpeechRequest. Raises TextTooLong, UnknownVoice.
 
-        default_model: the model of a body without `model`. max_input_chars: the maximum number of characters of the
-        text.
+        The request does not have the context and the key of the conversation yet. default_model: the model of a body
+        without `model`. max_input_chars: the maximum number of characters of the text.
         """
 
     def _request(self, lines: Iterable[Line], default_model: str) -> SpeechRequest:
@@ -498,7 +498,7 @@ class NormalizeBody(ReportedBody):
     lexicon: LexiconEntries | None = None
 
     def checked(self, max_input_chars: int) -> tuple[str, str]:
-        """Return the text and the id of the voice. Raises TextTooLong, UnknownVoice."""
+        """Check the text and the voice. Return the text and the id of the voice. Raises TextTooLong, UnknownVoice."""
         _check_length(self.input, "input", max_input_chars)
         return self.input, id_of_voice(self.voice) or DEFAULT_VOICE
 

@@ -57,7 +57,7 @@ class ModelVoice(ResponseModel):
     language: str
 
 
-# unloaded = the first request for the model loads it
+# `unloaded`: the model is not in memory; the next request for the model loads it
 ModelStatus = Literal["ready", "loading", "unloaded", "missing_weights", "failed"]
 
 
@@ -252,7 +252,7 @@ class WeightDownload(ResponseModel):
 
 
 class WeightTips(ResponseModel):
-    """Lines that a person can copy, so that the server gets the weights when it is started again."""
+    """Commands and settings that a person can copy. With them, the server gets the weights at its next start."""
 
     shell: str
     env: Annotated[str, Field(description="Lines of the file `.env`.")]
@@ -314,7 +314,9 @@ class NormalizedPiece(ResponseModel):
 
 
 class NormalizedWord(ResponseModel):
-    """A spoken word and the characters of `input` that it comes from. Several words can come from one token (`$5`)."""
+    """A spoken word and the characters of `input` that it comes from. Several words can come from the same characters:
+    `$5` -> "five dollars".
+    """
 
     word: str
     start_char: int
@@ -322,7 +324,7 @@ class NormalizedWord(ResponseModel):
 
 
 class NormalizedText(ResponseModel):
-    """The sentences and words that would be spoken for a text. Both lists are empty if the text would be silence."""
+    """The sentences and words that would be spoken for a text. Both lists are empty if nothing would be spoken."""
 
     pieces: list[NormalizedPiece]
     words: list[NormalizedWord]
@@ -478,7 +480,7 @@ class Draft(ResponseModel):
 
 
 class CustomVoice(ResponseModel):
-    """OpenAI's custom voice."""
+    """A cloned voice in the format of OpenAI's custom voices."""
 
     object: Literal["audio.voice"]
     id: str
@@ -494,7 +496,7 @@ class DeletedVoice(ResponseModel):
 
 
 class Consent(ResponseModel):
-    """OpenAI's voice consent."""
+    """A consent in the format of OpenAI's voice consents."""
 
     object: Literal["audio.voice_consent"]
     id: str

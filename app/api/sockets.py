@@ -35,7 +35,7 @@ IN_THREAD_BYTES = 64 << 10  # a longer message is parsed in a thread
 NORMAL, GOING_AWAY, POLICY_VIOLATION, SERVER_ERROR = 1000, 1001, 1008, 1011  # close codes
 KEY_CHECK_S = 5.0  # how often the API key of a connection is checked while the client sends nothing
 MAX_REASON_BYTES = 123  # the largest size of the reason in a close message (RFC 6455)
-# If the replies that wait for the client to read have more bytes, no further message is received until they are sent.
+# If the unsent replies have more bytes than this, no further message is received until all of them are sent.
 MAX_WAITING_BYTES = 1 << 20
 MESSAGE_BYTES = 500  # about how much memory a reply takes in addition to its text
 _SWITCHING_PROTOCOLS = 101
@@ -52,22 +52,22 @@ class Closed(Exception):
 class Socket:
     """One accepted connection. Several tasks may send; the task that has created the object receives.
 
-    Messages are sent in the order of the calls. While the client reads nothing, a call of `send` waits. Only in the
-    receiving task it does not wait: the messages of this task are replies, which wait in a queue. Some clients send all
-    their messages before they read. If the server stopped receiving because of its unsent replies, client and server
-    would wait for each other.
+    Messages are sent in the order of the calls. While the client reads nothing, a call of `send` waits, with one
+    exception: in the receiving task, `send` puts the message, which is a reply, into a queue and returns. The reason is
+    that some clients send all their messages before they read. If the server stopped receiving because of its unsent
+    replies, client and server would wait for each other.
     """
 
     connection: WebSocket
     key: Key | None  # the API key of the caller; None = the server has no keys
     send_timeout_s: float
-    stuck: bool = False  # whether the client reads nothing
+    stuck: bool = False  # whether a message could not be sent in time, because the client read nothing
     _task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while a message is sent
     # The unsent replies, and the tasks that must end before the replies after them are sent: see `after`.
     _replies: deque[_Message | set[asyncio.Task[None]]] = field(default_factory=deque)
     _waiting_bytes: int = 0
-    _sender: asyncio.Task[None] | None = None  # sends the replies; None = there was no reply yet
+    _sender: asyncio.Task[None] | None = None  # the task that sends the replies; None = there was no reply yet
 
     async def receive(self) -> str | bytes:
         """Wait for the next message. Raises Closed."""

@@ -54,7 +54,7 @@ DELTA_BYTES = 4096  # audio bytes in one SSE event, as in OpenAI's API
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The headers and the body of a response whose first bytes exist."""
+    """The headers and the body of a response whose first bytes have been generated."""
 
     headers: Headers
     body: AsyncGenerator[bytes]

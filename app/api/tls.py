@@ -53,7 +53,7 @@ def read_pair(cert: Path, key: Path) -> ssl.SSLContext:
 
 
 def server_context(cert: Path, key: Path, *_: Any) -> ssl.SSLContext:
-    """Return the TLS context of the server, which uses the newest pair of the two files. Raises ValueError.
+    """Return the TLS context of the server, which always uses the newest content of both files. Raises ValueError.
 
     uvicorn calls its `ssl_context_factory` with further arguments, which are not needed here.
     """
@@ -63,7 +63,7 @@ def server_context(cert: Path, key: Path, *_: Any) -> ssl.SSLContext:
     def choose(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         connection.context = pair.newest()
 
-    context.sni_callback = choose  # OpenSSL also calls this function for clients that send no name
+    context.sni_callback = choose  # OpenSSL also calls this function for clients that send no host name
     return context
 
 
@@ -76,7 +76,10 @@ class _Pair:
         self._context = read_pair(cert, key)
 
     def newest(self) -> ssl.SSLContext:
-        """Return the pair in the files. If the files changed and can't be used, log it once and return the old pair."""
+        """Return a TLS context with the certificate and key in the files.
+
+        If the files have changed and can't be used, log the reason once, and return the old context.
+        """
         state = self._read_state()
         if state != self._state:
             self._state = state

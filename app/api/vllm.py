@@ -117,7 +117,7 @@ class _Utterance:
 
 @dataclass(slots=True)
 class SpeechStream:
-    """One connection. `run` handles its messages until it is closed."""
+    """One WebSocket connection. `run` handles its messages until the connection is closed."""
 
     socket: Socket
     speaking: Speaking
@@ -221,7 +221,7 @@ class SpeechStream:
         elif kind == "input.done":
             self._finish(self._config)
         elif kind == "session.close":
-            if self._utterance is not None:  # the client has sent its text, so speak it
+            if self._utterance is not None:  # speak the text that has arrived, although `input.done` is missing
                 self._finish(self._config)
             return False
         else:
@@ -364,7 +364,7 @@ class _Unit:
         await self.socket.send({"type": "audio.start", **self.place, **content})
 
     async def send(self, event: object) -> None:
-        """Send the content of an event of the speech."""
+        """Handle an event of the speech: send its audio at once, or keep the audio until the unit is complete."""
         if isinstance(event, Audio) and event.data:
             begin = self.total_bytes
             self.total_bytes += len(event.data)

@@ -188,7 +188,7 @@ def _tag(language: str) -> str:
 
 @dataclass(slots=True, eq=False)
 class _Speech:
-    """A text that is spoken or waits."""
+    """A text that is being spoken, or that waits to be spoken."""
 
     context: LiveContext
     streaming: bool  # whether its text arrives in parts
@@ -196,7 +196,7 @@ class _Speech:
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """One connection. `run` handles its events until it is closed."""
+    """One connection. `run` handles its events until the connection is closed."""
 
     server: WyomingServer
     reader: asyncio.StreamReader
@@ -211,7 +211,7 @@ class _Connection:
 
     @property
     def busy(self) -> bool:
-        """Whether a text is spoken or waits."""
+        """Whether a text is being spoken or waits to be spoken."""
         return self._speaking is not None or not self._waiting.empty()
 
     async def run(self) -> None:
@@ -244,7 +244,7 @@ class _Connection:
         waiting = asyncio.ensure_future(read_event(self.reader, self.server.read_timeout_s))
         try:
             while not (await asyncio.wait({waiting}, timeout=IDLE_S))[0]:
-                # A text that is spoken or waits keeps the connection open, but only if the text is complete.
+                # A text that is spoken or waits keeps the connection open, but only if the whole text has arrived.
                 if not self.busy or (self._receiving is not None and self._waiting.empty()):
                     return False
         finally:
@@ -255,7 +255,7 @@ class _Connection:
         return event is not None
 
     async def _handle(self, event: Event) -> None:
-        """Handle an event. Events of other kinds are ignored, as the protocol demands."""
+        """Handle an event. An event of an unknown type is ignored, as the protocol demands."""
         if event.type == "describe":
             await self._send(await self.server.info())
         elif Ping.is_type(event.type):
@@ -444,7 +444,10 @@ class WyomingServer:
         )
 
     async def voice_of(self, wanted: object) -> tuple[str, str | None]:
-        """Return the id of the voice that an event names, and the language. Raises InvalidValue."""
+        """Return the id of the voice to speak with, and the language to speak. Raises InvalidValue.
+
+        wanted: the object `voice` of an event. The language is None if the voice decides it.
+        """
         chosen = {} if wanted is None else _object(wanted, "`voice`")
         name, language = chosen.get("name"), chosen.get("language")
         if any(value is not None and not isinstance(value, str) for value in (name, language)):
@@ -461,7 +464,7 @@ class WyomingServer:
         return (default if not known or default in known else known[0]), None
 
     def count(self, error: SpeechError | None) -> None:
-        """Count a text that was spoken, or its error."""
+        """Count a text in the metrics. error: why it could not be spoken; None = it was spoken."""
         status = 200 if error is None else status_of(error) if isinstance(error, RequestError) else 503
         self.speaking.metrics.request(ROUTE, status)
 

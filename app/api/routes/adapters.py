@@ -87,7 +87,7 @@ def router(adapters: AdapterRegistry, gate: Gate) -> APIRouter:
         responses={200: IGNORED_HEADER, **problems(400, 408, 413, 429, 503, 507)},
     )
     async def add_adapter(request: Request, response: Response) -> ListedAdapter:
-        """Load a LoRA adapter of PEFT, from a repository or from two uploaded files.
+        """Load a LoRA adapter in the format of PEFT, from a repository or from two uploaded files.
 
         After the response, speech requests can use the adapter as the model `csm-1b:name` or as the voice `name`.
         """

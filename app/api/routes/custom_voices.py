@@ -46,8 +46,8 @@ class ConsentPatch(ReportedBody):
 
 
 _STRING: Schema = {"type": "string"}
-# The form in /openapi.json. FastAPI can't derive the form, because the route reads the body itself. So the route can
-# answer a JSON body with a clear error.
+# The form in /openapi.json. The route reads the body itself, so that it can answer a JSON body with a clear error.
+# Therefore FastAPI can't derive the form.
 _CREATE_VOICE: Schema = {
     "requestBody": {
         "required": True,

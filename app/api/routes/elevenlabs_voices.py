@@ -32,7 +32,7 @@ _TYPES = {
 
 
 def router(voices: VoiceStore, gate: Gate, path: str) -> APIRouter:
-    """Create the routes of voices below this path."""
+    """Create the routes of voices. path: the path of the list, which ends with /v1/voices or /v2/voices."""
     routes = APIRouter(route_class=gate.route(None), include_in_schema=False)
 
     async def found(caller: Request) -> list[Object]:
@@ -70,7 +70,7 @@ def router(voices: VoiceStore, gate: Gate, path: str) -> APIRouter:
         ]
         if sort == "name":
             matching.sort(key=lambda voice: str(voice["name"]).casefold())
-        if sort_direction == "desc":  # without `sort`, the voices are in the order of their creation
+        if sort_direction == "desc":  # if `sort` is not "name", the order is that of creation
             matching.reverse()
         start = 0
         if next_page_token:

@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from app.types import SpeechRequest
 
 JOBS_PATH = "/audio/jobs"
-EVENT_CHECK_S = 1.0  # seconds between two reads of a job, because another process may speak the job
+EVENT_CHECK_S = 1.0  # how often a job is read again, because another process may speak the job
 # After KEEP_ALIVE_S seconds without an event, a comment is sent, so that proxies keep the connection open.
 KEEP_ALIVE_S, SSE_COMMENT = 15.0, b": waiting\n\n"
-EVENT_SENTENCES = 200  # the most sentences in one event
+EVENT_SENTENCES = 200  # the largest number of sentences in one event
 MAX_LISTED_SENTENCES = 5_000
 MAX_KEY_CHARS = 255
 MAX_ID_DIGITS = 18
@@ -107,7 +107,7 @@ class Jobs:
         new = replace(new, request=self.speaking.with_default_voice(new.request, body))
         store = self.runner.store
         if (first := await store.call(store.repeated, new, key)) is not None:
-            return first, body.ignored  # also if the voice of the first job does not exist any more
+            return first, body.ignored  # without a check: the voice of the first job may not exist any more
         ignored = await self.check(new)
         job, _ = await store.call(store.create, new, key)
         self.runner.wake()
@@ -312,7 +312,7 @@ def _add_job_routes(routes: APIRouter, jobs: Jobs) -> None:
         last = last_event_id or ""
         known = int(last) if last.isascii() and last.isdecimal() and len(last) < MAX_ID_DIGITS else None
         if known is not None and known > job.revision:
-            known = None  # a revision of another job
+            known = None  # this job has no such revision yet, so the id belongs to another job
         return StreamingAnswer(lambda: _event_stream(jobs, job_id, request, known), jobs.speaking.metrics, sse=True)
 
     @routes.get(

@@ -78,7 +78,7 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
         return found
 
     def check(if_match: str | None) -> Callable[[LexiconFile], None] | None:
-        """Return a function that compares a dictionary with the header If-Match; None without this header."""
+        """Return a function that compares a dictionary's ETag with the header If-Match; None if it was not sent."""
         return None if if_match is None else lambda before: check_if_match(if_match, _response(before)[1])
 
     @readable.get(
@@ -129,7 +129,7 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
     async def delete(
         word: str, answer: Response, voice: VoiceQuery = None, if_match: IfMatch = None
     ) -> DeletedPronunciations:
-        """Remove the entries with this word from the server's dictionary, or from the dictionary of one voice.
+        """Remove the entries for this word from the server's dictionary, or from the dictionary of one voice.
 
         The headers `If-Match` and `ETag` contain the ETag of the whole dictionary.
         """

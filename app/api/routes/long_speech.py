@@ -57,7 +57,7 @@ class LongProgress(ResponseModel):
     def of(cls, job: Job) -> Self:
         progress = job.progress
         done = progress.sentences_done + progress.sentences_failed
-        # Until the job is planned, the number of its sentences grows.
+        # Until the job is planned, the number of its sentences grows, so its progress is shown as 0.
         share = done / progress.sentences_total if progress.planned and progress.sentences_total else 0.0
         return cls(
             total_chunks=progress.sentences_total,
@@ -334,7 +334,7 @@ def _add_changes(routes: APIRouter, jobs: Jobs) -> None:
     async def delete(
         job_id: JobId, request: Request, action: Annotated[Literal["cancel", "delete"], Query()] = "delete"
     ) -> LongDeleted:
-        """Delete a job with its speech, or only cancel it."""
+        """Delete a job with its speech. With `action=cancel`, only cancel the job."""
         if action == "cancel":
             return LongDeleted(job_id=(await jobs.cancel(job_id, request)).id, status="cancelled")
         job = await jobs.find(job_id, request)

@@ -127,11 +127,11 @@ def files() -> ASGIApp:
 
 @cache
 def texts(folder: str, language: str) -> bytes:
-    """Return the texts of the pages in one language as JSON: {group: {key: text}}. A group that is a single text has
-    no keys.
+    """Return the texts of the pages in one language as JSON: {group: {key: text}}, or {group: text} for a single text.
 
-    folder: "", or a folder of static/i18n with a slash at the end. In texts.json, each text is a list: it has the text
-    in every language, or a single text for all languages. Raises OSError if there is no such folder.
+    The texts come from texts.json. Each text in this file is a list, with the text in every language, or with a single
+    text for all languages. folder: the folder in static/i18n that has the file, with a slash at the end; "" =
+    static/i18n itself. Raises OSError if there is no such folder.
     """
     groups = json.loads((FOLDER / "i18n" / folder / "texts.json").read_text("utf-8"))
     chosen = {

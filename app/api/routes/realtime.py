@@ -50,7 +50,7 @@ class ClientSecretBody(BaseModel):
 
 
 class ClientSecretSession(BaseModel):
-    """The session that a client secret opens. Its other fields come from `session` in the request."""
+    """The session that a client secret opens. Fields that are not listed here come from `session` in the request."""
 
     model_config = ConfigDict(extra="allow")
 

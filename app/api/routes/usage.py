@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.usage import UsageStore
 
-DEFAULT_DAYS = 30  # the number of days in an answer to a request without `from`
+DEFAULT_DAYS = 30  # how many days an answer covers if the request has no `from`
 
 
 def _iso(value: object) -> object:

@@ -176,7 +176,8 @@ def _add_voice_routes(routes: APIRouter, creation: VoiceCreation) -> None:
     async def change(voice_id: str, body: VoicePatch, response: Response) -> ClonedVoice:
         """Change the name, the description, the transcript, the tags or the colour of a voice.
 
-        If `voice_id` is a folder in `refused`, the server also tries to convert the folder to a voice.
+        If `voice_id` names a folder that the list of voices shows in `refused`, the server also tries to convert the
+        folder to a voice.
         """
         stored = await creation.change(
             voice_id,
@@ -193,7 +194,7 @@ def _add_voice_routes(routes: APIRouter, creation: VoiceCreation) -> None:
         "/voice-cloning/voices/{voice_id}", operation_id="delete_cloned_voice", responses=problems(404, 429, 507)
     )
     async def delete(voice_id: str) -> DeletedClone:
-        """Delete a voice and its recording, or a folder in `refused`."""
+        """Delete a voice and its recording, or a folder that the list of voices shows in `refused`."""
         name = await asyncio.to_thread(voices.delete, voice_id)
         message = f"The voice {name!r} was deleted."
         return DeletedClone(status="success", message=message, id=voice_id)

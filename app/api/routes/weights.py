@@ -1,4 +1,4 @@
-"""`/models/{id}/weights` downloads weights while the server runs. `/hub-token` deletes the saved token."""
+"""`/models/{id}/weights` downloads weights while the server runs. `/hub-token` deletes the saved Hugging Face token."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def router(manager: ModelManager, weights: WeightDownloads, settings: Settings, 
 
     @routes.get("/models/{model_id:path}/weights", responses=problems(404))
     async def get_weights(model_id: str) -> ModelWeights:
-        """Get the state of a model's weights: what is on the disk, and from where the rest can be downloaded."""
+        """Get the state of a model's weights: what is on the disk, and where the missing files can be downloaded."""
         return await described(model_of(model_id))
 
     @routes.post(
@@ -164,9 +164,9 @@ def _download(found: WeightsState) -> WeightDownload | None:
 
 
 def _tips(found: WeightsState, settings: Settings, *, default: bool, name: str) -> WeightTips:
-    """Return commands and settings for a restart of the server, as another way to get the weights.
+    """Return commands and settings with which the server gets the weights when it is started again.
 
-    default: whether the model is that of TTS_ENGINE. name: the name of the engine of the model.
+    default: whether the model is the default model of the server. name: the name of the engine that runs the model.
     """
     variables = {"TTS_ENGINE": name} if default else {}
     open_source = next((each for each in found.sources if not each.gated), None)
