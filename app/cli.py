@@ -12,7 +12,8 @@ import signal
 import sys
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the imports below take seconds, and Ctrl+C ends them silently
+    # The imports below take seconds; with this handler, Ctrl+C ends them without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -181,7 +182,7 @@ def say(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale)
     weights: dict[str, object] = {}
     base, _, adapter = (model or "").rpartition(":")
-    adapted = find_spec(base, specs().values()) if base else None  # set if --model is MODEL:NAME
+    adapted = find_spec(base, specs().values()) if base else None  # None if --model does not have the form MODEL:NAME
     if adapted is not None:
         engine = engine or adapted.name
     elif model is not None:
@@ -371,7 +372,7 @@ async def _shown_to_end(runner: JobRunner, job: Job) -> Job:
 
 
 def _move_results(result: Path, output: Path) -> None:
-    """Move the result of a job and the captions beside it. Raises OSError."""
+    """Move the result of a job, and the caption files beside the result, to the place of `output`. Raises OSError."""
     for path in sorted(result.parent.glob(f"{result.stem}.*")):
         target = output if path == result else output.with_suffix(path.suffix)
         partial = target.with_name(target.name + ".part")
@@ -380,7 +381,7 @@ def _move_results(result: Path, output: Path) -> None:
 
 
 def _caption_format(file: Path) -> str:
-    """Return the ending of the name of a caption file, without the dot."""
+    """Return the format of a caption file: the ending of its name, without the dot."""
     return file.suffix.lstrip(".").lower()
 
 
@@ -479,7 +480,10 @@ async def _say_bare(
     *,
     reference_noise: bool,
 ) -> None:
-    """Run only the model. Write the audio to the file `output`, and the codec tokens to the file `codes`, if set."""
+    """Run only the model. Write the audio to the file `output`.
+
+    codes: a file that also gets the codec tokens; None = the tokens are not written.
+    """
     context = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
     samples, frames = [], []
     try:
@@ -709,7 +713,10 @@ VoiceOption = Annotated[
 
 
 def _lexicons(voice: str | None) -> tuple[LexiconStore, str | None]:
-    """Return the pronunciation dictionaries, and the id of the chosen voice; None = the server's dictionary."""
+    """Return all pronunciation dictionaries, and the id of `voice`.
+
+    The id is None if no voice was chosen. Then the command uses the server's dictionary.
+    """
     services = _services(_settings())
     try:
         return services.lexicons, None if voice is None else services.voices.get(voice).id
@@ -808,7 +815,7 @@ async def _check(settings: Settings, names: list[str], folder: Path, sentences: 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         try:
             can_clone = services.manager.engine().info.can_clone
-            if can_clone:  # the server does the same when it starts
+            if can_clone:  # the server also imports these files when it starts
                 cloner = Cloner(wiring.create_transcriber(settings), checker=services.checker)
                 folder_of_files = settings.folder("voice_references")
                 await asyncio.to_thread(import_preset_files, services.voices, folder_of_files, cloner)

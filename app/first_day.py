@@ -85,7 +85,8 @@ MAX_SILENCE_S = 1.5  # limit of a silence inside a sentence; 1 of the 66 recordi
 # The largest difference from the target level. The level of takes that are shorter than MIN_LEVEL_S is not checked.
 MAX_LEVEL_ERROR_LU, MIN_LEVEL_S = 3.0, 1.5
 MAX_TRUE_PEAK_DBTP = -0.5  # the limiter keeps peaks below -1.0
-MAX_VOICE_DISTANCE = 2.5  # see `preset_voices.distance`; 1 % of the 4 s parts of one person's speech have more
+# Limit of `preset_voices.distance`. Of the 4 s parts of one person's speech, 1 % have a larger distance.
+MAX_VOICE_DISTANCE = 2.5
 WAVE_POINTS = 120
 
 _REASONS = {
@@ -238,7 +239,7 @@ async def run(
     with contextlib.closing(Aligner(pronounce)) as aligner:
         verifier = Verifier(aligner)
         for chosen in voices:
-            voice = services.voices.get(chosen.id)  # the voice may have a recording now
+            voice = services.voices.get(chosen.id)  # look up the voice again, because it may have a recording now
             own = await asyncio.to_thread(_recording_of, services, voice)
             pace, features = own or (None, None)
             result = VoiceReport(voice.id, voice.name, voice.recorded, pace)

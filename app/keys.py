@@ -36,7 +36,8 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 FOLDER, FILE = "keys", "keys.json"
 MAX_KEYS = 1_000  # the metrics contain the name of each key, so the number is limited
-MIN_LENGTH, MIN_DIFFERENT = 16, 6  # characters, and different characters, that a key in TTS_API_KEYS must have
+# The least number of characters, and of different characters, of a key in TTS_API_KEYS.
+MIN_LENGTH, MIN_DIFFERENT = 16, 6
 CHECK_FILE_S = 1.0  # seconds between two checks of the key file; a removed key stays valid until the next check
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _Signature = tuple[int, int, int]

@@ -122,7 +122,7 @@ class Metrics:
         self._key_tokens.labels(key, "output").inc(output_tokens)
 
     def used(self, key: str, model: str, characters: int, seconds: float) -> None:
-        """Count an answer that was sent. key: the name of an existing key; "" = without a key."""
+        """Count an answer that was sent. key: the name of an existing key; "" = the request had no key."""
         self._sent_characters.labels(model).inc(characters)
         self._sent_audio_seconds.labels(model).inc(seconds)
         if key:

@@ -20,7 +20,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIXES = ("TTS_", "CSM_", "DIA_")  # the names of this server's variables begin with one of these
-# Variables with such a prefix that other programs of this repository use, not the server.
+# Variables that have one of these prefixes, but that only other programs of this repository use.
 OTHER_VARIABLES = frozenset({"TTS_BACKEND", "TTS_TEST_SPEECH"})
 # Folders with recordings, texts, keys, names of keys or the token of the hub. Only the user of the server may read
 # these folders.
@@ -743,7 +743,8 @@ class Settings(BaseSettings):
 
     def unwritable_folders(self) -> list[Path]:
         """Return the existing subfolders of TTS_DATA_DIR to which this process can't write."""
-        names = ("models", *sorted(PRIVATE_FOLDERS - {"keys"}))  # the folder `keys` may be mounted read-only
+        # The folder `keys` is left out, because it may be mounted read-only.
+        names = ("models", *sorted(PRIVATE_FOLDERS - {"keys"}))
         paths = (self.data_dir / name for name in names)
         return [path for path in paths if path.is_dir() and not os.access(path, os.W_OK | os.X_OK)]
 

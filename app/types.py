@@ -71,20 +71,21 @@ class SpeechRequest:
     instructions: str | None = None
     language: str | None = None  # BCP 47; None = the voice's language
     max_audio_ms: int | None = None  # the answer ends after this much audio
-    normalize: bool = True  # write numbers, dates and symbols as words
-    enhance: bool | None = None  # give all speech the same loudness; None = TTS_ENHANCE
+    normalize: bool = True  # whether numbers, dates and symbols are written as words before they are spoken
+    enhance: bool | None = None  # whether all speech gets the same loudness; None = the setting TTS_ENHANCE decides
     use_cache: bool = True
     context: tuple[Turn, ...] = ()  # earlier turns of the conversation, oldest first
     conversation: str | None = None  # the key under which the conversation is remembered
-    parallel: bool = False  # generate sentences in parallel, even if the engine could speak them one after another
-    verify: bool | None = None  # check the speech before it is sent; None = the setting TTS_VERIFY decides
+    # Whether sentences are generated in parallel, even if the engine could speak them one after another.
+    parallel: bool = False
+    verify: bool | None = None  # whether the speech is checked before it is sent; None = the setting TTS_VERIFY decides
     default_speaker: int | None = None  # the speaker number of the lines if the caller sets none
     best_of: int = 1  # how many takes of each utterance are generated; the best one is kept
     lexicon: tuple[LexiconEntry, ...] = ()  # pronunciations for this request
-    timestamps: bool = False  # compute the time of each word for `Answer.timestamps`
+    timestamps: bool = False  # whether the time of each word is computed for `Answer.timestamps`
     # Write into the file that it is synthetic speech, with the model, the voices and the time, and sign it with C2PA.
     provenance: bool = False
-    caller: str = ""  # the digest of the API key, for the counts of usage; "" without keys
+    caller: str = ""  # the digest of the API key, for the counts of usage; "" if the server has no keys
     # Whether this request is a part of a request that was counted already, such as a further sentence of a job.
     counted: bool = False
 
@@ -136,7 +137,7 @@ class SpeechRequest:
         del values["default_speaker"]
         values["sampling"] = _fields_of(self.sampling)
         values["context"] = [(turn.speaker, turn.text, turn.digest) for turn in self.context]
-        if not self.parallel:  # older cached answers have keys without this field
+        if not self.parallel:  # leave out a field with its default, so that the keys of older cached answers stay valid
             del values["parallel"]
         if self.best_of == 1:
             del values["best_of"]
@@ -163,7 +164,10 @@ def _fields_of(record: SpeechRequest | Line | Sampling) -> dict[str, object]:
 
 
 def conversation_key(owner: str, conversation_id: str) -> str:
-    """Return the key (hex) under which a conversation is stored. owner: identifies the caller; "" without API keys."""
+    """Return the key (hex) under which a conversation is stored.
+
+    owner: identifies the caller; "" if the server has no API keys.
+    """
     return hashlib.sha256(f"{len(owner)} {owner} {conversation_id}".encode("utf-8", "replace")).hexdigest()
 
 
@@ -248,8 +252,8 @@ class SpokenLine:
     speaker: int
     voice: Voice
     prompt: VoicePrompt | None = None
-    # The characters of the caller's text that this text comes from. A caller can send several texts, the turns of a
-    # dialogue. `turn` is the index of the text to which `start_char` and `end_char` refer.
+    # For each word of `text`, the characters of the caller's text from which the word comes. A caller can send several
+    # texts, the turns of a dialogue. `turn` is the index of the text to which `start_char` and `end_char` refer.
     words: tuple[SpokenWord, ...] = field(default=(), compare=False, repr=False)
     start_char: int = field(default=0, compare=False)
     end_char: int = field(default=0, compare=False)  # exclusive
@@ -330,7 +334,7 @@ class PlaybackClock(Protocol):
 class Scheduling:
     """The priority of an utterance. The priority does not change the audio."""
 
-    continuation: bool = False  # a later part of a running answer; the queue always accepts it
+    continuation: bool = False  # whether this is a later part of a running answer, which the queue always accepts
     # Runs only while no listener of a foreground request needs audio soon. A foreground request can preempt it.
     background: bool = False
     index: int = 0  # position of the utterance in its answer, from 0
@@ -346,13 +350,14 @@ class AnswerPart:
     takes, and each take has its own state.
     """
 
-    answer: str  # the same for all utterances of the answer
+    answer: str  # id of the answer; all utterances of the answer have the same id
     index: int  # index of the utterance in the answer, from 0
     take: int = 0  # index of the take of the utterance, from 0
-    after: int = 0  # the take of the previous utterance that is heard; this utterance continues it
-    # Set when the answer has ended or is cancelled.
+    after: int = 0  # index of the take of the previous utterance that the listener hears; this utterance continues it
+    # This event is set when the answer has ended or is cancelled.
     over: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
-    # The engine sets it before the first audio if this utterance continues from the kept state of the previous one.
+    # The engine sets this event before the first audio, if this utterance continues from the kept state of the previous
+    # utterance.
     resumed: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
 
@@ -366,7 +371,7 @@ class Utterance:
     max_seconds: float  # the engine stops after this much audio
     language: str | None = None
     context: tuple[ContextTurn, ...] = ()  # earlier turns, oldest first
-    optional_turns: int = 0  # number of first turns of `context` that the engine may leave out to save space
+    optional_turns: int = 0  # the engine may leave out this many turns at the start of `context` to save space
     adapter: str = ""  # the key of the LoRA adapter that speaks (see app/engines/shared/adapters.py); "" = none
     part: AnswerPart | None = None  # None = no later utterance continues this one
     scheduling: Scheduling = field(default_factory=Scheduling)
@@ -408,7 +413,8 @@ class Capabilities:
     cfg_scale: bool = False
     language: bool = False
     instructions: bool = False
-    context: bool = False  # earlier turns of a conversation; also stands for `conversation_id` and `speaker_id`
+    # Earlier turns of a conversation; True also means that `conversation_id` and `speaker_id` are supported.
+    context: bool = False
     parallel: bool = False
 
     @property
@@ -427,14 +433,15 @@ class TextPacking:
 
     max_chars: int = 400  # the longest text of one line, in characters; longer text is split
     max_passage_chars: int = 0  # the longest text of several lines together; 0 = one line only
-    continues: bool = False  # speaks any number of sentences one after another in the same row
-    independent: bool = False  # utterances do not depend on each other, so free rows may speak them in parallel
-    max_speakers: int = 1  # the most speakers in one utterance
+    continues: bool = False  # whether the engine speaks any number of sentences one after another in the same row
+    # Whether utterances do not depend on each other. In this case, free rows may speak them in parallel.
+    independent: bool = False
+    max_speakers: int = 1  # the largest number of speakers in one utterance
     # The voices' recordings and the speech of one utterance together last at most this many seconds, unless the text is
     # very short; 0 = no limit.
     natural_s: float = 0.0
     chars_per_s: float = 15.0  # characters in one second of speech; used for the limit `natural_s`
-    utf8_bytes: bool = False  # `max_chars` and `max_passage_chars` count UTF-8 bytes, not characters
+    utf8_bytes: bool = False  # whether `max_chars` and `max_passage_chars` count UTF-8 bytes, not characters
     sounds: frozenset[str] = frozenset()  # words in parentheses that become non-verbal sounds, such as "laughs"
     ipa: frozenset[str] = frozenset()  # the IPA symbols that the engine can speak in English; empty = none
 
@@ -445,8 +452,8 @@ class PromptLimits:
 
     codec: Codec = NO_CODEC  # the codec of voice prompts; NO_CODEC = no cloning
     codec_fingerprint: str = ""  # changes if the same recording is encoded to different codes
-    max_prompt_s: float | None = None  # limit for the prompts of all voices of one utterance together
-    max_context_s: float | None = None  # limit for all earlier turns of a conversation together
+    max_prompt_s: float | None = None  # limit in seconds for the prompts of all voices of one utterance together
+    max_context_s: float | None = None  # limit in seconds for all earlier turns of a conversation together
     examples: str = ""  # the folder of the recordings that come with the model
     needs_transcript: bool = True  # whether the engine can use a recording only with its transcript
 
@@ -472,10 +479,10 @@ class EngineInfo:
     defaults: Sampling = field(default_factory=Sampling)
     text: TextPacking = field(default_factory=TextPacking)
     prompts: PromptLimits = field(default_factory=PromptLimits)
-    # How the engine runs, for /health and the metrics
-    device: str = "cpu"  # several devices are separated by commas
+    # How the engine runs, for /health and the metrics. In `device`, commas separate several devices.
+    device: str = "cpu"
     dtype: str = "float32"
-    setup: tuple[tuple[str, str | int | float | bool | None], ...] = ()  # further names and values for /health
+    setup: tuple[tuple[str, str | int | float | bool | None], ...] = ()  # further facts: pairs of name and value
 
     @property
     def can_clone(self) -> bool:
@@ -497,9 +504,9 @@ class EngineInfo:
 class Load:
     """The load of an engine, for /health, the metrics and load balancers."""
 
-    active_rows: int  # rows that generate speech
+    active_rows: int  # the number of rows that generate speech
     max_rows: int
-    queued: int  # requests that wait for a row
+    queued: int  # the number of requests that wait for a row
     max_queue: int
 
 

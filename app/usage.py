@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 FOLDER, FILE = "usage", "usage.sqlite"
 FLUSH_S = 5.0  # seconds between two writes
-LOCK_WAIT_S = 10.0  # how long a write waits for another process
+LOCK_WAIT_S = 10.0  # how many seconds a write waits while another process writes
 # The file is not in WAL mode, because the shared memory of WAL does not work on a network file system. One short write
 # in FLUSH_S seconds needs no WAL.
 _SCHEMA = (
@@ -44,11 +44,11 @@ class UsageRow:
     """The usage of one model with one key on one day."""
 
     day: str  # YYYY-MM-DD, UTC
-    key: str  # the name of the API key; "" = without a key
+    key: str  # the name of the API key; "" = the request had no key
     model: str
     requests: int = 0
-    characters: int = 0  # of the callers' texts
-    seconds: float = 0.0  # of audio that was sent
+    characters: int = 0  # the number of characters in the callers' texts
+    seconds: float = 0.0  # the seconds of audio that were sent
 
 
 class UsageStore:
@@ -62,7 +62,7 @@ class UsageStore:
         self._logged_error = ""
 
     def add(self, key: str, model: str, *, requests: int, characters: int, seconds: float) -> None:
-        """Count an answer. key: the name of the API key, never a text from the request; "" = without a key."""
+        """Count an answer. key: the name of the API key, never a text from the request; "" = the request had no key."""
         day = self._today().isoformat()
         with self._lock:
             row = self._waiting.setdefault((day, key, model), UsageRow(day, key, model))

@@ -91,7 +91,7 @@ class CoreServices:
     word_timer: WordTimer
     adapters: AdapterRegistry
     usage: UsageStore
-    signer: FileSigner | None  # signs files to keep; None = TTS_C2PA_CERT is not set
+    signer: FileSigner | None  # signs audio files with C2PA; None = TTS_C2PA_CERT is not set
 
 
 def core_services(

@@ -1,8 +1,8 @@
 """Write one audio file with tags, chapters and a cover. Samples are encoded as they arrive, so memory stays small.
 
 FFmpeg writes the chapters of M4B (`chpl` and a text track) and of MP3 (the ID3 frames CHAP and CTOC). This module
-writes the chapters of FLAC and Ogg Opus as comments. A WAV file of more than 4 GB is an RF64 file. The same samples,
-tags and chapters give the same bytes.
+writes the chapters of FLAC and Ogg Opus as comments. A WAV file of more than 4 GB is an RF64 file. Equal samples,
+tags and chapters give files with equal bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from app.types import Samples
 
 _MS = Fraction(1, 1000)
-_PCM_FRAME = 4096  # number of samples that are encoded at once by a codec without a frame size
+_PCM_FRAME = 4096  # number of samples in one step of the encoder, if the codec has no frame size
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class ChapterMark:
 class _Container:
     """How a kind of audio file is written."""
 
-    recipe: str  # key of AUDIO_FORMATS: the codec and its options
+    recipe: str  # key of AUDIO_FORMATS, which has the codec and its options
     format: str  # FFmpeg's name of the container
     options: Mapping[str, str]
-    has_comments: bool = False  # whether chapters are Vorbis comments
+    has_comments: bool = False  # whether the chapters are written as Vorbis comments
     cover: str = "stream"  # how the cover is written: "stream", "comment", or "" = not at all
 
 
@@ -83,9 +83,10 @@ class AudioFile:
         codec_rate_hz: int | None = None,
         bit_rate: int | None = None,
     ) -> None:
-        """kind: key of CONTAINERS. rate_hz: the rate of the samples in `write`. tags: FFmpeg's name of a tag -> text.
+        """kind: key of CONTAINERS. rate_hz: the sample rate of the samples that `write` gets.
 
-        codec_rate_hz, bit_rate (bits/s): the rates of the file; None = the rates of the server's answers of this kind.
+        tags: FFmpeg's name of a tag -> text. codec_rate_hz: the sample rate of the file. bit_rate: bits per second of
+        the file. If one of these rates is None, the file has the same rate as the server's answers of this kind.
         """
         container = CONTAINERS[kind]
         self._container: OutputContainer = av.open(
@@ -158,7 +159,7 @@ class AudioFile:
         converted: NDArray[np.float32] | NDArray[np.int16]
         converted = pcm.to_int16(samples) if self._sample_format == "s16" else pcm.clip(samples)
         for start in range(0, len(converted), self._frame_samples):
-            block = converted[None, start : start + self._frame_samples]  # (1, <= frame_samples)
+            block = converted[None, start : start + self._frame_samples]  # shape (1, n); n is at most _frame_samples
             frame = av.AudioFrame.from_ndarray(block, format=self._sample_format, layout="mono")
             frame.sample_rate = self._rate_hz
             frame.time_base = self._time_base

@@ -53,14 +53,14 @@ class Chapter:
     the chapter is the first paragraph of `text`, if the book shows a heading.
     """
 
-    title: str  # for the list of chapters; only `text` is spoken
+    title: str  # shown in the list of chapters, and not spoken
     text: str
     voice: str | None = None  # the id of a voice; None = the voice of the whole book
 
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """A book before it is spoken. An unknown title, author, narrator or language is "" or None."""
+    """A book before it is spoken. An unknown title, author or narrator is "", and an unknown language is None."""
 
     title: str
     author: str

@@ -21,13 +21,13 @@ class ChapterList:
 
     def __init__(self, book_title: str) -> None:
         self._book_title = book_title
-        self._chapters: list[tuple[str, list[str]]] = []  # (title or "", paragraphs)
+        self._chapters: list[tuple[str, list[str]]] = []  # for each chapter, its title ("" = none) and its paragraphs
 
     def __len__(self) -> int:
         return len(self._chapters)
 
     def start(self, title: str, blocks: Sequence[Block]) -> None:
-        """Add a chapter. Does nothing without blocks. Raises BookTooLarge."""
+        """Add a chapter. If `blocks` is empty, nothing is added. Raises BookTooLarge."""
         if blocks:
             if len(self._chapters) == MAX_CHAPTERS:
                 raise BookTooLarge(f"The book has more than {MAX_CHAPTERS:,} chapters. Divide it into several books.")
@@ -41,7 +41,11 @@ class ChapterList:
             self.start("", blocks)
 
     def finish(self) -> list[Chapter]:
-        """Return the chapters. A chapter without a title gets the title of the book, or else its own first words."""
+        """Return the chapters.
+
+        A chapter without a title gets the title of the book. If the book has no title either, the chapter gets its
+        first words.
+        """
         return [
             Chapter(title or self._book_title or _shortened(paragraphs[0]), "\n\n".join(paragraphs))
             for title, paragraphs in self._chapters
@@ -49,7 +53,10 @@ class ChapterList:
 
 
 def title_of(blocks: Sequence[Block]) -> str:
-    """Return the first heading of a chapter, or "". If it is only a number ("Chapter 1"), the next heading is added."""
+    """Return the first heading of a chapter; "" if the chapter has no heading.
+
+    If this heading has a number but no name ("Chapter 1"), the heading directly after it is appended.
+    """
     place = first_heading(blocks)
     if place is None:
         return ""
@@ -61,15 +68,16 @@ def title_of(blocks: Sequence[Block]) -> str:
 
 
 def first_heading(blocks: Sequence[Block]) -> int | None:
-    """Return the index of the first heading; None without a heading."""
+    """Return the index of the first block that is a heading; None = there is no heading."""
     return next((index for index, block in enumerate(blocks) if block.level), None)
 
 
 def split_by_headings(blocks: Sequence[Block], chapters: ChapterList) -> None:
     """Divide one document into chapters at its headings.
 
-    The chapters begin at the headings of the highest level that occurs more than once, and at all headings above it.
-    A heading directly after another heading does not begin a chapter. Text before the first heading is a chapter.
+    The chapters begin at the headings of the highest level that occurs more than once, and at the headings of all
+    higher levels. A heading directly after another heading does not begin a chapter. Text before the first heading is a
+    chapter.
     """
     starts = [index for index, block in enumerate(blocks) if block.level and (not index or not blocks[index - 1].level)]
     levels = [block.level for block in blocks if block.level]

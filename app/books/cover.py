@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-MAX_PIXELS = 50_000_000  # players decode the whole picture
+MAX_PIXELS = 50_000_000  # the limit, because a player decodes the whole picture in memory
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
@@ -27,7 +27,7 @@ class Picture:
 
 
 def picture(data: bytes) -> Picture | None:
-    """Return the kind and the size of a JPEG or PNG file. Returns None for other files, and above MAX_PIXELS."""
+    """Return the kind and the size of a JPEG or PNG file; None for other files, and for more than MAX_PIXELS pixels."""
     found = None
     if data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) >= 24:
         found = Picture("png", *struct.unpack_from(">II", data, 16))
@@ -37,7 +37,7 @@ def picture(data: bytes) -> Picture | None:
 
 
 def _jpeg(data: bytes) -> Picture | None:
-    """Find the start of frame (SOF) among the segments of a JPEG file."""
+    """Return the kind and the size of a JPEG file, from its segment `start of frame` (SOF); None if there is none."""
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]

@@ -1,8 +1,9 @@
 """Turn one HTML or XHTML document into paragraphs and headings, as a person would read it aloud.
 
-Left out: scripts, styles, navigation, notes and the marks that refer to them, page numbers, hidden parts, and pictures.
-An item of a list is a paragraph, with its number. A row of a table is a line, with commas between its cells. The lines
-of a stanza are lines of one paragraph. Soft hyphens are removed, and a drop cap is joined to its word.
+These parts are left out: scripts, styles, navigation, notes and the marks that refer to notes, page numbers, hidden
+parts, and pictures. An item of a list becomes a paragraph that begins with its number. A row of a table becomes a line
+with commas between its cells. The lines of a stanza become the lines of one paragraph. Soft hyphens are removed, and a
+drop cap (a large first letter) is joined to its word.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Element = Any  # an element of lxml, a library without type annotations
 
 _OPTIONS = {"no_network": True, "huge_tree": False, "remove_comments": True, "remove_pis": True}
 _EPUB_TYPE = ("{http://www.idpf.org/2007/ops}type", "epub:type")
-# They mark the end of a line and the end of a table cell. Unicode reserves both codes, so no text contains them.
+# Two characters that mark the end of a line and the end of a table cell. They are removed from each document before it
+# is parsed, so a document can't contain them.
 _LINE, _CELL = "\ufdd0", "\ufdd1"
 _NO_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufdd0\ufdd1\ufffe\uffff\ud800-\udfff]")
 _DECLARATION = re.compile(r"<\?xml[^>]{0,500}>")
@@ -101,7 +103,8 @@ class Document:
     """The blocks of a document."""
 
     blocks: list[Block] = field(default_factory=list)
-    anchors: dict[str, int] = field(default_factory=dict)  # wanted id -> index of the first block at or after it
+    # Wanted id -> index of the first block at or after the element with this id.
+    anchors: dict[str, int] = field(default_factory=dict)
     links: int = 0
     linked_chars: int = 0  # the number of characters inside links
 
@@ -121,7 +124,9 @@ def parse(text: str) -> Element:
             pass
     text = _EMPTY_TAG.sub(r"<\1\2></\1>", _NO_TAG.sub("", _without_comments(text)))
     parser = etree.HTMLParser(encoding="utf-8", **_OPTIONS)
-    end = "end-of-the-document"  # if the parser stops at a limit, it reports no error, but this element is missing
+    # Id of an element at the end of the document. If the parser stops at a limit, it reports no error, but this element
+    # is missing.
+    end = "end-of-the-document"
     data = f"{text}<i id='{end}'></i>".encode()
     root = None
     try:
@@ -152,9 +157,10 @@ def parse_xml(text: str) -> Element:
 
 
 def _harmless(text: str) -> str:
-    """Return the text of a document without declarations of types and entities, so that nothing is loaded or expanded.
+    """Return a document without its XML declaration and DOCTYPE, so that the parser loads no file and expands no
+    entity.
 
-    Raises BookTooLarge if the document has too many tags.
+    Named characters such as `&eacute;` are replaced. Raises BookTooLarge if the document has too many tags.
     """
     if text.count("<") > MAX_TAGS:
         raise BookTooLarge(f"A document of the book has more than {MAX_TAGS:,} tags. Divide the book.")
@@ -164,15 +170,15 @@ def _harmless(text: str) -> str:
     start = text[:10_000].upper().find("<!DOCTYPE")
     if start >= 0 and (doctype := _DOCTYPE.match(text, start)):
         text = text[:start] + text[doctype.end() :]
-        if "<!ENTITY" in doctype[0]:  # the text may use these entities, whose declarations were removed
+        if "<!ENTITY" in doctype[0]:  # the text may use entities that the removed DOCTYPE declared; they are left out
             return _NAMED.sub(lambda match: "" if _is_unknown(match) else _named_character(match), text)
     return _NAMED.sub(_named_character, text)
 
 
 def _without_comments(text: str) -> str:
-    """Remove comments. A comment without an end is refused, because the parser needs quadratic time for a long one.
+    """Remove comments. Raises BadBook for a comment without an end.
 
-    Raises BadBook.
+    The parser needs quadratic time for a long comment without an end.
     """
     parts = []
     place = 0
@@ -192,7 +198,10 @@ def _is_unknown(match: re.Match[str]) -> bool:
 
 
 def _named_character(match: re.Match[str]) -> str:
-    """Return the characters of a named reference, escaped for XML; an unknown name does not change."""
+    """Return the character of a named reference, escaped for XML (`&eacute;` -> `é`).
+
+    If the name is unknown, return text that shows the reference unchanged (`&xyz;` -> `&amp;xyz;`).
+    """
     return f"&amp;{match[0][1:]}" if _is_unknown(match) else html.escape(html.unescape(match[0]), quote=False)
 
 
@@ -233,8 +242,9 @@ def read_document(
 ) -> Document:
     """Return the blocks of a document.
 
-    wanted_ids: ids whose places are returned in `Document.anchors`. notes: id of an element -> the mark that links to
-    the element. The element is left out if it is a note: its text begins with the mark, or it links back to the mark.
+    wanted_ids: ids of elements; `Document.anchors` gets the places of these elements. notes: id of an element -> the
+    mark that links to the element. The element is left out if it is a note: its text begins with the mark, or it links
+    back to the mark.
     """
     return _Reader(frozenset(wanted_ids), _notes(root, notes or {})).read(root)
 
@@ -261,7 +271,7 @@ def _notes(root: Element, notes: Mapping[str, NoteMark]) -> frozenset[Element]:
 
 
 def is_left_out(element: Element) -> bool:
-    """Return whether an element is not read aloud: by its name, type, role, class or style."""
+    """Return whether an element must not be read aloud. Its name, type, role, class or style decides."""
     if _name(element) in _LEFT_OUT or _is_left_out_type(element):
         return True
     if element.get("hidden") is not None or element.get("aria-hidden") == "true":
@@ -301,10 +311,10 @@ class _Reader:
     def __init__(self, wanted: frozenset[str], notes: frozenset[Element]) -> None:
         self._document = Document()
         self._wanted, self._notes = wanted, notes
-        self._pieces: list[str] = []  # of the current paragraph
+        self._pieces: list[str] = []  # parts of the text of the current paragraph
         self._prefix = ""  # text before the next paragraph: the number of a list item, or a drop cap
-        self._level = 0  # of the heading that is being read
-        self._stanzas = 0  # open elements whose lines belong to one paragraph
+        self._level = 0  # level of the heading that is being read; 0 = no heading
+        self._stanzas = 0  # the number of open stanzas; their lines belong to one paragraph
         self._table: Element | None = None  # the table whose cells are being read
         self._preformatted = 0
         self._links = 0
@@ -336,11 +346,11 @@ class _Reader:
         self._flush()
         blocks = self._document.blocks
         if blocks and blocks[-1].level and notes_at == len(blocks):
-            blocks.pop()  # the heading of notes that were left out
+            blocks.pop()  # this heading belongs to notes that were left out
         return self._document
 
     def _is_note(self, element: Element) -> bool:
-        """Return whether a skipped element is a note, or a part with notes."""
+        """Return whether a skipped element is a note, or a section that contains notes."""
         names = epub_types(element) | set(element.get("class", "").lower().split())
         return element in self._notes or any("note" in name for name in names)
 
@@ -359,7 +369,10 @@ class _Reader:
         )
 
     def _raised(self, element: Element) -> str:
-        """Return how a raised text is read: letters and powers are read, the number of a note is not."""
+        """Return the text that is read for a raised element.
+
+        Letters (1st) and powers (x²) are read. For the number of a note, return "".
+        """
         content = "".join(element.itertext()).strip()
         if is_left_out(element) or any(_is_note_mark(link) for link in element.iter("{*}a")):
             return ""
@@ -474,7 +487,10 @@ class _Reader:
         return f"{number}. "
 
     def _boundary(self) -> None:
-        """End a block: a paragraph, or a line of a stanza. In a table cell, the end of a block is only a space."""
+        """End a block, which is normally a paragraph.
+
+        In a stanza, the end of a block ends a line. In a table cell, it adds a space.
+        """
         if self._table is not None:
             self._pieces.append(" ")
         elif self._stanzas:
@@ -494,7 +510,7 @@ class _Reader:
             self._prefix = ""
 
     def _flush_table(self) -> None:
-        """End a table: a row is a line with commas between its cells, and a full stop at its end."""
+        """Add a table as one block. Each row is a line with commas between its cells and a full stop at its end."""
         rows = []
         for row in _tidy("".join(self._pieces)).split("\n"):
             cells = [cell for each in row.split(_CELL) if _WORD.search(cell := each.strip())]
@@ -537,7 +553,10 @@ def _is_drop_cap(element: Element) -> bool:
 
 
 def _drop_cap_of(image: Element) -> str:
-    """Return the letter that a picture shows, if the rest of the word follows it: <img alt="T"/>he; otherwise ""."""
+    """Return the letter that a picture shows, if the next letters of the word follow it; otherwise "".
+
+    Example: `<img alt="T"/>he` -> "T".
+    """
     letter, tail = (image.get("alt") or "").strip(), image.tail or ""
     return letter if 1 <= len(letter) <= 2 and letter[-1].isalpha() and tail[:1].isalpha() else ""
 

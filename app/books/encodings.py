@@ -13,7 +13,7 @@ from app.text.languages import guess_language
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # checked before UTF-16, because its first half is the mark of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),  # must be checked before UTF-16, because this mark begins with the mark of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -22,7 +22,9 @@ _DECLARED = re.compile(
     rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9._-]{2,40})|<meta[^>]{0,200}?charset\s*=\s*["']?\s*([A-Za-z0-9._-]{2,40})""",
     re.IGNORECASE,
 )
-_SAMPLE_BYTES, _LINE_BYTES = 20_000, 2_000  # how much is examined: of all lines that are not ASCII, and of one line
+# Only lines with other characters than ASCII are examined: about _SAMPLE_BYTES bytes of all these lines together, and
+# at most _LINE_BYTES bytes of one line.
+_SAMPLE_BYTES, _LINE_BYTES = 20_000, 2_000
 # Code pages of Latin script. They agree on most bytes, so the code page that gives the most usual text is chosen.
 _LATIN = ("cp1252", "cp1250", "iso8859_2", "cp1254", "cp1257", "mac_roman", "cp850")
 _CENTRAL_EUROPEAN = frozenset("pl cs sk hu ro hr sl".split())
@@ -75,7 +77,7 @@ def decode(data: bytes) -> str:
 
 
 def _wide_encoding(data: bytes) -> str | None:
-    """Return UTF-16 with its byte order if about every second byte of the start is 0; None for any other text."""
+    """Return "utf-16-le" or "utf-16-be" if about every second byte at the start is 0; None for any other text."""
     start = data[:4_000]
     even, odd = start[::2].count(0), start[1::2].count(0)
     if max(even, odd) < 0.3 * len(start) / 2 or min(even, odd) > 0.1 * max(even, odd):
@@ -144,7 +146,7 @@ def _is_other_script(encoding: str, text: str) -> bool:
 
 
 def _has_kana(text: str) -> bool:
-    """Return whether many characters are Japanese kana, and no character could not be decoded."""
+    """Return whether many characters are Japanese kana, and all characters could be decoded."""
     kana = sum("\u3041" <= char <= "\u30fc" for char in text)
     return kana > 0.2 * len(text) and "\ufffd" not in text
 

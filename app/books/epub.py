@@ -39,15 +39,18 @@ Element = Any  # an element of lxml, a library without type annotations
 MAX_ENTRIES = 20_000
 MAX_DIRECTORY_BYTES = 4 << 20
 MAX_DOCUMENT_BYTES = 16 << 20
-MAX_UNPACKED_BYTES = 64 << 20  # of all documents that are read
-MAX_RATIO = 200  # of the size after decompression to the size before it, for documents of more than 1 MB
+MAX_UNPACKED_BYTES = 64 << 20  # limit for all documents together, after decompression
+MAX_RATIO = 200  # largest ratio of the size after decompression to the size before it, for documents above 1 MB
 MAX_TAGS = 2_000_000  # of all documents
 _DOCUMENT_TYPES = frozenset({"application/xhtml+xml", "text/html", "text/x-oeb1-document", "application/x-dtbook+xml"})
 # These methods encrypt only fonts, so the text can be read.
 _FONT_ENCRYPTION = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"})
-_DEEPEST_CHAPTER = 3  # the lowest level of a heading that starts a chapter without an entry in the table of contents
-_LONGEST_BEFORE_HEADING = 600  # characters; a longer text before the first heading belongs to the chapter before
-_LEAST_LINKS = 5  # the fewest links of a document that is a table of contents
+# A document that is not in the table of contents starts a chapter only if the level of its first heading is at most
+# this number (1 = the highest level).
+_DEEPEST_CHAPTER = 3
+# If the text before the first heading has more characters, it is added to the chapter before.
+_LONGEST_BEFORE_HEADING = 600
+_LEAST_LINKS = 5  # a document with fewer links is not a table of contents
 _END_OF_DIRECTORY = b"PK\x05\x06"
 _DAMAGED = "The EPUB is damaged: {}. Download it again, or open it in an EPUB editor and save it."
 _PROTECTED = (
@@ -81,7 +84,7 @@ class _Package:
     author: str = ""
     language: str | None = None
     items: dict[str, _Item] = field(default_factory=dict)  # by id
-    spine: list[_Item] = field(default_factory=list)  # without the items that are not linear
+    spine: list[_Item] = field(default_factory=list)  # without the items with linear="no", unless all items have it
     left_out: set[str] = field(default_factory=set)  # paths of the cover page and of the table of contents
     ncx: _Item | None = None
     nav: _Item | None = None
@@ -146,9 +149,9 @@ class _Archive:
         self._zip.close()
 
     def find(self, path: str) -> str | None:
-        """Return the name of an entry; None if the archive has no such entry.
+        """Return the name of the entry with this path; None if the archive has no such entry.
 
-        Case, percent-encoding and the composition of accented letters may differ.
+        The path and the name may differ in case, in percent-encoding and in the composition of accented letters.
         """
         return path if path in self._infos else self._similar.get(_simplified(path))
 
@@ -212,8 +215,8 @@ class _Reading:
     archive: _Archive
     package: _Package
     title_page: bool
-    toc: Mapping[str, list[_TocEntry]]  # by the path of the document
-    notes: Mapping[str, Mapping[str, NoteMark]]  # by the path of the document, then by the id of the note
+    toc: Mapping[str, list[_TocEntry]]  # path of a document -> its entries in the table of contents
+    notes: Mapping[str, Mapping[str, NoteMark]]  # path of a document -> id of a note in it -> the mark of this note
 
 
 def _check_directory(data: bytes) -> None:
@@ -235,7 +238,7 @@ def _parse_xml(data: bytes) -> Element:
 
 
 def _entry_name(name: str) -> str:
-    """Return the name of an entry of the archive as a path of the form that `_resolved` returns."""
+    """Return the name of an entry of the archive in the form of the paths that `_resolved` returns."""
     return posixpath.normpath(name.replace("\\", "/").lstrip("/"))
 
 
@@ -334,14 +337,14 @@ def _authors(metadata: Element) -> str:
     names: dict[str, str] = {}
     for creator in metadata.iter("{*}creator"):
         role = roles.get(creator.get("id", ""), creator.get("{http://www.idpf.org/2007/opf}role", "aut"))
-        if (name := _text_of(creator)) and name.casefold() != "unknown":  # "Unknown" stands for no author
+        if (name := _text_of(creator)) and name.casefold() != "unknown":  # "Unknown" means that the author is not known
             names.setdefault(name, role)
     authors = [name for name, role in names.items() if role == "aut"]
     return ", ".join((authors or list(names))[:10])
 
 
 def _read_toc(archive: _Archive, package: _Package) -> Mapping[str, list[_TocEntry]]:
-    """Return the entries of the table of contents by the path of their document."""
+    """Return the entries of the table of contents: path of a document -> the entries that lead into this document."""
     entries: list[_TocEntry] = []
     if package.nav is not None:
         entries = list(_nav_entries(document.parse(decode(archive.read(package.nav.path))), package.nav.path))
@@ -420,7 +423,10 @@ def _add_chapters(book: _Reading, item: _Item, chapters: ChapterList) -> None:
 
 
 def _add_document(blocks: Sequence[Block], label: str, chapters: ChapterList) -> None:
-    """Add a document as a new chapter, or to the chapter before. label: its title in the table of contents, or ""."""
+    """Add a document as a new chapter, or to the chapter before.
+
+    label: the title that the table of contents gives the document; "" = none.
+    """
     place = first_heading(blocks)
     if place is None and not label and heading_level(" ".join(blocks[0].text.split())):
         chapters.start(title_of([replace(blocks[0], level=1), *blocks[1:]]), blocks)

@@ -18,7 +18,7 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _NOTE = re.compile(r" {0,3}\[\^[^\[\]\s]{1,80}\]:")
 _IMAGE = re.compile(r"!\[[^\[\]\n]*\](?:\([^()\n]*\)|\[[^\[\]\n]*\])")
 _MOST_HEADINGS = 5 * MAX_CHAPTERS
-# A text of long lines without any markup, which needs no cleaning.
+# A character of a text without markup. A text of long lines that has only such characters needs no cleaning.
 _PROSE = r"[A-Za-z](?:[^\W_]|[ ,.;:!?'\"()“”‘’—-])"
 _PLAIN = re.compile(rf"(?:(?:{_PROSE}{{49,}}+)?\n)*+(?:{_PROSE}*+)?")
 _NO_TITLE = re.compile(r"[ \t]*(?:[-*+>|#]|\d{1,3}[.)]\s)")
@@ -28,7 +28,8 @@ _FIELD = re.compile(r"(title|author|lang|language):[ \t]*(\S.*)", re.IGNORECASE)
 def read_markdown(text: str) -> tuple[Mapping[str, str], list[Block]]:
     """Return the fields of the front matter (title, author, lang), and the blocks of a Markdown file.
 
-    Notes and pictures are left out. Other markup is removed by the functions that clean the texts of requests.
+    Notes and pictures are left out. All other markup is removed, by the same functions that clean the texts of speech
+    requests.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     english = guess_language(text) in {None, "en"}

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 LoudnessTarget = float | Literal["acx"] | None
 LOUDEST_LUFS, QUIETEST_LUFS = -9.0, -40.0  # the range of valid targets
 
-_ACX_RMS_DB = -20.0  # near the middle of the allowed range; the limiter lowers the level by up to 1 dB
-_ACX_CEILING_DBTP = -3.6  # codecs raise peaks by up to 0.5 dB
+_ACX_RMS_DB = -20.0  # near the middle of the range that ACX allows; the limiter lowers the level by up to 1 dB
+_ACX_CEILING_DBTP = -3.6  # below ACX's limit of -3 dB, because codecs raise peaks by up to 0.5 dB
 _CEILING_DBTP = -1.0
 _MAX_GAIN_DB = 30.0  # more gain would amplify noise
 _NOISE_WINDOW_S = 0.5  # the noise floor is the quietest window, as in Audacity's check for ACX
@@ -34,10 +34,10 @@ _LOWEST_DB = -120.0
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """The levels of a file of audio. A level below -120 dB is -120."""
+    """The levels of an audio file. A level below -120 dB is stored as -120 dB."""
 
     lufs: float  # integrated loudness (ITU-R BS.1770); SILENT_LUFS for silence
-    rms_db: float  # of the whole file, in dB relative to a full-scale square wave
+    rms_db: float  # RMS level of the whole file, in dB relative to a full-scale square wave
     peak_db: float  # the largest sample
     noise_floor_db: float  # RMS level of the quietest half second
 
@@ -56,12 +56,12 @@ class LevelRange:
     rms_db_lowest: float
     rms_db_highest: float
     peak_db: float  # of the loudest file
-    noise_floor_db: float  # of the file with the most noise
+    noise_floor_db: float  # the noise floor of the file with the most noise
     meets_acx: bool  # whether every file keeps the rules of ACX for levels
 
     @classmethod
     def of(cls, levels: Sequence[Levels]) -> LevelRange:
-        """Return the range of some levels, rounded to 0.1 dB."""
+        """Return the range of the levels of several files, rounded to 0.1 dB."""
         lufs, rms = [each.lufs for each in levels], [each.rms_db for each in levels]
         return cls(
             lufs_lowest=round(min(lufs), 1),
@@ -110,10 +110,9 @@ def _power_db(power: float) -> float:
 
 
 def mastered(read: Callable[[], Iterable[Samples]], rate_hz: int, target: LoudnessTarget) -> Iterator[Samples]:
-    """Yield the samples of a file at the loudness of the target, in blocks.
+    """Yield the samples of a file in blocks, at the loudness of the target. Digital silence stays silent.
 
-    read: returns the samples of the file from its start. It is called twice; without a target, once.
-    Digital silence stays silent.
+    read: returns the samples of the file from its start. It is called once if `target` is None, and twice otherwise.
     """
     if target is None:
         yield from read()

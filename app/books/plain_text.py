@@ -48,7 +48,8 @@ _NAMES = (
     "einleitung préface avant-propos épilogue prólogo epílogo prefacio introducción prefazione epilogo voorwoord wstęp "
     "пролог эпилог предисловие"
 ).replace(" ", "|")
-_TITLE = r"(?:\s*[.:—–-]+\s*\S.{0,120}|\s*[.:]?|\s+[A-ZÀ-Þ\"“].{0,120})"  # after the number of a heading
+# What may follow the number of a heading: a title, a sign, or nothing.
+_TITLE = r"(?:\s*[.:—–-]+\s*\S.{0,120}|\s*[.:]?|\s+[A-ZÀ-Þ\"“].{0,120})"
 _HEADING = re.compile(
     rf"(?i:(?P<part>{_PARTS})|{_CHAPTERS})\s+(?i:{_NUMBER}){_TITLE}"
     rf"|(?i:the\s+)?(?i:{_ORDINALS}|{_FOREIGN_ORDINALS})\s+(?i:(?P<part2>{_PARTS})|{_CHAPTERS})(?!\w){_TITLE}"
@@ -64,10 +65,10 @@ _CONTENTS = re.compile(
 )
 _SUBTITLE_END = re.compile(r"[.,;:—–-]$")
 _LONGEST_HEADING, _LONGEST_SUBTITLE = 160, 70
-_LEAST_IN_CONTENTS = 3  # so many headings in a row that are repeated later are a table of contents
-_LEAST_NUMBERS = 3  # fewer paragraphs that are only a number can be numbers of pages or of a list
-_WIDEST = 100  # if most lines have at most so many characters, the lines of the file are wrapped
-_VERSE = 60  # characters of the longest line of a poem, in a file whose lines are not wrapped
+_LEAST_IN_CONTENTS = 3  # a table of contents has at least this number of headings in a row, which are repeated later
+_LEAST_NUMBERS = 3  # fewer paragraphs with only a number are not headings: they can be page numbers or a list
+_WIDEST = 100  # if 95 % of the lines have at most this number of characters, the lines of the file are wrapped
+_VERSE = 60  # a line of a poem has at most this number of characters, in a file whose lines are not wrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,10 @@ def _single_spaced(line: str) -> str:
 
 
 def _long_lines(group: Sequence[str]) -> list[str]:
-    """Return the paragraphs of a file without wrapped lines: each line, or the lines of a poem together."""
+    """Return the paragraphs of a group of lines that are not wrapped.
+
+    Each line is a paragraph. The lines of a poem are one paragraph together.
+    """
     lines = [_single_spaced(line) for line in group]
     return ["\n".join(lines)] if len(lines) > 1 and max(map(len, lines)) <= _VERSE else lines
 

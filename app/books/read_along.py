@@ -41,7 +41,7 @@ _CONTAINER = (
 
 @dataclass(frozen=True, slots=True)
 class _Chapter:
-    name: str  # of its files, without folder and suffix
+    name: str  # name of the chapter's files, without folder and suffix
     title: str
     seconds: float
 
@@ -50,7 +50,10 @@ class ReadAlongBook:
     """An EPUB that is being written. Call `add_chapter` for each chapter, and then `finish`."""
 
     def __init__(self, archive: zipfile.ZipFile, book: Book, rate_hz: int, *, description: str, modified: str) -> None:
-        """archive: an empty zip file. rate_hz: that of the sentences. modified: a time such as 2026-11-29T00:00:00Z."""
+        """archive: an empty zip file. rate_hz: the sample rate of the sentences.
+
+        modified: the time of the last change, such as 2026-11-29T00:00:00Z.
+        """
         self._archive = archive
         self._book = book
         self._rate_hz = rate_hz
@@ -66,7 +69,10 @@ class ReadAlongBook:
             add_file(archive, f"EPUB/cover{self._cover.suffix}", book.cover)
 
     def add_chapter(self, mark: ChapterMark, sentences: Sequence[SpokenSentence], audio: Path) -> None:
-        """Add a chapter. sentences: of the chapter. audio: an M4A file with their sound; the EPUB gets a copy of it."""
+        """Add a chapter with its sentences.
+
+        audio: an M4A file with the sound of the sentences; it is copied into the EPUB.
+        """
         name = f"chapter-{len(self._chapters) + 1:04}"
         self._chapters.append(_Chapter(name, mark.title, mark.end_s - mark.start_s))
         add_file(self._archive, f"EPUB/audio/{name}.m4a", audio)
@@ -193,7 +199,7 @@ def add_file(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None
 
 
 def _is_heading(text: str, title: str) -> bool:
-    """Return whether a paragraph is the heading of a chapter: the title begins with its words."""
+    """Return whether a paragraph is the heading of its chapter: the title begins with the text of the paragraph."""
     return bool(text) and " ".join(title.split()).startswith(text.rstrip(".:"))
 
 

@@ -17,7 +17,8 @@ from app.books.markdown import read_markdown
 from app.books.plain_text import read_plain_text, with_headings
 from app.text.languages import language_tag
 
-SUFFIXES = (".txt", ".md", ".html", ".epub")  # the types of books; _KINDS has further suffixes of the same types
+# The types of files; `_KINDS` also has further suffixes of these types, such as .htm.
+SUFFIXES = (".txt", ".md", ".html", ".epub")
 _KINDS = {
     ".text": ".txt",
     "": ".txt",
@@ -26,7 +27,8 @@ _KINDS = {
     ".xhtml": ".html",
     **{suffix: suffix for suffix in SUFFIXES},
 }
-# The examined part of a file, and the largest share of odd characters in a text. Of random bytes, 10 % are odd.
+# The number of characters that are examined at the start of a file, and the largest share of odd characters (control
+# characters and bytes that can't be decoded) in a text. Of random bytes, 10 % are odd.
 _EXAMINED_CHARS, _MOST_ODD = 20_000, 0.05
 _CONVERT = "Convert the file to EPUB, for example with calibre, and send the EPUB."
 _ZIP, _PDF = b"PK\x03\x04", b"%PDF-"

@@ -1,7 +1,7 @@
 """Write the result of a book: one audio file with chapters, a zip with a file per chapter, or an EPUB to read along.
 
 Sentences are read and encoded one after another, so the memory does not grow with the book. A result is written
-to a temporary file in the folder of `out`, and renamed when it is complete. The same sentences give the same bytes.
+to a temporary file in the folder of `out`, and renamed when it is complete. Equal sentences give equal bytes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class AudioPart:
 
     title: str
     seconds: float
-    levels: Levels  # of the sound before it is encoded
+    levels: Levels  # the levels of the sound before it is encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ class Result:
     path: Path
     media_type: str
     seconds: float
-    chapters: tuple[ChapterMark, ...]  # times in the whole book, also if each chapter has its own file
+    # The times count from the start of the book, also if each chapter has its own file.
+    chapters: tuple[ChapterMark, ...]
     files: tuple[AudioPart, ...]
     captions: tuple[Path, ...]  # the caption files beside `path`
 
@@ -105,7 +106,7 @@ class _Sound:
         chapters: Sequence[ChapterMark] = (),
         tags: Mapping[str, str] | None = None,
     ) -> AudioPart:
-        """Write one audio file. sentences: iterated twice if the loudness is changed."""
+        """Write one audio file. `sentences` is iterated twice if the loudness is changed, and once otherwise."""
         meter = Meter(self.rate_hz)
         samples = 0
         is_acx = self.loudness == "acx" and kind == "mp3"

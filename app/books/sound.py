@@ -21,7 +21,7 @@ _BLOCK_BYTES = 1 << 16
 
 
 def sample_count(sentence: SpokenSentence, rate_hz: int) -> int:
-    """Return the number of samples of a sentence with its pause, as `read_samples` yields them."""
+    """Return the number of samples that `read_samples` yields for a sentence and the pause after it."""
     return sentence.sound.stat().st_size // 2 + max(0, round(sentence.pause_s * rate_hz))
 
 
@@ -52,9 +52,9 @@ def chapter_marks(book: Book, sentences: Iterable[SpokenSentence], rate_hz: int)
 
 
 def timestamps(sentences: Iterable[SpokenSentence], rate_hz: int) -> tuple[Timestamps, str]:
-    """Return the times of some sentences, in seconds from the start of the first one, and their joined text.
+    """Return the times of sentences, and the text that joins these sentences.
 
-    In the text, a blank line separates two paragraphs.
+    The times are in seconds from the start of the first sentence. In the text, a blank line separates two paragraphs.
     """
     timed: list[TimedSentence] = []
     pieces: list[str] = []
@@ -84,7 +84,8 @@ def timestamps(sentences: Iterable[SpokenSentence], rate_hz: int) -> tuple[Times
 def caption_parts(book: Book, sentences: Iterable[SpokenSentence], kind: CaptionFormat, rate_hz: int) -> Iterator[str]:
     """Yield the parts of a caption file for sentences of one or several chapters.
 
-    Only the captions of one chapter are in memory at the same time; for JSON, those of all chapters are.
+    Only the captions of one chapter are in memory at the same time, with one exception: for JSON, the captions of all
+    chapters are in memory.
     """
     language = book.language or "en"
     if kind == "json":

@@ -1,8 +1,8 @@
 """Splits a chapter into the sentences of a job, with the pauses between them.
 
-The generator's planner finds the sentences, so each sentence is short enough for the engine. The planner writes
-numbers and symbols as words. A job stores the text as the chapter has it, so this module uses only the places of the
-planner's sentences.
+The generator's planner finds the sentences, so each sentence is short enough for the engine. The planner also writes
+numbers and symbols as words, but a job stores the original text of the chapter. So this module takes only the position
+of each sentence from the planner, and copies the sentence from the text of the chapter.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ _BLANK_LINE = re.compile(r"\n\s*\n")
 async def plan_chapter(generator: SpeechGenerator, request: SpeechRequest) -> list[PlannedSentence]:
     """Return the sentences of a chapter; an empty list if the chapter has nothing that can be spoken.
 
-    request: its only line has the text of the chapter. Raises the errors of `SpeechGenerator.plan`, except EmptyText.
+    request: a request with one line, which has the text of the chapter. Raises the errors of `SpeechGenerator.plan`,
+    but not EmptyText.
     """
     line = request.lines[0]
     text = line.text
     sentences: list[PlannedSentence] = []
-    start = end = 0  # the place of the last sentence in `text`
-    extra_s = 0.0  # pauses that the text asks for, after the last sentence
+    start = end = 0  # where the last sentence begins and ends in `text`
+    extra_s = 0.0  # seconds of the pauses that the text asks for after the last sentence
 
     def end_last(next_start: int) -> None:
         nonlocal extra_s
@@ -52,7 +53,9 @@ async def plan_chapter(generator: SpeechGenerator, request: SpeechRequest) -> li
                 if isinstance(part, Pause):
                     extra_s += part.seconds
                     continue
-                if sentences and part.start_char < end:  # the same part of the text is spoken as several sentences
+                # The planner made several sentences from one part of the text: the job keeps them together as one
+                # sentence.
+                if sentences and part.start_char < end:
                     end = max(end, part.end_char)
                     sentences[-1] = replace(sentences[-1], text=text[start:end])
                     continue

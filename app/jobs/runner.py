@@ -4,7 +4,7 @@ Each process that shares the store has one runner. A runner claims jobs, renews 
 at the same time if rows are free. All other requests have priority over jobs: see `app/runtime/scheduler.py`.
 
 Each sentence is one request with its own seed, so its sound does not depend on when and where it is spoken. After a
-crash, the sentences that were being spoken are spoken again; the sentences before them are kept.
+crash, the complete sentences are kept, and only the sentences that were being spoken are spoken again.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 2.0  # seconds between two renewals of the leases; a lease ends after LEASE_S
-MAX_JOBS = 8  # the most jobs that one process speaks at the same time; all of them share its rows
+BEAT_S = 2.0  # seconds between two renewals of the leases; without a renewal, a lease ends after LEASE_S
+MAX_JOBS = 8  # the largest number of jobs that one process speaks at the same time; these jobs share the rows
 # On a CPU, each sentence of a job slows down the requests, even if the engine has free rows. So jobs use at most
 # ROWS_ON_CPU rows. A sentence waits until no request was answered for QUIET_S seconds, but at most MAX_QUIET_WAIT_S
 # seconds.
 ROWS_ON_CPU, MAX_ROWS = 2, 1_024
 QUIET_S, MAX_QUIET_WAIT_S, QUIET_CHECK_S = 1.0, 10.0, 0.1
-BUSY_WAIT_S = 0.25  # wait after a sentence was preempted by another request
-NOT_READY_WAIT_S = 5.0  # wait before a job whose engine can't speak is claimed again
+BUSY_WAIT_S = 0.25  # seconds from the preemption of a sentence to the next attempt to speak it
+NOT_READY_WAIT_S = 5.0  # if the engine of a job is not ready, the job is claimed again after this number of seconds
 PLANNING_CHECK_S = 0.25  # seconds between two searches for new sentences while chapters are split into sentences
-AHEAD = 2  # sentences that are taken from the store for each row
-FULL_DISK_WAIT_S = 5.0  # wait before the next attempt to write the state of a job to a full disk
+AHEAD = 2  # the runner takes this many sentences from the store for each row that it may use
+FULL_DISK_WAIT_S = 5.0  # seconds between two attempts to write the state of a job to a full disk
 REMOVE_EVERY_S = 3600.0  # seconds between two searches for jobs that are old enough to be removed
 DAY_S = 86_400.0
 _MAKE_SPACE = "Free space on the disk, for example by deleting another job, and resume the job."
@@ -74,12 +74,12 @@ class _Session:
 
     job: Job
     folder: Path
-    engine: str | None  # the engine with which the job was begun; None = the job is not begun
+    engine: str | None  # the engine that began the first sentence of the job; None = no sentence is begun yet
     rows: asyncio.Semaphore
     usable_rows: int
     shares_cpu: bool  # whether the engine runs on the CPU that also serves the requests
     began_s: float
-    characters: int = 0  # the characters that this process has spoken
+    characters: int = 0  # the number of characters of the job that this process has spoken
 
     def add(self, characters: int) -> float:
         """Count the characters of a sentence. Return how many characters are spoken in one second."""
@@ -89,8 +89,9 @@ class _Session:
 
 @dataclass(frozen=True, slots=True)
 class _Sentences:
-    """The sentences of a result. When `stop` is set, the iteration raises _Stopped. The error ends the thread that
-    writes the result, because a thread can't be cancelled.
+    """The sentences of a result. If `stop` is set, the iteration raises _Stopped.
+
+    A thread writes the result, and a thread can't be cancelled. The error _Stopped ends this thread.
     """
 
     sentences: list[SpokenSentence]
@@ -115,10 +116,10 @@ class JobRunner:
         keep_days: float = 0,
         signer: FileSigner | None = None,
     ) -> None:
-        """voices_pending: returns whether recordings of these voices are being created, so that their sound can change.
+        """voices_pending: a function that gets voices, and returns whether a recording of one of them is being created.
 
-        keep_days: an ended job is removed so many days after its last change; 0 = never. signer: signs the results;
-        None = the results are not signed.
+        keep_days: an ended job is removed when it has not changed for this number of days; 0 = never. signer: signs the
+        results; None = the results are not signed.
         """
         self.store = store
         self._generator = generator
@@ -127,10 +128,10 @@ class JobRunner:
         self._signer = signer
         self._holder = secrets.token_hex(8)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._rows: dict[str, asyncio.Semaphore] = {}  # model -> rows that jobs may use
-        self._not_before_s: dict[str, float] = {}  # job -> when it may be claimed again
+        self._rows: dict[str, asyncio.Semaphore] = {}  # model -> semaphore of the rows that jobs may use
+        self._not_before_s: dict[str, float] = {}  # id of a job -> monotonic time at which the job may be claimed again
         self._wake = asyncio.Event()
-        self._changed = asyncio.Event()  # set, and replaced by a new one, at each change
+        self._changed = asyncio.Event()  # At each change of a job, this event is set, and a new event replaces it.
         self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -150,7 +151,9 @@ class JobRunner:
         await asyncio.to_thread(self.store.close)
 
     def wake(self) -> None:
-        """Look for changed jobs now. Call it after a job was created or changed in this process."""
+        """Look for changed jobs at once, not only after BEAT_S. Call it after a job was created or changed in this
+        process.
+        """
         self._wake.set()
         self._notify()
 
@@ -182,7 +185,7 @@ class JobRunner:
             except NotStored as error:
                 if error.message != logged:
                     logged = error.message
-                    log.error("the jobs can't be continued now: %s", error.message)
+                    log.error("the jobs can't be spoken now, the server tries again: %s", error.message)
             except Exception:
                 log.exception("the search for jobs failed")
             with contextlib.suppress(TimeoutError):
@@ -216,7 +219,8 @@ class JobRunner:
         """Delete a job with all its files. Raises NotFound, NotStored."""
         try:
             await self.store.call(self.store.delete, job_id)
-        except NotStored:  # on a full disk, without these files there is space for the change of the database
+        # On a full disk, delete the files of the job first. Then the database has space to record the deletion.
+        except NotStored:
             await in_thread(sounds.remove, self.store.job_folder(job_id))
             await self.store.call(self.store.delete, job_id)
         self.wake()
@@ -226,7 +230,7 @@ class JobRunner:
 
     async def _run(self, job: Job) -> None:
         """Speak a job and write its result. At the end, the job has another status or is queued again."""
-        status: JobStatus = "queued"  # if the task is cancelled, another process may continue the job
+        status: JobStatus = "queued"  # stays if this task is cancelled, so that another process may continue the job
         problem: Problem | None = None
         try:
             if await self._speak_and_write(job):
@@ -256,19 +260,25 @@ class JobRunner:
             )
         finally:
             if status != "queued":
-                log.warning("the job %s is %s: %s", job.id, status, None if problem is None else problem.code)
+                log.warning(
+                    "the job %s has the status %s, with the error code %s",
+                    job.id,
+                    status,
+                    None if problem is None else problem.code,
+                )
             await asyncio.shield(self._release(job.id, status, problem))
 
     async def _release(self, job_id: str, status: JobStatus, problem: Problem | None) -> None:
-        """Store the status of a job and end its lease. While the disk is full, try again: the job must not seem to
-        run.
+        """Store the status of a job and end its lease.
+
+        If the disk is full, try again until the status is stored. Otherwise the job would seem to run.
         """
         while True:
             try:
                 await self.store.call(self.store.release, job_id, self._holder, status, problem)
             except NotStored as error:
                 log.warning("the state of the job %s can't be stored: %s", job_id, error.message)
-                if status == "queued":  # another process claims the job when the lease has expired
+                if status == "queued":  # no second attempt: when the lease expires, another process claims the job
                     return
                 await asyncio.sleep(FULL_DISK_WAIT_S)
             else:
@@ -284,7 +294,8 @@ class JobRunner:
             raise NotStored(f"The files of the job can't be read: {error.strerror or error}.") from error
         chapters = await store.call(store.chapters, job.id)
         voices = {job.request.lines[0].voice, *(chapter.voice for chapter in chapters if chapter.voice)}
-        # A voice sounds different when its recording is created. This must not happen in the middle of a book.
+        # A voice sounds different after its recording was created. A voice must not change in the middle of a book, so
+        # wait until no recording is being created.
         while self._voices_pending(voices):
             await self.changed(BEAT_S)
         while True:
@@ -342,9 +353,10 @@ class JobRunner:
             await asyncio.gather(planning, *speaking, return_exceptions=True)
 
     async def _session(self, job: Job, folder: Path) -> _Session:
-        """Begin to speak a job. Jobs with the same model share half of the engine's rows, on a CPU at most ROWS_ON_CPU.
+        """Return a new session, in which a job is spoken. Raises NotReady.
 
-        The other rows stay free for requests, so that a request rarely preempts the sentence of a job. Raises NotReady.
+        All jobs with the same model together use at most half of the engine's rows, and on a CPU at most ROWS_ON_CPU
+        rows. The remaining rows stay free for requests, so that a request rarely preempts the sentence of a job.
         """
         model = job.request.model
         use = await self._generator.use(model)
@@ -376,7 +388,8 @@ class JobRunner:
             request = replace(
                 _of_sentence(job.request, sentence.text, sentence.voice),
                 caller=job.owner,
-                counted=sentence.index > 0,  # a job is counted as one request, at its first sentence
+                # Sentences after the first are not counted again, so a job counts as one request.
+                counted=sentence.index > 0,
                 seed=sentence.seed,
                 language=job.request.language or sentence.language,
             )
@@ -402,9 +415,9 @@ class JobRunner:
             await asyncio.sleep(QUIET_CHECK_S)
 
     async def _take(self, session: _Session, request: SpeechRequest, *, is_first: bool) -> tuple[bytes, SpokenTake]:
-        """Speak a request to its end. Return its 16-bit samples and facts about them.
+        """Speak a request to its end. Return its 16-bit samples, and facts about the samples such as their number.
 
-        Waits while other requests need the row.
+        If another request takes the row, wait and speak the request again from its start.
         """
         while True:
             samples = bytearray()
@@ -412,7 +425,8 @@ class JobRunner:
                 answer = await self._generator.answer(request, extras=session.job.extras, to_file=True, background=True)
                 await self._check_engine(session, answer.engine)
                 if answer.voice_not_ready and is_first and request.seed is not None:
-                    # A voice without a recording sounds different with each seed, so all sentences use one seed.
+                    # A voice without a recording sounds different with each seed. If a request has no seed, the
+                    # generator uses the fixed seed of the voice, so all sentences have the same seed.
                     await answer.stream.aclose()
                     request = replace(request, seed=None)
                     continue
@@ -427,7 +441,10 @@ class JobRunner:
             return bytes(samples), SpokenTake(count, request.sample_rate_hz, answer.verified, words)
 
     async def _check_engine(self, session: _Session, engine: str) -> None:
-        """Record the engine of the first sentence. Raises _EngineChanged if a later sentence has another engine."""
+        """Record the engine that speaks the first sentence of the job.
+
+        Raises _EngineChanged if a later sentence is spoken by a different engine.
+        """
         if session.engine is None:
             session.engine = engine
             await self.store.call(self.store.begin_with, session.job.id, self._holder, engine)
@@ -440,7 +457,10 @@ class JobRunner:
     # ---- the result
 
     async def _write(self, job: Job, folder: Path) -> tuple[str, dict[str, Any]]:
-        """Write the result of a job. Return the name of its file and facts about it. Raises NotStored, EmptyText."""
+        """Write the result of a job. Return the name of its file, and facts about the result such as its length.
+
+        Raises NotStored if the result can't be written, and EmptyText if the job has no spoken sentence.
+        """
         book, sentences, voices = await self.spoken_book(job)
         if not sentences:
             raise EmptyText("The book contains no text that can be spoken.")

@@ -31,18 +31,18 @@ def sound_path(folder: Path, sentence: SentenceState) -> Path:
 
 
 def prepare(folder: Path) -> None:
-    """Create the folder of the sounds, and remove files that were not completed. Raises OSError."""
+    """Create the folder of the sounds, and remove files whose writing was interrupted. Raises OSError."""
     (folder / _FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in (folder / _FOLDER).glob(f"*{_PARTIAL}"):
         path.unlink(missing_ok=True)
-    for path in folder.glob(".result*"):  # a result that was not completed
+    for path in folder.glob(".result*"):  # a result whose writing was interrupted
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".signing*"):  # a copy whose signing was interrupted
         path.unlink(missing_ok=True)
 
 
 def keep(folder: Path, sentence: SentenceState, samples: bytes, holder: str) -> None:
-    """Store the sound of a sentence durably. Raises NotStored."""
+    """Store the sound of a sentence in a file that survives a crash. Raises NotStored."""
     path = sound_path(folder, sentence)
     partial = path.with_name(f"{path.name}.{holder}{_PARTIAL}")
     try:
@@ -60,7 +60,7 @@ def remove_older_takes(folder: Path, sentence: SentenceState) -> None:
 
 
 def lost(folder: Path, sentences: Iterable[SentenceState]) -> list[int]:
-    """Return the indexes of the spoken sentences whose sound is missing or has another size."""
+    """Return the indexes of the spoken sentences whose sound file is missing or has a wrong size."""
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder / _FOLDER)}
     return [
         sentence.index

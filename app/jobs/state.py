@@ -34,7 +34,7 @@ class Options:
     """How the result of a job is written."""
 
     response_format: ResultFormat
-    captions: tuple[CaptionFormat, ...] = ()  # the formats of the captions beside the audio
+    captions: tuple[CaptionFormat, ...] = ()  # the formats of the caption files that are written beside the audio
     loudness: LoudnessTarget = None  # None = the sound of the sentences is not changed
 
 
@@ -50,7 +50,7 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class NewChapter:
-    """A chapter of a new job. voice: None = the voice of the job."""
+    """A chapter of a new job. If `voice` is None, the chapter has the voice of the job."""
 
     title: str
     text: str
@@ -61,21 +61,24 @@ class NewChapter:
 class NewJob:
     """A job before it is stored."""
 
-    owner: str  # the digest of the API key that owns the job; "" without keys
+    owner: str  # the digest of the API key that owns the job; "" if the server has no keys
     about: About
     chapters: tuple[NewChapter, ...]
-    request: SpeechRequest  # the fields of all sentences; the voice of its lines is used, their texts are not
+    request: SpeechRequest  # The request fields that all sentences share. From the lines, only the voice is used.
     extras: frozenset[str]  # the request fields that OpenAI's API does not have
     options: Options
     seed: int
     cover: bytes | None = None
     paused: bool = False  # whether the job waits for `resume` before it speaks
     random_seed: bool = False  # whether the caller has asked for a random seed
-    name: str = ""  # a name for lists of jobs
+    name: str = ""  # the name of the job in lists of jobs
 
     @property
     def digest(self) -> str:
-        """The SHA-256 (hex) of what is spoken and how. A random seed is left out."""
+        """The SHA-256 (hex) of the texts and all options that determine the result.
+
+        If the server chooses the seed, the seed is not included.
+        """
         content = (
             asdict(self.about),
             [asdict(chapter) for chapter in self.chapters],
@@ -98,7 +101,7 @@ class Progress:
     """How much of a job is spoken."""
 
     sentences_done: int
-    sentences_total: int  # grows until the job is planned
+    sentences_total: int  # grows until all chapters are split into sentences
     sentences_failed: int
     seconds_done: float
     planned: bool  # whether all chapters are split into sentences
@@ -124,7 +127,7 @@ class Job:
     characters: int
     revision: int  # grows with each change of the job or of one of its sentences
     problem: Problem | None = None
-    engine: str | None = None  # the engine with which the job was begun
+    engine: str | None = None  # the engine that began the first sentence; None = no sentence is begun yet
     result: str | None = None  # the name of the file of the result
     result_facts: dict[str, Any] = field(default_factory=dict)  # facts about the result, such as its length
     name: str = ""
@@ -144,11 +147,14 @@ class ChapterState:
     sentences: int
     sentences_done: int
     sentences_failed: int
-    seconds: float  # the length of the chapter as far as it is spoken, with its pauses
+    seconds: float  # the length of the spoken sentences of the chapter, with the pauses after them
 
     @property
     def status(self) -> Literal["pending", "running", "done", "failed"]:
-        """`failed` = all sentences were tried, and at least one could not be spoken."""
+        """The status of the chapter.
+
+        `failed` means that all sentences of the chapter were tried, and at least one of them could not be spoken.
+        """
         if self.planned and self.sentences_done == self.sentences:
             return "done"
         if self.planned and self.sentences_done + self.sentences_failed == self.sentences:
@@ -179,19 +185,21 @@ class SentenceState:
     pause_s: float
     starts_paragraph: bool
     status: SentenceStatus
-    take: int  # the number of requests to speak the sentence again (redo, retry, new voice); part of its file name
+    # How often the sentence was marked to be spoken again (redo, retry, new voice). It is part of the name of the sound
+    # file.
+    take: int
     seed: int
     samples: int | None  # None = not spoken yet
     seconds: float | None
     verified: str | None
     words: tuple[TimedWord, ...]
     problem: Problem | None
-    changed: int  # the revision of the job at the last change of the sentence
+    changed: int  # the revision that the job got by the last change of the sentence
 
 
 @dataclass(frozen=True, slots=True)
 class SpokenTake:
-    """The speech of a sentence."""
+    """Facts about the audio of a spoken sentence. `samples` is the number of samples."""
 
     samples: int
     rate_hz: int
@@ -216,12 +224,12 @@ _NO_TEXT = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def storable(text: str) -> str:
-    """Replace each character that a file can't store by a space. The length of the text does not change."""
+    """Replace each character that XML or UTF-8 can't represent by a space. The length of the text does not change."""
     return _NO_TEXT.sub(" ", text)
 
 
 def request_to_json(request: SpeechRequest) -> str:
-    """Return the fields of a request that are the same for all sentences, and its voice, as JSON."""
+    """Return, as JSON, the fields of a request that all sentences of the job share, and the voice of the request."""
     line = request.lines[0]
     values = {name: getattr(request, name) for name in (*_PLAIN, *_ALSO_PLAIN)}
     lexicon = [asdict(entry) for entry in request.lexicon]

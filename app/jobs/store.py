@@ -121,18 +121,18 @@ CREATE INDEX sentences_changed ON sentences (job, changed);
 
 
 class LostJob(Exception):
-    """The job was paused, cancelled or deleted, or another process has claimed it."""
+    """This process no longer holds the job: it was paused, cancelled or deleted, or another process has claimed it."""
 
 
 class JobStore:
-    """All jobs of a folder. All methods block; `call` runs a method in the thread of the store."""
+    """All jobs that are stored in a folder. All methods block; `call` runs a method in the thread of the store."""
 
     def __init__(self, folder: Path) -> None:
         """folder: the folder of the database and of the jobs' files. The first method call creates the folder."""
         self.folder = folder
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.Lock()
-        # One thread, because a connection executes one statement at a time anyway.
+        # One thread is enough, because an SQLite connection executes one statement at a time.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
 
     async def call(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -156,10 +156,10 @@ class JobStore:
     # ---- jobs
 
     def create(self, new: NewJob, idempotency_key: str | None = None) -> tuple[Job, bool]:
-        """Store a job. Return its state, and whether it is new.
+        """Store a job. Return its state, and whether the job is new.
 
-        A second call with the same owner and key returns the job of the first call. Raises Conflict if the content of
-        the first call was different.
+        If `new.owner` has already created a job with this `idempotency_key`, return that job. Raises Conflict if that
+        job was created by a different request.
         """
         with contextlib.ExitStack() as undo, self._transaction() as db:
             if (first := self.repeated(new, idempotency_key)) is not None:
@@ -200,9 +200,9 @@ class JobStore:
             return self._job(db, job_id), True
 
     def repeated(self, new: NewJob, idempotency_key: str | None) -> Job | None:
-        """Return the job of an earlier request with the same owner and key; None = there is none.
+        """Return the job that `new.owner` has already created with this `idempotency_key`; None = there is none.
 
-        Raises Conflict if that request had another body.
+        Raises Conflict if that job was created by a different request.
         """
         found = self._db.execute(
             "SELECT id, digest FROM jobs WHERE owner = ? AND idempotency_key = ?", (new.owner, idempotency_key)
@@ -211,22 +211,23 @@ class JobStore:
             return None
         if found["digest"] != new.request_digest:
             raise Conflict(
-                "Another job was created with this Idempotency-Key. Send another key, or the same body.",
+                "This Idempotency-Key was already used for a job with a different body. Send a new key, or the "
+                "earlier body.",
                 code="idempotency_key_in_use",
             )
         return self._job(self._db, found["id"])
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
-        """Return a job. owner: the job must belong to this owner; None = to any owner. Raises NotFound."""
+        """Return a job. owner: the owner that the job must have; None = any owner. Raises NotFound."""
         return self._job(self._db, job_id, owner)
 
     def newest(
         self, owner: str | None = None, *, after: str | None = None, limit: int = 20, archived: bool | None = None
     ) -> tuple[list[Job], bool]:
-        """Return the newest jobs, and whether there are more. after: continue after the job with this id.
+        """Return the newest jobs, the newest first, and whether there are more.
 
-        archived: only jobs that are archived (True) or not (False); None = both. Raises NotFound if there is no job
-        `after`.
+        after: the id of a job; only jobs that are older are returned. archived: True = only archived jobs, False = only
+        jobs that are not archived, None = both. Raises NotFound if the job `after` does not exist.
         """
         conditions = ["1"]
         values: list[str | int] = []
@@ -255,7 +256,7 @@ class JobStore:
         return int(row["jobs"])
 
     def counts(self, owner: str | None = None) -> tuple[dict[str, int], float]:
-        """Return the number of jobs by status, and the seconds of their speech. owner: as for `get`."""
+        """Return the number of jobs with each status, and the seconds of speech of all these jobs. owner: see `get`."""
         rows = self._db.execute(
             "SELECT status, count(*) AS jobs FROM jobs WHERE owner = coalesce(?, owner) GROUP BY status", (owner,)
         )
@@ -292,7 +293,10 @@ class JobStore:
         ]
 
     def next_to_plan(self, job_id: str) -> tuple[int, str, str | None] | None:
-        """Return the number, the text and the voice of the first unplanned chapter; None = all are planned."""
+        """Return the number, the text and the voice of the first chapter that is not split into sentences yet.
+
+        Returns None if all chapters are split.
+        """
         row = self._db.execute(
             "SELECT number, text, voice FROM chapters WHERE job = ? AND planned = 0 ORDER BY number LIMIT 1", (job_id,)
         ).fetchone()
@@ -340,9 +344,10 @@ class JobStore:
     def set_status(
         self, job_id: str, status: JobStatus, *, of: Collection[JobStatus], kept: Collection[JobStatus] = ()
     ) -> Job:
-        """Set the status of a job whose status is in `of`. A job whose status is in `kept` stays as it is.
+        """Change the status of a job to `status`, if its current status is in `of`.
 
-        Raises NotFound, and Conflict if the job has any other status.
+        Nothing changes if the current status is in `kept`, or is already `status`. Raises NotFound, and Conflict for
+        any other current status.
         """
         with self._transaction() as db:
             job = self._job(db, job_id)
@@ -360,7 +365,7 @@ class JobStore:
     def retry(self, job_id: str) -> Job:
         """Queue a job that has failed or was cancelled, or that has failed sentences.
 
-        The failed sentences get another seed. Raises NotFound, Conflict.
+        Each failed sentence gets a new seed. Raises NotFound, and Conflict if there is nothing to retry.
         """
         with self._transaction() as db:
             job = self._job(db, job_id)
@@ -387,7 +392,9 @@ class JobStore:
     def redo(
         self, job_id: str, index: int, *, seed: int | None = None, text: str | None = None, voice: str | None = None
     ) -> SentenceState:
-        """Mark a sentence to be spoken anew. seed: None = another seed than before. text, voice: None = as before.
+        """Mark a sentence to be spoken again.
+
+        seed: None = a new seed. text, voice: None = the sentence keeps its text or its voice.
 
         A job that was completed or has failed is queued again. Raises NotFound, and Conflict if the job was cancelled.
         """
@@ -432,9 +439,10 @@ class JobStore:
         labels: Sequence[str] | None = None,
         archived: bool | None = None,
     ) -> Job:
-        """Change the description of a job, or the voices of chapters. Sentences that are spoken already do not change.
+        """Change fields of a job, or the voices of chapters. A field that is None does not change.
 
-        A completed job whose description changes is queued again, because its result has the description.
+        Sentences that are already spoken keep their sound. If the description of a completed job changes, the job is
+        queued again, because the result contains the description.
 
         voices: index of a chapter -> voice id. Raises NotFound, and InvalidValue if a chapter does not exist.
         """
@@ -458,7 +466,8 @@ class JobStore:
                 )
                 if not changed.rowcount:
                     raise InvalidValue(f"The job has no chapter {chapter}.", param="chapters")
-                # A new take makes sure that a sentence that is just being spoken with the old voice is spoken again.
+                # The larger `take` makes `done` reject a sentence that is being spoken with the old voice. So the
+                # sentence is spoken again.
                 db.execute(
                     "UPDATE sentences SET voice = ?, take = take + 1, changed = ? WHERE job = ? AND chapter = ? AND "
                     "status != 'done'",
@@ -473,14 +482,17 @@ class JobStore:
             db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
     def orphans(self) -> list[str]:
-        """Return the names of folders without a job: its creation failed, or its deletion was interrupted."""
+        """Return the names of the job folders that belong to no job.
+
+        Such a folder remains if the creation of a job failed or its deletion was interrupted.
+        """
         found = [path.name for path in self.folder.glob("job_*")]
-        with self._transaction() as db:  # waits while another process creates a job
+        with self._transaction() as db:  # this transaction begins when no other process is creating a job
             known = {row["id"] for row in db.execute("SELECT id FROM jobs")}
         return [name for name in found if name not in known]
 
     def ended_before(self, unix_s: float) -> Sequence[str]:
-        """Return the ids of the jobs that have ended and have not changed since this time."""
+        """Return the ids of the jobs that have ended and have not changed since `unix_s` (Unix time in seconds)."""
         rows = self._db.execute(
             "SELECT id FROM jobs WHERE status IN ('completed', 'failed', 'cancelled') AND updated_at < ?", (unix_s,)
         )
@@ -491,7 +503,7 @@ class JobStore:
     def claim(self, holder: str, *, but: Collection[str] = ()) -> Job | None:
         """Claim the oldest job that has no holder or whose lease has expired, and return the job; None = there is none.
 
-        holder: the id of the new holder. but: ids of jobs that are not claimed.
+        holder: the id of the new holder. but: ids of jobs that must not be claimed.
         """
         with self._transaction() as db:
             now = time.time()
@@ -507,10 +519,10 @@ class JobStore:
             return self._job(db, job_id)
 
     def beat(self, holder: str) -> set[str]:
-        """Renew the leases of a holder. Return the ids of the running jobs that it still holds."""
+        """Renew the leases of a holder. Return the ids of the running jobs that this holder still has."""
         with self._transaction() as db:
             db.execute("UPDATE jobs SET beat_at = ? WHERE holder = ? AND status = 'running'", (time.time(), holder))
-            # A job that was paused or cancelled has no holder any more.
+            # After a job was paused or cancelled, it has no holder.
             db.execute("UPDATE jobs SET holder = NULL WHERE holder = ? AND status != 'running'", (holder,))
             return {row["id"] for row in db.execute("SELECT id FROM jobs WHERE holder = ?", (holder,))}
 
@@ -521,7 +533,7 @@ class JobStore:
             self._change(db, job_id, status=status, holder=None, problem=_to_json(problem))
 
     def begin_with(self, job_id: str, holder: str, engine: str) -> None:
-        """Record the engine that speaks the first sentence of the job. Raises LostJob."""
+        """Record that this engine speaks the first sentence of the job. Raises LostJob."""
         with self._transaction() as db:
             self._check_holder(db, job_id, holder)
             self._change(db, job_id, engine=engine)
@@ -565,7 +577,10 @@ class JobStore:
             db.execute("UPDATE chapters SET planned = 1 WHERE job = ? AND number = ?", (job_id, chapter))
 
     def pending(self, job_id: str, count: int, *, but: Collection[int] = ()) -> Sequence[SentenceState]:
-        """Return the first sentences that are not spoken. but: indexes that are left out."""
+        """Return the first `count` sentences that are not spoken yet, in the order of the job.
+
+        but: indexes of sentences that are left out.
+        """
         rows = self._db.execute(
             "SELECT * FROM sentences WHERE job = ? AND status = 'pending' ORDER BY number LIMIT ?",
             (job_id, count + len(but)),
@@ -573,9 +588,9 @@ class JobStore:
         return [_sentence(row) for row in rows if row["number"] not in but][:count]
 
     def done(self, job_id: str, holder: str, sentence: SentenceState, take: SpokenTake, rate: float | None) -> bool:
-        """Record that a sentence is spoken. Returns False if the sentence was changed meanwhile.
+        """Record that a sentence is spoken. Returns False if the sentence was changed while it was spoken.
 
-        rate: characters that the job speaks in one second; None = not known yet. Raises LostJob.
+        rate: how many characters the job speaks in one second; None = not known yet. Raises LostJob.
         """
         with self._transaction() as db:
             self._check_holder(db, job_id, holder)
@@ -609,7 +624,7 @@ class JobStore:
             )
 
     def speak_again(self, job_id: str, holder: str, indexes: Iterable[int]) -> None:
-        """Mark sentences whose sound is lost as not spoken. Raises LostJob."""
+        """Mark sentences as not spoken, because their sound is lost. Raises LostJob."""
         with self._transaction() as db:
             self._check_holder(db, job_id, holder)
             revision = self._change(db, job_id)
@@ -620,7 +635,10 @@ class JobStore:
             )
 
     def complete(self, job_id: str, holder: str, result: str, facts: dict[str, Any], *, revision: int) -> bool:
-        """Record the result of a job. Returns False if the job has changed after `revision`. Raises LostJob."""
+        """Record the result of a job, and set its status to `completed`.
+
+        Returns False, and changes nothing, if the job has changed after `revision`. Raises LostJob.
+        """
         with self._transaction() as db:
             self._check_holder(db, job_id, holder)
             if self._job(db, job_id).revision != revision:
@@ -661,7 +679,10 @@ class JobStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run the statements of the block as one transaction. Transactions of other threads wait for its end."""
+        """Run the statements of the `with` block as one transaction.
+
+        Transactions of other threads wait for the end of the block.
+        """
         with self._lock:
             db = self._db
             db.execute("BEGIN IMMEDIATE")
@@ -669,7 +690,7 @@ class JobStore:
                 yield db
                 db.execute("COMMIT")
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # SQLite has already rolled back, for example at a full disk
+                with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back, for example on a full disk
                     db.execute("ROLLBACK")
                 raise
 
@@ -729,7 +750,10 @@ class JobStore:
         )
 
     def _change(self, db: sqlite3.Connection, job_id: str, **values: Any) -> int:
-        """Set columns of a job, and return its new revision. A job that is not running any more loses its holder."""
+        """Set columns of a job in the database, and return its new revision.
+
+        If the new status is not `running`, the job has no holder after the change.
+        """
         if values.get("status", "running") != "running":
             values.setdefault("holder", None)
         names = "".join(f", {name} = ?" for name in values)

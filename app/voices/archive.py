@@ -95,7 +95,7 @@ def unpack(file: IO[bytes], *, limits: Limits | None = None, what: str = "file")
 
 
 def _members(file: IO[bytes], what: str) -> tuple[bytes, bytes, bytes | None, bytes | None]:
-    """Read the files of an exported voice -> voice.json, reference.wav, consent.wav, lexicon.tsv.
+    """Return the files voice.json, reference.wav, consent.wav and lexicon.tsv of an exported voice.
 
     consent.wav and lexicon.tsv are None if they are missing.
     """
@@ -115,9 +115,9 @@ def _members(file: IO[bytes], what: str) -> tuple[bytes, bytes, bytes | None, by
 
 
 def _member(archive: zipfile.ZipFile, name: str, max_bytes: int, what: str) -> bytes:
-    """Read one file of a zip archive. Raises BadReference if the file is larger than max_bytes.
+    """Read one file of a zip archive. Raises BadReference if the file has more than `max_bytes` bytes.
 
-    The unpacked bytes are counted, because the size in the header of the archive is not trusted.
+    The unpacked bytes are counted, because the size in the header of the archive can be wrong.
     """
     with archive.open(name) as member:
         data = member.read(max_bytes + 1)

@@ -50,7 +50,7 @@ T = TypeVar("T")
 RATE_HZ = 44_100  # the sample rate of the codec DAC; for the codec Mimi the reference is resampled to 24 kHz
 MAX_SAMPLE_S = 600.0
 MIN_SAMPLE_S = 1.0
-MAX_SAMPLES = 8  # the most recordings for one voice
+MAX_SAMPLES = 8  # the largest number of recordings for one voice
 MAX_TOGETHER_S = 30.0  # longest total length of the recordings of one voice
 TARGET_LUFS = -20.0
 RUMBLE_HZ = (62.0, 80.0)  # audio below 62 Hz, including mains hum, is removed; audio above 80 Hz does not change
@@ -383,8 +383,8 @@ class _PreparedSample:
 def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None:
     """Import recordings of preset voices from `folder`: `onyx.wav` and its transcript `onyx.txt` for the voice onyx.
 
-    The recording may have any audio format. A recording that known_recordings.py lists needs no transcript. A file that
-    was imported is imported again only after it changes. Blocks.
+    The recording may have any audio format. A recording that known_recordings.py lists needs no transcript. An imported
+    file is imported again only if it has changed. Blocks.
 
     If a file can't be imported, or its quality report has a warning, the reason is logged and added to
     `store.doubtful`. No error is raised.
@@ -436,7 +436,10 @@ def _doubts(report: Mapping[str, Any]) -> str:
 
 
 def _imported(cloner: Cloner, path: Path, data: bytes, transcript: str) -> tuple[Reference, dict[str, Any]]:
-    """Prepare the recording of a preset voice -> the recording, its quality report as JSON. Raises SpeechError."""
+    """Return the recording of a preset voice from an audio file, and its quality report (as JSON).
+
+    Raises SpeechError.
+    """
     recording = known(data) if len(data) <= MAX_BYTES and not transcript else None
     if recording is not None:
         reference = recording.reference(data, RATE_HZ)
@@ -453,11 +456,13 @@ def _imported(cloner: Cloner, path: Path, data: bytes, transcript: str) -> tuple
 
 
 def check_stored(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -> None:
-    """Measure the recordings of voices without a quality report, because their files were put on the disk by hand.
+    """Measure the recordings of the voices that have no quality report. Blocks.
 
-    A recording whose report has the level `bad` is measured again. `store.quality_of` returns the measured report if no
-    report is stored. If a recording is not good for cloning, the reason is added to `store.doubtful`. The voice stays
-    usable. ended: when it is set, the remaining recordings are not measured. Blocks.
+    Voices have no report if their files were put on the disk by hand. A recording whose report has the level `bad` is
+    measured again. `store.quality_of` returns the measured report if no report is stored. If a recording is not good
+    for cloning, the reason is added to `store.doubtful`, and the voice stays usable.
+
+    ended: when this event is set, the remaining recordings are not measured.
     """
     for stored in store.recorded():
         if ended.is_set():
@@ -492,7 +497,7 @@ def recognise_missing_words(store: VoiceStore, cloner: Cloner, *, ended: threadi
                 reference = replace(reference, transcript=words)
                 report = cloner.new_report(reference, stored.quality, language, recognised=True)
                 store.change(stored.id, transcript=words, quality=report)
-                log.info("The words of the voice %s were recognised, so engines can use it now.", stored.id)
+                log.info("The words of the voice %s were recognised, so engines can use the voice now.", stored.id)
         except (SpeechError, OSError, ValueError) as error:
             log.warning("The words of the voice %s could not be recognised: %s", stored.id, error)
 
@@ -535,7 +540,7 @@ def convert_old_folder(store: VoiceStore, cloner: Cloner, folder: Path) -> Store
 def change_voice(store: VoiceStore, cloner: Cloner, voice_id: str, *, transcript: str, **changes: Any) -> StoredVoice:
     """Change the transcript and other fields of a voice, and check the new transcript. Blocks. Raises SpeechError.
 
-    changes: other fields of `VoiceStore.change`.
+    changes: values for further parameters of `VoiceStore.change`.
     """
     store.refresh()
     stored = store.find(voice_id)

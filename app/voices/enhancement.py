@@ -38,7 +38,7 @@ CEILING_DBTP = -1.0
 MAX_GAIN_DB = 20.0  # more gain would amplify noise
 MIN_GAIN_DB = -24.0
 
-_BLOCK_S = 0.005  # the gain is linear within a block
+_BLOCK_S = 0.005  # length of a block; within a block, the gain changes linearly
 _WINDOW_BLOCKS = 4  # blocks in a window of 20 ms; each window gives one measurement of the level
 _LOOK_BLOCKS = 2  # blocks (10 ms) between two measurements; in this file, a measurement is called a look
 _MOMENT_LOOKS = 40  # looks in a gating block of BS.1770 (400 ms); in this file, such a block is called a moment
@@ -50,15 +50,16 @@ _LEVELS = np.arange(-60.0, _STEP_DB / 2, _STEP_DB)  # the possible levels in LUF
 _LOWEST, _HIGHEST = float(_LEVELS[0]), float(_LEVELS[-1])
 _QUIETEST = -65.0  # in LUFS; quieter measurements are ignored
 _EXPECT_SPREAD_DB = 2.0  # standard deviation of a line's level around the expected level
-_SURPRISE = 0.2  # probability that the level is unrelated to the expected level
+_SURPRISE = 0.2  # probability that the level of a line is unrelated to its expected level
 _DRIFT_DB = 1.2  # standard deviation of the drift of the level in one second of speech
 # At each look, this share of the probability of a level moves to each neighbouring level.
 _DRIFT_SHARE = 0.5 * (_DRIFT_DB / _STEP_DB) ** 2 * _LOOK_BLOCKS * _BLOCK_S
 _MIN_PROBABILITY = 1e-9  # the smallest probability of a level
-_TINY = 1e-60  # if the sum of the probabilities is below this, they are normalised to prevent underflow
-_GAP_DB = 20.0  # a measurement this far below the most likely level is a gap between words and is ignored
-_PAUSE_DB = 19.0  # a look this far below `_LevelEstimate._anchor` is a pause and is ignored
-_ANCHOR_FALL_DB = 0.04  # the anchor falls by this at each look, so the noise of a pause counts as soft speech after 4 s
+_TINY = 1e-60  # if the sum of the probabilities is below this value, they are normalised to prevent underflow
+_GAP_DB = 20.0  # a measurement this many dB below the most likely level is a gap between words and is ignored
+_PAUSE_DB = 19.0  # a look this many dB below `_LevelEstimate._anchor` is a pause and is ignored
+# The anchor falls by this many dB at each look; so after 4 s, the noise of a pause counts as soft speech.
+_ANCHOR_FALL_DB = 0.04
 _SAME_LOOKS = 3.0  # this many neighbouring looks count as one look, because they measure the same syllable
 # The measured loudness of the output corrects the gain. The four values: the time constant of the measurement in
 # seconds, the largest correction in dB, the correction in dB for each dB of error, and the seconds of speech after
@@ -66,9 +67,9 @@ _SAME_LOOKS = 3.0  # this many neighbouring looks count as one look, because the
 _SENT_MEMORY_S, _SENT_DB, _SENT_GAIN, _SENT_TRUST_S = 12.0, 3.0, 1.2, 0.5
 _MODE_DB, _LOUD_SPREAD_DB, _SOFT_SLOPE_DB = 3.0, 3.2, 11.0  # see `_table`
 _MEMORY_S = 4.0  # time constant of the measured loudness
-_FINE_DB = 2.0  # the measured loudness corrects the estimate by at most this
-_RISE_DB, _FALL_DB = 0.4, 0.75  # maximum change of the gain per block: 80 and 150 dB a second
-_HUSH_DB = 3.0  # maximum change of the gain per block before speech begins
+_FINE_DB = 2.0  # the measured loudness corrects the estimate by at most this many dB
+_RISE_DB, _FALL_DB = 0.4, 0.75  # maximum rise and fall of the gain per block: 80 and 150 dB a second
+_HUSH_DB = 3.0  # maximum change of the gain per block in dB, before speech begins
 
 _NEPERS_PER_DB = math.log(10) / 20
 _LOUDEST = 1e6  # larger samples are clipped, because their squares would overflow float32
@@ -174,7 +175,8 @@ class Loudness:
         blocks = samples.reshape(-1, self._block_samples)
         estimate, gain_db = self._estimate, self._gain_db
         points = []
-        for index, look in enumerate(self._meter.look(blocks)):  # a hot loop, so it avoids function calls
+        # This loop runs for each block, so it avoids function calls.
+        for index, look in enumerate(self._meter.look(blocks)):
             while self._expected and self._expected[0][0] < at + (index + 1) * self._block_samples:
                 estimate.expect(self._expected.pop(0)[1])
             if look is not None:
@@ -358,7 +360,8 @@ def _drift() -> Array:
 def _table() -> list[Array]:
     """Return an array (L,) for each possible level of a look: the likelihood of this look for each true level.
 
-    Both levels are those of _LEVELS. The likelihoods are correct up to a common factor.
+    The levels of the looks and the true levels are the values in _LEVELS. The likelihoods are correct up to a common
+    factor.
 
     The table was fitted to 40 people and 13 synthetic voices. The most likely look is 3 dB above the true level. A look
     8 dB above the true level is rare. Below the most likely look, the likelihood falls by a factor of e every 11 dB.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ABANDONED_S = 60.0  # older temporary files are deleted; another server process may still write a younger file
+ABANDONED_S = 60.0  # older temporary files are deleted; a younger file may still be in use by another server process
 MAX_TURNS = 32  # the most turns that are kept of one conversation
 _CHARS_PER_TOKEN = 3  # a low estimate: a Llama 3 token has about 4 characters of English
 # Tokens of a turn that are not words: for the speaker, for the beginning and the end of the text, and for the end of

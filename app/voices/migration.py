@@ -55,7 +55,7 @@ _RATE_HZ = 44_100
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _Signature = tuple[tuple[int, int] | None, ...]
 
-# The problem of a folder that has the files of neither format.
+# The reason why a folder can't be used if it has the files of neither format.
 INCOMPLETE = (
     f"A file is missing. A folder of a voice has {MARKER} and the files that {MARKER} names, or, in the format of an "
     f"earlier version, {OLD_MARKER} (at least the JSON object {{}}), {REFERENCE_FILE} and {OLD_TRANSCRIPT} (the words "
@@ -127,7 +127,7 @@ def _convert_short(folder: Path) -> None:
 
 
 def is_old(folder: Path) -> bool:
-    """Return whether a folder has a recording in the earlier format that is not converted yet."""
+    """Return whether a folder has the files of the earlier format, and is not converted yet."""
     return not (folder / MARKER).exists() and (folder / REFERENCE_FILE).exists() and (folder / OLD_MARKER).exists()
 
 

@@ -27,27 +27,28 @@ if TYPE_CHECKING:
 
 Level = Literal["good", "warning", "bad"]
 
-BEST_LENGTH = f"{MIN_WINDOW_S:g} to {MAX_WINDOW_S:g} s"  # best length of the speech; longer speech is cut
+# The best length of the speech in a recording; longer speech is cut.
+BEST_LENGTH = f"{MIN_WINDOW_S:g} to {MAX_WINDOW_S:g} s"
 TRANSCRIPT_MISSING = "transcript_missing"  # the id of the check that reports unknown words
 MAX_SNR_DB = 60.0
 _GOOD_SNR_DB = 18.0
-MAX_LETTERS_PER_S, MIN_LETTERS_PER_S = 30.0, 5.0  # spoken English has 10 to 20
+MAX_LETTERS_PER_S, MIN_LETTERS_PER_S = 30.0, 5.0  # letters in one second of speech; spoken English has 10 to 20
 IMPOSSIBLE_LETTERS_PER_S = 45.0
 _TRANSCRIPT_PREFIX = "transcript_"  # the ids of all checks of the transcript begin with this
-_GUARD_S = 0.1  # this time before and after speech is not measured as noise, because speech fades in and out there
+_GUARD_S = 0.1  # noise is not measured in this time before and after speech, because speech fades in and out there
 _MIN_NOISE_S = 0.2  # if the audio without speech is shorter, the quietest audio is measured as noise
 _PHRASE_S = 1.5  # the length of a phrase; the median pitch of a shorter phrase varies too much
 _MIN_VOICED_FRAMES = 20  # smallest number of voiced frames of 10 ms in a phrase
-_SPLIT_SEMITONES = 6.8  # two speakers usually differ by more; the phrases of one speaker differ by less
+_SPLIT_SEMITONES = 6.8  # limit of the difference in pitch: two speakers usually differ by more, one speaker by less
 _SPLIT_SHARE = 0.25  # each of the two groups of phrases must have at least this share of the speech
 _MUSIC_RATE_HZ = 16_000
 _MUSIC_WINDOW = 3_200  # samples (0.2 s), so that a bin of the spectrum is 5 Hz wide
 _MEDIAN_BINS = 41
-_PEAK_DB = 7.0  # a spectral peak is this far above the median of its neighbourhood; noise varies less
+_PEAK_DB = 7.0  # a spectral peak is at least this many dB above the median of its neighbourhood; noise varies less
 # Limit of the mean peak excess in dB. Noise has at most 0.1 dB. Music has at least 0.2 dB if it is 15 dB below the
 # speech.
 _TONAL = 0.16
-_INAUDIBLE_DB = 30.0  # music this far below speech does no harm
+_INAUDIBLE_DB = 30.0  # music that is this many dB below the speech does no harm
 _LOWEST_TONE_HZ = 80.0
 _MIN_MUSIC_FRAMES, _MAX_MUSIC_FRAMES = 3, 100
 _HUM_SHARE = 0.6  # if multiples of 50 or 60 Hz have this share of the peak excess, the cause is mains hum
@@ -94,13 +95,13 @@ class Report:
 
 
 def joined(messages: Iterable[str]) -> str:
-    """Join messages to one text. A message that another one contains is left out."""
+    """Join messages to one text. A message is left out if another message contains it."""
     kept = list(dict.fromkeys(messages))
     return " ".join(one for one in kept if not any(one in other for other in kept if other is not one))
 
 
 def worst(reports: Sequence[Report]) -> Report:
-    """Combine the reports of several recordings. The result has, for each id, the check with the worst level."""
+    """Combine the reports of several recordings. For each check, the result has the one with the worst level."""
     order = ("good", "warning", "bad")
     by_id: dict[str, Check] = {}
     for report in reports:
@@ -188,8 +189,9 @@ def snr_db(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> float:
 
 
 def bandwidth_of(speech: Samples, noise: Samples, rate_hz: int) -> float:
-    """Return the highest frequency in Hz at which the speech exceeds the noise, and is within 55 dB of its strongest
-    frequency.
+    """Return the highest frequency in Hz at which the speech exceeds the noise.
+
+    At this frequency, the speech is also less than 55 dB weaker than at its strongest frequency.
     """
     size = 2048
     if len(speech) < size:
@@ -419,7 +421,7 @@ def no_transcript_check(reason: str) -> Check:
 def with_transcript_checks(report: Mapping[str, Any], checks: Iterable[Check] = ()) -> dict[str, Any]:
     """Return a copy of a report (as JSON) in which `checks` replace the checks of the transcript.
 
-    This is needed when a recording gets a new transcript. In `checks`, only checks of the transcript are used.
+    Call this function when a recording gets a new transcript. In `checks`, only checks of the transcript are used.
     """
     if not report:
         return {}

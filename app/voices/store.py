@@ -101,8 +101,8 @@ class VoiceStore:
         self._measured: dict[str, tuple[str, Mapping[str, Any]]] = {}
         # Returns the voices of LoRA adapters by name in lower case.
         self.adapter_voices: Callable[[], Mapping[str, Voice]] = dict
-        # Returns the voice of requests without a voice. If this voice is a speaker of the model (`speaker:N`), `all`
-        # lists this voice first.
+        # Returns the name of the voice that is used if a request names no voice. If this voice is a speaker of the
+        # model (`speaker:N`), `all` lists it first.
         self.default_voice: Callable[[], str] = str
         self._refreshed_s = time.monotonic()
         self._reader = FolderReader()
@@ -116,7 +116,8 @@ class VoiceStore:
             folders.remove_leftovers()
             folders.refresh(full=True)
         if self._cloned is not None:
-            self._cloned.refresh(full=True)  # finds folders that the first scan has renamed
+            # The first scan may have renamed folders; this scan finds them under their new names.
+            self._cloned.refresh(full=True)
         self._remove_old_drafts()
         self._index = self._build_index()
 
@@ -258,7 +259,7 @@ class VoiceStore:
         self._measured[stored.voice.id] = stored.voice.digest, report
 
     def quality_of(self, stored: StoredVoice) -> Mapping[str, Any]:
-        """Return the quality report of a voice: the stored report, or else the measured report; {} without both."""
+        """Return the stored quality report of a voice, or else the measured report; {} if the voice has neither."""
         digest, report = self._measured.get(stored.voice.id, ("", {}))
         return report if not stored.quality.get("level") and digest == stored.voice.digest else stored.quality
 
@@ -293,7 +294,7 @@ class VoiceStore:
         return Reference(samples, rate_hz, stored.transcript)
 
     def _current(self, voice: Voice) -> StoredVoice:
-        """Return the stored form of a voice. Raises UnknownVoice if the voice was deleted or its digest has changed."""
+        """Return the StoredVoice of a voice. Raises UnknownVoice if the voice was deleted or its digest has changed."""
         stored = self._index.stored.get(voice.id) or self._index.drafts.get(voice.id)
         if stored is None or stored.voice.digest != voice.digest:
             raise UnknownVoice(f"The voice {voice.name!r} was deleted or changed just now. Try again.", param="voice")
@@ -528,7 +529,7 @@ class VoiceStore:
         with self._lock, folders.locked():
             write_converted(folder, old, reference, sample_count=sample_count, quality=quality)
             self._rescan()
-            self._rescan()  # finds the folder if the first scan has renamed it
+            self._rescan()  # the first scan may have renamed the folder; this scan finds it under its new name
             return self.find(old.id)
 
     def fail_conversion(self, folder: Path, reason: str) -> None:
@@ -614,7 +615,8 @@ class VoiceStore:
         by_name = {name_key(voice.name): voice.id for voice in by_id.values()}
         for clone in ordered:
             by_id.setdefault(clone.id, clone.voice)
-            by_name.setdefault(name_key(clone.voice.name), clone.id)  # the older of two voices keeps the name
+            # If two voices have the same name, the name stands for the older one.
+            by_name.setdefault(name_key(clone.voice.name), clone.id)
         by_alias = {_alias_key(alias): clone.id for clone in reversed(ordered) for alias in clone.aliases}
         return _Index(by_id, by_name, by_alias, stored, self._drafts.records if self._drafts else {})
 

@@ -58,7 +58,9 @@ class TranscriptChecker:
     """Looks for the words of transcripts in recordings. Thread-safe; `find` blocks."""
 
     def __init__(self, align: Align = align, spoken: Callable[[str], str] = str) -> None:
-        """align: the aligner. spoken: converts a transcript to the words that are spoken, such as numbers to words."""
+        """align: the aligner. spoken: converts a transcript to the spoken words; for example, it writes numbers as
+        words.
+        """
         self._align = align
         self._spoken = spoken
 
@@ -82,7 +84,7 @@ class TranscriptChecker:
         first = max(0, round(place[0] * len(words)) - margin)
         near = words[first : min(len(words), round(place[1] * len(words)) + margin)]
         spoken: list[str] = []
-        owners: list[int] = []  # index in `near` of the word from which each spoken word comes
+        owners: list[int] = []  # for each spoken word: the index in `near` of the word from which it comes
         for at, word in enumerate(near):
             parts = self._spoken(word).split()
             spoken += parts

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 RATE_HZ = 16_000
 SHORTEST_PAUSE_S = 0.2  # a shorter pause is part of the speech around it
 SHORTEST_SPEECH_S = 0.2  # shorter speech is ignored
-_PAD_S = 0.3  # silence that is added before a recording
+_PAD_S = 0.3  # seconds of silence that are added before a recording
 _BLOCK_S = 30.0
 # If the Silero model is not installed, a frame is speech if its level is far enough above the noise floor, near enough
 # to the peak, and above a minimum.

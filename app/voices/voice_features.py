@@ -26,7 +26,7 @@ _BANDS_HZ = (200, 500, 900, 1_500, 2_500, 4_000, 7_000)
 _BAND_RANGE_DB = 30.0  # a lower level of a band is raised to this many dB below the peak of the band
 _STEP = 5  # the change of the spectrum is measured over this number of frames (50 ms)
 _SPLIT_HZ, _LOW_HZ = 2_000.0, 80.0
-_QUIET_DB = 35.0  # a frame is a pause if it is this much below the loudest tenth of the frames
+_QUIET_DB = 35.0  # a frame is a pause if it is this many dB below the loudest tenth of the frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class VoiceFeatures:
     brightness_db: float  # energy above 2 kHz relative to the energy below 2 kHz
     level_dbfs: float  # level of the speech
     voiced: float  # share of the speech that has a pitch
-    speech: float  # share of the recording that is speech; the rest is pauses
+    speech: float  # share of the recording that is speech; the remaining share is pauses
     longest_pause_s: float
     clipped: float  # share of the samples that are clipped
     movement_db: float  # mean change of the spectrum's shape in 50 ms
@@ -85,11 +85,10 @@ def measure(samples: Samples, rate_hz: int) -> VoiceFeatures:
 
 
 def _movement(spectra: NDArray[np.float64], loud: NDArray[np.bool_]) -> float:
-    """Return how fast the shape of the spectrum changes: the mean change of six bands in dB over 50 ms, without the
-    change of the overall level.
+    """Return how fast the shape of the spectrum changes: the mean change of six bands in dB over 50 ms.
 
-    spectra: (F, bins) power. loud: (F,) whether each frame is not in a pause. The result is at least 3 dB for speech,
-    and near 0 for a buzz or a tone.
+    The change of the overall level does not count. spectra: (F, bins) power. loud: (F,) False for each frame in a
+    pause. The result is at least 3 dB for speech, and near 0 for a buzz or a tone.
     """
     hertz = np.fft.rfftfreq(_FRAME, 1 / _RATE_HZ)
     bands = np.array([spectra[:, (hertz >= low) & (hertz < high)].sum(axis=1) for low, high in pairwise(_BANDS_HZ)])

@@ -39,7 +39,7 @@ MARKER = "voice.json"
 REFERENCE_FILE = "reference.wav"
 CONSENT_FILE = "consent.wav"
 LEXICON_FILE = "lexicon.tsv"  # dictionary of a voice; the dictionary of the server has the same file name
-LANGUAGE_TAG = r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,4}$"  # BCP 47; also accepts underscores
+LANGUAGE_TAG = r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,4}$"  # the form of a BCP 47 tag; underscores are also accepted
 _FORMAT = 1
 _WAV_HEADER_BYTES = 44
 _LANGUAGE = re.compile(LANGUAGE_TAG)
@@ -238,9 +238,10 @@ def codes_file(voice: Voice, codec: Codec, fingerprint: str) -> str:
 
 
 def with_recording(voice: Voice, reference: Reference) -> tuple[StoredVoice, bytes]:
-    """Attach a recording to a voice. Returns the stored voice, created now, and the recording as a WAV file.
+    """Attach a recording to a voice. Returns the stored voice and the recording as a WAV file.
 
-    Raises BadReference for a sample rate or length out of range, and InvalidValue for a transcript that is too long.
+    The stored voice has the current time as its creation time. Raises BadReference for a sample rate or length out of
+    range, and InvalidValue for a transcript that is too long.
     """
     if not MIN_RATE_HZ <= reference.rate_hz <= MAX_RATE_HZ:
         raise BadReference(

@@ -27,7 +27,7 @@ def best_window(spans: Sequence[Span], samples: Samples, rate_hz: int, most_s: f
     """Choose the best window of speech in mono samples (N,). spans: the parts with speech, at least one.
 
     Normally the window begins and ends at a pause and lasts at most MAX_WINDOW_S seconds. If the pauses are too far
-    apart for that, it lasts at most most_s seconds. Speech without any pause is cut at its quietest moment. The score
+    apart, the window may last up to `most_s` seconds. Speech without any pause is cut at its quietest moment. The score
     rewards a large share of speech, long pauses at both ends, low noise, no clipping and a length near BEST_WINDOW_S.
     """
     longest_s = min(MAX_WINDOW_S, most_s)
@@ -94,9 +94,9 @@ def _cut(part: Span, levels: np.ndarray, longest_s: float) -> Span:
 
 
 def padded(window: Span, spans: Sequence[Span], total_s: float) -> Span:
-    """Extend a window by LEAD_S before and TAIL_S after it, but at most to the middle of the pause to other speech.
+    """Extend a window by LEAD_S before and TAIL_S after it, but at most to the middle of the pause beside it.
 
-    total_s: length of the recording.
+    spans: the parts with speech. total_s: length of the recording.
     """
     before = max((span.end_s for span in spans if span.end_s <= window.start_s), default=0.0)
     after = min((span.start_s for span in spans if span.start_s >= window.end_s), default=total_s)

@@ -44,7 +44,7 @@ HOW_TO_INSTALL = (
 _CHILD = Path(__file__).with_name("youtube_child.py")
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _FOLDER_PREFIX = "tts-youtube-"
-_LINE_BYTES = 1 << 16  # longest event from the child
+_LINE_BYTES = 1 << 16  # limit for the size of one event from the child process
 _HOSTS = frozenset(
     prefix + host
     for host in ("youtube.com", "youtube-nocookie.com", "music.youtube.com")
@@ -114,7 +114,7 @@ class FetchFailed(Unfetchable):
 class Rules:
     """Which videos the child process may fetch, and which hosts it may connect to."""
 
-    extractors: tuple[str, ...] = ("youtube",)  # names of yt-dlp's extractors
+    extractors: tuple[str, ...] = ("youtube",)  # names of the yt-dlp extractors that may be used
     hosts: tuple[str, ...] = (  # host names; their subdomains are allowed too
         "youtube.com",
         "youtu.be",
@@ -126,7 +126,8 @@ class Rules:
         "ggpht.com",
     )
     addresses: tuple[str, ...] = ()  # allowed IP addresses that are not public
-    canonical: bool = True  # build the URL for yt-dlp from the video's id; False passes the caller's URL on unchanged
+    # True = build the URL for yt-dlp from the video's id; False = pass the caller's URL unchanged.
+    canonical: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +140,8 @@ class FetchLimits:
     cpu_s: int = 60
     socket_timeout_s: float = 15.0
     chunk_bytes: int = 4 << 20  # size of one HTTP range request
-    parallel: int = 2  # the most downloads at the same time
-    max_waiting: int = 8  # further requests that may wait for a download to end
+    parallel: int = 2  # the largest number of downloads at the same time
+    max_waiting: int = 8  # the largest number of requests that may wait for a running download to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ class YouTube:
         self._rules = rules or Rules()
         self._limits = limits or FetchLimits()
         self._slots = asyncio.Semaphore(self._limits.parallel)
-        self._accepted = 0  # requests that fetch or wait
+        self._accepted = 0  # the number of requests that are fetching or waiting
         self.off = (
             "Cloning from YouTube is turned off on this server (TTS_YOUTUBE)."
             if not enabled
@@ -467,7 +468,7 @@ def _environment(folder: Path) -> dict[str, str]:
     The environment variables contain no tokens, keys or proxies. All cache folders are inside `folder`.
     """
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    programs = str(Path(sys.executable).parent)  # the package deno puts its program there
+    programs = str(Path(sys.executable).parent)  # the folder with the program that the package deno installs
     kept["PATH"] = os.pathsep.join(filter(None, (programs, kept.get("PATH", ""))))
     return {**kept, "HOME": str(folder), "TMPDIR": str(folder), "XDG_CACHE_HOME": str(folder), "DENO_DIR": str(folder)}
 

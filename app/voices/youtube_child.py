@@ -27,7 +27,7 @@ _SAFETY_S = 5.0
 _SAFETY_SHARE = 1.15
 _SAFETY_BYTES = 1 << 18
 _REPORT_EVERY_S = 0.25
-# Containers that have no index at the end, so the first part of a file can be decoded without the rest.
+# Containers that have no index at the end, so the first part of a file can be decoded alone.
 _STREAMABLE = frozenset({"webm_dash", "m4a_dash", "mp3", "ogg", "opus", "aac", "webm"})
 
 
@@ -36,7 +36,7 @@ class Refused(OSError):
 
 
 class FetchedEnough(Exception):
-    """Stops the download: the fetched bytes contain the section."""
+    """Raised to stop the download, when the fetched bytes already contain the section."""
 
 
 class TooLarge(Exception):
@@ -157,7 +157,8 @@ class Fetch:
             "outtmpl": str(Path(job["folder"]) / "sound.%(ext)s"),
             "paths": {"temp": job["folder"]},
             "match_filter": self._check,
-            "progress_hooks": [self._progress],  # limits the size; `max_filesize` would skip the file without an error
+            # This hook limits the size; the option `max_filesize` would skip the file without an error.
+            "progress_hooks": [self._progress],
             "socket_timeout": job["socket_timeout_s"],
             "retries": 1,
             "extractor_retries": 1,
