@@ -60,7 +60,7 @@ Status = Literal["loading", "ready", "failed"]
 
 
 class Prepared(Protocol):
-    """An adapter that is read, checked and converted for one model."""
+    """An adapter whose files were read and checked, and whose matrices were converted for one model."""
 
     @property
     def key(self) -> str:
@@ -68,7 +68,7 @@ class Prepared(Protocol):
 
     @property
     def rank(self) -> int:
-        """The largest rank of the adapter."""
+        """The largest rank of the adapter's matrices."""
 
     @property
     def base(self) -> str:
@@ -77,7 +77,7 @@ class Prepared(Protocol):
 
 @runtime_checkable
 class RowAdapters(Protocol):
-    """The adapters of one running model. Thread-safe."""
+    """The adapters that are loaded into one running engine. Thread-safe."""
 
     def prepare(self, folder: Path) -> Any:
         """Read and convert the adapter in a folder. Blocks. Returns a Prepared. Raises WeightsUnavailable."""
@@ -99,11 +99,11 @@ class Upload:
 
 @dataclass(slots=True)
 class Adapter:
-    """One adapter of the server. voice: the id of the recorded voice that it speaks with; "" = no recording."""
+    """One adapter of the server. voice: the id of the recorded voice with which it speaks; "" = no recording."""
 
     name: str
     source: str  # a hub id or a folder; "" = the files are in the folder of the adapter
-    model: str  # the id of the model that it changes; "" = this process serves no model with adapters
+    model: str  # id of the model that the adapter changes; "" = no model of this process has adapters
     speaker: int = 0
     voice: str = ""
     configured: bool = False  # whether the adapter comes from TTS_ADAPTERS
@@ -111,11 +111,11 @@ class Adapter:
     key: str = ""  # identifies the content, see Prepared.key
     base: str = ""
     rank: int | None = None
-    bytes: int = 0  # bytes of its matrices in memory
+    bytes: int = 0  # size of the adapter's matrices in memory
     error: str = ""
 
     def as_voice(self, recording: Voice | None) -> Voice:
-        """Return the voice of this adapter. recording: the voice that `voice` names; None = no recording."""
+        """Return this adapter as a Voice. recording: the voice with the id `voice`; None = no recording."""
         facts = f"adapter {self.name} {self.speaker} {recording.digest if recording else ''}"
         return Voice(
             id=self.name,
@@ -159,8 +159,8 @@ def expected_count(settings: Settings) -> int:
 class AdapterRegistry:
     """All adapters of the server. Use it from one event loop.
 
-    The adapters are loaded after the start of the engine, and again when the engine was unloaded and loaded again.
-    `add` and `remove` change them while the server runs.
+    The server loads the adapters of a model each time after the model's engine was loaded. `add` and `remove` change
+    the list of adapters while the server runs.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class AdapterRegistry:
     ) -> None:
         """Read the names of all adapters. Raises ValueError if TTS_ADAPTERS is not valid.
 
-        find_voice: returns the voice with an id or a name; None = there is none.
+        find_voice: a function that returns the voice with this id or name, or None if there is no such voice.
         """
         self._settings = settings
         self._manager = manager
@@ -199,7 +199,7 @@ class AdapterRegistry:
     # ---- lookup
 
     def all(self) -> list[Adapter]:
-        """Return all adapters: those of TTS_ADAPTERS, then the others."""
+        """Return all adapters: first the adapters of TTS_ADAPTERS, then the adapters that requests have added."""
         return list(self._adapters.values())
 
     def find(self, name: str) -> Adapter | None:
@@ -210,7 +210,7 @@ class AdapterRegistry:
         """Return the id of the model that an adapter changes; "" = this server has no model with adapters.
 
         name: the name of the model in the request or the settings; "" = the first model with adapters. Raises
-        InvalidValue if only other models of this server have adapters.
+        InvalidValue if the named model can't use adapters, but another model of this server can.
         """
         models = self._manager.models_with_adapters
         found = self._manager.find_model(name) if name else None
@@ -221,10 +221,10 @@ class AdapterRegistry:
         return found or next(iter(models), "")
 
     async def ready(self, name: str, use: ModelUse, *, param: str) -> Adapter:
-        """Return the adapter with this name, with which the engine of `use` can speak now.
+        """Return the adapter with this name, after it was loaded into the engine of `use`.
 
-        param: the request field that names the adapter, for error messages. If the engine was loaded again, waits until
-        its adapters are loaded. Raises UnknownModel, NotReady, NotSupported.
+        param: the request field that names the adapter, for error messages. If the engine was unloaded and loaded
+        again, waits until its adapters are loaded. Raises UnknownModel, NotReady, NotSupported.
         """
         found = self.find(name)
         if found is None:
@@ -245,7 +245,7 @@ class AdapterRegistry:
         return found
 
     def voices(self) -> dict[str, Voice]:
-        """Return the voices of all adapters by name in lower case."""
+        """Return the voices of all adapters. The keys are the names of the adapters in lower case."""
         return {key: self.voice_of(adapter) for key, adapter in self._adapters.items()}
 
     def voice_of(self, adapter: Adapter) -> Voice:
@@ -256,7 +256,7 @@ class AdapterRegistry:
     # ---- changes
 
     async def load_at_start(self) -> None:
-        """Load the adapters of all models that run already."""
+        """Load the adapters of each model that is already loaded."""
         for model in self._manager.models_with_adapters:
             if (engine := self._manager.of(model).current) is not None:
                 await self._load_into(model, engine)
@@ -266,7 +266,7 @@ class AdapterRegistry:
         return loaded is not None and loaded() is engine
 
     async def _load_into(self, model: str, engine: Engine) -> None:
-        """Load all adapters of a model into its new engine. If one can't be loaded, it gets the status `failed`."""
+        """Load all adapters of a model into its new engine. If an adapter can't be loaded, its status is `failed`."""
         row_adapters = _row_adapters(engine)
         async with self._changing:
             if self._is_loaded_into(model, engine) or row_adapters is None:
@@ -294,8 +294,8 @@ class AdapterRegistry:
     ) -> Adapter:
         """Add an adapter and load it. Raises InvalidValue, BadAdapter, NotReady, NotSupported, NotStored.
 
-        model: the name of the model that it changes; "" = the first model with adapters.
-        If the adapter can't be loaded, its files are removed, and the running model is unchanged.
+        model: the name of the model that the adapter changes; "" = the first model with adapters. If the adapter can't
+        be loaded, its files are removed, and the running model is unchanged.
         """
         check_name(name)
         async with self._changing:
@@ -371,11 +371,11 @@ class AdapterRegistry:
         return root
 
     def _stored(self, folder: Path) -> Adapter:
-        """Return the adapter in a folder of `models/adapters`, without loading it."""
+        """Return the adapter that a folder in `models/adapters` describes. Does not load the adapter."""
         adapter = Adapter(folder.name, "", self._model(""), self._settings.csm_speakers[0])
         try:
             facts = hub.read_json(folder / FACTS) if (folder / FACTS).exists() else {}
-            # If this process does not serve the model of the adapter, the adapter is listed and not loaded.
+            # If this process does not serve the model of the adapter, the adapter is listed with the status `failed`.
             adapter.model = str(facts.get("model") or adapter.model)
             if adapter.model and adapter.model not in self._manager.models_with_adapters:
                 adapter.status, adapter.error = "failed", _not_served(adapter.model)
@@ -390,7 +390,7 @@ class AdapterRegistry:
         return adapter
 
     def _check_new(self, name: str, voice: str) -> None:
-        """Raise InvalidValue unless a new adapter can have this name and this voice."""
+        """Raise InvalidValue if the name is taken, if the voice has no recording, or if MAX_ADAPTERS is reached."""
         if self.find(name) is not None:
             raise InvalidValue(
                 f"There is an adapter {name!r} already. Send another `name`, or remove the adapter first.", param="name"
@@ -398,7 +398,10 @@ class AdapterRegistry:
         if self._find_voice(name) is not None:
             raise InvalidValue(f"There is a voice {name!r} already. Send another `name`.", param="name")
         if len(self._adapters) >= MAX_ADAPTERS:
-            raise InvalidValue(f"This server has {MAX_ADAPTERS} adapters, and more are not possible.", param="name")
+            raise InvalidValue(
+                f"This server already has the maximum of {MAX_ADAPTERS} adapters. Remove an adapter first.",
+                param="name",
+            )
         if voice:
             found = self._find_voice(voice)
             if found is None or not found.recorded:
@@ -418,7 +421,10 @@ class AdapterRegistry:
             row_adapters.remove(adapter.key)
 
     async def _load(self, adapter: Adapter, folder: Path, row_adapters: RowAdapters) -> None:
-        """Fetch, read and load an adapter. folder: has the files of an adapter without a source. Raises BadAdapter."""
+        """Fetch, read and load an adapter. Raises BadAdapter.
+
+        folder: the folder with the files of the adapter, used if the adapter has no `source`.
+        """
         where = folder
         try:
             if adapter.source:
@@ -430,7 +436,7 @@ class AdapterRegistry:
             name = adapter.source or adapter.name
             # The error must not show a path of this machine to the caller.
             message = f"{error.reason.rstrip('.')}. {error.remedy}".strip()
-            if not adapter.source:  # the remedy may contain SETTING=path; the caller can't use this path
+            if not adapter.source:  # the remedy may contain SETTING=path with a path that the caller can't use
                 message = message.replace(f"={where}", "=<its repository or folder>")
             message = message.replace(str(where), name)
             raise BadAdapter(message, param="source" if adapter.source else "adapter") from error
@@ -460,7 +466,7 @@ def _not_served(model: str) -> str:
 
 
 def _row_adapters(engine: Engine | None) -> RowAdapters | None:
-    """Return the adapters of an engine; None = it can't use adapters, or is a plug-in without this property."""
+    """Return the property `adapters` of an engine; None = the engine has no such property or can't use adapters."""
     found = getattr(engine, "adapters", None)
     return found if isinstance(found, RowAdapters) else None
 
@@ -480,7 +486,7 @@ def check_source(source: str) -> None:
 
 
 def _check_files(folder: Path, max_bytes: int) -> None:
-    """Raise WeightsUnavailable if a file of an adapter is missing or too large. Does not open these files."""
+    """Raise WeightsUnavailable if a file of an adapter is missing or too large. Does not read the files."""
     if not (folder / hub.ADAPTER_WEIGHTS).is_file() or not (folder / hub.ADAPTER_CONFIG).is_file():
         hub.refuse_unreadable(hub.files_for("adapter", str(folder)), folder, adapter=True, weights=False)
         raise WeightsUnavailable(f"{folder} contains no {hub.ADAPTER_CONFIG}.", remedy="Save the adapter again.")

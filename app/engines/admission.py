@@ -1,8 +1,9 @@
 """Limits how many answers are generated at the same time, so that a flood of requests does not fill the memory.
 
-An answer that is generated needs memory for the audio of its utterances, its filters and its encoder (0.2 to 7 MB). An
-engine may be much faster than the encoders, so its rows alone do not limit the number of these answers. An answer that
-waits for its admission needs only its request.
+An answer that is being generated needs memory for audio, for filters and for an encoder (0.2 to 7 MB). An engine may be
+much faster than the encoders. Then its rows are free again while many answers still wait for their encoders, so the
+number of rows alone does not limit the memory. An answer that waits for its admission needs only the memory of its
+request.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from app.errors import Busy
 if TYPE_CHECKING:
     from app.types import Load
 
-ANSWERS_PER_ROW = 2  # an engine generates one answer in a row while the server encodes another one
+ANSWERS_PER_ROW = 2  # for each row, one answer that the engine generates and one that the server still encodes
 LEAST_ANSWERS = 16
 
 
@@ -31,15 +32,16 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """The number of answers that wait."""
+        """The number of answers that wait for their admission."""
         return len(self._waiting)
 
     @contextlib.asynccontextmanager
     async def place(self, load: Load) -> AsyncGenerator[None]:
-        """Wait until the number of generated answers is below the limit. Inside the context, this answer counts.
+        """Wait until fewer answers are generated than the limit allows.
 
-        load: the load of the engine. Raises Busy if too many requests wait, here and in the engine: as many as the
-        engine has free rows and places in its queue.
+        Inside the context, this answer counts as an answer that is generated. load: the load of the engine. Together,
+        here and in the queue of the engine, as many requests may wait as the engine has free rows and places in its
+        queue. Raises Busy for a further request.
         """
         await self._enter(load)
         try:
@@ -64,7 +66,7 @@ class Admission:
             await admitted
         except asyncio.CancelledError:
             if admitted.cancelled():
-                with contextlib.suppress(ValueError):  # `_leave` has removed the future
+                with contextlib.suppress(ValueError):  # `_leave` may have removed the future already
                     self._waiting.remove(admitted)
             else:  # the answer was admitted before its task was cancelled
                 self._leave()

@@ -1,4 +1,4 @@
-"""BatchedEngine: an Engine that runs any Runner in one thread, with one scheduler and an audio queue per utterance."""
+"""BatchedEngine: an Engine that runs any Runner in one thread. Each utterance has its own audio queue."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class BatchedEngine:
     ) -> None:
         """Create the engine without starting its thread.
 
-        max_queue: the largest number of new answers that wait for a free row. audio_queue_s: if this many seconds of a
-        row's audio are unread, the row pauses. encode: encodes a recording with the codec `info.prompts.codec`; None =
-        the engine can't clone voices. initialize_thread: called once in the engine's thread, before the first call of
+        max_queue: the largest number of new answers that wait for a free row. audio_queue_s: a row pauses while this
+        many seconds of its audio wait to be read. encode: encodes a recording with the codec `info.prompts.codec`; None
+        = the engine can't clone voices. initialize_thread: called once in the engine's thread, before the first call of
         the runner.
         """
         self._encode = encode
@@ -85,7 +85,7 @@ class BatchedEngine:
         playback = scheduling.playback
 
         def time_left_s() -> float:
-            """Return how many seconds the listener can still play before more audio of this utterance is needed.
+            """Return for how many seconds the listener can continue to play the audio that was already sent.
 
             Returns 0 if the server does not send this utterance now.
             """

@@ -1,8 +1,8 @@
 """Converts pronunciations in IPA to the phoneme names that eSpeak NG accepts in `[[...]]`.
 
 eSpeak NG does not read IPA. The tables contain the sounds of English. Other sounds, such as French nasal vowels, can't
-be converted. `tests/unit/test_espeak.py` converts IPA to phoneme names, lets eSpeak NG write these as IPA again, and
-compares the result with the first IPA.
+be converted. `tests/unit/test_espeak.py` converts IPA to phoneme names, lets eSpeak NG write these names as IPA again,
+and compares the result with the original IPA.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SYMBOLS = frozenset((*CONSONANTS, *VOWELS, *_STRESSES, *_SILENT, " "))
 
 @functools.lru_cache(maxsize=4_096)
 def to_phonemes(ipa: str) -> str | None:
-    """Convert a pronunciation in IPA to phoneme names, without `[[` and `]]`; None for an unknown sound.
+    """Convert a pronunciation in IPA to phoneme names, without `[[` and `]]`. Returns None for an unknown sound.
 
     In IPA, a stress mark is before the syllable. eSpeak NG needs the stress mark before the vowel.
     """

@@ -45,7 +45,7 @@ RETRY_UNAVAILABLE_S = 30
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of the engine, with the reason and the remedy of a problem. running: None = no engine runs yet."""
+    """The state of the engine, with the reason and the remedy of a problem. running: None = no engine runs."""
 
     state: State
     requested: EngineSpec
@@ -91,7 +91,8 @@ class EngineManager:
 
         known: all engines by name. on_guard: called in any thread for each intervention of the output guard. on_demand:
         True = `async with` does not begin to build the engine; `begin` does. memory_share: the part of
-        TTS_GPU_MEMORY_FRACTION that the engine uses. If this part is too small for the engine, it may use the whole.
+        TTS_GPU_MEMORY_FRACTION that the engine uses. If this part is too small, the engine uses all of
+        TTS_GPU_MEMORY_FRACTION.
         """
         for variable, name in (("TTS_ENGINE", settings.engine), ("TTS_FALLBACK_ENGINE", settings.fallback_engine)):
             if name not in known and not (variable == "TTS_FALLBACK_ENGINE" and name == ""):
@@ -113,7 +114,7 @@ class EngineManager:
         self._stack = AsyncExitStack()
         self._starting: asyncio.Task[None] | None = None
         self.last_used_s = time.monotonic()
-        self.loaded_bytes: int | None = None  # the memory that the last build of the engine has taken; None = unknown
+        self.loaded_bytes: int | None = None  # memory that the engine took when it was last built; None = unknown
         self.admission = Admission()
 
     # ---- state
@@ -147,7 +148,7 @@ class EngineManager:
 
     @property
     def unloaded(self) -> bool:
-        """Whether the engine was unloaded, or will be built on demand and was not needed yet."""
+        """Whether the engine was unloaded, or waits for the first request that needs it."""
         return self._unloaded
 
     @property
@@ -180,7 +181,10 @@ class EngineManager:
         )
 
     def load(self) -> Load | None:
-        """Return the engine's load; None if no engine is built. `queued` includes requests that wait for admission."""
+        """Return how busy the engine is; None if no engine is built.
+
+        `queued` includes requests that wait for admission.
+        """
         if self._engine is None:
             return None
         load = self._engine.load
@@ -214,7 +218,7 @@ class EngineManager:
             state, reason, remedy = "unhealthy", "The engine has stopped.", "Restart the server."
         else:
             failed = [each for each in self.devices() if each.failure]
-            restarts = getattr(self._engine, "restarts", 0)  # the engine of a plug-in may not have this property
+            restarts = getattr(self._engine, "restarts", 0)  # the engine of a plug-in may lack the property `restarts`
             state = "degraded" if self._problem or failed or restarts else "ok"
             if restarts:
                 reason = " ".join(filter(None, [reason, "The engine has failed and restarted."]))
@@ -298,7 +302,7 @@ class EngineManager:
         self.loaded_bytes = max(0, held_bytes()[place] - before[place])
 
     def _build(self, spec: EngineSpec) -> Engine:
-        """Build the engine with its share of the GPU memory. If the share is too small, use all GPU memory."""
+        """Build the engine with its share of the GPU memory. If the share is too small, build it with all."""
         context = BuildContext(on_progress=self._note, cancelled=self._stopping.is_set, on_guard=self._on_guard)
         settings = self._settings
         if self._memory_share < 1.0:

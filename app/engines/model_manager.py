@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LONGEST_CHECK_S = 5.0  # the longest time between two checks for unused models
-COLLECT_AFTER_S = 0.5  # if a model to unload is still in use after this time, the garbage collector runs
-IDLE_DRAIN_S = 1.0  # when an idle model is unloaded, its uses must end in this time; otherwise it stays loaded
-DRAIN_CHECK_S = 0.02  # seconds between two checks whether the last answer of a model has ended
+COLLECT_AFTER_S = 0.5  # if a model that will be unloaded is still in use after this time, the garbage collector runs
+IDLE_DRAIN_S = 1.0  # an idle model stays loaded if its last uses do not end within this time
+DRAIN_CHECK_S = 0.02  # seconds between two checks whether a model that will be unloaded is still in use
 MEMORY_MARGIN = 1.2  # estimated bytes of memory that a model needs for each byte of its weight files
 
 
@@ -76,8 +76,9 @@ class ModelManager:
         self._loading: dict[EngineManager, asyncio.Task[ModelUse | None]] = {}
         # The models that are being unloaded. The event is set when the unload ends.
         self._closing: dict[EngineManager, asyncio.Event] = {}
-        self._failed_s: dict[EngineManager, float] = {}  # the time at which the last load of a model failed
-        self._changed = asyncio.Event()  # this event is set when a model was loaded
+        # the time at which the last load of the model failed; a successful load removes the entry
+        self._failed_s: dict[EngineManager, float] = {}
+        self._changed = asyncio.Event()  # set each time after a model was loaded or could not be loaded
         self._watching: asyncio.Task[None] | None = None
         self.on_load: Callable[[], None] = lambda: None  # called after a model was loaded on demand
         self.started_s = time.monotonic()
@@ -101,28 +102,27 @@ class ModelManager:
 
     @property
     def model_ids(self) -> tuple[str, ...]:
-        """The model ids that requests may name: the default model, its running fallback, and the other models."""
+        """The model ids that requests may name: the default model, a running fallback, and the other served models."""
         return tuple(dict.fromkeys((*self._default.model_ids, *self._managers)))
 
     def find_model(self, name: str) -> str | None:
-        """Return the id of the model with this name; None for an unknown name.
+        """Return the id of the model with this name, even if this process does not serve it; None for an unknown name.
 
-        This process may not serve the model. Ignores case and the organisation in the name: `sesame/CSM-1B` and `csm`
-        both mean csm-1b.
+        Ignores case and the organisation in the name: `sesame/CSM-1B` and `csm` both mean csm-1b.
         """
         spec = find_spec(name, (self.requested, *self._known.values()))
         return None if spec is None else spec.model_id
 
     @property
     def models_with_adapters(self) -> tuple[str, ...]:
-        """The ids of the models of this process that speak with LoRA adapters, the default model first."""
+        """The ids of the models of this process that can use LoRA adapters. The default model comes first."""
         specs = (manager.requested for manager in self._managers.values())
         return tuple(spec.model_id for spec in specs if spec.adapters)
 
     def default_voice(self, name: str = "") -> str:
-        """Return the voice of requests without a voice for the model with this name; "" = the default model.
+        """Return the voice that a model uses if a request names none. name: the model's name; "" = the default model.
 
-        For a model that was trained with one speaker, returns this speaker.
+        If the model was trained with one speaker, this voice is that speaker.
         """
         spec = self.of(self.find_model(name) if name else None).requested
         speakers: tuple[int, ...] = getattr(self._settings, spec.speakers) if spec.speakers else ()
@@ -152,7 +152,7 @@ class ModelManager:
         return await self._default.settled()
 
     def load(self) -> Load | None:
-        """Return the sum of the loads of all loaded models, or None if no model is loaded."""
+        """Return how busy all loaded models are together, or None if no model is loaded."""
         loads = [load for manager in self._managers.values() if (load := manager.load()) is not None]
         if not loads:
             return None
@@ -181,7 +181,7 @@ class ModelManager:
     # ---- use
 
     async def use(self, model_id: str | None) -> ModelUse:
-        """Load a model if needed, and return a ModelUse, which keeps the model loaded.
+        """Load a model if it is not loaded, and return a ModelUse, which keeps the model loaded.
 
         model_id: None = the default model. Waits for the load at most TTS_LOAD_WAIT_S. Raises NotReady.
         """
@@ -192,13 +192,19 @@ class ModelManager:
         return use or manager.use()
 
     def _is_loadable(self, manager: EngineManager) -> bool:
-        """Whether a request must load this model and wait for it. While the server starts, requests do not wait."""
+        """Whether a request must load this model and wait for it.
+
+        Requests do not wait for a model that is loaded at the start of the server.
+        """
         failed_s = self._failed_s.get(manager)
         is_due = failed_s is not None and time.monotonic() - failed_s >= RETRY_UNAVAILABLE_S
         return is_due or manager.unloaded or manager in self._loading
 
     async def cloning_use(self) -> ModelUse | None:
-        """Wait until a model that can clone voices is loaded, and return a ModelUse; None = no model can do so."""
+        """Wait until a model that can clone voices is loaded, and return a ModelUse.
+
+        Returns None if this process serves only one model, and its engine can't clone voices.
+        """
         await self._default.settled()
         while True:
             self._changed.clear()
@@ -211,7 +217,7 @@ class ModelManager:
             await self._changed.wait()
 
     def is_closing(self, manager: EngineManager) -> bool:
-        """Whether the model waits for the end of its uses, because it is being unloaded."""
+        """Whether the model is being unloaded. Before its memory is free, the last requests that use it must end."""
         return manager in self._closing
 
     async def load_model(self, model_id: str) -> Status:
@@ -230,8 +236,8 @@ class ModelManager:
     async def unload_model(self, model_id: str) -> Status:
         """Unload a model when its last answer has ended, and return its status.
 
-        Requests for the model wait until then, and load the model again. Raises Busy if answers still run after
-        TTS_LOAD_WAIT_S.
+        Requests for the model that arrive meanwhile wait for the end of the unload, and then load the model again.
+        Raises Busy if answers still run after TTS_LOAD_WAIT_S.
         """
         manager = self.of(model_id)
         if not await self._unload(manager, wait_s=self._settings.load_wait_s):
@@ -261,7 +267,7 @@ class ModelManager:
     async def _load(self, manager: EngineManager) -> ModelUse | None:
         """Load a model, and return a ModelUse; None if the load has failed.
 
-        The ModelUse keeps the model loaded until the waiting requests use it.
+        The ModelUse keeps the model loaded until the requests that wait for it have their own ModelUse.
         """
         try:
             if (closing := self._closing.get(manager)) is not None:
@@ -275,7 +281,10 @@ class ModelManager:
                 manager.begin()
                 status = await manager.settled()
                 if status.too_little_memory and await self._unload_idle(manager):
-                    log.info("idle models were unloaded, because engine %s did not fit; it is loaded again", name)
+                    log.info(
+                        "engine %s did not fit into memory, so idle models were unloaded; the engine is built again",
+                        name,
+                    )
                     manager.begin()
                     status = await manager.settled()
                 if status.running is None:
@@ -304,16 +313,16 @@ class ModelManager:
                 return
 
     async def _unload_idle(self, but: EngineManager) -> bool:
-        """Unload all models that no request uses, except `but`. Returns whether any model was unloaded."""
+        """Unload all models that no request uses, but not the model `but`. Returns whether any model was unloaded."""
         unloaded = False
         while await self._unload_oldest(but):
             unloaded = True
         return unloaded
 
     async def _unload_oldest(self, but: EngineManager) -> bool:
-        """Unload the least recently used model that no request uses, except `but`.
+        """Unload the least recently used model that no request uses. Never unloads the model `but`.
 
-        Returns False if no such model exists.
+        Returns False if there is no such model.
         """
         idle = [
             each
@@ -352,7 +361,7 @@ class ModelManager:
 
     @contextlib.contextmanager
     def _marked_closing(self, manager: EngineManager) -> Iterator[None]:
-        """Inside the context, requests for the model wait, because it is being unloaded."""
+        """Mark a model as being unloaded. Inside the context, new requests for the model wait."""
         ended = self._closing[manager] = asyncio.Event()
         try:
             yield
@@ -399,7 +408,7 @@ def _use_of(manager: EngineManager) -> ModelUse | None:
 
 
 def weight_bytes(spec: EngineSpec, settings: Settings) -> int:
-    """Return the size of the model's weight files that are on disk, in bytes; 0 if none are there."""
+    """Return the size in bytes of the model's weight files that are on disk; 0 if none of them is on disk."""
     found = 0
     for files in spec.files(settings):
         try:

@@ -37,23 +37,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-CACHED_VOICES = 32  # number of voices that the pool remembers for each device, about as many as a prefix cache can hold
-CACHED_ANSWERS = 256  # number of answers for which the pool remembers the device that keeps their state
+# for each device, the pool remembers this number of voices, about as many as a prefix cache can hold
+CACHED_VOICES = 32
+CACHED_ANSWERS = 256  # for each device, the pool remembers this number of answers whose state the device may keep
 # The load of a device is the share of its rows in use. If the prefix cache of a device has the voices of a request, the
 # pool subtracts CACHED_BONUS from the load of this device.
 CACHED_BONUS = 0.25
-UNBOUNDED = 1 << 20  # queue limit of each device's engine, so large that the engine never refuses a request of the pool
+# largest queue of each device's engine: so large that the engine never refuses a request of the pool
+UNBOUNDED = 1 << 20
 HEALTH_CHECK_S = 1.0  # seconds between two checks that the devices still work
 
 
 @dataclass(eq=False, slots=True)
 class _Member:
-    """One device of the pool: the engine, counts of utterances and failures, and the voices in the prefix cache."""
+    """One device of the pool: its engine, counts of utterances and failures, and the voices in its prefix cache."""
 
     engine: Engine
     speaking: int = 0  # number of utterances that the device generates now, not counting background jobs
     failures: int = 0  # number of consecutive utterances that failed here and succeeded on another device
-    disabled: str = ""  # the reason why the pool has stopped using the device; empty = the pool uses the device
+    disabled: str = ""  # why the pool has stopped using the device; empty = the pool uses the device
     voices: LRU[str, bool] = field(default_factory=lambda: LRU(CACHED_VOICES))
     # Answers whose last utterance ran on this device. The device may have kept the state for their next utterance.
     answers: LRU[str, bool] = field(default_factory=lambda: LRU(CACHED_ANSWERS))
@@ -71,7 +73,7 @@ class _Member:
         return self.engine.load.max_rows
 
     def weight(self, voices: Sequence[str]) -> float:
-        """Return the share of the device's rows in use, minus CACHED_BONUS if its prefix cache has all `voices`."""
+        """Return the share of used rows of the device, minus CACHED_BONUS if its prefix cache has all `voices`."""
         cached = bool(voices) and all(voice in self.voices for voice in voices)
         return self.speaking / self.rows - (CACHED_BONUS if cached else 0.0)
 
@@ -132,7 +134,7 @@ class EnginePool:
 
     @property
     def restarts(self) -> int:
-        """How often the engines have failed and restarted, as the sum over all devices."""
+        """How often the engines of all devices together have failed and restarted."""
         return sum(getattr(member.engine, "restarts", 0) for member in self._members)
 
     @property
@@ -166,7 +168,7 @@ class EnginePool:
                         chunk = await anext(stream, None)
             except EngineError as error:
                 self._check_health(member)
-                # The errors OutOfMemory and NothingSpoken would occur on another device too.
+                # If the error is OutOfMemory or NothingSpoken, the utterance would fail on another device, too.
                 if started or isinstance(error, OutOfMemory | NothingSpoken):
                     raise
                 log.warning(
@@ -177,7 +179,8 @@ class EnginePool:
             else:
                 member.remember(voices)
                 if utterance.part is not None:
-                    for other in self._members:  # another device may have an older state of this answer
+                    # another device may keep an older state of this answer, which is useless now
+                    for other in self._members:
                         other.answers.pop(utterance.part.answer)
                     member.answers.put(utterance.part.answer, True)
                 self._count_failures(member, tried)
@@ -246,15 +249,16 @@ class EnginePool:
                     await asyncio.wait([ticket], timeout=HEALTH_CHECK_S)
             except BaseException:
                 if ticket.done():
-                    self._wake_waiting()  # this request was cancelled, so another request can use the row
+                    # this request was cancelled after it got a row, so a waiting request can use the row
+                    self._wake_waiting()
                 raise
             finally:
-                with contextlib.suppress(ValueError):  # `_wake_waiting` has removed the ticket
+                with contextlib.suppress(ValueError):  # `_wake_waiting` may have removed the ticket already
                     self._waiting.remove(ticket)
 
     @property
     def _free_rows(self) -> int:
-        """The number of free rows on all usable devices."""
+        """The number of free rows on all devices that the pool uses."""
         return sum(max(0, member.rows - member.speaking) for member in self._members if member.usable)
 
     def _wake_waiting(self) -> None:
@@ -263,7 +267,10 @@ class EnginePool:
             self._waiting.popleft().set_result(None)
 
     async def _first(self, member: _Member, stream: AsyncGenerator[AudioChunk]) -> AudioChunk | None:
-        """Wait for the first chunk of a stream, and return it. Raises EngineStopped if the engine ends or hangs."""
+        """Wait for the first chunk of an utterance's audio, and return it; None = the audio has no chunk.
+
+        Raises EngineStopped if the engine ends or hangs.
+        """
         pulling = asyncio.ensure_future(anext(stream, None))
         try:
             while not (await asyncio.wait([pulling], timeout=HEALTH_CHECK_S))[0]:
@@ -305,7 +312,7 @@ class EnginePool:
             len(self._members),
         )
 
-    # ---- the other methods of the Engine protocol
+    # ---- recordings, start and stop (methods of the Engine protocol)
 
     async def encode_reference(self, reference: Reference) -> VoicePrompt:
         usable = sorted((m for m in self._members if m.usable), key=lambda member: member.speaking / member.rows)
@@ -339,7 +346,7 @@ def build(spec: EngineSpec, settings: Settings, context: BuildContext) -> Engine
     split = spec.splits and settings.csm_device_map is not None
     if not spec.on_devices or not settings.devices or split:
         return builder(settings, context)
-    # This import is here, because engines that need no devices run without torch.
+    # This import is inside the function, because it imports torch, and some engines run without torch.
     from app.runtime.device import choose_devices, share_threads  # noqa: PLC0415
 
     devices = choose_devices(settings.devices)
@@ -348,7 +355,7 @@ def build(spec: EngineSpec, settings: Settings, context: BuildContext) -> Engine
     # Requests wait in the queue of the pool. So the engine of a device must accept more utterances than it has rows.
     alone = settings.model_copy(update={"devices": (), "max_queue": UNBOUNDED})
     engines = []
-    for device in devices:  # one by one, because each load needs extra memory
+    for device in devices:  # one device after the other, because each load needs extra memory
         try:
             engines.append(builder(alone.model_copy(update={"device": str(device)}), context))
         except EngineUnavailable as error:

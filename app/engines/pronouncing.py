@@ -14,7 +14,7 @@ from app.errors import EngineUnavailable, SpeechError
 if TYPE_CHECKING:
     from app.types import Samples
 
-ACCENTS = ("gmw/en-US", "gmw/en-GB-x-rp")  # identifiers of eSpeak NG voices
+ACCENTS = ("gmw/en-US", "gmw/en-GB-x-rp")  # the eSpeak NG voices whose pronunciations `pronounce` returns
 _PITCH = 50  # the middle of eSpeak NG's range of 0 to 99
 
 

@@ -27,7 +27,7 @@ ENTRY_POINT_GROUP = "tts_server.engines"
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """Functions of the server, which a Builder and the engine that it builds call."""
+    """The functions of the server that a Builder and the built engine call."""
 
     on_progress: Callable[[Progress], None]  # reports the progress of a download
     cancelled: Callable[[], bool]  # returns True if the build must stop
@@ -40,7 +40,7 @@ class BareEngine:
 
     engine: BatchedEngine
     codebooks: int
-    default_frames: int  # the largest number of frames if the caller sets no limit
+    default_frames: int  # the largest number of frames of an utterance if the caller sets no limit
 
 
 # A function that builds an engine. It blocks, and raises EngineUnavailable with a reason and a remedy.
@@ -61,12 +61,12 @@ class EngineSpec:
     name: str  # the value of TTS_ENGINE that selects the engine
     model_id: str  # the id of the engine's model in the API
     target: str  # the function that builds the engine: a Builder
-    on_devices: bool = False  # the engine runs on TTS_DEVICE; with TTS_DEVICES, one engine runs on each device
-    splits: bool = False  # CSM_DEVICE_MAP can split the engine's model among devices
-    uses_gpu: bool = True  # a Ray replica of this engine reserves a GPU if the cluster has one
+    on_devices: bool = False  # whether the engine runs on TTS_DEVICE; with TTS_DEVICES, one engine runs on each device
+    splits: bool = False  # whether CSM_DEVICE_MAP can split the engine's model among devices
+    uses_gpu: bool = True  # whether a Ray replica of this engine reserves a GPU if the cluster has one
     rows_cpu: int = 8  # the number of rows for TTS_MAX_ROWS=auto on a CPU
     rows_gpu: int = 64  # the upper limit of TTS_MAX_ROWS=auto on a GPU
-    speakers: str = ""  # the field of Settings with the speaker numbers of the model; empty = the engine has none
+    speakers: str = ""  # the field of Settings that contains the model's speaker numbers; empty = the model has none
     adapters: bool = False  # whether each request can choose its own LoRA adapter
     bare: str = ""  # the function that builds the BareEngine: a BareBuilder; empty = not supported
     model_setting: str = ""  # the environment variable that names the weights; empty = the engine has no weights
@@ -101,14 +101,14 @@ class EngineSpec:
         return cast("BareBuilder", _imported(self.bare))(settings, context, reference_noise)
 
     def bytes_by_rows(self, dtype: object) -> Callable[[int], int]:
-        """Return a function: number of rows -> bytes of the published model with these rows.
+        """Return a function from the number of rows to the bytes that the published model needs with these rows.
 
         Call this only if `sizes` is set. dtype: the torch.dtype of the weights.
         """
         return cast("Callable[[object], Callable[[int], int]]", _imported(self.sizes))(dtype)
 
     def files(self, settings: Settings) -> list[ModelFiles]:
-        """Return the model files that the engine needs with these settings, according to the files that are on disk.
+        """Return the model files that the engine needs with these settings, as far as the files on disk show them.
 
         After a download, a second call may return more files, for example if the downloaded model contains no codec.
         """
@@ -122,7 +122,7 @@ class EngineSpec:
 
 
 def _imported(target: str) -> object:
-    """Import a module, and return the value `name` of the module. target: `module:name`."""
+    """Return an object of a module, and import the module for this. target: `module:name`."""
     module, _, name = target.partition(":")
     return getattr(import_module(module), name)
 
@@ -174,7 +174,7 @@ BUILT_IN = (
 
 
 def find_spec(name: str, known: Iterable[EngineSpec]) -> EngineSpec | None:
-    """Return the first engine whose name, model id or other name is `name`; None for an unknown name.
+    """Return the first engine whose name, model id or one of `other_names` is `name`; None for an unknown name.
 
     Ignores case, the organisation in the name, and the difference between "_" and "-": `sesame/CSM-1B` and `csm` both
     mean csm-1b.

@@ -46,10 +46,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEEP_SIZES_S, KEEP_FAULT_S = 600.0, 10.0  # seconds for which `state` keeps an answer of the hub, or a fault
+# seconds for which `_ask` keeps an answer of the hub without a fault, and with one
+KEEP_SIZES_S, KEEP_FAULT_S = 600.0, 10.0
 LOAD_AGAIN_S = 1.0  # seconds between two tries to replace a fallback engine that speaks a long answer
 NOT_LOADED = "model_not_loaded"
-_BRIEF = Patience(answer_s=5.0)  # for `state`, which shows sizes only if the hub answers quickly
+_BRIEF = Patience(answer_s=5.0)  # how long `state` waits for the hub; without an answer, it shows no sizes
 _RETRY_HUB_S = 30
 # Codes of WeightsUnavailable after which another copy of the model may be readable.
 _NO_ACCESS = frozenset({"hub_token_missing", "hub_token_invalid", "hub_licence_not_accepted", "weights_unavailable"})
@@ -77,7 +78,7 @@ class WeightSource:
     gated: bool
     licence_url: str
     total_bytes: int | None  # bytes of all files that the model needs from the hub; None = the hub has not answered
-    done_bytes: int  # bytes of these files on the disk
+    done_bytes: int  # bytes of the needed files that are already on the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class WeightsState:
     state: State
     total_bytes: int | None  # None = the hub has not answered
     done_bytes: int
-    free_bytes: int  # free bytes of the disk with the models
+    free_bytes: int  # free bytes on the disk of the folder `models`
     sources: tuple[WeightSource, ...] = ()
     token: HubToken = field(default_factory=HubToken)
     download: Download | None = None
@@ -105,7 +106,7 @@ class WeightsState:
 
 @dataclass(slots=True)
 class _Part:
-    """One source of a running download, with its bytes."""
+    """One source of a download, with its size and the bytes that are already on the disk."""
 
     files: ModelFiles
     total_bytes: int
@@ -165,7 +166,7 @@ class WeightDownloads:
         self._known = known
         self._on_loaded = on_loaded
         self._jobs: dict[str, _Job] = {}  # model id -> the last download
-        self._checking: set[str] = set()  # models of which a request for a download is being checked
+        self._checking: set[str] = set()  # ids of the models for which `start` is checking a request
         self._sizes: dict[str, _Sizes] = {}
         self._asking = threading.Lock()  # held while `state` asks the hub
 
@@ -187,7 +188,7 @@ class WeightDownloads:
     # ---- state
 
     def progress(self) -> Progress | None:
-        """Return the progress of a running download that a request has started; None = none runs."""
+        """Return the progress of a download that a request has started; None = no such download runs."""
         return next((job.progress() for job in self._jobs.values() if self._is_fetching(job)), None)
 
     async def state(self, model_id: str) -> WeightsState:
@@ -206,7 +207,7 @@ class WeightDownloads:
         try:
             files = spec.files(self._settings)
             folders = {each: hub.find(each, models) for each in files}
-        except WeightsUnavailable:  # the settings name a folder that does not exist: no download can help
+        except WeightsUnavailable:  # the settings name a folder that does not exist, and a download can't create it
             return WeightsState("failed", None, 0, free, token=token, setting=spec.model_setting)
         missing = tuple(each for each, folder in folders.items() if folder is None)
         there = sum(hub.size_on_disk(each, folder) for each, folder in folders.items() if folder is not None)
@@ -246,14 +247,14 @@ class WeightDownloads:
 
     def _spec(self, model_id: str) -> EngineSpec:
         spec = self._manager.of(model_id).requested
-        if spec.model_id != model_id:  # the model of the running fallback engine
+        if spec.model_id != model_id:  # `model_id` is the model of the running fallback engine
             spec = find_spec(model_id, self._known.values()) or spec
         return spec
 
     def _running(self, model_id: str) -> Progress | None:
-        """Return the progress of a running download of a model; None = none runs.
+        """Return the progress of the running download of a model; None = no download of it runs.
 
-        A request or the load of the model has begun the download.
+        The download may have been started by a request or by the load of the model.
         """
         job = self._jobs.get(model_id)
         if job is not None and self._is_fetching(job):
@@ -267,9 +268,10 @@ class WeightDownloads:
     def _ask(
         self, model_id: str, missing: tuple[ModelFiles, ...], token: HubToken, models: Path, *, wait: bool
     ) -> _Sizes:
-        """Return what the hub says about the sources of the missing files. The answer is kept for some time.
+        """Return what the hub says about the sources of the missing files.
 
-        wait: False = do not ask the hub: return the last answer, or an empty one.
+        wait: False = do not ask the hub, and return the last answer or an empty one. An answer is kept for KEEP_SIZES_S
+        seconds, or for KEEP_FAULT_S seconds if it contains a fault.
         """
         known = self._sizes.get(model_id)
         if known is not None and known.missing == missing and (not wait or time.monotonic() < known.until_s):
@@ -277,7 +279,7 @@ class WeightDownloads:
         if not wait:
             return _Sizes(missing, {}, {}, None, 0.0)
         with self._asking:
-            known = self._sizes.get(model_id)  # another request may have asked meanwhile
+            known = self._sizes.get(model_id)  # another request may have asked the hub meanwhile
             if known is None or known.missing != missing or time.monotonic() >= known.until_s:
                 known = self._sizes[model_id] = self._asked(missing, token, models)
         return known
@@ -297,9 +299,9 @@ class WeightDownloads:
                 if about_hub or problem.code == "hub_token_invalid" or not is_copy:
                     fault = fault or Fault.of(problem)
                 if about_hub:
-                    break  # the other sources are on the same hub
+                    break  # the other sources are on the same hub, which does not answer
                 if problem.code == "hub_token_invalid" and token.text:
-                    token = NO_TOKEN  # the lists of public repositories need no token
+                    token = NO_TOKEN  # try again without a token: lists of files in public repositories need none
                     continue
                 gated[files.source] = True
             else:
@@ -312,8 +314,9 @@ class WeightDownloads:
     def _sources(missing: tuple[ModelFiles, ...], sizes: _Sizes, models: Path) -> tuple[WeightSource, ...]:
         """Return the repositories from which the missing files can be downloaded.
 
-        If some of the files have copies in several repositories, returns these repositories, otherwise the repository
-        of the first missing files. The bytes of each repository also count the other missing files.
+        If several repositories have copies of some of the missing files, returns these repositories. Otherwise returns
+        the repository of the first missing files. The bytes of each repository include missing files from other
+        sources.
         """
         if not missing:
             return ()
@@ -340,7 +343,7 @@ class WeightDownloads:
     # ---- download
 
     async def start(self, model_id: str, *, source: str = "", token: str = "", save: bool = False) -> None:
-        """Begin to download the missing weights of a model; the model is loaded after that.
+        """Begin to download the missing weights of a model. After the download, the model is loaded.
 
         source: one of the repositories of `state`. "" = the first repository if there is a token, otherwise the first
         one that can be read without a token. token: replaces the server's token. save: save the token in a file of this
@@ -365,7 +368,7 @@ class WeightDownloads:
         try:
             found = HubToken(token, "request") if token else await asyncio.to_thread(find_token, self._settings)
             parts = await asyncio.to_thread(self._plan, spec, source, found)
-            if save and parts:  # otherwise the hub has not checked the token
+            if save and parts:  # without parts to download, the hub has not checked the token
                 try:
                     await asyncio.to_thread(save_token, self._settings, token)
                 except OSError as error:
@@ -386,7 +389,7 @@ class WeightDownloads:
         job.task = asyncio.create_task(self._run(model_id, spec, job), name="weight-download")
 
     async def cancel(self, model_id: str) -> None:
-        """Stop the download of a model. The downloaded bytes stay on the disk. Raises Conflict if none runs."""
+        """Stop the download of a model. The downloaded bytes stay on the disk. Raises Conflict if no download runs."""
         job = self._jobs.get(model_id)
         if job is None or not self._is_fetching(job):
             raise Conflict(
@@ -396,7 +399,10 @@ class WeightDownloads:
         await job.fetched.wait()
 
     def _plan(self, spec: EngineSpec, source: str, token: HubToken) -> list[_Part]:
-        """Return the sources to download; [] = nothing is missing. Checks the access at the hub and the disk space."""
+        """Return the sources to download; [] = nothing is missing.
+
+        Asks the hub whether the files can be read, and checks that the disk has enough free space.
+        """
         models = self._settings.folder("models")
         files = spec.files(self._settings)
         if not files:
@@ -418,7 +424,10 @@ class WeightDownloads:
     def _chosen(
         files: ModelFiles, source: str, token: HubToken, models: Path, cancelled: Callable[[], bool] = lambda: False
     ) -> _Part:
-        """Return the copy of these files to download. Raises WeightsUnavailable if no copy can be read."""
+        """Return the copy of these files that will be downloaded.
+
+        Raises WeightsUnavailable if no copy can be read.
+        """
         candidates = hub.copies(files)
         if named := [copy for copy in candidates if copy.source == source]:
             candidates = (named[0],)
@@ -506,7 +515,7 @@ class WeightDownloads:
 
 
 def _is_gated(files: ModelFiles) -> bool:
-    """Whether a source probably needs a token. A published model has copies only if it needs a token."""
+    """Whether a source probably needs a token: it does if it is an original repository that has copies."""
     return files.source == files.original and bool(files.mirrors)
 
 

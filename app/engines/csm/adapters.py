@@ -27,7 +27,7 @@ _IN_LAYER = {
 
 
 def target_of(model: CsmModel) -> AdapterTarget:
-    """Describe a CSM model for its adapters."""
+    """Return the AdapterTarget of a CSM model: which tensors adapters can change, and to which layers they belong."""
     c = model.config
     heads = [(f"heads.{i}", 0) for i in range(c.codebooks - 1)]
     untied = {checkpoint.PROJECTION: "the projection, and this model has two different audio tables"}
@@ -53,7 +53,7 @@ def target_of(model: CsmModel) -> AdapterTarget:
 
 
 def places_of(model: CsmModel) -> dict[str, Place]:
-    """Return all linear layers of the model that an adapter can change, by the name of the module."""
+    """Return all linear layers of the model that an adapter can change. The keys are the names of the layers."""
     c = model.config
     places = {
         "projection": Place(model, "projection", (c.depth.width,), model.device),

@@ -101,7 +101,7 @@ def expected_shapes(config: CsmConfig) -> dict[str, Shape]:
 
 
 def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Checkpoint, Checkpoint | None]:
-    """Return the tensors of the language model with the model's names, and the tensors of the codec.
+    """Return the tensors of the language model, named as in the model, and the tensors of the codec.
 
     candidates: the checkpoints in the model's folder; the first checkpoint with CSM weights is used. The second result
     is None if this checkpoint contains no codec, or a codec with unknown names. Raises WeightsUnavailable if no
@@ -139,7 +139,7 @@ def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Che
 
 
 def _repair_table(model: Checkpoint, config: CsmConfig) -> None:
-    """If the backbone's audio table is random although the tables are tied, use the depth decoder's table for both.
+    """If the audio tables must be equal but the backbone's table is random, use the depth decoder's table for both.
 
     Some releases of transformers 5 saved such checkpoints, because they loaded the base model without tying its tables.
     """
@@ -181,7 +181,7 @@ def checkpoint_name(name: str) -> str:
 
 
 def _derivable(name: str) -> bool:
-    """Whether the model computes this tensor itself. In a checkpoint, `check` ignores such a tensor."""
+    """Whether the model computes this tensor itself. `check` ignores such tensors in a checkpoint."""
     return name.endswith(("rotary_emb.inv_freq", "audio_tokens_offsets", "_causal_mask", "rope.theta", "rope.cache"))
 
 
@@ -194,7 +194,7 @@ def _from_original(checkpoint: Checkpoint, config: CsmConfig) -> Checkpoint:
             continue
         match = _LAYER.match(name)
         if match is None or match[3] not in _ORIGINAL_LAYER:
-            renamed[name] = stored  # `check` reports this tensor as unexpected
+            renamed[name] = stored  # the name is unknown, so `check` reports this tensor as unexpected
             continue
         prefix, stack = (BACKBONE, config.backbone) if match[1] == "backbone" else (DEPTH, config.depth)
         if match[3] in ("attn.q_proj", "attn.k_proj"):

@@ -39,20 +39,24 @@ class CsmConfig:
     codebook_size: int  # number of codes in one codebook of the codec
     max_positions: int
     eos_code: int  # the code that marks the end of speech
-    bos_id: int | None  # token at the start of a text; None = the tokenizer names the token
-    eos_id: int | None  # token at the end of a text; None = the tokenizer names the token
-    tied: bool  # backbone and depth decoder share one audio table
+    bos_id: int | None  # id of the token at the start of a text; None = the tokenizer names this token
+    eos_id: int | None  # id of the token at the end of a text; None = the tokenizer names this token
+    tied: bool  # whether backbone and depth decoder share one audio table
     codec: MimiConfig | None  # config of the codec in the checkpoint; None = config.json describes no codec
-    weights_index: str | None  # name of the file that lists the files of the weights
+    weights_index: str | None  # name of the file that lists the weight files; None = config.json names none
 
 
 def read_config(folder: Path) -> CsmConfig:
-    """Read `folder`/config.json. Raises WeightsUnavailable with the missing key or the unknown value."""
+    """Read `folder`/config.json. Raises WeightsUnavailable, which names the missing key or the unknown value."""
     return read_config_file(folder, "CSM", parse_config)
 
 
 def parse_config(raw: Mapping[str, Any]) -> CsmConfig:
-    """Convert the content of a config.json. Raises WeightsUnavailable, KeyError, TypeError or ValueError."""
+    """Convert the content of a config.json.
+
+    Raises WeightsUnavailable if it does not describe a CSM model, and KeyError, TypeError or ValueError if a key is
+    missing or a value is invalid.
+    """
     if "hidden_size" not in raw:
         if "backbone_flavor" in raw:
             return _parse_flavours(raw)
@@ -87,7 +91,7 @@ def parse_config(raw: Mapping[str, Any]) -> CsmConfig:
 
 
 def _first(value: Any) -> Any:
-    """Return the first element of a list, or any other value unchanged."""
+    """Return the first element of `value` if it is a list; otherwise return `value` unchanged."""
     return value[0] if isinstance(value, list) else value
 
 
@@ -150,7 +154,8 @@ def _activation(name: str) -> Literal["silu", "gelu"]:
     raise ValueError(f"unknown hidden_act {name!r}")
 
 
-# The config of the published model (sesame/csm-1b), to plan the model's memory without the model's files.
+# The config of the published model (sesame/csm-1b). With it, the server plans the model's memory before it has the
+# model's files.
 PUBLISHED = _parse_flavours(
     {
         "backbone_flavor": "llama-1B",

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 FIRST_LENGTH = 256  # number of positions that attention reads in the smallest graph
 
-# Indices into the integers of a row (`StepGraph.integers`), and into the flags of a row.
+# First line: the index of each integer of a row (`StepGraph.integers`). Second line: the index of each flag of a row.
 _POSITION, _DRAWS, _SEED, _FRAMES_LEFT, _MIN_FRAMES_LEFT, _TOP_K, _ADAPTER = range(7)
 _ACTIVE, _AUDIBLE, _EARLY_EOS, _NON_FINITE = range(4)
 
@@ -50,19 +50,21 @@ class Frames:
 
     codes: Codes
     samples: NDArray[np.float32]
-    active: NDArray[np.bool_]  # the launch advanced the row
-    audible: NDArray[np.bool_]  # the frame is speech; otherwise codes and samples are invalid
-    early_eos: NDArray[np.bool_]  # EOS was the best code, but was suppressed because the line has too few frames
-    non_finite: NDArray[np.bool_]  # the row's logits are NaN or infinite
+    active: NDArray[np.bool_]  # whether the launch advanced the row
+    audible: NDArray[np.bool_]  # whether the frame is speech; if not, its codes and samples are invalid
+    # whether EOS was the best code, but was suppressed because the line has too few frames
+    early_eos: NDArray[np.bool_]
+    non_finite: NDArray[np.bool_]  # whether the row's logits contain NaN or infinite values
 
 
 @dataclass(frozen=True, slots=True)
 class BucketKey:
-    """Selects one of the captured graphs for a number of rows."""
+    """Selects one of the graphs that are captured for the same number of rows."""
 
     length: int  # number of positions that attention reads
-    fast_path: bool  # all rows draw codes on the fast path of runtime/sampling.py; with Triton's kernels always True
-    adapted: bool = False  # the step computes the products of LoRA adapters
+    # whether all rows draw their codes on the fast path of runtime/sampling.py; always True with Triton's kernels
+    fast_path: bool
+    adapted: bool = False  # whether the step computes the products of LoRA adapters
 
 
 class CsmCudaGraph:
@@ -94,10 +96,10 @@ class CsmCudaGraph:
             for fast in (False, True)
             for adapted in ((True, False) if adapters else (False,))
         ]
-        # The floats of a row are temperature and top_p.
+        # The two floats of a row are its temperature and its top_p.
         self.steps = StepGraph[BucketKey](rows, keys, integers=7, floats=2, kernels=kernels, device=device)
-        # Static tensors for a model on several devices. Each stage has the positions at which the stage writes keys, an
-        # input and an output. The last input belongs to the final norm.
+        # Static tensors for a model on several devices. Each stage has a tensor of the positions at which it writes
+        # keys, an input and an output. The last tensor in `_inputs` is the input of the final norm.
         stages = model.backbone.stages
         homes = [*(stage.device for stage in stages), device] if len(stages) > 1 else []
         self._at = [torch.zeros(rows, dtype=torch.int64, device=home) for home in homes[:-1]]
@@ -119,7 +121,7 @@ class CsmCudaGraph:
 
         body = self.sections() if self._inputs else self.advance
         self.steps.capture(capture, body, BucketKey(self._lengths[0], fast_path=True), key_for)
-        for row in range(self.steps.rows):  # the capture has changed the decoder's state
+        for row in range(self.steps.rows):  # the capture has changed the decoder's state of this row
             self._decoder.reset(row)
 
     def start(
@@ -156,10 +158,10 @@ class CsmCudaGraph:
     def launch(
         self, rows: Sequence[int], longest: int, *, fast_path: bool, adapted: bool = False
     ) -> Callable[[], Frames]:
-        """Launch one frame of these rows. Returns a function that waits for and returns the results.
+        """Launch the step that computes one frame of these rows. Returns a function that waits for the results.
 
-        longest: a number above the positions of all these rows. adapted: whether a row has a LoRA adapter. The launch
-        after the next launch overwrites the results.
+        The function returns the Frames. The second launch after this one overwrites them. longest: a number that is
+        larger than the position of each of these rows. adapted: whether any of these rows has a LoRA adapter.
         """
         self.steps.select(rows)
         self.steps.launch(rows, BucketKey(at_least(longest, self._lengths), fast_path, adapted))
@@ -184,7 +186,7 @@ class CsmCudaGraph:
         self._finish(h, count, key, kernels)
 
     def sections(self) -> StepSections[BucketKey]:
-        """Return the sections of `advance` for a model on several devices: stages, copies between stages, tail."""
+        """Return the parts of `advance` for a model on several devices: stages, copies between them, and `_tail`."""
         stages = self._model.backbone.stages
         found: list[tuple[StepBody[BucketKey], torch.device | None]] = []
         for index, stage in enumerate(stages):
@@ -215,7 +217,7 @@ class CsmCudaGraph:
         self._finish(self._model.backbone.final_norm(self._inputs[-1][:count]), count, key, kernels)
 
     def _active(self, count: int) -> Tensor:
-        """Return (count,) bool: the rows that this launch advances."""
+        """Return (count,) bool: whether this launch advances the row."""
         return self.steps.selected[:count] & (self.steps.integers[:count, _FRAMES_LEFT] > 0)
 
     def _positions(self, count: int) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ class ChunkedDecoding:
 
         The samples of a row are empty if the row's group is not full yet.
         """
-        due: dict[int, list[int]] = {}  # number of frames in the group -> rows
+        due: dict[int, list[int]] = {}  # number of frames in a full group -> the rows with a full group of this size
         for row, frame in zip(rows, codes, strict=True):
             state = states[row]
             state.undecoded.append((torch.from_numpy(frame.astype(np.int64)), state.guard))
@@ -49,7 +49,7 @@ class ChunkedDecoding:
         return [samples.get(row, NO_SAMPLES) for row in rows]
 
     def drain(self, states: Mapping[int, CsmRow], row: int) -> Samples:
-        """Decode the frames that are in the row's group, and return their samples (N,)."""
+        """Decode the frames that wait in the row's group, and return their samples (N,)."""
         return self._decode(states, [row])[0] if states[row].undecoded else NO_SAMPLES
 
     def _decode(self, states: Mapping[int, CsmRow], rows: list[int]) -> list[Samples]:

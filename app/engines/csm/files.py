@@ -16,7 +16,7 @@ from app.weights.located import Located, locate
 if TYPE_CHECKING:
     from app.settings import Settings
 
-MAX_TEXT_CHARS = 300  # characters of one line: about 20 s of speech, longer than most sentences
+MAX_TEXT_CHARS = 300  # largest number of characters in a line (about 20 s of speech); most sentences are shorter
 MAX_SPEAKERS = 10
 TEXT = TextPacking(max_chars=MAX_TEXT_CHARS, continues=True, max_speakers=MAX_SPEAKERS, utf8_bytes=True)
 TOKENIZER = "tokenizer.json"
@@ -36,7 +36,8 @@ class CsmFolders:
 def locate_csm(settings: Settings) -> CsmFolders:
     """Find the model, its adapter, its tokenizer and its codec. Raises WeightsUnavailable.
 
-    The weights show which other files are needed. So call this function again after a download.
+    Only weights on disk show whether CSM also needs files of a tokenizer and a codec. So call this function again after
+    a download.
     """
     models = settings.folder("models")
     model = locate("csm", settings.csm_model, settings.csm_base, models)
@@ -85,7 +86,7 @@ def _tokenizer_files(settings: Settings, weights: Path, models: Path) -> hub.Mod
         try:
             files = hub.files_for("tokenizer", copy)
             folder = hub.find(files, models)
-        except WeightsUnavailable:  # the name is a folder on the machine on which the model was trained
+        except WeightsUnavailable:  # `copy` may name a folder that exists only where the model was trained
             continue
         if folder is not None and _has_tokenizer(folder):
             return files

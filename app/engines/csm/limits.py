@@ -18,9 +18,9 @@ class Guards:
     See also audio/guard.py.
     """
 
-    min_frames: int = 4  # in this many frames at the start of a line, the first code can't be EOS
-    frames_per_token: int = 8  # the largest number of frames for each token; normal speech takes 2 to 5
-    slack_frames: int = 40  # additional frames for each line
+    min_frames: int = 4  # number of frames at the start of a line in which the first code can't be EOS
+    frames_per_token: int = 8  # a line may have this many frames for each token of its text; normal speech has 2 to 5
+    slack_frames: int = 40  # frames that a line may have in addition to those for its tokens
 
     def limit(self, tokens: int) -> int:
         """Return the largest number of frames for a line whose text has `tokens` tokens."""
@@ -41,7 +41,7 @@ class Limits:
         return min(state.max_frames, self.guards.limit(len(state.lines[line])))
 
     def frames_left(self, state: CsmRow) -> int:
-        """Return how many more frames the current line may have."""
+        """Return the largest number of frames that the current line may still get."""
         line = self.line_limit(state, state.line) - len(state.line_frames)
         return max(0, min(line, state.max_frames - state.frames, self.max_positions - state.position))
 

@@ -77,7 +77,7 @@ KNOWN_SPEAKERS = (0, 1)  # the speaker numbers of the published model
 _ENGINE_SAMPLING = Sampling(DEFAULTS.temperature, DEFAULTS.top_k, DEFAULTS.top_p)
 
 ROWS_CPU, ROWS_GPU = 8, 64  # the KV cache of a row takes 64 MiB in bfloat16
-SPARE_BYTES = 384 << 20  # by how many bytes the prefix cache can be smaller on a small GPU
+SPARE_BYTES = 384 << 20  # on a small GPU, the prefix cache may be smaller by this number of bytes
 BARE_FRAMES = 1125  # 90 s, the default limit of Sesame's own generator
 PROMPT_SHARE = 0.4  # largest share of the context for the audio of voice recordings
 PRODUCTION = Guards()
@@ -117,10 +117,10 @@ def load_model(
 def adapt(
     model: CsmModel, quantize: Quantize = "none", folder: Path | None = None, *, native: bool = True
 ) -> Quantization | None:
-    """Convert the loaded weights to the fastest form for the model's device. Returns the quantization, or None.
+    """Convert the loaded weights to the fastest form for the model's device.
 
-    folder: where compiled kernels are stored; None = the cache folder of the user. native: whether the native kernels
-    may be used. Raises EngineUnavailable.
+    Returns how the weights are quantized; None = they are not quantized. folder: where compiled kernels are stored;
+    None = the cache folder of the user. native: whether the native kernels may be used. Raises EngineUnavailable.
     """
     config = model.config
     quantization = choose_quantization(quantize, model.devices, (config.backbone, config.depth), folder, native=native)
@@ -128,7 +128,7 @@ def adapt(
         for stack in (model.backbone, model.depth):
             quantization.quantize_stack(stack, attention=True)
         replace_linears(model, quantization.quantize_output)
-        model.widen()  # the kernels read and return float32, so bfloat16 would need conversions
+        model.widen()  # the quantized layers read and return float32, so bfloat16 would need conversions
         model.library = quantization.library
     else:
         pack_bfloat16(model)
@@ -147,8 +147,8 @@ def load_codec(
 ) -> tuple[MimiEncoder, MimiDecoder]:
     """Load the codec from the model's checkpoint. If the checkpoint contains no codec, load the codec in `folder`.
 
-    own: the codec's tensors in the checkpoint; None = the checkpoint contains no codec. adapter: a LoRA adapter that is
-    merged into the codec. Raises WeightsUnavailable.
+    own: the codec's tensors in the model's checkpoint; None = the checkpoint contains no codec. adapter: a LoRA adapter
+    that is merged into the codec. Raises WeightsUnavailable.
     """
     if own is not None:
         shape = config.codec or MimiConfig()
@@ -289,7 +289,7 @@ def load_from(
 def _load(
     settings: Settings, context: BuildContext, notes: Setup, *, guards: Guards | None, reference_noise: bool
 ) -> CsmRunner:
-    """Load the runner. notes: more values for /health. Raises HalfPrecisionOverflow, EngineUnavailable."""
+    """Load the runner. notes: additional values for /health. Raises HalfPrecisionOverflow, EngineUnavailable."""
     folders, source = fetch(settings, context, locate_csm)
     folder, codec = folders.model.weights, folders.codec
     assert folder is not None  # noqa: S101 - `fetch` has downloaded the folder
@@ -331,7 +331,7 @@ def _load(
         try:
             stages = split_layers(split, sizes(rows), devices, fraction)
             break
-        except EngineUnavailable:  # the devices have enough memory in total, but no division of the layers fits
+        except EngineUnavailable:  # the devices have enough memory in total, but no distribution of the layers fits
             if not auto_rows or rows == 1:
                 raise
             rows //= 2
@@ -388,7 +388,10 @@ def published_bytes(dtype: torch.dtype) -> Callable[[int], int]:
 def measure(
     config: CsmConfig, codec: MimiConfig, *, dtype: torch.dtype, max_rows: int, quantize: Quantize = "none"
 ) -> Sizes:
-    """Return how many bytes the model, the codec and the rows need. To count, builds the modules on the meta device."""
+    """Return how many bytes the model, the codec and the rows need.
+
+    Builds the modules on the meta device, which needs no memory for their weights, and counts their bytes.
+    """
     meta = torch.device("meta")
     model = CsmModel(config, device=meta, dtype=dtype)
     decoder = MimiDecoder(codec, rows=max_rows, codebooks=config.codebooks, device=meta)
@@ -419,7 +422,7 @@ def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
 def _plan_on(
     devices: Sequence[torch.device], split: DeviceMap | None, fraction: float, bytes_of: Callable[[int], int]
 ) -> MemoryPlan:
-    """Return the plan with the number of rows that fit into the memory of the devices.
+    """Return the memory plan for these devices, which says how many rows fit.
 
     split "auto": use only the first device if the model fits there; otherwise use all devices.
     """

@@ -57,9 +57,9 @@ def is_silent_end(frame: Tensor, eos_code: int) -> bool:
 class CsmModel(nn.Module):
     """The weights and the computation of CSM. The weights have undefined values before `load`.
 
-    stages: the device of each part of the backbone's layers. All other modules are on `device`. A frame runs the
-    backbone once and the depth decoder 31 times, on one device. So each frame copies only one small tensor (n, D)
-    between two consecutive devices, and one tensor back to `device`.
+    stages: the device of each part of the backbone's layers. All other modules are on `device`. For each frame, the
+    backbone runs once on all devices, and the depth decoder runs 31 times on `device`. So each frame copies only one
+    small tensor (n, D) from each device to the next device, and one tensor back to `device`.
     """
 
     def __init__(
@@ -85,14 +85,15 @@ class CsmModel(nn.Module):
             ]
         )
         self.offsets: Tensor
-        # No multiplication: on the device "meta", it would import torch._dynamo, which takes 2 s of CPU time.
+        # This code avoids a multiplication of tensors: on the device "meta", PyTorch would import torch._dynamo for it,
+        # which takes 2 s of CPU time.
         self.register_buffer(
             "offsets", torch.arange(0, c.codebooks * c.audio_vocab, c.audio_vocab, device=device), persistent=False
         )
-        self.tied = False  # whether backbone and depth decoder share one audio table; `load_model` sets this
-        self.base: Checkpoint | None = None  # the checkpoint of the weights; `load_model` sets this
+        self.tied = False  # whether backbone and depth decoder share one audio table; set by `load_model`
+        self.base: Checkpoint | None = None  # the checkpoint from which the weights were loaded; set by `load_model`
         self.library: Library | None = None  # the native kernels; None = PyTorch computes the model
-        self.adapters: LowRankAdapters | None = None  # LoRA adapters of single rows; None = no adapter was ever added
+        self.adapters: LowRankAdapters | None = None  # LoRA adapters of single rows; None = rows can't use adapters
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -140,7 +141,7 @@ class CsmModel(nn.Module):
     def embed_text(self, ids: Tensor) -> Tensor:  # (S,) int64 -> (S, D)
         return functional.embedding(ids, self.text_table).to(self.dtype)
 
-    def embed_frames(self, codes: Tensor) -> Tensor:  # (T, K) int64 -> (T, D)
+    def embed_frames(self, codes: Tensor) -> Tensor:  # codes (T, K) int64 -> embeddings (T, D)
         return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
 
     def read(self, x: Tensor, cache: KVCache | SplitKVCache, row: int, start: int, adapter: int = 0) -> Tensor:
@@ -171,14 +172,15 @@ class CsmModel(nn.Module):
         return self.backbone(x, at, cache.decode_attention(rows, positions))  # type: ignore[no-any-return]
 
     def _select(self, adapters: Sequence[int]) -> None:
-        """Select the adapters of the next products. adapters: the slot of each row's adapter; () = no adapters."""
+        """Select the adapters for the next products. adapters: the slot of each row's adapter; () = no adapters."""
         if self.adapters is not None:
             self.adapters.select(adapters)
 
     def _depth_input(self, code: Tensor, codebook: int) -> Tensor:
         """Return the depth decoder's input P E[code] (n, d) for the codes (n,) of a codebook.
 
-        `depth_table` has the products P E. An adapter that changes the projection P adds its own product with E.
+        `depth_table` contains the products P E. If an adapter changes the projection P, its own product with E is
+        added.
         """
         x = functional.embedding(code + codebook * self.config.depth_vocab, self.depth_table).to(self.dtype)
         if isinstance(self.projection, AdaptedLinear) and self.adapters is not None and self.adapters.selection.active:
@@ -250,7 +252,8 @@ class CsmModel(nn.Module):
         # Compute the table P E (the projection times the audio table) in float32 from the stored tensors. So each value
         # is rounded only once, from float32 to the dtype of the model.
         projection = weights.read(checkpoint.PROJECTION).to(self.device, torch.float32)
-        used = len(self.depth_table)  # the depth decoder never reads the code of the last codebook
+        # the depth decoder never reads the last codebook's code, so the table has no rows for it
+        used = len(self.depth_table)
         for start, block in weights.blocks(checkpoint.DEPTH_TABLE):
             rows = block[: max(0, used - start)]
             if len(rows):

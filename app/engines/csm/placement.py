@@ -15,15 +15,15 @@ from typing import Literal
 from app.errors import EngineUnavailable
 
 DeviceMap = Literal["auto", "balanced", "sequential"]
-MARGIN = Fraction(11, 10)  # free memory that a device needs, divided by the bytes of the model on this device
+MARGIN = Fraction(11, 10)  # a device needs this many bytes of free memory for each byte of the model on it
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """The size of the model in memory."""
 
-    fixed_bytes: int  # all parts that are not backbone layers and are on the first device
-    layers_bytes: tuple[int, ...]  # each backbone layer, with the layer's keys and values of all rows
+    fixed_bytes: int  # size of all parts that are not backbone layers; they are on the first device
+    layers_bytes: tuple[int, ...]  # size of each backbone layer, with its keys and values for all rows
 
     @property
     def total_bytes(self) -> int:
@@ -65,7 +65,7 @@ def bytes_per_device(sizes: Sizes, counts: Sequence[int]) -> list[int]:
 
 
 def _balanced(sizes: Sizes, devices: int) -> tuple[int, ...]:
-    """Return the number of layers of each device for which the sum of the devices' squared bytes is smallest.
+    """Return the number of layers of each device, so that the sum of the squares of the devices' bytes is smallest.
 
     If several results have the same sum, returns the result with more layers on the earlier devices.
     """
@@ -73,7 +73,7 @@ def _balanced(sizes: Sizes, devices: int) -> tuple[int, ...]:
 
     @cache
     def best(device: int, first: int) -> tuple[int, tuple[int, ...]]:
-        """Distribute the layers from `first` on over the devices from `device` on.
+        """Distribute the layers from index `first` on over the devices from index `device` on.
 
         Returns the smallest sum of squared bytes, and for each device the number of layers times -1. With negative
         numbers, `min` prefers more layers on earlier devices.
@@ -92,7 +92,7 @@ def _balanced(sizes: Sizes, devices: int) -> tuple[int, ...]:
 
 
 def _sequential(sizes: Sizes, devices: Sequence[DeviceMemory]) -> tuple[int, ...]:
-    """Return the number of layers of each device if each device is filled before the next device.
+    """Return the number of layers of each device if each device is filled before the next device gets layers.
 
     The last device gets all remaining layers, even if they do not fit.
     """

@@ -52,7 +52,8 @@ class Prefill:
         self._fingerprint = fingerprint
         self._chunk = chunk
         self._context_lines = context_lines
-        self._kept: dict[bytes, KeptRow] = {}  # key in `prefixes` -> the state of the row
+        # key in `prefixes` -> the state that a row had at the end of its utterance
+        self._kept: dict[bytes, KeptRow] = {}
         self.prefixes = PrefixCache(prefix_bytes, on_evict=self._forget)
 
     def keep(self, row: int, state: CsmRow, stream: MimiStream) -> None:
@@ -84,11 +85,12 @@ class Prefill:
             part,
         )
         self.prefixes.put(key, (*cached, *stream.tensors))
-        if self.prefixes.get(key) is None:  # the state is larger than the whole cache
+        # the cache did not keep the state, because the state is larger than the whole cache
+        if self.prefixes.get(key) is None:
             self._remove(key)
 
     def find(self, part: AnswerPart) -> KeptRow | None:
-        """Return the kept state from which an utterance can continue; None = there is none."""
+        """Return the kept state from which the utterance `part` can continue; None = no such state is kept."""
         key = _row_key(part.answer, part.index - 1, part.after)
         return self._kept.get(key) if self.prefixes.get(key) is not None else None
 
@@ -133,7 +135,8 @@ class Prefill:
         assert unread is not None  # noqa: S101 - the callers check this
         length = state.voice_positions
         count = min(self._chunk, len(unread) - 1)
-        # One chunk ends where the voice prompts end. So all later chunks are the same with and without a cached prefix.
+        # End a chunk where the voice prompts end. So the chunks after the voice prompts are the same whether the prefix
+        # cache contains the voice prompts or not.
         if state.position < length:
             count = min(count, length - state.position)
         if count:
@@ -175,7 +178,10 @@ class Prefill:
         return [*(frame[None] for frame in unread_frames), self._eos()]
 
     def _begin_line(self, state: CsmRow, end: list[Part]) -> None:
-        """Set the row's unread input for its current line. end: the inputs from `end_line`, read before this line."""
+        """Set the row's unread input for its current line.
+
+        end: the last inputs of the line before, from `end_line`. The model reads them before this line.
+        """
         following = state.lines[state.line]
         most = self._limits.max_positions - len(following) - self._limits.line_limit(state, state.line)
         parts: list[Part] = [*end, following]
@@ -183,7 +189,8 @@ class Prefill:
         kept = state.spoken[max(0, count - (count if self._context_lines is None else self._context_lines)) :]
         full = state.position + sum(map(len, parts[:-1])) > most
         if full or len(kept) < count:
-            # Return to the position after the prompt, and read again as many of the newest lines as fit.
+            # Set the row back to the position after the prompt, and let it read again as many of the newest lines as
+            # fit.
             if self._context_lines is None:
                 kept = kept[-1:]
             while kept and state.base + sum(segment.length for segment in kept) > most:
@@ -212,11 +219,11 @@ class Prefill:
         return np.full((1, c.codebooks), c.eos_code, np.int64)
 
     def _key(self, state: CsmRow) -> bytes:
-        """Return the key of the row's voice prompts in the prefix cache."""
+        """Return the key under which the prefix cache keeps the row's voice prompts."""
         parts = (self._fingerprint.encode(), state.adapter_key.encode(), *(s.digest for s in state.voice_segments))
         return hashlib.sha256(b"".join(parts)).digest()
 
 
 def _row_key(answer: str, index: int, take: int) -> bytes:
-    """Return the key of the state at the end of a take of the utterance with this index."""
+    """Return the prefix cache's key for the state after one take of the utterance `index` of an answer."""
     return f"{answer} {index} {take}".encode()

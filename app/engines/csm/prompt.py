@@ -49,7 +49,10 @@ class TextEncoder:
             )
 
     def _special(self, name: str, other: str | None, fallback: int | None) -> int:
-        """Return the id of the token `name` or `other`; if both are unknown, `fallback`. Raises WeightsUnavailable."""
+        """Return the id of the token `name`, or of the token `other` if the tokenizer does not have `name`.
+
+        If the tokenizer has neither token, returns `fallback`, or raises WeightsUnavailable if `fallback` is None.
+        """
         for candidate in (name, other):
             if candidate is not None and (found := self._tokenizer.token_to_id(candidate)) is not None:
                 return int(found)
@@ -72,7 +75,7 @@ class TextEncoder:
 
 
 def _named_specials(folder: Path) -> dict[str, str]:
-    """Return the texts of bos_token and eos_token in tokenizer_config.json; a token may be missing."""
+    """Return the texts of bos_token and eos_token that tokenizer_config.json contains."""
     try:
         raw = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     except (OSError, ValueError):

@@ -33,7 +33,7 @@ class KeptRow:
     adapter_key: str
     keys_and_values: tuple[Tensor, ...]
     stream: MimiStream  # the state of the codec
-    part: AnswerPart  # which take of which utterance has ended with this state
+    part: AnswerPart  # the utterance that has ended with this state, and its take
 
 
 @dataclass(eq=False, slots=True)
@@ -56,18 +56,19 @@ class CsmRow:
     line_start: int = 0  # position of the current line's first token
     line_frames: list[Tensor] = field(default_factory=list)  # frames of speech (K,) of the current line
     unread: Tensor | None = None  # (S, D) inputs that the model has not read; the first step reads the last one
-    over: bool = False  # the last line has ended
+    over: bool = False  # whether the last line has ended
     generation: int = 0  # increases when a line ends, so that results of earlier launches are ignored
     guard: LineGuard | None = None  # the output guard of the current line
     # Frames (K,) that are not decoded, each with the output guard of the frame's line.
     undecoded: list[tuple[Tensor, LineGuard | None]] = field(default_factory=list)
-    decoded: int = 0  # frames that the codec has decoded
+    decoded: int = 0  # number of frames that the codec has decoded
     reference: ReferenceNoise | None = None
-    adapter_key: str = ""  # the LoRA adapter of the utterance; "" = none
+    adapter_key: str = ""  # key of the utterance's LoRA adapter; "" = none
     adapter: int = 0  # the slot of the adapter; 0 = none
-    part: AnswerPart | None = None  # the place in the answer; None = the state is not kept at the end
+    # the utterance's place in its answer; None = the row's state is not kept when the utterance ends
+    part: AnswerPart | None = None
     kept: KeptRow | None = None  # the state from which the utterance continues; None = it begins with its prompt
-    end_parts: list[Part] | None = None  # see KeptRow.parts; set when the last line has ended
+    end_parts: list[Part] | None = None  # see KeptRow.parts; None = the last line has not ended
 
     @property
     def base(self) -> int:

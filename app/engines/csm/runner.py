@@ -97,8 +97,8 @@ class CsmRunner:
         the number of positions that one call of `prefill` reads; None = the default of the device. context_lines: how
         many spoken lines the row keeps in the context; None = all lines that fit. examples: the folder of the
         recordings that were published with the model. capture: None = do not use CUDA graphs. kernels: the candidate
-        kernels of the CUDA graphs. notes: more values for /health. adapter_slots, adapter_rank: the number of LoRA
-        adapters that CUDA graphs can use at the same time, and their largest rank; without `capture` they have no
+        kernels of the CUDA graphs. notes: additional values for /health. adapter_slots, adapter_rank: the number of
+        LoRA adapters that CUDA graphs can use at the same time, and their largest rank; without `capture` they have no
         effect. adapter_bases: see ModelAdapters.
         """
         self.max_rows = max_rows
@@ -133,7 +133,8 @@ class CsmRunner:
         self._encoder_stream = side_stream(model.device, BACKGROUND)
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, CsmRow] = {}
-        # CUDA graphs on several devices use no adapters: they would need the slots of the rows on each device.
+        # If the model is on several devices, its CUDA graphs use no adapters: each device would need the adapter slots
+        # of the rows.
         slots = adapter_slots if len(model.devices) == 1 else 0
         self.adapters = ModelAdapters(
             target_of(model), rows_by_tensor=capture is not None, slots=slots, rank=adapter_rank
@@ -160,7 +161,7 @@ class CsmRunner:
         self.setup = setup_facts(capture, self.max_rows, self._graph.steps.facts if self._graph else (), notes)
 
     def _warm_up(self) -> None:
-        """Speak a short utterance and discard the audio. So the first request does not wait for initialisation."""
+        """Speak a short utterance and discard its audio, so that the first request does not wait for initialisation."""
         begin_warm_up(self, SAMPLE_TEXT, WARM_UP_FRAMES / self.codec.frame_hz)
         for _ in range(WARM_UP_FRAMES):
             self.step([0])
@@ -183,7 +184,7 @@ class CsmRunner:
         tokens = (positions - guards.slack_frames) / (1 + guards.frames_per_token) - len(self._text(0, ""))
         return max(1, min(MAX_TEXT_CHARS, int(tokens / tokens_per_char)))
 
-    # ---- the Runner protocol
+    # ---- methods of the Runner protocol
 
     def admit(self, row: int, utterance: Utterance) -> None:
         """Assign the row to an utterance. If the context is too short, remove the oldest conversation turns.
@@ -204,13 +205,13 @@ class CsmRunner:
             reference=reference_noise_of(utterance.seed, enabled=self._reference_noise),
             adapter_key=utterance.adapter,
             part=utterance.part,
-            # Each utterance of an answer begins with another number, so that it has its own noise. If the row continues
-            # from a kept state, `_goes_on` replaces this number.
+            # Each utterance of an answer begins with its own number, so that its noise differs from that of the other
+            # utterances. If the row continues from a kept state, `_goes_on` replaces this number.
             draws=0 if utterance.part is None else utterance.part.index << 16,
         )
         if not self._goes_on(state):
             if state.part is not None:
-                state.part.resumed.clear()  # an attempt on another device may have set it
+                state.part.resumed.clear()  # an earlier attempt on another device may have set this event
             self._limits.fit_context(state, utterance.optional_turns)
         self._guard_line(state)
         state.adapter = self.adapters.acquire(utterance.adapter)
@@ -330,7 +331,7 @@ class CsmRunner:
         return results
 
     def _zero_row(self, row: int) -> None:
-        """Zero the row's state, so that NaN and infinite values do not reach the next utterance in this row."""
+        """Set the row's state to zero, so that NaN and infinite values do not reach the row's next utterance."""
         self._next[row] = 0
         self._cache.zero_row(row)
         self._decoder.zero_row(row)

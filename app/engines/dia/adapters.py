@@ -1,7 +1,8 @@
 """The linear layers of Dia that LoRA adapters of single rows can change, and the names of their tensors.
 
-A step of a row has two tokens, for guidance. Therefore the layers have three groups: layers that read both tokens of
-each row (""), layers that read only conditional tokens (CONDITIONAL), and layers that read the text (TEXT).
+For guidance, a row has two tokens in each step: a conditional token and an unconditional token. Therefore the layers
+are in three groups: layers that read both tokens of each row (""), layers that read only conditional tokens
+(CONDITIONAL), and layers that read the text (TEXT).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _CROSS = {
 
 
 def target_of(model: DiaModel) -> AdapterTarget:
-    """Describe a Dia model for its adapters."""
+    """Return the AdapterTarget of a Dia model: which tensors adapters can change, and to which layers they belong."""
     c = model.config
     return AdapterTarget(
         "Dia",
@@ -51,7 +52,7 @@ def target_of(model: DiaModel) -> AdapterTarget:
 
 
 def places_of(model: DiaModel) -> dict[str, Place]:
-    """Return all linear layers of the model that an adapter can change, by the name of the module."""
+    """Return all linear layers of the model that an adapter can change. The keys are the names of the layers."""
     c = model.config
     return {
         "head": Place(model, "head", (c.channels * c.audio_vocab,), model.device),

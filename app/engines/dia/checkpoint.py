@@ -34,9 +34,9 @@ DECODER = "model.decoder."
 _NARI_TEXT_TABLE = "encoder.embedding.weight"
 _NARI_AUDIO_TABLE = "decoder.embeddings.{}.weight"
 _NARI_HEAD = "decoder.logits_dense.weight"
-_V01_FILE = re.compile(r"v0[_.]1(?!\d)")  # dia-v0_1.pth, dia-v0_1_bf16.safetensors
+_V01_FILE = re.compile(r"v0[_.]1(?!\d)")  # matches in dia-v0_1.pth and dia-v0_1_bf16.safetensors
 _0626_FILE = re.compile(r"dia-v1\b|0626")
-_V01_REPO = re.compile(r"nari-labs(/|--)Dia-1\.6B(?![-\w])")  # not nari-labs/Dia-1.6B-0626
+_V01_REPO = re.compile(r"nari-labs(/|--)Dia-1\.6B(?![-\w])")  # does not match in nari-labs/Dia-1.6B-0626
 
 
 def stack_shapes(config: StackConfig, prefix: str) -> dict[str, Shape]:
@@ -122,7 +122,7 @@ def _nari_shape(name: str, shape: Shape, config: DiaConfig) -> Shape:
 
 
 def weights_of(candidates: list[Checkpoint], config: DiaConfig, source: str = "") -> Checkpoint:
-    """Check the tensors of a checkpoint, and return them with the model's names.
+    """Check the tensors of a checkpoint, and return them, named as in the model.
 
     candidates: the checkpoints in the model's folder; the first checkpoint with Dia weights is used. source: the hub id
     or folder of the weights. Raises WeightsUnavailable if no candidate has Dia weights, if tensors are missing,
@@ -145,7 +145,7 @@ def weights_of(candidates: list[Checkpoint], config: DiaConfig, source: str = ""
 
 
 def _derivable(name: str) -> bool:
-    """Return whether the model computes this tensor itself. In a checkpoint, `check` ignores such a tensor."""
+    """Return whether the model computes this tensor itself. `check` ignores such tensors in a checkpoint."""
     return name.endswith(("rotary_emb.inv_freq", "embeddings.offsets", "timescale"))
 
 

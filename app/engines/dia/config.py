@@ -39,7 +39,7 @@ class DiaConfig:
     bos: int
     max_text: int  # the largest number of bytes of a text
     max_positions: int  # the largest number of positions in the decoder
-    origins: tuple[str, ...] = ()  # entries of config.json that name the origin of the weights: "key value"
+    origins: tuple[str, ...] = ()  # entries of config.json that name the origin of the weights, each as "key value"
 
     @property
     def channels(self) -> int:
@@ -61,12 +61,16 @@ class DiaConfig:
 
 
 def read_config(folder: Path) -> DiaConfig:
-    """Read `folder`/config.json. Raises WeightsUnavailable with the missing key or the unknown value."""
+    """Read `folder`/config.json. Raises WeightsUnavailable, which names the missing key or the unknown value."""
     return read_config_file(folder, "Dia", parse_config)
 
 
 def parse_config(raw: Mapping[str, Any]) -> DiaConfig:
-    """Convert the content of a config.json. Raises WeightsUnavailable, KeyError, TypeError or ValueError."""
+    """Convert the content of a config.json.
+
+    Raises WeightsUnavailable if it does not describe exactly one of the Dia models, and KeyError, TypeError or
+    ValueError if a key is missing or a value is invalid.
+    """
     v01, v0626 = "model" in raw and "data" in raw, "encoder_config" in raw and "decoder_config" in raw
     if v01 and v0626:
         raise WeightsUnavailable(
@@ -218,6 +222,6 @@ def _parse_v01(raw: Mapping[str, Any]) -> DiaConfig:
     )
 
 
-# The config of the published model (nari-labs/Dia-1.6B-0626), to plan its memory without its files. All values are
-# defaults.
+# The config of the published model (nari-labs/Dia-1.6B-0626); all values are defaults. With it, the server plans the
+# model's memory before it has the model's files.
 PUBLISHED = parse_config({"encoder_config": {}, "decoder_config": {}})

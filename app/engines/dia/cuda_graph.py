@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 FIRST_AUDIO_LENGTH, FIRST_TEXT_LENGTH = 512, 256  # positions and text bytes that attention reads in the smallest graph
 
-# Indices into the integers of a row (`StepGraph.integers`), and into the flags of a row. FIRST_FRAME: the position at
-# which the row's first frame is complete.
+# First line: the index of each integer of a row (`StepGraph.integers`). _FIRST_FRAME: the position at which the row's
+# first frame is complete. Second line: the index of each flag of a row.
 _POSITION, _DRAWS, _SEED, _MIN_FRAMES_LEFT, _TOP_K, _TEXT_LENGTH, _FIRST_FRAME, _ADAPTER = range(8)
 _ACTIVE, _EARLY_EOS, _NON_FINITE = range(3)
 
@@ -47,21 +47,22 @@ _ACTIVE, _EARLY_EOS, _NON_FINITE = range(3)
 class Step:
     """The results of one step of a burst for R rows, copied to the host."""
 
-    frames: Codes  # (R, C) the frame of each row that is complete after this step
+    frames: Codes  # (R, C) for each row, the frame that this step completes
     counts: NDArray[np.int64]  # (R,) the number of frames that the row's speech will have
-    active: NDArray[np.bool_]  # (R,) the step advanced the row
-    early_eos: NDArray[np.bool_]  # (R,) EOS was the best code, but was suppressed because the speech is too short
-    non_finite: NDArray[np.bool_]  # (R,) the row's logits are NaN or infinite
+    active: NDArray[np.bool_]  # (R,) whether the step advanced the row
+    # (R,) whether EOS was the best code, but was suppressed because the speech is too short
+    early_eos: NDArray[np.bool_]
+    non_finite: NDArray[np.bool_]  # (R,) whether the row's logits contain NaN or infinite values
 
 
 @dataclass(frozen=True, slots=True)
 class BucketKey:
-    """Selects one of the captured graphs for a number of rows."""
+    """Selects one of the graphs that are captured for the same number of rows."""
 
     audio_length: int  # number of positions that self-attention reads
     text_length: int  # number of text bytes that cross-attention reads
-    fast_path: bool  # all rows draw codes on the fast path of runtime/sampling.py
-    adapted: bool = False  # the step computes the products of LoRA adapters
+    fast_path: bool  # whether all rows draw their codes on the fast path of runtime/sampling.py
+    adapted: bool = False  # whether the step computes the products of LoRA adapters
 
 
 class DiaCudaGraph:
@@ -96,7 +97,7 @@ class DiaCudaGraph:
             keys += [BucketKey(audio, text, fast_path=True) for text in reversed(self._text_lengths)]
         if adapters:
             keys = [replace(key, adapted=adapted) for key in keys for adapted in (True, False)]
-        # The floats of a row are temperature, top_p and guidance scale.
+        # The three floats of a row are its temperature, its top_p and its guidance scale.
         self.steps = StepGraph[BucketKey](rows, keys, integers=8, floats=3, kernels=kernels, device=device)
         self.steps.integers[:, _TEXT_LENGTH] = 1
         self._speaking = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -151,9 +152,9 @@ class DiaCudaGraph:
     ) -> Callable[[], list[Step]]:
         """Start a burst of steps of these rows on the GPU. Returns a function that waits for and returns the results.
 
-        longest: a number above all positions of these rows in this burst. text_length: the number of bytes of the
-        longest text. adapted: whether any row uses a LoRA adapter. The results lie in one of two buffers, so read them
-        before the second launch after this one.
+        longest: a number that is larger than each position of these rows in this burst. text_length: the number of
+        bytes of the longest text. adapted: whether any row uses a LoRA adapter. Read the results before the second
+        launch after this one, because that launch overwrites them.
         """
         self.steps.select(rows)
         self._burst_step.zero_()
@@ -205,11 +206,12 @@ class DiaCudaGraph:
         )
         most = TOP_K_FAST if key.fast_path else None
         suppressed = min_frames_left > 0
-        # The scores of channel 0 without the suppression of EOS show whether EOS would have ended the speech.
+        # These scores of channel 0 do not suppress EOS. So they show whether EOS would have ended the speech.
         unsuppressed = candidates(c, conditional[:, :1], unconditional[:, :1], scales=scales, top_k=top_k, most=most)
         early_eos = active & suppressed & unsuppressed[:, 0, c.eos].isfinite()
         scores = candidates(c, conditional, unconditional, scales=scales, top_k=top_k, most=most, suppressed=suppressed)
-        limits = torch.zeros_like(top_k) if c.release == "0626" else top_k  # for 0626, `candidates` has applied top_k
+        # for 0626, `candidates` has already applied top_k
+        limits = torch.zeros_like(top_k) if c.release == "0626" else top_k
         if kernels.name == "torch":
             noise = exponential_noise(seeds, draws, c.channels, c.audio_vocab)
             drawn = draw(scores, temperature, limits, top_p, noise)

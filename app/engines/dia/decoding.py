@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from app.nn.dac.model import DacDecoder
     from app.types import Codes, Samples
 
-FIRST_FRAMES, CHUNK_FRAMES = 16, 8  # the first chunk gives 70 ms of audio
+FIRST_FRAMES, CHUNK_FRAMES = 16, 8  # the first chunk gives 70 ms of audio: its last ten frames can't be decoded yet
 
 
 class ChunkedDecoding:
@@ -35,7 +35,8 @@ class ChunkedDecoding:
 
         The samples of a row are empty if the row's chunk is not full yet.
         """
-        due: dict[int, list[int]] = {}  # number of frames to decode -> indices into `rows`
+        # number of frames in a full chunk -> the indices (in `rows`) of the rows with such a chunk
+        due: dict[int, list[int]] = {}
         for i, (row, frame) in enumerate(zip(rows, codes, strict=True)):
             state = states[row]
             state.undecoded.append(torch.from_numpy(frame.astype(np.int64)))

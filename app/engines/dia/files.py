@@ -1,4 +1,4 @@
-"""Returns the files that Dia needs with the current settings. This module does not import torch."""
+"""Finds the files that Dia needs with the current settings. This module does not import torch."""
 
 from __future__ import annotations
 

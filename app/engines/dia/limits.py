@@ -15,12 +15,12 @@ class Guards:
     See also audio/guard.py.
     """
 
-    min_s: float = 0.3  # EOS is suppressed before this time, so speech is at least this long
-    pace: float = 2.0  # a script may take pace * expected duration + slack_s
+    min_s: float = 0.3  # EOS is suppressed in the first min_s seconds, so speech is at least this long
+    pace: float = 2.0  # a script may take pace * expected duration + slack_s seconds
     slack_s: float = 4.0
 
     def limit_s(self, expected_s: float) -> float:
-        """Return the largest duration of a script with this expected duration, in seconds."""
+        """Return how many seconds a script may take whose expected duration is `expected_s` seconds."""
         return self.slack_s + self.pace * expected_s
 
 
@@ -40,8 +40,8 @@ class Limits:
     def frames(self, requested: int, prompt: int, spoken: str) -> int:
         """Return the largest number of frames for the text `spoken` after a prompt of `prompt` frames.
 
-        requested: the limit in the request, in frames. Raises TextTooLong if the text does not fit into the context,
-        and BadReference if the text does not fit into the context after the prompt.
+        requested: the limit in the request, in frames. Raises TextTooLong if the text does not fit into the context
+        even without a prompt, and BadReference if the text does not fit after this prompt.
         """
         hz, most = self.frame_hz, self.max_frames
         left = most - prompt

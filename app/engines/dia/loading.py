@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 
 # In bfloat16, the keys and values of a row take up to 226 MiB for the audio and up to 144 MiB for the text.
 ROWS_CPU, ROWS_GPU = 4, 64
-PASSAGE_SLACK_S = 1.0  # additional time, because formatting may add characters to a script
+PASSAGE_SLACK_S = 1.0  # additional time in seconds, because the format of a script may add characters to its lines
 BARE_FRAMES = 3056  # all frames that fit into the published model's context
 
 
@@ -97,10 +97,10 @@ def load_model(
 def adapt(
     model: DiaModel, quantize: Quantize = "none", folder: Path | None = None, *, native: bool = True
 ) -> Quantization | None:
-    """Convert the loaded weights to the fastest form for the model's device. Returns the quantization, or None.
+    """Convert the loaded weights to the fastest form for the model's device.
 
-    folder: where compiled kernels are stored; None = the cache folder of the user. native: whether the native kernels
-    may be used. Raises EngineUnavailable.
+    Returns how the weights are quantized; None = they are not quantized. folder: where compiled kernels are stored;
+    None = the cache folder of the user. native: whether the native kernels may be used. Raises EngineUnavailable.
 
     Quantization converts only the MLP weights of the decoder, which are 72 % of the bytes that a step reads. Attention
     weights stay as they are: Dia does not scale attention scores, so the errors of 8-bit weights would be too large.
@@ -258,7 +258,7 @@ def _load(
     exact: bool,
     reference_noise: bool,
 ) -> DiaRunner:
-    """Load the runner. notes: more values for /health. Raises HalfPrecisionOverflow, EngineUnavailable."""
+    """Load the runner. notes: additional values for /health. Raises HalfPrecisionOverflow, EngineUnavailable."""
     folders, source = fetch(settings, context, locate_dia)
     folder, codec = folders.model.weights, folders.codec
     assert folder is not None  # noqa: S101 - `fetch` has downloaded the folder
@@ -318,7 +318,10 @@ def published_bytes(dtype: torch.dtype) -> Callable[[int], int]:
 
 
 def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows: int) -> int:
-    """Return how many bytes the model, the codec and the rows need. To count, builds the modules on the meta device."""
+    """Return how many bytes the model, the codec and the rows need.
+
+    Builds the modules on the meta device, which needs no memory for their weights, and counts their bytes.
+    """
     meta = torch.device("meta")
     model = DiaModel(config, device=meta, dtype=dtype)
     cache = model.cache(max_rows, batched=True, scratch=1)

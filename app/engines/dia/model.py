@@ -71,13 +71,14 @@ class DiaModel(nn.Module):
             c.decoder.width, c.channels * c.audio_vocab, bias=False, device=device, dtype=dtype
         )
         self.unconditional = table(c.decoder.layers, c.decoder.width)
-        self.base: Checkpoint | None = None  # the checkpoint of the weights; `load_model` sets this
-        self.adapters: LowRankAdapters | None = None  # LoRA adapters of single rows; None = no adapter was ever added
-        # (slots, layers, D) the constants of each adapter slot; None = no CUDA graph uses adapters.
+        self.base: Checkpoint | None = None  # the checkpoint from which the weights were loaded; set by `load_model`
+        self.adapters: LowRankAdapters | None = None  # LoRA adapters of single rows; None = rows can't use adapters
+        # (slots, layers, D) `unconditional` as it is with the adapter of each slot; None = no CUDA graph uses adapters.
         self.constants: Tensor | None = None
-        self._constants: dict[int, Tensor] = {}  # slot -> (layers, D), if its adapter changes the constants
+        self._constants: dict[int, Tensor] = {}  # slot -> (layers, D), only for adapters that change `unconditional`
         self.offsets: Tensor
-        # No multiplication: on the device "meta", it would import torch._dynamo, which takes 2 s of CPU time.
+        # This code avoids a multiplication of tensors: on the device "meta", PyTorch would import torch._dynamo for it,
+        # which takes 2 s of CPU time.
         self.register_buffer(
             "offsets", torch.arange(0, c.channels * c.audio_vocab, c.audio_vocab, device=device), persistent=False
         )
@@ -92,7 +93,7 @@ class DiaModel(nn.Module):
         text = CrossKVCache(c.decoder, rows=rows, positions=c.max_text, **place)  # type: ignore[arg-type]
         return DiaCache(audio, text, rows)
 
-    def embed(self, codes: Tensor) -> Tensor:  # (n, C) int64 -> (n, D)
+    def embed(self, codes: Tensor) -> Tensor:  # codes (n, C) int64 -> embeddings (n, D)
         return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
 
     def encode_text(self, text: Tensor, cache: DiaCache, row: int, adapter: int = 0) -> Iterator[None]:
@@ -108,7 +109,7 @@ class DiaModel(nn.Module):
         ):
             x = y
             yield
-            self._select((adapter,), TEXT)  # the caller may have read the text of another row meanwhile
+            self._select((adapter,), TEXT)  # since `yield`, the caller may have selected the adapter of another row
         x = self.encoder.final_norm(x)
         [entry] = self.decoder.entries
         assert isinstance(entry, StageEntry)  # noqa: S101 - the type of all entries
@@ -200,23 +201,30 @@ class DiaModel(nn.Module):
                 constant = self.constants[:, layer].index_select(0, adapters)
             return torch.stack((attended, constant), dim=1).view(2 * count, -1)
 
-        x = self.embed(codes).repeat_interleave(2, dim=0)  # conditional, unconditional, conditional ...
+        # each row twice: first its conditional token, then its unconditional token
+        x = self.embed(codes).repeat_interleave(2, dim=0)
         decode_attention = cache.audio.static_decode_attention(at, audio_length, kernels)
         h = self.decoder.decode_static(x, at.clamp(max=c.max_positions - 1), decode_attention, kernels, cross_attention)
         logits = self.head(h).float().view(count, 2, c.channels, c.audio_vocab)
         return logits[:, 0], logits[:, 1]
 
     def _select(self, adapters: Sequence[int], group: str = "") -> None:
-        """Select the adapters for the next products in a group of layers. adapters: see `advance`."""
+        """Select the adapters that the next products in a group of layers use. adapters: see `advance`."""
         if self.adapters is not None:
             self.adapters.select(adapters, group)
 
     def constants_of(self, adapter: int) -> Tensor:
-        """Return the constants (layers, D) of an adapter. adapter: its slot; 0 = no adapter."""
+        """Return the cross-attention (layers, D) of unconditional tokens, as an adapter changes it.
+
+        adapter: the slot of the adapter; 0 = no adapter.
+        """
         return self._constants.get(adapter, self.unconditional)
 
     def prepare_adapter(self, adapter: int) -> None:
-        """Compute the constants of an adapter that is new in its slot. Call this in the engine's thread."""
+        """Compute the cross-attention of unconditional tokens with the adapter that was just put into this slot.
+
+        Call this in the engine's thread.
+        """
         assert self.adapters is not None  # noqa: S101 - the slot has an adapter
         self._constants.pop(adapter, None)
         if changes_text(self.adapters.places_of(adapter)):
@@ -225,11 +233,14 @@ class DiaModel(nn.Module):
             self.constants[adapter] = self.constants_of(adapter)
 
     def reserve_constants(self, slots: int) -> None:
-        """Create `constants` for this number of slots, with slot 0."""
+        """Create `constants` for this number of adapter slots. Slot 0 means no adapter."""
         self.constants = self.unconditional.detach().expand(slots, -1, -1).clone()
 
     def _unconditional_with(self, adapter: int) -> Tensor:
-        """Compute `unconditional` with an adapter: one zero byte goes through the encoder and the cross-attention."""
+        """Compute the constants in `unconditional` as they are with an adapter.
+
+        For this, one zero byte goes through the encoder and the cross-attention.
+        """
         c = self.config
         self._select((adapter,), TEXT)
         self._select((adapter,), CONDITIONAL)
@@ -261,7 +272,7 @@ class DiaModel(nn.Module):
 
     @torch.no_grad()
     def compute_unconditional(self) -> None:
-        """Compute the constants in `unconditional` from the weights."""
+        """Compute `unconditional`, the cross-attention (layers, D) of unconditional tokens, from the weights."""
         c = self.config
         h = self.text_table[:1].float()  # a text of one zero byte, so attention returns the value of this byte
         for block in self.encoder.blocks:
@@ -299,7 +310,7 @@ def _linear(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _own_value(block: Block, normed: Tensor) -> Tensor:
-    """Return the self-attention of a sequence of one token, (1, H * d). It is the value of this token."""
+    """Return the self-attention (1, H * d) of a sequence that is one token long: this is the token's value."""
     c = block.config
     heads = _linear(block.qkv, normed).view(c.heads + 2 * c.kv_heads, c.head_dim)
     return heads[c.heads + c.kv_heads :].repeat_interleave(c.heads // c.kv_heads, dim=0).reshape(1, -1)

@@ -30,8 +30,8 @@ class DiaRow:
     over: bool = False  # the speech has ended
     generation: int = 0  # increases when the speech ends, so that results of earlier launches are ignored
     undecoded: list[Tensor] = field(default_factory=list)  # frames (C,) that are not decoded
-    decoded: int = 0  # frames that the codec has decoded
+    decoded: int = 0  # number of frames that the codec has decoded
     guard: LineGuard | None = None
     reference: ReferenceNoise | None = None
-    adapter_key: str = ""  # the LoRA adapter of the utterance; "" = none
+    adapter_key: str = ""  # key of the utterance's LoRA adapter; "" = none
     adapter: int = 0  # the slot of the adapter; 0 = none

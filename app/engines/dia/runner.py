@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 # The number of positions in one prefill chunk; each position has two tokens. All rows wait while the model reads a
 # chunk.
 CHUNK_CPU, CHUNK_GPU = 32, 256
-# For the same number of tokens, all layers of the decoder together take this many times as long as one layer of the
-# encoder. The keys and values of the text for one decoder layer take as long as one encoder layer.
+# For the same number of tokens: the time of all decoder layers together, divided by the time of one encoder layer.
+# Computing the keys and values of the text for one decoder layer takes as long as one encoder layer.
 ENCODER_SHARE = 16
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.5, 20.0
 WARM_UP_TEXT = "The weather was fine."
@@ -90,9 +90,9 @@ class DiaRunner:
         unchanged. on_guard: called with each broken rule of the output guard. reference_noise: draw the same noise as
         torch.multinomial after torch.manual_seed. chunk: the number of positions that one call of `prefill` reads; None
         = the default of the device. capture: None = do not use CUDA graphs. kernels: the candidate kernels of the CUDA
-        graphs. burst: the number of steps that are launched together as CUDA graphs. notes: more values for /health.
-        adapter_slots, adapter_rank: the number of LoRA adapters that CUDA graphs can use at the same time, and their
-        largest rank; without `capture` they have no effect. adapter_bases: see ModelAdapters.
+        graphs. burst: the number of steps that are launched together as CUDA graphs. notes: additional values for
+        /health. adapter_slots, adapter_rank: the number of LoRA adapters that CUDA graphs can use at the same time, and
+        their largest rank; without `capture` they have no effect. adapter_bases: see ModelAdapters.
         """
         self.max_rows = max_rows
         self.model = model
@@ -113,7 +113,7 @@ class DiaRunner:
             self._cache = model.cache(max_rows, batched=True, scratch=1)
         self._delay_pattern = DelayPattern(model.config, max_rows, model.device)
         self._encoder_stream = side_stream(model.device, BACKGROUND)
-        # The codec decodes on its own stream, so that it does not wait for launched steps.
+        # The codec decodes on its own CUDA stream, so that it does not wait for launched steps.
         self._side_stream = side_stream(model.device, FRAMES)
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, DiaRow] = {}
@@ -122,12 +122,13 @@ class DiaRunner:
             target_of(model), rows_by_tensor=by_tensor, slots=adapter_slots, rank=adapter_rank
         )
         self.adapters.bases = adapter_bases
-        self._prepared: dict[int, str] = {}  # slot -> key of the adapter for which `prepare_adapter` was called last
+        # adapter slot -> key of the adapter for which `prepare_adapter` was last called
+        self._prepared: dict[int, str] = {}
         if self.adapters.captured:
             model.reserve_constants(adapter_slots + 1)
         self._graph: DiaCudaGraph | None = None
         self._in_flight: InFlightStep[DiaRow, list[Step]] | None = None
-        # Each finished step whose results `step` has not returned yet, with its burst.
+        # The finished steps whose results `step` has not returned yet. Each entry is a burst and one of its steps.
         self._finished: deque[tuple[InFlightStep[DiaRow, list[Step]], Step]] = deque()
         if capture is not None:
             if reference_noise:
@@ -147,7 +148,7 @@ class DiaRunner:
         self.setup = setup_facts(capture, self.max_rows, self._graph.steps.facts if self._graph else (), notes)
 
     def _warm_up(self, burst: int) -> None:
-        """Speak a short utterance and discard the audio. So the first request does not wait for initialisation.
+        """Speak a short utterance and discard its audio, so that the first request does not wait for initialisation.
 
         Runs enough steps that the codec decodes the first chunk. The first frame of this chunk is complete after
         `max(delays)` steps, and the results of a step arrive up to two bursts (steps launched together) later.
@@ -168,7 +169,7 @@ class DiaRunner:
         """The largest duration in seconds of a prompt and the speech after it."""
         return self.config.max_frames / self.codec.frame_hz
 
-    # ---- the Runner protocol
+    # ---- methods of the Runner protocol
 
     def admit(self, row: int, utterance: Utterance) -> None:
         """Assign the row to an utterance.
@@ -255,7 +256,7 @@ class DiaRunner:
         return StepResult(codes, ended, silent, rules=rules)
 
     def _end_and_zero(self, row: int) -> None:
-        """End the row's speech and zero its KV cache.
+        """End the row's speech and set its KV cache to zero.
 
         So NaN and infinite values do not reach the next utterance in this row.
         """
@@ -265,10 +266,11 @@ class DiaRunner:
         self._cache.text.zero_row(row)
 
     def _step_with_graph(self, rows: Sequence[int], graph: DiaCudaGraph) -> StepResult:
-        """Return the results of one finished step. If all results are returned, launch the next burst of steps.
+        """Return the results of one finished step.
 
-        The device always has one burst (steps launched together) in progress: this method launches burst b + 1 first,
-        and then waits for the results of burst b.
+        The device runs bursts: steps that are launched together. If the results of all finished steps were returned
+        already, this method launches burst b + 1 and then waits for the results of burst b. So the device always has
+        one burst in progress.
         """
         results = [RowResult(row, ended=True) for row in rows if self._rows[row].over]
         if not self._finished:
@@ -297,8 +299,8 @@ class DiaRunner:
         return to_result(results, self.config.channels)
 
     def _launch(self, rows: dict[int, DiaRow], graph: DiaCudaGraph) -> InFlightStep[DiaRow, list[Step]]:
-        # `position` does not include the steps of a burst whose results are not collected yet. So the largest position
-        # after this burst is `position` + 2 bursts.
+        # `position` does not count the steps of the last burst, because their results are not collected yet. So after
+        # this burst, the position of a row is at most `position` + 2 * burst.
         longest = min(max(state.position for state in rows.values()) + 2 * graph.burst + 1, self.config.max_positions)
         text_length = max(len(state.ids) for state in rows.values())
         fast_path = uses_fast_path([state.guided.params for state in rows.values()])
@@ -408,7 +410,7 @@ class DiaRunner:
     # ---- prefill
 
     def _read(self, row: int, state: DiaRow) -> Iterator[None]:
-        """Read the script and then the recordings of the voices. Yields after each chunk.
+        """Prefill the row: read the script and then the recordings of the voices. Yields after each chunk.
 
         Does not read the last position of the prompt, because the first step reads this position.
         """

@@ -25,9 +25,10 @@ Speaker = TypeVar("Speaker", bound=Hashable)
 
 MAX_SPEAKERS = 2
 BYTES_PER_S = 15.0  # bytes of English text that a calm speaker says in one second
-MAX_TEXT_CHARS = 200  # characters of one line: about 13 s of speech; Dia speaks too fast if a line takes more than 20 s
-MAX_PASSAGE_CHARS = 240  # characters of all lines of a dialogue in one utterance
-NATURAL_S = 20.0  # Dia's authors: speech is too fast if recordings and speech together take longer than this
+# largest number of characters in a line (about 13 s of speech); Dia speaks a line of more than 20 s too fast
+MAX_TEXT_CHARS = 200
+MAX_PASSAGE_CHARS = 240  # largest number of characters in all lines of a dialogue in one utterance together
+NATURAL_S = 20.0  # according to Dia's authors, speech is too fast if recordings and speech together take more seconds
 TEXT = TextPacking(
     max_chars=MAX_TEXT_CHARS,
     max_passage_chars=MAX_PASSAGE_CHARS,
@@ -60,9 +61,9 @@ _ASCII = str.maketrans(
 class Script(Generic[Speaker]):
     """The input text of one generation."""
 
-    text: str  # the transcripts, then spoken_text
+    text: str  # the whole script: the transcripts, and then `spoken_text`
     speakers: tuple[Speaker, ...]  # the speakers of [S1] and [S2]
-    spoken_text: str  # the part that Dia speaks
+    spoken_text: str  # the part of the script that Dia speaks
 
 
 def spoken_bytes(text: str) -> int:
@@ -80,9 +81,9 @@ def format_script(
 ) -> Script[Speaker]:
     """Format (speaker, text) lines as a script. The transcripts of the speakers come first.
 
-    The first speaker is [S1]. Speakers with a transcript come first, in the order in which they appear in `lines`. If
-    there is only one line, speaker tags in this line are used. If there are several lines, speaker tags in the lines
-    are removed. Raises TooManySpeakers.
+    The first speaker is [S1]. Speakers with a transcript come before the other speakers, in the order in which they
+    appear in `lines`. If there is only one line, its speaker tags are used. If there are several lines, their speaker
+    tags are removed. Raises TooManySpeakers.
     """
     if len(lines) == 1 and SPEAKER_TAG.search(lines[0][1]):
         return _format_tagged(lines[0], transcripts or {})
@@ -91,7 +92,7 @@ def format_script(
 
 
 def _format_tagged(line: tuple[Speaker, str], transcripts: Mapping[Speaker, str]) -> Script[Speaker]:
-    """Format a line that contains speaker tags. The first tag in the line means the speaker of the line.
+    """Format a line that contains speaker tags. The first tag in the line stands for the speaker of the line.
 
     Only the speaker of the line can have a transcript.
     """

@@ -1,8 +1,8 @@
-"""Reads and checks the LoRA adapters of single rows, and puts each adapter into a slot. For any model.
+"""Reads and checks the LoRA adapters of single rows of any model, and puts each adapter into a slot of the model.
 
-`prepare` reads and converts an adapter in any thread. `ModelAdapters.add` puts it into a free slot, and the engine's
-thread takes the slot in `acquire` and returns it in `release`. So the rows that speak never wait, and a removed adapter
-keeps its slot until the last row that uses it ends. An `AdapterTarget` describes the model.
+`prepare` reads and converts an adapter in any thread. `ModelAdapters.add` puts it into a free slot. The engine's thread
+calls `acquire` when a row begins to use the slot, and `release` when the row ends. So the rows that speak never wait,
+and a removed adapter keeps its slot until the last row that uses it ends. An `AdapterTarget` describes the model.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class AdaptedModel(Protocol):
     device: torch.device
     dtype: torch.dtype
     base: Checkpoint | None  # the checkpoint from which the weights were loaded
-    adapters: LowRankAdapters | None  # None = no adapter was ever added
+    adapters: LowRankAdapters | None  # None = rows can't use adapters
 
     def modules(self) -> Iterator[nn.Module]: ...
 
@@ -67,25 +67,27 @@ class AdapterTarget:
     # Name of a tensor of the checkpoint -> its places: the name of a linear layer, and the number of the weight matrix
     # in this layer. A tensor with several matrices has several places.
     weights: Mapping[str, Sequence[tuple[str, int]]]
-    shapes: Mapping[str, Shape]  # the shapes of the tensors
-    # The names of the codec's tensors, which can't change, begin with one of these texts.
+    shapes: Mapping[str, Shape]  # name of a tensor of the checkpoint -> its shape
+    # Adapters can't change the codec. The names of its tensors begin with one of these texts.
     frozen: tuple[str, ...] = ()
-    outputs: Mapping[str, int] = field(default_factory=dict)  # tensor -> how many of its first outputs the model uses
-    unusable: Mapping[str, str] = field(default_factory=dict)  # tensor that can't change -> its name and the reason
+    # name of a tensor -> the model uses only this number of its first outputs
+    outputs: Mapping[str, int] = field(default_factory=dict)
+    # name of a tensor that adapters can't change -> words for the tensor and the reason
+    unusable: Mapping[str, str] = field(default_factory=dict)
     rename: Callable[[str], str] = str  # see open_adapter
     matrices: Matrices = one_matrix
 
     def merge_remedy(self, folder: Path) -> str:
-        """Return the sentence that says how to serve an adapter that single rows can't use."""
+        """Return a sentence that says how to serve an adapter that can't be used for single rows."""
         return f"Serve it merged: {self.setting}={folder}."
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedAdapter:
-    """An adapter that is read and checked. parts: name of a place in the model -> A and B of each weight matrix."""
+    """An adapter that was read and checked. parts: name of a place in the model -> A and B of each weight matrix."""
 
     key: str  # identifies the adapter in utterances and cache keys: the digest of its files
-    rank: int  # the largest rank
+    rank: int  # the largest rank of the adapter's matrices
     base: str  # the base model that adapter_config.json names; "" = it names none
     parts: Mapping[str, Sequence[Part]] = field(repr=False)
 
@@ -105,8 +107,8 @@ class ModelAdapters:
         """Create the slots.
 
         target: the model that adapters change. rows_by_tensor: True = a CUDA graph computes the products. Then the
-        model has exactly `slots` slots, for adapters up to `rank`. Otherwise slots are created as needed, up to
-        MAX_SLOTS.
+        model has exactly `slots` slots, for adapters whose rank is at most `rank`. Otherwise slots are created when
+        they are needed, up to MAX_SLOTS.
         """
         model = target.model
         self._target, self._model = target, model
@@ -116,7 +118,8 @@ class ModelAdapters:
         self._rank = rank if rows_by_tensor else MAX_RANK
         self._captured = rows_by_tensor
         self.bases: frozenset[str] = frozenset()  # hub ids of the loaded weights in lower case; empty = not known
-        if model.adapters is not None:  # an earlier runner has set them, but its graph capture failed
+        # an earlier runner of this model has set `adapters`, and then its graph capture failed
+        if model.adapters is not None:
             model.adapters.unwrap()
             model.adapters = None
         if not rows_by_tensor or slots:
@@ -141,11 +144,12 @@ class ModelAdapters:
         return prepared
 
     def add(self, adapter: PreparedAdapter) -> int:
-        """Put an adapter into a free slot. Returns the bytes of its matrices. Raises WeightsUnavailable."""
+        """Put an adapter into a free slot. Returns the size of its matrices in bytes. Raises WeightsUnavailable."""
         low_rank = self._model.adapters
         with self._lock:
             found = self._slots.get(adapter.key)
-            if found is not None:  # another name has the same files, or rows still use the removed adapter
+            # an adapter of another name has the same files, or rows still use this adapter after its removal
+            if found is not None:
                 found.removed = False
                 return found.bytes
             used = {slot.number for slot in self._slots.values()}
@@ -157,7 +161,8 @@ class ModelAdapters:
                     if self._captured
                     else "Remove an adapter.",
                 )
-            found = _Slot(number, removed=True)  # no row can acquire the slot before its matrices are complete
+            # `removed` keeps rows away from the slot until its matrices are complete
+            found = _Slot(number, removed=True)
             self._slots[adapter.key] = found
         found.bytes = low_rank.set_slot(found.number, adapter.parts)
         if self._model.device.type == "cuda":
@@ -167,7 +172,7 @@ class ModelAdapters:
         return found.bytes
 
     def remove(self, key: str) -> None:
-        """Remove an adapter. Its memory is free when the last row that uses it ends."""
+        """Remove an adapter. Its memory becomes free when the last row that uses it ends."""
         with self._lock:
             slot = self._slots.get(key)
             if slot is not None:
@@ -175,7 +180,10 @@ class ModelAdapters:
                 self._clear(key, slot)
 
     def acquire(self, key: str) -> int:
-        """Return the slot of an adapter for a new row; 0 for the key "". Raises UnknownModel."""
+        """Count a new row that uses an adapter, and return the adapter's slot; 0 for the key "".
+
+        Raises UnknownModel if the adapter was removed.
+        """
         if not key:
             return 0
         with self._lock:
@@ -188,7 +196,7 @@ class ModelAdapters:
             return slot.number
 
     def release(self, key: str) -> None:
-        """Return the slot of a row that has ended."""
+        """Stop counting a row that used this adapter. After the last row of a removed adapter, free the slot."""
         if not key:
             return
         with self._lock:
@@ -204,7 +212,7 @@ class ModelAdapters:
 
 
 def prepare(folder: Path, target: AdapterTarget, *, rank: int = MAX_RANK) -> PreparedAdapter:
-    """Read the adapter in a folder for this model. rank: the largest rank. Raises WeightsUnavailable."""
+    """Read the adapter in a folder for this model. rank: the largest allowed rank. Raises WeightsUnavailable."""
     model, remedy = target.model, target.merge_remedy(folder)
     adapter = open_adapter(folder, target.rename)
     if adapter.tensors > MAX_TENSORS:
@@ -214,7 +222,7 @@ def prepare(folder: Path, target: AdapterTarget, *, rank: int = MAX_RANK) -> Pre
     found: dict[str, list[Part]] = {}
     largest = 0
     unknown: list[str] = []
-    # On a CPU, `LowRankAdapters` converts the matrices.
+    # On a CPU, the matrices stay in float32 here: `LowRankAdapters` converts them later.
     on = torch.float32 if model.device.type == "cpu" else model.dtype
     for name, a, b in adapter.low_rank(target.frozen, model.base, remedy):
         if name not in target.weights:
@@ -258,7 +266,7 @@ def prepare(folder: Path, target: AdapterTarget, *, rank: int = MAX_RANK) -> Pre
 
 
 def matrix_dtype(model: AdaptedModel) -> torch.dtype:
-    """Return the dtype of adapters on a CPU: bfloat16 for a quantized model, otherwise the dtype of the model."""
+    """Return the dtype of the adapters' matrices on a CPU: bfloat16 for a quantized model, else the model's dtype."""
     quantized = any(isinstance(part, QuantizedLinear) for part in model.modules())
     return torch.bfloat16 if quantized else model.dtype
 
@@ -293,7 +301,7 @@ def places_of_stack(
 def weights_of_stack(
     name: str, prefix: str, layers: int, in_layer: Mapping[str, tuple[str, int]]
 ) -> dict[str, list[tuple[str, int]]]:
-    """Return `AdapterTarget.weights` of a transformer.
+    """Return the entries of `AdapterTarget.weights` for one transformer.
 
     name: the transformer's name in the places. prefix: the beginning of its tensors' names. in_layer: part of a
     tensor's name -> (linear layer of a Block, number of the weight matrix in this layer).
@@ -308,9 +316,9 @@ def weights_of_stack(
 def bases_of(model: Located, engine: str) -> frozenset[str]:
     """Return the hub ids of the loaded weights in lower case, to compare them with the base of an adapter.
 
-    The published model and its copies have equal weights: if one of them is loaded, the result has the ids of all. The
-    result is empty if the weights have no hub id of their own: they are in a local folder, or an adapter is merged into
-    them. engine: the kind of the files, see `hub.files_for`.
+    The published model and its copies have equal weights. So if the published model or a copy is loaded, the result
+    contains the ids of all of them. The result is empty if the weights have no hub id of their own: they are in a local
+    folder, or an adapter is merged into them. engine: the kind of the files, see `hub.files_for`.
     """
     source = model.files[-1].source.partition("@")[0]
     published = hub.files_for(engine)
@@ -321,6 +329,6 @@ def bases_of(model: Located, engine: str) -> frozenset[str]:
 
 
 def reserved_bytes(places: Mapping[str, Place], dtype: torch.dtype, slots: int, rank: int) -> int:
-    """Return the bytes of the static tensors of adapters. slots: the number of adapters; 0 = no tensors."""
+    """Return the size of the static tensors of adapters in bytes. slots: the number of adapters; 0 = no tensors."""
     numbers = sum(place.numbers(rank) for place in places.values()) if slots else 0
     return (slots + 1) * numbers * dtype.itemsize

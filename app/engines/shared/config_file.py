@@ -16,7 +16,8 @@ Config = TypeVar("Config")
 def read_config_file(folder: Path, model: str, parse: Callable[[Mapping[str, Any]], Config]) -> Config:
     """Read `folder`/config.json and convert it with `parse`.
 
-    model: the name of the model in error messages. Raises WeightsUnavailable with the missing key or the unknown value.
+    model: the name of the model in error messages. Raises WeightsUnavailable, which names the missing key or the
+    unknown value.
     """
     path = folder / "config.json"
     try:

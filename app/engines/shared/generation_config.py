@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 FILE = "generation_config.json"
 NO_SAMPLING = Sampling()
-# Name of a sampling parameter -> the name in the file, the smallest value and the largest value.
+# Name of a sampling parameter -> its name in the file, its smallest value and its largest value.
 _KEYS: dict[str, tuple[str, float, float]] = {
     "temperature": ("temperature", 0.0, 2.0),
     "top_k": ("top_k", 0, 2048),
@@ -31,10 +31,11 @@ _KEYS: dict[str, tuple[str, float, float]] = {
 
 
 def own_sampling(located: Located, published: hub.ModelFiles, defaults: Sampling) -> Sampling:
-    """Return the sampling parameters of a model. Parameters that are as in `defaults` are None in the result.
+    """Return the sampling parameters that a model sets. A parameter that equals its value in `defaults` is None.
 
-    If an adapter and its base both have the file, the adapter's file is used. published: the published model. Its file
-    is not read, because its authors recommend the values of `defaults` and not the values in the file.
+    If an adapter is merged into the model and has the file, the adapter's file is used; otherwise the model's file.
+    published: the published model. Its file is not read, because its authors recommend the values of `defaults` and not
+    the values in the file.
     """
     folders: list[Path | None] = [located.adapter]
     if located.files[-1].source.partition("@")[0] != published.source:
@@ -85,7 +86,7 @@ def with_defaults(sampling: Sampling, defaults: Sampling) -> Sampling:
 
 
 def variant_of(adapter: Adapter | None, sampling: Sampling) -> str:
-    """Return a part of a fingerprint: the digest of the adapter, and the sampling parameters that the model sets."""
+    """Return what a fingerprint says about the adapter and about the sampling parameters that the model sets."""
     parts = [] if adapter is None else [f"adapter {adapter.digest}"]
     if sampling != NO_SAMPLING:
         parts.append(str(sampling))

@@ -1,6 +1,7 @@
 """Checks whether activations of a model overflow in float16. If activations overflow, loads the model in float32.
 
-float16 is the number format of GPUs before compute capability 8.0, which have no bfloat16. Its largest value is 65504.
+GPUs before compute capability 8.0 have no bfloat16, so the server uses float16 there. The largest value of float16 is
+65504.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def check_range(model: nn.Module, dtype: torch.dtype, run: Callable[[], Tensor],
 def load_in_range(load: Callable[[Settings, Setup], Runner], settings: Settings) -> Runner:
     """Call `load(settings, notes)`. If this raises HalfPrecisionOverflow, call `load` again with float32.
 
-    notes: values for /health.
+    notes: additional values for /health.
     """
     try:
         return load(settings, ())

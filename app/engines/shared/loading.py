@@ -92,8 +92,8 @@ def load_weights(
 ) -> None:
     """Fill the parameters of `model` from the load cache, or with `load(weights)` if the cache has no entry.
 
-    After `load`, stores the parameters in the cache. adapter: the adapter that is merged into `weights` already; the
-    key of the entry depends on the adapter's digest.
+    After `load`, stores the parameters in the cache. adapter: the adapter that is already merged into `weights`; its
+    digest is a part of the entry's key.
 
     cache: used only for a bfloat16 model with float32 weights. For other models, a read from the cache is not faster
     than a read of the weights.
@@ -133,7 +133,8 @@ def check_codec_size(found: tuple[int, int], needed: tuple[int, int], *, remedy:
 def codec_fingerprint(encoder: nn.Module, config: object, codebooks: int) -> str:
     """Return a fingerprint of the codes that this encoder computes.
 
-    If stored codes have another fingerprint, the server encodes the recording again.
+    The server stores the fingerprint together with the codes of a recording. If the fingerprint changes, the server
+    encodes the recording again.
     """
     return f"{digest_of((*encoder.parameters(), *encoder.buffers()), str(config))} {codebooks}"
 
@@ -186,8 +187,8 @@ def with_or_without_graphs(
 ) -> BuiltRunner:
     """Return the runner `build(capture, notes)`. notes: values for /health.
 
-    CUDA graphs on several devices and on AMD GPUs were never tested. If their capture fails there, returns a runner
-    without CUDA graphs. In all other cases, raises the error of the capture.
+    CUDA graphs on several devices and on AMD GPUs were never tested. So if the capture fails on several devices or on
+    an AMD GPU, returns a runner without CUDA graphs. In all other cases, raises the error of the capture.
     """
     if capture is None or (devices == 1 and torch.version.hip is None):
         return build(capture, notes)
@@ -204,7 +205,7 @@ def with_or_without_graphs(
 
 @contextlib.contextmanager
 def loading_on(devices: Sequence[torch.device], settings: Settings) -> Iterator[None]:
-    """Prepare this process for a model on these devices. Inside the context, the first device is the current device."""
+    """Set up this process for a model on these devices. Inside the context, the first device is the current device."""
     set_math_backends(tf32=settings.tf32)
     if any(device.type == "cpu" for device in devices):
         torch.set_num_threads(cpu_threads())
@@ -218,7 +219,7 @@ def dtype_name(settings: Settings, dtype: torch.dtype) -> str:
 
 
 def adapter_slots(settings: Settings, device: torch.device) -> int:
-    """Return the number of adapters for which CUDA graphs reserve memory; 0 = there are no CUDA graphs."""
+    """Return the number of adapters for which CUDA graphs reserve memory; 0 without CUDA graphs."""
     if not settings.cuda_graphs or device.type != "cuda":
         return 0
     return settings.adapter_slots or expected_count(settings)

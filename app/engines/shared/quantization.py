@@ -1,4 +1,4 @@
-"""How the linear layers of a model on a CPU are quantized: with the native kernels, or with PyTorch's int8 kernel."""
+"""Chooses how to quantize the linear layers of a model on a CPU: with native kernels or PyTorch's int8 kernel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BITS = {"int8": 8, "int4": 4}
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """Quantizes linear layers. name: a part of the fingerprint, because other kernels compute other codes."""
+    """Quantizes linear layers. name: a part of the fingerprint, because generated codes depend on the kernels."""
 
     name: str
     bits: int
@@ -45,7 +45,10 @@ class Quantization:
         return NativeLinear(self.library, linear, bits=self.bits, norm=norm, eps=eps)
 
     def quantize_output(self, linear: Linear) -> QuantizedLinear:
-        """Return `linear` with 8 bits. For layers that compute logits or join two stacks: their errors matter most."""
+        """Return `linear` with 8-bit weights, even if `bits` is 4.
+
+        Use this for layers that compute logits or join two stacks, because the errors of these layers matter most.
+        """
         return Int8Linear(linear) if self.library is None else NativeLinear(self.library, linear)
 
     def quantize_stack(self, stack: Stack, *, attention: bool) -> None:
@@ -65,11 +68,11 @@ def choose_quantization(
     *,
     native: bool = True,
 ) -> Quantization | None:
-    """Return how to quantize these stacks; None for "none". Compiles the native kernels if `folder` has none.
+    """Return how to quantize these stacks; None if `quantize` is "none". Compiles native kernels if `folder` has none.
 
     folder: where compiled kernels are stored; None = the cache folder of the user. native: whether the native kernels
-    may be used. Without native kernels, int8 uses PyTorch's kernel; if they may be used but do not work, this logs a
-    warning. Raises EngineUnavailable.
+    may be used. Without native kernels, int8 uses PyTorch's kernel. If the native kernels may be used but do not work,
+    logs a warning. Raises EngineUnavailable.
     """
     if quantize == "none":
         return None
@@ -97,7 +100,7 @@ def choose_quantization(
 
 
 def quantized_bytes(weight: Tensor, quantize: Quantize) -> int:
-    """Return the size of a weight (O, D) after quantization, as an upper limit.
+    """Return an upper limit of the size in bytes of a weight (O, D) after quantization.
 
     Native kernels store one float16 scale for each 32 weights. PyTorch's int8 kernel stores 20 bytes for each output.
     """
@@ -107,11 +110,11 @@ def quantized_bytes(weight: Tensor, quantize: Quantize) -> int:
 
 def _check(stacks: Iterable[StackConfig], *, native: bool) -> None:
     if not native:
-        raise NativeUnavailable("TTS_KERNELS=torch turns them off")
+        raise NativeUnavailable("TTS_KERNELS=torch turns the native kernels off")
     for stack in stacks:
         inputs = (stack.width, stack.ffn, stack.heads * stack.head_dim)
         if any(size % BLOCK_INPUTS for size in inputs) or stack.head_dim % VECTOR or stack.activation != "silu":
-            raise NativeUnavailable("they do not support the shape of this model")
+            raise NativeUnavailable("the native kernels do not support the shape of this model")
 
 
 def _user_folder() -> Path:

@@ -1,4 +1,4 @@
-"""Functions for the rows of any runner: the noise of a step, the decision about batching, the warm-up utterance."""
+"""Functions for the rows of any runner: noise, whether rows are computed one by one, and the warm-up utterance."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def reference_noise_of(seed: int, *, enabled: bool) -> ReferenceNoise | None:
 def must_step_one_by_one(device: torch.device, dtype: torch.dtype, *, quantized: bool) -> bool:
     """Return whether each row must be computed alone, so that its codes do not depend on other rows in the batch.
 
-    In float32 on a CPU, a product of eight rows and a product of one row give results that differ in the last bits.
-    Sometimes this difference changes a code. Users choose float32 for exact results. For 4 rows, batched products would
-    be only 1.5 times as fast as single products. With packed bfloat16 weights and int8 weights, the result of a row
-    does not depend on other rows.
+    In float32 on a CPU, the results of a row differ in the last bits between a product of eight rows and a product of
+    one row. Sometimes this difference changes a code. Users choose float32 for exact results, so the server accepts
+    that single products are slower: for 4 rows, batched products would be 1.5 times as fast. With packed bfloat16
+    weights and int8 weights, the result of a row does not depend on other rows.
     """
     return device.type == "cpu" and not quantized and dtype == torch.float32
 
 
 def begin_warm_up(runner: Runner, text: str, max_seconds: float) -> None:
-    """Admit an utterance into row 0 and prefill the row. The caller must step the row and release the row."""
+    """Admit an utterance into row 0 and prefill the row. The caller must then step the row and release it."""
     line = SpokenLine(text, 0, Voice("warm-up", "warm-up", "none"))
     runner.admit(0, Utterance((line,), Sampling(), 0, max_seconds))
     while not runner.prefill(0):

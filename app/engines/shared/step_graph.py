@@ -55,13 +55,14 @@ class StepGraph(Generic[Key]):
         self._buckets = GraphBuckets(rows, keys)
         self._device = device
         self._candidates: dict[str, Kernels] = {candidate.name: candidate for candidate in kernels}
-        # n -> the kernels of graphs with n or more rows, up to the next n.
+        # n -> the kernels of graphs with at least n rows. For more rows, the entry with the largest n counts.
         self.kernels: dict[int, Kernels] = {1: kernels[0]}
         # Number of rows -> name of the kernels -> seconds of a step.
         self.kernel_seconds: dict[int, dict[str, float]] = {}
         self.integers = torch.zeros(rows, integers, dtype=torch.int64, device=device)
         self.floats = torch.ones(rows, floats, device=device)
-        self.selected = torch.zeros(rows, dtype=torch.bool, device=device)  # rows that the current launch advances
+        # whether the current launch advances the row
+        self.selected = torch.zeros(rows, dtype=torch.bool, device=device)
 
     @property
     def rows(self) -> int:
@@ -84,8 +85,9 @@ class StepGraph(Generic[Key]):
 
         For each number of rows, the graphs use the kernels that are fastest for this number.
 
-        shortest: the key with which the kernels are timed, with each number of rows in TIMED_ROWS. key_for: returns the
-        key whose graph is launched for a given key. With it, several keys can share a graph if the kernels allow it.
+        shortest: the key with which the kernels are timed, with each number of rows in TIMED_ROWS. key_for: a function
+        that returns the key whose graph is launched for a given key. So several keys can share a graph if the kernels
+        allow it.
 
         If the graphs do not fit into memory, `rows` becomes smaller. Raises torch.OutOfMemoryError if the graphs for
         one row do not fit.
@@ -108,7 +110,7 @@ class StepGraph(Generic[Key]):
             except torch.OutOfMemoryError:
                 if timed == 1:
                     raise
-                break  # graphs with this number of rows use the kernels of the smaller number
+                break  # not enough memory for this number of rows, so its graphs use the kernels of the smaller number
             self.kernels[timed], self.kernel_seconds[timed] = best, seconds
         self._buckets.capture(
             capture,
@@ -122,7 +124,7 @@ class StepGraph(Generic[Key]):
 
     @property
     def facts(self) -> Setup:
-        """The values for /health about the kernels in use, and about the reasons why other kernels are not used."""
+        """The values for /health: which kernels are used, and why other kernels are not used."""
         chosen: dict[str, Kernels] = {kernels.name: kernels for kernels in self.kernels.values()}
         facts: list[tuple[str, str | int | float | bool | None]] = [("kernels", self._rows_by_kernels(list(chosen)))]
         for name, kernels in chosen.items():
@@ -143,7 +145,7 @@ class StepGraph(Generic[Key]):
         return tuple(facts)
 
     def _rows_by_kernels(self, names: Sequence[str]) -> str:
-        """Return the name of the kernels. If there are several kernels, return each name with its numbers of rows."""
+        """Return the name of the used kernels; for several kernels, each name with the numbers of rows that use it."""
         if len(names) == 1:
             return names[0]
         return "; ".join(
@@ -175,7 +177,7 @@ class StepGraph(Generic[Key]):
 class RowState(Protocol):
     """The state of one row on the host.
 
-    generation: a number that increases when the results of launched steps become invalid for this row.
+    generation: a number that increases when the results of steps that are already launched become invalid for this row.
     """
 
     generation: int
@@ -199,9 +201,9 @@ class InFlightStep(Generic[State, Result]):
     def current(self, rows: Mapping[int, State]) -> Iterator[tuple[int, int, State]]:
         """Yield the rows of this step whose results are valid: rows that were not released or stopped after the launch.
 
-        rows: the current states of all rows. Yields the number of the row at the launch, the number of the row now, and
-        the row's state. The first number is the index of the row in the results. The two numbers differ if the row was
-        moved after the launch.
+        rows: the current states of all rows. Yields for each row: its number at the launch, its number now, and its
+        state. Its number at the launch is its index in the results. The two numbers differ if the row was moved after
+        the launch.
         """
         now = {id(state): row for row, state in rows.items()}
         for row, state, generation in self.rows:
