@@ -34,7 +34,8 @@ FRAME_S = 0.01
 STATES = 3  # number of consecutive states of a phoneme
 SILENCE = "SIL"
 
-# Parameters of the feature extraction, from the file `feat.params` of the model.
+# Lengths for the feature extraction in samples: the hop, the window and the Fourier transform. They are from the file
+# `feat.params` of the model.
 _SHIFT, _WINDOW, _FFT = 160, 410, 512
 _PREEMPHASIS = np.float32(0.97)
 _LOW_HZ, _HIGH_HZ, _FILTERS = 130.0, 6_800.0, 25
@@ -117,8 +118,8 @@ def load_model(folder: Path) -> AcousticModel:
 
 
 def _read_definition(data: bytes) -> tuple[tuple[str, ...], Ints, NDArray[np.int64], Ints, Ints]:
-    """Read the file `mdef`. Returns the phonemes, the codebook of each senone, the sorted keys of the triphones, the
-    senones of each triphone, and the senones of each phoneme without context.
+    """Read the file `mdef`. Returns these items in this order: the phonemes, the codebook of each senone, the sorted
+    keys of the triphones, the senones of each triphone, and the senones of each phoneme without context.
     """
     if data[:4] != b"BMDF":
         raise ValueError("The file `mdef` of the acoustic model is not in the binary little-endian format.")
@@ -301,8 +302,8 @@ def features(cepstrum: Floats) -> list[Floats]:
 
 
 def log_likelihoods(model: AcousticModel, streams: Sequence[Floats], senones: Ints) -> Floats:
-    """Return the natural log-likelihoods (T, len(senones)) of senones at each frame. streams: the result of `features`.
-    senones: must not contain a senone twice.
+    """Return the natural log-likelihood of each of the `senones` at each frame: (T, len(senones)). streams: the result
+    of `features`. senones: indices of senones, each only once.
     """
     count = len(streams[0])
     gaussians = model.weights.shape[2]

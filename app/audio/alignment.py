@@ -73,7 +73,7 @@ _OTHER_ENTRY = 20.0
 _SILENCE_ENTRY = 2.0
 _MISSING = 40.0  # the cost of a word of the text that is not spoken
 _WORST_FRAME = 20.0  # the largest cost of one frame
-_LONGEST_STATE_S = 0.4  # the longest time in one of the three states of a phoneme
+_LONGEST_STATE_S = 0.4  # the longest time that speech stays in one of the three states of a phoneme
 _NEVER = np.float32(-1e9)
 
 
@@ -90,7 +90,7 @@ class AlignedWord:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """The places of the words of a text in a recording."""
+    """The result of an alignment: when each word of a text is spoken in a recording."""
 
     words: tuple[AlignedWord, ...]  # one for each word of the text, in order
     seconds: float  # length of the recording
@@ -132,9 +132,9 @@ def align(
 ) -> Alignment | None:
     """Align the words of an English text with samples (N,).
 
-    words: the words as they are spoken, for example numbers in words. A word without letters and digits takes no time.
-    ipa: more pronunciations of each word in IPA; may be empty. part: True = the recording may contain only a part of
-    the text. With part=True, missing words at the start and at the end of the text have no cost.
+    words: the words as they are spoken, for example numbers in words. A word without letters and digits gets no time:
+    its start equals its end. ipa: more pronunciations of each word in IPA; may be empty. part: True = the recording may
+    contain only a part of the text. With part=True, missing words at the start and at the end of the text have no cost.
 
     Returns None if there is no word to align, if the recording is shorter than 0.1 s or longer than MAX_SECONDS, or if
     the `words` extra is not installed.
@@ -190,8 +190,9 @@ class _Graph:
         senones: list[NDArray[np.int32]] = []
         phonemes: list[int] = []
         word_of: list[int] = []
-        entries: list[tuple[int, int]] = []  # (state, boundary from which the state is entered)
-        exits: list[list[int]] = [[] for _ in range(len(words) + 1)]  # for each boundary: the states before it
+        entries: list[tuple[int, int]] = []  # (a state, the boundary from which a path can enter this state)
+        # For each boundary: the last states of the pronunciations and silences that can end there.
+        exits: list[list[int]] = [[] for _ in range(len(words) + 1)]
         for at, variants in enumerate(words):
             before = ids[words[at - 1][0][-1]] if at else silence
             behind = ids[words[at + 1][0][0]] if at + 1 < len(words) else silence
@@ -217,7 +218,8 @@ class _Graph:
         self._boundaries = boundaries = len(words) + 1
         # The states from this index on are the states `other`, one for each boundary.
         self._inner = inner = STATES * len(phonemes)
-        self._nowhere = inner + boundaries  # a state that no path reaches; it fills the rows of `_exits`
+        # The index of a state that no path reaches. It fills the unused places in `_exits`.
+        self._nowhere = inner + boundaries
         self._word_of = np.concatenate((np.repeat(word_of, STATES), np.full(boundaries, -2))).astype(np.int32)
         entries += [(inner + boundary, boundary) for boundary in range(boundaries)]
         self._entry_state, self._entry_boundary = np.array(entries).T
@@ -337,8 +339,8 @@ class _Graph:
 
 
 def _is_stretched(path: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Return for each frame (T,) whether its state has lasted for more than _LONGEST_STATE_S. The cause is often noise:
-    for example, noise after a final S sounds like a longer S.
+    """Return for each frame (T,) whether the path has been in the same state for more than _LONGEST_STATE_S. Such a
+    frame is often noise: for example, noise after a final S sounds like a longer S.
     """
     starts = np.flatnonzero(np.diff(path, prepend=-1))
     lengths = np.diff(starts, append=len(path))
@@ -371,7 +373,7 @@ def _report(words: Sequence[str], spoken: Sequence[int], path: _Path, seconds: f
     return Alignment(tuple(aligned), seconds, tuple(other), path.cut_off, phonemes)
 
 
-# ---- in a helper process
+# ---- run `align` in a helper process
 
 
 class Aligner(HelperProcess):
@@ -437,7 +439,9 @@ class Aligner(HelperProcess):
         *,
         deadline_s: float,
     ) -> list[float] | None:
-        """Call `warping.warp` in the helper process. Returns None also if the call fails or takes over deadline_s."""
+        """Call `warping.warp` in the helper process. Returns None if `warp` does, if the call fails, or if it takes
+        longer than deadline_s seconds.
+        """
         order = {
             "rate_hz": rate_hz,
             "reference_rate_hz": reference_rate_hz,
@@ -451,14 +455,16 @@ class Aligner(HelperProcess):
         return tuple(self._pronounce(word)) if self._pronounce else ()
 
     def _call(self, order: dict[str, Any], sound: bytes, limit_s: float) -> Any:
-        """Send an order with its audio to the helper process, and return the answer; None if there is no answer."""
+        """Send one job, as JSON and audio, to the helper process, and return its answer; None if it gives no valid
+        answer within limit_s.
+        """
         until = time.monotonic() + limit_s
         if not self._lock.acquire(timeout=limit_s):
             log.warning("Speech is not aligned with its text: the alignment process was busy for %.1f s", limit_s)
             return None
         try:
             head = json.dumps(order).encode() + b"\n"
-            for _ in range(2):  # the helper process may have ended since the last call
+            for _ in range(2):  # try twice, because the helper process may have ended since the last call
                 if self._closed.is_set():
                     break
                 try:
@@ -501,7 +507,8 @@ def _serve(line: socket.socket) -> None:
     """Run the jobs that the server sends, until the server closes the connection."""
     with contextlib.suppress(OSError):
         os.nice(_NICE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl+C the server still finishes its answers
+    # Ignore Ctrl+C: the server still finishes its answers, and needs this process for them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with line, line.makefile("rb") as orders:
         while text := orders.readline():
             order = json.loads(text)

@@ -48,16 +48,18 @@ if TYPE_CHECKING:
 
 FORMATS = "WAV, MP3, Ogg, Opus, FLAC, M4A, MP4, WebM, AAC, AIFF, AMR or CAF"
 PLAIN_FORMATS = "wav,w64,mp3,ogg,flac,mov,matroska,aac,aiff,amr,asf,caf,ac3"
-# Only for decoding in the sandbox (app/audio/sandbox.py).
+# PLAIN_FORMATS and more containers. Only the sandbox (app/audio/sandbox.py) decodes the additional containers.
 MORE_FORMATS = f"{PLAIN_FORMATS},avi,mpegts,mpeg,flv,au,wv,eac3"
 MIN_SECONDS = 0.1
-PADDING_S = 0.1  # a file may exceed max_seconds by this time, because MP3 and AAC add 20 to 70 ms of padding
-MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000  # recordings have no other rates, and higher rates need larger filters
+PADDING_S = 0.1  # a file may exceed max_seconds by PADDING_S, because MP3 and AAC add 20 to 70 ms of padding
+# Recordings have rates in this range, and higher rates would need larger filters.
+MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 MAX_ALLOCATION_BYTES = 64 << 20  # the index of a one-hour M4A needs less than 4 MB, a cover picture less than 20 MB
 _DEFAULT_ALLOCATION_BYTES = 2**31 - 1  # FFmpeg's default limit
 FULL_SCALE = 0.998  # samples of at least this magnitude count as clipped
 _INAUDIBLE = 1e-4  # a track with a lower peak is silent; -80 dBFS
-_CANCELLED = 0.1  # channels cancel each other if their mean has less than this share of the loudest channel's power
+# Channels cancel each other if the power of their mean is less than _CANCELLED times the loudest channel's.
+_CANCELLED = 0.1
 _LOUDEST = 1e5  # larger samples are clipped; the limit allows float files that contain 16-bit numbers
 TIME_LIMIT_S = 10.0  # an hour of ordinary audio decodes in 1 to 7 s
 
@@ -131,7 +133,7 @@ def decode(
     try:
         reading = read()
         for track in () if reading.audible else reading.other_tracks:
-            with contextlib.suppress(av.FFmpegError, BadReference):  # this track can't be decoded
+            with contextlib.suppress(av.FFmpegError, BadReference):  # skip a track that can't be decoded
                 other = read(track)
                 if other.audible:
                     reading = other
@@ -163,7 +165,7 @@ def _lacks_index(data: bytes) -> bool:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
         if kind == b"moov":
             return at + size > len(data)
-        if size < 8:  # size 0: this part of the file ends at the end of the file
+        if size < 8:  # size 0 means that this part of the file continues to the end of the file, so no index follows
             return True
         at += size
     return True
@@ -269,7 +271,8 @@ class _Reading:
         self.track = order[0] if track is None else track
         self.other_tracks = tuple(index for index in order if index != self.track)
         stream = streams[self.track]
-        codec = getattr(stream.codec_context, "codec", None)  # the context is missing if FFmpeg has no decoder
+        # `codec_context` is None if FFmpeg has no decoder for this stream.
+        codec = getattr(stream.codec_context, "codec", None)
         if codec is None or codec.name not in _CODECS:
             name = codec.name if codec else "an unknown codec"
             raise BadReference(
@@ -290,7 +293,7 @@ class _Reading:
         samples = np.concatenate(self._parts)
         if self._peak > 1.0:
             samples *= np.float32(1.0 / self._peak)
-        samples = pcm.clip(samples)  # a resampler can exceed 1 at steep edges
+        samples = pcm.clip(samples)  # the output of a resampler can exceed 1 at steep edges
         samples = samples[: round(self._max_seconds * self._rate_hz)]
         truncated = self._decoded_s > self._max_seconds + PADDING_S
         rate_hz, channels = (self._frame_kind[0], self._channels) if self._frame_kind else (0, 0)
@@ -372,7 +375,7 @@ class _Mixer:
         self.channel_powers = np.zeros(0)  # sum of squared samples of each channel
         self.mono_power = 0.0
         self._packer = av.AudioResampler(format="flt")
-        # Numbers of samples: all, clipped at full scale, clipped at the peak.
+        # Three counts: all samples, samples clipped at full scale, and samples clipped at the peak.
         self._all = self._at_full_scale = self._at_peak = 0
         self._peak = 0.0
 
@@ -392,7 +395,7 @@ class _Mixer:
         return max(0 if exceeds else self._at_full_scale, self._at_peak) / max(1, self._all)
 
     def _count(self, samples: Samples) -> None:
-        """Add the clipped samples of one frame (N, channels) to the counts."""
+        """Count all samples and the clipped samples of one frame (N, channels)."""
         self._all += samples.size
         level = np.abs(samples)
         peak = float(level.max(initial=0.0))
@@ -440,5 +443,7 @@ def _within(samples: Samples, most: float) -> Samples:
 
 
 def _in_runs(clipped: NDArray[np.bool_]) -> int:
-    """Return how many samples of (N, channels) are True and lie between two True samples of the same channel."""
+    """Count the clipped samples between two clipped samples of the same channel. clipped (N, channels): whether each
+    sample is clipped.
+    """
     return int(np.count_nonzero(clipped[2:] & clipped[1:-1] & clipped[:-2]))

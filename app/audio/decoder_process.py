@@ -32,15 +32,16 @@ from app.audio.decode import decode
 from app.errors import BadReference
 
 HEADER_BYTES = 4_096  # size of the header of the output file: JSON, padded with spaces. The float32 samples follow
-STATUS = struct.Struct("!i")  # the status from os.waitpid
+STATUS = struct.Struct("!i")  # format in which the status from os.waitpid is sent over the socket
 _NOBODY = 65_534
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000  # values from linux/sched.h
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000  # the values of these two flags in linux/sched.h
 
 
 def main() -> None:
     """Serve jobs from a socket until the server closes the socket. sys.argv[1]: the descriptor of the socket."""
     jobs = socket.socket(fileno=int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl+C the server waits until uploads are decoded
+    # Ignore Ctrl+C: the server still waits until all received uploads are decoded.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _leave_the_network()
     _warm()
     _serve(jobs)
@@ -211,7 +212,7 @@ def _write(data: bytes) -> None:
         view = view[os.write(1, view) :]
 
 
-# ---- before the first job
+# ---- what the helper does before its first job
 
 
 def _leave_the_network() -> None:

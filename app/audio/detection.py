@@ -27,15 +27,15 @@ MAX_DETECT_S = 300.0  # detection uses only the first MAX_DETECT_S seconds of a 
 # Audio that is played faster or slower, so that its pitch changes too, is searched at these speeds. The network finds
 # the mark if the tried speed is at most 1 % wrong. docs/provenance.md has the measurements.
 SPEEDS = tuple(round(1 + sign * step / 100, 2) for step in (2, 4, 6, 8, 10) for sign in (1, -1))
-SPEEDS_S = 15.0  # the loudest part of this length is searched at other speeds; each speed takes 0.3 s
-# The lowest score that counts as marked at another speed. It is higher than `watermark.FOUND`, because ten searches
-# find a mark by chance more often than one search.
+SPEEDS_S = 15.0  # only the loudest SPEEDS_S seconds are searched at SPEEDS; each speed takes 0.3 s
+# The lowest score that counts as marked at one of the SPEEDS. It is higher than `watermark.FOUND`, because a search at
+# ten speeds finds a mark by chance more often than a search at one speed.
 FOUND_AT_SPEED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """The signs in one file that its speech is synthetic."""
+    """What one file says about its speech: whether a watermark, metadata or a manifest shows that it is synthetic."""
 
     # Whether the file has the watermark; None = not known, because the extra `watermark` is not installed.
     watermarked: bool | None
@@ -54,8 +54,8 @@ class WatermarkDetector:
     """
 
     def __init__(self, threads: ThreadLimit, contains_speech: Callable[[Samples, int], bool]) -> None:
-        """threads: limits the number of parallel detections. contains_speech: returns whether mono samples (N,) at a
-        rate in Hz contain speech.
+        """threads: limits how many detections run in parallel. contains_speech: a function that returns whether mono
+        samples (N,) at a rate in Hz contain speech.
         """
         self._threads = threads
         self._contains_speech = contains_speech
@@ -65,7 +65,7 @@ class WatermarkDetector:
         and its C2PA manifest.
 
         Raises BadReference if the file can't be decoded, and WatermarkMissing if the extra `watermark` is not
-        installed and nothing else says that the speech is synthetic.
+        installed and neither the metadata nor the manifest says that the speech is synthetic.
         """
         return await self._threads.run(self._detect, recording)
 

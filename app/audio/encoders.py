@@ -37,7 +37,8 @@ class Encoder(Protocol):
     """
 
     def encode(self, samples: Samples) -> bytes:
-        """Encode mono float32 samples (N,) and return the bytes that are ready, which may be none.
+        """Encode mono float32 samples (N,) and return the next bytes of the file. The codec may hold them back, so the
+        result may be empty.
 
         Samples outside [-1, 1] are clipped. Raises ValueError after `flush` or `close`.
         """
@@ -94,8 +95,8 @@ def encoded_bytes(audio_format: AudioFormat, rate_hz: int, samples: int, *, comm
 
 
 def with_length(audio_format: AudioFormat, rate_hz: int, samples: int, data: bytes) -> bytes:
-    """Return a complete encoded file with the number of its samples in the header, if it is a FLAC file. Other files do
-    not change.
+    """Write the number of samples into the header of a complete FLAC file, and return the file. A file of any other
+    format is returned unchanged.
     """
     recipe = AUDIO_FORMATS[audio_format].recipe
     if not isinstance(recipe, CodecRecipe) or recipe.container != "flac":
@@ -150,7 +151,7 @@ class _Sink:
     """The output file for FFmpeg. The file is not seekable, so FFmpeg never rewrites a header."""
 
     def __init__(self, flac_samples: int | None = None) -> None:
-        """flac_samples: the number of samples to write into the header of a FLAC file; None = keep the header."""
+        """flac_samples: how many samples the header of a FLAC file must state; None = do not change the header."""
         self._parts: list[bytes] = []
         self._flac_samples = flac_samples
 
@@ -208,7 +209,7 @@ class _CodecEncoder:
             self._codec.bit_rate = bit_rate
         self._container.start_encoding()
         self._frame_samples = self._codec.frame_size
-        # Samples that are not encoded yet: less than one frame between two calls.
+        # Samples that are not encoded yet. Between two calls, they are less than one frame.
         self._pending = np.zeros(recipe.lead_in_samples, dtype=np.float32)
         self._position_samples = 0
         self._started = False

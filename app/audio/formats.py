@@ -38,7 +38,7 @@ class CodecRecipe:
     codec_options: Mapping[str, str] = field(default_factory=dict)
     lead_in_samples: int = 0  # silence in front of the audio
     codec_rates_hz: tuple[int, ...] = ()  # sample rates of the codec; empty: any rate
-    # More options of the container, for a file with a comment.
+    # Options that the container needs only if the file has a comment.
     comment_options: Mapping[str, str] = field(default_factory=dict)
 
     def codec_rate_hz(self, rate_hz: int) -> int:
@@ -56,7 +56,7 @@ class Format:
     media_type: str
     recipe: PcmRecipe | CodecRecipe
     rates_hz: tuple[int, ...] = ()  # valid sample rates; empty: any from MIN_RATE_HZ to MAX_RATE_HZ
-    # The samples that decoders return before the first sample of the audio, at the rate of the codec.
+    # How many samples decoders return before the first sample of the audio, at the sample rate of the codec.
     delay_samples: int = 0
     # Whether every answer has a comment (app/audio/provenance.py), because the header has a place for it anyway. Other
     # formats have a comment only on request.
@@ -92,7 +92,8 @@ def wav_header(rate_hz: int, samples: int | None = None, comment: str = "") -> b
     start = struct.pack(
         "<4sI4s4sIHHIIHH",
         *(b"RIFF", riff_bytes, b"WAVE"),
-        *(b"fmt ", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16),  # tag 1 = PCM, 1 channel, bytes/s, bytes/frame, bits
+        # The values after `fmt `: size, tag (1 = PCM), channels, sample rate, bytes per second, bytes per sample, bits.
+        *(b"fmt ", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16),
     )
     return start + info + struct.pack("<4sI", b"data", data_bytes)
 

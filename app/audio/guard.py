@@ -39,19 +39,20 @@ if TYPE_CHECKING:
 Rule = Literal["frame_cap", "early_end", "repeat", "silence", "lead_in", "babble", "too_short", "retry"]
 
 SLOW_CHARS_PER_S, FAST_CHARS_PER_S = 8.0, 28.0  # the paces of 52 measured speakers are between these two
-BAND_SLOW, BAND_FAST = 0.65, 0.4  # a line may last 0.4 to 1 / 0.65 times its expected duration
+BAND_SLOW, BAND_FAST = 0.65, 0.4  # limits of the duration of a line: 0.4 and 1 / 0.65 times its expected duration
 REPEATED_S = 1.0
 LEAD_IN_S = 5.0
 LONG_SILENCE_S = 4.0  # the longest pause before the expected duration is over
 LATE_SILENCE_S = 2.0  # the longest pause after the expected duration
 OVER_SILENCE_S = 1.5  # the longest pause after the duration of a slow reading, and the longest digital silence
-SMOOTHING_S = 0.1  # levels are averaged over this time, because the level of room noise varies
-MIN_SPOKEN = 0.4  # with less sound than this share of the expected duration, the text cannot be complete
+SMOOTHING_S = 0.1  # levels are averaged over SMOOTHING_S, because the level of room noise varies
+MIN_SPOKEN = 0.4  # a line with less sound than MIN_SPOKEN times its expected duration cannot contain its complete text
 # The most sound in a line, without its pauses: BABBLE_FACTOR times the duration of a slow reading, plus BABBLE_SLACK_S.
 BABBLE_FACTOR, BABBLE_SLACK_S = 1.1, 2.5
-REPETITION_FROM = 0.6  # repetitions are searched after this share of the expected duration
+REPETITION_FROM = 0.6  # repetitions are searched only after REPETITION_FROM times the expected duration
 _BEGIN_DBFS = QUIET_DBFS + 5  # the first sound of a line has at least this level
-_BROKEN_SILENCE = 2  # a loud window cancels only this many silent windows, so that a click does not end a pause
+# A loud window shortens a pause by only _BROKEN_SILENCE windows, so that a click does not end a pause.
+_BROKEN_SILENCE = 2
 
 
 def speech_length(text: str) -> float:
@@ -96,7 +97,7 @@ class LineGuard:
         self._elapsed_s = 0.0  # duration of all frames, including frames that are not decoded yet
         self._begun_s: float | None = None  # time of the first sound; None = no sound yet
         self._sound_s = 0.0  # total duration of the windows with sound
-        self._silence_s = self._digital_s = 0.0  # duration of the current pause
+        self._silence_s = self._digital_s = 0.0  # durations of the current pause and of the digital silence in it
         self._repeated_s = 0.0
         self._last: NDArray[np.integer] | None = None
 
@@ -122,7 +123,8 @@ class LineGuard:
         levels = self._smoother.push(10 ** (levels / 10))
         self._levels.add(levels)
         threshold = self._levels.threshold_dbfs
-        if self._elapsed_s >= REPETITION_FROM * self._late_s:  # earlier comparisons would only cost time
+        # Do not search for repetitions before this time, because an earlier search would only cost time.
+        if self._elapsed_s >= REPETITION_FROM * self._late_s:
             self._repetition.add(samples[:whole], loud >= max(threshold, _BEGIN_DBFS + 5))
         for level in levels:
             self._elapsed_s += WINDOW_S
@@ -175,7 +177,7 @@ class Repetition:
     BANDS = 20
     SHORTEST_S, LONGEST_S, COMPARED_S = 0.4, 2.4, 1.6
     MAX_DB = 4.0
-    LEAST_SOUNDING = 0.15  # two parts are compared only if at least this share of their windows has sound
+    LEAST_SOUNDING = 0.15  # two parts are compared only if the share of windows with sound is at least LEAST_SOUNDING
 
     def __init__(self, rate_hz: int) -> None:
         size = round(WINDOW_S * rate_hz)

@@ -24,8 +24,8 @@ class HelperProcess:
     """
 
     def __init__(self, command: Sequence[str], *, end_s: float) -> None:
-        """command: the program and its arguments. The number of the socket is added as the last argument. end_s: if the
-        process has not ended this many seconds after its socket is closed, it is killed.
+        """command: the program and its arguments. The number of the socket's file descriptor is added as the last
+        argument. end_s: if the process still runs end_s seconds after its socket is closed, it is killed.
         """
         self._command = command
         self._end_s = end_s
@@ -39,7 +39,9 @@ class HelperProcess:
             self._end()
 
     def _running(self) -> socket.socket:
-        """Return the socket of the process. Starts the process if it does not run. Raises OSError."""
+        """Return the server's end of the socket pair. Starts the process if it does not run. Raises OSError if it can't
+        be started.
+        """
         if self._process is not None and self._process.poll() is None and self._socket is not None:
             return self._socket
         self._end()

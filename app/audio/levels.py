@@ -26,7 +26,8 @@ DIGITAL_DBFS = -75.0  # audio below this level is digital silence, because every
 _FLOOR_PERCENT, _SPEECH_PERCENT = 5, 90  # percentiles of the levels of a line: the noise floor and the loud speech
 # Silence is at most 6 dB above the noise floor and at least 14 dB below loud speech.
 _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB = 6.0, 14.0
-# In a line that is soft as a whole, audio is silent only if it is this far below the line's loud speech.
+# In a line that is soft as a whole, audio is silent only if it is at least _SOFT_SPEECH_DB below the line's loud
+# speech.
 _SOFT_SPEECH_DB = 20.0
 
 
@@ -62,7 +63,9 @@ def _floor_and_speech(levels: Levels) -> tuple[float, float]:
 
 
 def _between(low: float, high: float, share: float) -> float:
-    """Interpolate as np.percentile does, which takes several times as long for a short array."""
+    """Interpolate between two values with the formula of np.percentile. For a short array, np.percentile itself would
+    take several times as long.
+    """
     return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
 
 
@@ -96,7 +99,7 @@ class LevelTracker:
         self._threshold = QUIET_DBFS
         # The highest level of loud speech so far. A maximum is used, because the level must not fall in a long pause.
         self._speech_dbfs = -np.inf
-        self._judged = 0  # number of levels when `_threshold` was last computed
+        self._judged = 0  # how many levels were known when `_threshold` was last computed
 
     def add(self, levels: Levels) -> None:
         """Add the levels of the next windows (n,), at most MEMORY_S of them."""

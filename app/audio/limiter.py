@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _LOOK_AHEAD_S = 0.005
 _TAPS = 12
-_PEAK_ERROR_DB = 0.4  # the limiter measures true peaks of speech at most this much too low
+_PEAK_ERROR_DB = 0.4  # the measured true peaks of speech are too low by at most _PEAK_ERROR_DB
 _SURELY_BELOW = 0.5  # between two samples, the wave of speech is less than twice as large as at these samples
 
 
@@ -32,8 +32,9 @@ class Limiter:
         self._half = max(1, (round(_LOOK_AHEAD_S * rate_hz) - _TAPS // 2) // 2)
         kernel = 0.5 + 0.5 * np.cos(np.pi * np.arange(-self._half, self._half + 1) / (self._half + 1))
         self._kernel = (kernel / kernel.sum()).astype(np.float32)
-        self._reach = 2 * self._half + _TAPS // 2  # the gain of a sample depends on this many samples on each side
-        # Returned samples as context, then samples that were not returned yet.
+        self._reach = 2 * self._half + _TAPS // 2  # the gain of a sample depends on `_reach` samples on each side of it
+        # The last samples that were returned, which the gain needs as context, and then all samples that were not
+        # returned yet.
         self._held = np.zeros(self._reach, np.float32)
 
     def push(self, samples: Samples) -> Samples:
@@ -46,7 +47,7 @@ class Limiter:
         return self.push(np.zeros(self._reach, np.float32))
 
     def _limited(self, held: Samples, ready: int) -> Samples:
-        """Limit and return the `ready` samples of `held` that follow the first `_reach` samples."""
+        """Return the samples held[_reach : _reach + ready] with limited peaks. The samples around them are context."""
         middle = held[self._reach : self._reach + ready]
         peaks = np.abs(held)
         if not ready or peaks.max() < _SURELY_BELOW * self._ceiling:

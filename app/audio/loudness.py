@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from app.types import Samples
 
-SILENT_LUFS = -70.0  # the absolute gate of BS.1770: quieter blocks do not count
+SILENT_LUFS = -70.0  # the absolute gate of BS.1770: blocks below this loudness do not count
 _CHUNK_S = 0.5
 
 
@@ -91,7 +91,7 @@ class _Filter:
         self._position = 0  # in samples
 
     def push(self, samples: Samples) -> Iterator[AudioFrame]:
-        """Pass samples (N,) and yield the output frames that are ready."""
+        """Pass samples (N,) to the filter, and yield the frames that the filter returns so far."""
         step = round(_CHUNK_S * self._rate_hz)
         for start in range(0, len(samples), step):
             frame = av.AudioFrame.from_ndarray(

@@ -34,7 +34,7 @@ _UNVOICED_COST = 0.33  # a candidate with a larger YIN difference is treated as 
 _OCTAVE_COST = 0.015  # cost per octave below HIGHEST_HZ, so that the shorter of two equally good periods wins
 _JUMP_COST = 0.5  # cost per octave of pitch change from one frame to the next
 _SWITCH_COST = 0.2  # cost of a change between voiced and unvoiced
-_QUIET_DB = 35.0  # a frame whose level is this far below the level of loud frames is unvoiced
+_QUIET_DB = 35.0  # a frame is unvoiced if its level is at least _QUIET_DB below the level of loud frames
 _BLOCK_FRAMES = 2_000  # number of frames (20 s) that are computed together; the limit saves memory
 
 

@@ -61,7 +61,7 @@ class Provenance:
 
 
 def now_s() -> int:
-    """Return the time for `Provenance.created_s`."""
+    """Return the current Unix time in whole seconds, for `Provenance.created_s`."""
     return int(time.time())
 
 

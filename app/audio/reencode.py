@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from app.types import AudioFormat
 
 RAW_RATE_HZ = 24_000  # the sample rate of raw samples
-_BLOCK_BYTES = 2 * 10 * RAW_RATE_HZ  # a thread encodes this much at a time: 10 s of audio, which take 60 ms
+_BLOCK_BYTES = 2 * 10 * RAW_RATE_HZ  # a thread encodes 10 s of audio at a time, which takes 60 ms
 
 _PCM = 1  # the tag of a WAV file without compression
 _EXTENSIBLE = 0xFFFE  # the tag of a WAV file whose real tag stands at the offset 24
@@ -106,7 +106,7 @@ def read_wav(data: bytes) -> WavFile:
 
 
 def _rate_hz(body: memoryview) -> int:
-    """Return the sample rate that a chunk `fmt ` states. Raises BadReference for other audio than 16-bit mono PCM."""
+    """Return the sample rate that a chunk `fmt ` states. Raises BadReference if the audio is not 16-bit mono PCM."""
     if len(body) < 16:
         raise BadReference(_WRONG, param="file")
     tag, channels, rate_hz, _, _, bits = struct.unpack_from("<HHIIHH", body)

@@ -44,8 +44,8 @@ Source = Path | bytes | IO[bytes]  # an open file is read from its start and sta
 class Limits:
     """Limits of one child process."""
 
-    input_bytes: int = 64 << 20  # highest size of the file
-    memory_bytes: int = 1 << 30  # highest size of the address space
+    input_bytes: int = 64 << 20  # maximum size of the uploaded file
+    memory_bytes: int = 1 << 30  # maximum size of the child's address space
     cpu_s: int = 30
     wall_s: float = 40.0  # the child is killed after this time
 
@@ -127,7 +127,7 @@ class _Helper(HelperProcess):
         Raises TimeoutError if the child runs longer than wall_s; then the child is killed. Raises NotReady if the
         helper process can't be started.
         """
-        for _ in range(2):  # if the helper has died since the last job, the second try starts a new helper
+        for _ in range(2):  # try twice: if the helper has died since the last job, the second try starts a new helper
             try:
                 return self._send(job, files, wall_s)
             except TimeoutError:
@@ -187,7 +187,7 @@ def _opened(source: Source) -> IO[bytes]:
         return source.open("rb")
     if not isinstance(source, bytes):
         source.flush()
-        own = os.dup(source.fileno())  # `fileno` moves an upload that is still in memory to a file
+        own = os.dup(source.fileno())  # if the upload is still in memory, `fileno` writes it to a file
         os.lseek(own, 0, os.SEEK_SET)
         return os.fdopen(own, "rb")
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it

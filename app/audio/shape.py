@@ -44,7 +44,9 @@ class EdgeTrimmer:
     """
 
     BEGIN_DBFS = -38.0
-    SOFTEST_END_DBFS = -42.0  # louder audio at an end is kept, because the last sound of a word may be this soft
+    # At the end of an utterance, audio above this level is never cut as silence, because the last sound of a word may
+    # be this soft.
+    SOFTEST_END_DBFS = -42.0
     SOFT_LEAD_S, SOFT_VOICE_S = 0.15, 1.5
 
     def __init__(self, rate_hz: int, *, lead_s: float = 0.05, tail_s: float = 0.15) -> None:
@@ -93,7 +95,7 @@ class EdgeTrimmer:
         return out
 
     def _pass(self, windows: Samples) -> Samples:
-        """Process windows (n, size), and return the samples that are ready."""
+        """Process windows (n, size), and return the samples that can be returned now."""
         power = np.mean(np.square(windows, dtype=np.float64), axis=1) + 1e-12
         levels = 10 * np.log10(power)
         smooth = self._smoother.push(power)

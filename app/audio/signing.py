@@ -36,7 +36,7 @@ _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _READ_S = 10.0  # the longest time for reading a manifest
 # The library makes no request to the network, and uses no list of trusted issuers.
 SETTINGS = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": False}}
-_MARKER = b"c2pa"  # is in every file with a manifest
+_MARKER = b"c2pa"  # these bytes are in every file with a manifest
 _CHECK_SAMPLES = 2_400
 
 Found = dict[str, Any]
@@ -50,7 +50,7 @@ def missing() -> str | None:
 
 
 class _SignedFile(io.FileIO):
-    """A file that keeps the error of a write. The C2PA library only says that a write has failed."""
+    """A file that stores the error of a failed write in `error`, because the C2PA library does not report it."""
 
     error: OSError | None = None
 
@@ -83,8 +83,8 @@ class FileSigner:
     def sign(self, path: Path, audio_format: str, provenance: Provenance) -> None:
         """Sign a complete file. The signed copy replaces the file when the copy is complete. Blocks.
 
-        audio_format: a key of SIGNED_FORMATS. Raises NotStored if the disk is full, and SpeechError for all
-        other reasons.
+        audio_format: a key of SIGNED_FORMATS. Raises NotStored if the disk is full, and SpeechError if signing fails
+        for any other reason.
         """
         import c2pa  # noqa: PLC0415 - an extra
 
@@ -163,8 +163,8 @@ def _read_pair(cert: Path, key: Path) -> tuple[bytes, bytes, str]:
     now = datetime.now(UTC)
     if not leaf.not_valid_before_utc <= now <= leaf.not_valid_after_utc:
         raise ValueError(
-            f"TTS_C2PA_CERT: {cert} is valid from {leaf.not_valid_before_utc:%Y-%m-%d} to "
-            f"{leaf.not_valid_after_utc:%Y-%m-%d}."
+            f"TTS_C2PA_CERT: {cert} is not valid now. It is valid from {leaf.not_valid_before_utc:%Y-%m-%d} to "
+            f"{leaf.not_valid_after_utc:%Y-%m-%d}. Use a valid certificate."
         )
     pem = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _shown(store: dict[str, Any]) -> dict[str, Any]:
-    """Return the result for the content of a manifest store."""
+    """Return the result of `signing.read_manifest` for a manifest store."""
     manifest = store["manifests"][store["active_manifest"]]
     failures = store.get("validation_results", {}).get("activeManifest", {}).get("failure", [])
     problems = [f"{each.get('code')}: {each.get('explanation')}"[:_MAX_CHARS] for each in failures[:10]]

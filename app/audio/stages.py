@@ -18,8 +18,8 @@ class Stage(Protocol):
     """
 
     def push(self, samples: Samples) -> Samples:
-        """Process samples (N,) and return the output samples (M,) that are ready. The number M of output samples may be
-        0.
+        """Process samples (N,) and return the next output samples (M,). M may be 0, because a stage may hold samples
+        back.
         """
         ...
 

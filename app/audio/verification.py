@@ -45,8 +45,8 @@ MAX_MISSING, MAX_MISSING_SHARE = 1, 0.08
 MAX_NOT_WORDS_S = 1.15  # 97 % of human recordings: at most 0.8; recordings with three seconds of babble: at least 1.4
 MIN_SCORE = -3.0  # mean score of all words; human recordings: at least -2.4
 MAX_PHONEMES_PER_S = 26.0  # human recordings: at most 18.5
-MAX_LENGTH_RATIO = 2.0  # a take may be longer or shorter than expected by this factor
-_DOUBTFUL_SCORE = -6.0  # a word below this score is doubtful; 5 % of human recordings have such a word
+MAX_LENGTH_RATIO = 2.0  # a take may be at most MAX_LENGTH_RATIO times longer or shorter than expected
+_DOUBTFUL_SCORE = -6.0  # a word with a lower score is doubtful; 5 % of human recordings have a doubtful word
 
 # Common words of English, and of other languages in Latin letters. A word that is in English and also in another
 # language is in neither list.
@@ -66,10 +66,11 @@ _FOREIGN_WORDS = frozenset(
 _PUNCTUATION = string.punctuation + "“”„«»…–—¿¡"
 
 _FRAME_S = 0.01
-# The audio without words is summed in windows of this length, because babble is continuous and hesitations are short.
+# The audio without words is summed in windows of _WINDOW_S seconds, because babble is continuous and hesitations are
+# short.
 _WINDOW_S = 3.0
-_LOUD_DB = 22.0  # audio this far below loud speech is silence
-_ABOVE_FLOOR_DB = 10.0  # audio less than this above the noise floor is also silence
+_LOUD_DB = 22.0  # audio is silence if it is at least _LOUD_DB below loud speech
+_ABOVE_FLOOR_DB = 10.0  # audio is also silence if it is less than _ABOVE_FLOOR_DB above the noise floor
 _INAUDIBLE_DB = 30.0
 
 # Weights of the score that ranks takes. In 97 to 100 % of the tested pairs, the complete take had a better score than
@@ -156,7 +157,9 @@ def _frames(start_s: float, end_s: float) -> slice:
 
 
 def _most_in_window(apart: NDArray[np.bool_]) -> float:
-    """Return the largest number of seconds for which `apart` is True in one window of _WINDOW_S seconds."""
+    """Return the largest number of seconds without words in any window of _WINDOW_S seconds. apart (T,): the result of
+    `_not_words`.
+    """
     sums = np.concatenate(([0], np.cumsum(apart)))
     width = min(len(apart), round(_WINDOW_S / _FRAME_S))
     return float((sums[width:] - sums[: len(sums) - width]).max()) * _FRAME_S

@@ -25,23 +25,24 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 MAX_SECONDS = 300.0
-_LEAST_BAND = 150  # at least this many frames on each side of the straight path are searched
+_LEAST_BAND = 150  # on each side of the straight path, at least _LEAST_BAND frames are searched
 _BAND_SHARE = 0.15  # the frames to search on each side, as a share of the length of the reference
-_LONGEST_PAUSE = 8  # of a longer pause, only this many frames are kept
+_LONGEST_PAUSE = 8  # of a longer pause, only the first _LONGEST_PAUSE frames are kept
 # A higher cepstrum has a smaller weight, because higher cepstra differ more between voices than between phonemes.
 _LIFTER = np.tile(np.float32(0.75) ** np.arange(13, dtype=np.float32), 2)
-_SILENCE_DB = 25.0  # audio this far below loud speech is silence
+_SILENCE_DB = 25.0  # audio is silence if it is at least _SILENCE_DB below loud speech
 _STEPS = 4  # with each frame of the recording, the path advances 0 to 3 frames in the reference
 _STAY_COST = np.float32(0.3)
-_WINDOW_S = 410 / RATE_HZ  # a frame describes this many seconds of audio, counted from its start
+_WINDOW_S = 410 / RATE_HZ  # a frame describes the _WINDOW_S seconds of audio that begin at its start
 
 
 def warp(
     samples: Samples, rate_hz: int, reference: Samples, reference_rate_hz: int, times: Sequence[float]
 ) -> list[float] | None:
-    """Return where the moments `times` (seconds, not decreasing) of `reference` are in `samples`, in seconds.
+    """For each time in `times`, a position in `reference`, return the matching position in `samples`. All are in
+    seconds; `times` does not decrease.
 
-    Both recordings must contain the same words. Returns None if one of them is silent, shorter than 0.1 s or longer
+    Both recordings must contain the same words. Returns None if a recording is silent, shorter than 0.1 s or longer
     than MAX_SECONDS.
     """
     for audio, rate in ((samples, rate_hz), (reference, reference_rate_hz)):
@@ -53,7 +54,8 @@ def warp(
         return None
     last = _edges(spoken_loud)[1]
     heard, kept = _without_pauses(spoken_loud), _without_pauses(model_loud)
-    path = heard[_path(spoken[heard], model[kept])]  # for each kept frame of the reference: the frame of the recording
+    # For each kept frame of the reference: the matching frame of the recording.
+    path = heard[_path(spoken[heard], model[kept])]
     places = np.searchsorted(kept, np.asarray(times) / FRAME_S - 0.5)
     found = np.append(path, last)[np.minimum(places, len(path))] * FRAME_S
     limited = np.clip(np.maximum.accumulate(found), 0.0, len(samples) / rate_hz)
@@ -89,7 +91,9 @@ def _edges(loud: NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def _without_pauses(loud: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Return the indices of the frames between the edges. Of a long pause, only the first frames are included."""
+    """Return the indices of the frames from the first loud frame to the last one. Of a long pause, only the first
+    _LONGEST_PAUSE frames are included.
+    """
     first, last = _edges(loud)
     places = np.arange(first, last)
     before = np.maximum.accumulate(np.where(loud, np.arange(len(loud)), -1))[first:last]
@@ -110,7 +114,7 @@ def _path(spoken: Floats, model: Floats) -> NDArray[np.intp]:
     choices = np.zeros((count, int((highs - lows).max())), np.uint8)
     never = np.float32(1e9)
     best = np.full(width + _STEPS, never)  # best[j + _STEPS - 1] = the cost of the best path that ends at frame j
-    best[_STEPS - 2] = 0.0  # before the first frame
+    best[_STEPS - 2] = 0.0  # the path begins before the first frame of the reference, at no cost
     skipped = np.zeros(width + _STEPS, np.float32)
     for row in range(count):
         low, high = int(lows[row]), int(highs[row])

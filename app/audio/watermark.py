@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 Scope = Literal["off", "cloned", "model", "all"]
 
 VERSION = "perth-250000.1"  # change VERSION whenever the output for the same input changes
-DETECT_RATE_HZ = 32_000  # the sample rate that Perth was trained at
-FOUND = 0.5  # audio with this score or more counts as marked; docs/watermark.md has scores with and without the mark
+DETECT_RATE_HZ = 32_000  # the sample rate of the audio with which Perth was trained
+FOUND = 0.5  # audio with a score of at least FOUND counts as marked; docs/watermark.md has scores with and without mark
 
 _PACKAGE = "perth"
 _HOW_TO_INSTALL = (
@@ -52,7 +52,7 @@ _HOW_TO_INSTALL = (
 _WEIGHTS = Path("perth_net/pretrained/implicit/perth_net_250000.pth.tar")
 
 WINDOW_S, HOP_S = 0.064, 0.01  # 2048 and 320 samples at 32 kHz, as in training
-BANDS = 128  # number of bins that carry the mark: the lowest bins, 15.6 Hz each, up to 2 kHz
+BANDS = 128  # the mark is in the lowest BANDS bins of the spectrum; a bin is 15.6 Hz wide, so they end at 2 kHz
 REACH = 15  # frames of context that the network uses on each side: five convolutions over 7 frames
 BLOCK = 8  # number of frames that are marked together
 LOOKAHEAD = 3  # frames after a block that must arrive before the block is marked
@@ -88,7 +88,8 @@ class Watermark:
     def marks(self, voices: Iterable[Voice], *, trained: bool) -> bool:
         """Return whether an answer with these voices is marked. One cloned voice is enough.
 
-        trained: whether a trained model speaks. The voice of an adapter that speaks with a recording counts as cloned.
+        trained: whether a trained model speaks. If an adapter speaks with a recording as its voice, this voice counts
+        as cloned.
         """
         if self.scope == "off" or self.missing is not None:
             return False
@@ -253,8 +254,8 @@ class StreamMarker:
             self._pending = self._pending[len(levels) * self._grid.hop_samples :].copy()
 
     def _mark(self, count: int, after: int) -> Samples:
-        """Mark the next `count` frames and return the samples that are finished. after: the number of later frames that
-        have arrived.
+        """Mark the next `count` frames, and return the samples that no later frame can change. after: how many frames
+        after these have arrived.
         """
         # Use at most LOOKAHEAD frames, so that the output does not depend on how the input is divided.
         after = min(after, self._lookahead)
@@ -300,7 +301,7 @@ class StreamMarker:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """Windows and hops of the transform at one sample rate."""
+    """The window and the hop of the Fourier transform at one sample rate."""
 
     window_samples: int
     hop_samples: int

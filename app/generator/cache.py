@@ -4,7 +4,7 @@ not generate it again.
 One file holds the audio of one generation: 16-bit samples at the engine's sample rate, after loudness, speed, length
 limit and watermark. Every response format and sample rate is encoded from these samples, so the cache key has no
 format. After the samples, the file has a JSON trailer (sample rate, length, checksum, facts) and a footer of fixed
-length. The times of the words are found later, so they are in a second file.
+length. The times of the words are found and stored later than the audio, so they are in a second file.
 
 The file has a temporary name while the answer is generated, and gets its final name when the answer is complete. So a
 crash leaves no partial answer. This module does not depend on HTTP or audio.
@@ -36,13 +36,13 @@ SAMPLE_BYTES = 2
 _SUFFIX = ".pcm"
 _TIMES_SUFFIX = ".times"
 _MAGIC = b"TTSB"
-_TIMES_HEAD = struct.Struct("<4sII")  # magic, checksum of the samples, checksum of the rest of the file
+_TIMES_HEAD = struct.Struct("<4sII")  # magic, checksum of the samples, checksum of the bytes after this header
 _TIMES_MAGIC = b"TTSW"
 _MAX_TIMES_BYTES = 4 << 20
 _FOOTER = struct.Struct("<4sI")  # magic, length of the trailer
 _MAX_TRAILER_BYTES = 1 << 20
 _EARLIER_FILE = re.compile(r"[0-9a-f]{64}")  # names of encoded answers that earlier versions stored
-_ABANDONED_S = 3600  # a temporary file older than this was left by a crash
+_ABANDONED_S = 3600  # a temporary file that is older than _ABANDONED_S was left by a crash
 _BLOCK_BYTES = 256 << 10  # a file is checked in blocks of this size; the first block stays in memory
 # larger answers are not stored: the check of their checksum would delay the first byte by more than 0.4 s
 MAX_ENTRY_BYTES = 256 << 20
@@ -66,7 +66,9 @@ class CachedSound:
         return self._file is None or SAMPLE_BYTES * end <= len(self._start)
 
     def read(self, start: int, count: int) -> bytes:
-        """Return `count` samples from the sample `start` on; fewer at the end. May block the thread. Raises OSError."""
+        """Return `count` samples from the sample `start` on, or fewer if the audio ends before. May block the thread.
+        Raises OSError.
+        """
         begin, end = SAMPLE_BYTES * start, SAMPLE_BYTES * min(start + count, self.samples)
         if end <= len(self._start) or self._file is None:
             return self._start[begin:end]
@@ -77,7 +79,7 @@ class AnswerCache:
     """Stores audio up to `budget_bytes` and removes the least recently used answers. Use it from one event loop."""
 
     def __init__(self, folder: Path, budget_bytes: int) -> None:
-        """budget_bytes: 0 = store nothing."""
+        """budget_bytes: the maximum size of all stored answers; 0 = store nothing."""
         self._folder = folder
         self._budget_bytes = budget_bytes
         self._sizes: LRU[str, int] = LRU(budget_bytes, size=lambda size: size, on_evict=self._remove)
@@ -89,18 +91,21 @@ class AnswerCache:
 
     @property
     def size_bytes(self) -> int:
-        """The size of all stored answers."""
+        """The size of all stored answers, in bytes."""
         return self._sizes.total
 
     def __contains__(self, digest: str) -> bool:
-        """Return whether an answer with this cache key was stored or found, and was not evicted after that.
+        """Return whether the cache knows an answer with this cache key: it was stored or found before, and not evicted
+        since.
 
         Does not read the disk.
         """
         return digest in self._sizes
 
     def scan(self) -> None:
-        """Find the answers that earlier runs have stored. Remove old partial files and files of earlier versions."""
+        """Find the answers that earlier runs of the server have stored. Remove old partial files and files of earlier
+        versions.
+        """
         if not self._budget_bytes:
             return
         found: list[tuple[float, str, int]] = []
@@ -146,13 +151,13 @@ class AnswerCache:
         return sound
 
     async def find_times(self, digest: str, checksum: int) -> str | None:
-        """Return the text that `keep_times` has stored for samples with this checksum; None if it is not there."""
+        """Return the text that `keep_times` has stored for samples with this checksum; None if it has stored none."""
         if not self._budget_bytes:
             return None
         return await asyncio.to_thread(_read_times, self._times_path(digest), checksum)
 
     async def keep_times(self, digest: str, checksum: int, text: str) -> None:
-        """Store a text with the times of the words of a stored answer. checksum: of the answer's samples."""
+        """Store a text with the times of the words of a stored answer. checksum: the checksum of its samples."""
         if digest not in self._sizes:
             return
         size = await asyncio.to_thread(_write_times, self._times_path(digest), checksum, text)
@@ -162,7 +167,9 @@ class AnswerCache:
             self._sizes.put(digest, _size_or_0(self.path_of(digest)) + size)
 
     def begin(self, digest: str, rate_hz: int, *, keep: bool = True) -> Entry:
-        """Create the entry of a new answer. The caller writes the samples to it. keep: False = nothing is stored."""
+        """Create the entry of a new answer. The caller writes the samples to the entry. keep: False = `commit` stores
+        nothing.
+        """
         path = self.path_of(digest)
         temporary = _temporary(path)
         return Entry(self, digest, rate_hz, temporary, keep=keep and self._budget_bytes > 0)
@@ -192,8 +199,8 @@ class AnswerCache:
 class Entry:
     """An answer that is being written to the cache. `commit` stores the answer; `abandon` removes its temporary file.
 
-    What was written can be read until `close`, also after `commit` and `abandon`. Except for `read`, no method raises
-    an exception, because an answer that can't be stored must still be sent.
+    The written samples can be read until `close`, also after `commit` and `abandon`. Except for `read`, no method
+    raises an exception, because an answer that can't be stored must still be sent.
     """
 
     def __init__(self, cache: AnswerCache, digest: str, rate_hz: int, path: Path, *, keep: bool) -> None:
@@ -251,7 +258,7 @@ class Entry:
         self._keep = False
 
     def close(self) -> None:
-        """Abandon an answer that was not stored, and close its file."""
+        """If the answer was not stored, abandon it. Then close its file."""
         self.abandon()
         self._file = None
 
@@ -300,7 +307,7 @@ class _OpenFile:
 
 
 def _first_checksum(rate_hz: int) -> int:
-    """Return the checksum of an answer without samples. It includes the sample rate."""
+    """Return the checksum of an answer that has no samples yet. The checksum depends on the sample rate."""
     return zlib.crc32(b"%d" % rate_hz)
 
 
@@ -318,7 +325,7 @@ def _remove(path: Path) -> None:
 
 
 def _read_times(path: Path, checksum: int) -> str | None:
-    """Read and check a file with times; None if it is missing or damaged, or belongs to other samples."""
+    """Read and check a file with times; None if it is missing or damaged, or if its samples have another checksum."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_TIMES_BYTES)
@@ -366,8 +373,8 @@ def _read(path: Path, times_path: Path) -> tuple[CachedSound | None, int]:
     size = file.size
     sound = _checked(file, size)
     if sound is not None:
-        with contextlib.suppress(OSError):  # the folder may be read-only
-            os.utime(path)  # after a restart, `scan` takes this time as the time when the answer was last used
+        with contextlib.suppress(OSError):  # ignore the error if the folder is read-only
+            os.utime(path)  # after a restart, `scan` reads this time to know when the answer was last used
     return sound, size + _size_or_0(times_path)
 
 

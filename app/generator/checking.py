@@ -1,10 +1,11 @@
-"""Checks takes while an answer is generated, and keeps the results of the answer. A take is one generated version of an
-utterance.
+"""Checks takes while an answer is generated, and keeps the results of these checks. A take is one generated version of
+an utterance.
 
 `TTS_VERIFY` and the request fields `verify` and `best_of` decide which takes are checked:
 
-- `unheard`: takes of which nothing was sent yet. A bad take is generated once more with another seed.
-- `all`: also takes that were sent. A bad take that was sent is only reported, and the answer is not cached.
+- `unheard`: only takes of which no audio was sent yet. A bad take is generated once more with another seed.
+- `all`: all takes, also those whose audio was already sent. A bad take that was sent is only reported, and the answer
+  is not cached.
 
 The word aligner runs in a helper process (`audio/alignment.py`). A thread waits for it, so the event loop is never
 blocked.
@@ -43,7 +44,7 @@ Result = Literal["ok", "retried", "uncertain", "unchecked"]
 DEADLINE_S = 10.0  # time limit of one check, in addition to the length of the audio
 # Extra time for the thread, so that the deadline of the aligner is reached first and ends its process.
 THREAD_SLACK_S = 0.5
-LATE_CHECKS_S = 3.0  # when its audio has ended, an answer waits at most this long for checks of audio that was sent
+LATE_CHECKS_S = 3.0  # after the end of its audio, an answer waits at most LATE_CHECKS_S for the checks of sent audio
 SOUND_S = 3.0  # the longest duration of a non-verbal sound such as (laughs)
 UNCHECKED = Verdict("unchecked", "no_answer")
 
@@ -148,7 +149,7 @@ class AnswerChecks:
         self._begun += 1
 
     async def check(self, planned: PlannedUtterance, take: Take, wait_s: float | None = None) -> None:
-        """Check a take that has ended, and set its `verdict`.
+        """Check a complete take, and set its attribute `verdict`.
 
         wait_s: how long the caller can wait; None = until the check ends. If the check takes longer, it continues, and
         `finish` waits for it.
@@ -214,7 +215,8 @@ class AnswerChecks:
         """Wait for the checks of audio that was sent, and return the result of the whole answer."""
         if self.waiting:
             await asyncio.wait(self._tasks, timeout=LATE_CHECKS_S)
-            await self.close()  # so that no result comes later: the loop below counts these utterances as `unchecked`
+            # End the checks that still run, because the loop below counts their utterances as `unchecked`.
+            await self.close()
         # These utterances have no result, because the length limit has cut them or their check takes too long.
         for _ in range(self._begun - len(self._results)):
             self._results.append("unchecked")
@@ -229,7 +231,8 @@ class AnswerChecks:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-_NOT_JUDGED = ("not_installed", "no_answer")  # with these reasons, a take was not checked, but it can be checked later
+# A take with one of these reasons was not checked now, but can be checked later.
+_NOT_JUDGED = ("not_installed", "no_answer")
 
 
 def _result(take: Take, *, repeated: bool) -> Result:
@@ -259,9 +262,8 @@ def whole_takes(takes: Sequence[Take], text: str) -> list[Take]:
 def best_of_takes(takes: Sequence[Take], text: str) -> Take:
     """Return the take of an utterance to keep.
 
-    If a part of the last take was sent, the last take is kept. Otherwise, takes that broke a rule of the output guard
-    or are silent are left out, and the best of the other takes is kept. If there is no such take, the last take is
-    kept.
+    If a part of the last take was sent, the last take is kept. Otherwise, the best of the takes that `whole_takes`
+    returns is kept. If it returns no take, the last take is kept.
     """
     if takes[-1].sent:
         return takes[-1]

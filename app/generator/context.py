@@ -49,7 +49,7 @@ class ConversationContext:
         return tuple(turns)
 
     async def encode(self, job: SpeechJob) -> tuple[tuple[ContextTurn, ...], int]:
-        """Return the earlier turns of a job as codes, and the number of remembered turns among them.
+        """Return the earlier turns of a job as codes, and how many of them are remembered turns.
 
         The remembered turns come first, then the uploaded turns. Raises BadReference.
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from app.lru import LRU
 
 BUDGET_BYTES = 32 << 20
-MAX_ANSWER_BYTES = 2 << 20  # a longer answer is encoded while it is sent, and its length is remembered
+MAX_ANSWER_BYTES = 2 << 20  # of a longer answer, only the length is remembered, so it is encoded again for each request
 # The most bytes that are collected from all answers that are being encoded. Above this limit, an encoded answer is sent
 # but not collected for reuse.
 COLLECTED_BYTES = 16 << 20
@@ -19,7 +19,7 @@ EncodedKey = tuple[str, int, str, int]  # cache key, checksum of the samples, fo
 
 
 class EncodedAnswers:
-    """The most recently used encoded answers, and the sizes of more answers. Use it from one event loop."""
+    """The most recently used encoded answers, and the sizes of many more answers. Use it from one event loop."""
 
     def __init__(self) -> None:
         self._bodies: LRU[EncodedKey, bytes] = LRU(BUDGET_BYTES, size=len)
@@ -35,17 +35,19 @@ class EncodedAnswers:
         return self._sizes.get(key)
 
     def put(self, key: EncodedKey, size: int, body: bytes | None) -> None:
-        """Remember a complete answer. body: None = only its size."""
+        """Remember a complete answer. body: its bytes; None = remember only its size."""
         self._sizes.put(key, size)
         if body is not None:
             self._bodies.put(key, body)
 
     def collect(self, *, keep: bool) -> Collector:
-        """Return a collector for a new answer. keep: False = only its size is counted."""
+        """Return a collector for a new answer. keep: False = the collector only counts the bytes."""
         return Collector(self, keep=keep)
 
     def reserve(self, count: int) -> bool:
-        """Count bytes of an answer that is being collected. Returns False if their total exceeds COLLECTED_BYTES."""
+        """Add `count` to the number of bytes that all collectors hold. Returns False if this number exceeds
+        COLLECTED_BYTES.
+        """
         self._collected_bytes += count
         return self._collected_bytes <= COLLECTED_BYTES
 
@@ -73,7 +75,7 @@ class Collector:
         return None if self._parts is None else b"".join(self._parts)
 
     def close(self) -> None:
-        """Free the memory."""
+        """Free the collected bytes, and subtract them from the total of all collectors."""
         if self._parts is not None:
             self._answers.reserve(-sum(map(len, self._parts)))
             self._parts = None

@@ -74,9 +74,10 @@ class Generation:
 
     @contextlib.asynccontextmanager
     async def listen(self) -> AsyncIterator[AsyncGenerator[bytes]]:
-        """Add a listener. Gives the 16-bit samples of the speech, from the first one on.
+        """Add a listener for the time of the `async with` block. The value is a stream of the 16-bit samples of the
+        speech, from the first sample on.
 
-        Reading them can raise the errors of the generation.
+        Reading the stream can raise the errors of the generation.
         """
         listener = self.recording.join()
         self._listeners += 1
@@ -117,7 +118,7 @@ class Generation:
                 yield data
             elif recording.ended:
                 break
-        if self.usage is None:  # the audio ended early: an error occurred or all listeners left
+        if self.usage is None:  # the audio is incomplete: an error occurred or all listeners left
             await self.finished()
 
     async def _end(self) -> None:
@@ -141,12 +142,14 @@ class Generations:
         self._running: dict[str, Generation] = {}
 
     def find(self, key: str | None) -> Generation | None:
-        """Return a running generation that a further answer may join. key: None = never shared."""
+        """Return the running generation with this key that a further answer may join; None if there is none. key: None
+        = the answer never shares a generation.
+        """
         generation = None if key is None else self._running.get(key)
         return generation if generation is not None and generation.joinable else None
 
     def start(self, key: str | None, generation: Generation, work: Callable[[], Awaitable[None]]) -> None:
-        """Start a generation. Later answers with the same key find it. key: None = it is never shared."""
+        """Start a generation. `find` returns it to later answers with the same key. key: None = it is never shared."""
 
         def ended() -> None:
             if key is not None and self._running.get(key) is generation:

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from app.generator.resolving import RequestResolver
     from app.runtime.playback import Playback
 
-SENTENCE_WAIT_S = 0.25  # the last sentence of the text so far is spoken if no more text arrives in this time
-WORDS_WAIT_S = 1.0  # the same time for words that are not a whole sentence yet, if the listener has no audio left
-JOIN_LEFT_S = 1.0  # a short sentence waits for the next one while the listener has more audio left than this
+SENTENCE_WAIT_S = 0.25  # the last sentence of the text so far is spoken if no more text arrives in SENTENCE_WAIT_S
+# An incomplete sentence is spoken if no more text arrives in WORDS_WAIT_S and the listener has no audio left.
+WORDS_WAIT_S = 1.0
+JOIN_LEFT_S = 1.0  # a short sentence waits for the next one while the listener has more than JOIN_LEFT_S of audio left
 JOINED_CHARS = 300  # the longest piece that is joined from several sentences, in characters
 RECENT_CHARS = 1_000
 # Matches a sentence that has only words. The number of spoken words of a sentence with a digit, a tag or a character of
@@ -48,12 +49,13 @@ class TextParts:
         self._splitter = IncrementalSplitter()
         self._parts: list[str] = []
         self._length = 0
-        self._flushed = 0  # the end of the text that the caller has flushed
+        self._flushed = 0  # the length of the text at the last `flush`
         self._queued: deque[Piece] = deque()
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self.pieces: list[Piece] = []  # all pieces that `next` has returned
-        self.offsets: list[int] = []  # for each of these pieces: the index in the whole text at which its line begins
+        # For each piece in `pieces`: the index in the whole text at which the line of the piece begins.
+        self.offsets: list[int] = []
         self.ended = False
         self.playback: Playback | None = None  # the clock of the answer; None = the answer has not begun
 
@@ -96,7 +98,7 @@ class TextParts:
         self._start_timer()
 
     def flush(self) -> None:
-        """Complete the last piece now. Text that follows begins a new sentence."""
+        """Make a piece of all text that is in no piece yet. Text that follows begins a new sentence."""
         self._complete()
         self._flushed = self._length
 
@@ -119,7 +121,7 @@ class TextParts:
         self._changed.set()
 
     def close(self) -> None:
-        """Stop the timer. The rest of the text is not spoken."""
+        """Stop the timer, and drop the text that `next` has not returned yet."""
         self._stop_timer()
         self._queued.clear()
         self.ended = True
@@ -128,13 +130,14 @@ class TextParts:
     async def next(self) -> Piece | None:
         """Wait for the next piece and return it; None at the end of the text."""
         while not self.ready:
-            # A short piece that is alone waits for the next one, at most until the listener needs it.
+            # If a short piece is the only one that waits, it waits for another piece, at most until the listener needs
+            # audio.
             timeout_s = self._time_left_s() - JOIN_LEFT_S if self._queued else None
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self._changed.wait()
-        if not self._queued:  # the text has ended, or its rest was dropped during the wait
+        if not self._queued:  # the text has ended, or `end` or `close` has dropped the waiting piece
             return None
         piece = self._queued.popleft()
         while self.pieces and self._queued and self._joins(piece, self._queued[0]):
@@ -149,7 +152,7 @@ class TextParts:
         self._add(self._splitter.finish())
 
     def _waits_to_join(self) -> bool:
-        """Whether the next piece is so short that it waits for the one after it. The first piece never waits."""
+        """Whether the next piece is so short that it waits for the piece after it. The first piece never waits."""
         alone = bool(self.pieces) and len(self._queued) == 1 and not self.ended
         return alone and _is_short(self._queued[0]) and self._time_left_s() > JOIN_LEFT_S
 
@@ -173,7 +176,7 @@ class TextParts:
         return 0.0 if self.playback is None else self.playback.time_left_s(time.monotonic())
 
     def _start_timer(self) -> None:
-        """Start the timer that completes the rest of the text if no more text arrives."""
+        """Start the timer. If no more text arrives in time, it makes a piece of the text that is in no piece yet."""
         if self._splitter.pending:
             if self._splitter.ends_with_sentence:
                 self._timer = asyncio.get_running_loop().call_later(SENTENCE_WAIT_S, self._complete)
@@ -186,7 +189,9 @@ class TextParts:
             self._timer = None
 
     def _take_words(self) -> None:
-        """Complete a piece at the end of the last word if the listener has no audio left. Otherwise try again later."""
+        """If the listener has no audio left, make a piece that ends with the last whole word. Otherwise try again
+        later.
+        """
         left_s = self._time_left_s()
         if self._queued or left_s > 0:
             self._timer = asyncio.get_running_loop().call_later(max(left_s, SENTENCE_WAIT_S), self._take_words)
@@ -200,14 +205,16 @@ class LaterLines:
     def __init__(
         self, resolver: RequestResolver, prompts: Prompts, job: SpeechJob, line: Line, text: TextParts
     ) -> None:
-        """job: the answer. line: the first line of the job's request, with the voice as the caller has named it."""
+        """job: the answer that speaks the text. line: the first line of the job's request, with the voice as the caller
+        has named it.
+        """
         self._resolver = resolver
         self._prompts = prompts
         self._job = job
         self._line = line
         self._text = text
         self._tag = _last_tag(line.text)
-        self.texts = [*job.texts]  # one for each piece; the words of a piece have their positions in this text
+        self.texts = [*job.texts]  # the text of each piece; the positions of a piece's words refer to its text
 
     @property
     def ready(self) -> bool:
@@ -221,7 +228,7 @@ class LaterLines:
 
     @property
     def recent(self) -> str:
-        """The end of the text so far, from which its language is recognised."""
+        """The last part of the text so far. The language of the text is recognised from it."""
         return self._text.text[-RECENT_CHARS:]
 
     async def next(self) -> list[LineText] | None:
@@ -233,7 +240,7 @@ class LaterLines:
         if piece is None:
             return None
         turn = len(self._text.pieces) - 1
-        # A piece without a speaker tag has the speaker of the text before it.
+        # A piece that does not begin with a speaker tag has the speaker of the previous text.
         tag = "" if not self._tag or SPEAKER_TAG.match(piece.text) else f"{self._tag} "
         line = replace(self._line, text=tag + piece.text)
         self._text.offsets[turn] -= len(tag)

@@ -34,12 +34,13 @@ CHECK_FILES_S = 1.0  # seconds between two checks of a file; until then, a chang
 MAX_FILE_BYTES = 32 << 20
 _Signature = tuple[int, int, int]
 _Change = Callable[[tuple["LexiconEntry", ...]], Sequence["LexiconEntry"]]
-_Check = Callable[[LexiconFile], None]  # gets a dictionary before it is changed; raises an error to prevent the change
+# A function that is called with a dictionary before it is changed. It raises an error to prevent the change.
+_Check = Callable[[LexiconFile], None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A file as it was last read."""
+    """The content of a dictionary file when it was last read."""
 
     signature: _Signature | None  # None = the file does not exist
     checked_s: float
@@ -61,7 +62,7 @@ class LexiconStore:
         self._look(None)
 
     def path(self, voice: str | None = None) -> Path:
-        """Return the file of a voice's dictionary; None = the server's."""
+        """Return the path of the dictionary of a voice. voice: None = the dictionary of the server."""
         if voice is None:
             return self._folder / LEXICON_FILE
         folder = self._voices.folder_of(voice)
@@ -169,7 +170,7 @@ class LexiconStore:
         return _Loaded(signature, now_s, content, WordList(content.entries))
 
     def _log(self, path: Path, message: str) -> None:
-        """Log a problem once."""
+        """Log a problem of a file, but not the same problem twice in a row."""
         if self._logged.get(path) != message:
             self._logged[path] = message
             log.warning("%s", message)
@@ -190,13 +191,14 @@ class LexiconStore:
         """Replace a file atomically. Only its owner can read it. Raises NotStored."""
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            replace_file(path, data, temporary=path.with_name(f".{path.name}.new"))  # the lock allows one writer
+            # A fixed temporary name is enough, because the lock allows only one writer.
+            replace_file(path, data, temporary=path.with_name(f".{path.name}.new"))
         except OSError as error:
             raise _not_stored(error) from error
 
 
 def with_entry(entries: Sequence[LexiconEntry], entry: LexiconEntry) -> list[LexiconEntry]:
-    """Return the entries with one more entry, which replaces an entry with the same word."""
+    """Return the entries and one new entry. If an old entry has the same word, the new entry replaces it."""
     return [*(each for each in entries if key_of(each) != key_of(entry)), entry]
 
 

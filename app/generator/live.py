@@ -2,13 +2,13 @@
 
 A LiveSession has the voice, the model and the format. It opens contexts. A LiveContext is one answer: its text is added
 by `append`, `flush` and `end`, and its events are read from `events`. Several contexts of a session speak at the same
-time. A context whose events are not read pauses its own generation. This module knows no network protocol.
+time. A context whose events are not read pauses its own generation. This module does not depend on a network protocol.
 
-If the request has `timestamps`, the times of the words are found while the audio is sent. They say which words a
-listener has heard after some time, also if the speech was cancelled.
+If the request has `timestamps`, the times of the words are found while the audio is sent. The times show which words a
+listener has heard at a given moment, also if the speech was cancelled.
 
-If the whole text is known before the answer begins, the answer is the one that `SpeechGenerator.answer` gives to the
-same text, also from the cache.
+If the whole text is known before the answer begins, the answer comes from `SpeechGenerator.answer`, so it can also come
+from the cache.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHARS_PER_S = 15.0  # an estimate for a sentence whose end is not generated yet
-_WORD_MARGIN_S = 0.02  # a word that ends within this time of a moment is heard completely
+_WORD_MARGIN_S = 0.02  # a word counts as heard at a moment if it ends at most _WORD_MARGIN_S after the moment
 CANCEL_WORDS_S = 0.25  # how long `cancel` waits for the times of the last words
 
 
@@ -46,9 +46,9 @@ class SentenceStarted:
     """The audio of a sentence, or of several that are spoken together, begins with the next Audio event."""
 
     index: int  # from 0
-    start_char: int  # its characters in the text of the context
+    start_char: int  # start of the sentence in the text of the context
     end_char: int  # exclusive
-    start_s: float  # in the audio of the context
+    start_s: float  # start of the sentence in the audio of the context
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ class Audio:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The times of the words of sentences whose audio was sent. The characters count in the text of the context."""
+    """The times of the words of sentences whose audio was sent. The character positions refer to the text of the
+    context.
+    """
 
     sentences: tuple[TimedSentence, ...]
 
@@ -108,7 +110,7 @@ Event = SentenceStarted | Audio | Words | SentenceDone | Done | Cancelled | Fail
 
 @dataclass(slots=True)
 class SpokenText:
-    """Which part of a text a listener has heard after some time."""
+    """Computes which part of a text a listener has heard at a given moment."""
 
     sentences: list[SentenceStarted] = field(default_factory=list)
     audio_s: float = 0.0  # sent so far
@@ -127,10 +129,10 @@ class SpokenText:
             self.timed_chars = sentence.end_char
 
     def chars_at(self, seconds: float, text: str) -> int:
-        """Return how many characters of `text` are heard in the first `seconds` of the audio, up to a word end.
+        """Return how many characters of `text` are heard in the first `seconds` of the audio. Only whole words count.
 
-        Inside of a sentence without the times of its words, the number is an estimate: all its characters take the same
-        time.
+        If the audio ends inside a sentence whose words have no times, the number is an estimate: each character of the
+        sentence is assumed to take the same time.
         """
         if self.complete and seconds >= self.audio_s:
             return len(text)
@@ -142,7 +144,9 @@ class SpokenText:
         return self._estimated_chars_at(seconds, text, begun)
 
     def _timed_chars_at(self, seconds: float) -> int:
-        """Return the end of the last word with a time that is heard completely."""
+        """Of the words that have times, return the end (an index in the text) of the last word that is heard
+        completely.
+        """
         heard = bisect_right(self.word_ends_s, seconds + _WORD_MARGIN_S)
         if not self.complete:  # a word at the end of the audio that was sent may continue after it
             heard = min(heard, bisect_left(self.word_ends_s, self.audio_s - _WORD_MARGIN_S))
@@ -164,7 +168,7 @@ class SpokenText:
 
 
 def _word_end(text: str, start: int, end: int) -> int:
-    """Return the last end of a word in `text[start:end + 1]`; `start` if it has none."""
+    """Return the end of the last word that ends in `text[start:end + 1]`; `start` if no word ends there."""
     if end < len(text) and text[end : end + 1].isspace():
         return end
     words = text[start:end].rstrip()
@@ -177,12 +181,13 @@ def _word_end(text: str, start: int, end: int) -> int:
 class ContextSpec:
     """What a context speaks and how."""
 
-    # Its only line has the voice. A text in this line is the whole text; "" = the text arrives by `append`.
+    # The request has one line, which names the voice. If this line has a text, it is the whole text; "" = the text
+    # arrives by `append`.
     request: SpeechRequest
     extras: frozenset[str] = frozenset()  # see SpeechGenerator.answer
     random_seed: bool = False  # see SpeechGenerator.answer
     convert: Callable[[bytes], bytes] | None = None  # changes each block of audio
-    # Called with the text so far when the request is checked, before it is spoken.
+    # Called with the text so far, after the request is checked and before its audio begins.
     on_answer: Callable[[str], None] = lambda _: None
     words: bool = False  # send the times of words as events; `Done` waits for them. `request` must have `timestamps`
 
@@ -221,10 +226,10 @@ class LiveContext:
         self._whole = spec.request.lines[0].text
         self._parts = text
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._room = asyncio.Semaphore(1)  # the generation pauses while one of its events waits
+        self._room = asyncio.Semaphore(1)  # the generation pauses while one of its events waits to be read
         self._following: asyncio.Task[None] | None = None  # finds the times of the words
         self._over = False
-        self._spoken_pieces = 0  # the pieces of the text whose audio has begun
+        self._spoken_pieces = 0  # how many pieces of the text have begun in the audio
         self.spoken = SpokenText()
         self.task = asyncio.create_task(self._run(), name="live context")
 
@@ -262,7 +267,7 @@ class LiveContext:
             self._parts.end(drop_unflushed=drop_unflushed)
 
     async def cancel(self, *, words_s: float = CANCEL_WORDS_S) -> None:
-        """Stop the speech. The row of the engine is free when this returns, and the next event is Cancelled.
+        """Stop the speech. After this call, the row of the engine is free, and the next event is Cancelled.
 
         words_s: how long to wait for the times of the last words. Does nothing if the last event was sent already.
         """
@@ -280,7 +285,7 @@ class LiveContext:
         self._events.put_nowait(Cancelled(round(sent_s * 1000), chars, words, self.text[:chars], self.text[chars:]))
 
     async def words_found(self, timeout_s: float) -> None:
-        """Wait until the words of all audio that was sent have times, at most for `timeout_s`."""
+        """Wait until the words of all audio that was sent have times, but at most `timeout_s` seconds."""
         if self._following is not None and timeout_s > 0:
             await asyncio.wait({self._following}, timeout=timeout_s)
 
@@ -315,7 +320,7 @@ class LiveContext:
         try:
             last = await self._speak()
         except SpeechError as error:
-            if not isinstance(error, EmptyText):  # clients end contexts without text
+            if not isinstance(error, EmptyText):  # EmptyText is no failure: clients may end a context without text
                 self._metrics.failed(type(error).__name__)
                 log.info("live speech failed: %s", type(error).__name__)
             last = Failed(error)
@@ -330,7 +335,7 @@ class LiveContext:
         self._over = True
 
     async def _put(self, event: Event) -> None:
-        """Wait until the event before was read, and put an event into the queue."""
+        """Wait until the previous event was read, and then put an event into the queue."""
         await self._room.acquire()
         self._events.put_nowait(event)
 
@@ -365,7 +370,7 @@ class LiveContext:
                     await self._put(Audio(data if convert is None else convert(data), audio_s))
         finally:
             if answer.times is not None:
-                answer.times.close(Timeline())  # the stream has done this, unless it has not begun
+                answer.times.close(Timeline())  # needed if the stream has not begun; otherwise the stream has done it
         if announced:
             await self._put(SentenceDone(announced - 1))
         if self._spec.words and self._following is not None:
@@ -373,7 +378,7 @@ class LiveContext:
         return Done(answer.usage, audio_s)
 
     async def _follow(self, answer: Answer) -> None:
-        """Note the times of words as soon as they are found."""
+        """Store the times of words as soon as they are found, and send them as events if the caller wants them."""
         async for sentences in answer.later_timed(0):
             placed = tuple(map(self._placed, sentences))
             self.spoken.add(placed)
@@ -381,7 +386,7 @@ class LiveContext:
                 self._events.put_nowait(Words(placed))
 
     def _placed(self, sentence: TimedSentence) -> TimedSentence:
-        """Return a sentence whose characters count in the text of the context."""
+        """Return a sentence with character positions in the text of the context instead of in its piece."""
         if self._whole:
             return sentence
         offset, first = self._parts.offsets[sentence.turn], self._parts.pieces[sentence.turn].start_char
@@ -397,7 +402,9 @@ class LiveContext:
         return replace(sentence, text=self.text[start:end], start_char=start, end_char=end, turn=0, words=words)
 
     async def _begin(self) -> tuple[Answer, float]:
-        """Wait for text and begin the answer. Returns it, and the time at which its text was there."""
+        """Wait for text and begin the answer. Returns the answer, and the time in seconds at which its first text had
+        arrived.
+        """
         request = self._spec.request
         if self._whole:
             began_s = time.monotonic()

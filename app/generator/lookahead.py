@@ -18,8 +18,8 @@ MAX_AHEAD = 4  # the maximum number of utterances that are submitted in advance
 
 
 def rows_ahead(job: SpeechJob) -> int:
-    """Return how many utterances to submit in advance: 1, or up to the number of free rows if utterances may run in
-    parallel. Return 0 if each utterance continues the one before it.
+    """Return how many utterances to submit in advance: normally 1. If utterances may run in parallel, the result is up
+    to the number of free rows. If each utterance continues the previous one, the result is 0.
     """
     if job.goes_on:
         return 0
@@ -38,7 +38,7 @@ class SubmittedUtterance:
         self._first: asyncio.Task[AudioChunk | None] | None = None
 
     def start(self) -> None:
-        """Start the generation in advance."""
+        """Start the generation now, before the first chunk is read."""
         self._first = asyncio.create_task(self._next())
 
     async def _next(self) -> AudioChunk | None:

@@ -39,15 +39,16 @@ if TYPE_CHECKING:
 # Silence between the turns of a dialogue. Each turn also begins and ends with a little silence, so the listener hears a
 # gap of 0.3 to 0.45 s. The gap in conversations is about 0.2 s (Stivers et al., PNAS 2009). A longer gap sounds calmer.
 TURN_GAP_S = 0.25
-# The limit of `_natural_chars` is never lower than this, because a lower limit would split most sentences. Such pieces
-# would sound worse than fast speech.
+# The limit of `_natural_chars` is never lower than this, because a lower limit would split most sentences. Split
+# sentences would sound worse than fast speech.
 LEAST_NATURAL_CHARS = 80
 MAX_PAUSES_S = 600  # limit for all pauses of one answer: otherwise pause tags could produce hours of silence
-# If an answer is held back for a check, its utterances have at most this many characters (about 30 s of speech), unless
-# one sentence is longer. The recogniser accepts 120 s, but a bad take of 30 s can be repeated in less time.
+# If an answer is held back for a check, its utterances have at most HELD_PASSAGE_CHARS characters (about 30 s of
+# speech), unless one sentence is longer. The recogniser accepts 120 s, but a bad take of 30 s can be repeated in less
+# time.
 HELD_PASSAGE_CHARS = 450
-# If nothing in a text can be spoken, as in "---" or "(laughs)", the answer is this many seconds of silence instead of
-# an error. So a voice agent that sends such a text in the middle of its answer can continue.
+# If nothing in a text can be spoken, as in "---" or "(laughs)", the answer is SILENT_TEXT_S seconds of silence instead
+# of an error. So a voice agent that sends such a text in the middle of its answer can continue.
 SILENT_TEXT_S = 0.25
 LONG_TEXT_CHARS = 20_000  # a longer text is planned in windows
 # These limits are for an engine that speaks any number of sentences in one utterance. If a text has more characters
@@ -114,11 +115,14 @@ def parse_lines(texts: Sequence[SpannedText]) -> tuple[ParsedLine, ...]:
 
 
 def _pauses_s(text: SpannedText) -> float:
-    """Return the total length of the pauses in a long text; 0 if they are too few to exceed MAX_PAUSES_S."""
+    """Return the total length in seconds of the pauses in a long text. If there are too few to exceed MAX_PAUSES_S,
+    return 0.
+    """
     lowered = text.text.lower()
     if (lowered.count("pause") + lowered.count("break")) * MAX_PAUSE_S <= MAX_PAUSES_S:
         return 0.0
-    starts = range(0, len(lowered), LONG_TEXT_CHARS)  # in pieces, because a search of the whole text holds the GIL
+    # Parse pieces of the text, because one search of the whole text would hold the GIL for too long.
+    starts = range(0, len(lowered), LONG_TEXT_CHARS)
     parts = [part for start in starts for part in parse(text[start : start + LONG_TEXT_CHARS])]
     return sum(part.seconds for part in parts if isinstance(part, Pause))
 
@@ -137,7 +141,9 @@ class Planner:
         self._normalizer = normalizer
 
     async def utterances(self) -> AsyncGenerator[PlannedUtterance | Pause]:
-        """Yield the utterances and pauses in order. An utterance has as many lines as the engine accepts."""
+        """Yield the utterances and pauses in order. Each utterance gets as many lines as the engine accepts in one
+        utterance.
+        """
         job = self._job
         one_voice = job.request.conversation is not None  # only an utterance with one voice can be remembered
         utterance: PlannedUtterance | None = None
@@ -184,7 +190,9 @@ class Planner:
         return LONG_PASSAGE_CHARS if characters > ENDLESS_TEXT_CHARS else None
 
     async def _texts(self) -> AsyncGenerator[LineText | _PartEnd]:
-        """Yield the lines of the job, and then the lines of its later text. A _PartEnd follows each part of a text."""
+        """Yield the lines of the job, and then the lines of the text that arrives later. A _PartEnd follows each part
+        of a text that arrives in parts.
+        """
         job = self._job
         for number, parts in enumerate(job.parsed_lines):
             yield LineText(parts, job.voices[number], job.speakers[number], job.prompts[number], job.turns[number])
@@ -205,7 +213,7 @@ class Planner:
         adds_gaps = job.request.parallel or not (job.info.text.continues or job.info.text.max_passage_chars > 0)
         texts_left = sum(not isinstance(part, Pause) for parts in job.parsed_lines for part in parts)
         any_spoken = any_words = any_pause = False
-        marks: list[str] = []  # sentences without words
+        marks: list[str] = []  # the sentences without words before the first sentence with words
         number = -1
         async with contextlib.aclosing(self._texts()) as texts:
             async for text in texts:
@@ -332,7 +340,7 @@ class Planner:
 
 @dataclass(frozen=True, slots=True)
 class _Passage:
-    """The sentences of a text or of one window of it."""
+    """The sentences of a text, or of one window of a long text."""
 
     sentences: list[SpannedText]
     language: str | None  # BCP 47 tag of the language that was guessed from the words; None = not clear

@@ -64,13 +64,13 @@ SECOND_SENTENCE = (
     "We did not know when the rain would stop, so we stayed by the window, drank our tea and talked about the summer."
 )
 CANDIDATES = 6
-# A candidate with at most this distance from the profile is tested immediately. See `distance`.
+# A candidate is tested immediately if its `distance` from the profile is at most GOOD_DISTANCE.
 GOOD_DISTANCE = 0.5
 CHARS_PER_S = 15.0
 MIN_VOICED = 0.1  # smallest share of the speech that has a pitch; required only if the words are not checked
 MIN_FOUND = 0.3  # smallest share of the audible part of a recording that `SpeechFinder` finds
-# The largest difference between the second sentence and the recording. 95 % of pairs of recordings of one person differ
-# by less.
+# The largest difference between the second sentence and the recording. Two recordings of one person differ by less in
+# 95 % of all pairs.
 MAX_CHANGE_SEMITONES, MAX_CHANGE_DB, MAX_CHANGE_PACE = 6.0, 7.0, 1.8
 TAIL_S = 0.4  # silence at the end of a recording, so that engines do not repeat its last words
 RETRY_AFTER_PREEMPTION_S = 0.5  # wait before the next try after a preemption
@@ -161,7 +161,7 @@ class PresetVoiceMaker:
     async def wait_for(self, names: Collection[str]) -> None:
         """Wait until these voices have a recording or have failed, at most `wait_s`.
 
-        Returns immediately if none of them is a preset voice without a recording, or if the engine cannot clone.
+        Returns immediately if no preset voice among them lacks a recording, or if the engine cannot clone.
         """
         missing = [name for name in names if self._is_missing(name)]
         if not missing or self._task is None or self._task.done():
@@ -173,7 +173,9 @@ class PresetVoiceMaker:
                     await self._decided[name].wait()
 
     def is_creating(self, names: Collection[str]) -> bool:
-        """Return whether a recording of one of these voices is still to be created. These voices are created first."""
+        """Return whether the recording of one of these voices must still be created. Such recordings are created before
+        all others.
+        """
         if self._task is None or self._task.done():
             return False
         missing = [name for name in names if self._is_missing(name)]
@@ -199,13 +201,14 @@ class PresetVoiceMaker:
     # ---- background work
 
     def _is_missing(self, name: str) -> bool:
-        """Return whether this is a preset voice whose recording must still be created."""
+        """Return whether `name` is a preset voice whose recording must still be created."""
         return name in PROFILES and self._voices.recording_of(name) is None and name not in self._progress.failed
 
     async def _run(self) -> None:
         """Create all missing recordings, with the first model that can clone voices."""
         use = await self._manager.cloning_use()
-        if use is None or use.info.only_speaker is not None:  # a model with one speaker uses it for all voices
+        # A model that has only one speaker speaks all voices with this speaker.
+        if use is None or use.info.only_speaker is not None:
             self._progress.state = "not needed"
             return
         try:
@@ -222,7 +225,7 @@ class PresetVoiceMaker:
             while (name := self._next(examples)) is not None:
                 self._progress.state, self._progress.voice = "casting", name
                 if self._manager.is_closing(use.manager):
-                    use = None  # otherwise the model could not be unloaded
+                    use = None  # release the model, because it could not be unloaded otherwise
                     use = await self._manager.cloning_use()
                     if use is None:
                         return
@@ -269,7 +272,7 @@ class PresetVoiceMaker:
             log.warning("no recording could be created for the preset voice %s: %s", name, problem)
         except EngineStopped:
             raise
-        except SpeechError as error:  # for example a full disk
+        except SpeechError as error:  # the recording can't be stored, for example because the disk is full
             self._progress.failed[name] = error.message
             log.warning("no recording could be created for the preset voice %s: %s", name, error.message)
         self._decided[name].set()
@@ -285,8 +288,8 @@ async def choose_recording(
 ) -> Candidate:
     """Return the best recording for a preset voice: the example, or a take of the engine.
 
-    example: a recording of a person, which is used without a check; None = the engine must speak. take: another number
-    gives other seeds. checker: looks for the words of the takes. Raises RejectedRecording, EngineStopped.
+    example: a recording of a person, which is used without a check; None = the engine must speak. take: a number from
+    which the seeds are derived. checker: looks for the words of the takes. Raises RejectedRecording, EngineStopped.
     """
     if example is not None:
         return example
@@ -569,7 +572,7 @@ def describe(chosen: Candidate) -> str:
 
 
 def seed_of(name: str, take: int = 0, number: int = 0) -> int:
-    """Return a fixed seed (31 bits) for a voice. take, number: other values give other seeds."""
+    """Return a fixed seed (31 bits) for a voice. If `take` or `number` changes, the seed changes, too."""
     return int.from_bytes(hashlib.sha256(f"{name} {take} {number}".encode()).digest()[:4], "big") >> 1
 
 

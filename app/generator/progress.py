@@ -30,7 +30,9 @@ class Progress:
     sentences: int = 0  # number of sentences that have begun so far
 
     def follow(self, generation: Progress, until_s: float) -> None:
-        """Add the new utterances of `generation` that begin in the first `until_s` seconds of its audio."""
+        """Add the utterances of `generation` that begin in the first `until_s` seconds of its audio and are not in this
+        progress yet.
+        """
         first = len(self.utterances)
         for start, span in zip(generation.utterances[first:], generation.spans[first:], strict=True):
             if start.start_s >= until_s:

@@ -59,7 +59,7 @@ class Prompts:
         return prompt
 
     def _encoded(self, key: _Key, done: asyncio.Task[VoicePrompt]) -> None:
-        """Remove the ended task of a prompt, and log its error."""
+        """Remove the finished task of a prompt from `_encoding`. If the task has failed, log its error."""
         self._encoding.pop(key, None)
         # Log the error even if no request waits for the prompt any more.
         if not done.cancelled() and (error := done.exception()) is not None:

@@ -57,12 +57,13 @@ MODEL_ALIASES = (
 _FOREIGN_MODEL = re.compile(
     r"(?:tts-1(?:-hd)?|gpt-4o-mini-tts)(?:-[0-9-]+|-latest)?|kokoro(?:-.*)?|gpt-(?:4o-)?(?:mini-)?realtime(?:-[a-z0-9.-]+)?"
 )
-# Voices for the speakers of a text with speaker tags ([S1]) if the caller names no voice for them. Neighbours in this
-# list sound clearly different.
+# Voices for the speakers of a text with speaker tags ([S1]) if the caller names no voice for them. Two neighbours in
+# this list sound clearly different from each other.
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")
 
 FAILED_SEED_STEP = 1 << 31  # added to a derived seed for each failure; a derived seed is smaller than this
-# If a request has more dictionary entries or more characters than this, its pronunciations are looked up in a thread.
+# If a request has more dictionary entries or more characters than these two limits, its pronunciations are looked up in
+# a thread.
 SMALL_LEXICON, SMALL_TEXT = 100, 20_000
 AVOIDED_SEEDS = 10_000  # the number of failed seeds that are remembered
 
@@ -121,7 +122,7 @@ class RequestResolver:
             request, turns, texts = await asyncio.to_thread(self._split_by_speaker, request)
         else:
             request, turns, texts = self._split_by_speaker(request)
-        self._voices_of(request)  # an unknown voice is an error even while the engine starts
+        self._voices_of(request)  # check the voices first: an unknown voice is an error even while the engine starts
         use = await self._manager.use(model_id)
         info = use.info
         request, ignored = _supported(request, use, extras | ({"context"} if request.context else set()))
@@ -165,7 +166,8 @@ class RequestResolver:
         )
         held = request.verify is True or request.best_of > 1
         if held and info.text.continues and sum(len(line.text) for line in lines) >= HELD_PASSAGE_CHARS:
-            finish_key += ("passages",)  # the planner divides the text of such a request into other utterances
+            # The planner divides the text of a request that is held back into shorter utterances.
+            finish_key += ("passages",)
         # The seed does not depend on pronunciations, so a new pronunciation changes no other sentence.
         finish_key += lexicon_key
         keyed = request.with_short_texts()
@@ -198,7 +200,8 @@ class RequestResolver:
         manager = self._manager.of(find_model(request.model, self._manager, self._adapters))
         if self._voices.stale:
             await asyncio.to_thread(self._voices.refresh)
-        # Several voices such as nova+echo are the voices of a text with speaker tags.
+        # A voice with several names such as nova+echo is valid only for a text with speaker tags, so the text for this
+        # check gets a tag.
         text = "[S1] Text." if "+" in line.voice else "Text."
         request = self._with_standard_voices(replace(request, lines=(replace(line, text=text),)))
         request, _, _ = self._split_by_speaker(request)
@@ -234,8 +237,8 @@ class RequestResolver:
         ]
 
     def _derived_seed(self, request: SpeechRequest, samples_key: tuple[str, ...]) -> int:
-        """Return the seed that is derived from the content of the request. After each failure of speech with a derived
-        seed, return another seed.
+        """Return the seed that is derived from the content of the request. If speech with this seed has failed, return
+        another seed, a new one after each failure.
         """
         derived = request.content_seed(*samples_key)
         return derived + FAILED_SEED_STEP * (self._takes.get(derived) or 0)
@@ -321,7 +324,7 @@ class RequestResolver:
         self, request: SpeechRequest, voices: tuple[Voice, ...], use: ModelUse
     ) -> tuple[Voice, ...]:
         """Return the voices with their adapters. Raises the errors of `_with_adapters` and `check_speakable`, and
-        UnsupportedFormat for a sample rate that the format does not have.
+        UnsupportedParameter if the format does not support the sample rate.
         """
         voices = await self._with_adapters(request, voices, use)
         for voice in voices:
@@ -382,7 +385,8 @@ class RequestResolver:
     async def _lexicons_of(
         self, request: SpeechRequest, use: ModelUse, voices: Sequence[Voice], ignored: tuple[str, ...]
     ) -> tuple[dict[str, Lexicon], tuple[str, ...], tuple[str, ...]]:
-        """Return the pronunciations by voice id, their part of the cache key, and the names of the ignored fields.
+        """Return the pronunciations by voice id, the part of the cache key that depends on them, and the names of the
+        ignored fields.
 
         A voice is left out if its texts contain no word of its dictionaries. An entry can have a pronunciation only in
         IPA, which the engine may not accept. If such an entry is in a dictionary of the server, or if the fallback
@@ -465,8 +469,9 @@ def split_adapter(name: str, adapters: AdapterRegistry | None) -> tuple[str, str
 def find_model(name: str, manager: ModelManager, adapters: AdapterRegistry | None = None) -> str | None:
     """Return the id of the model with this name; None if the name is an alias for the running model.
 
-    If only one model is served here, the result can be the id of another model. In this case the served model speaks.
-    The name of an adapter may follow the name of the model that it changes, as in csm-1b:danish. Raises UnknownModel.
+    If only one model is served here, the result can be the id of a model that is not served. The served model then
+    speaks instead. The name of an adapter may follow the name of the model that it changes, as in csm-1b:danish. Raises
+    UnknownModel.
     """
     model, adapter = split_adapter(name, adapters)
     found = manager.find_model(model)
@@ -539,9 +544,10 @@ def check_extra(name: str, info: EngineInfo) -> None:
 
 
 def _provenance_of(request: SpeechRequest, use: ModelUse, voices: Sequence[Voice]) -> Provenance | None:
-    """Return what the header of the file says; None if it has no comment.
+    """Return the provenance to write into the header of the file; None if the header gets no comment.
 
-    The time is written only on request, so that other answers to equal requests have equal bytes.
+    The provenance contains the time only if the request has `provenance`. Without the time, answers to equal requests
+    have equal bytes.
     """
     if not request.provenance and not AUDIO_FORMATS[request.format].always_comment:
         return None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WINDOW_BYTES = 128 << 10  # the newest samples (about 3 s) that stay in memory, although the file also contains them
 MAX_BEHIND_BYTES = 4 << 20  # limit of samples (about 90 s) that are only in memory
-HELD_IN_MEMORY_BYTES = 4 << 20  # an answer that is held back and has more bytes is kept in a temporary file
+HELD_IN_MEMORY_BYTES = 4 << 20  # if an answer that is held back is longer, it is kept in a temporary file
 
 
 class Listener:
@@ -44,12 +44,13 @@ class Recording:
         self._held = (
             tempfile.SpooledTemporaryFile(HELD_IN_MEMORY_BYTES) if hold else None  # noqa: SIM115 - `close` closes it
         )
-        self._reading = threading.Lock()  # for reads of the temporary file, which has one position for all threads
+        # One read of the temporary file at a time, because all threads share the position in the file.
+        self._reading = threading.Lock()
         self._window: deque[bytes] = deque()  # the last samples
         self._window_start = 0  # in bytes
         self._end = 0  # in bytes
         self._listeners: set[Listener] = set()
-        self._changed = asyncio.Event()  # this event is set, and replaced by a new one, at each change
+        self._changed = asyncio.Event()  # at each change, this event is set, and then replaced by a new event
         self.ended = False
 
     @property
@@ -114,7 +115,7 @@ class Recording:
             await self._changed.wait()
 
     async def following(self, listener: Listener) -> None:
-        """Wait until there are samples after the position of the listener, or the samples have ended."""
+        """Wait until there are samples that the listener has not read, or until no more samples follow."""
         while not self.ended and (self._held is not None or listener.position >= self._end):
             await self._changed.wait()
 

@@ -84,17 +84,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Is called with the request, the id of the model, the characters of the texts and the seconds of audio of an answer.
+# Is called with the request, the id of the model, the number of characters of the texts, and the seconds of audio of an
+# answer.
 OnSent = Callable[["SpeechRequest", str, int, float], None]
 # How an answer used the cache: found in the cache; generated; shared with a running equal request; or cache not used.
 CacheResult = Literal["hit", "miss", "shared", "off"]
 
-# If the next text is late, this much silence follows the last sentence. The silence pushes the end of the sentence
-# through the filters and the encoder: the watermark and MP3 together delay up to 0.3 s of audio.
+# If the next text is late, WAITING_SILENCE_S seconds of silence follow the last sentence. The silence pushes the end of
+# the sentence through the filters and the encoder: the watermark and MP3 together delay up to 0.3 s of audio.
 WAITING_SILENCE_S = 0.35
-# If the engine has not kept its state, an utterance of a text that arrives in parts has this many turns as context.
+# If the engine has not kept its state, it gets the last KEPT_UTTERANCES utterances of a text that arrives in parts as
+# context for the next one.
 KEPT_UTTERANCES = 2
-# How often an utterance is generated if it is silent, breaks a rule of the output guard, or fails the check.
+# How often an utterance is generated at most, if it is silent, breaks a rule of the output guard, or fails the check.
 ATTEMPTS = 2
 RETRY_SEED_STEP = 1_000_003  # is added to the seed for each further take
 MAX_SEED = 2**63 - 1
@@ -103,7 +105,7 @@ CACHED_BLOCK_S = 1.0  # audio from the cache is encoded in blocks of this length
 # An answer from the cache whose size is unknown is encoded completely before it is sent, if it is not longer than this,
 # so that it has a Content-Length. This encoding takes up to 0.2 s of CPU. Later answers of this format know their size.
 MEASURED_S = 20.0
-MEASURED_ANSWERS = 8  # the number of answers that are encoded in this way at the same time
+MEASURED_ANSWERS = 8  # at most MEASURED_ANSWERS answers at the same time are encoded completely before they are sent
 LONG_TIMELINE_CHARS = 20_000  # a longer timeline is compressed in a thread
 _TOKEN_BYTES = 4  # UTF-8 bytes per text token: an estimate, because some engines have no tokenizer
 
@@ -119,7 +121,7 @@ class Answer:
     size_bytes: int | None  # None = not known before the stream ends
     stream: AsyncGenerator[bytes]
     usage: Usage | None = None  # set when the stream has ended
-    cache: CacheResult = "miss"  # how the cache was used; final when the first bytes are there
+    cache: CacheResult = "miss"  # how the cache was used; final when the stream has yielded its first bytes
     progress: Progress = field(default_factory=Progress)  # empty for a cached answer
     voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
     broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke so far
@@ -183,7 +185,7 @@ class SpeechGenerator:
         """Connect the services.
 
         watermark: decides which speech gets the watermark. uploads: limits the threads that decode uploads.
-        enhance: the default of the request field. memory: remembers conversations; None = no memory.
+        enhance: the default of the request field `enhance`. memory: remembers conversations; None = no memory.
         checker: checks the generated speech; None = no check. lexicons: the pronunciation dictionaries.
         word_timer: finds the times of words; None = a timer without an aligner. adapters: the LoRA adapters.
         on_sent: is called at the end of each answer that has audio, also if its client has disconnected.
@@ -211,8 +213,8 @@ class SpeechGenerator:
         self._word_timer = word_timer or WordTimer()
         self._order = EncodeOrder()
         self._generations = Generations()
-        self.encoding = 0  # answers that are being encoded; the engine may have finished them
-        self._foreground = 0  # answers that are being sent, without background work
+        self.encoding = 0  # number of answers that are being encoded; the engine may have finished them
+        self._foreground = 0  # number of answers that are being sent; background work is not counted
         self._foreground_ended_s = -math.inf
         self._encoded = EncodedAnswers()
         self._measured = asyncio.Semaphore(MEASURED_ANSWERS)
@@ -333,7 +335,8 @@ class SpeechGenerator:
     async def _signed(
         job: SpeechJob, answer: Answer, stream: AsyncGenerator[bytes], signer: FileSigner
     ) -> AsyncGenerator[bytes]:
-        """Read a whole answer into a file, sign the file, and yield its bytes. Sets `size_bytes` before the first ones.
+        """Read a whole answer into a file, sign the file, and yield its bytes. Sets `size_bytes` before the first
+        bytes.
 
         Raises NotStored, SpeechError.
         """
@@ -387,7 +390,7 @@ class SpeechGenerator:
     async def _load_times(self, job: SpeechJob, times: AnswerTimes, sound: CachedSound) -> bool:
         """Load the timeline of an answer from the cache, and the times of its words if they are known.
 
-        Returns False if the timeline is missing, damaged, or of another text.
+        Returns False if the timeline is missing, damaged, or belongs to another text.
         """
         if sound.facts.get("texts") != _digest_of(job.texts):
             return False
@@ -419,7 +422,7 @@ class SpeechGenerator:
         )
 
     def _set_result(self, answer: Answer, result: CacheResult) -> None:
-        """Set and count how the cache was used."""
+        """Store in the answer how the cache was used, and count it for the metrics."""
         answer.cache = result
         self._metrics.cache(result)
 
@@ -489,7 +492,9 @@ class SpeechGenerator:
                 times.close(timeline)
 
     async def _speak(self, job: SpeechJob, answer: Answer) -> AsyncGenerator[bytes]:
-        """Yield the bytes of an answer that was not in the cache. It waits for a place if it needs a new generation."""
+        """Yield the bytes of an answer that was not in the cache. If a new generation is needed, first wait until fewer
+        answers than the limit are being generated. Background work does not wait.
+        """
         key = f"{job.cache_key} {job.request.verify}" if job.request.use_cache and self._cache.enabled else None
         async with contextlib.AsyncExitStack() as place:
             if self._shared(job, key) is None and not job.background:
@@ -509,7 +514,8 @@ class SpeechGenerator:
     async def _speak_or_follow(self, job: SpeechJob, answer: Answer, key: str | None) -> AsyncGenerator[bytes]:
         """Yield the bytes of an answer: follow an equal generation, or start one.
 
-        key: of the generation; None = it is never shared. At the end, sets the answer's `usage` and `verified`.
+        key: the key of the generation; None = the generation is never shared. At the end, sets the answer's `usage` and
+        `verified`.
         """
         generation = self._shared(job, key)
         if generation is None and key is not None and job.cache_key in self._cache:
@@ -932,18 +938,19 @@ class SpeechGenerator:
 
 @dataclass(slots=True)
 class _Joint:
-    """The place between two utterances that go on one after another."""
+    """The place between two utterances, of which the second may continue the first without a gap."""
 
-    edges: Edges | None = None  # of the last utterance, whose end is not sent yet; None = nothing goes on
+    # The edges of the last utterance, whose end is not sent yet; None = no utterance is to be continued.
+    edges: Edges | None = None
 
     def end(self) -> Samples:
-        """Return the end of the last utterance, because no utterance goes on now."""
+        """Return the end of the last utterance, because the next utterance does not continue it."""
         edges, self.edges = self.edges, None
         return pcm.silence(0, 1) if edges is None else edges.flush()
 
 
 def _is_joined(spoken: PlannedUtterance, following: PlannedUtterance | Pause | None) -> bool:
-    """Whether the next part is an utterance of the same voices, so that the engine can go on with its state."""
+    """Whether the next part is an utterance of the same voices, so that the engine can continue from its state."""
     if not isinstance(following, PlannedUtterance):
         return False
     return {line.voice.id for line in following.lines} <= {line.voice.id for line in spoken.lines}
@@ -1001,15 +1008,15 @@ def _encoded_key(job: SpeechJob, checksum: int) -> EncodedKey:
 def _is_kept(job: SpeechJob) -> bool:
     """Return whether an encoded answer is kept in memory.
 
-    PCM and WAV are not kept: this would save only 0.4 ms of CPU per second of audio. A file with provenance contains
-    the time of its request, so it is used once.
+    PCM and WAV are not kept, because keeping them would save only 0.4 ms of CPU per second of audio. A file with
+    provenance contains the time of its request, so it can't be used for a second request.
     """
     request = job.request
     return not request.provenance and encoded_bytes(request.format, request.sample_rate_hz, 0) is None
 
 
 async def _blocks(data: bytes) -> AsyncGenerator[bytes]:
-    """Yield `data` in blocks."""
+    """Yield `data` in blocks of SENT_BLOCK_BYTES."""
     for start in range(0, len(data), SENT_BLOCK_BYTES):
         yield data[start : start + SENT_BLOCK_BYTES]
 

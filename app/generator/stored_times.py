@@ -48,7 +48,8 @@ def pack(utterances: Sequence[str]) -> str:
 def unpack(text: str) -> list[Found | None]:
     """Return the times of each utterance from the result of `pack`; None for an utterance without times.
 
-    The list is empty if the text has another version. Raises ValueError if the text is not a result of `pack`.
+    The list is empty if another version of this module wrote the text. Raises ValueError if the text is not a result of
+    `pack`.
     """
     try:
         content = json.loads(text)

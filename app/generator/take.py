@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from app.types import AnswerPart, AudioChunk, Codes, Samples, WordMark
 
 SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s at the edges of each utterance
-RELEASE_S = 2.0  # held audio is sent, even if it is not checked, when the listener has less audio left than this
+# Held audio is sent, even if it is not checked, when the listener has less than RELEASE_S of audio left.
+RELEASE_S = 2.0
 
 
 class Edges:
@@ -40,7 +41,7 @@ class Edges:
         self._stages = chain(self.trimmer, Fader(rate_hz))
 
     def push(self, samples: Samples) -> Samples:
-        """Process samples (N,) and return the samples that are ready."""
+        """Process samples (N,) and return the trimmed samples that can be returned now."""
         return self._stages.push(samples)
 
     def flush(self) -> Samples:
@@ -78,7 +79,8 @@ class Take:
         self._sounds_before = self.edges.trimmer.sounds
         self._joined = edges is not None
         self._part: AnswerPart | None = None
-        self._samples_before = 0  # how many samples of the take are the end of the previous utterance and the gap
+        # How many samples at the start of the take are the end of the previous utterance and the gap.
+        self._samples_before = 0
         self._held: list[Samples] = []
         self._codes: list[Codes] = []
         self._rules: list[str] = []
@@ -146,7 +148,7 @@ class Take:
     def end(self) -> None:
         """End the take after its last chunk: add the faded end to the held audio, and stop holding audio back.
 
-        If the next utterance goes on after this one, `edges` keeps the end.
+        If the next utterance continues this one without a gap, `edges` keeps the end instead.
         """
         if not self._job.goes_on:
             self._hold_back(self.edges.flush())
@@ -158,7 +160,7 @@ class Take:
         self._size += len(samples)
         if self._audio is not None:
             self._audio.append(samples)
-        if self._size > MAX_SECONDS * self._job.info.rate_hz:  # too long to be checked
+        if self._size > MAX_SECONDS * self._job.info.rate_hz:  # do not keep a take that is too long to be checked
             self._audio = None
 
     @property

@@ -53,7 +53,7 @@ class TimelineUtterance:
     start: int
     end: int | None  # None = the utterance was cut off at the end of the answer
     lines: tuple[TimelineLine, ...]
-    marks: tuple[WordMark, ...]  # the places of words as the engine reported them, counted from `start`
+    marks: tuple[WordMark, ...]  # the places of words as the engine reported them, in samples after `start`
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class Timeline:
 
     @property
     def size(self) -> int:
-        """The number of characters of the JSON texts."""
+        """The number of characters of all utterances as JSON texts."""
         return sum(map(len, self._packed))
 
     def to_text(self) -> str | None:
@@ -96,7 +96,9 @@ class Timeline:
 
 
 def _packed(lines: Sequence[SpokenLine], start: int, end: int | None, marks: Sequence[WordMark]) -> str:
-    """Write an utterance as JSON. Positions are differences to the expected positions, so most numbers are small."""
+    """Write an utterance as JSON. Each position is written as its difference from the expected position, so most
+    numbers are small.
+    """
     rows = []
     for line in lines:
         spans: list[int] = []

@@ -71,7 +71,8 @@ class _Texts:
         start, end = starts[part], ends[part]
         if end - start < _LONG_WORD_CHARS:
             return count_letters(self.texts[turn][start:end])
-        if (turn, part) not in self._letters:  # counted once, because many utterances can speak parts of one long word
+        # Count the letters only once, because many utterances can speak parts of one long word.
+        if (turn, part) not in self._letters:
             self._letters[turn, part] = count_letters(self.texts[turn][start:end])
         return self._letters[turn, part]
 
@@ -166,7 +167,7 @@ class AnswerTimes:
         self._language = language
         self._delay_s = delay_s
         self._sound = bytearray()  # the samples that were sent and belong to no queued utterance yet
-        self._sound_start = 0  # the position of the first of them in the answer, in samples
+        self._sound_start = 0  # the position of the first sample of `_sound` in the answer, in samples
         self._samples = 0
         self._taken = 0  # how many utterances of the timeline were queued
         self._queue: deque[tuple[TimelineUtterance, bytes]] = deque()
@@ -191,7 +192,7 @@ class AnswerTimes:
         """Use the timeline and the times that the cache has stored with the audio. Call it before `push`.
 
         stored: the times of the utterances. If it has the times of all utterances, `push` and `end` need not be called.
-        samples: the length of the audio. For a long answer, this call takes long.
+        samples: the length of the audio in samples. The call takes longer for a longer answer.
         """
         self.timeline = timeline
         self._stored = stored
@@ -268,7 +269,7 @@ class AnswerTimes:
     def close(self, timeline: Timeline) -> None:
         """Record that the stream of the answer was closed.
 
-        If this was before the end of the answer, no more times are found, unless `keep` is set.
+        If the stream was closed before the end of the answer, no more times are found, unless `keep` is set.
         """
         if self._ended:
             return
@@ -340,14 +341,14 @@ class AnswerTimes:
             self._notify()
 
     def _finish(self) -> None:
-        """Publish the last sentence."""
+        """Add the last sentence to `sentences`."""
         if self._open is not None:
             self._publish(self._open)
             self._open = None
         self._notify()
 
     def _add(self, utterance: TimelineUtterance, found: Found, samples: int) -> None:
-        """Add the sentences of an utterance. samples: the length of its audio."""
+        """Add the sentences of an utterance. samples: the length of its audio in samples."""
         start_s = self._place(utterance.start) / self._rate_hz
         end_s = start_s + samples / self._rate_hz
         if found.reason and found.reason not in self._reasons:
@@ -426,7 +427,7 @@ class AnswerTimes:
 
 @dataclass(slots=True)
 class _Open:
-    """A sentence that is not published yet."""
+    """A sentence that is not in `AnswerTimes.sentences` yet, because the next sentence may continue its last word."""
 
     turn: int
     start_char: int

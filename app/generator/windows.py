@@ -21,7 +21,7 @@ from app.text.spans import SpannedText, join
 FIRST_CHARS = 1_000  # the first window is short, because the first audio waits for it
 WINDOW_CHARS = 4_000
 MOST_CHARS = 8_000  # a window without a blank line ends before this length, after a line, a sentence or a word
-MOST_BLOCK_CHARS = 200_000  # a longer block of code or markup may be cut like other text
+MOST_BLOCK_CHARS = 200_000  # a block of code or markup that is longer than this limit may be cut like plain text
 
 _BLOCK = re.compile(
     rf"(?m:^[ \t]{{0,8}}(?P<fence>`{{3,}}|~{{3,}})[^\n]*$)|<(?P<reason>{REASONING_NAME})\b[^<>]{{0,200}}>"
@@ -59,9 +59,9 @@ class _Scanner:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._position = _lone_reason_end(text)  # all blocks before this position were found
+        self._position = _lone_reason_end(text)  # all blocks that begin before this position were found
         self._blocks: list[tuple[int, int, str]] = [(0, self._position, "")] if self._position else []
-        self._without_end: set[str] = set()  # closing marks that are not in the rest of the text
+        self._without_end: set[str] = set()  # closing marks that a search in the text did not find
 
     def cut(self, start: int, length: int) -> tuple[int, str]:
         """Return the end of the window that begins at `start`, and the fence of the code block in which it ends ("" =

@@ -44,13 +44,14 @@ Span = tuple[float, float]  # start and end in seconds
 Reader = Callable[[str, str], "tuple[Samples, int, list[tuple[int, int | None]]] | None"]
 
 DEADLINE_S = 10.0  # time limit of one alignment, in addition to the length of the audio
-BROKEN_S = 60.0  # after an alignment that reached its deadline, no alignment is tried for this time
+BROKEN_S = 60.0  # if a call of the aligner reaches its deadline, the aligner is not called for BROKEN_S
 LONG_S, WINDOW_S = 45.0, 30.0  # audio longer than LONG_S is aligned in windows, because a long graph takes more time
-WINDOW_END_S = 4.0  # words that end in the last seconds of a window are aligned again with the next window
-UNITS_PER_S = 10_000  # the times are multiples of 0.1 ms, so that stored times are equal to found ones
-TEXT_AHEAD = 1.4  # a window gets this many times the text that is spoken in its length at the mean tempo
-MAX_MISSING_SHARE = 0.5  # if more than this share of the words is missing, the audio is taken for another text
-_SILENCE_DB = 35.0  # audio this far below loud speech is silence
+WINDOW_END_S = 4.0  # words that end in the last WINDOW_END_S of a window are aligned again with the next window
+UNITS_PER_S = 10_000  # found times are rounded to 0.1 ms, so that they do not change when they are stored
+TEXT_AHEAD = 1.4  # a window gets TEXT_AHEAD times as much text as is spoken in WINDOW_S at the mean tempo
+# If a larger share of the words is missing, the audio is considered to be speech of another text.
+MAX_MISSING_SHARE = 0.5
+_SILENCE_DB = 35.0  # audio is silence if it is at least _SILENCE_DB below loud speech
 _WINDOW_S = 0.01
 NO_EXTRA = "The words have no times, because neither the `words` extra nor the offline voice is installed."
 NOT_FOUND = "The words of some sentences have no times, because they can't be found in the audio."
@@ -92,7 +93,8 @@ class WordTimer:
         self._aligner = aligner
         self._reader = reader
         self._normalize = normalize or (lambda text: text)
-        self.use_marks = True  # False = ignore what the engine reports, to measure the other ways
+        # False = ignore the times that the engine reports, so that benchmarks can measure the aligner and the warping.
+        self.use_marks = True
         self.use_aligner = True  # False = only warp
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="timestamps")
         self._broken_until_s = 0.0
@@ -106,7 +108,7 @@ class WordTimer:
     ) -> Found:
         """Find the words of an utterance. sound: its 16-bit samples, after the change of speed.
 
-        language: of the request; None = not set. An error of the work is logged and not raised.
+        language: the language of the request; None = not set. If the work fails, the error is logged and not raised.
         """
         try:
             found = await asyncio.get_running_loop().run_in_executor(
@@ -136,7 +138,8 @@ class WordTimer:
         spoken = spoken_language(language, text, utterance.lines[0].voice_language)
         spans = None
         if self.use_aligner and is_available() and is_english(text, spoken):
-            # Slow speech is aligned as it is: its times are more exact than those of speech whose speed changed twice.
+            # Slow speech is aligned at its slow speed. Changing its speed back to 1 before the alignment would make the
+            # times less exact.
             slow = min(speed, 1.0)
             aligned = self._aligned(parts, _slower(samples, rate_hz, speed / slow), rate_hz, cut=utterance.end is None)
             spans = aligned and [None if span is None else (span[0] * slow, span[1] * slow) for span in aligned]
@@ -224,7 +227,7 @@ class WordTimer:
         return found
 
     def _note_time(self, began_s: float, deadline_s: float) -> None:
-        """Pause the alignments if one has reached its deadline."""
+        """If a call of the aligner has reached its deadline, do not call the aligner for BROKEN_S."""
         now_s = time.monotonic()
         if now_s - began_s >= deadline_s:
             self._broken_until_s = now_s + BROKEN_S
@@ -235,7 +238,9 @@ class WordTimer:
     def _warped(
         self, utterance: TimelineUtterance, parts: Sequence[_Part], samples: Samples, rate_hz: int, language: str
     ) -> list[Span | None] | None:
-        """Find the time of each part by warping; None if this fails. The offline voice speaks the same text for it."""
+        """Find the time of each part by warping. The offline voice speaks the same text for the warping. Returns None
+        if the warping fails.
+        """
         if self._reader is None or self._aligner is None or time.monotonic() < self._broken_until_s:
             return None
         read: list[Samples] = []
@@ -280,7 +285,7 @@ def _rounded(span: Span | None) -> Span | None:
 
 
 def _first_letters(parts: Sequence[_Part], letters: float) -> Sequence[_Part]:
-    """Return the first parts with about this many letters."""
+    """Return the first parts that have at most `letters` letters together, but at least one part."""
     sizes = list(itertools.accumulate(len(part.text) for part in parts))
     return parts[: max(1, bisect_right(sizes, letters))]
 
@@ -333,7 +338,7 @@ def _line_words(
     text, tokens = line.text, line.places
     starts = [start for start, _ in tokens]
     times: list[Span | None] = [None] * len(tokens)
-    groups: list[tuple[int, float, float]] = []  # first word, start, end
+    groups: list[tuple[int, float, float]] = []  # index of the first word of a group, start and end in seconds
     for number, (start_s, char) in enumerate(places):
         if char is None:
             continue
