@@ -35,12 +35,13 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, sc
 
 
 def _products(q: Tensor, k: Tensor) -> Tensor:
-    """Compute the products q k^T (..., M, L) in float32, from q (..., M, d) and k (..., L, d) of any dtype.
+    """Return the products q k^T (..., M, L) in float32. q (..., M, d) and k (..., L, d) may have any dtype.
 
     A product in bfloat16 would be rounded to the 8 significant bits of bfloat16 before the softmax. A CUDA device can
     return the result of a bfloat16 product in float32. On other devices, q and k are converted to float32.
     """
-    wide_sums = q.is_cuda and torch.version.hip is None  # PyTorch supports out_dtype only on CUDA
+    # The parameter `out_dtype` of `bmm`, the dtype of the result, works only on CUDA.
+    wide_sums = q.is_cuda and torch.version.hip is None
     if wide_sums and q.dtype == k.dtype != torch.float32 and q.shape[:-2] == k.shape[:-2]:
         flat = torch.bmm(q.flatten(0, -3), k.flatten(0, -3).transpose(1, 2), out_dtype=torch.float32)
         return flat.view(*q.shape[:-1], k.shape[-2])

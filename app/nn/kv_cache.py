@@ -57,7 +57,7 @@ class KVCache:
 
     @property
     def positions(self) -> int:
-        """The number of positions of one row."""
+        """The number of tokens whose keys and values fit into one row."""
         return self.k.shape[3]
 
     @property
@@ -85,7 +85,7 @@ class KVCache:
         return attend
 
     def decode_attention(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention | NativeAttention:
-        """Return attention for one new token of each of `rows`. positions: the position of the token in each row."""
+        """Return attention for one new token in each of `rows`. positions: the position of each of these tokens."""
         if self._library is not None:
             return self._native(rows, positions, self._library)
         return self._batched_decode(rows, positions) if self._batched else self._row_by_row_decode(rows, positions)
@@ -261,8 +261,8 @@ class DepthKVCache:
         """Return four views of the cache for each layer.
 
         The first two views are the keys and values of the new tokens (B, G, S, d). The last two views are all keys and
-        values that attention reads (B, G, L, d). All frames use the same views, so this method caches the views. The
-        creation of the views takes as long as the attention.
+        values that attention reads (B, G, L, d). Every frame needs the same views. This method keeps them, because
+        creating the views takes as long as the attention.
         """
         found = self._views.get((rows, start, count))
         if found is None:
@@ -408,7 +408,7 @@ class CrossKVCache:
         self.release_row(source)
 
     def release_row(self, row: int) -> None:
-        """Remove the row's sequence. If the rows are not batched, free the memory of the sequence."""
+        """Remove the row's sequence. If the cache is not `batched`, free the memory of the sequence, too."""
         self._lengths[row] = 0
         if not self._batched:
             self._rows[row] = (self._k[:, row], self._v[:, row])
@@ -442,7 +442,7 @@ class CrossKVCache:
         return attend
 
     def decode_attention(self, rows: Sequence[int]) -> CachedAttention:
-        """Return attention for one token of each of `rows`."""
+        """Return attention for one token in each of `rows`. Each token attends to the sequence of its row."""
         return self._batched_decode(rows) if self._batched else self._row_by_row_decode(rows)
 
     def _batched_decode(self, rows: Sequence[int]) -> CachedAttention:
@@ -477,7 +477,7 @@ class CrossKVCache:
         return attend
 
     def prefill_attention(self, row: int) -> CachedAttention:
-        """Return attention for any number of tokens of one row."""
+        """Return attention for any number of tokens of one row. All tokens attend to the sequence of the row."""
         length = self._lengths[row]
         k, v = self._rows[row]
 

@@ -52,7 +52,7 @@ class PackedLinear(nn.Module):
 
     @staticmethod
     def supports(linear: Linear) -> bool:
-        """Whether `linear` can be packed: its weight is in bfloat16 on a CPU for which oneDNN supports bfloat16."""
+        """Whether `linear` can be packed: the weight is bfloat16, and oneDNN supports bfloat16 on this CPU."""
         return (
             linear.weight.device.type == "cpu"
             and linear.weight.dtype == torch.bfloat16
@@ -118,7 +118,10 @@ class Int8Linear(QuantizedLinear):
         self._norm = norm.data.float() * math.sqrt(len(norm)) if norm is not None else None
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Compute the layer: x (M, inputs) -> (M, outputs). lengths: the result of `lengths`, if it is known."""
+        """Compute the layer: x (M, inputs) -> (M, outputs).
+
+        lengths: the result of the method `lengths` for x; None = this method computes the lengths itself.
+        """
         x32 = x.float()
         scaled = x32 if self._norm is None else x32 * self._norm
         largest = scaled.abs().amax(dim=1, keepdim=True)

@@ -28,15 +28,16 @@ from app.nn.native.library import Library
 from app.nn.native.modules import VECTOR, NativeLinear, NativeLowRank
 from app.runtime.pages import mark_for_huge_pages
 
-GATHERED_TOKENS = 2  # on a CPU, the products are gathered if each row has at most this number of tokens
-_KEPT_INDICES = 64  # the number of `_Indices` that are kept
+# On a CPU, the products are "gathered" (see the module docstring) if each row has at most this number of tokens.
+GATHERED_TOKENS = 2
+_KEPT_INDICES = 64  # the largest number of `_Indices` that a Selection keeps for later steps
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """A and B of one weight matrix. A linear layer may join several weight matrices, for example q, k and v."""
 
-    index: int  # the number of the weight matrix in the linear layer
+    index: int  # the index of the weight matrix among the matrices that the linear layer joins
     down: Tensor  # A (r, inputs)
     up: Tensor  # the scaled B, transposed: (r, outputs of this weight matrix)
 
@@ -46,8 +47,8 @@ class Place:
     """A linear layer that an adapter can change.
 
     outputs: the number of outputs of each weight matrix that the layer joins. norm: the weight of the RMSNorm before
-    the layer. A QuantizedLinear computes this norm itself, so it gets its input without the norm. group: the name of
-    the Selection that says which adapters the layer uses.
+    the layer. A QuantizedLinear computes this norm itself, so the caller does not apply the norm to the input. group:
+    the name of the Selection that says which adapters the layer uses.
     """
 
     parent: nn.Module
@@ -63,22 +64,22 @@ class Place:
         return self.parent.get_submodule(self.name)
 
     def numbers(self, rank: int) -> int:
-        """Return how many numbers A and B of one adapter have in static tensors of this rank."""
+        """Return how many numbers A and B of one adapter take in static tensors with the rank `rank`."""
         return rank * (len(self.outputs) * _inputs(self) + sum(self.outputs))
 
 
 class _Matrices:
     """The matrices of one adapter for one linear layer.
 
-    `down` has A of all parts, so one product computes x A^T of all parts. `up` has B in blocks of `width` outputs: r
-    lines of the first block, then r lines of the second block, and so on. If `width` is None (on a GPU), each part is
-    one block.
+    `down` contains the matrices A of all parts, so one product computes x A^T of all parts. `up` contains B in blocks
+    of `width` outputs: first the r lines of the first block, then the r lines of the second block, and so on. If
+    `width` is None (on a GPU), each part is one block.
     """
 
     def __init__(self, parts: Sequence[Part], outputs: Sequence[int], width: int | None) -> None:
         self.down = parts[0].down if len(parts) == 1 else torch.cat([part.down for part in parts])
         self.ranks = tuple((part.index, len(part.down)) for part in parts)
-        # For each block: the range of its ranks, the range of its outputs, and B (r, outputs).
+        # For each block: the range of its columns in x A^T, the range of its outputs, and B (r, outputs).
         self.blocks: list[tuple[slice, slice, Tensor]] = []
         rank = 0
         for part in parts:
@@ -103,7 +104,7 @@ class _Matrices:
 
     @property
     def numbers(self) -> int:
-        """How many numbers the matrices have."""
+        """How many numbers A and B contain in total."""
         return self.down.numel() + sum(up.numel() for _, _, up in self.blocks)
 
     @property
@@ -124,7 +125,7 @@ class _Matrices:
 
 
 class _Memory:
-    """A block of memory on huge pages, from which tensors are taken.
+    """A block of memory on huge pages. `joined` places tensors in it, one after another.
 
     A step reads all matrices of its adapters. For 8 rows of CSM-1B with different adapters, huge pages halve the time
     of these reads.
@@ -136,16 +137,17 @@ class _Memory:
         mark_for_huge_pages(self._block.data_ptr(), self._block.nbytes)
 
     def reuse(self, numbers: int, dtype: torch.dtype) -> bool:
-        """Prepare the block for `numbers` new numbers, from its start. Returns False if the block does not fit.
+        """Empty the block, so that `numbers` new numbers can be placed in it. Returns False if the block does not fit.
 
-        The block fits if it has this dtype and 1 to 4 times this size. Tensors that were taken before must not be in
-        use. A reused block saves time: the system clears each page of new memory, which takes longer than the copy.
+        The block fits if it has the dtype `dtype` and space for 1 to 4 times `numbers`. The caller must no longer use
+        the tensors that are in the block. A reused block saves time: the system clears each page of new memory, which
+        takes longer than the copy.
         """
         self._used = 0
         return self._block.dtype == dtype and numbers <= self._block.numel() <= 4 * numbers
 
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return a copy of these tensors, joined along the first axis."""
+        """Join these tensors along the first axis in the free part of the block, and return the result."""
         lines, count = sum(len(each) for each in tensors), sum(each.numel() for each in tensors)
         copy = self._block[self._used : self._used + count].view(lines, *tensors[0].shape[1:])
         self._used += count
@@ -167,14 +169,14 @@ class _Indices:
     starts: Tensor
 
 
-# The adapters of a batch, in two tuples. For each token: the index of its adapter in the second tuple (None = no
-# adapter). For each adapter: (index, rank) of its parts.
+# The adapters of a batch, in two tuples. The first tuple has for each token the index of its adapter in the second
+# tuple (None = no adapter). The second tuple has for each adapter the pairs (index, rank) of its parts.
 _Layout = tuple[tuple[int | None, ...], tuple[tuple[tuple[int, int], ...], ...]]
 
 
 def _indices(layout: _Layout, outputs: Sequence[int], width: int) -> _Indices:
     tokens, adapters = layout
-    before = [(0, 0)]  # for each adapter: how many lines of the two tables come before its own lines
+    before = [(0, 0)]  # for each adapter: how many lines of the two tables come before the adapter's own lines
     for ranks in adapters:
         down_lines = sum(rank for _, rank in ranks)
         up_lines = sum(rank * outputs[index] // width for index, rank in ranks)
@@ -231,16 +233,17 @@ class AdaptedLinear(nn.Module):
         self._library: Library | None = None  # the native kernels; None = PyTorch computes the products
         if isinstance(self.inner, NativeLinear) and self._width is not None and self._width % VECTOR == 0:
             self._library = self.inner.library if dtype == torch.bfloat16 else None
-        # A QuantizedLinear computes the RMSNorm itself, so x comes without the norm. Then A is multiplied by the weight
-        # of the norm, and x must only be divided by the lengths of its tokens.
+        # A QuantizedLinear computes the RMSNorm itself, so the norm has not been applied to x. Then A is multiplied by
+        # the weight of the norm, and x must only be divided by the lengths of its tokens.
         self.norm: Tensor | None = None
         self._norm_floor = 0.0 if place.norm is None else len(place.norm) * place.eps
         self._native: NativeLowRank | None = None  # computes the products for `_found` with the native kernels
         if isinstance(self.inner, QuantizedLinear) and place.norm is not None:
             self.norm = place.norm.float() * math.sqrt(len(place.norm))
         self.matrices: dict[int, _Matrices] = {}
-        self.tables: tuple[tuple[int, ...], _Tables] | None = None  # (slots, their matrices), set by LowRankAdapters
-        self._found_for: object = None  # the batch of `_found`
+        # (slots, the joined matrices of the adapters in these slots); LowRankAdapters sets it.
+        self.tables: tuple[tuple[int, ...], _Tables] | None = None
+        self._found_for: object = None  # the batch for which `_found` was computed
         self._found: tuple[_Tables, _Indices] | None = None
         # Static tensors: A (slots, parts, R, inputs), and B transposed (slots, R, outputs). Slot 0 has zeros.
         self._down: Tensor | None = None
@@ -248,14 +251,15 @@ class AdaptedLinear(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether a row of the next product has an adapter."""
+        """Whether at least one row of the next product uses an adapter."""
         return self._selection.active
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._selection.active:
             return self.inner(x)  # type: ignore[no-any-return]
         gathered = self._width is not None and len(x) <= GATHERED_TOKENS * len(self._selection.slots)
-        natively = gathered and self._library is not None  # then the native kernels divide x by its lengths
+        # True = the native kernels compute the products and divide x by the lengths of its tokens.
+        natively = gathered and self._library is not None
         if natively or self.norm is None or not isinstance(self.inner, QuantizedLinear):
             return self.add(x, self.inner(x))
         lengths = self.inner.lengths(x)
@@ -288,7 +292,8 @@ class AdaptedLinear(nn.Module):
 
     def _add_gathered(self, x: Tensor, y: Tensor, per_row: int) -> Tensor:
         batch = (self._selection.version, self._selection.slots, per_row)
-        if self._found_for != batch:  # most steps have the same rows as the step before
+        # Most steps have the same rows as the previous step, so keep the result for the next step.
+        if self._found_for != batch:
             self._found, self._found_for = self._find(per_row), batch
             self._native = None if self._found is None else self._natively(*self._found)
         if self._native is not None:
@@ -296,8 +301,9 @@ class AdaptedLinear(nn.Module):
         if self._found is None:
             return y
         tables, at = self._found
-        # This gradient of an embedding bag multiplies lines by tokens. If row t of `x` is the gradient of bag t, the
-        # gradient of the weight of a line in this bag is the product of the line and row t.
+        # This function of PyTorch computes the gradient of the weights in an embedding bag: the product of a line of
+        # the table and the gradient of the line's bag. Here, it multiplies lines of A by tokens, because row t of `x`
+        # is passed as the gradient of bag t.
         small: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             x.to(tables.down.dtype), tables.down, at.down, at.token, at.token, 0
         )
@@ -307,7 +313,7 @@ class AdaptedLinear(nn.Module):
         return y.add_(added.view(len(x), -1))
 
     def _natively(self, tables: _Tables, at: _Indices) -> NativeLowRank | None:
-        """Return an object that computes the products with the native kernels; None = PyTorch computes them."""
+        """Return an object that computes these products with the native kernels; None = PyTorch computes them."""
         if self._library is None:
             return None
         floor = self._norm_floor if self.norm is not None else None
@@ -333,7 +339,7 @@ class AdaptedLinear(nn.Module):
         return tables, self._selection.indices(layout, self._outputs, self._width or 1)
 
     def forget_tables(self) -> None:
-        """Free the joined matrices of an earlier batch."""
+        """Drop the references to the joined matrices of an earlier batch, so that their memory can be used again."""
         self.tables = self._found = self._found_for = self._native = None
 
     def _add_indexed(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -357,7 +363,10 @@ class AdaptedLinear(nn.Module):
         self._up = torch.zeros(slots, rank, sum(self._outputs), dtype=dtype, device=device)
 
     def prepare_slot(self, slot: int, parts: Sequence[Part]) -> _Matrices:
-        """Return the matrices of an adapter for `set_slot`. Copies them into the static tensors, if there are any."""
+        """Return the matrices of an adapter in the form that `set_slot` needs.
+
+        If `reserve` has created static tensors, this method also copies the matrices into them.
+        """
         if self._down is not None and self._up is not None:
             self.clear_slot(slot)
             parts = [self._copied(slot, part, self._down, self._up) for part in parts]
@@ -394,10 +403,11 @@ class Selection:
     """The adapters that the next products use. The engine's thread selects them before it calls the model."""
 
     def __init__(self) -> None:
-        self.slots: tuple[int, ...] = ()  # the slot of each row; a product has the same number of tokens for each row
-        self.index: Tensor | None = None  # (rows,) int64: the slots as a tensor on the device, one token for each row
+        self.slots: tuple[int, ...] = ()  # the slot of each row; in a product, all rows have the same number of tokens
+        # (rows,) int64 on the device: the slot of each row, for products with one token for each row.
+        self.index: Tensor | None = None
         self.active = False
-        self.version: tuple[int, ...] = ()  # a number for the content of each selected slot, see LowRankAdapters
+        self.version: tuple[int, ...] = ()  # the version of each selected slot, see `_versions` of LowRankAdapters
         self._indices: dict[tuple[_Layout, tuple[int, ...]], _Indices] = {}
 
     def select(self, slots: Sequence[int]) -> None:
@@ -405,12 +415,12 @@ class Selection:
         self.active = any(slots)
 
     def select_index(self, index: Tensor | None) -> None:
-        """Select the adapters by a tensor; None = no adapters."""
+        """Select the adapters by `index` (rows,) int64 on the device, the slot of each row; None = no adapters."""
         self.slots, self.index = (), index
         self.active = index is not None
 
     def indices(self, layout: _Layout, outputs: tuple[int, ...], width: int) -> _Indices:
-        """Return the indices for a layer with these outputs. Layers with the same shape share the indices."""
+        """Return the `_Indices` for a layer with these outputs. Layers with the same outputs share one object."""
         found = self._indices.get((layout, outputs))
         if found is None:
             if len(self._indices) >= _KEPT_INDICES:
@@ -438,24 +448,24 @@ class LowRankAdapters:
         self._dtype = dtype
         self._layers: dict[str, AdaptedLinear] = {}
         self._used: dict[int, set[str]] = {}  # slot -> the names of the places that the adapter changes
-        # A number for the content of each slot. Each slot has its own number, so that the matrices in use are not
-        # joined again when another adapter is added.
+        # Slot -> version, a number that changes when the slot gets another adapter. Each slot has its own version, so
+        # that the matrices of the other slots need not be joined again when an adapter is added.
         self._versions: dict[int, int] = {}
         self._next_version = itertools.count(1)
-        self._joined: tuple[int, ...] = ()  # the versions of the slots whose matrices are joined
+        self._joined: tuple[int, ...] = ()  # the versions of the slots whose matrices `_join` has joined
         self._memory: _Memory | None = None  # the joined matrices
 
     def places_of(self, slot: int) -> set[str]:
-        """Return the names of the layers that the adapter in a slot changes."""
+        """Return the names of the layers that the adapter in `slot` changes. The result is empty for a free slot."""
         return self._used.get(slot, set())
 
     @property
     def selection(self) -> Selection:
-        """The selection of the layers without a group."""
+        """The Selection of all layers whose `Place.group` is ""."""
         return self.selections[""]
 
     def select(self, slots: Sequence[int], group: str = "") -> None:
-        """Select the adapters of the next products of a group. slots: the slot of each row."""
+        """Select the adapters that the next products of the layers in `group` use. slots: the slot of each row."""
         selection = self.selections[group]
         selection.select(slots)
         if selection.active and self.reserved is None:
@@ -468,7 +478,8 @@ class LowRankAdapters:
     def _join(self, slots: tuple[int, ...]) -> None:
         """Copy the matrices of these adapters into two joined tables for each layer, on huge pages."""
         found: list[tuple[AdaptedLinear, tuple[int, ...], list[_Matrices]]] = []
-        for layer in list(self._layers.values()):  # another thread may add a layer
+        # A copy of the list, because another thread may add a layer during the loop.
+        for layer in list(self._layers.values()):
             layer.forget_tables()
         for name in dict.fromkeys(name for slot in slots for name in sorted(self._used[slot])):
             layer = self._layers[name]
@@ -510,7 +521,8 @@ class LowRankAdapters:
     def clear_slot(self, slot: int) -> None:
         """Remove the adapter from a slot. If no adapter is left, put the original linear layers back into the model.
 
-        With static tensors, the slot keeps its memory and is set to zeros, and the layers stay.
+        If `reserve` has created static tensors, two things differ: the slot keeps its memory, which is filled with
+        zeros, and the adapted layers stay in the model.
         """
         for name in self._used.pop(slot, ()):
             self._layers[name].clear_slot(slot)

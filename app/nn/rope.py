@@ -28,7 +28,9 @@ class Rope:
     original_positions: int = 8192
 
     def frequencies(self, head_dim: int) -> Tensor:
-        """Return for each pair of values the angle in radians from one position to the next: (head_dim / 2,) float32.
+        """Return the angle in radians by which each pair of values rotates from one position to the next.
+
+        The result is (head_dim / 2,) float32.
 
         The formula for the kind "llama3" was published with Llama 3.1.
         """

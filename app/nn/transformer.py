@@ -33,7 +33,7 @@ CrossAttention = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class CrossConfig:
-    """The shape of cross-attention."""
+    """The dimensions of cross-attention."""
 
     width: int  # width of the vectors from which keys and values are computed
     heads: int
@@ -44,7 +44,7 @@ class CrossConfig:
 
 @dataclass(frozen=True, slots=True)
 class StackConfig:
-    """The shape of a transformer like Llama. scale: factor of all attention scores; None = head_dim ** -0.5."""
+    """The dimensions of a transformer like Llama. scale: factor of all attention scores; None = head_dim ** -0.5."""
 
     layers: int
     width: int
@@ -142,7 +142,7 @@ class Block(nn.Module):
         self.down = make(as_linear(self.down), None, eps)
 
     def _norm_linear(self, x: Tensor, norm: Tensor, linear: nn.Module) -> Tensor:
-        """Return linear(rms_norm(x)). If the layer computes the norm itself, it gets x without the norm."""
+        """Return linear(rms_norm(x)). If the linear layer also computes the norm, pass x to it unchanged."""
         if not applies_norm(linear):
             x = functional.rms_norm(x, (self.config.width,), norm, self.config.eps)
         return linear(x)  # type: ignore[no-any-return]
@@ -240,7 +240,7 @@ class Stack(nn.Module):
             first += stage.layers
 
     def use_native(self, library: Library) -> None:
-        """Compute attention and gates with the native kernels. All linear layers must be NativeLinear."""
+        """From now on, compute attention and gates with the native kernels. All linear layers must be NativeLinear."""
         layers = []
         for block in self.blocks:
             assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
@@ -282,7 +282,7 @@ class Stack(nn.Module):
 
         The caller must pass the output of the last layer to `final_norm`.
         """
-        cos, sin = x, x  # the first entry replaces these values
+        cos, sin = x, x  # placeholders: the first stage's entry replaces both values
         for layer, block in enumerate(self.blocks):
             entry = self._entry_before.get(layer)
             if entry is not None:

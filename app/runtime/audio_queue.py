@@ -43,7 +43,7 @@ class AudioQueue:
     ) -> None:
         """Create an empty queue.
 
-        rate_hz: the sample rate. capacity_s: the queue is full when it holds this many seconds of audio. on_space:
+        rate_hz: the sample rate. capacity_s: how many seconds of audio the queue holds when it is full. on_space:
         called when a full queue has space again. time_left_s: returns the seconds until the listener has played all
         audio that the server has sent.
         """
@@ -55,12 +55,12 @@ class AudioQueue:
         self._ready = asyncio.Event()
         self._lock = threading.Lock()
         self._parts: deque[tuple[Samples, Codes | None]] = deque()
-        self._undecoded: list[Codes] = []  # codes whose samples the codec has not returned yet
+        self._undecoded: list[Codes] = []  # codes for which the codec has not returned samples yet
         self._rules: list[str] = []  # broken rules of the output guard that the reader has not received yet
         self._marks: list[WordMark] = []  # positions of words that the reader has not received yet
         self._waiting_samples = 0
         self._taken_samples = 0
-        self._min_samples = 1  # `put` wakes the reader if the queue holds at least this many samples
+        self._min_samples = 1  # the smallest number of queued samples at which `put` wakes the reader
         self._finished = False
         self._error: Exception | None = None
 
@@ -126,7 +126,9 @@ class AudioQueue:
         self._notify()
 
     async def get(self) -> AudioChunk | None:
-        """Wait for the next chunk of audio and return the chunk; None at the end. Raises the error passed to `finish`.
+        """Wait for the next chunk of audio, and return it.
+
+        At the end of the audio, return None, or raise the error that was passed to `finish`.
 
         The first chunk contains the audio of one `put`, so that the time to first audio is short. A later chunk may
         join the audio of several `put` calls.
@@ -161,7 +163,7 @@ class AudioQueue:
                 await self._ready.wait()
 
     def _take(self) -> AudioChunk:
-        """Remove up to MAX_GET_S of audio from the queue, and return one chunk. The caller holds the lock."""
+        """Remove up to MAX_GET_S of audio from the queue, and return it as one chunk. The caller holds the lock."""
         limit = int(MAX_GET_S * self._rate_hz) if self._taken_samples else 0
         parts = [self._parts.popleft()]
         count = len(parts[0][0])

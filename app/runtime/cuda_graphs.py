@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 BucketKey = TypeVar("BucketKey")
 Body = Callable[[], None]
 
-WARM_UPS = 2  # number of calls before the capture, because CUDA libraries initialise in the first call
+WARM_UPS = 2  # how often the function is called before its capture, because CUDA libraries initialise in the first call
 
 
 def at_least(count: int, sizes: Sequence[int]) -> int:
@@ -70,7 +70,10 @@ class GraphCapture:
         self.forget()
 
     def forget(self) -> None:
-        """Reset the cost and start a new memory pool. The caller must have deleted all captured graphs."""
+        """Set the counted graphs, seconds and bytes to 0, and use a new memory pool for the next captures.
+
+        The caller must have deleted all captured graphs before.
+        """
         self._pool: Any = torch.cuda.graph_pool_handle() if self._on_cuda else None
         self.graphs = 0
         self._seconds = 0.0
@@ -111,13 +114,16 @@ class GraphCapture:
         raise out_of_memory
 
     def drop(self, captured: list[Body]) -> None:
-        """Empty this list of graphs and free the memory. The caller must have no other references to these graphs."""
+        """Remove all graphs from the list `captured`, and free their memory.
+
+        The caller must have no other references to these graphs.
+        """
         count = len(captured)
         captured.clear()
         self.free_dropped(count)
 
     def free_dropped(self, count: int) -> None:
-        """Free the memory of `count` deleted graphs. No references to these graphs may exist."""
+        """Free the memory of `count` graphs to which the caller has deleted all references."""
         self.graphs -= count
         if self._on_cuda:
             before = torch.cuda.mem_get_info(self._device)[0]
@@ -125,7 +131,7 @@ class GraphCapture:
             self._bytes = max(0, self._bytes - max(0, torch.cuda.mem_get_info(self._device)[0] - before))
 
     def fresh(self) -> GraphCapture:
-        """Return a new GraphCapture on the same device."""
+        """Return a new object of the same kind that captures on the same devices and has captured no graphs."""
         return GraphCapture(self._device)
 
     def _free_unused(self) -> None:
@@ -148,12 +154,13 @@ class GraphCapture:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 body()
         finally:
-            if torch.cuda.current_stream(self._device) != current:  # a failed capture does not restore the stream
+            # If a capture fails, torch does not make the earlier stream current again.
+            if torch.cuda.current_stream(self._device) != current:
                 torch.cuda.set_stream(current)
         return graph.replay
 
     def seconds(self, replay: Callable[[], None], times: int = 20) -> float:
-        """Call `replay` `times` times, and return the mean time of a call in seconds."""
+        """Return the mean time of a call of `replay` in seconds, measured over `times` calls."""
         replay()
         self.wait()
         began = time.perf_counter()
@@ -280,7 +287,7 @@ class GraphBuckets(Generic[BucketKey]):
                         self._drop_largest(capture)
 
     def _drop_largest(self, capture: GraphCapture) -> None:
-        """Delete the graphs with the largest number of rows, so that the next smaller number becomes the largest."""
+        """Delete the graphs with the largest number of rows. After that, `rows` is the next smaller number."""
         largest = self.rows
         capture.drop([self._captured.pop(bucket) for bucket in list(self._captured) if bucket[0] == largest])
         if not self._captured:
@@ -305,7 +312,7 @@ def fastest(
     device: torch.device,
     new_capture: Callable[[], GraphCapture] | None = None,
 ) -> tuple[Choice, dict[str, float]]:
-    """Return the choice whose captured function is fastest, and a mapping: name of a choice -> measured seconds.
+    """Return the choice whose captured function is fastest, and a mapping: name of a choice -> seconds for a replay.
 
     body: returns the function to capture for a choice. new_capture: creates the GraphCapture for a measurement; None =
     a GraphCapture on `device`. If there is only one choice, nothing is measured. Choices for which the memory is too
@@ -343,10 +350,10 @@ Setup = tuple[tuple[str, str | int | float | bool | None], ...]
 
 
 def setup_facts(capture: GraphCapture | None, rows: int, kernels: Setup, notes: Setup) -> Setup:
-    """Return the values for /health about the engine's CUDA graphs.
+    """Return the entries of /health about the engine's CUDA graphs.
 
-    capture: None = the engine uses no CUDA graphs. rows: the largest number of rows in one graph. kernels: values about
-    the kernels in use. notes: more values. If two values have the same name, their texts are joined.
+    capture: None = the engine uses no CUDA graphs. rows: the largest number of rows in one graph. kernels: entries
+    about the kernels in use. notes: any other entries. If two entries have the same name, their texts are joined.
     """
     if capture is None:
         return (("recorded", False), *notes)
@@ -415,7 +422,7 @@ def side_stream(device: torch.device, priority: int) -> Callable[[], AbstractCon
 
     Work that is started inside the context runs on the side stream, at the same time as the engine's queued work. So
     this work and the queued work must not use the same tensors. On devices without CUDA, the context manager does
-    nothing. priority: FRAMES for work that a frame waits for, BACKGROUND for other work.
+    nothing. priority: FRAMES for work that a frame waits for, BACKGROUND for work that no frame waits for.
     """
     if device.type != "cuda":
         return nullcontext

@@ -88,7 +88,10 @@ def choose_devices(names: Sequence[str]) -> tuple[torch.device, ...]:
 
 
 def device_notes(device: torch.device) -> tuple[tuple[str, str], ...]:
-    """Return values for /health if the device is not the best choice or was never tested; otherwise return ()."""
+    """Return an entry for /health that warns about the device; () = there is no warning.
+
+    The entry warns that a GPU of this machine is not used, or that the server was never tested on such a device.
+    """
     if device.type == "cpu" and _DRIVER_FILE.exists() and not torch.cuda.is_available():
         return (("device_reason", " ".join(_why_no_cuda())),)
     if device.type == "cuda" and torch.version.hip:
@@ -99,7 +102,7 @@ def device_notes(device: torch.device) -> tuple[tuple[str, str], ...]:
 
 
 def share_threads(engines: int) -> None:
-    """Divide the CPU's threads by the number of engines that run on the CPU at the same time."""
+    """Let torch use an equal share of the CPU's threads. engines: how many engines run on the CPU at the same time."""
     torch.set_num_threads(max(1, cpu_threads() // engines))
 
 
@@ -143,7 +146,7 @@ def _why_no_cuda() -> tuple[str, str]:
 
 
 def _driver_for(cuda: str) -> str:
-    """Return which NVIDIA driver a CUDA release needs, in words, for example "525 or newer"."""
+    """Return the NVIDIA driver that a CUDA release needs, as a text, for example "12.8" -> "525 or newer"."""
     oldest = _DRIVERS.get(int(cuda.partition(".")[0]))
     return f"{oldest} or newer" if oldest else f"of CUDA {cuda} or newer"
 
@@ -158,7 +161,7 @@ def _driver_version() -> str | None:
 
 
 def _usable(device: torch.device) -> torch.device:
-    """Return the CUDA device. Raises EngineUnavailable if this build of PyTorch has no code for the device."""
+    """Return `device`, a CUDA device. Raises EngineUnavailable if this build of PyTorch has no code for the device."""
     if torch.version.hip:
         return _untested(device)
     built = [name.removeprefix("sm_") for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
@@ -180,7 +183,7 @@ def _usable(device: torch.device) -> torch.device:
 
 
 def _untested(device: torch.device) -> torch.device:
-    """Return the device, and log a warning that the server was never tested on such a device."""
+    """Return `device`, and log a warning that the server was never tested on such a device."""
     for _, reason in device_notes(device):
         log.warning("%s: %s", device, reason)
     return device
@@ -223,7 +226,7 @@ class MemoryPlan:
     fixed_bytes: int  # weights, and all other data whose size does not depend on the number of rows
     row_bytes: int  # keys, values and codec state of one row
     rows: int  # number of rows; 0 = the model does not fit
-    saved_bytes: int = 0  # a cache is smaller by this number of bytes, so that one row fits
+    saved_bytes: int = 0  # how many bytes a cache of the model has to give up, so that one row fits
 
     @property
     def used_bytes(self) -> int:
@@ -256,11 +259,13 @@ def plan_memory(
     spare_bytes: int = 0,
     other_bytes: int = 0,
 ) -> MemoryPlan:
-    """Return a plan for GPUs with this free memory. The number of rows is a power of two up to `most`, or 0.
+    """Return a memory plan. The number of rows is a power of two up to `most`; 0 = the model does not fit.
 
-    fraction: the share of the free memory that the model may use. bytes_of: returns the bytes that the model needs with
-    n rows. spare_bytes: the number of bytes that the model can do without if there is only one row. other_bytes: memory
-    of devices that are not GPUs. On each GPU, SCRATCH_BYTES stay free, or LEAST_SCRATCH_BYTES if there is only one row.
+    free: the free memory of each GPU in bytes. fraction: the share of this memory that the model may use. bytes_of: a
+    function that returns the bytes that the model needs for a number of rows. spare_bytes: by how much the model can
+    reduce its memory if there is only one row. other_bytes: the free memory of the model's devices that are not GPUs.
+
+    On each GPU, SCRATCH_BYTES stay free, or LEAST_SCRATCH_BYTES if there is only one row.
     """
     fixed, one = bytes_of(0), bytes_of(1)
     room, most_room = (
@@ -337,8 +342,8 @@ def cpu_has_bfloat16() -> bool:
 def set_math_backends(*, tf32: bool) -> None:
     """Choose the libraries and the precision of this process's computations on a GPU.
 
-    tf32: use TensorFloat-32 for matrix products and convolutions of float32. PyTorch has one switch for matrix products
-    and one for convolutions. By default, only convolutions use TensorFloat-32.
+    tf32: whether matrix products and convolutions of float32 use TensorFloat-32. PyTorch has one switch for matrix
+    products and one for convolutions. Its default is TensorFloat-32 for convolutions only.
 
     This function turns off cuDNN for attention: cuDNN builds a plan for each new shape and thread, which takes 0.1 to
     0.5 s for each new length of a prompt.

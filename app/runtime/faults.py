@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from app.types import Codes, Samples
 
 BROKEN = -1  # this code marks NaN or infinite values; valid codes are not negative
-# Parts of error messages of CUDA and its libraries, by kind of error.
+# Parts of error messages of CUDA and its libraries. Each tuple below has the parts for one kind of error.
 _OUT_OF_MEMORY = ("CUDA error: out of memory", "HIP error: out of memory", "_STATUS_ALLOC_FAILED")
 _WRONG_CALL = (
     "invalid argument",

@@ -1,7 +1,7 @@
-"""Returns free memory to the operating system after a peak of load.
+"""Gives free memory back to the operating system after a peak of load.
 
 glibc keeps freed memory in the middle of its heaps. After 600 requests at the same time, the process keeps hundreds of
-megabytes that no object needs. `malloc_trim` returns this memory to the system. `malloc_trim` takes locks that other
+megabytes that no object needs. `malloc_trim` gives this memory back to the system. `malloc_trim` takes locks that other
 threads may need, so this module calls it only while no request runs.
 """
 
@@ -22,11 +22,11 @@ _M_MMAP_THRESHOLD = -3  # from malloc.h
 _SEPARATE_BYTES = 1 << 20
 _LARGEST_THRESHOLD_BYTES = 32 << 20
 INTERVAL_S = 5.0  # seconds between two checks
-GROWTH_BYTES = 32 << 20  # free memory is returned only if the process has grown by more than this
+GROWTH_BYTES = 32 << 20  # free memory is given back only if the process has grown by more than this number of bytes
 
 
 async def trim_when_idle(is_idle: Callable[[], bool]) -> None:
-    """Return free memory to the system while no request runs, if the process has grown.
+    """Give free memory back to the system while no request runs, if the process has grown.
 
     Runs until the task is cancelled.
     """
@@ -34,7 +34,8 @@ async def trim_when_idle(is_idle: Callable[[], bool]) -> None:
     if trim is None:
         return
     smallest_bytes = memory.resident_bytes()
-    trimmed_bytes = 0  # memory of the process after the last call of `trim`; 0 = requests have run since then
+    # Memory of the process after the last call of `trim`; 0 = requests have run or the process has grown since then.
+    trimmed_bytes = 0
     while True:
         await asyncio.sleep(INTERVAL_S)
         before_bytes = memory.resident_bytes()
@@ -45,13 +46,13 @@ async def trim_when_idle(is_idle: Callable[[], bool]) -> None:
             continue
         await asyncio.to_thread(trim, 0)
         trimmed_bytes = memory.resident_bytes()
-        log.debug("returned %.0f MB of free memory to the system", (before_bytes - trimmed_bytes) / 1e6)
+        log.debug("gave %.0f MB of free memory back to the system", (before_bytes - trimmed_bytes) / 1e6)
 
 
 def trim() -> None:
-    """Return the free memory of this process to the system, and the free memory of its GPUs to the driver.
+    """Give the free memory of this process back to the system, and the free memory of its GPUs to the driver.
 
-    Call it only while no request runs.
+    Call this function only while no request runs.
     """
     release = _malloc_trim()
     if release is not None:

@@ -207,8 +207,8 @@ class Loop:
     def _end(self, stepped: tuple[int, ...], ended: tuple[int, ...], error: Exception | None) -> None:
         """Count one frame for each row in `stepped`, and end the jobs of the rows in `ended`.
 
-        error: None = the jobs end with success. Each row is released before the row's audio queue finishes. So the row
-        is free when the reader gets the end of the audio.
+        error: the error with which the jobs end; None = they are complete. This method releases a row first, and then
+        finishes the row's audio queue. So the row is free when the reader gets the end of the audio.
         """
         jobs = [self._scheduler.job(row) for row in ended]
         for row in ended:

@@ -21,7 +21,7 @@ class Memory:
 
 
 def memory_of(devices: str) -> tuple[Memory, ...]:
-    """Return the memory of each device. The result omits devices that do not report their memory.
+    """Return the memory of each device that reports its memory.
 
     devices: device names separated by commas, as in EngineInfo.
     """
@@ -60,7 +60,8 @@ def available_bytes() -> int | None:
         limit = (_CGROUP / "memory.max").read_text("ascii").strip()
         if limit.isdigit():
             used = int((_CGROUP / "memory.current").read_text("ascii"))
-            # Cached files count as used memory, but the kernel drops them if a process needs the memory.
+            # The kernel counts cached files as used memory, but gives their memory to a process that needs it. So count
+            # them as free.
             counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text("ascii").splitlines())
             free = min(free, int(limit) - used + int(counts.get("inactive_file", 0)))
     except (OSError, ValueError):

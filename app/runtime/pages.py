@@ -27,7 +27,7 @@ def mark_for_huge_pages(address: int, size_bytes: int) -> None:
 
 
 def use_huge_pages() -> None:
-    """Move the memory that this process uses now to huge pages. Later allocations are not affected.
+    """Move the memory that this process uses at the time of the call to huge pages. Later allocations are not moved.
 
     A range of 2 MiB keeps its small pages if less than half of it is in use. Otherwise the stacks of threads and the
     heaps of small objects would grow, and they would keep this memory after an unload. Takes a few seconds for 2 GB. On
@@ -38,7 +38,7 @@ def use_huge_pages() -> None:
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
-        # Return freed memory to the system first. Otherwise freed memory would get huge pages too.
+        # First give freed memory back to the system. Otherwise freed memory would get huge pages, too.
         libc.malloc_trim(ctypes.c_size_t(0))
     for line in maps.read_text().splitlines():
         span, access, _, _, inode, *name = line.split(maxsplit=5)
@@ -49,12 +49,16 @@ def use_huge_pages() -> None:
         # Each call moves one page, because a call for the whole span stops at the first gap without memory.
         for page in _half_used(start, end):
             if libc.madvise(ctypes.c_void_p(page), ctypes.c_size_t(_PAGE_BYTES), _MADV_COLLAPSE):
-                # No huge page is free now, or Linux is older than 6.1: the system moves the memory later by itself.
+                # The move fails if no huge page is free or Linux is older than 6.1. Then mark the memory, and the
+                # system moves it later.
                 libc.madvise(ctypes.c_void_p(page), ctypes.c_size_t(_PAGE_BYTES), _MADV_HUGEPAGE)
 
 
 def _half_used(start: int, end: int) -> Iterator[int]:
-    """Yield the addresses of the huge pages from `start` to `end` of which at least half are in memory."""
+    """Divide the memory from `start` to `end` into ranges of 2 MiB. Yield the address of each half-used range.
+
+    A range is half used if at least half of its small pages are in memory.
+    """
     if start >= end:
         return
     small = os.sysconf("SC_PAGE_SIZE")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_UNDERRUN_S = 0.25  # gaps of up to this time in total are ignored: the network or the event loop can cause them
+# Gaps are ignored up to this total time in seconds, because the network or the event loop can cause them.
+MAX_UNDERRUN_S = 0.25
 
 
 @dataclass(eq=False, slots=True)
@@ -16,7 +17,7 @@ class Playback:
     """
 
     tempo: float = 1.0  # seconds of the engine's audio that the listener plays in one second
-    current_index: int = 0  # index of the utterance that is being sent
+    current_index: int = 0  # index of the utterance whose audio the server sends at the moment
     underrun_s: float = 0.0  # total time that the listener has waited for audio after the start of playback
     _sent_s: float = 0.0
     _started_s: float | None = None
@@ -29,7 +30,8 @@ class Playback:
             self._started_s = now_s
         elif (buffered_s := self.buffered_s(now_s)) < 0:
             self.underrun_s -= buffered_s / self.tempo
-            self._started_s = now_s - self._sent_s / self.tempo  # the listener continues playback now
+            # Move the start of playback, so that the listener continues to play at `now_s`.
+            self._started_s = now_s - self._sent_s / self.tempo
         self._sent_s += seconds
 
     @property

@@ -18,10 +18,10 @@ Prefix = tuple[Tensor, ...]
 
 
 class PrefixCache:
-    """Keeps the most recently used prefixes, up to `limit_bytes` in total. Only the engine's thread may use it."""
+    """Keeps the most recently used prefixes, up to `limit_bytes` in total. Only the engine's thread may use a cache."""
 
     def __init__(self, limit_bytes: int, on_evict: Callable[[bytes], None] = lambda _: None) -> None:
-        """on_evict: gets the key of each prefix that is removed because the cache is full."""
+        """on_evict: called with the key of each prefix that is removed because the cache is full."""
         self._limit_bytes = limit_bytes
         self._prefixes: LRU[bytes, Prefix] = LRU(limit_bytes, size=_bytes, on_evict=on_evict)
 

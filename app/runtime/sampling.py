@@ -50,7 +50,7 @@ def exponential_noise(seeds: Tensor, frames: Tensor, codebooks: int, codes: int,
     begin = first * codes + 1
     count = torch.arange(begin, begin + codebooks * codes, device=seeds.device, dtype=torch.int64)
     bits = _shift(_mix(row[:, None] + count[None, :] * to_int64(_GOLDEN)), 40)  # (n, K * C), 24 bits each
-    # If all 24 bits are 1, the sum rounds to 1.0 without the limit, and the noise -log(1.0) is not above 0.
+    # Without this limit, 24 bits that are all 1 would round to 1.0, and the noise -log(1.0) would not be above 0.
     uniform = ((bits.to(torch.float32) + 0.5) * 2.0**-24).clamp_(max=_MAX_UNIFORM)
     return -torch.log(uniform).view(-1, codebooks, codes)
 
@@ -184,7 +184,10 @@ def draw(
 
 
 def draw_within(limits: DrawLimits, scores: Tensor, noise: Tensor, *, fast_path: bool = False) -> Tensor:
-    """Draw codes like `draw`. With and without the fast path, a row draws the same codes."""
+    """Draw codes like `draw`, from parameters in the form of DrawLimits.
+
+    A row draws the same codes with the fast path and without it.
+    """
     best = scores.argmax(dim=-1)
     scores = scores / limits.temperature
     floor = _short_floor(limits, scores)
@@ -195,10 +198,13 @@ def draw_within(limits: DrawLimits, scores: Tensor, noise: Tensor, *, fast_path:
 
 
 def _short_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
-    """Return the lowest kept score (n, C, 1) of each short row, and -inf for other rows. Does not sort all codes.
+    """Return the lowest score (n, C, 1) that a short row keeps, and -inf for all rows that are not short.
+
+    A row is short if its top_k is 1 to TOP_K_FAST. So this function need not sort all codes.
 
     top_p keeps a code if the total probability of all better codes is below top_p. The probabilities are computed from
-    all codes that top_k keeps. If several codes have equal scores, these can be more than TOP_K_FAST codes.
+    all codes that top_k keeps. If codes have the same score as the last kept code, top_k keeps these codes, too. So
+    top_k can keep more than TOP_K_FAST codes.
     """
     tops, places = scores.topk(min(TOP_K_FAST, scores.shape[-1]), dim=-1)
     floor = tops.gather(-1, limits.last.expand(-1, scores.shape[1], 1))
@@ -209,7 +215,7 @@ def _short_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
 
 
 def _sorted_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
-    """Return the lowest kept score (n, C, 1) of each row, for any sampling parameters. Sorts all codes."""
+    """Return the lowest score (n, C, 1) that each row keeps, for any sampling parameters. Sorts all codes."""
     size = scores.shape[-1]
     rising = scores.sort(dim=-1).values
     at = (size - torch.where(limits.limited, limits.top_k, size)).expand(-1, scores.shape[1], 1)

@@ -1,9 +1,9 @@
 """The scheduler of continuous batching: a bounded queue of utterances, and a fixed number of rows for utterances.
 
 The slack of a row is the number of seconds that the row's listener can play without more audio (`Slot.slack_s`). If any
-row has a slack below SHORT_S, only rows with a slack below AHEAD_S are prefilled and stepped. This pause of the other
-rows shortens the time to first audio. On a CPU, a step with fewer rows takes less time. On a GPU, if no row is stepped,
-the whole device works on the new prompt.
+row has a slack below SHORT_S, only rows with a slack below AHEAD_S are prefilled and stepped. All rows with more slack
+pause, which shortens the time to first audio. On a CPU, a step with fewer rows takes less time. On a GPU, if no row is
+stepped, the whole device works on the new prompt.
 
 The time of a step depends on the smallest bucket that contains the highest active row (`MovesRows.bucket_sizes`). If
 all jobs would have fit into a smaller bucket in COMPACT_AFTER consecutive plans, the next plan moves the job in the
@@ -60,13 +60,14 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         bucket_sizes: Sequence[int] = (),
     ) -> None:
-        """Create the rows, which are all free. bucket_sizes: see MovesRows; () = jobs never move to other rows."""
+        """Create the rows, which are all free. bucket_sizes: see MovesRows; () = a job never moves to another row."""
         self._clock = clock
         self._bucket_sizes = tuple(bucket_sizes)
         self._plans_too_large = 0  # number of consecutive plans in which all jobs would have fit into a smaller bucket
         self._slots = Slots(max_rows)
-        self._queue: deque[Job] = deque()  # first utterances of answers; bounded
-        self._continuations: deque[Job] = deque()  # later utterances of answers that have started
+        # The first utterance of each answer that waits for a row; the length is limited to `max_queue`.
+        self._queue: deque[Job] = deque()
+        self._continuations: deque[Job] = deque()  # later utterances of answers that have started; they wait for a row
         self._background: deque[Job] = deque()  # jobs that run only while no listener needs audio soon
         self._max_queue = max_queue
         self._changed = threading.Condition()
@@ -103,11 +104,12 @@ class Scheduler:
             self._wake()
 
     def cancel(self, job: Job) -> None:
-        """Cancel a job. A queued job is removed now; a job in a row is removed by the next `plan`."""
+        """Cancel a job. A queued job is removed immediately; a job in a row is removed by the next call of `plan`."""
         with self._changed:
             job.cancelled = True
             for queue in (self._queue, self._continuations, self._background):
-                if job in queue:  # the error of `remove` would contain the job as text, which takes 2 ms
+                # Do not catch the error of `remove` instead: its message contains the job as a text, which takes 2 ms.
+                if job in queue:
                     queue.remove(job)
             self._wake()
 
@@ -117,7 +119,7 @@ class Scheduler:
             self._wake()
 
     def load(self) -> Load:
-        """Return the number of foreground rows in use and of queued new answers, and the limits of both numbers."""
+        """Return how many rows have a foreground job, how many new answers are queued, and the limit of each number."""
         with self._changed:
             return Load(self._speaking, len(self._slots), len(self._queue), self._max_queue)
 
@@ -127,7 +129,10 @@ class Scheduler:
         return sum(not slot.background for slot in self._slots.live)
 
     def close(self, error: Exception | None = None) -> None:
-        """End all queued and running jobs with `error`; later, `submit` raises `error`. None = EngineStopped."""
+        """End all queued and running jobs with an error. From then on, `submit` raises the same error.
+
+        error: None = an EngineStopped.
+        """
         with self._changed:
             self._closed = error or EngineStopped("The engine has stopped. Restart the server.")
             waiting = (*self._queue, *self._continuations, *self._background)
@@ -201,7 +206,7 @@ class Scheduler:
         return ((source.row, target),)
 
     def _preempt(self) -> list[int]:
-        """If queued foreground jobs need more rows than are free, end background jobs and return the freed rows."""
+        """If foreground jobs need more rows than are free, end background jobs. Return the rows of the ended jobs."""
         needed = len(self._queue) + len(self._continuations) - (len(self._slots) - len(self._slots.live))
         rows = [slot.row for slot in self._slots.live if slot.background][: max(0, needed)]
         for row in rows:

@@ -99,11 +99,11 @@ class Slots:
 
     @property
     def live(self) -> list[Slot]:
-        """The slots that have a job."""
+        """The rows that have a job."""
         return [slot for slot in self._slots if slot.phase is not Phase.FREE]
 
     def take(self, job: Job) -> Slot | None:
-        """Put the job into the lowest free row, and return the row's slot. Returns None if no row is free."""
+        """Put the job into the lowest free row, and return this row as a Slot. Return None if no row is free."""
         for slot in self._slots:
             if slot.phase is Phase.FREE:
                 slot.job, slot.phase, slot.frames = job, Phase.PREFILL, 0

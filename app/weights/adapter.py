@@ -58,20 +58,20 @@ class _Update:
     """The changes of an adapter to one tensor of the base."""
 
     whole: Stored | None = None  # a new tensor that replaces the whole tensor
-    own: bool = True  # True = `whole` replaces only this tensor, not a tied tensor
+    own: bool = True  # True = `whole` replaces only this tensor, and a tensor that is tied to it does not change
     a: Stored | None = None  # (r, in) of a linear layer or convolution, (r, rows) of an embedding
     b: Stored | None = None  # (out, r) of a linear layer or convolution, (width, r) of an embedding
     embedding: bool = False
     scale: float = 1.0
     magnitude: Stored | None = None  # DoRA: the length of each row of a weight, or of each column of an embedding
-    offset: Stored | None = None  # `offset` times `scale` is added to a bias
+    offset: Stored | None = None  # for a bias: `offset` times `scale` is added to the bias
     rows: Stored | None = None  # new rows that replace the rows `indices`
     indices: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class Adapter:
-    """A LoRA adapter. The tensors of the adapter are read only during the merge."""
+    """A LoRA adapter. Its tensors are read from the file only when `merge` or `low_rank` needs them."""
 
     folder: Path
     rank: int  # the rank `r` of adapter_config.json
@@ -120,10 +120,13 @@ class Adapter:
     ) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yield (name of a tensor of the base, A (r, ...), scaled B (..., r)) in float32, for single rows of a batch.
 
-        frozen: tensors whose names begin with one of these texts can't change. PEFT also adds A and B to layers that a
-        training does not reach; if B is zero there, A and B are skipped. base: the tensors of the base. PEFT may save
-        whole tensors that are equal to the tensors of the base; they are skipped, too. Raises WeightsUnavailable with
-        `remedy` if the adapter changes a frozen tensor, or changes a tensor in another way than W + B A.
+        frozen: the adapter must not change a tensor whose name begins with one of these texts. base: the tensors of the
+        base; None = the base is not known. Raises WeightsUnavailable with `remedy` if the adapter changes a frozen
+        tensor, or changes a tensor in another way than W + B A.
+
+        Two kinds of tensors in the file change nothing and are skipped. PEFT also adds A and B to layers that the
+        training does not reach, and there B is zero. PEFT may also save whole tensors that are equal to the tensors of
+        the base.
         """
         for name, update in self._updates.items():
             what = _other_change(update)
@@ -143,7 +146,7 @@ class Adapter:
                 yield name, _whole(update.a), _whole(update.b) * update.scale
 
     def check_merged(self, model: str, except_for: str | None = None) -> None:
-        """Raise WeightsUnavailable if the adapter changes tensors that no call of `merge` has found.
+        """Raise WeightsUnavailable if the adapter changes a tensor that no earlier call of `merge` had in its `base`.
 
         except_for: tensors whose names begin with this text are not checked.
         """
@@ -232,7 +235,7 @@ def _updates_of(
     for key, tensor in stored.items():
         name = _WRAPPERS.sub("", key)
         if ".original_module." in name:
-            continue  # this is a copy of the base's module, which the adapter does not change
+            continue  # PEFT also saves a copy of the unchanged tensor of the base; skip it
         if (match := _LORA.match(name)) is None:
             name = re.sub(r"\.modules_to_save(\.[^.]+(?=\.))?", "", name).replace(".base_layer.", ".")
             target = updates.setdefault(rename(name), _Update())
@@ -289,7 +292,10 @@ def _scale(module: str, config: Mapping[str, Any]) -> float:
 
 
 def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """Return the value of the first pattern that matches the end of the module's name. PEFT uses the same rule."""
+    """Return the value of the first pattern that matches the end of `module`, a name, or else `default`.
+
+    PEFT uses the same rule.
+    """
     for pattern, value in (patterns or {}).items():
         if _ending_in(pattern).match(module):
             return value
@@ -322,7 +328,7 @@ class _Merged:
     base: Stored
     update: _Update
     _read: tuple[Tensor, Tensor] | None = None
-    _factors: Tensor | None = None  # DoRA of an embedding: the factor of each column
+    _factors: Tensor | None = None  # for an embedding with DoRA: the factor by which each column is multiplied
 
     @property
     def shape(self) -> Shape:
@@ -368,7 +374,10 @@ class _Merged:
         return rows.add_(delta)
 
     def _column_factors(self) -> Tensor:
-        """Return the factor of each column of an embedding with DoRA. The first call reads the whole embedding."""
+        """Return the factor by which DoRA multiplies each column of an embedding.
+
+        The first call reads the whole embedding.
+        """
         if self._factors is None:
             step = max(1, (8 << 20) // max(1, self.shape[1]))
             squares = torch.zeros(self.shape[1], dtype=torch.float64)
@@ -380,7 +389,7 @@ class _Merged:
 
 
 def _other_change(update: _Update) -> str:
-    """Return the name of a change that is neither W + B A nor a whole tensor; "" = there is no such change."""
+    """Return a description of the change if it is neither W + B A nor a whole tensor; "" = it is one of these two."""
     if update.magnitude is not None:
         return "the length of weights (DoRA)"
     if update.rows is not None:
@@ -399,7 +408,7 @@ def _is_equal(whole: Stored, base: Checkpoint | None, name: str) -> bool:
 
 
 def _is_finite(update: _Update) -> bool:
-    """Whether all values of an update are numbers. Reads them in blocks."""
+    """Whether no value of an update is NaN or infinite. Reads the values in blocks."""
     stored = (update.whole, update.a, update.b, update.magnitude, update.offset, update.rows)
     return all(
         bool(block.isfinite().all())
@@ -414,7 +423,7 @@ def _whole(stored: Stored) -> Tensor:
 
 
 def _merged(base: Stored, update: _Update) -> Stored | str:
-    """Return a tensor of the base with an update. If the shapes do not fit, return a description of the fault."""
+    """Return the tensor `base` with the changes of `update`, or a description of the fault if the shapes do not fit."""
     shape = tuple(base.shape)
     if update.whole is not None:
         if tuple(update.whole.shape) != shape:
@@ -425,7 +434,7 @@ def _merged(base: Stored, update: _Update) -> Stored | str:
     if update.a is update.offset is update.rows is None:
         return base
     merged = _Merged(base, update)
-    # Each read of a derived tensor computes the whole tensor, so a derived tensor must not be read in blocks.
+    # Each read of a Derived tensor computes the whole tensor, so the merge reads it only once, and not in blocks.
     return Derived(shape, lambda: merged.rows(0, shape[0])) if isinstance(base, Derived) else merged
 
 

@@ -74,23 +74,24 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of a download. done_bytes includes bytes of earlier downloads; rate_bytes_s does not include them."""
+    """Progress of a download. `done_bytes` includes bytes of earlier downloads, but `rate_bytes_s` does not."""
 
     source: str
     file: str
     done_bytes: int
     total_bytes: int
     rate_bytes_s: float
-    eta_s: float | None  # estimated seconds until the end; None = the rate is not known yet
+    eta_s: float | None  # estimated seconds until the download ends; None = nothing was received in the last seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
     """Timeouts and retries of a download."""
 
-    answer_s: float = 14.0  # timeout for the file list, including all attempts
-    stall_s: float = 60.0  # timeout while no byte of a file arrives
-    retries: int = 4  # largest number of consecutive failures without a new block
+    answer_s: float = 14.0  # limit of the time for all attempts to get the file list, in total
+    stall_s: float = 60.0  # an attempt fails if no byte of the file arrives for this time
+    # The largest number of failures in a row; if an attempt receives a block (1 MiB), the count starts again at 1.
+    retries: int = 4
     backoff_s: float = 1.0  # delay before the first retry; each further retry doubles the delay
 
 
@@ -108,9 +109,9 @@ def fetch(
 ) -> Path:
     """Return the folder with the model's files. Download the files that are missing.
 
-    This function blocks, so call it in a thread. `fetch` calls on_progress and cancelled in the same thread, and sends
-    `token` to the hub. Raises WeightsUnavailable with a reason and a remedy. Raises Cancelled if `cancelled` returns
-    True.
+    This function blocks until the download ends. It calls `on_progress` and `cancelled` in the caller's thread, and
+    sends `token` to the hub. Raises WeightsUnavailable with a reason and a remedy. Raises Cancelled if `cancelled`
+    returns True.
     """
     if (folder := find(files, models_dir)) is not None:
         if folder.is_relative_to(hub_cache()) and not folder.is_relative_to(models_dir):
@@ -152,7 +153,7 @@ def fetch(
 
 
 class Remote:
-    """The files of a model on the hub."""
+    """The files of a model on the hub: their size, how many bytes are on the disk, and whether they are gated."""
 
     def __init__(self, download: _Download) -> None:
         self._download = download
@@ -164,7 +165,7 @@ class Remote:
         return self._download.plan.gated
 
     def local_bytes(self) -> int:
-        """Return the number of bytes of these files on the disk, including interrupted downloads."""
+        """Return how many bytes of these files are on the disk, including bytes of interrupted downloads."""
         self._download.count_local()
         return sum(self._download.local_bytes.values())
 
@@ -180,9 +181,11 @@ def look_up(
 ) -> Remote:
     """Ask the hub for the files that `fetch` would download. Blocks for at most `patience.answer_s` seconds.
 
-    check_access: whether to check, too, that the token may read the files. The list of a gated repository is public, so
-    the list alone does not show this.
-    Raises WeightsUnavailable. Raises Cancelled if `cancelled` returns True.
+    check_access: whether to check, too, that the hub lets this token read the files. The file list of a gated
+    repository is public, so the hub sends the list even if the token may not read the files.
+
+    Raises WeightsUnavailable if the hub does not answer or refuses the request. Raises Cancelled if `cancelled` returns
+    True.
     """
     download = _open(files, models_dir, token, patience)
     download.check_access = check_access
@@ -203,13 +206,14 @@ def look_up(
 def _open(
     files: ModelFiles, models_dir: Path, token: HubToken, patience: Patience, defects: Sequence[str] = ()
 ) -> _Download:
-    """Return a download that has not begun. defects: the defects of the files in the cache of the hub's library.
+    """Return a download that has not begun. defects: what is wrong with the files in the cache of the hub's library.
 
     Raises WeightsUnavailable in offline mode, and if the token contains characters that no token has.
     """
     _refuse_offline(files, models_dir, defects)
     token = replace(token, text=token.text.strip())
-    if not re.fullmatch(r"[!-~]*", token.text):  # the HTTP library's error would quote the token
+    # Without this check, the HTTP library would raise an error that contains the token.
+    if not re.fullmatch(r"[!-~]*", token.text):
         raise WeightsUnavailable(
             f"{token.name} contains characters that no token has",
             remedy="Correct HF_TOKEN, or run `hf auth login`.",
@@ -222,7 +226,7 @@ def _open(
 def check_space(missing_bytes: int, models_dir: Path, *, source: str, setting: str) -> None:
     """Raise WeightsUnavailable if the disk of `models_dir` has too little space for a download of `missing_bytes`.
 
-    source, setting: the name of the model's source, and the environment variable that names it.
+    source: the source of the model. setting: the environment variable that names the source.
     """
     needed, free = int(missing_bytes * _HEADROOM), free_bytes(models_dir)
     if needed > free:
@@ -235,13 +239,16 @@ def check_space(missing_bytes: int, models_dir: Path, *, source: str, setting: s
 
 
 def free_bytes(models_dir: Path) -> int:
-    """Return the free bytes of the disk to which the server downloads models. Raises OSError."""
-    folder = models_dir / "hub"  # may be a link to another disk
+    """Return the number of free bytes on the disk to which the server downloads models.
+
+    Raises OSError if the folder `models_dir` does not exist.
+    """
+    folder = models_dir / "hub"  # this folder may be a link to another disk
     return shutil.disk_usage(folder if folder.exists() else models_dir).free
 
 
 def _refuse_offline(files: ModelFiles, models_dir: Path, defects: Sequence[str]) -> None:
-    """Raise WeightsUnavailable if the environment sets offline mode."""
+    """Raise WeightsUnavailable if an environment variable turns on the offline mode of the hub's library."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if is_true(os.environ.get(name)):
             found = f": {'; '.join(defects)}" if defects else ""
@@ -249,8 +256,8 @@ def _refuse_offline(files: ModelFiles, models_dir: Path, defects: Sequence[str])
             raise WeightsUnavailable(
                 f"offline mode is set ({name}={os.environ[name]}) and {files.source} is not complete in {models_dir} "
                 f"or in the Hugging Face cache {hub_cache()}{found}",
-                remedy=f"Unset {name}, or run `{command}` on a machine with a network and copy its cache here, "
-                f"or set {files.setting} to a local folder.",
+                remedy=f"Unset {name}, or run `{command}` on a machine with a network and copy the Hugging Face "
+                f"cache of that machine here, or set {files.setting} to a local folder.",
                 code="hub_offline",
             )
 
@@ -281,7 +288,7 @@ def _in_background(work: Callable[[], T], tick: Callable[[], None], *, limit_s: 
 
 @dataclass(frozen=True, slots=True)
 class _RemoteFile:
-    """A file in the hub's list of files. etag: the name of the blob, a sha256, or git's sha1 for a small file."""
+    """A file in the hub's list of files. etag: the name of the blob; a sha256, or git's sha1 if the file is small."""
 
     name: str
     size_bytes: int
@@ -292,7 +299,7 @@ class _RemoteFile:
 class _Plan:
     commit: str
     files: tuple[_RemoteFile, ...]
-    gated: bool | None = None  # None = the hub does not say it
+    gated: bool | None = None  # whether the repository is gated; None = the hub does not say it
 
 
 class _TransferFailed(Exception):
@@ -300,7 +307,7 @@ class _TransferFailed(Exception):
 
 
 class _TimedOut(Exception):
-    """The work in the background thread did not end in time."""
+    """The work in the background thread takes longer than its limit."""
 
 
 class _Stopped(Exception):
@@ -328,7 +335,8 @@ class _Download:
     current: str = ""
     fetched_bytes: int = 0  # bytes that this object has received over the network
     stop: threading.Event = field(default_factory=threading.Event)
-    samples: deque[tuple[float, int]] = field(default_factory=deque)  # (time, fetched_bytes) of the last _RATE_WINDOW_S
+    # (time, fetched_bytes) at each report of the last _RATE_WINDOW_S seconds.
+    samples: deque[tuple[float, int]] = field(default_factory=deque)
 
     @property
     def cache(self) -> Path:
@@ -367,9 +375,9 @@ class _Download:
     # ---- methods that the caller's thread runs
 
     def prepare(self) -> None:
-        """Create the folders and count the bytes on disk.
+        """Create the folders of the download, and count the bytes that are already on the disk.
 
-        Raises WeightsUnavailable if the disk can't be written or has too little space for the missing bytes.
+        Raises WeightsUnavailable if the server can't write to the disk, or if the missing bytes do not fit on it.
         """
         try:
             for folder in (self.cache / "blobs", self.snapshot):
@@ -381,7 +389,7 @@ class _Download:
         check_space(missing, self.models_dir, source=self.files.source, setting=self.files.setting)
 
     def count_local(self) -> None:
-        """Count the bytes of each file on the disk."""
+        """Set `local_bytes`: count how many bytes of each file are on the disk."""
         for file in self.plan.files:
             on_disk = self.is_complete(file) or self.in_library_cache(file, self.plan.commit) is not None
             self.local_bytes[file.name] = file.size_bytes if on_disk else min(_size(self.part(file)), file.size_bytes)
@@ -405,7 +413,7 @@ class _Download:
         )
 
     def unreachable(self, why: str) -> WeightsUnavailable:
-        shown = re.sub(r"//[^/]*@", "//", self.endpoint)  # removes a proxy password from the message
+        shown = re.sub(r"//[^/]*@", "//", self.endpoint)  # remove a user name and password in the URL from the message
         what = f"cannot reach {shown} for {self.files.source}"
         if self.source.subfolder:
             what = f"{self.files.setting}={self.files.source} does not exist as a folder here, and {what}"
@@ -421,7 +429,10 @@ class _Download:
     # ---- the background thread
 
     def list_files(self) -> _Plan:
-        """Request the commit and the list of files from the hub. Retries twice after an error, for example a 503."""
+        """Request the commit and the list of files from the hub.
+
+        After an error that may be temporary, such as a 503, the request is repeated, at most twice.
+        """
         from httpx2 import ConnectError  # noqa: PLC0415
 
         attempt = 0
@@ -483,7 +494,7 @@ class _Download:
         return _Plan(info.sha, tuple(chosen), None if gated is None else bool(gated))
 
     def run(self) -> None:
-        """Download all files, and then write the reference (refs/<revision>).
+        """Download all missing files, and then write the commit to refs/<revision>.
 
         The weights are downloaded last. So a partly downloaded model never looks complete.
         """
@@ -504,7 +515,8 @@ class _Download:
                 continue
             if not self.is_complete(file):
                 with self._lock(file):
-                    if not self.is_complete(file):  # another process may have downloaded the file in the meantime
+                    # Another process may have downloaded the file while this one waited for the lock.
+                    if not self.is_complete(file):
                         self._download(file, blob)
             self.local_bytes[file.name] = file.size_bytes
             _link(self.snapshot / file.name, blob)
@@ -512,7 +524,10 @@ class _Download:
             _write_ref(self.cache / "refs" / self.source.revision, self.plan.commit)
 
     def _link_to_library(self, pointer: Path, present: Path) -> None:
-        """Link to a file in the cache of the hub's library. On a disk without symlinks, copy the file."""
+        """Create `pointer` as a link to `present`, a file in the cache of the hub's library.
+
+        On a disk without symlinks, copy the file.
+        """
         pointer.parent.mkdir(parents=True, exist_ok=True)
         pointer.unlink(missing_ok=True)
         try:
@@ -704,7 +719,7 @@ class _PartialFile:
         self._digest = _digest(file)
 
     def hash_existing(self) -> None:
-        """Add the bytes of an earlier download to the checksum. If the file is too long, delete all bytes of it."""
+        """Add the bytes of an earlier download to the checksum. If there are too many bytes, delete all of them."""
         left = _size(self._path)
         if left > self._file.size_bytes:
             self.restart()
@@ -737,7 +752,7 @@ class _PartialFile:
         self._digest = _digest(self._file)
 
     def is_valid(self) -> bool:
-        """Whether size and checksum are those of the hub. If the ETag is not a checksum, checks only the size."""
+        """Whether the bytes have the hub's checksum. If the ETag is not a checksum, compare only the size."""
         if len(self._file.etag) != self._digest.digest_size * 2:
             return self.size_bytes == self._file.size_bytes
         return self._digest.hexdigest() == self._file.etag

@@ -54,7 +54,8 @@ class ModelFiles:
     mirrors: tuple[str, ...] = ()  # hub ids of copies that need no access request; error messages name these copies
     original: str = ""  # the hub id of the published model; `files_for` sets it
     adapters: bool = False  # the source may be a LoRA adapter
-    published: tuple[str, ...] = ()  # files that `source` and `mirrors` contain, but that other copies may lack
+    # Files that the published model and its `mirrors` contain, but that a copy of another author may lack.
+    published: tuple[str, ...] = ()
 
     @property
     def licence_url(self) -> str:
@@ -63,7 +64,7 @@ class ModelFiles:
 
     @property
     def allow_patterns(self) -> tuple[str, ...]:
-        """Patterns of all files that the model may need, in all layouts. `choose_files` chooses one layout."""
+        """Patterns for the names of all files that the model may need, with the weights in all layouts."""
         shards = tuple(name.replace(_INDEX, "-*-of-*.safetensors") for name in self.weights if name.endswith(_INDEX))
         adapter = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if self.adapters else ()
         return (*self.required, *self.optional, *self.weights, *shards, *adapter)
@@ -160,14 +161,17 @@ def files_for(model: str, source: str = "") -> ModelFiles:
 
 
 def copies(files: ModelFiles) -> tuple[ModelFiles, ...]:
-    """Return `files`; if the source is the published model, also return the files of each copy (`mirrors`)."""
+    """Return `files`, followed by `files` with each copy in `mirrors` as the source.
+
+    If the source is not the published model, return only `files`.
+    """
     if files.source != files.original:
         return (files,)
     return (files, *(replace(files, source=mirror) for mirror in files.mirrors))
 
 
 def copy_on_disk(files: ModelFiles, models_dir: Path) -> ModelFiles:
-    """Return the first of `copies(files)` that is complete on the disk; `files` if there is none.
+    """Return the first of `copies(files)` that is complete on the disk; `files` if none is complete.
 
     Raises WeightsUnavailable if the source is not valid or can't be read.
     """
@@ -179,14 +183,15 @@ def choose_files(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container
 
     sizes: the size in bytes of each file in a repository or folder. The result contains one layout of the weights: the
     best layout whose files are all in `on_disk` (names of files that need no download), or else the best layout of all.
-    Small files come first, so that a download without access fails before the weights. If files are missing, raises
-    WeightsUnavailable, which names these files.
+    Small files come first, so that a download that the hub does not allow fails before it reaches the weights. If files
+    are missing, raises WeightsUnavailable, which names these files.
     """
     folder = _subfolder(files)
     within = {name.removeprefix(folder): size for name, size in sizes.items() if name.startswith(folder)}
     present = {name for name in within if folder + name in on_disk}
     chosen, missing = _select(files, within, present)
-    if missing and folder and not within:  # the repository has no such folder: name the folders with weights
+    # The repository does not have this folder, so the error names the folders that contain weights.
+    if missing and folder and not within:
         root = replace(files, source="/".join(files.source.split("/")[:2]))
         raise unusable(root.source, sizes, setting=files.setting) or missing_error(files, missing)
     if missing:
@@ -250,11 +255,12 @@ def _subfolder(files: ModelFiles) -> str:
 def _layout_files(layout: str, sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
     """Return the names of a layout's existing files and missing files. ([], []) = no file of the layout exists."""
     found = sorted((name for name in sizes if fnmatch(name, layout)), key=lambda name: (sizes[name], name))
-    names = found[:1]  # files that match one pattern have the same weights; use the smallest file
+    names = found[:1]  # all files that match this pattern contain the same weights, so use the smallest file
     if not layout.endswith(_INDEX):
         return names, []
     sets = shard_sets(name for name in sizes if (match := _SHARD.fullmatch(name)) and match["stem"] + _INDEX == layout)
-    if not names:  # there may be shards without an index; the index is not needed, it only repeats their names
+    # Without the index file, use the shards alone: the index only repeats the names of the shards and tensors.
+    if not names:
         return sets[0] if sets else ([], [])
     if not sets:
         return names, [f"the shards of {layout}"]
@@ -265,7 +271,8 @@ def _layout_files(layout: str, sizes: Mapping[str, int]) -> tuple[list[str], lis
 def shard_sets(names: Iterable[str]) -> list[tuple[list[str], list[str]]]:
     """Return (shards, missing shards) of each set of shards, such as model-00001-of-00002.safetensors.
 
-    Complete sets come before incomplete sets. Inside both groups, a set that consists of fewer shards comes first.
+    Complete sets come before incomplete sets. Among the complete sets, and among the incomplete sets, the set with the
+    fewest shards comes first.
     """
     sets: dict[tuple[str, int], dict[int, str]] = {}
     for name in sorted(names):
@@ -340,7 +347,10 @@ class Source:
         return f"models--{self.repo.replace('/', '--')}"
 
     def snapshot(self, cache: Path) -> Path | None:
-        """Return the snapshot of this revision in `cache`; None = `cache` does not contain it. Raises OSError."""
+        """Return the snapshot folder of this revision in `cache`; None = `cache` does not contain the revision.
+
+        Raises OSError if `cache` can't be read.
+        """
         try:
             commit = (
                 self.revision
@@ -380,7 +390,7 @@ def size_on_disk(files: ModelFiles, folder: Path) -> int:
 
 
 def downloaded_bytes(files: ModelFiles, models_dir: Path) -> int:
-    """Return the number of bytes that were downloaded from the source of a model, including interrupted downloads."""
+    """Return how many bytes from the model's source are on the disk, including bytes of interrupted downloads."""
     source = Source.parse(files)
     if source.folder is not None:
         return 0
@@ -434,19 +444,19 @@ def find(files: ModelFiles, models_dir: Path) -> Path | None:
         folder = source.snapshot(source.cache(models_dir))
         if folder is not None and not missing_files(folder, files):
             return folder
-    except OSError:  # a cache that can't be read counts as empty
+    except OSError:  # if the cache can't be read, continue as if it were empty
         pass
     return complete_in_library_cache(files)
 
 
 def complete_in_library_cache(files: ModelFiles) -> Path | None:
-    """Return the snapshot in the cache of the hub's library, or None if the snapshot is missing or incomplete."""
+    """Return the snapshot folder in the cache of the hub's library, or None if it is missing or incomplete."""
     folder, defects = find_in_library_cache(files)
     return folder if not defects else None
 
 
 def find_in_library_cache(files: ModelFiles) -> tuple[Path | None, list[str]]:
-    """Return the snapshot in the cache of the hub's library, and its defects ([] = the snapshot is complete).
+    """Return the snapshot folder in the cache of the hub's library, and what is wrong with it; [] = it is complete.
 
     (None, []) = the cache does not contain the revision. The file refs/<revision> names the snapshot.
     """
@@ -473,7 +483,11 @@ def find_in_library_cache(files: ModelFiles) -> tuple[Path | None, list[str]]:
 
 
 def defect_of(path: Path) -> str:
-    """Return the defect of a file in the cache of the hub's library; "" = the file can be used. Raises OSError."""
+    """Return what is wrong with a file in the cache of the hub's library; "" = the file can be used.
+
+    The result is the end of a sentence, for example "is missing". Raises OSError if the folder of the file can't be
+    read.
+    """
     target = Path(os.path.realpath(path))  # Path.resolve would raise RuntimeError if links form a loop
     if not target.is_file():
         return "is a link to a missing file" if path.is_symlink() else "is missing"
@@ -511,7 +525,10 @@ def indexed_shards(index: Path) -> set[str]:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Return a mapping: name of a tensor -> the shard that the index file names for it. Raises ValueError."""
+    """Return a mapping: name of a tensor -> the shard that contains it, according to the file `index`.
+
+    Raises ValueError if the file is not a valid index.
+    """
     try:
         found = json.loads(index.read_bytes())["weight_map"]
     except (KeyError, TypeError, RecursionError) as error:
@@ -536,7 +553,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def adapter_of(files: ModelFiles, folder: Path) -> tuple[bool, bool]:
-    """Return whether `folder` contains a LoRA adapter, and whether it contains the weights of a base model."""
+    """Return two values: whether `folder` contains a LoRA adapter, and whether it contains a model with weights."""
     names = {path.name for path in folder.iterdir() if path.is_file()}
     weights = any(
         (name.endswith(".safetensors") and name != ADAPTER_WEIGHTS) or may_hold_a_model(name) for name in names
@@ -561,7 +578,7 @@ def refuse_unreadable(files: ModelFiles, folder: Path, *, adapter: bool, weights
 
 
 def _refuse_lacking_shards(folder: Path) -> None:
-    """Raise WeightsUnavailable if a folder contains no other weights than incomplete sets of shards."""
+    """Raise WeightsUnavailable if all weights in a folder are incomplete sets of shards."""
     lacking: dict[str, str] = {}  # missing shard -> the end of "the files that ..." in the error
     shards: set[str] = set()
     for index in folder.glob(f"*{_INDEX}"):
@@ -587,16 +604,16 @@ def is_hub_id(name: str) -> bool:
 
 
 def unquantised(name: str) -> str:
-    """Convert the hub id of a 4-bit or 8-bit copy to the hub id of its 16-bit model. Other names do not change."""
+    """Return the hub id of the 16-bit model of which `name` is a 4-bit or 8-bit copy; `name` if it is no such copy."""
     return _QUANTISED_BASE.sub("", name.rstrip("/"))
 
 
 def base_source(folder: Path, setting: str) -> str:
     """Return the hub id or folder of the base that adapter_config.json in `folder` names.
 
-    setting: the environment variable that names another base, used in error messages. If adapter_config.json names a
-    4-bit or 8-bit copy of a base, returns the base, because the adapter fits both. Raises WeightsUnavailable if
-    adapter_config.json can't be read, or if it names no base that can be used.
+    setting: the environment variable with which a user can choose the base; error messages name it. If
+    adapter_config.json names a 4-bit or 8-bit copy of a base, returns the base, because the adapter fits both. Raises
+    WeightsUnavailable if adapter_config.json can't be read, or if it names no base that can be used.
     """
     config = read_json(folder / ADAPTER_CONFIG)
     name = str(config.get("base_model_name_or_path") or "").strip()
@@ -619,8 +636,8 @@ def has_tensor(folder: Path, prefix: str | tuple[str, ...]) -> bool:
     """Whether a safetensors file in `folder` has a tensor whose name begins with `prefix`. Reads headers only.
 
     `has_tensor(folder, "codec_model.")` is True for a CSM checkpoint that contains its Mimi codec. Other CSM
-    checkpoints also need the files of "mimi". File names do not show this difference: model.safetensors has the
-    original layout in the repository of sesame, and the transformers layout in mirrors. This function ignores shards of
+    checkpoints also need the files of "mimi". File names do not show whether a checkpoint contains the codec: the file
+    model.safetensors has no codec in the repository of sesame, but has one in mirrors. This function ignores shards of
     an incomplete layout, because they are not loaded.
     """
     unusable: set[str] = set()

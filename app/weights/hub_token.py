@@ -29,7 +29,7 @@ _NAMES: dict[Origin, str] = {
 
 @dataclass(frozen=True, slots=True)
 class HubToken:
-    """A token, and where it comes from. text: "" = there is no token."""
+    """A token (`text`; "" = there is no token), and where it comes from (`origin`)."""
 
     text: str = field(default="", repr=False)
     origin: Origin = "environment"
@@ -59,13 +59,13 @@ def find_token(settings: Settings) -> HubToken:
 
 
 def save_token(settings: Settings, text: str) -> None:
-    """Save a token in the file that only the server's user can read. Raises OSError."""
+    """Save a token in a file that only the server's user can read. Raises OSError if the file can't be written."""
     settings.folder(FOLDER)
     replace_file(_path(settings), text.encode())
 
 
 def delete_token(settings: Settings) -> bool:
-    """Delete the saved token. Returns whether there was one. Raises OSError."""
+    """Delete the saved token. Returns False if no token was saved. Raises OSError if the file can't be deleted."""
     path = _path(settings)
     try:
         path.unlink()

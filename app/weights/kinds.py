@@ -39,7 +39,9 @@ CONVERT = (
 
 
 def may_hold_a_model(name: str) -> bool:
-    """Whether a PyTorch file with this name may contain a model, such as ckpt.pt, and not the state of a training.
+    """Whether a file with this name may be a PyTorch file with a model.
+
+    For example, ckpt.pt may contain a model, but optimizer.pt contains the state of a training.
 
     The server opens such a file with `weights_only`, which builds only tensors and runs no code.
     """
@@ -49,7 +51,7 @@ def may_hold_a_model(name: str) -> bool:
 def unusable(
     where: str, names: Iterable[str], config: Mapping[str, Any] | None = None, *, setting: str = "", example: str = ""
 ) -> WeightsUnavailable | None:
-    """Return the error for a model without readable weights; None = the file names do not show the reason.
+    """Return an error that says why the server can't read a model's weights; None = the names do not show why.
 
     where: the repository or folder, used in the message. names: the paths of the files in `where`. config: the content
     of config.json. setting: the environment variable that names the model. example: a repository that the server can
@@ -86,7 +88,7 @@ def unusable(
 
 
 def unusable_files(folder: Path, *, setting: str = "", example: str = "") -> WeightsUnavailable | None:
-    """Return the error for a folder without readable weights; None = the file names do not show the reason."""
+    """Return an error that says why the server can't read the weights in a folder; None = the names do not show why."""
     names = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_file()]
     return unusable(str(folder), names, read_config(folder), setting=setting, example=example)
 
@@ -101,7 +103,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def quantisation(config: Mapping[str, Any]) -> str:
-    """Return the method with which the weights are quantised; "" = they are not quantised."""
+    """Return the name of the method with which the weights are quantised; "" = the weights are not quantised."""
     described = config.get("quantization_config") or config.get("compression_config")
     if isinstance(described, Mapping):
         method = str(described.get("quant_method") or "an unknown method").lower()

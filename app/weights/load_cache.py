@@ -1,11 +1,11 @@
 """The load cache stores the parameters of a loaded model on disk, so that the next start is faster.
 
 Without this cache, each start of a bfloat16 model reads float32 weights, which have twice as many bytes, and converts
-and joins the tensors. The cache stores the result as one safetensors file. The name of the file is a digest of all
-inputs. A read checks the CRC-32 of each tensor. So a read detects a truncated or damaged file, and then the file is
-written again. Therefore a write does not wait until the bytes are on disk. Errors of the cache are logged and do not
-stop a start.
-This module does not depend on any model.
+and joins the tensors. The cache stores the result as one safetensors file. The name of the file is a digest of the
+names, sizes and times of the weights files, of the config and of the dtype. A read checks the CRC-32 of each tensor. So
+a read detects a truncated or damaged file, and the model is then loaded without the cache and written again. That is
+why a write does not wait until the bytes are on disk. Errors of the cache are logged and do not stop a start. This
+module does not depend on any model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SPARE_BYTES = 1 << 30  # disk space that must stay free for other programs
 _LAYOUT = 1  # increase this number if a new version of the code changes the layout of parameters
 _BLOCK_BYTES = 8 << 20  # size of a block in bytes; a block fits into the CPU's cache
 _READERS = 4
-_STALE_S = 3600  # partial files that are older than this are removed, because their writer has ended
+_STALE_S = 3600  # partial files older than this number of seconds are removed, because no process writes them any more
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
@@ -49,7 +49,7 @@ class _Unusable(Exception):
 class LoadCache:
     """A folder of cached models. For each source, only the newest entry is kept.
 
-    source: a stable name of the origin of the weights.
+    source: a name for the origin of the weights that is the same at each start, for example a hub id.
     """
 
     folder: Path
@@ -77,7 +77,7 @@ class Entry:
         return self.cache.folder / f"{self.key}.safetensors"
 
     def fill(self, module: nn.Module) -> bool:
-        """Read all parameters of `module` from the file. Return whether the read was successful.
+        """Read all parameters of `module` from the file. Returns True if the read was successful.
 
         If the file is missing or invalid, returns False. Then the parameters have undefined values.
         """
@@ -93,7 +93,7 @@ class Entry:
         return True
 
     def keep(self, module: nn.Module) -> None:
-        """Write all parameters of `module` to the file, and remove older entries of the same source.
+        """Write all parameters of `module` to the file, and remove all other entries of the same source.
 
         Does not write a module smaller than `min_bytes`. If the write fails, logs a warning and raises no error.
         """
@@ -168,7 +168,7 @@ class Entry:
             partial.unlink(missing_ok=True)
 
     def _remove_old(self) -> None:
-        """Remove older entries of the same source, and stale partial files."""
+        """Remove all other entries of this entry's source, and all partial files older than _STALE_S."""
         for path in self.cache.folder.glob("*.safetensors"):
             if path != self.path and _source(path) == self.cache.source:
                 path.unlink(missing_ok=True)
@@ -178,9 +178,9 @@ class Entry:
 
 
 def _described(key: str, module: nn.Module) -> tuple[dict[str, Any], int]:
-    """Return the header of the cached file, and the size in bytes of the data after the header.
+    """Return the header that a file for `module` has, and the size in bytes of the data after the header.
 
-    The returned header contains neither the source nor the checksums of the file.
+    The source and the checksums, which a file also has in its header, are not in the returned header.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "key": key}}
     offset = 0

@@ -10,7 +10,7 @@ from app.weights import hub
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where the files of a model are. `weights` is None until all files of the weights are on disk."""
+    """Where the files of a model are. `weights` is None as long as a file of the weights is missing on the disk."""
 
     files: tuple[hub.ModelFiles, ...]  # all files that the model needs
     weights: Path | None = None  # the folder with config.json and the weights
@@ -20,7 +20,8 @@ class Located:
 def locate(model: str, source: str, base: str, models_dir: Path) -> Located:
     """Find a model, or an adapter and its base model.
 
-    If the published model is not complete on the disk, but a copy of it is, the copy is used.
+    If the published model is not complete on the disk, but one of its copies (`ModelFiles.mirrors`) is complete, the
+    result has the files of the copy.
 
     model: "csm" or "dia". source: the hub id or folder of the model or the adapter. base: the hub id or folder of the
     base; "" = the base that adapter_config.json names. Raises WeightsUnavailable if a source is not valid or can't be

@@ -145,7 +145,7 @@ class Checkpoint:
         return Checkpoint(found, self.origin)
 
     def width(self) -> float:
-        """Return the average number of bytes of one stored value. Derived tensors do not count."""
+        """Return the average number of bytes of one stored value. The values of Derived tensors are not counted."""
         plain = [stored for stored in self.tensors.values() if isinstance(stored, InFile | Mapped)]
         numbers = sum(math.prod(stored.shape) for stored in plain)
         return sum(math.prod(stored.shape) * stored.dtype.itemsize for stored in plain) / max(1, numbers)
@@ -158,7 +158,7 @@ class Checkpoint:
         return stored.rows(0, stored.shape[0])
 
     def blocks(self, name: str, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Yield (index of the first row, block) for blocks of `rows` rows. Default: a block has about BLOCK_BYTES."""
+        """Yield (index of the first row, block) for blocks of `rows` rows; None = blocks of about BLOCK_BYTES."""
         stored = self.tensors[name]
         if rows is None:
             rows = max(1, BLOCK_BYTES // (4 * max(1, math.prod(stored.shape[1:]))))
@@ -176,9 +176,9 @@ class Checkpoint:
     def check(self, expected: Mapping[str, Shape], ignore: Callable[[str], bool] = lambda name: False) -> None:
         """Check that the checkpoint contains exactly the expected tensors and shapes.
 
-        ignore: returns True for the name of a tensor that the check ignores. Other unexpected tensors that are not
-        weights of a layer, such as buffers, are only logged. For all other differences, raises WeightsUnavailable,
-        which names the wrong tensors.
+        Raises WeightsUnavailable with the names of the wrong tensors for each difference, with two exceptions. An
+        unexpected tensor is ignored if `ignore` returns True for its name. If the only differences are unexpected
+        tensors that are not weights of a layer, such as buffers, this method only logs a warning.
         """
         _refuse_other_forms(self)
         missing = [name for name in expected if name not in self.tensors]
@@ -220,7 +220,7 @@ def _scalar(stored: Stored) -> Tensor:
 
 
 def some_names(names: list[str], limit: int = 8) -> str:
-    """Join the first `limit` names for a message, and add how many names are left out."""
+    """Return the first `limit` names as a text for a message. The text also says how many names are left out."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(sorted(names)[:limit]) + more
 
@@ -251,11 +251,12 @@ def index_file(path: Path, max_header_bytes: int = MAX_HEADER_BYTES) -> dict[str
 
 
 def _located(path: Path, name: str, entry: Mapping[str, Any], data: int, size: int) -> InFile:
-    """Return the position of one tensor in the file.
+    """Return one tensor of a safetensors file as an InFile. Does not read the values of the tensor.
 
-    entry: the tensor's entry in the header. data: the offset in the file at which the values begin.
+    entry: the tensor's entry in the header. data: the position in the file at which the values of all tensors begin.
+    size: the size of the file in bytes.
 
-    Raises WeightsUnavailable if the file of `size` bytes does not contain the tensor.
+    Raises WeightsUnavailable if the type is unknown, the file is too short, or the entry contradicts itself.
     """
     start, stop = map(int, entry["data_offsets"])
     if entry["dtype"] not in _DTYPES:
@@ -269,7 +270,7 @@ def _located(path: Path, name: str, entry: Mapping[str, Any], data: int, size: i
 
 
 def _open_pickle(path: Path) -> Checkpoint:
-    """Open a state dict that PyTorch has saved. This runs no code from the file.
+    """Open a state dict that PyTorch has saved. No code in the file runs.
 
     The file is memory-mapped. Otherwise PyTorch would read the whole file into memory.
     """
@@ -284,7 +285,7 @@ def _open_pickle(path: Path) -> Checkpoint:
 
 
 def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpoint]:
-    """Open all complete checkpoints in a folder. The most likely checkpoint is the first in the result.
+    """Open all complete checkpoints in a folder. The first one in the result is most likely the right one.
 
     A folder may contain a model in two layouts, and file names do not show the layout. So the caller must choose a
     checkpoint by the names of the tensors in it. preferred: the index file or weights file that config.json names.
@@ -355,7 +356,7 @@ def _joined(folder: Path, files: Iterable[str], origin: Path, shard_of: Mapping[
 
 
 def digest_of(tensors: Iterable[Tensor], of: str) -> str:
-    """Return a digest of the text `of` and of 16 values of each tensor, as 16 hexadecimal digits."""
+    """Return a digest of a text (`of`) and of 16 values of each tensor, as 16 hexadecimal digits."""
     hashed = hashlib.sha256(of.encode())
     for tensor in tensors:
         flat = tensor.detach().flatten()

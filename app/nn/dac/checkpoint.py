@@ -23,7 +23,7 @@ _NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "param
 
 
 def expected_shapes(config: DacConfig) -> dict[str, Shape]:
-    """Return every tensor of the codec and its shape, with the names of the transformers layout."""
+    """Return a mapping: name of each tensor of the codec in the transformers layout -> shape of the tensor."""
     c = config
     shapes: dict[str, Shape] = {}
 
@@ -100,7 +100,7 @@ def release_modules(config: DacConfig) -> dict[str, str]:
 def open_codec(folder: Path) -> list[Checkpoint]:
     """Open the checkpoints in `folder`. If there are no .safetensors files, open the .pth files of descript's release.
 
-    Raises WeightsUnavailable if the folder contains neither kind of file, or if a file is broken.
+    Raises WeightsUnavailable if the folder contains neither .safetensors nor .pth files, or if a file is broken.
     """
     released = sorted(folder.glob("*.pth"))
     if released and not any(folder.glob("*.safetensors")):
@@ -154,7 +154,7 @@ def _without_norms(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _folded(length: Stored, direction: Stored) -> Callable[[], Tensor]:
-    """Return a function that computes a weight from the length g and the direction v."""
+    """Return a function that computes the weight w from the length g and the direction v (see the module docstring)."""
 
     def make() -> Tensor:
         v: Tensor = direction.rows(0, direction.shape[0]).double()

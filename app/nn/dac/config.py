@@ -19,7 +19,9 @@ DILATIONS = (1, 3, 9)  # dilations of the three residual units of a block; confi
 
 @dataclass(frozen=True, slots=True)
 class DacConfig:
-    """The shape of a DAC codec: a convolutional encoder and decoder, and a residual quantiser with small code vectors.
+    """The dimensions of a DAC codec.
+
+    The codec has a convolutional encoder, a convolutional decoder, and a residual quantiser with short code vectors.
 
     Every convolution is symmetric, so a sample depends on earlier and later frames.
     """
@@ -112,7 +114,7 @@ def parse_dac_config(raw: Mapping[str, Any]) -> DacConfig:
     )
 
 
-# Arguments of descript's DAC class -> keys of a config.json of transformers.
+# Name of an argument of descript's DAC class -> name of the same value in a config.json of transformers.
 _KWARGS = {
     "sample_rate": "sampling_rate",
     "encoder_dim": "encoder_hidden_size",
@@ -127,7 +129,9 @@ _KWARGS = {
 
 
 def parse_dac_kwargs(raw: Mapping[str, Any]) -> DacConfig:
-    """Convert the arguments of descript's DAC class to a DacConfig. A .pth file has them in metadata["kwargs"].
+    """Convert the arguments of descript's DAC class to a DacConfig.
+
+    In a .pth file, these arguments are in metadata["kwargs"].
 
     Raises ValueError for an invalid config.
     """

@@ -29,11 +29,12 @@ from app.nn.dac.config import DILATIONS, RESIDUAL_KERNEL, DacConfig
 from app.weights.tensors import Checkpoint
 
 _CHUNK_FRAMES = 64  # the largest number of frames in one pass through the first convolution
-# The largest number of time steps of a block's output in one pass, summed over all rows. On a CPU, the data of this
-# many time steps fits into the CPU's cache.
+# The largest number of time steps of a block's output in one pass, summed over all rows. On a CPU, the data of
+# _CPU_STEPS time steps fits into the CPU's cache.
 _CPU_STEPS = 1024
 _GPU_STEPS = 1 << 16
-_FEW_STEPS = 64  # for fewer time steps, one product over windows is faster than one product for each kernel position
+# If there are fewer time steps, one matrix product over windows is faster than one product for each kernel position.
+_FEW_STEPS = 64
 _MIN_ALPHA = 1e-8  # for a smaller alpha, x + sin(alpha x)**2 / alpha rounds to x
 _ENCODER_FRAMES = 256  # number of frames in one pass of the encoder: 3 s of audio
 
@@ -43,7 +44,7 @@ def _weight(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
 
 
 def _alpha(weights: Checkpoint, name: str) -> Tensor:
-    """Read the alpha of a Snake activation, (C,) float32. Values near 0 become _MIN_ALPHA, to avoid a division by 0."""
+    """Read the alpha (C,) float32 of a Snake activation. Values near 0 become _MIN_ALPHA, to avoid a division by 0."""
     alpha = weights.read(name).float().flatten()
     return torch.where(alpha.abs() < _MIN_ALPHA, _MIN_ALPHA, alpha)
 
@@ -65,13 +66,13 @@ class Snake(nn.Module):
         return z.addcmul_(sine, sine)
 
     def fill(self, alpha: Tensor, bias: Tensor) -> None:
-        """Set a and b of the formula. alpha, bias: (C,)."""
+        """Set the formula's a to `alpha` (C,) and the formula's b to `bias` (C,)."""
         self.scale.copy_(alpha)
         self.shift.copy_(alpha * bias)
 
 
 class Conv(nn.Module):
-    """A convolution without padding, computed as matrix products of shifted inputs or of windows.
+    """A convolution without padding, computed as matrix products of shifted copies or of windows of the input.
 
     The weight has the shape (kernel, inputs, outputs).
     """
@@ -90,7 +91,7 @@ class Conv(nn.Module):
         rows, length, channels = x.shape
         count = length - 2 * self.pad
         kernel, _, outputs = self.weight.shape
-        if outputs == 1:  # multiplies each input by all kernel weights, then sums along the diagonals
+        if outputs == 1:  # first multiply each input by all kernel weights, then sum along the diagonals
             taps = x @ self.weight[..., 0].t()  # (B, T + 2 * pad, kernel)
             out = taps.as_strided((rows, count, kernel), (length * kernel, kernel, kernel + 1)).sum(dim=2)
             return (out if self.bias is None else out + self.bias)[..., None]
@@ -193,8 +194,8 @@ class DacDecoder(nn.Module):
 
     Uses the first `codebooks` codebooks. After F frames of a row, `decode` has returned max(0, F * frame_samples -
     lookahead_samples) samples in total, and `flush` returns the remaining samples. A call of `decode` computes all rows
-    with at least `lookahead_frames` earlier frames in one batch. The other rows form one batch for each number of
-    earlier frames.
+    with at least `lookahead_frames` earlier frames in one batch. A row with fewer earlier frames is computed only
+    together with rows that have the same number of earlier frames.
     """
 
     def __init__(
@@ -225,7 +226,8 @@ class DacDecoder(nn.Module):
                 [Block(*shape, dtype) for shape in zip(widths, widths[1:], c.up_ratios, strict=False)]
             )
             self.snake = Snake(widths[-1])
-            # The last convolution has only one output channel, so it is fast even in the wide dtype.
+            # The last convolution uses `_wide`, the dtype of the activations. It has only one output channel, so it is
+            # fast even in this dtype.
             self.last = Conv(widths[-1], 1, 7, dtype=self._wide)
         self._offsets = torch.arange(self.codebooks, device=device) * c.codebook_size
         self._steps = _CPU_STEPS if device.type == "cpu" else _GPU_STEPS
@@ -260,7 +262,7 @@ class DacDecoder(nn.Module):
 
     @torch.no_grad()
     def converted(self, dtype: torch.dtype) -> DacDecoder:
-        """Return a new decoder with the same weights, another dtype of matrix products, and empty rows."""
+        """Return a new decoder with the weights of this decoder, matrix products in `dtype`, and empty rows."""
         rows = len(self._frames)
         other = DacDecoder(self.config, rows=rows, codebooks=self.codebooks, device=self._device, dtype=dtype)
         for mine, theirs in zip(self.parameters(), other.parameters(), strict=True):
@@ -268,7 +270,7 @@ class DacDecoder(nn.Module):
         return other.train(self.training)
 
     def narrowed(self, x: Tensor) -> Tensor:
-        """Return the input of a matrix product in the dtype of the weights."""
+        """Convert `x`, the input of a matrix product, to the dtype of the weights, and return it."""
         return x.to(self._dtype)
 
     @property
@@ -277,7 +279,7 @@ class DacDecoder(nn.Module):
         return sum(tensor.nbytes for tensor in self._states.values())
 
     def reset(self, row: int) -> None:
-        """Reset the row for a new stream."""
+        """Clear the state of the row, so that the row can begin a new stream."""
         for state in self._states.values():
             state[row] = 0
         self._frames[row] = 0
@@ -335,9 +337,10 @@ class DacDecoder(nn.Module):
         vectors = functional.embedding(index, self.table.flatten(0, 1)).flatten(2)
         return self.narrowed(functional.pad(vectors, (0, 1), value=1.0))
 
-    # The methods below get the next inputs x (n, L, C) of a layer, and return the next outputs of the layer. There may
-    # be no outputs yet. done: the number of earlier inputs of the layer. The methods need this number only at the start
-    # of a stream, so `decode` limits it to the lookahead. final: True = x contains the last inputs of the stream.
+    # The methods below get the next inputs x (n, L, C) of a layer, and return the next outputs of the layer. The result
+    # may be empty, because an output waits for later inputs. done: the number of inputs that the layer got before x.
+    # The methods need this number only at the start of a stream, so `decode` never counts further than the lookahead.
+    # final: True = x contains the last inputs of the stream.
 
     def _advance(self, rows: Sequence[int], x: Tensor, done: int, *, final: bool = False) -> Tensor:
         x = self._conv(rows, self.first, x, done, final)  # (n, L, C)
@@ -409,7 +412,8 @@ class DacDecoder(nn.Module):
 
     def _conv(self, rows: Sequence[int], conv: Conv, x: Tensor, done: int, final: bool) -> Tensor:
         x = self._with_past(rows, conv, x)
-        # At the start of a stream, the state contains zeros. The first output needs only `pad` zeros before it.
+        # At the start of a stream, the state contains zeros. The first output needs only `pad` zeros before it, so
+        # remove the zeros that no output needs.
         x = x[:, max(0, conv.pad - done) :]
         if final:
             x = functional.pad(x, (0, 0, 0, conv.pad))
@@ -510,8 +514,9 @@ def _fill_conv(conv: nn.Conv1d, weights: Checkpoint, name: str) -> None:
 class DacEncoder(nn.Module):
     """Encodes whole recordings to codes. An encoder has no state, so any thread may call it.
 
-    Encodes a recording in overlapping windows, to limit the memory. Without windows, the result would be the same. All
-    computation is in float32, because in other formats rounding can change which code vector is nearest.
+    The encoder processes a recording in overlapping windows, which limits the memory and does not change the result.
+    All computation is in float32: with the rounding of a shorter number format, another code vector could become the
+    nearest one.
     """
 
     def __init__(self, config: DacConfig) -> None:
@@ -535,7 +540,9 @@ class DacEncoder(nn.Module):
             _weight(c.codebooks, c.latent_width),
         )
         self.table = _weight(c.codebooks, c.codebook_size, c.codebook_dim)
-        stride, reach = 1, 3  # a latent depends on `reach` samples before it and `reach` samples after it
+        # A latent (the encoder's output for one frame) depends on `reach` samples before it and `reach` samples after
+        # it.
+        stride, reach = 1, 3
         for ratio in c.down_ratios:
             reach += stride * (sum(DILATIONS) * (RESIDUAL_KERNEL - 1) // 2 + 2 * ratio)
             stride *= ratio

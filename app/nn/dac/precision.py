@@ -17,8 +17,8 @@ from app.nn.dac.model import DacDecoder
 # The largest accepted error of a frequency band, relative to the power of the band. The signal of a band masks noise
 # that is 20 to 30 dB weaker than the signal, so an error of -50 dB is not audible.
 BOUND_DB = -50.0
-# The error of a band is compared with the power of the band, but at least with this power (relative to the power of all
-# bands). Without this floor, the error of a silent band would be infinite.
+# `spectral_error_db` uses this power for each band that is quieter (in dB, relative to the power of all bands
+# together). Otherwise the error of a silent band would be infinite.
 QUIET_DB = -60.0
 BANDS = 32  # number of frequency bands of equal width
 _WINDOW = 2048  # length of a window in samples
@@ -28,9 +28,12 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def spectral_error_db(found: Tensor, reference: Tensor) -> float:
-    """Return the error of samples `found` (N,) in dB: the largest error of a band, relative to the band's power.
+    """Return the spectral error of the samples `found` (N,) against the samples `reference` (N,), in dB.
 
-    Returns inf if a sample is NaN or infinite.
+    The result is the largest error of a frequency band. The error of a band is relative to the power of the band in
+    `reference`.
+
+    Returns inf if `found` contains NaN or infinite samples.
     """
     if not bool(found.isfinite().all()):
         return float("inf")
@@ -50,9 +53,11 @@ def _power(samples: Tensor) -> Tensor:  # (N,) -> (BANDS,)
 def fastest_decoder(
     decoder: DacDecoder, formats: Sequence[torch.dtype] = HALF
 ) -> tuple[DacDecoder, dict[torch.dtype, float]]:
-    """Return the decoder in the first of `formats` whose error is below BOUND_DB, or else `decoder`.
+    """Return a copy of `decoder` in the first of `formats` whose error is below BOUND_DB.
 
-    decoder: a loaded float32 decoder. The second result is the measured error of each tried format in dB.
+    If no format has such a small error, return `decoder` itself.
+
+    decoder: a loaded float32 decoder. The second result maps each format that was tried to its error in dB.
     """
     codes = torch.randint(
         decoder.config.codebook_size, (1, decoder.codebooks, _FRAMES), generator=torch.Generator().manual_seed(0)
@@ -68,7 +73,7 @@ def fastest_decoder(
 
 
 def decoded(decoder: DacDecoder, codes: Tensor) -> Tensor:
-    """Decode codes (1, K, T) to samples (N,) in row 0, and reset the row."""
+    """Decode codes (1, K, T) in row 0 to all their samples (N,), and reset this row."""
     decoder.reset(0)
     [samples] = decoder.decode([0], codes.to(decoder.device))
     return torch.cat((samples, decoder.flush(0)))

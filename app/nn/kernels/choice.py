@@ -49,11 +49,15 @@ class Kernels:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     gate: Callable[[Tensor, torch_kernels.Activation], Tensor]
     sample: Sample
-    from_torch: tuple[str, ...] = ()  # in a Triton set: the operations for which torch kernels are used
+    # In a set of Triton kernels: the operations for which the torch kernel is used instead.
+    from_torch: tuple[str, ...] = ()
 
     @property
     def sorts(self) -> bool:
-        """Whether `sample` sorts the codes if the sampling parameters do not allow the fast path of sampling.py."""
+        """Whether `sample` may sort all codes of a row.
+
+        It sorts them only for sampling parameters that do not allow the fast path of sampling.py.
+        """
         return self.name != "triton" or "sample" in self.from_torch
 
 
@@ -135,7 +139,7 @@ def _checked_kernels(devices: Iterable[torch.device], dtype: torch.dtype) -> Can
 
 
 def _fault_of(error: Exception) -> str:
-    """Describe an error of Triton in words."""
+    """Return a description of an error that Triton has raised."""
     if isinstance(error, EngineUnavailable):
         return error.reason.rstrip(".")
     lines = str(error).strip().splitlines()
@@ -145,17 +149,20 @@ def _fault_of(error: Exception) -> str:
 
 
 def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
-    """Compare kernels with the torch kernels on this device. Return the first operation whose results differ.
+    """Compare `kernels` with the torch kernels on `device`. Return the first operation that fails or differs.
 
-    Returns "" if the results of all operations are equal. Takes about a second.
+    Returns "" if all operations give the same results as the torch kernels. The comparison takes about a second.
     """
     return next((operation for operation, _ in wrong_operations(kernels, device, dtype)), "")
 
 
 def wrong_operations(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
-    """Yield each operation for which `kernels` fail or give other results than torch's kernels, and the fault in words.
+    """Yield the wrong operations of `kernels`: the name of each operation, and a description of the fault.
 
-    Raises the error of a kernel if the compiler is missing or the device is lost, because then all operations fail.
+    An operation is wrong if it fails, or if its result differs from the result of the torch kernel.
+
+    Raises the error of a kernel if the compiler is missing or the GPU no longer works, because then all operations
+    fail.
     """
     for operation, run in _trials(device, dtype).items():
         expected = run(TORCH)
@@ -180,7 +187,7 @@ def _equal(operation: str, found: Tensor, expected: Tensor, dtype: torch.dtype) 
 
 
 def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Kernels], Tensor]]:
-    """Return a function for each operation; it runs the operation with random inputs and returns the results."""
+    """Return a mapping: name of an operation -> a function that runs it with random inputs and returns the results."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int, kind: torch.dtype = dtype) -> Tensor:

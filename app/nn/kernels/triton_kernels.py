@@ -18,7 +18,8 @@ def attend(
     cos,
     sin,
     positions,
-    out,  # (B, H, d) the result if there is one split; otherwise the kernel writes `part`, `part_top` and `part_mass`
+    # (B, H, d) the result, if there is only one split; if not, the kernel writes `part`, `part_top` and `part_mass`.
+    out,
     part,  # (B, H, splits, d) float32: unnormalised sums of values
     part_top,  # (B, H, splits) float32: the largest score, as an exponent of 2
     part_mass,  # (B, H, splits) float32: sum of the softmax weights; 0 for a split without positions
@@ -35,14 +36,14 @@ def attend(
     v_position,
     rotary_row,
     GROUPS: tl.constexpr,
-    SHARE: tl.constexpr,  # R: number of query heads in a group
+    SHARE: tl.constexpr,  # R: number of query heads for one key head
     PADDED: tl.constexpr,  # R rounded up to the size of a matrix instruction
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     WHOLE: tl.constexpr,  # whether there is only one split
     FRESH: tl.constexpr,  # whether to apply RoPE and to write the token's key and value into the cache
 ):
-    """Compute attention for one group of one row: R queries attend to one split of the row's positions.
+    """Compute attention for one key head of one row: its R query heads attend to one split of the row's positions.
 
     A split is a range of consecutive positions. `combine` combines the results of all splits, as in flash-decoding.
     Uses online softmax (Milakov and Gimelshein 2018).

@@ -27,10 +27,11 @@ def _processors(device: torch.device) -> int:
 def splits_of(programs_each: int, length: int, block: int, processors: int) -> tuple[int, int]:
     """Divide `length` cache positions into splits. Returns the number of splits, and the positions in each split.
 
-    A split is a range of consecutive positions that one program computes. programs_each: number of programs for one
-    split of all rows and groups. block: number of positions that a program reads in one iteration. processors: number
-    of multiprocessors of the GPU. There is more than one split only if the GPU then runs at most two programs for each
-    multiprocessor. If there are several splits, each split has at least two blocks.
+    A split is a range of consecutive positions that one program computes. programs_each: the number of programs if
+    there is one split, which is one program for each row and key head. block: number of positions that a program reads
+    in one iteration. processors: number of multiprocessors of the GPU. There is more than one split only if the GPU
+    then runs at most two programs for each multiprocessor. If there are several splits, each split has at least two
+    blocks.
     """
     blocks = -(-length // block)
     if length <= _MAX_UNSPLIT:
@@ -69,9 +70,8 @@ def _attend(
         raise ValueError(
             f"no Triton kernel for heads of {size} values with strides {heads.stride()}, {k.stride()}, {v.stride()}"
         )
-    block = (
-        32 if length <= 32 or size * k.element_size() > 256 else 64
-    )  # with wider heads, blocks of 64 positions would need too many registers
+    # For wide heads, blocks of 64 positions would need too many registers.
+    block = 32 if length <= 32 or size * k.element_size() > 256 else 64
     splits, span = splits_of(rows * groups, length, block, _processors(heads.device))
     out = torch.empty(rows, count * size, device=heads.device, dtype=heads.dtype)
     part = part_top = part_mass = out
@@ -111,7 +111,7 @@ def _attend(
         FRESH=cos is not None,
         num_warps=4,
         num_stages=2,
-        enable_fp_fusion=False,  # so that RoPE gives the same bits as in the torch kernel
+        enable_fp_fusion=False,  # no fused multiply-add, so that RoPE gives the same bits as the torch kernel
     )
     if splits > 1:
         triton_kernels.combine[(rows * count,)](

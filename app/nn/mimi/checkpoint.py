@@ -21,7 +21,7 @@ ACOUSTIC = "quantizer.acoustic_residual_vector_quantizer."
 
 
 def expected_shapes(config: MimiConfig) -> dict[str, Shape]:
-    """Return every tensor of the codec and its shape, with the names of kyutai/mimi."""
+    """Return a mapping: name of each tensor of the codec in kyutai/mimi -> shape of the tensor."""
     c = config
     shapes: dict[str, Shape] = {}
 
@@ -94,7 +94,7 @@ def _layer_shapes(c: MimiConfig) -> dict[str, Shape]:
     return shapes
 
 
-# Names of modules in transformers 5 -> names in a checkpoint.
+# Name of a module in transformers 5 -> name of the same module in a checkpoint.
 _MODULES = re.compile(
     r"^(encoder\.encoder_seanet|encoder\.encoder_transformer|encoder\.downsample|decoder\.decoder_seanet|"
     r"decoder\.decoder_transformer|decoder\.upsample)\."

@@ -21,7 +21,7 @@ KNOWN_NAMES = ("decoder.layers.0.", "decoder.decoder_seanet.layers.0.", "decoder
 
 @dataclass(frozen=True, slots=True)
 class MimiConfig:
-    """The shape of a Mimi codec.
+    """The dimensions of a Mimi codec.
 
     The encoder and the decoder are causal convolutional networks (SEANet), each with a sliding-window transformer. A
     split residual quantiser connects the encoder and the decoder.
@@ -72,7 +72,7 @@ class MimiConfig:
 
 
 def read_mimi_config_file(folder: Path) -> MimiConfig:
-    """Read `folder`/config.json. Without this file, or for another model type, return the values of kyutai/mimi.
+    """Read `folder`/config.json. If it does not exist or describes another model, return the values of kyutai/mimi.
 
     The repositories of moshi have no config.json. Raises WeightsUnavailable if the file can't be read.
     """

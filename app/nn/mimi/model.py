@@ -33,7 +33,7 @@ _WINDOW_FLOATS = 1 << 24  # the largest number of values of a convolution's wind
 class MimiStream:
     """A copy of the state of one stream of the decoder."""
 
-    done: int  # number of latents that `decode` has decoded
+    done: int  # number of latents (positions of the transformer) that `decode` has decoded
     tensors: tuple[Tensor, ...]
 
 
@@ -48,7 +48,7 @@ class _Rows:
     active: Tensor | None = None  # (n,) bool: the state of inactive rows does not change; None = all rows are active
 
     def keep(self, state: Tensor, new: Tensor) -> None:
-        """Write the new state (n, ...) of the active rows into `state` (rows, ...)."""
+        """Write the new state (n, ...) into `state` (rows, ...), but only for the active rows of this call."""
         if self.active is not None:
             new = torch.where(self.active.view(-1, *[1] * (new.ndim - 1)), new, state[self.where])
         state[self.where] = new
@@ -169,7 +169,8 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, first: Callable[[Tensor], Tensor]) -> Tensor:
         """Compute the unit: x (B, T, C) -> (B, T, C).
 
-        first: a function that puts the earlier inputs or the padding before x, and computes the first convolution.
+        first: a function that computes the first convolution of the unit. It also puts the earlier inputs or the
+        padding before x.
         """
         y = self.second(functional.elu(first(functional.elu(x))))
         return y + (x if self.shortcut is None else self.shortcut(x))  # type: ignore[no-any-return]
@@ -292,7 +293,7 @@ class MimiEncoder(nn.Module):
         codes = []
         residual = latents
         for k, codebook in enumerate(self.codebooks):
-            # The first codebook of each quantiser starts again from the latents.
+            # Each of the two quantisers begins with the latents, not with the residual of the earlier quantiser.
             if k in (0, self.config.semantic_codebooks):
                 projection = self.semantic_in if k == 0 else self.acoustic_in
                 residual = latents if projection is None else functional.linear(latents, projection)
@@ -339,7 +340,7 @@ def codebook(weights: Checkpoint, config: MimiConfig, index: int) -> Tensor:
 class MimiDecoder(nn.Module):
     """Decodes codes to samples. Each row is an independent stream. Not thread-safe.
 
-    Uses the first `codebooks` codebooks. A call changes the state of the rows in its arguments only.
+    Uses the first `codebooks` codebooks. A call changes only the state of the rows that it gets as arguments.
     """
 
     def __init__(self, config: MimiConfig, *, rows: int, codebooks: int | None = None, device: torch.device) -> None:
@@ -350,7 +351,8 @@ class MimiDecoder(nn.Module):
         if self.codebooks > c.codebooks:
             raise ValueError(f"the codec has {c.codebooks} codebooks, fewer than the {self.codebooks} requested")
         with device:
-            self.table = _weight(self.codebooks, c.codebook_size, c.width)  # code vectors after the output projection
+            # The code vectors, already multiplied by the output projection of the quantiser.
+            self.table = _weight(self.codebooks, c.codebook_size, c.width)
             self.upsample = Upsample(c.width, c.width, c.latent_stride, groups=c.upsample_groups, bias=False)
             self.layers = nn.ModuleList([Layer(c) for _ in range(c.layers)])
             width = c.filters * 2 ** len(c.ratios)
@@ -388,7 +390,10 @@ class MimiDecoder(nn.Module):
         return sum(tensor.nbytes for tensor in (self._keys, self._values, *self._states.values()))
 
     def reset(self, row: int) -> None:
-        """Reset the row for a new stream. The old keys stay in memory, but the new stream does not read these keys."""
+        """Clear the state of the row, so that the row can begin a new stream.
+
+        The old keys stay in memory, but the new stream does not read these keys.
+        """
         for state in self._states.values():
             state[row] = 0
         self._done[row] = 0

@@ -40,7 +40,10 @@ class NativeUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class InstructionSet:
-    """One way to compile the source. features: the CPU features that /proc/cpuinfo must list."""
+    """An instruction set for which the source can be compiled.
+
+    features: the features that the CPU must have, with their names in /proc/cpuinfo.
+    """
 
     name: str
     options: tuple[str, ...]
@@ -83,12 +86,12 @@ def cpu_features() -> frozenset[str]:
 
 
 def choose(sets: Sequence[InstructionSet], features: frozenset[str]) -> InstructionSet:
-    """Return the first instruction set that the CPU has. Raises NativeUnavailable if the CPU has none of them."""
+    """Return the first of `sets` that a CPU with these features has. Raises NativeUnavailable if there is none."""
     for each in sets:
         if each.features <= features:
             return each
     if not sets:
-        raise NativeUnavailable(f"there are none for {platform.machine()}")
+        raise NativeUnavailable(f"there are no native kernels for {platform.machine()}")
     raise NativeUnavailable(f"the CPU has no {sets[-1].name} instructions")
 
 

@@ -24,7 +24,7 @@ _PACKED_AT_ONCE = 1 << 24  # the number of weights that are converted to float32
 
 
 class _Linear(ctypes.Structure):
-    """The struct Linear of kernels.cpp."""
+    """The Python form of the struct Linear in kernels.cpp."""
 
     _fields_ = (
         ("weights", ctypes.c_void_p),
@@ -39,13 +39,13 @@ class _Linear(ctypes.Structure):
 
 
 class _Layer(ctypes.Structure):
-    """The struct Layer of kernels.cpp."""
+    """The Python form of the struct Layer in kernels.cpp."""
 
     _fields_ = (("qkv", _Linear), ("out", _Linear), ("gate_up", _Linear), ("down", _Linear))
 
 
 class _Attention(ctypes.Structure):
-    """The struct Attention of kernels.cpp."""
+    """The Python form of the struct Attention in kernels.cpp."""
 
     _fields_ = (
         ("keys", ctypes.c_void_p),
@@ -66,7 +66,7 @@ class _Attention(ctypes.Structure):
 
 
 class _LowRank(ctypes.Structure):
-    """The struct LowRank of kernels.cpp."""
+    """The Python form of the struct LowRank in kernels.cpp."""
 
     _fields_ = (
         ("down_table", ctypes.c_void_p),
@@ -134,7 +134,7 @@ class NativeLinear(QuantizedLinear):
         self._address = ctypes.addressof(self.struct)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Compute the layer: x (n, inputs) -> (n, outputs). lengths is not used: the kernel computes the norm."""
+        """Compute the layer: x (n, inputs) -> (n, outputs). `lengths` is ignored: the kernel computes the norm."""
         del lengths
         x32 = x.float().contiguous()
         y = torch.empty(len(x32), self.outputs)
@@ -143,7 +143,7 @@ class NativeLinear(QuantizedLinear):
 
 
 def _zeros(size_bytes: int) -> Tensor:
-    """Return zeros (size_bytes,) uint8 in memory that may have huge pages."""
+    """Return a tensor of zeros (size_bytes,) uint8, in memory for which the system may use huge pages."""
     memory = torch.empty(size_bytes, dtype=torch.uint8)
     mark_for_huge_pages(memory.data_ptr(), size_bytes)
     return memory.zero_()
@@ -158,7 +158,7 @@ def native_gate(library: Library, gate_up: Tensor) -> Tensor:
 
 
 class NativeLowRank:
-    """Computes the low-rank products of one linear layer: its input times A and B of each token's adapter."""
+    """Computes the low-rank products of one linear layer: the layer's input times A and B of each token's adapter."""
 
     def __init__(
         self,
@@ -182,7 +182,10 @@ class NativeLowRank:
         self._address = ctypes.addressof(self._struct)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add the products to y (n, outputs) float32, and return y. x (n, inputs): the input before the norm."""
+        """Add the products to y (n, outputs) float32, and return y.
+
+        x (n, inputs): the input of the layer, before the norm.
+        """
         x = x.float().contiguous()
         self._library.add_low_rank(self._library.pool, self._address, x.data_ptr(), y.data_ptr())
         return y
@@ -244,7 +247,10 @@ class StagedNativeAttention(NativeAttention):
 
 
 class NativeStack:
-    """Computes all layers of a Stack in one call of the library. The result has the same bits as separate calls."""
+    """Computes all layers of a Stack in one call of the library.
+
+    The result has the same bits as a computation with a separate call for each operation.
+    """
 
     def __init__(
         self, library: Library, layers: Sequence[tuple[NativeLinear, ...]], norm: Tensor, eps: float, heads: int
