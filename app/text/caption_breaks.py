@@ -1,4 +1,7 @@
-"""Decide where a line of a caption may end: the cost of a break between two words, and the parts of a long word."""
+"""Decide where a line of a caption may end.
+
+`BreakRules` gives the cost of a break between two words. `split_long` divides a long word into parts.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +120,7 @@ _FUNCTION_WORDS = {
 SENTENCE_ENDS = frozenset(".!?…。！？؟।")
 _OPENERS = "([{\"'“‘«‹¿¡„‚「『（《【〈〔［｛"
 CLOSERS = ")]}\"'”’»›」』）》】〉〕］｝"
-# Characters that must not start a line, and characters that must not end a line.
+# A line must not start with a character of _NOT_FIRST, and must not end with a character of _NOT_LAST.
 _NOT_FIRST = frozenset(
     "。、，．・：；！？…‥」』）》】〉〕］｝”’ー々ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶ％℃,.!?;:)]}»›"
 )
@@ -128,7 +131,7 @@ _WORD_BREAKS = frozenset("-/\\_.,:;?&=+|@#–—")
 
 
 def char_width(text: str) -> int:
-    """Return the width of a text. Wide characters count twice; combining and invisible characters do not count."""
+    """Return the width of a text. Wide characters count as two; combining and invisible characters do not count."""
     if text.isascii():
         return len(text)
     return sum(
@@ -150,10 +153,10 @@ class BreakRules:
         before, connections = _FUNCTION_WORDS.get(code, ("", ""))
         self._belongs_to_next = frozenset(before.split())
         self._connections = frozenset(connections.split())
-        self._names = code != "de"  # in German, a capital letter does not indicate a name
+        self._names = code != "de"  # in German, every noun has a capital letter, not only names
 
     def cost(self, before: str, after: str, *, joined: bool) -> float:
-        """Return the cost of a break between two words. joined: whether there is no space between the words."""
+        """Return the cost of a break between two words. joined: True = the words have no space between them."""
         if joined:
             return self._cost_inside(before, after)
         bare_before = before.strip(_OPENERS + CLOSERS + "*_").lower()

@@ -5,8 +5,8 @@ limits of subtitles for television. A caption has at most two lines of 42 charac
 possible, a caption contains one sentence, and the gap between two captions is at least 80 ms. A wide character
 (Chinese, Japanese, Korean) counts as two characters.
 
-A caption starts with its first word. If a caption would be shown for less than 0.83 s, it starts earlier, in the
-silence before that word. Without such silence, the caption stays shorter.
+A caption starts at the time of its first word. If it would be shown for less than 0.83 s, it starts earlier, in the
+silence before its first word. If there is no silence, the caption is shown for less than 0.83 s.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ MEDIA_TYPES: dict[CaptionFormat, str] = {
 LINE_WIDTH = 42  # the most characters in one line
 LEAST_MS, MOST_MS = 833, 7_000  # the shortest and the longest time that a caption is shown
 GAP_MS = 80  # the shortest time between two captions
-CLOSED_GAP_MS = 200  # a gap between two captions that is shorter than this becomes GAP_MS
+CLOSED_GAP_MS = 200  # a shorter gap between two captions is reduced to GAP_MS
 # Words such as "-" have no letter or digit and are not spoken. More than _MOST_MARKS such words in a row are not shown.
 _MOST_MARKS = 3
-READING_SPEED = 20  # most people can read this many characters in one second
+READING_SPEED = 20  # the number of characters that most people can read in one second
 
 # Costs of a division into captions. The division with the lowest total cost is used.
 _PER_CAPTION = 30.0
@@ -54,11 +54,11 @@ _TWO_BLOCKS = 150.0
 _TWO_LINES = 40.0  # cost of a caption in which a sentence goes on after a line break of the caller's text
 _TOO_SHORT = 300.0
 _TOO_SHORT_PER_S = 1000.0
-_SILENCE_PER_S = 60.0  # cost of each second of silence after the first _SILENCE_S, inside a caption
+_SILENCE_PER_S = 60.0  # cost of each second of a silence inside a caption; the first _SILENCE_S are free
 _SILENCE_S = 0.7
 _UNEVEN_LINES = 0.4  # cost of each character by which the widths of two lines differ
 _UNEVEN_CAPTIONS = 30.0
-_LINE_BREAK = 0.5  # cost of a line break, relative to a break between two captions
+_LINE_BREAK = 0.5  # cost of a line break as a share of `break_cost`; a new caption costs all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Caption:
 
     @property
     def text(self) -> str:
-        """The words without line breaks."""
+        """The text of all lines, without line breaks."""
         words = self.words
         return "".join(word.space + word.text for word in words)[len(words[0].space) :]
 
@@ -229,7 +229,7 @@ class _Heard:
 
     @property
     def is_cut(self) -> bool:
-        """Whether this is only a part of a long sentence, which continues in the next `_Heard`."""
+        """Whether the text is only a part of a long sentence that continues in the next `_Heard`."""
         return bool(self.whole) and self.text.rstrip(CLOSERS)[-1:] not in SENTENCE_ENDS
 
     def gap(self, following: _Heard) -> str:
@@ -245,7 +245,7 @@ class _Heard:
 
 def _heard(times: Timestamps, texts: Sequence[str], duration_ms: int) -> Iterator[_Heard]:
     """Yield each sentence that starts before the end of the audio."""
-    ends: dict[int, int] = {}  # turn -> the index of the end of its last sentence
+    ends: dict[int, int] = {}  # turn -> the index at which its latest sentence ends
     sentences = [each for each in times.sentences if each.start_s * 1000 < duration_ms]
     for place, sentence in enumerate(sentences):
         text, start, whole = sentence.text, sentence.start_char, ""
@@ -261,14 +261,14 @@ def _heard(times: Timestamps, texts: Sequence[str], duration_ms: int) -> Iterato
 
 
 def _begin(text: str, start: int, least: int) -> int:
-    """Return the index at which the punctuation directly before a sentence begins."""
+    """Return the index at which the punctuation directly before a sentence begins, but at least `least`."""
     while start > least and _is_mark(text[start - 1]) and text[start - 1] not in "]>}":
         start -= 1
     return start
 
 
 def _end(text: str, end: int, most: int) -> int:
-    """Return the index at which the punctuation directly after a sentence ends."""
+    """Return the index at which the punctuation directly after a sentence ends, but at most `most`."""
     while end < most and _is_mark(text[end]) and text[end] not in "[<{":
         end += 1
     return end
@@ -306,7 +306,7 @@ _PART = re.compile(r"\S+")
 def _word_ranges(text: str, offset: int) -> list[tuple[int, int, str]]:
     """Return the words of a text as (start, end, space before the word). A long word is divided.
 
-    offset: is added to all indices.
+    offset: the index of `text` in the caller's text; it is added to all indices.
     """
     ranges: list[tuple[int, int, str]] = []
     for match in _WORD.finditer(text):
@@ -418,7 +418,7 @@ class _Division:
             last_turn = word.turn
 
     def best(self) -> list[tuple[_Range, ...]]:
-        """Return the lines of each caption of the best division, as ranges of words."""
+        """Return the lines of each caption, as ranges of words, for the division with the lowest cost."""
         count = len(self._words)
         costs = [0.0] + [float("inf")] * count
         choices: list[tuple[int, tuple[_Range, ...]]] = [(0, ())] * (count + 1)
@@ -445,8 +445,9 @@ class _Division:
         return self._sums[end] - self._sums[start] - len(self._words[start].space) + self._name_widths[start]
 
     def _may_fit(self, start: int, end: int) -> bool:
-        """Return whether one caption may contain these words. The words must not be too wide, take too long, or belong
-        to more than two blocks.
+        """Return whether one caption may contain the words from `start` to `end` (exclusive).
+
+        Together, the words must not be too wide, must not last too long, and must not belong to more than two blocks.
         """
         words = self._words
         return (
@@ -553,7 +554,7 @@ def _clock(ms: int, separator: str) -> str:
     return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{separator}{ms % 1000:03}"
 
 
-# If a line of text starts like this, programs that read SRT treat it as the times of a new caption.
+# If a line of text matches _SRT_TIMES, programs that read SRT mistake it for the times of a new caption.
 _NUMBER = r" ?[+-]?\d{1,20} ?"
 _SRT_TIMES = re.compile(rf"(\A{_NUMBER}:{_NUMBER}:{_NUMBER}(?:[,.:]{_NUMBER})?--)(?=>)")
 _WORD_JOINER = "\u2060"  # an invisible character without width
@@ -606,7 +607,10 @@ def to_vtt(captions: Sequence[Caption], highlight: Highlight = "none") -> str:
 
 
 def _closed_voices(lines: list[str]) -> list[str]:
-    """Add end tags to the voices of two lines if both lines have a voice tag. A single voice tag needs no end tag."""
+    """Return the lines. If there are two and both begin with a voice tag, each line gets the end tag "</v>".
+
+    A single voice tag needs no end tag.
+    """
     if len(lines) == 2 and lines[0].startswith("<v ") and lines[1].startswith("<v "):
         return [f"{line}</v>" for line in lines]
     return lines
@@ -634,7 +638,7 @@ def to_lrc(captions: Sequence[Caption], highlight: Highlight = "none") -> str:
                     parts.append(f"<{_lrc_clock(max(first_ms, word.start_ms))}>")
                 parts.append(_LRC_TIME.sub(rf"\1{_WORD_JOINER}", word.text))
             content = "".join(parts)
-            # Without the joiner, a bracket at the start would look like a second time.
+            # Without the joiner, a bracket at the start of the text would look like the start of another time.
             joiner = _WORD_JOINER if content.startswith("[") else ""
             lines.append(f"[{_lrc_clock(first_ms)}]{joiner}{content}\n")
     return "".join(lines)
@@ -665,7 +669,7 @@ def to_verbose_json(captions: Sequence[Caption], times: Timestamps, language: st
             "start": caption.start_ms / 1000,
             "end": caption.end_ms / 1000,
             "text": caption.text,
-            # Clients expect these fields of a speech recogniser.
+            # Only a speech recogniser has such values, but clients expect the fields.
             "tokens": [],
             "temperature": 0.0,
             "avg_logprob": 0.0,

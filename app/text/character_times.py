@@ -28,7 +28,10 @@ class CharacterTimes:
     end_s: float = 0.0  # end time of the last character with a time, in seconds
 
     def add(self, text: str, sentences: Sequence[TimedSentence]) -> list[TimedCharacter]:
-        """Return the characters from the end of the last call up to the last word of these sentences."""
+        """Return the next characters of `text` with their times, up to the end of the last word of `sentences`.
+
+        They begin after the last character that has a time.
+        """
         found: list[TimedCharacter] = []
         for sentence in sentences:
             for word in words_of(sentence):
@@ -42,21 +45,21 @@ class CharacterTimes:
         return found
 
     def add_spaces(self, text: str) -> list[TimedCharacter]:
-        """Return the white space after the last word. It takes no time."""
+        """Return the white space after the last character with a time. Its characters take no time."""
         rest = text[self.chars :]
         spaces = rest[: len(rest) - len(rest.lstrip())]
         self.chars += len(spaces)
         return [(char, self.end_s, self.end_s) for char in spaces]
 
     def finish(self, text: str, end_s: float) -> list[TimedCharacter]:
-        """Return the characters after the last word. end_s: the end of the audio."""
+        """Return the characters that have no times yet. They share the time up to `end_s`, the end of the audio."""
         found = list(_shared(text[self.chars :], self.end_s, max(end_s, self.end_s)))
         self.chars, self.end_s = len(text), max(end_s, self.end_s)
         return found
 
 
 def _shared(text: str, start_s: float, end_s: float) -> Iterator[TimedCharacter]:
-    """Divide a time among the characters of a text."""
+    """Yield the characters of a text with equal parts of the time from `start_s` to `end_s`."""
     step_s = (end_s - start_s) / max(1, len(text))
     for at, char in enumerate(text):
         yield char, start_s + at * step_s, start_s + (at + 1) * step_s

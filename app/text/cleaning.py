@@ -61,7 +61,8 @@ _COMPATIBILITY_FORM = re.compile(
     "\u3200-\u3296\u3298\u329a-\u33ff]"
 )
 _UNIT_POWER = {"m2": "m²", "m3": "m³"}
-# Numbers and letters in circles and squares. Unicode has no compatibility form for most of them.
+# Numbers in circles, and the first letters of three alphabets in circles and squares. Unicode has no compatibility form
+# for most of these characters.
 _CIRCLED_NUMBER = re.compile("[\u2460-\u2473\u24ea-\u24ff\u2776-\u2793\u3251-\u325f\u32b1-\u32bf]")
 _FIRST_ENCLOSED_LETTERS = (0x1F130, 0x1F150, 0x1F170)
 # Small letters above and below the line. Two or more of these letters in a row belong to a word: "1ˢᵗ", "Mᵐᵉ". A single
@@ -90,8 +91,8 @@ _NAMELESS = frozenset("\ufe0f\u20e3\u200d")
 # The letters of a Korean syllable. Unicode composes them to one character, as it composes a letter and its accents.
 _SYLLABLE = re.compile("[\u1100-\u115f][\u1160-\u11a7][\u11a8-\u11ff]?")
 _MARKS_OF_EMOJI = frozenset("\ufe0f\u20e3")
-# The largest number of marks on one letter. Vietnamese has two accents on a letter, Greek three, Hebrew and Tibetan
-# more. Letters with more marks ("zalgo" text) are decoration.
+# The largest number of accents, and of marks of any kind, on one letter. Vietnamese has two accents on a letter, Greek
+# three, Hebrew and Tibetan more. Letters with more marks ("zalgo" text) are decoration.
 _MAX_ACCENTS, _MAX_MARKS = 3, 8
 _ACCENTS = ("\u0300", "\u036f")  # the accents of Latin, Greek and Cyrillic letters
 # Lines through or below a letter, and circles around it. Such lines and circles are decoration, unless Unicode has one
@@ -102,7 +103,7 @@ _OVERLAYS = frozenset(
 
 
 def clean(text: SpannedText) -> SpannedText:
-    """Remove characters that can't be spoken, and replace each curly quote, dash variant and the like by one form.
+    """Remove characters that can't be spoken. Replace the variants of a character, such as curly quotes, by one form.
 
     Never raises.
     """
@@ -124,7 +125,7 @@ def _plain_letters(match: re.Match[str]) -> str:
 
 
 def decode_percent_codes(text: SpannedText) -> SpannedText:
-    """Replace percent-encoded bytes of UTF-8 text, such as "%E4%BD%A0", by their characters."""
+    """Replace percent-encoded bytes of UTF-8 text by their characters: "%E4%BD%A0" -> "你"."""
 
     def decode(match: re.Match[str]) -> str:
         decoded = unquote(match[0], errors="ignore")
@@ -142,7 +143,7 @@ def _composed(text: SpannedText) -> SpannedText:
 
 
 def _letters_with_marks(text: str, marks: set[str]) -> Iterator[tuple[int, int, str]]:
-    """Yield an edit for each letter with its marks. marks: all combining marks of the text."""
+    """Yield an edit for each letter that has combining marks. marks: all combining marks that the text contains."""
     position, end = 0, len(text)
     while position < end:
         if text[position] not in marks:
@@ -223,11 +224,11 @@ _PART_OF_FACE = re.compile(f"[{_PARTS_OF_FACES}]")
 _MARKS_OF_FACES = ("_", "^", "\\o/", "T.T", ";.;", ">.<", "o.o", "O.O", "o.O", "O.o")
 _ARMS = r"[づノヽヾﾉ╯╰୧୨۶ง٩σψლ︵彡シ┻━┳┬─︶☆♪_\\/|~ヘヽ]"
 _DRAWN_FACE = re.compile(rf"{_ARMS}{{0,4}}[(（ʕ]([^()（）ʕʔ\nA-Za-z0-9]{{2,14}})[)）ʔ](?:{_ARMS}| (?=[┻┳┬])){{0,6}}")
-_LEAST_PARTS = 2  # a drawn face has at least this many characters of _PARTS_OF_FACES or "°"
+_LEAST_PARTS = 2  # the least number of characters of _PARTS_OF_FACES or "°" in a drawn face
 
 
 def drop_faces(text: SpannedText) -> SpannedText:
-    """Replace each face that is drawn with characters by a space: "(^_^)", "(╯°□°)╯︵ ┻━┻"."""
+    """Replace each face that is drawn with characters, such as "(^_^)" or "(╯°□°)╯︵ ┻━┻", by a space."""
     if any(mark in text.text for mark in _MARKS_OF_FACES):
         text = text.sub(_FACE, " ")
     return (
@@ -253,7 +254,9 @@ _BEFORE_AMOUNT = re.compile(r"\ufe0f? ?[+-]?[$€£]?[0-9]")
 
 
 def read_signs(text: SpannedText) -> SpannedText:
-    """Write ratings in stars, playing cards and arrows before numbers as English words."""
+    """Replace these signs by English words: a rating in stars ("★★★"), a playing card ("A♠"), an arrow before a number
+    ("↑5"), and a heart after "I" ("I ♥ tea").
+    """
     if text.text.isascii() or _SIGN.search(text.text) is None:
         return text
     text = text.sub(_STARS, _stars).sub(_CARD, _card).sub(_HEART, "love")
@@ -281,7 +284,8 @@ _FORM_IN_NAME = re.compile(
     r"\b(?:heavy|black|white|medium|small|negative|squared|circled|beamed|eighth|up|down|pointing|suit|curly|latin) "
     r"| suit$"
 )
-# The Unicode names of symbols up to this character also describe their form: "heavy black heart".
+# The Unicode names of symbols up to this character also describe their form ("heavy black heart"). `_FORM_IN_NAME`
+# matches the words for the form, which are not spoken.
 _LAST_SYMBOL = "\u2bff"
 
 

@@ -17,14 +17,15 @@ from enum import Enum
 
 from app.text.machine_text import REASONING_NAME
 
-# The first piece may end at a clause or a word, because the listener waits in silence until it is spoken.
+# The listener waits in silence for the first piece. So it may end at a clause that has 30 characters or 6 words, or at
+# the end of a word after 60 characters.
 CLAUSE_CHARS, CLAUSE_WORDS, WORD_END_CHARS = 30, 6, 60
 MAX_PIECE_CHARS = 400  # a longer piece is cut after a word
 _BLOCK_CHARS = 4_096
-_MAX_QUOTE_CHARS = 250  # if a quotation does not end within this many characters, its opening mark is ignored
+_MAX_QUOTE_CHARS = 250  # if a quotation is longer, its opening mark is ignored
 _MAX_RUN = 16  # the longest run of punctuation or of one mark that is treated as a unit
-_MAX_SPACE = 200  # after more white space, a sentence ends without a check of the next character
-_MAX_MARK_CHARS = 600  # if a link or tag does not end within this many characters, its bracket is an ordinary character
+_MAX_SPACE = 200  # if more white space follows a sentence, its end is certain without the next character
+_MAX_MARK_CHARS = 600  # if a link or tag is longer, its opening bracket is an ordinary character
 
 _ENDS = ".!?…"
 _CJK_ENDS = "。！？"
@@ -61,7 +62,8 @@ _NOT_AFTER_HOURS = frozenset(
     ).split()
 )
 
-_INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # for example "J", "U.S" or "a.m"
+# initials and abbreviations without their last full stop: "J", "U.S", "a.m"
+_INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
 _HOURS = re.compile(r"[ap]\.?m", re.IGNORECASE)
 _LABEL = re.compile(r"\s*[(\[]?(?:[0-9]{1,3}|[A-Za-z]|[ivxIVX]{1,5})")
 _LINE_OF_ITS_OWN = re.compile(r"[ \t]{0,40}(?:#{1,6}\s|(?:[-*+•–]|\(?[0-9]{1,3}[.)])[ \t]{1,40}\S|\|)")
@@ -77,7 +79,7 @@ class Piece:
     """A part of the caller's text that can be normalised and spoken. A piece does not begin or end with white space."""
 
     text: str
-    start_char: int  # position in the whole text that was appended
+    start_char: int  # index in the whole text that has been appended so far
     end_char: int  # exclusive
 
 
@@ -99,8 +101,8 @@ class IncrementalSplitter:
         """
         self._eager = eager
         self._clauses = clauses
-        self._text = ""  # the text that is not part of a returned piece
-        self._offset = 0  # position of `_text` in the whole text
+        self._text = ""  # the text that has not been returned as a piece yet
+        self._offset = 0  # index at which `_text` begins in the whole text
         self._at = 0  # no piece ends before this index of `_text`
         self._line = 0  # index of the start of the line that contains _at
         self._quote: int | None = None  # index of the open quotation mark
@@ -109,7 +111,7 @@ class IncrementalSplitter:
 
     @property
     def pending(self) -> str:
-        """The text that is not part of a returned piece."""
+        """The text that has not been returned as a piece yet."""
         return self._text.strip()
 
     @property
@@ -124,7 +126,8 @@ class IncrementalSplitter:
     def append(self, text: str) -> list[Piece]:
         """Add a part of the text, and return the pieces that are complete now."""
         pieces: list[Piece] = []
-        for start in range(0, len(text), _BLOCK_CHARS):  # cutting copies the pending text, so it must stay short
+        # cutting copies the pending text, so only a short block is added at a time
+        for start in range(0, len(text), _BLOCK_CHARS):
             self._text += text[start : start + _BLOCK_CHARS]
             pieces += self._cut(final=False)
         return pieces
@@ -246,7 +249,7 @@ class IncrementalSplitter:
             return _Answer.UNKNOWN
         if fence := _FENCE.match(head):
             if is_open:
-                return _Answer.UNKNOWN  # "```a```" in one line is code inside a sentence
+                return _Answer.UNKNOWN  # the line may become "```a```", which is code inside a sentence
             if newline >= 0 and "`" not in head[fence.end() :]:
                 if text[:line].strip():
                     return line
@@ -288,8 +291,10 @@ class IncrementalSplitter:
         return self._early_end(at, "\n", final=final)
 
     def _early_end(self, at: int, char: str, *, final: bool) -> int | _Answer:
-        """Decide whether the piece ends at a clause or a word. Unless each clause is a piece, only the first piece and
-        a piece that is too long may end there.
+        """Decide whether the piece ends at a clause or a word.
+
+        Only the first piece, or a piece that is too long, may end at a word. If `clauses` is set, each piece may end at
+        a clause, otherwise only the first piece.
         """
         text = self._text
         length = at - (len(text) - len(text.lstrip()))
@@ -316,7 +321,9 @@ class IncrementalSplitter:
             self._quote = at
 
     def _open_mark(self) -> int | None:
-        """Return the index of a quotation mark or another mark that is open at the end of the pending text."""
+        """Return the index of the quotation mark or other mark that is open at the end of the pending text; None = none
+        is.
+        """
         text = self._text
         if self._quote is not None and not any(mark in text[self._quote + 1 :] for mark in '"”»'):
             return self._quote
@@ -482,7 +489,10 @@ class IncrementalSplitter:
 
 
 def _starts(word: str, is_whole: bool) -> _Answer:
-    """Decide whether a word after an abbreviation begins a sentence: YES only if the word is in _STARTERS."""
+    """Decide whether a word after an abbreviation begins a sentence: YES only if the word is in _STARTERS.
+
+    is_whole: False = more letters of the word may arrive, so the answer is UNKNOWN.
+    """
     if not is_whole:
         return _Answer.UNKNOWN
     return _Answer.YES if word.lower() in _STARTERS else _Answer.NO

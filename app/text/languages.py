@@ -20,7 +20,7 @@ from app.text.writing_systems import script_language
 
 _LONGEST = 4_000  # number of characters that are examined
 _LEAST_SCORE = 1.5  # lowest score for a guess; one word is not enough
-_OVER_ENGLISH = 2.0  # the score must be more than this many times the score of English
+_OVER_ENGLISH = 2.0  # the score of a language must be higher than the score of English times this factor
 _MOST_LETTERS = 2.0  # the highest score that letters outside ASCII can give
 
 _STOP_WORDS = {
@@ -131,8 +131,8 @@ for _language, _list in _STOP_WORDS.items():
 _GERMAN_NOUNS = frozenset(
     {"Tag", "Uhr", "Morgen", "Abend", "Euro", "Woche", "Jahr", "Jahre", "Jahren", "Prozent", "Dank"}
 )
-# Letters that only some of the languages use. These letters do not count in names, which are the words that begin with
-# a capital letter inside a sentence.
+# Letter outside ASCII -> the languages that use it. The letters of names do not count. A word that begins with a
+# capital letter inside a sentence is a name.
 _LETTERS = {
     "ß": "de", "ä": "de sv fi", "ö": "de sv fi tr hu", "ü": "de tr hu", "ñ": "es", "ã": "pt", "õ": "pt", "ł": "pl",
     "ą": "pl", "ę": "pl", "ś": "pl", "ż": "pl", "ź": "pl", "ć": "pl", "ń": "pl", "ř": "cs", "ě": "cs", "ů": "cs",
@@ -150,7 +150,7 @@ _WORD = re.compile(r"(?<![\w:])[^\W\d_]+(?:['’][^\W\d_]+)?(?![\w]|:\w)")
 
 
 def guess_language(text: str) -> str | None:
-    """Return the BCP 47 tag of the language of a text; None if the words are not clear. Links and code are ignored.
+    """Return the BCP 47 tag of the language of a text; None if the language is not clear. Links and code are ignored.
 
     The tag is "en" only if the text has clearly English words.
     """
@@ -196,7 +196,7 @@ def _latin_language(text: str) -> str | None:
 
 
 def _letter_scores(words: Iterable[str]) -> dict[str, float]:
-    """Return a score for each language from the non-ASCII letters of these words. A higher score is more likely."""
+    """Return a score for each language from the non-ASCII letters of `words`. A higher score is more likely."""
     scores: dict[str, float] = {}
     for word in words:
         if word.isascii():

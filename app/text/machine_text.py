@@ -118,7 +118,7 @@ _CITATION = re.compile(
 _MARKS_OF_CITATIONS = ("【", "[", "cite", "turn", "{{", "<", "^", *"¹²³⁴⁵⁶⁷⁸⁹")
 _MARKED_CITATION = re.compile("[ ]?\ue200(?P<parts>[^\ue200\ue201]*)\ue201|[ ]?\ue200[^\\s\ue200\ue201]*")
 # Kind of a marked citation -> where its title is: 1 = the second part is the title, 2 = the second part is a JSON list,
-# and the second value of the list is the title. Readers do not see other kinds.
+# and the second value of the list is the title. Citations of all other kinds have no title that readers see.
 _WITH_TITLE = {"url": 1, "link_title": 1, "entity": 2}
 
 
@@ -159,7 +159,7 @@ def _space_between_words(match: re.Match[str]) -> str:
 
 
 def _citation_title(match: re.Match[str]) -> str:
-    """Return the title of a citation that private-use characters enclose; "" if readers do not see a title."""
+    """Return the title of a citation that stands between private-use characters; "" if readers see no title."""
     parts = (match["parts"] or "").split("\ue202")
     shown = _WITH_TITLE.get(parts[0])
     if shown is None or len(parts) < 2:
@@ -188,7 +188,10 @@ def _without_merged_channels(text: SpannedText) -> SpannedText:
 
 
 def _channels(text: str) -> Iterator[Edit]:
-    """Yield the edits that leave only the final channel of gpt-oss: <|channel|>final<|message|>Hello<|end|>."""
+    """Yield the edits that remove the reasoning and the tool calls of gpt-oss, and the headers of its other messages.
+
+    In "<|channel|>final<|message|>Hello<|end|>", the header is the part before "Hello".
+    """
     header = hidden = -1  # the start of the current header, and of the current hidden message; -1 = none
     for mark in _CHANNEL_MARK.finditer(text):
         name = mark[1]
@@ -224,10 +227,9 @@ def _is_code(text: str, match: re.Match[str]) -> bool:
 
 
 def _begins_sentence(text: str, start: int, done: int) -> bool:
-    """Return whether index `start` is at the start of a line or sentence, or at `done`. Spaces before `start` do not
-    count.
+    """Return whether a line, a sentence or the text after the last removed block begins at index `start`.
 
-    done: the end of the last block that is removed.
+    Spaces before `start` do not count. done: the index at which the last removed block ends.
     """
     while start > done and text[start - 1] in " \t":
         start -= 1
@@ -269,8 +271,9 @@ def _end_of_json(text: str, start: int) -> int:
 
 
 def _blocks(text: str, marks: re.Pattern[str], *, lone_closing: bool = False, data: bool = False) -> Iterator[Edit]:
-    """Yield the edits that remove blocks with their marks. A match of `marks` in which a group has text is a closing
-    mark.
+    """Yield the edits that remove blocks of text and the marks around them.
+
+    marks: a pattern for opening and closing marks. A match is a closing mark if one of its groups has text.
 
     A block without a closing mark reaches to the end of the text if it begins at the start of a sentence. lone_closing:
     True = a closing mark without an opening mark ends a block that began before the text. data: True = a block without
@@ -353,7 +356,7 @@ _SHORT_DATA = "data:,"
 def announce_codes(text: SpannedText, words: str) -> SpannedText:
     """Replace long codes (base64, hexadecimal, keys, `data:` addresses) by `words`, and shorten long web addresses.
 
-    words: "" = the first characters of the code take its place, so that a text with only a code is not silent.
+    words: "" = the first characters of a code are spoken instead, so that a text with only a code is not silent.
     """
 
     def spoken(match: re.Match[str]) -> str:
@@ -373,7 +376,7 @@ def announce_codes(text: SpannedText, words: str) -> SpannedText:
 
 
 def _short_address(address: str) -> str:
-    """Return a web address. Of a long address, return only the scheme and the host."""
+    """Return a web address and the punctuation after it. If the address is long, return only its scheme and host."""
     depth = 0
     for place, char in enumerate(address):  # the address ends before a closing bracket without an opening bracket
         depth += (char in "([") - (char in ")]")
@@ -390,8 +393,8 @@ def _short_address(address: str) -> str:
 def _code(run: str, words: str) -> str:
     """Return the text that is spoken for a long run of characters.
 
-    If the run is a code, this text is `words`; if `words` is empty, it is the first characters of the code. A run that
-    is no code is returned. If it repeats one letter many times, the repetition is shortened.
+    For a code, this text is `words`; if `words` is empty, it is the first characters of the code. A run that is not a
+    code does not change, but if it repeats one letter many times, the repetition is shortened.
     """
     core = run.rstrip(".-_~/=%")
     rest = "." if run.endswith(".") and not run.endswith("..") else ""

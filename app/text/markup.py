@@ -33,7 +33,7 @@ _FLAG = (
 _KNOWN_TAG = re.compile(
     rf"</?({'|'.join(_TAG_NAMES.split(' '))})(?:\s+(?:[\w:.@-]+\s?=\s?{_VALUE}|{_FLAG}\b))*+\s*/?>", re.IGNORECASE
 )
-# Another name in angle brackets is also a tag, unless it directly follows a word: List<String> is not HTML. A closing
+# Any other name in angle brackets is also a tag, unless it directly follows a word: List<String> is not HTML. A closing
 # tag may follow a word.
 _OTHER_TAG = re.compile(
     rf"(?<![\w<])<[A-Za-z][\w:-]{{0,40}}(?:\s+[\w:.-]+\s?=\s?{_VALUE})*+\s*/?>|</[A-Za-z][\w:-]{{0,40}}\s*>"
@@ -51,7 +51,8 @@ _KANA = "\u3041-\u3096\u30a1-\u30fa\u30fc"
 _BOOK_RUBY = re.compile(rf"(?:\|[^|《》\n]{{1,40}}|[\u3005\u4e00-\u9fff]{{1,20}})《([{_KANA}]{{1,40}})》")
 _READING = re.compile(rf"([\u3005\u4e00-\u9fff])[(（][{_KANA}]{{1,40}}[)）]")
 _IS_KANA = re.compile(rf"[{_KANA}\s]+")
-# A raised number is a power after a number or a short symbol. After other text, it is the number of a footnote.
+# A raised number after a number or after a symbol of one or two letters is a power. After any other text, it is the
+# number of a footnote.
 _RAISED = re.compile(r"<sup(?:\s[^<>]*)?>\s{0,5}([^<>\s][^<>]{0,30})</sup>", re.IGNORECASE)
 _ORDINAL_ENDING = frozenset("st nd rd th er e re ème TM SM".split())
 _POWER = re.compile(r"[+−-]?[0-9]{1,4}")
@@ -130,8 +131,8 @@ _PROMPT = re.compile(r"\s{0,8}\$ (?=[a-z])")
 _EMPHASIS = re.compile(
     r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\w*])|(?<![\w_/.])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![\w/])|~~"
 )
-# Marks around a word or a phrase, such as ==marked==, ++inserted++ and ||spoiler||: (a text that each line with this
-# mark contains, pattern, replacement).
+# _AROUND has marks around a word or a phrase, such as ==marked==, ++inserted++ and ||spoiler||: (a text that each line
+# with such a mark contains, pattern, replacement).
 _SPOILER = re.compile(r"\|\|(?=[^\s|])([^|\n]+)(?<=\S)\|\|")
 _AROUND = (
     ("==", re.compile(r"(?<![\w=!<>])==(?=[^\s=])([^=\n]+)(?<=\S)==(?![\w=])"), r"\1"),
@@ -213,8 +214,10 @@ def _raised(match: re.Match[str]) -> str:
 
 
 def raised(content: str, before: str) -> str:
-    """Return the text for raised characters: an ordinal ending as it is, a letter with "^" before it, a power in raised
-    digits, and "" for the number of a footnote.
+    """Return the text for raised characters.
+
+    The ending of an ordinal does not change ("th"), a letter gets "^" before it ("^n"), a power gets raised digits
+    ("²"), and the number of a footnote becomes "".
 
     content: the raised characters. before: the characters in front of them.
     """
@@ -263,8 +266,8 @@ def _without_tag(match: re.Match[str]) -> str:
 def plain_paragraphs(text: SpannedText, *, english: bool = True) -> list[SpannedText]:
     """Convert Markdown to plain paragraphs. A paragraph has no line breaks and is not empty.
 
-    List items, headings and table rows get a full stop if they do not end with punctuation. english: write the signs in
-    code as English words; otherwise the signs in code are removed.
+    List items, headings and table rows get a full stop if they do not end with punctuation. english: True = write the
+    signs in code as English words; False = remove them.
     """
     paragraphs: list[SpannedText] = []
     current: list[SpannedText] = []  # the lines of the current paragraph
@@ -426,7 +429,9 @@ def _inline(line: SpannedText, *, english: bool) -> SpannedText:
 
 
 def _cited(match: re.Match[str]) -> str:
-    """Return "" for a citation, or its number if the sentence needs it: "according to [1]"."""
+    """Return "" for a citation, or its number if the sentence needs it: "according to [1]". An index (x[1]) does not
+    change.
+    """
     before = match.string[max(0, match.start() - 12) : match.start()]
     if _IS_INDEX.search(before) or _NOT_DIGITS.sub("", match[0]) == "0":
         return match[0]

@@ -110,7 +110,7 @@ _EMPHASISED = frozenset(
     "haha beep music silence applause hum whispers beat breath breaths breathes bows noise static inaudible indistinct "
     "unintelligible crosstalk chatter".split()
 )
-# Round brackets often contain a remark: "the signal (static) was lost".
+# In round brackets, these words may be a remark and not a sound: "the signal (static) was lost".
 _REMARKS = frozenset("noise static bows waves chatter smiles breath breaths".split())
 
 
@@ -135,7 +135,7 @@ def perform_sounds(text: SpannedText, supported: frozenset[str]) -> SpannedText:
 def _sound_of(words: str, kind: int, match: re.Match[str]) -> str | None:
     """Return the sound that words in brackets mean; "" for a sound that is removed, None for other text.
 
-    kind: 1 = (...), 2 = [...], 3 = *...*, 4 = <...>. match: the place of the brackets in the text.
+    kind: 1 = (...), 2 = [...], 3 = *...*, 4 = <...>, 5 = {...}. match: the match of the brackets and the words.
     """
     if kind == 2 and words.partition(" ")[0] == "pause":  # a pause tag, which script.py reads
         return None

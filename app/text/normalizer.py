@@ -2,9 +2,9 @@
 
 `Normalizer.spoken` runs several stages: `machine_text` removes text that programs write for programs, `cleaning` makes
 characters uniform, `markup` removes Markdown and HTML, `tex` reads formulas, and `rules` writes numbers and
-abbreviations as words. Through all stages, a `SpannedText` stores which characters of the caller's text each of its
-characters comes from. The same text always gives the same words. The module `script` reads speaker tags and pause tags.
-The module `sentences` splits a text into sentences.
+abbreviations as words. Through all stages, the text is a `SpannedText`: each character knows from which characters of
+the caller's text it comes. The same text always gives the same words. The module `script` reads speaker tags and pause
+tags. The module `sentences` splits a text into sentences.
 
 The library wetext is used only to read units that are not in `tables.UNITS` ("9 rad/s"). On whole sentences wetext
 misreads amounts, versions and decades, drops final full stops, fails on brackets, and takes 2 ms. The package `rules`
@@ -62,7 +62,7 @@ _REPEATED = (
 )
 _LEFTOVER_NUMBER = re.compile(r"[0-9]{1,40}")
 _SYMBOL = re.compile("|".join(map(re.escape, sorted(tables.SYMBOLS, key=len, reverse=True))))
-_SYMBOL_CHARS = frozenset("".join(tables.SYMBOLS)) - {"!"}  # each symbol has one of these characters
+_SYMBOL_CHARS = frozenset("".join(tables.SYMBOLS)) - {"!"}  # each symbol contains at least one of these characters
 # Matches each character that must not reach a model. Letters and digits of any script, spaces, punctuation and brackets
 # (for tags) are allowed.
 _UNSPEAKABLE = re.compile(r"[^\w\s.,;:!?'\"()\[\]\-%。，、！？；：「」『』（）…·\ue000-\uf8ff]|_")

@@ -1,7 +1,7 @@
 """Numbers as English words: 1234 -> "one thousand two hundred thirty four".
 
 The words are American English: no "and" inside a whole number, no hyphens ("thirty four"), and "point" for the decimal
-mark. Text arguments must contain ASCII digits only; then no function raises.
+mark. If all digits in text arguments are ASCII digits, no function raises.
 
 Two libraries were tested with 76 numbers, ordinals, years, decimals and amounts. Differences in "and" and hyphens did
 not count. num2words 0.5.14 drops the zeros of "2.50" and says "and zero cents" for "$5"; a number takes 37
@@ -33,9 +33,9 @@ _IRREGULAR_ORDINALS = {
 _INDIAN = re.compile(r"[0-9]{1,2}(?:,[0-9]{2}){1,6},[0-9]{3}")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 
-# A number of this value or more is read digit by digit, because most listeners do not know its name.
+# Numbers from this value on are read digit by digit, because most listeners do not know their names.
 MAX_NAMED = 10**15
-# If a run of digits is longer than this, only its first eight digits and the number of its digits are read.
+# If a run has more digits, only its first eight digits and the number of its digits are read.
 MAX_DIGITS_READ = 40
 
 

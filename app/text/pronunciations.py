@@ -1,8 +1,9 @@
 """The pronunciation dictionary: replace words and phrases by respellings that a voice reads correctly.
 
 A `Lexicon` searches a text for the words of its entries. Only whole words match: a word does not match if a letter,
-digit or combining mark of any script is directly before or after it. This does not apply to scripts that are written
-without spaces, such as Chinese. The longest match wins. The search takes linear time: it compares tokens along a trie.
+digit or combining mark of any script is directly before or after it. Scripts that are written without spaces, such as
+Chinese, are an exception: there, a word also matches directly beside other characters. The longest match wins. The
+search takes linear time: it compares tokens along a trie.
 
 The normaliser uses two steps. `Lexicon.masked` replaces each match by a made-up word that no text rule changes. After
 the rules, `Masks.revealed` replaces the made-up words by their spoken forms. So the text rules see a word in each place
@@ -189,7 +190,7 @@ class _Node:
         self.any_case: LexiconEntry | None = None
 
     def entry(self, text: str) -> LexiconEntry | None:
-        """Return the entry that ends at this place for the text `text`; None if there is no such entry."""
+        """Return the entry whose word ends at this place of the trie and matches `text`; None if no entry does."""
         return (self.exact.get(_exact(text)) if self.exact else None) or self.any_case
 
 
@@ -223,7 +224,7 @@ class WordList:
         return [entry for first in firsts for needs, entry in self._needs[first] if needs <= words]
 
     def longest(self, tokens: Sequence[tuple[str, int, int]], at: int, text: str) -> Match | None:
-        """Return the longest match that begins with the token number `at`."""
+        """Return the longest match that begins at `tokens[at]`; None if no entry matches there."""
         node = self._root
         found: Match | None = None
         for place in range(at, len(tokens)):
@@ -256,7 +257,7 @@ class WordList:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An entry that acts on `text[start:end]`."""
+    """An entry whose word is the part `text[start:end]` of a text."""
 
     start: int
     end: int
@@ -285,8 +286,8 @@ class Lexicon:
         return bool(self._lists)
 
     def candidates(self, text: str) -> list[LexiconEntry]:
-        """Return the entries that may match in a text, in the order of their lists. Some of these entries may not
-        match.
+        """Return all entries that may match in a text, in the order of their lists. The result can also have entries
+        that do not match.
         """
         if not self._lists:
             return []
@@ -298,8 +299,8 @@ class Lexicon:
         return [entry for each in self._lists for entry in each.candidates(words | plurals)]
 
     def digest(self, entries: Iterable[LexiconEntry]) -> str:
-        """Return the SHA-256 (hex) of entries that `candidates` has returned. Parts that the engine does not use are
-        left out.
+        """Return the SHA-256 (hex) of entries that `candidates` has returned. IPA that the engine can't speak is left
+        out.
 
         An entry of an earlier list hides later entries with the same word. So equal pronunciations give the same
         digest, whether they come from the request or from a file.
@@ -319,7 +320,7 @@ class Lexicon:
         return entry.ipa is not None and not unknown_symbol(entry.ipa, self.ipa)
 
     def usable(self, entry: LexiconEntry) -> bool:
-        """Return whether an entry can change the speech of this engine."""
+        """Return whether an entry has a pronunciation that the engine can speak: `say`, or IPA with known symbols."""
         return bool(entry.say) or self.speaks_ipa(entry)
 
     def matches(self, text: str) -> list[Match]:
@@ -346,9 +347,10 @@ class Lexicon:
         return found
 
     def masked(self, text: SpannedText) -> tuple[SpannedText, Masks | None]:
-        """Return the text with each match replaced by a made-up word, and the meaning of these words.
+        """Return the text with a made-up word in place of each match, and the masks that know what these words stand
+        for.
 
-        Without a match, the result is the text itself and None.
+        If nothing matches, return the text itself and None.
         """
         found = self.matches(text.text)
         if not found:
@@ -392,7 +394,7 @@ def _is_whole(text: str, start: int, end: int) -> bool:
 
 
 class _Regions:
-    """The parts of a text in which no entry acts: code, web and mail addresses, file names and tags."""
+    """The parts of a text in which no word is replaced: code, web and mail addresses, file names and tags."""
 
     def __init__(self, text: str) -> None:
         regions = list(_fenced(text))
@@ -400,7 +402,7 @@ class _Regions:
             regions += (match.span() for match in pattern.finditer(text))
         regions.sort()
         self._starts: list[int] = []
-        # For each region: of this region and all regions that start before it, the region that ends last.
+        # For each region: the region that ends last, among this region and all regions that start before it.
         self._longest: list[tuple[int, int]] = []
         for start, end in regions:
             longest = (start, end)
@@ -540,7 +542,7 @@ def take_ipa(text: SpannedText) -> tuple[SpannedText, tuple[tuple[int, int, str]
 
 
 def unknown_symbol(ipa: str, symbols: frozenset[str]) -> str:
-    """Return the first part of a pronunciation that is not one of these IPA symbols; "" if there is none."""
+    """Return the first character of a pronunciation that belongs to none of `symbols`; "" if there is none."""
     at = 0
     while at < len(ipa):
         size = 2 if ipa[at : at + 2] in symbols else 1
@@ -551,7 +553,7 @@ def unknown_symbol(ipa: str, symbols: frozenset[str]) -> str:
 
 
 def _prefixes() -> Iterator[str]:
-    """Yield different prefixes for made-up words: "j" and letters of `_LETTERS`."""
+    """Yield different prefixes for made-up words: "j" and then letters of `_LETTERS`."""
     for length in range(1, 12):
         for number in range(len(_LETTERS) ** length):
             yield "j" + _in_letters(number).rjust(length, _LETTERS[0])

@@ -21,7 +21,7 @@ def punctuation_names(text: str) -> str:
 
     Marks that only arrange a text, such as quotes and dashes, have no names here.
     """
-    # the Unicode categories C and Z have only invisible characters
+    # characters of the Unicode categories C and Z are invisible, and those of M are marks on a letter
     characters = dict.fromkeys(c for c in text if c not in _LAYOUT and unicodedata.category(c)[0] not in "CZM")
     names = [unicodedata.name(char, "").lower() for char in characters]
     return ", ".join([name for name in names if name][:MAX_NAMED])

@@ -69,7 +69,7 @@ def _paragraphs(text: SpannedText) -> list[SpannedText]:
 def _sentences(paragraph: SpannedText, language: str) -> list[SpannedText]:
     """Split a paragraph into sentences with sentencex.
 
-    sentencex also splits after "1." and after abbreviations such as "Vol."; these splits are undone.
+    sentencex also splits after "1." and after abbreviations such as "Vol."; the parts around such a split are joined.
     """
     without_surrogates = _SURROGATE.sub("\ufffd", paragraph.text)
     code = language if language.isascii() and language else "en"

@@ -40,7 +40,7 @@ class SpannedText:
 
     @classmethod
     def of(cls, text: str, span: Span) -> SpannedText:
-        """Return a text whose characters all have the same span."""
+        """Return a text whose characters all have the span `span`."""
         return cls(text, array("I", [span[0]]) * len(text), array("I", [span[1]]) * len(text))
 
     def __len__(self) -> int:
@@ -87,8 +87,8 @@ class SpannedText:
         """Return the text with each match of the pattern replaced, as `pattern.sub` does.
 
         A group that the replacement names (r"\\1") keeps its span. An unchanged word at the start or the end of a match
-        also keeps its span. All other characters of a replacement get the span of the rest of the match. If nothing
-        matches, the result is this object. The replacement must name groups in the order of the text.
+        also keeps its span. All other characters of a replacement get the span of the part of the match that changes.
+        If nothing matches, the result is this object. The replacement must name groups in the order of the text.
         """
         if pattern.search(self.text) is None:
             return self

@@ -68,7 +68,8 @@ _NAMES = _table(
     lvert = the absolute value of | |; rvert = | |; S = section | §; copyright = copyright; LaTeX = LaTeX; TeX = TeX
     """
 )
-# Operator with limits, which follow as subscript and superscript -> (words, words before the lower limit, symbol).
+# Name of an operator with limits -> (its words, the words before its lower limit, its symbol). The limits follow the
+# operator as a subscript and a superscript.
 _BIG = {
     "sum": ("the sum", "from", "∑"),
     "prod": ("the product", "from", "∏"),
@@ -97,7 +98,7 @@ _FUNCTIONS = {
     "det": "determinant", "dim": "dimension", "ker": "kernel", "deg": "degree", "gcd": "greatest common divisor",
     "Pr": "probability", "arg": "argument", "hom": "hom",
 }  # fmt: skip
-# Accent or frame -> (the words before the argument, the words after the argument).
+# Name of an accent or a frame -> (the words before its argument, the words after its argument).
 _AROUND = {
     "hat": ("", "hat"), "widehat": ("", "hat"), "bar": ("", "bar"), "overline": ("", "bar"), "tilde": ("", "tilde"),
     "widetilde": ("", "tilde"), "dot": ("", "dot"), "ddot": ("", "double dot"), "vec": ("vector", ""),
@@ -181,7 +182,7 @@ def replace_tex(text: SpannedText, *, english: bool) -> SpannedText:
 
 def _all_edits(text: str, *, english: bool) -> Iterator[Edit]:
     position = 0
-    missing: set[str] = set()  # closing marks that are not in the rest of the text
+    missing: set[str] = set()  # closing marks that do not occur after `position`
     braces = _Braces(text)
     while (opening := _OPENING.search(text, position)) is not None:
         kind = opening.lastgroup or ""
@@ -221,7 +222,7 @@ def _all_edits(text: str, *, english: bool) -> Iterator[Edit]:
 
 
 def _around(text: str, place: int) -> str:
-    """Return " " if the character at a place is a part of a word, so that the word stays apart from the formula."""
+    """Return " " if the character at index `place` is a part of a word. It separates the word from the formula."""
     return " " if 0 <= place < len(text) and text[place].isalnum() else ""
 
 
@@ -245,7 +246,7 @@ def _end_of_inline_formula(text: str, start: int) -> int:
 def _command_in_text(
     text: str, opening: re.Match[str], braces: _Braces, *, english: bool
 ) -> Generator[Edit, None, int]:
-    """Yield the edits of a command in ordinary text, and return the place after it."""
+    """Yield the edits of a command in ordinary text, and return the index after the command."""
     name = opening["command"].rstrip("{ \n\t")[1:]
     start = opening.start()
     after = start + 1 + len(name)
@@ -305,10 +306,10 @@ class _Group:
     """The state of an open brace, of an argument without braces, or of the whole formula."""
 
     after: str = ""  # the spoken words that replace the closing brace
-    verbatim: bool = False  # the content is text and not a formula
-    lower: str = ""  # the words before a subscript of the last operator; "" = the last atom is no operator
+    verbatim: bool = False  # whether the content is text and not a formula
+    lower: str = ""  # the words for "_" after an operator, such as "from"; "" = the last token was not an operator
     pending: str = ""  # the words that are spoken after the limits of the last operator, before its argument
-    scripts: bool = False  # this group is a subscript or a superscript
+    scripts: bool = False  # whether this group is a subscript or a superscript
 
 
 def _read(text: str, start: int, end: int, *, english: bool) -> Iterator[Edit]:
@@ -330,11 +331,11 @@ class _Reader:
         # The arguments that come next. An argument without braces is one token: x^2, \hat x.
         self._single: list[_Group] = []
         self._base = ""  # the single letter directly before the current token, which is needed to read f(x)
-        # state of the bars, which is needed to read |x| and P(A|B)
+        # what came before and which bars are open, which is needed to read |x| and P(A|B)
         self._after_atom = self._open_bar = self._open_norm = False
 
     def token(self, token: re.Match[str], end: int) -> Generator[Edit, None, int]:
-        """Yield the edits of one token, and return the place after it."""
+        """Yield the edits of one token, and return the index after the token."""
         kind, written = token.lastgroup or "", token[0]
         start, after = token.span()
         group = self._groups[-1]
@@ -378,7 +379,7 @@ class _Reader:
             yield end, end, f" {' '.join(words)} "
 
     def _before_atom(self) -> str:
-        """Return the words that are spoken after the limits of an operator, before the atom that begins now."""
+        """Return the words between an operator with its limits and the argument that begins now, such as "of"."""
         group = self._groups[-1]
         pending, group.pending, group.lower = group.pending, "", ""
         return f" {pending} " if pending and self._english else " " if pending else ""
@@ -420,7 +421,7 @@ class _Reader:
         return " the absolute value of "
 
     def _script(self, token: re.Match[str], end: int) -> Generator[Edit, None, int]:
-        """Yield the edits of "^" or "_" and, for a simple power, of its argument. Returns the place after them."""
+        """Yield the edits of "^" or "_" and, for a simple power, of its argument. Returns the index after them."""
         start, after = token.span()
         group = self._groups[-1]
         if token[0] == "^" and not group.lower and (power := _POWER.match(self._text, after, end)) is not None:
@@ -442,7 +443,7 @@ class _Reader:
         return after
 
     def _name(self, token: re.Match[str], before: str, end: int) -> Generator[Edit, None, int]:
-        """Yield the edits of a command, and return the place after it."""
+        """Yield the edits of a command, and return the index after the command."""
         start, after = token.span()
         name = token[0][1:].removesuffix("*")
         english, group = self._english, self._groups[-1]

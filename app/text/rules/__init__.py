@@ -5,8 +5,8 @@ telephone number) run before the general rules for numbers. `apply_rules` takes 
 `markup.plain_paragraphs` have processed. This package does not depend on the library wetext: the caller passes a
 function that names rare units.
 
-Every repetition in a pattern has a maximum length. A pattern that begins with a repetition, for example of digits,
-can't match in the middle of a longer run of digits. So the time grows linearly with the length of the text.
+Every repetition in a pattern has a maximum length. A pattern that begins with a repetition, for example of digits, can
+match only at the start of a run of digits. So the time grows linearly with the length of the text.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from app.text.rules import codes, common, dates, games, grouping, measures, mone
 from app.text.spans import Replacement, SpannedText
 
 DIGITS, SUPERSCRIPTS, ANY = "0123456789₀₁₂₃₄₅₆₇₈₉", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", ""
-# INNER_DOT = a full stop before a letter or digit. ADDRESS = such a full stop, or slashes. `_present` checks this.
+# A text meets INNER_DOT if it has a full stop directly before a letter or digit. A text meets ADDRESS if it has such a
+# full stop or slashes. `_present` checks both.
 INNER_DOT, ADDRESS = ".", "./"
-# HARDWARE = several colons, hyphens or full stops. ROMAN = a Roman numeral in small letters. CHESS = a square of the
-# chess board, such as "e4", or castling. `_PROBES` checks this.
+# A text meets HARDWARE if it has several colons, hyphens or full stops, as in a MAC address. It meets ROMAN if it has a
+# Roman numeral in small letters. It meets CHESS if it has a square of the chess board, such as "e4", or castling
+# ("O-O"). `_PROBES` checks all three.
 HARDWARE, ROMAN, CHESS = "hardware", "roman", "chess"
-# Pattern, replacement, and the characters of which a paragraph must contain at least one (ANY = the rule always runs).
-# A tuple names several such sets, and the paragraph must contain one character of each.
-# No rule puts a character of such a set into a paragraph that had none of this set. So `apply_rules` can select the
-# rules before the first rule runs.
+# A rule: pattern, replacement, and a set of characters. The rule runs only if the paragraph contains at least one
+# character of the set (ANY = the rule always runs). If the rule has a tuple of sets, the paragraph must contain a
+# character of each set. If a paragraph has no character of a set, no rule inserts such a character. So `apply_rules`
+# can select the rules before the first rule runs.
 _Rule = tuple[re.Pattern[str], Replacement, str | tuple[str, ...]]
 _RULES: tuple[_Rule, ...] = (
     (re.compile(r"[0-9]{41,}"), lambda match: f" {number_words.digits(match[0])} ", DIGITS),
@@ -217,7 +219,7 @@ _RULES: tuple[_Rule, ...] = (
     (measures.ORDINAL, measures.verbalize_ordinal, DIGITS),
     (measures.TEAM, lambda match: f"{number_words.cardinal(int(match[1])).removesuffix('e')}ers", (DIGITS, "e")),
 )
-# Rules that run after `measures.UNKNOWN_UNIT`.
+# Rules that run after the rule for rare units, `measures.UNKNOWN_UNIT`.
 _RULES_AFTER_UNITS: tuple[_Rule, ...] = (
     (measures.SPACED_SLASH, ", ", "/"),
     (measures.BIT_SCALE, measures.verbalize_bit_scale, (DIGITS, "bmMBT")),
@@ -291,7 +293,7 @@ def _keys(needed: str | tuple[str, ...]) -> tuple[str, ...]:
 _TWO_DOTS = re.compile(r"\w\.\w{4}\.\w")
 _SMALL_ROMAN = re.compile(r" [ivxl]+\b")
 _CHESS_MOVE = re.compile(r"[a-h][1-8]\b|O-O|0-0")
-# Key -> whether the key applies to a text. No set of characters describes these keys well.
+# Key -> a function that checks whether a text meets the key. For these keys, a set of characters is not precise enough.
 _PROBES: dict[str, Callable[[str], bool]] = {
     HARDWARE: lambda text: text.count(":") > 1 or text.count("-") > 4 or _TWO_DOTS.search(text) is not None,
     ROMAN: lambda text: _SMALL_ROMAN.search(text) is not None,
@@ -302,7 +304,10 @@ _INNER_DOT = re.compile(r"[.]\w")
 
 
 def _present(text: str) -> frozenset[str]:
-    """Return the keys of `_NEEDED` that apply to a text."""
+    """Return the keys of `_NEEDED` that a text meets.
+
+    A set of characters is met if the text contains one of them. A key of `_PROBES` is met if its function returns True.
+    """
     chars = frozenset(text)
     present = set(_present_sets(chars))
     present.update(key for key, probe in _PROBES.items() if probe(text))
@@ -314,7 +319,7 @@ def _present(text: str) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _present_sets(chars: frozenset[str]) -> tuple[str, ...]:
-    """Return ANY and the keys of `_NEEDED` whose sets contain at least one of these characters."""
+    """Return ANY, and each key of `_NEEDED` that is a set of characters and contains at least one of `chars`."""
     return tuple(
         key for key, needed in _NEEDED.items() if key not in _PROBES and (not key or not needed.isdisjoint(chars))
     )
@@ -322,7 +327,7 @@ def _present_sets(chars: frozenset[str]) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _select(present: frozenset[str]) -> tuple[tuple[tuple[re.Pattern[str], Replacement], ...], ...]:
-    """Return the rules of both stages whose keys of `_NEEDED` are all present."""
+    """Return the rules of `_RULES` and of `_RULES_AFTER_UNITS` whose keys are all in `present`."""
     return tuple(
         tuple((pattern, replacement) for pattern, replacement, needed in rules if present.issuperset(_keys(needed)))
         for rules in (_RULES, _RULES_AFTER_UNITS)
@@ -330,16 +335,17 @@ def _select(present: frozenset[str]) -> tuple[tuple[tuple[re.Pattern[str], Repla
 
 
 def apply_rules(text: SpannedText, name_unit: common.UnitNamer) -> SpannedText:
-    """Return one paragraph of text with numbers, symbols and abbreviations written as words, with their spans.
+    """Return a paragraph in which numbers, symbols and abbreviations are written as words. The spans are kept.
 
-    A rule runs only if the paragraph contains one of its characters, because most paragraphs have no digits and no
-    symbols. name_unit(symbol, plural): returns the name of a unit that is not in `tables.UNITS`; None for an unknown
-    symbol.
+    A rule runs only if the paragraph contains a character that the rule needs. This saves time, because most paragraphs
+    have no digits and no symbols. name_unit(symbol, plural): returns the name of a unit that is not in `tables.UNITS`;
+    None for an unknown symbol.
     """
 
     def verbalize_unknown_unit(match: common.Match) -> str:
-        # After a space, match[3] is a word ("5 by", "3 men"). match[3] is a unit only if it contains a slash, a symbol
-        # such as "²", or a capital after a small letter ("kHz").
+        # match[3] is the text after the number. If a space is between them, this text is usually a word ("5 by", "3
+        # men"). It is a unit only if it contains a slash, a symbol such as "²", or a capital after a small letter
+        # ("kHz").
         if match[2] and not re.search(r"[a-zμ][A-ZΩ]|[/·²³μΩ]", match[3]):
             return match[0]
         name = name_unit(match[3], match[1] != "1")

@@ -14,14 +14,14 @@ PHONE_US = re.compile(
 )
 PHONE_LETTERS = re.compile(r"(?<![\w-])(?:(1)-)?(8[0-9]{2})-([A-Z][A-Z-]{2,12}|[0-9]{3}-[A-Z]{4})(?![\w-])")
 PHONE_SHORT = re.compile(r"(?<![\w-])([2-9][0-9]{2})-([0-9]{4})(?![\w-])")
-# Telephone numbers of other countries begin with 0: "020 7946 0958", "030/123456", "01 23 45 67 89".
+# Outside the United States, telephone numbers often begin with 0: "020 7946 0958", "030/123456", "01 23 45 67 89".
 PHONE_ZERO = re.compile(r"(?<![\w.,:/+-])(0[0-9]{1,4})([ /-][0-9]{2,8}(?:[ -][0-9]{2,6}){0,4})(?![\w-]|[.,:/][0-9])")
 BOOK_NUMBER = re.compile(r"\b(ISSN|ISBN(?:-1[03])?)(:? ?)([0-9][0-9Xx-]{7,18})(?![\w-])")
 IBAN = re.compile(r"(?<![\w-])([A-Z]{2}[0-9]{2}(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,4})?)(?![\w-])")
 DOI = re.compile(r"(?<![\w./-])(doi: ?)?10\.([0-9]{4,9})/([A-Za-z0-9][\w.;()/:-]{0,80}(?<=[\w)]))", re.IGNORECASE)
 ARXIV = re.compile(r"\b(arXiv): ?([0-9]{4})\.([0-9]{4,5})(?:v([0-9]{1,2}))?(?!\w)")
 POSTCODE = re.compile(r"(?<![\w-])(?:([A-Z][0-9][A-Z]) ([0-9][A-Z][0-9])|([0-9]{5})-([0-9]{4}))(?![\w-])")
-# A key or a token of letters and digits in random order. Only its first characters are read.
+# A long key or token of letters and digits in random order. Only its first characters and its length are read.
 RANDOM = re.compile(r"(?<![\w/.-])(?=[A-Za-z_]{0,20}[0-9])[A-Za-z0-9_]{20,80}(?![\w/.-]\w|\w)")
 _RUNS = re.compile(r"[0-9]+|[A-Z]+[a-z]*|[a-z]+")
 EMERGENCY = re.compile(r"(?<![\w.,$€£-])(911|999|112|988|311|411|211|811)(?![\w%-]|[.,][0-9]|:)")
@@ -40,7 +40,7 @@ STATE = re.compile(rf"(?<=[a-z], )({'|'.join(tables.STATES)})(?=[,.;:)]|$)")
 
 
 def spoken_groups(*groups: str | None) -> str:
-    """Return the words for groups of digits, read digit by digit, with a comma between groups.
+    """Return the words for groups of digits: "020", "7946" -> "zero two zero, seven nine four six".
 
     A group that is None or "" is skipped.
     """
@@ -88,7 +88,7 @@ def verbalize_postcode(match: Match) -> str:
 
 
 def verbalize_random(match: Match) -> str:
-    """Return the words for the first characters of a random key, and for its length."""
+    """Return the words for the first seven characters of a random key, and for the number of its characters."""
     text = match[0]
     runs = _RUNS.findall(text)
     if len(runs) < 7 or len(text) > 4 * len(runs):

@@ -1,4 +1,4 @@
-"""Helpers for several rules: patterns that match numbers, the end of a sentence, measures that are adjectives."""
+"""Helpers that several rules use: patterns for numbers, and functions that look at the text around a match."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from collections.abc import Callable, Iterable
 from app.text import number_words, tables
 
 Match = re.Match[str]
-UnitNamer = Callable[[str, bool], str | None]  # (symbol, plural) -> name, or None for an unknown unit
+# (symbol, whether the plural is needed) -> name of the unit; None = unknown symbol
+UnitNamer = Callable[[str, bool], str | None]
 
-# Digits in groups of three, or in groups as in India: "1,50,000" is one lakh fifty thousand.
+# Digits in groups of three ("150,000"), in groups as in India ("1,50,000", one lakh fifty thousand), or without groups.
 INT = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}(?![0-9])|[0-9]{1,2}(?:,[0-9]{2}){1,6},[0-9]{3}(?![0-9])|[0-9]{1,40})"
 NUM = rf"(?:{INT}(?:\.[0-9]{{1,40}})?|\.[0-9]{{1,40}})"
-NUMBER_START = r"(?<![\w.,'])"  # the match does not begin inside a word or a number
+NUMBER_START = r"(?<![\w.,'])"  # the match must not begin inside a word or another number
 NUMBER_END = r"(?![0-9])(?![.,][0-9])"
 DASH = r" ?[-–—~] ?"
 
 
 SUPERSCRIPT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "01234567890123456789")
-# The rules put this character before a sentence that began with digits; the caller's text never contains it.
+# While the rules run, this character marks the start of a sentence that began with digits. The caller's text never
+# contains this character, because `cleaning.clean` removes all private-use characters.
 SENTENCE_START = "\uf8ff"
 
 
 def alternatives(keys: Iterable[str]) -> str:
-    """Return a pattern that matches any of the keys. The pattern tries longer keys first."""
+    """Return a pattern that matches any of the texts `keys`. The pattern tries longer texts first."""
     return "|".join(sorted(map(re.escape, keys), key=len, reverse=True))
 
 
@@ -52,7 +54,7 @@ def sentence_stop(match: Match) -> str:
         return "."
     if after[1] not in tables.STARTERS:
         return ""
-    # "At 3 a.m. I woke" is one sentence, although "I" usually begins a sentence.
+    # "I" usually begins a sentence. But "At 3 a.m. I woke" is one sentence, because it begins with a word such as "At".
     before = re.split(r"[.!?]\s|\n", match.string[max(0, match.start() - 80) : match.start()])[-1]
     opening = before.strip().strip(SENTENCE_START).lower() in {"at", "by", "around", "before", "after", "until", "from"}
     return "" if opening else "."
@@ -64,7 +66,7 @@ def capitalised_like(sample: str, words: str) -> str:
 
 
 def is_adjective(match: Match) -> bool:
-    """Return whether a matched measure is an adjective of the noun after it, as in "a five dollar bill"."""
+    """Return whether a matched measure is used as an adjective before a noun, as in "a five dollar bill"."""
     before = match.string[max(0, match.start() - 5) : match.start()]
     after = re.match(r"[ -]([A-Za-z]{1,20})", match.string[match.end() : match.end() + 24])
     if after and after[1].lower() in tables.MEASURED:

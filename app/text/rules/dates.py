@@ -1,4 +1,4 @@
-"""Rules for dates, times of day, ratios with a colon, years, decades and eras."""
+"""Rules for dates, times of day, ratios ("3:1"), years, decades and eras ("44 BC")."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 from app.text import number_words, tables
 from app.text.rules.common import DASH, SENTENCE_START, Match, sentence_stop
 
-_LOOSE_START = r"(?<![A-Za-z0-9_])(?<![0-9][.,:/])"  # like NUMBER_START, but the match may follow a full stop or "'"
+# The match must not begin inside a word or a number. Unlike NUMBER_START, this pattern allows punctuation before the
+# match.
+_LOOSE_START = r"(?<![A-Za-z0-9_])(?<![0-9][.,:/])"
 _MONTH = (
     r"(Jan(?:uary|\.)?|Feb(?:ruary|\.)?|Mar(?:ch|\.)?|Apr(?:il|\.)?|May|June?\.?|July?\.?|Aug(?:ust|\.)?|"
     r"Sept?(?:ember|\.)?|Oct(?:ober|\.)?|Nov(?:ember|\.)?|Dec(?:ember|\.)?)"
@@ -19,7 +21,7 @@ ISO_DATE = re.compile(
     r"(?!/[0-9])"
 )
 _CLOCK_FOLLOWS = r"(?=,? [0-2]?[0-9]:[0-5][0-9])"
-# Dates with the month as a word between hyphens or slashes, and dates of eight digits.
+# NAMED_DATE matches dates with the name of the month: "10-Dec-2024". COMPACT_DATE matches eight digits: "20241210".
 NAMED_DATE = re.compile(
     rf"(?<![\w./-])(?:([0-3]?[0-9])([-/]){_MONTH}\2([12][0-9]{{3}}|[0-9]{{2}})|{_MONTH}-([0-3]?[0-9])-([12][0-9]{{3}}))(?![\w/-])(:?)"
 )
@@ -42,7 +44,7 @@ DOT_TIME = re.compile(
     rf"{_LOOSE_START}([0-2]?[0-9])\.([0-5][0-9])(?={_MERIDIEM}|{DASH}[0-2]?[0-9]\.[0-5][0-9]{_MERIDIEM})"
 )
 HOUR_SIGN = re.compile(r"(?<=[0-9]:[0-5][0-9]) ?h(?!\w)")  # for example "15:30h"
-# Two years, or a year and a month: "the 2023/24 season", "FY2023/24", "2024/05".
+# Two consecutive years ("the 2023/24 season", "FY2023/24"), or a year and a month ("2024/05").
 SEASON = re.compile(r"(?<![\w.,/$€£-])(FY ?)?((?:1[0-9]|20)[0-9]{2})/([0-9]{4}|[0-9]{2})(?![\w/-]|[.,][0-9])")
 VERSE = re.compile(
     rf"\b({'|'.join(sorted(tables.BOOKS, key=len, reverse=True))})\.? ?{SENTENCE_START}?(?<![A-Za-z])"
@@ -55,7 +57,8 @@ BORN = re.compile(
     rf"{_MONTH} [0-9]|[0-3]?[0-9] {_MONTH} [0-9])"
 )
 _BORN = {"b": "born ", "d": "died ", "fl": "flourished ", "r": "reigned ", "m": "married "}
-# After one of these words, a number from 1001 to 1099 is a year. Larger numbers need no such word.
+# A number from 1001 to 1099 is read as a year only after one of these words: "in 1066". A number from 1100 to 2099 is
+# read as a year without such a word, too.
 EARLY_YEAR = re.compile(
     r"\b([Ii]n|[Ss]ince|[Uu]ntil|[Bb]efore|[Aa]fter|[Aa]round|[Cc]irca|[Dd]uring|[Yy]ear) (10[0-9][1-9]|10[1-9]0)"
     r"(?![\w%]|[.,:/-][0-9]|-[A-Za-z])(?= ([A-Za-z]{1,20})|)"
@@ -106,7 +109,7 @@ YEAR_RANGE = re.compile(
 
 
 def month_name(name: str) -> str:
-    """Return the full name of a month for an abbreviation or a full name: "Mar" -> "March"."""
+    """Return the full name of a month: "Mar" -> "March", "March" -> "March"."""
     return tables.MONTH_BY_PREFIX[name[:3]]
 
 
@@ -145,7 +148,7 @@ def verbalize_weekdays(match: Match) -> str:
 
 
 def verbalize_named_date(match: Match) -> str:
-    """Return the words for a date such as "10-Dec-2024"."""
+    """Return the words for a date: "10-Dec-2024" -> "December tenth, twenty twenty four"."""
     day, month, year = (match[1], match[3], match[4]) if match[1] else (match[6], match[5], match[7])
     if not 1 <= int(day) <= 31:
         return match[0]
@@ -158,14 +161,20 @@ def verbalize_compact_date(match: Match) -> str:
 
 
 def verbalize_dot_date(match: Match) -> str:
-    """Return the words for a date such as "2024.10.12", or "24.12.24" before a time."""
+    """Return the words for a date with full stops: "2024.10.12" -> "October twelfth, twenty twenty four".
+
+    A short date such as "24.12.24" matches only before a time.
+    """
     if match[1]:
         return spoken_day(tables.MONTHS[int(match[2]) - 1], int(match[3]), match[1])
     return spoken_day(tables.MONTHS[int(match[5]) - 1], int(match[4]), match[6])
 
 
 def verbalize_year_month(match: Match) -> str:
-    """Return the words for a year and a month. "2009-12" does not change, because it may be a range of years."""
+    """Return the words for a year and a month: "2024-05" -> "May twenty twenty four".
+
+    "2009-12" does not change, because it may be a range of years.
+    """
     return (
         match[0]
         if int(match[3]) > int(match[2])
@@ -180,7 +189,9 @@ def verbalize_military_time(match: Match) -> str:
 
 
 def verbalize_exact_time(match: Match) -> str:
-    """Return the words for a time with a fraction: "1:23.45" -> "one minute twenty three point four five seconds"."""
+    """Return the words for a time with fractions of a second: "1:23.45" -> "one minute twenty three point four five
+    seconds".
+    """
     hour, minute, second, part = (group or "0" for group in (match.groups()[:4] if match[2] else match.groups()[3:]))
     hour = hour if match[2] else "0"
     words = [_counted(int(value), unit) for value, unit in ((hour, "hour"), (minute, "minute")) if int(value)]
@@ -199,7 +210,7 @@ def _offset(zone: str) -> str:
 
 
 def verbalize_season(match: Match) -> str:
-    """Return the words for two years in a row ("2023/24"), or for a year and a month ("2024/05")."""
+    """Return the words for two consecutive years ("2023/24"), or for a year and a month ("2024/05")."""
     first, last = int(match[2]), int(match[3])
     prefix = "FY " if match[1] else ""
     if last in {first + 1, (first + 1) % 100}:
@@ -211,7 +222,7 @@ def verbalize_season(match: Match) -> str:
 
 
 def verbalize_verse(match: Match) -> str:
-    """Return the words for a verse: "Gen 1:1-3" -> "Genesis one one to three"."""
+    """Return the words for a verse of the Bible: "Gen 1:1-3" -> "Genesis one one to three"."""
     if match[3] == "00":
         return match[0]
     words = f"{tables.BOOKS[match[1]]} {number_words.label(match[2])} {number_words.label(match[3])}"

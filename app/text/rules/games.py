@@ -1,4 +1,4 @@
-"""Rules for games: moves of chess, minutes of football."""
+"""Rules for games: moves in chess, minutes of a football match."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ MOVE = re.compile(
     r"(?<![\w.+=-])(?:(O-O-O|0-0-0)|(O-O|0-0)|([KQRBN])([a-h]?[1-8]?)(x?)([a-h][1-8])|([a-h])(x)([a-h][1-8])|([a-h][18])(?==))"
     r"(?:=([QRBN]))?([+#]?)([!?]{0,2})(?![\w=-])"
 )
-# Signs that a text is about chess: a move number before a move ("1. e4", "12... Nf6"), or a move that no other text
-# contains ("exd5", "Qxf7#").
+# Signs that a text is about chess: a move number before a move ("1. e4", "12... Nf6"), or a notation that occurs only
+# in chess ("exd5", "Qxf7#").
 _IS_GAME = re.compile(
     r"(?<![\w.])[0-9]{1,3}(?:\.{1,3}|,) ?(?:[a-h][1-8]\b|[KQRBN][a-h1-8x]|O-O)"
     r"|\b[a-hKQRBN][a-h1-8]?x[a-h][1-8]\b|\bO-O\b"
@@ -21,7 +21,7 @@ _IS_GAME = re.compile(
 MOVE_NUMBER = re.compile(
     r"(?<![\w.])([0-9]{1,3})(?:\.{3}|\.) ?(?=(?:[a-h][1-8]|[KQRBN][a-h1-8]?x?[a-h][1-8]|[a-h]x[a-h]|O-O))"
 )
-# Added minutes: 45+2', 90'+3'. Minutes and seconds: 3'45".
+# ADDED_TIME matches a minute of added time: 45+2', 90'+3'. MINUTES matches minutes and seconds: 3'45".
 ADDED_TIME = re.compile(r"(?<![\w.,])([0-9]{1,3})'?\+([0-9]{1,2})'?(?!\w)")
 MINUTES = re.compile(r"(?<![\w.,'])([0-9]{1,3})' ?([0-9]{2})(?:″|'')(?!\w)")
 

@@ -1,7 +1,8 @@
 """Rules for numbers in the notation of other countries: "1.234,56", "10 000", "1'000", "0,5".
 
 Each rule rewrites a number as English writes it ("1,234.56"), so that the later rules for money, measures and numbers
-read it. A form that English also uses with another value ("1,234", "1.234") does not change.
+read it. "1,234" is also an English number, with another value, so it does not change. "1.234" changes only in amounts
+of some currencies.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def rewrite_spaces(match: Match) -> str:
 
 
 def rewrite_decimal_comma(match: Match) -> str:
-    """Return "3.14" for "3,14", but keep lists ("pages 1,2") and groups of thousands ("1,234")."""
+    """Return "3.14" for "3,14". Lists ("pages 1,2") and groups of thousands ("1,234") do not change."""
     whole, fraction = match[1], match[2]
     if len(fraction) == 3 and whole != "0":
         return match[0]

@@ -1,4 +1,4 @@
-"""Rules for numbers and measures: units, fractions, ranges, percentages, powers, labels, sizes."""
+"""Rules for numbers and measures: units, fractions, ranges, percentages, powers, sizes, labels ("Boeing 747")."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MEASURE = re.compile(
 TEMPERATURE = re.compile(
     rf"(?<![\w.,])({_SIGN})({NUM})(?:({DASH}| to )({NUM}))?( ?)([FC])(?![\w°'#♯♭+/-]|\.[A-Za-z])(?= ([a-z]{{1,12}})|)"
 )
-# "5 ft. 3 in.": the full stop of the first unit ends no sentence.
+# A measure in two units: "5 ft. 3 in.". The full stop after the first unit does not end a sentence.
 TWO_UNITS = re.compile(
     rf"(?<![\w.,/])([0-9]{{1,4}}) ?(ft|foot|feet|lbs?|hrs?|min|yd|yds)\.?,? {SENTENCE_START}?"
     r"([0-9]{1,3}(?:\.[0-9]{1,2})?) ?(in|inch|inches|oz|mins?|secs?|ft)(\.?)(?![\w])"
@@ -59,7 +59,7 @@ MILLIONS_OF = re.compile(
     r"households|visitors|votes|tons|tonnes|barrels|Americans|Britons|workers|children|listeners|viewers)\b)"
 )
 DOT_RANGE = re.compile(r"(?<=[0-9])\.{2,3}(?=[0-9])")
-# In a sum that has "=", a hyphen is a minus, and a slash divides.
+# In a calculation with "=", a hyphen means minus ("5-2=3"), and a slash means division ("6/2=3").
 SUM_MINUS = re.compile(r"(?<=[0-9])-(?=[0-9]{1,9}(?:\.[0-9]{1,9})? ?=(?!=))")
 SUM_DIVIDED = re.compile(
     r"(?<![\w.,/])(?<![+*×=-] )([0-9]{1,9}) ?/ ?(?=[0-9]{1,9} ?= ?[0-9]{1,9}(?:\.[0-9]{1,9})?(?![0-9/]))"
@@ -70,11 +70,11 @@ NAMED_SLASH = re.compile(
     rf"\b({'|'.join(sorted(tables.VERSIONED | tables.LETTERED))}) ([0-9]{{1,4}})/([0-9]{{1,4}})(?![\w/]|[.,][0-9])",
     re.IGNORECASE,
 )
-# "12V-24V": the first unit is left out, so that `MEASURE` reads "12-24V".
+# "12V-24V" is rewritten as "12-24V", so that the rule `MEASURE` reads it.
 UNIT_RANGE = re.compile(rf"(?<![\w.,])({NUM}) ?({_UNIT}) ?[-–] ?(?={NUM} ?\2(?!\w))")
 ORDINAL_SIGN = re.compile(r"(?<![\w.,])([0-9]{1,4})\.?[ºª](?! ?[CFK]\b)(?!\w)")
 SPACED_SLASH = re.compile(r"(?<=[\w.)]) / (?=[\w(])")
-TEAM = re.compile(r"(?<![\w.,])([0-9]{2})ers\b")  # for example "the 49ers"
+TEAM = re.compile(r"(?<![\w.,])([0-9]{2})ers\b")  # the name of a team, such as "the 49ers"
 BIT_SCALE = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?(bn|mn|M|B|T)\b(?!/)\+?")
 THOUSANDS = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?[kK]\b(?![-/]\w)")
 TIMES = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?[x×](?![\w])(?:(?= ([a-z]+))|/(day|week|month|year|wk|d)\b|)")
@@ -148,7 +148,7 @@ def _value_words(text: str) -> str:
 def _fraction(top: int, bottom: int, *, mixed: bool = False) -> str:
     """Return the words for a fraction: 3/4 -> "three quarters".
 
-    mixed: the fraction follows a whole number. After a whole number, 1/2 is read "a half" and not "one half".
+    mixed: True = the fraction follows a whole number, so 1/2 is read "a half" and not "one half".
     """
     if bottom in tables.FRACTION_NAMES:
         one, many = tables.FRACTION_NAMES[bottom]
@@ -210,7 +210,7 @@ def verbalize_f_number(match: Match) -> str:
 
 
 def verbalize_coordinate(match: Match) -> str:
-    """Return the words for an angle with minutes or a direction: 40°26′46″N."""
+    """Return the words for an angle with minutes or a compass direction: 40°N -> "forty degrees north"."""
     degrees, minutes, seconds, side = match.groups()
     if not minutes and not side:
         return match[0]
@@ -225,14 +225,14 @@ def verbalize_stars(match: Match) -> str:
 
 
 def verbalize_named_slash(match: Match) -> str:
-    """Return the words for two numbers after one name: "Windows 10/11", "Unit 7/12"."""
+    """Return the words for two numbers after one name: "Windows 10/11" -> "Windows ten or eleven"."""
     if match[1].lower() in tables.VERSIONED:
         return f"{match[1]} {number_words.integer(match[2])} or {number_words.integer(match[3])}"
     return f"{match[1]} {number_words.label(match[2])} slash {number_words.label(match[3])}"
 
 
 def verbalize_temperature(match: Match) -> str:
-    """Return the words for a temperature without a degree sign: "98.6F", "-40 C"."""
+    """Return the words for a temperature without a degree sign: "-40 C" -> "minus forty degrees Celsius"."""
     sign, value, joint, value2, gap, letter, after = match.groups()
     before = previous_word(match)
     is_clear = "." in value or bool(sign) or (bool(value2) and not gap)
@@ -285,7 +285,7 @@ def verbalize_ordinal_sign(match: Match) -> str:
 def _reads_as_word(match: Match, unit: str, gap: str) -> bool:
     """Return whether the matched unit is a word or a letter and not a unit, such as "in" in "5 in the morning"."""
     rest = match.string[match.end() : match.end() + 20]
-    if unit == "in":  # a unit in "5in", "5 in wide" and "5 in)", but a word in "5 in the morning"
+    if unit == "in":  # "in" is a unit in "5in", "5 in wide" and "5 in)", but a word in "5 in the morning"
         return bool(gap) and re.match(r"[;,)]| (?:wide|tall|long|deep|thick|high|by)\b", rest) is None
     if gap == " " and unit in {"us", "cal", "mo"}:
         return True
@@ -326,7 +326,7 @@ def verbalize_times(match: Match) -> str:
     times = times and after not in {"engineer", "engineers", "developer"}
     before = match.string[max(0, match.start() - 2) : match.start()].strip()
     if re.match(r" ?[-+=*/^<>²³]", match.string[match.end() : match.end() + 2]) or before in {"=", "+", "-", "<", ">"}:
-        times = False  # x is a variable in a formula: "3x + 2"
+        times = False  # "x" is a variable in a formula and does not mean "times": "3x + 2"
     value = match[2] or match[1]
     words = f"{first}{number_words.number(value)} {('time' if value == '1' else 'times') if times else 'x'}"
     return words + per_unit(match[4])
@@ -339,7 +339,7 @@ def verbalize_by(match: Match) -> str:
 
 
 def _side(run: str) -> str:
-    """Return the words for one number of a size such as 1920x1080. A number of four digits is read as a year."""
+    """Return the words for one number of a size such as 1920x1080. Four digits are read as a year (nineteen twenty)."""
     return (
         number_words.year(int(run)) if len(run) == 4 and run.isdecimal() and run[0] != "0" else number_words.number(run)
     )
@@ -361,9 +361,9 @@ def verbalize_feet_inches(match: Match) -> str:
 
 
 def mark_inches(text: SpannedText) -> SpannedText:
-    """Replace each quotation mark that means inches with a double prime.
+    """Replace each quotation mark that means inches with a double prime: 5" -> 5″.
 
-    A mark means inches if it follows a digit and no quotation is open.
+    A quotation mark means inches if it follows a digit and no quotation is open.
     """
     is_open = False
 
@@ -439,7 +439,7 @@ def verbalize_range(match: Match) -> str:
 
 
 def _plain_number(run: str) -> str:
-    """Return the words for a number. A number from 1100 to 2099 with four digits is read as a year."""
+    """Return the words for one end of a range. A whole number from 1100 to 2099 is read as a year."""
     if len(run) == 4 and run.isdecimal() and 1100 <= int(run) <= 2099:
         return number_words.year(int(run))
     return number_words.number(run)
@@ -462,7 +462,7 @@ def verbalize_named_pair(match: Match) -> str:
 
 
 def verbalize_alnum(match: Match) -> str:
-    """Return the words for a mix of letters and digits: numbers become words, "_" becomes a space, letters stay."""
+    """Return the words for a mix of letters and digits: "user_id42" -> "user id forty two"."""
     parts = re.findall(r"[0-9]+|[A-Za-z]+", match[1])
     words = []
     for index, part in enumerate(parts):
@@ -495,7 +495,7 @@ def _number_words(match: Match, text: str) -> str:
 
 
 def _is_count(match: Match) -> bool:
-    """Return whether a four-digit number is a count or part of a calculation, and so is not a year."""
+    """Return whether a four-digit number is a count or a part of a calculation. Otherwise, it is read as a year."""
     after = re.match(r" (?:[a-z]+ )?([a-z]+)", match.string[match.end() : match.end() + 40])
     near = re.match(r" ([a-z]+)", match.string[match.end() : match.end() + 30])
     if (near and near[1] in tables.COUNTED) or (

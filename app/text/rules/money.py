@@ -26,7 +26,7 @@ _SCALE = (
     rf"| ?(k|K|m|M|mn|MM|b|B|bn|Bn|t|T|tn|trn|Cr|L)(?![\w²³]|/(?!(?:{alternatives(tables.PER)})\b)))?"
 )
 _PER = rf"(?: ?/ ?({alternatives(tables.PER)})\b)?(?: ?/ ?({alternatives(tables.PER)})\b)?"
-# Marks after an amount that has no cents: "Rs. 500/-" and "100,- kr".
+# Marks that mean "no cents" after an amount: "Rs. 500/-", "100,- kr".
 AFTER_AMOUNT = re.compile(r"(?<=[0-9])(?:/-|,[-–—](?= ?(?:kr|€|EUR|Kč)))(?!\w)")
 PAIR = re.compile(rf"\b({_CURRENCY_CODE})/({_CURRENCY_CODE}) (?=[0-9])")
 MONEY = re.compile(
@@ -55,7 +55,7 @@ def _scale(name: str | None, letter: str | None) -> str:
 
 
 def _amount(sign: str, number: str, scale: str, *, single: bool = False) -> str:
-    """Return the words for an amount of money. single: use the singular of the unit, as in "a five dollar bill"."""
+    """Return the words for an amount of money. single: True = use the singular, as in "a five dollar bill"."""
     one, many, cent, cents = tables.CURRENCIES[sign]
     whole, dot, fraction = number.replace(",", "").partition(".")
     if single:

@@ -194,7 +194,10 @@ def verbalize_version(match: Match) -> str:
 
 
 def verbalize_sharp(match: Match) -> str:
-    """Return "C sharp" for the note or the language, with a space before a letter or digit that follows."""
+    """Return the words for a note or a programming language: "C#" -> "C sharp".
+
+    A space is added if a letter or digit follows.
+    """
     return f"{match[1] or match[2]} sharp{' ' if match.string[match.end() : match.end() + 1].isalnum() else ''}"
 
 

@@ -47,7 +47,7 @@ LOWERED_SUM = re.compile(f"(?<=[A-Za-z])([{''.join(_LOWERED)}])([₊₋])([₀-�
 LOWERED_LETTER = re.compile(f"(?<=[A-Za-z∑Σ])([{''.join(_LOWERED)}])")
 _GREEK_SIGN = "".join(tables.GREEK)
 GREEK = re.compile(rf"(?<![\u0370-\u03ff\u1f00-\u1fff])[{_GREEK_SIGN}](?![\u0370-\u03ff\u1f00-\u1fff])")
-# A letter with a bar, a hat or an arrow: the mean of x, the estimate of p, the vector a.
+# Accents of variables. In formulas, a bar over a letter means the mean, a hat an estimate, and an arrow a vector.
 _ACCENTS = {"\u0304": "bar", "\u0305": "bar", "\u0302": "hat", "\u0303": "tilde", "\u20d7": "vector", "\u0307": "dot"}
 ACCENTED = re.compile(rf"(?<!\w)([A-Za-z])([{''.join(_ACCENTS)}])(?!\w)")
 NOTE = re.compile(r"([A-Ga-g])?([♯♭♮])")
@@ -94,7 +94,7 @@ _BARE_FACTORS = frozenset({"m/s", "g/L", "J/K", "C/kg", "V/m", "N/m", "W/m", "J/
 
 
 def verbalize_lowered_sum(match: Match) -> str:
-    """Return the words for an index with a sum: "ₙ₊₁" -> " n plus one"."""
+    """Return the words for a sum in an index: "ₙ₊₁" -> " n plus one"."""
     sign = " plus " if match[2] == "₊" else " minus "
     digits = "".join(chr(ord(char) - ord("₀") + ord("0")) for char in match[3])
     return f" {_LOWERED[match[1]]}{sign}{number_words.integer(digits)}"
@@ -161,7 +161,10 @@ def verbalize_lowered_letter(match: Match) -> str:
 
 
 def verbalize_greek(match: Match) -> str:
-    """Return the name of a Greek letter, with a space between it and a letter or digit beside it: "Δt" -> "delta t"."""
+    """Return the name of a Greek letter: "Δt" -> "delta t".
+
+    A space separates the name from a letter or digit beside it.
+    """
     before, after = match.string[match.start() - 1 : match.start()], match.string[match.end() : match.end() + 1]
     start, end = " " * (before.isalnum() or before == ")"), " " * (after.isalnum() or after == "(")
     return f"{start}{tables.GREEK[match[0]]}{end}"
@@ -179,7 +182,10 @@ def verbalize_note(match: Match) -> str:
 
 
 def unit_words(expression: str, *, plural: bool) -> str | None:
-    """Return the words for a unit with "/", "·" or exponents: "W/m²" -> "watts per square meter"; None if unknown."""
+    """Return the words for a unit with "/", "·" or exponents: "W/m²" -> "watts per square meter".
+
+    The result is None if a symbol is not a unit.
+    """
     top: list[str] = []
     bottom: list[str] = []
     below = False
@@ -238,7 +244,7 @@ def verbalize_area(match: Match) -> str:
 
 
 def rewrite_parentheses(match: Match) -> str:
-    """Return "J/kg·K" for "J/(kg·K)" if all symbols are units."""
+    """Return "J/kg·K" for "J/(kg·K)". If a symbol is not a unit, the text does not change."""
     flat = f"{match[1]}/{re.sub('[⋅ *]', '·', match[2])}"
     return match[0] if unit_words(flat, plural=True) is None else flat
 

@@ -1,10 +1,12 @@
-"""The lexer: it reads whole tokens with digits before other rules can read parts of a token.
+"""The lexer: it reads whole tokens with digits before later rules can read parts of a token.
 
 A token is a run of letters and digits with the marks . : - between them: "v1.2.3-rc.1", "i7-13700K", "2m30s". `_KINDS`
-lists the kinds of token in order. The first kind whose pattern matches the whole token, and whose reader does not
-return None, decides. A token that no kind reads, for example "3.5kg" or "50-year-old", is left to the later rules.
+lists the kinds of token in order. The words come from the first kind whose pattern matches the whole token and whose
+reader does not return None. A token that no kind reads, for example "3.5kg" or "50-year-old", is left to the later
+rules.
 
-The words of a token have no ".", ":" or "-" next to the word for a digit, so that no token ends a sentence by mistake.
+In the words of a token, no ".", ":" or "-" stands next to the word for a number. Otherwise a sentence could be split
+there by mistake.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from collections.abc import Callable
 from app.text import number_words, tables
 from app.text.rules.common import Match, alternatives, spell_out
 
-# The lookahead at the start finds words with digits. The lookahead has a maximum length, so that the time grows
-# linearly.
+# The lookahead `(?=[^\s0-9]{0,24}[0-9])` lets only words with a digit match. It has a maximum length, so that the time
+# grows linearly with the length of the text.
 TOKEN = re.compile(
     r"(?<![\w.,:/@#$€£¥₹&'+\-−^~\\%°⁰¹²³⁴-₉])(?=[^\s0-9]{0,24}[0-9])"
     r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,80}[A-Za-z0-9])?(?:\+[A-Za-z0-9][A-Za-z0-9.]{0,40}(?<!\.))?"
@@ -78,7 +80,7 @@ _Reader = Callable[[Match, Match], str | None]
 
 
 def verbalize_token(match: Match) -> str:
-    """Return the words for a whole token, or the token itself if later rules read it."""
+    """Return the words for a whole token; the token itself if it is left to later rules."""
     token = match[0]
     if token.isdecimal() or _DIGIT.search(token) is None:
         return token
@@ -107,13 +109,17 @@ def _points(dotted: str) -> str:
 
 def _hardware_address(found: Match, _: Match) -> str:
     groups = re.split("[:.-]", found[0])
-    if len(groups) == 4 and found[0].replace(":", "").isdecimal():  # a time code: 01:02:03:04
+    # a time code and not a hardware address: 01:02:03:04
+    if len(groups) == 4 and found[0].replace(":", "").isdecimal():
         return ", ".join(number_words.integer(group) for group in groups)
     return ", ".join(spell_out(group) for group in groups)
 
 
 def _hash(found: Match, _: Match) -> str | None:
-    """Spell a hexadecimal run. Of a long run, spell only the first seven characters."""
+    """Spell a hexadecimal number such as a commit hash. Of a long one, spell only the first seven characters.
+
+    The result is None if the text has fewer than four runs of digits or letters, because it may be a word or a number.
+    """
     text = found[0]
     if len(_RUNS.findall(text)) < 4:
         return None
@@ -189,7 +195,7 @@ def _version(found: Match, match: Match) -> str | None:
         is_engine = re.match(r" (?:engine|motor)", match.string[match.end() : match.end() + 7]) is not None
         return f"V {number_words.integer(numbers)}" if not rest and (prefix == "V" or is_engine) else None
     if prefix and not rest:
-        return match[0]  # the rule net.VERSION reads this token
+        return match[0]  # the rule net.VERSION reads this token later
     name = re.match(r"[A-Za-z]{0,20}", rest.lstrip("-+."))
     known = name is not None and name[0].lower() in _VERSION_WORDS
     if not prefix and not known and numbers.count(".") < 2:
@@ -291,7 +297,7 @@ _KINDS: tuple[tuple[re.Pattern[str], _Reader], ...] = (
         _compound,
     ),
     (_KEPT, _keep),
-    # A rare unit, or a number that the rule `DECIMAL_LETTERS` reads.
+    # A number with a rare unit, or with letters that the rule `DECIMAL_LETTERS` reads later.
     (re.compile(r"[0-9]{1,9}\.[0-9]{1,9}[A-Za-z]{1,20}"), _keep),
     (re.compile(r"([A-Z])\.([0-9]{1,5})([A-Za-z]?)"), _letter_code),
     (re.compile(r"([0-9]{1,6})\.([A-Z][a-z]{1,30})"), _sentence_end),
@@ -299,7 +305,7 @@ _KINDS: tuple[tuple[re.Pattern[str], _Reader], ...] = (
     (re.compile(r"([0-9]{1,40}):([A-Za-z][A-Za-z0-9.:-]{1,80})"), _after_colon),
     (re.compile(r"[A-Za-z0-9.:+-]{1,130}"), _compound),
 )
-# A full stop or a colon that is left between the words of a number and another word.
+# GLUED_MARK matches a full stop or a colon directly between the word for a number and another word: "five.x".
 _NUMBER_WORD = "|".join(number_words.WORDS)
 GLUED_MARK = re.compile(
     rf"\b({_NUMBER_WORD}|Celsius|Fahrenheit)(?:\.(?=[a-z]|[A-Z](?![a-z]))|:(?=[A-Za-z]))"
@@ -337,7 +343,8 @@ def verbalize_duration(match: Match) -> str:
 def verbalize_standard(match: Match) -> str:
     """Return the words for the number of a standard: "ISO 9001:2015" -> "ISO nine thousand one, twenty fifteen"."""
     number = match[2]
-    # Numbers such as 14001 and 27001 are read as a whole. Other numbers of five or six digits are read digit by digit.
+    # Numbers such as 14001 and 27001 are read as one number ("fourteen thousand one"). All other numbers of five or six
+    # digits are read digit by digit.
     is_round = len(number) == 5 and number[2] == "0"
     words = number_words.cardinal(int(number)) if is_round else number_words.label(number)
     for mark, part in re.findall(r"([-.])([0-9]{1,4})", match[3]):

@@ -167,7 +167,10 @@ def verbalize_roman_century(match: Match) -> str:
 
 
 def verbalize_roman_year(match: Match) -> str:
-    """Return the words for a year in Roman numerals. A short numeral is a word or a name: "MIX", "MD"."""
+    """Return the words for a year in Roman numerals: "MCMXCIX" -> "nineteen ninety nine".
+
+    A numeral of at most four letters does not change, because it may be a word or a name: "MIX", "MD".
+    """
     total = number_words.roman_value(match[1])
     return number_words.year(total) if len(match[1]) > 4 and 1100 <= total <= 2100 else match[0]
 
