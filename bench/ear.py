@@ -106,21 +106,23 @@ class Clip:
 
     @property
     def spoken(self) -> Samples:
-        """The samples at the loudness of preset voices."""
+        """The samples, scaled to the loudness of preset voices."""
         samples = _decoded(self.path)
         gain = pcm.amplitude(TARGET_LUFS - integrated_lufs(samples, RATE_HZ))
         return _at_tempo(pcm.clip(samples * np.float32(gain)), self.tempo)
 
     @property
     def pace(self) -> float | None:
-        """The pace of the speaker at tempo 1, measured in the other clip; None = there is no other clip."""
+        """The pace of the speaker at tempo 1, measured in the clip `beside`; None = the speaker has no other clip."""
         if self.beside is None:
             return None
         return pace_of(self.beside_words, len(_decoded(self.beside)) / RATE_HZ)
 
 
 def read_clips(folder: Path, tempos: Sequence[float], *, shift_words: bool) -> list[Clip]:
-    """Read the English clips of a folder. shift_words: give each clip the words of the next clip with other words."""
+    """Read the English clips of a folder. shift_words: give each clip the words of the next clip that has different
+    words.
+    """
     lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [json.loads(line) for line in lines if line.strip()]
     entries = [entry for entry in entries if str(entry.get("language") or "en").startswith("en")]
@@ -174,10 +176,10 @@ TAILS: dict[str, misbehaving.Fault] = {
 
 
 def _guard_clip(clip: Clip) -> dict[str, Any]:
-    """Return the rule that ends the clip.
+    """Return the rule that ends the complete clip; None if no rule ends it.
 
-    For each copy of the clip with a tail, also return whether a rule ends the copy, and how many seconds after the end
-    of the speech.
+    The result also says, for each copy of the clip with a tail, whether a rule ends the copy, and how many seconds
+    after the end of the speech.
     """
     samples, pace = clip.spoken, clip.pace
     end_s = misbehaving.last_sound_s(samples, RATE_HZ)
@@ -258,7 +260,7 @@ def _early_end_found(clip: Clip, samples: Samples) -> bool:
 
 
 def _verify_clip(clip: Clip) -> dict[str, Any]:
-    """Check a clip and its faulty copies. Return for each fault whether the check has found it."""
+    """Check a clip and its faulty copies. The result also says for each fault whether the check has found it."""
     samples = clip.samples
     begun = time.process_time()
     whole = _check(samples, clip.words)
@@ -326,9 +328,9 @@ def verify(clips: Sequence[Clip]) -> dict[str, Any]:
 
 
 def as_recorded(part: Callable[[Sequence[ear_parts.Recording]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Convert a function of recordings to a part, which is a function of clips.
+    """Return a part of this benchmark, a function of clips, that calls `part`, a function of recordings.
 
-    The given function gets each file only once, at its original tempo.
+    `part` gets each file only once, at its original tempo.
     """
 
     def measured(clips: Sequence[Clip]) -> dict[str, Any]:
@@ -347,7 +349,7 @@ def as_recorded(part: Callable[[Sequence[ear_parts.Recording]], dict[str, Any]])
     return measured
 
 
-# Each part is a function: all clips -> figures.
+# Name of a part -> function that gets all clips and returns the figures of the part.
 PARTS: dict[str, Callable[[Sequence[Clip]], dict[str, Any]]] = {
     "guard": guard,
     "verify": verify,

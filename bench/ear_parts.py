@@ -9,9 +9,9 @@ quality
     `quality_false_music`, `quality_false_speakers`: share of the recordings of speech that get this warning.
     `quality_accepted_negatives`: sounds without words that cloning accepts.
 loudness
-    `loudness_within_1lu`: share of recordings whose loudness is within 1 LU of the target after the loudness stage. The
-    stage expects the level of the same recording. For `loudness_within_1lu_other`, the stage expects the level of
-    another recording of the speaker.
+    `loudness_within_1lu`: share of recordings whose loudness is within 1 LU of the target after the loudness stage.
+    Before the stage, each recording is scaled to the target by its own measured level. For
+    `loudness_within_1lu_other`, it is scaled by the measured level of another recording of the speaker.
     `loudness_true_peak_dbtp`: the highest true peak.
 watermark
     `watermark_false`: share of files without a watermark in which the detector finds a watermark.
@@ -64,7 +64,7 @@ class Recording:
     words: str
     speaker: str
     speech: bool
-    beside: Path  # another recording of the same speaker, or else this recording
+    beside: Path  # another recording of the same speaker; this recording if there is no other
 
     @property
     def samples(self) -> Samples:
@@ -153,7 +153,7 @@ def _trimmed(path: Path) -> Samples:
 def _through_loudness(one: Recording) -> tuple[float, float, float]:
     """Return two loudness errors in LU and the true peak in dBTP.
 
-    The first error is measured with the level of this recording, the second with the level of another recording.
+    For the first error, the recording is scaled by its own level, for the second by the level of another recording.
     """
     own_lu, peak = _after_loudness(one.path, one.path)
     other_lu, _ = (own_lu, peak) if one.beside == one.path else _after_loudness(one.path, one.beside)
@@ -161,7 +161,7 @@ def _through_loudness(one: Recording) -> tuple[float, float, float]:
 
 
 def _after_loudness(path: Path, known: Path) -> tuple[float, float]:
-    """Return the loudness error in LU and the true peak in dBTP. known: the recording that gives the expected level."""
+    """Return the loudness error in LU and the true peak in dBTP. known: the recording whose level sets the gain."""
     samples = _trimmed(path) * np.float32(pcm.amplitude(TARGET_LUFS - integrated_lufs(_trimmed(known), RATE_HZ)))
     stage = Loudness(RATE_HZ)
     stage.expect(TARGET_LUFS)
@@ -188,7 +188,7 @@ def loudness(recordings: Sequence[Recording]) -> dict[str, Any]:
 
 
 def _detected(one: Recording) -> tuple[bool, bool]:
-    """Return whether the detector finds a watermark in the file, and in a copy with a watermark."""
+    """Return whether the detector finds a watermark in the file, and whether it finds one in a marked copy."""
     detector = WatermarkDetector(ThreadLimit(1), SpeechFinder().contains_speech)
     plain = asyncio.run(detector.detect(one.path.read_bytes())).watermarked is True
     if not one.speech:

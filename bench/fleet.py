@@ -4,13 +4,13 @@
     python -m bench.fleet --streams 1000 --step-ms 1:20 8:22 32:30 --spare 0.1 --kill-at 60 --reload-s 40
     python -m bench.fleet --plan --step-ms ...          # 10, 1,000 and 100,000 streams, as in docs/scaling.md
 
-This is a discrete-event simulation with the rules of the server. A copy is one GPU with its server. All rows of a copy
-step together, and between two steps a copy reads one prompt. A row pauses when it is far ahead of its listener. Each
-copy has a bounded queue. A load balancer sends a request to the copy with the fewest connections. A copy can die and
-load again. The user gives the times of a step, measured with `bench.step` on the GPU (rows:milliseconds; values between
-two points are interpolated). Requests arrive as a Poisson process, at the rate at which `--streams` listeners are
-active on average. The lengths of answers are exponentially distributed with the mean `--answer-s`. If a frame arrives
-too late, the listener has run dry.
+This is a discrete-event simulation that follows the rules of the server. A copy is one GPU with its server. All rows of
+a copy step together, and between two steps a copy reads one prompt. A row pauses when it is far ahead of its listener.
+Each copy has a bounded queue. A load balancer sends a request to the copy with the fewest connections. A copy can die
+and load again. The user gives the times of a step, measured with `bench.step` on the GPU (rows:milliseconds; values
+between two points are interpolated). Requests arrive as a Poisson process, at the rate at which `--streams` listeners
+are active on average. The lengths of answers are exponentially distributed with the mean `--answer-s`. If a frame
+arrives too late, the listener has run dry.
 
 For many streams, only `--simulated` copies are simulated, with their share of the streams. All other copies are assumed
 to behave in the same way.
@@ -31,8 +31,8 @@ from dataclasses import dataclass, field
 
 FRAME_S = 0.08  # length of a frame of CSM
 AHEAD_S = 10.0  # TTS_OUTBOX_S: a row pauses if it is this far ahead of its listener
-BUSY = 0.75  # planned share of busy time of a copy; with a larger share, requests wait longer for the first audio
-RETRY_S = 1.0  # the value of the header Retry-After
+BUSY = 0.75  # share of the time in which a copy may be busy; if it is larger, requests wait longer for the first audio
+RETRY_S = 1.0  # the seconds in the header Retry-After
 HEALTH_S = 1.0  # time until the load balancer knows that a copy is dead: two checks, half a second apart
 
 
@@ -261,11 +261,12 @@ class Fleet:
 
 
 def copies_for(streams: float, rows: int, times: Times, answer_s: float, spare: float) -> int:
-    """Return the number of copies for this number of listeners plus three standard deviations.
+    """Return the number of copies for `streams` listeners on average, with a reserve of three standard deviations.
 
-    spare: share of additional copies. A copy is busy for the share BUSY of its time. A row is occupied while it
-    generates an answer. If the answer is longer than AHEAD_S, the row then waits for its listener. For exponentially
-    distributed answers, the share exp(-AHEAD_S / answer_s) of all audio comes after the first AHEAD_S of an answer.
+    spare: additional copies as a share; 0.1 = 10 % more. A copy is busy for the share BUSY of its time. A row is
+    occupied while it generates an answer. If the answer is longer than AHEAD_S, the row then waits for its listener.
+    For exponentially distributed answers, the share exp(-AHEAD_S / answer_s) of all audio comes after the first AHEAD_S
+    of an answer.
     """
     most = streams + 3 * math.sqrt(streams)
     by_time = times.share(rows, answer_s) / BUSY
@@ -315,7 +316,7 @@ def measure(options: argparse.Namespace, times: Times, streams: float) -> dict[s
 
 
 def read_points(given: Sequence[str]) -> tuple[tuple[int, float], ...]:
-    """Convert texts `rows:milliseconds` to (rows, seconds)."""
+    """Convert texts to points (rows, seconds): "8:22", which means 8 rows and 22 ms, -> (8, 0.022)."""
     points = sorted((int(rows), float(ms) / 1000) for rows, _, ms in (pair.partition(":") for pair in given))
     if len({rows for rows, _ in points}) != len(points) or points[0][0] < 1:
         raise ValueError("each number of rows must be 1 or more, and may be given only once")

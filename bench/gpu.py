@@ -43,7 +43,7 @@ class Part:
 
 
 def parts(device: str, *, rehearse: bool) -> list[Part]:
-    """Return all parts, the most important first. rehearse: tiny models and a small number of frames."""
+    """Return all parts, the most important first. rehearse: True = use tiny models and few frames."""
     where = ("--device", device, "--size", "tiny" if rehearse else "full")
     csm, dia = (("bench.step", "--model", model, *where) for model in ("csm", "dia"))
     short, many = (("--frames", "8"), ("--frames", "16")) if rehearse else (("--frames", "48"), ("--frames", "96"))
@@ -71,7 +71,7 @@ def parts(device: str, *, rehearse: bool) -> list[Part]:
         Part("memory", ("bench.memory", *where), 60),
         Part("csm compiled", (*csm, *short, "--compile"), 120),
     ]
-    if rehearse:  # the CPU may be busy with other work
+    if rehearse:  # each part gets twice the time, because the CPU may be busy with other work
         everything = [replace(part, limit_s=2 * part.limit_s) for part in everything]
     only_cuda = {"kernels", "csm float16", "csm compiled", "dia burst 1"}
     return [part for part in everything if device != "cpu" or part.name not in only_cuda]
@@ -115,7 +115,7 @@ def run(part: Part, left_s: float, device: str) -> dict[str, Any]:
 
 
 def told(name: str, found: dict[str, Any]) -> str:
-    """Return one row of the table."""
+    """Return the row of the table that shows the result of one part."""
     said = found.get("said")
     if "failed" in found:
         last = (found.get("output") or [""])[-1]

@@ -7,8 +7,9 @@
 
 A live request is a sentence over HTTP. Its client reads the whole answer, waits up to 0.4 s, and sends the next one.
 The time to the first byte of audio is measured. Blocks of requests alternate between a paused and a running job. For
-`p95_ratio`, the 95th percentile of each block with a running job is divided by this percentile of the block before
-it. The result is the median of these ratios. So the load of the machine by other programs matters less.
+`p95_ratio`, the 95th percentile of each block with a running job is divided by the 95th percentile of the block
+before it, with the paused job. The result is the median of these ratios. So the load of the machine by other programs
+matters less.
 
 The last line of standard output is one JSON object.
 """
@@ -100,7 +101,7 @@ async def beside(server: Server, http: httpx.AsyncClient, rounds: int, requests:
 
 
 async def memory(server: Server, http: httpx.AsyncClient, characters: int) -> dict[str, object]:
-    """Speak a long job to its end, and report the resident memory on the way."""
+    """Speak a long job to its end, and report the server's resident memory during the job."""
     await first_s(http, 0)
     start = server.rss_bytes
     began_s = time.monotonic()

@@ -84,7 +84,7 @@ def _normal(generator: torch.Generator, device: torch.device, dtype: torch.dtype
 
 
 def _positions(rows: int, length: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Return a random position for each row; row 0 is at the last position."""
+    """Return a random position in the second half for each row; row 0 is at the last position."""
     positions = torch.randint(length // 2, length, (rows,), generator=generator, device=device)
     positions[0] = length - 1
     return positions
@@ -147,7 +147,7 @@ def gate_case(name: str, ffn: int, rows: int, dtype: torch.dtype) -> Case:
 
 def sample_case(name: str, codes: int, channels: int, codebooks: int, rows: int) -> Case:
     wanted = [[0.9, 50, 1.0], [0.0, 50, 1.0]] if name == "csm" else [[1.3, 45, 0.95], [1.0, 0, 1.0]]
-    fast_path = name == "csm"  # the value that the model's runner uses for these parameters
+    fast_path = name == "csm"  # the runner of the model passes the same value for these parameters
 
     def make(generator: torch.Generator, device: torch.device) -> Inputs:
         logits = 2 * _normal(generator, device, torch.float32, rows, channels, codes)
@@ -168,7 +168,7 @@ def sample_case(name: str, codes: int, channels: int, codebooks: int, rows: int)
 
 
 def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
-    """Yield all kernel calls of the steps of both models with this number of rows."""
+    """Yield all kernel calls in a step of each model with `rows` rows."""
     for shape in ATTENTIONS:
         yield attention_case(shape, rows * (1 + shape.doubled), dtype, fresh=True)
     yield attention_case(CROSS, rows, dtype, fresh=False)

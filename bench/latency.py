@@ -58,7 +58,7 @@ async def http_first_s(http: httpx.AsyncClient, text: str, voice: str, audio_for
 
 
 def espeak_engine() -> BatchedEngine:
-    """Return the engine of the offline voice. It is not started."""
+    """Return the engine of the offline voice. The caller must start it."""
     settings = Settings(_env_file=None, TTS_ENGINE="espeak")
     return espeak.build(settings, BuildContext(on_progress=lambda _: None, cancelled=lambda: False))
 
@@ -108,7 +108,7 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 @contextlib.asynccontextmanager
 async def given(url: str | None) -> AsyncGenerator[str]:
-    """Yield the given URL, or the URL of a new server."""
+    """Yield `url`; if it is None, start a server and yield its URL."""
     if url:
         yield url
     else:

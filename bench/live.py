@@ -7,8 +7,8 @@
 The client is a separate process. It sends a text token by token, as a language model writes it. `first_ms` is the time
 from the deciding token to the first audio: the token with which the end of the first piece is certain, usually the
 first one of the next sentence. `sentence_ms` is the time from the token with the end of the first piece. In a `burst`
-all sessions send the same tokens at the same time. With `spread`, each session speaks turn after turn and listens in
-real time, so that a turn begins while other sessions speak.
+all sessions send the same sentence, with different numbers, at the same time. With `spread`, each session speaks turn
+after turn and listens in real time, so that a turn begins while other sessions speak.
 
 Two references alternate with the bursts and use the same sentence: `engine_ms`, the first chunk of the engine in the
 client's process without a server (only the offline voice), and `speech_ms`, the first bytes of POST /v1/audio/speech.
@@ -50,9 +50,9 @@ from bench.wire import Client, WebSocket, gaps
 
 RATE_HZ = 24_000
 TURN_S = 60.0  # a turn that takes longer has failed
-SENTENCE = "The ferry number {n} crosses the bay at noon."  # of a burst; its end is the first cut
+SENTENCE = "The ferry number {n} crosses the bay at noon."  # the first piece of each turn in a burst
 FURTHER = " It takes about an hour to get to the island. Bring a coat, because the wind can be cold on the open deck."
-# Answers of a language model, for `spread`.
+# Answers of a language model, which the sessions of `spread` speak.
 ANSWERS = (
     "Sure, I can help with that. The meeting starts at 3.5 hours from now. Please bring your notes!",
     "Yes. It is open until 9 p.m. on weekdays, and until noon on Sundays. Do you want directions?",
@@ -65,12 +65,17 @@ Protocol = Literal["realtime", "elevenlabs"]
 
 
 def tokens(text: str) -> list[str]:
-    """Divide a text as the tokenizers of language models do: a word with the space before it, in up to 6 letters."""
+    """Divide a text as the tokenizers of language models do. A word and the space before it become tokens of up to 6
+    letters.
+    """
     return re.findall(r" ?\w{1,6}|\s+|[^\w\s]", text)
 
 
 def cut_of(parts: list[str]) -> tuple[int, int]:
-    """Return the indexes of two tokens: the one with the end of the first piece, and the deciding one."""
+    """Return the indexes of two tokens: the token with the end of the first piece, and the deciding token.
+
+    Only when the deciding token has arrived, the end of the first piece is certain.
+    """
     splitter = IncrementalSplitter()
     for index, part in enumerate(parts):
         if pieces := splitter.append(part):
@@ -88,8 +93,8 @@ class Turn:
 
     sentence_s: float = 0.0  # when the token with the end of the first piece was sent
     decided_s: float = 0.0  # when the deciding token was sent
-    decided_cpu_s: float = 0.0  # CPU seconds of the server at that time
-    first_cpu_s: float = 0.0  # and at the first audio
+    decided_cpu_s: float = 0.0  # CPU seconds of the server when the deciding token was sent
+    first_cpu_s: float = 0.0  # CPU seconds of the server at the first audio
     arrivals: list[tuple[float, float]] = field(default_factory=list)  # (time, seconds of audio so far)
     cancel_s: float = 0.0
     ended_s: float = 0.0
@@ -164,7 +169,9 @@ class Session:
             )
 
     async def speak(self, text: str, token_s: float, cancel_after_s: float | None = None) -> Turn:
-        """Send a text token by token, and return when its speech has ended. cancel_after_s: after the first audio."""
+        """Send a text token by token, and return when its speech has ended. cancel_after_s: seconds from the
+        first audio to the cancellation; None = no cancellation.
+        """
         self._number += 1
         turn = self._turn = Turn()
         cancel = None if cancel_after_s is None else asyncio.create_task(self._cancel(turn, cancel_after_s))
@@ -215,7 +222,7 @@ class Case:
 
 @dataclass(slots=True)
 class Measured:
-    """Seconds of all turns."""
+    """The times of all turns of a case in seconds, and the errors."""
 
     first_s: list[float] = field(default_factory=list)
     sentence_s: list[float] = field(default_factory=list)
@@ -227,8 +234,8 @@ class Measured:
     speech_first_cpu_s: list[float] = field(default_factory=list)
     gaps_s: list[float] = field(default_factory=list)
     turns: int = 0
-    cpu_s: float = 0.0  # of the server, for the turns
-    speech_cpu_s: float = 0.0  # of the server, for the same number of answers of POST /v1/audio/speech
+    cpu_s: float = 0.0  # CPU seconds of the server for the turns
+    speech_cpu_s: float = 0.0  # CPU seconds of the server for the same number of answers of POST /v1/audio/speech
     errors: list[str] = field(default_factory=list)
 
     def add(self, turn: Turn) -> None:
@@ -264,7 +271,7 @@ async def _speech_first_s(client: Client, server: Server, text: str) -> tuple[fl
 
 @contextlib.contextmanager
 def _server_cpu(server: Server) -> Iterator[list[float]]:
-    """Append the CPU seconds that the server uses inside `with` to the list that this yields."""
+    """Yield an empty list. At the end of `with`, append the CPU seconds that the server has used inside it."""
     found: list[float] = []
     before_s = server.cpu_s
     yield found
@@ -272,14 +279,14 @@ def _server_cpu(server: Server) -> Iterator[list[float]]:
 
 
 async def _bursts(case: Case, dice: random.Random) -> Measured:
-    """All sessions send the same sentence at the same time. The references alternate with these turns."""
+    """Measure turns in which all sessions send a sentence at the same time. The references alternate with them."""
     measured = Measured()
     sessions = [Session(case.server, case.protocol) for _ in range(case.sessions)]
     client = Client(case.server.url)
     async with contextlib.AsyncExitStack() as stack:
         engine = await stack.enter_async_context(espeak_engine()) if case.own_engine else None
         await asyncio.gather(*(session.connect() for session in sessions))
-        for number in range(-2, case.rounds):  # two rounds fill caches
+        for number in range(-2, case.rounds):  # the first two rounds only fill caches and are not counted
             texts = [SENTENCE.format(n=dice.randrange(10_000)) for _ in sessions]
             own: list[float] = []
             if engine is not None:
@@ -315,7 +322,7 @@ async def _bursts(case: Case, dice: random.Random) -> Measured:
 
 
 async def _spread(case: Case, dice: random.Random) -> Measured:
-    """Each session speaks turn after turn, and listens to each in real time."""
+    """Measure sessions that each speak one turn after another, and listen to each turn in real time."""
     measured = Measured()
 
     async def converse(session: Session) -> None:

@@ -98,7 +98,10 @@ class Asker:
 
 
 async def closed_loop(asker: Asker, clients: int, seconds: float) -> tuple[float, list[Listened]]:
-    """Return the answers per second for clients that each wait for their answer, and the answers."""
+    """Run clients that each wait for an answer before the next request.
+
+    Return the number of answers per second, and the answers.
+    """
     began_s = time.perf_counter()
     answers: list[Listened] = []
 

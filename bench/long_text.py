@@ -23,11 +23,11 @@ from bench.server import Server, own_server
 
 SENTENCE = "The ferry crosses the bay at {n} in the morning, and the boats (all 12 of them) wait for it. "
 PARAGRAPH_SENTENCES = 6
-ROUNDS = 5  # the time to first audio is the median of this number of requests
+ROUNDS = 5  # number of requests; their median is the time to first audio
 
 
 def text_of(characters: int) -> str:
-    """Return a text of this length: different sentences in paragraphs, cut off at the end."""
+    """Return a text of `characters` characters: paragraphs of different sentences. The last sentence may be cut off."""
     parts: list[str] = []
     size = n = 0
     while size < characters:
@@ -74,7 +74,7 @@ async def measure(characters: int, seconds: float) -> dict[str, Any]:
     text = text_of(characters)
     async with own_server() as server, httpx.AsyncClient(base_url=server.url, timeout=120) as http:
         first_sentence = text.partition(". ")[0] + "."
-        for _ in range(3):  # load tables and codecs
+        for _ in range(3):  # the first requests load tables and codecs
             await first_ms(http, first_sentence)
         sentence = [await first_ms(http, first_sentence) for _ in range(ROUNDS)]
         before = server.rss_bytes

@@ -27,7 +27,7 @@ class Panel:
 
 
 def figure(time_name: str, panels: Sequence[Panel]) -> str:
-    """Return the content of the SVG file."""
+    """Return the content of an SVG file with these panels. time_name: the text below the time axis."""
     times = [at for panel in panels for each in panel.series for at, _ in each.points] or [0.0]
     latest = max(*times, 1e-9)
     height = TOP + len(panels) * (HEIGHT + GAP) + 24

@@ -43,7 +43,7 @@ Change = Callable[["Samples"], "Samples"]
 
 
 def coded(samples: Samples, container: str, codec: str, bit_rate: int) -> Samples:
-    """Encode and decode samples with this bit rate."""
+    """Encode samples at `bit_rate` bits per second, and decode them again."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream = cast("AudioStream", output.add_stream(codec, rate=RATE_HZ, layout="mono", bit_rate=bit_rate))
@@ -109,7 +109,9 @@ UNMARKED = ("none", "mp3 64 kbit/s", "speed and pitch 1.05")  # changes that are
 
 
 def examined(entry: tuple[Path, bool]) -> dict[str, tuple[bool, float]]:
-    """Return for each change whether a watermark is found, and its score. entry: a file, and whether it has speech."""
+    """Return for each change whether the detector finds a watermark, and the detector's score. entry: a file, and
+    whether it has speech.
+    """
     path, is_speech = entry
     detector = WatermarkDetector(ThreadLimit(1), SpeechFinder().contains_speech)
     plain = decode(path.read_bytes(), RATE_HZ, max_seconds=MAX_SECONDS).samples

@@ -29,7 +29,7 @@ class Server:
 
     @property
     def cpu_s(self) -> float:
-        """CPU seconds of all threads since the start."""
+        """CPU seconds that all threads of the server have used since its start."""
         return time.clock_gettime((~self.pid << 3) | 2)  # the number with which Linux names the CPU clock of this pid
 
     @property
@@ -71,7 +71,8 @@ def tiny_csm() -> Iterator[dict[str, str]]:
         model = Path(folder) / "csm"
         command = [sys.executable, "-m", "bench.fabricate", "csm", "--size", "tiny", str(model)]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        # The matrix products are so small that two threads are slower than one. The event loop needs the other core.
+        # One thread for matrix products: they are so small that two threads are slower than one. The event loop needs
+        # the other core.
         yield {
             "TTS_ENGINE": "csm", "CSM_MODEL": str(model), "TTS_FALLBACK_ENGINE": "", "TTS_CASTING": "off",
             "TTS_DTYPE": "bfloat16", "OMP_NUM_THREADS": "1",
@@ -111,7 +112,10 @@ async def own_server(**variables: str) -> AsyncIterator[Server]:
 
 
 async def until_ready(url: str, child: subprocess.Popen[bytes] | None = None, timeout_s: float = 120.0) -> None:
-    """Wait until the server is ready. Raises TimeoutError, or ChildProcessError if the server has ended."""
+    """Wait until the server is ready.
+
+    Raises TimeoutError if it is not ready after `timeout_s`, and ChildProcessError if it ends before.
+    """
     deadline_s = time.monotonic() + timeout_s
     async with httpx.AsyncClient() as http:
         while time.monotonic() < deadline_s:

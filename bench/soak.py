@@ -10,8 +10,8 @@ cache. Some clients leave before the first byte or in the middle, and some clien
 
 Before the test, each request is sent once alone. This gives a reference answer. Every complete answer of the test must
 be as long as its reference answer, and its spectrum over time must be more similar to its reference answer than to any
-other. A comparison of bytes is not possible, because eSpeak NG keeps its phases from one utterance to the next, so
-equal texts give different bytes.
+other reference answer. A comparison of bytes is not possible, because eSpeak NG keeps its phases from one utterance to
+the next, so equal texts give different bytes.
 
 After the test, all rows must be free, the numbers of threads and open files must be as after the warm-up, and the
 resident memory must not grow. `--strict` also requires that no listener ran dry. Use `--strict` only on a machine
@@ -61,12 +61,13 @@ SLOW_RATE_HZ = 48_000
 SPEAKING_SOCKETS = 16
 MOST_ALIKE = 0.9  # largest allowed likeness (scalar product of the fingerprints) of two reference answers
 Manner = Literal["stays", "leaves early", "leaves", "slow", "slow and leaves"]
-# How often each manner occurs, as relative weights. Slow readers come in addition.
+# What the client of a request does -> how often, as a relative weight. Clients that read slowly are added to these.
 MANNERS: dict[Manner, float] = {"stays": 0.86, "leaves early": 0.05, "leaves": 0.08}
 SLOW_EVERY_S = 8.0
 MAX_SLOPE_BYTES = 1 << 20  # largest allowed growth of the resident memory in one minute
-WARM_SHARE, WARM_MOST_S = 0.25, 300.0  # length of the warm-up: this share of the time, but at most this many seconds
-SPARE_FILES, SPARE_THREADS = 4, 2  # tolerance, because a short connection may still be open
+WARM_SHARE, WARM_MOST_S = 0.25, 300.0  # length of the warm-up as a share of the time, and its maximum in seconds
+# How many more files and threads than after the warm-up are allowed. A short connection may still be open.
+SPARE_FILES, SPARE_THREADS = 4, 2
 # A fingerprint has 24 bands up to 6 kHz at 64 points in time. The spectra are measured in windows of 512 samples at
 # 16 kHz.
 EAR_HZ, EAR_SAMPLES, BANDS, COLUMNS = 16_000, 512, 24, 64
@@ -159,7 +160,7 @@ def wish_for(dice: random.Random) -> dict[str, Any]:
 
 
 class Soak:
-    """The clients of one server."""
+    """Sends the requests of all clients to one server, and checks the answers."""
 
     def __init__(self, client: Client, dice: random.Random, ears: Executor) -> None:
         """ears: computes fingerprints in another process, so that this work does not delay the measurement of times."""
@@ -225,7 +226,7 @@ class Soak:
         self.books.margin = min(self.books.margin, float(likeness[index] - np.delete(likeness, index).max()))
 
     def _judge(self, wish: Wish, heard: Heard, manner: Manner, due_s: float, *, events: bool) -> bool:
-        """Count the result of a request. Return whether its audio must be compared."""
+        """Count the result of a request. Return whether its audio must be compared with the reference answer."""
         books = self.books
         if not heard.whole:
             books.counts["left" if manner != "stays" else "broken"] += 1
@@ -275,7 +276,7 @@ class Soak:
             self.books.wrong.append(f"a slow reader got status {heard.status}, complete: {heard.whole}")
 
     async def closed_loop(self, clients: int, seconds: float) -> float:
-        """Return the requests per second of clients that wait for their answers."""
+        """Run clients that each wait for an answer before the next request. Return the requests per second."""
         began_s, asked = time.perf_counter(), 0
 
         async def one() -> None:
@@ -380,7 +381,7 @@ async def soaked(
 async def soaked_sockets(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Hold idle WebSockets open while other WebSockets speak one turn after another in real time.
 
-    A quarter of the turns is cancelled. After one of ten turns, the connection is replaced.
+    A quarter of the turns is cancelled. After one of ten turns, a new connection replaces the old one.
     """
     seconds = options.minutes * 60
     dice = random.Random(options.seed)
@@ -473,7 +474,7 @@ async def soaked_sockets(options: argparse.Namespace) -> tuple[dict[str, Any], l
 def report(
     options: argparse.Namespace, books: Books, samples: list[Sample], idle: Sample, told: dict[str, float]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the result with the values of `told`, and the problems. idle: the state after all clients have left."""
+    """Return the result with the values of `told`, and all problems. idle: the state after all clients have left."""
     seconds = options.minutes * 60
     warm_s = min(WARM_SHARE * seconds, WARM_MOST_S)
     warm = [sample for sample in samples if sample.at_s >= warm_s]

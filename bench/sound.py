@@ -1,8 +1,8 @@
 """Measures loudness and watermark with the offline voices: `python -m bench.sound`. Needs the extras espeak, watermark.
 
 Loudness: the distance of complete answers from the target, for speech at the expected level and at levels that differ
-by 8 and 15 dB. Watermark: the detector's scores of marked and unmarked speech after common changes such as mp3, the CPU
-time, and the change of loudness.
+from it by 8 and 15 dB. Watermark: the detector's scores of marked and unmarked speech after common changes such as mp3,
+the CPU time, and the change of loudness.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def costs(library: Library) -> dict[str, float]:
 
 
 def delays() -> dict[str, float]:
-    """Return the delay of each stage until its first output, and the largest delay, in milliseconds of audio."""
+    """Return how much audio each stage reads before its first output, and its largest delay, in milliseconds."""
     found: dict[str, float] = {}
     stages: dict[str, Stage] = {
         "loudness": Loudness(RATE_HZ),

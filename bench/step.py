@@ -212,7 +212,7 @@ class _Parts:
 
 
 def said(tokens: int) -> str:
-    """Return a text of about this number of tokens."""
+    """Return a text of about `tokens` tokens."""
     return ("The weather was fine, so they walked along the river. " * tokens)[: 2 * tokens]
 
 
@@ -236,7 +236,7 @@ def frame_bytes(runner: CsmRunner) -> int:
 
 
 def limit(bytes_read: int, device: torch.device) -> dict[str, float]:
-    """Return the time to read this number of bytes on the device, which is a lower limit for a step of a few rows."""
+    """Return the time in which the device reads `bytes_read` bytes. A step of a few rows can't be faster."""
     per_s = bandwidth(device)
     return {"bytes": bytes_read, "bytes_per_s": round(per_s), "s": round(bytes_read / per_s, 5)}
 

@@ -31,7 +31,7 @@ _SAID = "The weather was fine, so they walked along the river and talked about w
 
 
 def text_of(size: int) -> str:
-    """Return a script of this number of bytes."""
+    """Return a text that Dia reads as `size` bytes, because it reads the speaker tag as one byte."""
     return ("[S1] " + _SAID * (size // len(_SAID) + 1))[: size + 3]
 
 

@@ -66,7 +66,7 @@ async def rounds(server: Server, args: argparse.Namespace) -> list[dict[str, Any
             for model in args.models:
                 url, name = server.url, IDS[model]
                 row: dict[str, Any] = {"round": number, "model": name}
-                if number % 2:  # measure the load alone, and then an answer of the loaded model
+                if number % 2:  # measure the load alone, and then the first byte of an answer of the loaded model
                     began_s = time.perf_counter()
                     (await http.post(f"{url}/models/{name}/load")).raise_for_status()
                     row["load_s"] = round(time.perf_counter() - began_s, 3)

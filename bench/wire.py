@@ -20,7 +20,7 @@ import httptools
 
 @dataclass(slots=True)
 class Heard:
-    """One answer: status, headers (lower case), body and times. Times are from time.perf_counter().
+    """One answer: status, headers (names in lower case), body and times. Times are from time.perf_counter().
 
     pieces: (time, number of body bytes received until then). whole: the body is complete.
     """
@@ -32,7 +32,7 @@ class Heard:
     pieces: list[tuple[float, int]] = field(default_factory=list)
     ended_s: float = 0.0
     whole: bool = False
-    on_first: Callable[[], object] = lambda: None  # called with the first bytes of the body
+    on_first: Callable[[], object] = lambda: None  # called when the first bytes of the body arrive
 
 
 TOLERANCE_S = 0.02  # a listener does not notice a shorter time without audio
@@ -184,7 +184,7 @@ class Client:
     ) -> Heard:
         """Send a request and return the answer. If the answer is incomplete, `whole` is False.
 
-        on_first: called with the first bytes of the body.
+        on_first: called when the first bytes of the body arrive.
         """
         heard = Heard(time.perf_counter(), on_first=on_first)
         connection = await self.connection()
@@ -208,7 +208,7 @@ class WebSocket(asyncio.Protocol):
         """head: the request that opens the WebSocket. on_message: called with each text message."""
         self._head = head
         self._on_message = on_message
-        self._data = bytearray()  # data that the server has sent
+        self._data = bytearray()  # received bytes that are not handled yet
         self._transport: asyncio.Transport | None = None
         self._open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.closed = asyncio.Event()

@@ -8,12 +8,12 @@ The last line is one JSON object. All errors are errors of the start times of wo
 aligned: the aligner finds the words in the speech of the offline voice, through the generator. Words that eSpeak NG
 reads together with the word before have no time of their own and are left out. failed = sentences whose words were not
 found.
-warped: the same, but time warping finds the words by a reading of the text with another voice.
+warped: the same, but time warping finds the words: it compares the speech with another voice's reading of the text.
 speeds: the aligner at the speeds 0.5 and 2. The errors are measured in the answer, after the change of speed.
 drift: one text of ten minutes; `first` and `last` have the errors of its first and last 100 words.
 people: recordings of DIR with a manifest that has `align`; failed = clips without an alignment.
-people_warped: the same recordings by time warping, as for languages without an aligner; other = clips of other
-languages, which have no known times: (clips, clips whose words were found, words).
+people_warped: the same recordings by time warping, as for languages without an aligner; other = clips that are not in
+English, without known times: (number of clips, number of clips whose words were found, number of these words).
 first_audio: milliseconds to the first bytes. Requests without and with `timestamps` alternate.
 cpu: CPU seconds of the aligner per second of speech, measured in `people`.
 """
@@ -135,7 +135,7 @@ async def people_warped(folder: Path, timer: WordTimer) -> dict[str, Any]:
     errors: list[float] = []
     failed = 0
     counts = {True: 0, False: 0}  # number of clips that are English (True), and of clips that are not (False)
-    other = [0, 0]  # number of clips in other languages whose words were found, and number of these words
+    other = [0, 0]  # number of clips that are not English and whose words were found, and number of these words
     for clip in recordings(folder):
         english = clip["language"].startswith("en")
         counts[english] += 1

@@ -32,7 +32,7 @@ REQUIREMENTS = ROOT / "tools" / "requirements.txt"
 CONSTRAINTS = ROOT / "constraints.txt"
 SERVER, TORCH = ROOT / "locks" / "server.txt", ROOT / "locks" / "torch-cuda.txt"
 LICENSES = ROOT / "docs" / "licenses.md"
-PYTHON = "3.11"  # the oldest version that the server supports
+PYTHON = "3.11"  # the oldest version of Python that the server supports
 EXTRAS = (
     "espeak",
     "watermark",
@@ -41,7 +41,7 @@ EXTRAS = (
     "youtube",
     "zeroconf",
     "c2pa",
-)  # the extras in `make install` and in the images
+)  # the extras that `make install` and the images contain
 OSV = ("api.osv.dev", 443)
 
 # torch and the dependencies of its CUDA build. They have a separate lock file, because torch is published on several
@@ -68,7 +68,7 @@ AGREED = {
     "Unlicense",
     "Zlib",
 }
-# Names of licences in packages -> SPDX names.
+# Name of a licence in the metadata of a package -> SPDX name.
 _NAMES = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Apache 2.0": "Apache-2.0",
@@ -89,8 +89,8 @@ _NAMES = {
     "Public Domain": "Public-Domain",
     "The Unlicense (Unlicense)": "Unlicense",
 }
-# Packages whose licence was accepted individually, with the reason. All other lines of the page come from the metadata
-# of the packages.
+# Packages whose licence was accepted individually, with the reason. All other lines of docs/licenses.md come from the
+# metadata of the packages.
 EXPLAINED = {
     "espeakng-loader": (
         "GPL-3.0-or-later",
@@ -145,7 +145,7 @@ def tool(name: str) -> str:
 
 
 def run(*command: str, **environment: str) -> str:
-    """Run a command and return its standard output. Raises CalledProcessError."""
+    """Run a command and return its standard output. Raises CalledProcessError if the command fails."""
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **environment}, check=True, stdout=subprocess.PIPE, text=True
     )
@@ -182,7 +182,7 @@ def lock() -> None:
 
 
 def clients_lock() -> None:
-    """Write exact versions for the environments of the test clients, from their .in files, for all systems."""
+    """Write exact versions for the environments of the test clients, from their .in files. They fit all systems."""
     for source in sorted((ROOT / "tests" / "clients").glob("*.in")):
         run(
             tool("uv"),
@@ -214,7 +214,7 @@ def disagreed(package: str, licence: str) -> list[str]:
     return [name for name in names if name not in AGREED]
 
 
-# Prints the names of the optional dependencies that yt-dlp recommends.
+# A program that prints the names of the optional dependencies that yt-dlp recommends.
 _YOUTUBE_EXTRA = """
 import re
 from importlib.metadata import requires
@@ -227,12 +227,12 @@ for line in requires("yt-dlp"):
 def licenses() -> None:
     """Write docs/licenses.md from the metadata of the locked packages and of the extra `youtube`.
 
-    Installs each package without its dependencies into an environment for this purpose.
+    Installs each package without its dependencies into a separate environment.
     """
     place = ROOT / ".ops" / "licenses"
     wanted = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("torch==")]
     here = pinned(CONSTRAINTS)
-    # Packages that are locked only for other systems.
+    # Add the packages that are locked only for other operating systems.
     wanted += [f"{name}=={version}" for name, version in pinned(SERVER).items() if name not in here]
     wanted_at = ROOT / ".ops" / "licenses.txt"
     wanted_at.parent.mkdir(exist_ok=True)
@@ -316,7 +316,7 @@ def audit() -> None:
 
 
 def dist(out: Path) -> None:
-    """Build the wheel and the source archive of the current commit twice, and store them if all bytes are equal.
+    """Build the wheel and the source archive of the current commit twice. Store them if both builds have equal bytes.
 
     The files get the time SOURCE_DATE_EPOCH. If it is not set, they get the time of the commit.
     """
