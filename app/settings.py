@@ -702,7 +702,10 @@ class Settings(BaseSettings):
         return "https" if self.tls_cert else "http"
 
     def rows(self, auto: int) -> int:
-        """Return the number of rows in TTS_MAX_ROWS. If TTS_MAX_ROWS is `auto`, return the argument `auto`."""
+        """Return the number of rows that TTS_MAX_ROWS sets. If it is not set to a number, return `auto`.
+
+        auto: the number of rows that the engine has chosen.
+        """
         return auto if self.max_rows == "auto" else self.max_rows
 
     @property

@@ -66,7 +66,8 @@ async def rounds(server: Server, args: argparse.Namespace) -> list[dict[str, Any
             for model in args.models:
                 url, name = server.url, IDS[model]
                 row: dict[str, Any] = {"round": number, "model": name}
-                if number % 2:  # measure the load alone, and then the first byte of an answer of the loaded model
+                # Odd rounds load the model and then ask it. Even rounds send a request that waits for the load.
+                if number % 2:
                     began_s = time.perf_counter()
                     (await http.post(f"{url}/models/{name}/load")).raise_for_status()
                     row["load_s"] = round(time.perf_counter() - began_s, 3)

@@ -320,7 +320,7 @@ class ModelManager:
         return unloaded
 
     async def _unload_oldest(self, but: EngineManager) -> bool:
-        """Unload the least recently used model that no request uses. Never unloads the model `but`.
+        """Unload the least recently used model that no request uses. but: the model that is never unloaded.
 
         Returns False if there is no such model.
         """

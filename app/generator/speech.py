@@ -772,7 +772,8 @@ class SpeechGenerator:
                 try:
                     async with contextlib.aclosing(take.chunks(submitted)) as chunks:
                         async for chunk in chunks:
-                            starts = number == 0 and not begun  # planning would delay the first audio of the answer
+                            # The next utterances are planned after the first audio, because planning would delay it.
+                            starts = number == 0 and not begun
                             if not starts:
                                 await ahead.submit(rows_ahead(job))
                                 left_s = math.inf if job.background else job.playback.time_left_s(time.monotonic())

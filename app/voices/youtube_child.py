@@ -199,7 +199,7 @@ class Fetch:
             except FetchedEnough:
                 info = self._info
         if info.get("_type") == "playlist":
-            raise VideoRejected("playlist", "it is the address of a playlist")
+            raise VideoRejected("playlist", "the address is that of a playlist")
         files = sorted(Path(job["folder"]).glob("sound.*"), key=lambda path: path.stat().st_size)
         if not files or not files[-1].stat().st_size:
             raise VideoRejected("nothing", "yt-dlp fetched no data")
@@ -217,7 +217,7 @@ class Fetch:
         """Check the metadata of the video. Raises VideoRejected. yt-dlp calls this method before the download."""
         job = self._job
         if info.get("_type") == "playlist" or (info.get("n_entries") or 1) > 1:
-            raise VideoRejected("playlist", "it is the address of a playlist")
+            raise VideoRejected("playlist", "the address is that of a playlist")
         if info.get("is_live") or info.get("live_status") in ("is_live", "is_upcoming", "post_live"):
             raise VideoRejected("live", "a live stream")
         length_s = info.get("duration")

@@ -105,7 +105,7 @@ def router(
 
     @admin.post("/models/{model_id:path}/unload", responses=problems(400, 404, 429))
     async def unload_model(model_id: str, caller: Request) -> Model:
-        """Free the memory of a model as soon as its last answer has ended, and get its entry in the list."""
+        """Unload a model when all its running answers have ended. The response is its entry in the list of models."""
         base, name = split_adapter(model_id, adapters)
         if name:
             raise NotSupported(

@@ -94,7 +94,7 @@ _BARE_FACTORS = frozenset({"m/s", "g/L", "J/K", "C/kg", "V/m", "N/m", "W/m", "J/
 
 
 def verbalize_lowered_sum(match: Match) -> str:
-    """Return the words for a sum in an index: "ₙ₊₁" -> " n plus one"."""
+    """Return the words for a sum in a subscript: "ₙ₊₁" -> " n plus one"."""
     sign = " plus " if match[2] == "₊" else " minus "
     digits = "".join(chr(ord(char) - ord("₀") + ord("0")) for char in match[3])
     return f" {_LOWERED[match[1]]}{sign}{number_words.integer(digits)}"
