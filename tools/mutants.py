@@ -16,6 +16,7 @@ tests/support/equivalent_mutants.txt with the reason.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -37,7 +38,7 @@ from cosmic_ray.plugins import get_operator
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".mutants" / "work"
-DATA = WORK / "coverage"
+DATA = WORK / "executed"
 EQUIVALENT = ROOT / "tests" / "support" / "equivalent_mutants.txt"
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
 # Code that the fast tests cannot execute: kernels for a GPU, code for Ray, modules that run in a child process.
@@ -97,11 +98,12 @@ def places(only: str) -> Iterator[Mutant]:
         yield Mutant(at, change.operator_name, change.occurrence, line, source)
 
 
-def sample(only: str, count: int, seed: int, executed: dict[str, dict[int, list[str]]]) -> list[Mutant]:
+def sample(only: str, count: int, seed: int, executed: Executed) -> list[Mutant]:
     """Draw `count` lines that a test executes, and return one mutant of each line."""
     by_line: dict[tuple[str, int], list[Mutant]] = defaultdict(list)
+    lines_of = functools.cache(executed.lines)
     for mutant in places(only):
-        if mutant.line in executed.get(mutant.path, {}):
+        if mutant.line in lines_of(mutant.path):
             by_line[mutant.path, mutant.line].append(mutant)
     draw = random.Random(seed)
     lines = draw.sample(sorted(by_line), min(count, len(by_line)))
@@ -112,33 +114,41 @@ def measure() -> None:
     """Run the fast tests once with coverage, which records the tests that execute each line."""
     WORK.mkdir(parents=True, exist_ok=True)
     marks = "not (slow or gpu or fleet or ray or clients or openapi or browser)"
-    command = [
-        PYTHON,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "auto",
-        "-m",
-        marks,
-        "--cov=app",
-        "--cov-context=test",
-        "--cov-report=",
-    ]
-    subprocess.run(command, cwd=ROOT, env=os.environ | {"COVERAGE_FILE": str(DATA)}, check=False)
+    command = [PYTHON, "-m", "pytest", "-q", "-n", "auto", "-m", marks, "-p", "tools.executed_lines"]
+    shutil.rmtree(DATA, ignore_errors=True)
+    DATA.mkdir(parents=True)
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"EXECUTED_LINES": str(DATA)}, check=False)
 
 
-def tests_by_line() -> dict[str, dict[int, list[str]]]:
-    """Return file -> line -> tests that execute the line; [] = only an import executes the line."""
-    data = coverage.CoverageData(basename=str(DATA))
-    data.read()
-    found: dict[str, dict[int, list[str]]] = {}
-    for file in data.measured_files():
-        lines = data.contexts_by_lineno(file)
-        found[Path(file).relative_to(ROOT).as_posix()] = {
-            line: sorted({context.partition("|")[0] for context in contexts} - {""}) for line, contexts in lines.items()
-        }
-    return found
+class Executed:
+    """The lines of app/ that the fast tests execute."""
+
+    def __init__(self) -> None:
+        self._parts = []
+        for file in sorted(DATA.iterdir()):
+            part = coverage.CoverageData(no_disk=True)
+            part.loads(file.read_bytes())
+            self._parts.append(part)
+
+    def lines(self, path: str) -> set[int]:
+        """Return the lines of a file that are executed."""
+        return {line for part in self._parts for line in part.lines(str(ROOT / path)) or ()}
+
+    def tests(self, path: str, line: int) -> list[str]:
+        """Return the tests that execute a line. If only an import executes it, return the tests of the whole file."""
+        by_line: dict[int, set[str]] = defaultdict(set)
+        for part in self._parts:
+            for number, tests in part.contexts_by_lineno(str(ROOT / path)).items():
+                by_line[number].update(filter(None, tests))
+        return sorted(by_line[line] or set().union(*by_line.values()))
+
+    def share(self) -> float:
+        """Return the share of the statements of app/ that are executed."""
+        source = coverage.Coverage(data_file=None, config_file=str(ROOT / "pyproject.toml"))
+        files = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "app").rglob("*.py"))]
+        statements = {path: set(source.analysis2(str(ROOT / path))[1]) for path in files}
+        found = sum(len(lines & self.lines(path)) for path, lines in statements.items())
+        return found / sum(map(len, statements.values()))
 
 
 def copy_tree(into: Path) -> None:
@@ -189,7 +199,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.measured or not DATA.exists():
         measure()
-    executed = tests_by_line()
+    executed = Executed()
+    print(f"executed: {executed.share():.1%} of the statements of app/", flush=True)
     equivalent = (
         {line.partition("  # ")[0] for line in EQUIVALENT.read_text().splitlines()} if EQUIVALENT.exists() else set()
     )
@@ -204,17 +215,16 @@ def main() -> None:
         mutants = [
             each for each in mutants if (f"{each.path}:{each.line}", each.operator.removeprefix("core/")) in survivors
         ]
+    tests_of = {mutant: executed.tests(mutant.path, mutant.line) for mutant in mutants}
     trees: Queue[Path] = Queue()
-    for number in range(os.cpu_count() or 1):
+    for number in range((os.cpu_count() or 1) + 1):  # tests often wait, so one more than there are cores
         copy_tree(WORK / f"tree{number}")
         trees.put(WORK / f"tree{number}")
 
     def judge(mutant: Mutant) -> str:
         if mutant.key in equivalent:
             return "equivalent"
-        lines = executed[mutant.path]
-        tests = lines[mutant.line] or sorted({test for each in lines.values() for test in each})
-        tests = in_order(tests, mutant, options.seed)
+        tests = in_order(tests_of[mutant], mutant, options.seed)
         first, others = tests[:FIRST_TESTS], tests[FIRST_TESTS:]
         tree = trees.get()
         try:
