@@ -35,6 +35,7 @@ import coverage
 from cosmic_ray.commands.init import _all_work_items
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator
+from coverage.numbits import num_in_numbits
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".mutants" / "work"
@@ -136,11 +137,17 @@ class Executed:
 
     def tests(self, path: str, line: int) -> list[str]:
         """Return the tests that execute a line. If only an import executes it, return the tests of the whole file."""
-        by_line: dict[int, set[str]] = defaultdict(set)
+        query = (
+            "select context.context, line_bits.numbits from line_bits join context on context.id = line_bits.context_id"
+            " join file on file.id = line_bits.file_id where context.context != '' and file.path = ?"
+        )
+        of_file: set[str] = set()
+        of_line: set[str] = set()
         for part in self._parts:
-            for number, tests in part.contexts_by_lineno(str(ROOT / path)).items():
-                by_line[number].update(filter(None, tests))
-        return sorted(by_line[line] or set().union(*by_line.values()))
+            with part._connect() as connection, connection.execute(query, (str(ROOT / path),)) as rows:
+                for test, lines in rows:
+                    (of_line if num_in_numbits(line, lines) else of_file).add(test)
+        return sorted(of_line or of_file)
 
     def share(self) -> float:
         """Return the share of the statements of app/ that are executed."""
@@ -179,7 +186,9 @@ def survives(mutant: Mutant, tests: Sequence[str], tree: Path) -> bool:
     source = (ROOT / mutant.path).read_text()
     changed = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
     (tree / mutant.path).write_text(changed or source)
-    command = [PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=120", *tests]
+    names = tree / "selected_tests.txt"  # thousands of names are too long for a command line
+    names.write_text("\n".join(tests))
+    command = [PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=120", f"@{names}"]
     try:
         done = subprocess.run(command, cwd=tree, capture_output=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
