@@ -199,7 +199,7 @@ class Report:
     voices: list[VoiceReport] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     guard: dict[str, int] = field(default_factory=dict)
-    speed: float | None = None  # seconds of audio that are generated in one second, over all takes
+    speed: float | None = None  # the audio of all takes, divided by the time in which it was generated
     first_audio_s: float | None = None  # median of all takes
     # "process" or the name of a GPU -> the largest number of bytes in use.
     peak_memory_bytes: dict[str, int] = field(default_factory=dict)

@@ -186,7 +186,7 @@ def _counter(usage: UsageStore, metrics: Metrics, ring: KeyRing) -> OnSent:
 
 
 def create_jobs(services: CoreServices, store: JobStore, *, keep_days: float) -> JobRunner:
-    """Create the service that speaks the jobs of a store in the background."""
+    """Create the service that generates the speech of the stored jobs in the background."""
     return JobRunner(
         store,
         services.generator,

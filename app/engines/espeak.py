@@ -159,7 +159,8 @@ class Library:
         with _library_lock:
             self._dll, self.rate_hz = _initialized()
             self._parts: list[bytes] = []  # int16 samples of the current synthesis, one entry for each callback
-            # (sample, character) of each word in the current synthesis. The character None = the end of a clause.
+            # For each word of the current synthesis: the index of its first sample and of its first character in the
+            # text. The character None = the end of a clause.
             self._places: list[tuple[int, int | None]] = []
             self._callback = _Callback(self._receive)  # kept here, because the library has only a pointer to it
             self.languages = self._list_languages()
@@ -397,7 +398,7 @@ class EspeakRunner:
         return True
 
     def _synthesize(self, line: SpokenLine, language: str | None) -> tuple[Samples, list[tuple[int, int | None]]]:
-        """Speak one line. Returns its samples, and (sample, character) of its words. See `Library.synthesize_words`."""
+        """Speak one line. Returns its samples and the places of its words. See `Library.synthesize_words`."""
         timbre = TIMBRES.get(line.voice.id, _DEFAULT_TIMBRE)
         tag = language or guess_language(line.text) or line.language
         base = timbre.accent

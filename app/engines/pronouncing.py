@@ -34,7 +34,7 @@ def pronounce(word: str) -> tuple[str, ...]:
 
 
 def read_aloud(text: str, language: str) -> tuple[Samples, int, list[tuple[int, int | None]]] | None:
-    """Speak a text with eSpeak NG. Returns samples (N,), their rate in Hz, and (sample, character) of each word.
+    """Speak a text with eSpeak NG. Returns samples (N,), their rate in Hz, and the place of each word.
 
     See `Library.synthesize_words`. Returns None if eSpeak NG is not installed, or if it has no voice for the language.
     Thread-safe.

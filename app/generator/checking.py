@@ -44,7 +44,8 @@ Result = Literal["ok", "retried", "uncertain", "unchecked"]
 DEADLINE_S = 10.0  # time limit of one check, in addition to the length of the audio
 # Extra time for the thread, so that the deadline of the aligner is reached first and ends its process.
 THREAD_SLACK_S = 0.5
-LATE_CHECKS_S = 3.0  # after the end of its audio, an answer waits at most LATE_CHECKS_S for the checks of sent audio
+# At the end of its audio, an answer waits for the checks of the audio that was sent already, at most for this long.
+LATE_CHECKS_S = 3.0
 SOUND_S = 3.0  # the longest duration of a non-verbal sound such as (laughs)
 UNCHECKED = Verdict("unchecked", "no_answer")
 

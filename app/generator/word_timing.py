@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Span = tuple[float, float]  # start and end in seconds
-# A function that speaks a text in a language. It returns samples (N,), their rate in Hz, and the position of each word
-# as (sample, character). It returns None if it can't speak the text.
+# A function that speaks a text in a language. It returns samples (N,), their rate in Hz, and for each word the
+# index of its first sample and of its first character in the text. It returns None if it can't speak the text.
 Reader = Callable[[str, str], "tuple[Samples, int, list[tuple[int, int | None]]] | None"]
 
 DEADLINE_S = 10.0  # time limit of one alignment, in addition to the length of the audio

@@ -75,7 +75,9 @@ class CrossInput:
 
     conditional: int
     attend: CachedAttention
-    unconditional: Tensor | None = None  # (layers, D) the constant of each layer; None = no unconditional tokens
+    # (layers, D): what the cross-attention of each layer returns for an unconditional token. None = there are no
+    # unconditional tokens.
+    unconditional: Tensor | None = None
 
 
 class Block(nn.Module):

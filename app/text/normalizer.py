@@ -214,7 +214,7 @@ class Normalizer:
     def _name_contents(self, text: SpannedText, written: str) -> SpannedText:
         """Return the words inside the markup of a text; if the markup has no words, the names of its flags and emoji.
 
-        written: the text before its invisible characters were removed, because a flag can contain invisible characters.
+        written: the same text with its invisible characters, which some flags consist of.
         """
         plain = cleaning.drop_emoji(text).sub(_NO_WORD, " ")
         if words := _spell_digits(plain):

@@ -347,8 +347,8 @@ class Lexicon:
         return found
 
     def masked(self, text: SpannedText) -> tuple[SpannedText, Masks | None]:
-        """Return the text with a made-up word in place of each match, and the masks that know what these words stand
-        for.
+        """Return the text with a made-up word in place of each match, and the masks, which have the text that each
+        of these words replaces.
 
         If nothing matches, return the text itself and None.
         """

@@ -392,7 +392,7 @@ class _Reader:
                 yield place, place, f" {words} "
 
     def _atom(self, kind: str, written: str) -> str:
-        """Return the words of a number, letters, primes or a sign."""
+        """Return the spoken words for one number, sign, group of letters or group of prime marks."""
         if not self._english:
             return "" if written in "&$#" else written
         if kind == "number":
