@@ -64,12 +64,7 @@ class EdgeTrimmer:
         self._kept_of_pause = 0  # number of samples of the current pause that were returned
         self.sounds = 0  # number of blocks of the input with a window that is not silent
         self._before_samples = 0  # number of samples up to the first sound, including its window
-        self.removed_samples = 0  # number of samples removed at the start; final when `sounded` is True
-
-    @property
-    def sounded(self) -> bool:
-        """Whether the input so far has a window that is not silent."""
-        return self.sounds > 0
+        self.removed_samples = 0  # number of samples removed at the start; final when `sounds` is above 0
 
     def push(self, samples: Samples) -> Samples:
         samples = np.concatenate((self._partial, samples))

@@ -597,13 +597,6 @@ class VoiceStore:
             self._index = self._build_index()
             return self._index.stored[preset_id]
 
-    def drop_reference(self, preset_id: str) -> bool:
-        """Remove the recording of a preset voice. Returns False if the voice has no recording. Raises NotStored."""
-        with self._lock:
-            removed = self._references is not None and self._references.remove(preset_id)
-            self._index = self._build_index()
-            return removed
-
     # ---- internals
 
     def _build_index(self) -> _Index:

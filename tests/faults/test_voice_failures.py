@@ -261,7 +261,6 @@ OPERATIONS = {
     "change": lambda voices, ids: voices.change(ids["anna"], name="Clara"),
     "delete": lambda voices, ids: voices.delete(ids["dora"]),
     "set recording": lambda voices, _: voices.set_reference("onyx", recording(2)),
-    "drop recording": lambda voices, _: voices.drop_reference("nova"),
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from app.errors import TextTooLong
 
 _TAGS = ((b"[S1]", b"\x01"), (b"[S2]", b"\x02"))
-_PAD = "<pad>"
 
 
 def text_bytes(text: str) -> bytes:
@@ -14,13 +13,6 @@ def text_bytes(text: str) -> bytes:
     for tag, byte in _TAGS:
         encoded = encoded.replace(tag, byte)
     return encoded
-
-
-def without_padding(text: str) -> str:
-    """Return the text without "<pad>", because the tokenizer of transformers reads "<pad>" as the padding byte 0."""
-    while _PAD in text:
-        text = text.replace(_PAD, "")
-    return text
 
 
 def text_ids(text: str, limit: int) -> list[int]:
