@@ -59,8 +59,6 @@ SKIPPED = (
     "VariableInserter",
 )
 FIRST_TESTS = 60  # number of tests that run first; the other tests run only if the mutant survives these tests
-# The other tests run for this long at most. If none of them has failed by then, the mutant counts as a survivor.
-LIMIT_S = 400.0
 
 
 @dataclass(frozen=True)
@@ -181,8 +179,8 @@ def in_order(tests: Sequence[str], mutant: Mutant, seed: int) -> list[str]:
     return sorted(random.Random(seed).sample(tests, len(tests)), key=rank)
 
 
-def survives(mutant: Mutant, tests: Sequence[str], tree: Path) -> bool:
-    """Return whether no test fails with the mutant in the folder `tree`."""
+def survives(mutant: Mutant, tests: Sequence[str], tree: Path, limit_s: float) -> bool:
+    """Return whether no test fails within `limit_s` with the mutant in the folder `tree`."""
     source = (ROOT / mutant.path).read_text()
     changed = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
     (tree / mutant.path).write_text(changed or source)
@@ -190,7 +188,7 @@ def survives(mutant: Mutant, tests: Sequence[str], tree: Path) -> bool:
     names.write_text("\n".join(tests))
     command = [PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=120", f"@{names}"]
     try:
-        done = subprocess.run(command, cwd=tree, capture_output=True, timeout=LIMIT_S, check=False)
+        done = subprocess.run(command, cwd=tree, capture_output=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
         return True
     finally:
@@ -204,6 +202,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="app/", help="only files whose path begins with this text")
     parser.add_argument("--measured", action="store_true", help="use the coverage of the last run")
+    parser.add_argument(
+        "--limit-s", type=float, default=400.0, help="a mutant survives if no other test fails within this time"
+    )
     parser.add_argument("--again", type=Path, metavar="LOG", help="only the survivors in the output of an earlier run")
     options = parser.parse_args()
     if not options.measured or not DATA.exists():
@@ -237,18 +238,18 @@ def main() -> None:
         first, others = tests[:FIRST_TESTS], tests[FIRST_TESTS:]
         tree = trees.get()
         try:
-            return "survived" if all(survives(mutant, part, tree) for part in (first, others) if part) else "killed"
+            survived = all(survives(mutant, part, tree, options.limit_s) for part in (first, others) if part)
+            outcome = "survived" if survived else "killed"
         finally:
             trees.put(tree)
+        operator = mutant.operator.removeprefix("core/")
+        print(f"{outcome:10}  {mutant.path}:{mutant.line}  {operator}  {mutant.source}", flush=True)
+        return outcome
 
     found: dict[str, list[str]] = defaultdict(list)
     with ThreadPoolExecutor(trees.qsize()) as pool:
         for mutant, outcome in zip(mutants, pool.map(judge, mutants), strict=True):
             found[mutant.package].append(outcome)
-            print(
-                f"{outcome:10}  {mutant.path}:{mutant.line}  {mutant.operator.removeprefix('core/')}  {mutant.source}",
-                flush=True,
-            )
     rows = {name: (results.count("killed"), results.count("survived")) for name, results in sorted(found.items())}
     for name, (killed, survived) in rows.items():
         print(f"{name:12} {killed}/{killed + survived}")
