@@ -17,14 +17,14 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import httpx
 
-from app.engines import espeak
-from app.engines.batched import BatchedEngine
-from app.engines.registry import BuildContext
+from app.engines.pool import build
+from app.engines.protocol import Engine
+from app.engines.registry import BuildContext, specs
 from app.settings import Settings
 from app.types import Sampling, SpokenLine, Utterance
 from app.voices.presets import preset
@@ -33,7 +33,7 @@ from bench.server import own_server
 TEXT = "The quick brown fox jumps over the lazy dog, and number {n} follows it home."
 
 
-async def engine_first_s(engine: BatchedEngine, text: str, voice: str) -> float:
+async def engine_first_s(engine: Engine, text: str, voice: str) -> float:
     """Return the seconds until the first chunk of the engine, without HTTP."""
     line = SpokenLine(text, 0, preset(voice))
     utterance = Utterance((line,), Sampling(), seed=1, max_seconds=60.0)
@@ -57,17 +57,22 @@ async def http_first_s(http: httpx.AsyncClient, text: str, voice: str, audio_for
     return first_s, time.perf_counter() - begun_s
 
 
-def espeak_engine() -> BatchedEngine:
-    """Return the engine of the offline voice. The caller must start it."""
-    settings = Settings(_env_file=None, TTS_ENGINE="espeak")
-    return espeak.build(settings, BuildContext(on_progress=lambda _: None, cancelled=lambda: False))
+def build_engine(variables: Mapping[str, str]) -> Engine:
+    """Return the engine of a server with these environment variables. The caller must start it.
+
+    The default is the offline voice.
+    """
+    chosen: dict[str, Any] = {"TTS_ENGINE": "espeak", **variables}
+    settings = Settings(_env_file=None, **chosen)
+    context = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
+    return build(specs()[settings.engine], settings, context)
 
 
 async def measure(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
     direct: list[float] = []
     through: list[float] = []
     async with (
-        espeak_engine() as engine,
+        build_engine({}) as engine,
         httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=None)) as http,
     ):
         for number in range(arguments.rounds + 5):

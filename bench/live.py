@@ -11,7 +11,7 @@ all sessions send the same sentence, with different numbers, at the same time. W
 after turn and listens in real time, so that a turn begins while other sessions speak.
 
 Two references alternate with the bursts and use the same sentence: `engine_ms`, the first chunk of the engine in the
-client's process without a server (only the offline voice), and `speech_ms`, the first bytes of POST /v1/audio/speech.
+client's process without a server, and `speech_ms`, the first bytes of POST /v1/audio/speech.
 
 `first_cpu_ms` is the CPU time of the server between the deciding token and the first audio, and `speech_first_cpu_ms`
 that of the reference. Unlike the other times, they hardly depend on other programs of the machine.
@@ -37,14 +37,14 @@ import random
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from app.text.incremental import IncrementalSplitter
-from bench.latency import engine_first_s, espeak_engine
+from bench.latency import build_engine, engine_first_s
 from bench.server import ROOT, Server, own_server, tiny_csm
 from bench.wire import Client, WebSocket, gaps
 
@@ -217,7 +217,7 @@ class Case:
     rounds: int
     token_s: float
     spread: bool
-    own_engine: bool  # whether the offline voice is measured in this process
+    variables: Mapping[str, str]  # environment variables of the server's engine, which this process also runs
 
 
 @dataclass(slots=True)
@@ -284,13 +284,11 @@ async def _bursts(case: Case, dice: random.Random) -> Measured:
     sessions = [Session(case.server, case.protocol) for _ in range(case.sessions)]
     client = Client(case.server.url)
     async with contextlib.AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(espeak_engine()) if case.own_engine else None
+        engine = await stack.enter_async_context(build_engine(case.variables))
         await asyncio.gather(*(session.connect() for session in sessions))
         for number in range(-2, case.rounds):  # the first two rounds only fill caches and are not counted
             texts = [SENTENCE.format(n=dice.randrange(10_000)) for _ in sessions]
-            own: list[float] = []
-            if engine is not None:
-                own = await asyncio.gather(*(engine_first_s(engine, text, "alloy") for text in texts))
+            own = await asyncio.gather(*(engine_first_s(engine, text, "alloy") for text in texts))
             with _server_cpu(case.server) as speech_cpu:
                 plain = await asyncio.gather(*(_speech_first_s(client, case.server, text + FURTHER) for text in texts))
                 await asyncio.sleep(0.05)
@@ -345,6 +343,7 @@ async def _spread(case: Case, dice: random.Random) -> Measured:
 
 def run_client(case: Case, seed: int) -> Measured:
     """Measure one case. Called in the client's process."""
+    os.environ.update(case.variables)
     return asyncio.run((_spread if case.spread else _bursts)(case, random.Random(seed)))
 
 
@@ -432,7 +431,7 @@ async def measure(options: argparse.Namespace, watermark: str, variables: dict[s
                         min(rounds, 6) if spread else rounds,
                         1 / options.tokens_hz,
                         spread,
-                        own_engine=options.engine == "espeak",
+                        variables,
                     )
                     seed = options.seed + turn
                     measured = await asyncio.get_running_loop().run_in_executor(pool, run_client, case, seed)
