@@ -360,7 +360,7 @@ def _add_middleware(app: FastAPI, services: AppServices, settings: Settings) -> 
     app.add_middleware(ReaderTimeout, timeout_s=settings.reader_timeout_s)
     proxies = list(settings.trusted_proxies)
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)
-    # PathPrefix needs the address of the proxy, so it is added later: it receives a request before
-    # ProxyHeadersMiddleware replaces this address with the address of the client.
+    # The middleware that is added last receives a request first. So PathPrefix still sees the address of the proxy;
+    # after it, ProxyHeadersMiddleware replaces this address with the address of the client.
     app.add_middleware(PathPrefix, root_path=settings.root_path, trusted=trusted_addresses(proxies))
     app.add_middleware(OrderlyShutdown)

@@ -68,11 +68,12 @@ class Gate:
         return self._ring.needed
 
     def route(self, scope: Scope | None) -> type[APIRoute]:
-        """Create the `route_class` of routes that need an API key with a scope. A server without keys needs none.
+        """Create the `route_class` of routes that need an API key with this scope.
 
-        scope: None = the key is optional. But a wrong key gives a 401, so that clients can test their key. The API
-        key is not checked in a FastAPI dependency, because FastAPI reads the body before it runs dependencies. With a
-        dependency, a caller without a key could upload files.
+        If the server has no API keys, the routes accept all requests. scope: None = the key is optional. But a wrong
+        key gives a 401, so that clients can test their key. The API key is not checked in a FastAPI dependency,
+        because FastAPI reads the body before it runs dependencies. With a dependency, a caller without a key could
+        upload files.
         """
         gate = self
 
@@ -131,15 +132,15 @@ class Gate:
 
     @staticmethod
     def check_scope(key: Key | None, scope: Scope) -> None:
-        """Check that the key of a WebSocket has a scope. Raises Forbidden."""
+        """Check that the API key of a WebSocket has this scope. Raises Forbidden."""
         if key is not None:
             key.check(scope)
 
     def present(self, key: Key | None) -> Key | None:
-        """Find the API key of an open WebSocket again, and return its current entry; None if the server has no keys.
+        """Return the current entry of the API key of an open WebSocket; None if the server has no keys.
 
-        key: None = the server had no keys when the client connected. Raises Unauthorized if the key was removed, or if
-        the server now needs keys.
+        key: the entry when the client connected; None = the server had no keys at this time. Raises Unauthorized if the
+        key was removed, or if the server now needs keys.
         """
         if key is not None:
             return self._ring.present(key)

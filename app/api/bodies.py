@@ -37,7 +37,7 @@ class UnreadableBody(RequestError):
 
 
 class BodyRejected(HTTPException):
-    """Carries an error out of the code that reads a body. FastAPI would answer any other exception with its own 400."""
+    """An error in a body, as an HTTPException: FastAPI would answer any other exception with its own 400."""
 
     def __init__(self, error: RequestError, status: int = 400) -> None:
         super().__init__(status, error.message)
@@ -151,10 +151,10 @@ def _decoded(body: bytes, content_type: str) -> str:
     name = _codec(declared)
     try:
         if name in ("utf-16", "utf-32") and (found := json.detect_encoding(body)).startswith(name):
-            name = found  # with the detected byte order, such as utf-16-le
+            name = found  # `found` contains the byte order, such as utf-16-le
         return body.decode(name).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        if name == "cp1252":  # Windows-1252 does not define five of the bytes
+        if name == "cp1252":  # five of the 256 bytes have no character in Windows-1252
             return body.decode("latin-1")
         message = (
             f"The request declares the charset {declared[:40]!r}, but its byte {_shown_byte(body, error.start)} at "
@@ -172,13 +172,13 @@ def _codec(charset: str) -> str:
     if found is None or not found._is_text_encoding or found.name.replace("_", "-") in _NO_CHARSETS:
         message = f"The request declares the charset {charset[:40]!a}, which this server does not know. Send UTF-8."
         raise UnreadableBody(message, "unsupported_charset")
-    # Text that is declared as Latin-1 is often Windows-1252, which also has quotes and dashes. Web browsers also decode
-    # such text as Windows-1252.
+    # Text that is declared as Latin-1 is often Windows-1252, which also has typographic quotes and dashes. Web browsers
+    # also decode such text as Windows-1252.
     return "cp1252" if found.name == "iso8859-1" else found.name
 
 
 def _decoded_unicode(body: bytes, declared: str) -> str:
-    """Return the text of a body that declares no charset or UTF-8. Raises UnreadableBody."""
+    """Return the text of a body that declares UTF-8, ASCII or no charset. Raises UnreadableBody."""
     encoding = json.detect_encoding(body)  # looks at the byte order mark and at zero bytes
     try:
         return body.decode(encoding, "surrogatepass")  # accepts encoded surrogates, which some Java programs send

@@ -82,7 +82,7 @@ def _is_foreign(headers: Headers) -> bool:
         return site in ("cross-site", "same-site")
     if origin is None:
         return False
-    if origin == "null":  # for example from a sandboxed frame
+    if origin == "null":  # browsers send this value, for example, for a sandboxed frame
         return True
     parsed = urlsplit(origin)
     if parsed.scheme not in _DEFAULT_PORTS:  # the page of an application, such as app://obsidian.md
@@ -140,11 +140,12 @@ class HostCheck:
         has_key: Callable[[Any], bool],
         keys_needed: Callable[[], bool],
     ) -> None:
-        """Store the names of the server and the functions that check API keys.
+        """Store the names of the server, and two functions about API keys.
 
-        allowed: TTS_ALLOWED_HOSTS. host: the address that the server listens on. origins: the pages that may call the
-        server; `*` = all. has_key: whether the headers contain a valid API key. keys_needed: whether requests need a
-        key. A foreign page has no key, so a server with keys checks hosts only if TTS_ALLOWED_HOSTS is set.
+        allowed: TTS_ALLOWED_HOSTS. host: the address that the server listens on. origins: the origins whose pages may
+        call the server; `*` = all. has_key: returns whether the headers of a request contain a valid API key.
+        keys_needed: returns whether the server requires API keys. A foreign page has no key, so a server with keys
+        checks hosts only if TTS_ALLOWED_HOSTS is set.
         """
         self._app = app
         self._off = "*" in allowed or "*" in origins

@@ -64,7 +64,7 @@ class CaptionsBody(BaseModel):
     def speakers(self, request: SpeechRequest, name_of: Callable[[str], str]) -> tuple[str, ...]:
         """Return the name of the speaker of each text; empty if the captions show no names.
 
-        name_of: returns the name of the voice with an id.
+        name_of: a function that takes the id of a voice and returns the name of the voice.
         """
         return ()
 
@@ -106,7 +106,7 @@ class DialogueCaptionsBody(CaptionsBody, DialogueBody):
 
 
 def _kind(data: object) -> str | None:
-    """Return the tag of the body whose fields `data` has; None if `data` is not a JSON object."""
+    """Return the tag of the body class that fits the fields in `data`; None if `data` is not a JSON object."""
     if not isinstance(data, dict):
         return None
     if data.get("turns") is not None:
@@ -125,7 +125,7 @@ AnyCaptionsBody = Annotated[
 
 
 def _kokoro_language(value: object) -> object:
-    """Convert Kokoro's letter for a language to a BCP 47 tag."""
+    """Convert Kokoro's letter for a language to a BCP 47 tag. Other values are returned unchanged."""
     return _KOKORO_LANGUAGES.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 

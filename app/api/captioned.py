@@ -105,8 +105,8 @@ async def captioned_speech_stream(
     """Open the stream of Kokoro's captioned speech.
 
     lines: True = send a line of JSON for each chunk of audio; False = send one JSON object. timestamps: whether to add
-    the times of the words. chunk: returns the content of each JSON object; None = the content that Kokoro-FastAPI
-    sends.
+    the times of the words. chunk: a function that returns the content of each JSON object; None = use the
+    content that Kokoro-FastAPI sends.
     """
     chunk = chunk or _kokoro_chunk
     held: list[Answer] = []
@@ -146,7 +146,7 @@ async def _speech(
 
 
 def _changed(headers: Headers, *changed: tuple[str, str], without: tuple[str, ...] = ()) -> Headers:
-    """Return the headers with the values in `changed`, and without the headers that `without` names."""
+    """Return a copy of `headers`: add or replace the headers in `changed`, and leave out the headers in `without`."""
     names = {name for name, _ in changed} | set(without)
     return [*(header for header in headers if header[0] not in names), *changed]
 
@@ -175,7 +175,7 @@ async def _chunk_lines(
 ) -> AsyncGenerator[bytes]:
     """Yield a line of JSON for each chunk of audio, with the words whose times were found after the previous line.
 
-    Each chunk is held back until the next one arrives, so that the last line has both audio and the last words.
+    Each chunk is held back until the next chunk arrives, so that the last line has both audio and the last words.
     """
     sent = 0
     held: bytes | None = None

@@ -60,8 +60,8 @@ log: Any = structlog.get_logger(__name__)
 _SENTENCE_ENDS = tuple(".!?\u2026\u3002\uff01\uff1f")
 _OPENING, _CLOSING = "\"'\u201c\u2018([\u00bf\u00a1", "\"'\u201d\u2019)] \n"
 MAX_CONTEXTS = 5  # the largest number of open contexts of one connection, as in ElevenLabs' API
-# The largest number of closed contexts of one connection whose speech is still sent. A new context waits until the
-# speech of one of them has ended.
+# The largest number of closed contexts of one connection whose speech is still sent. If there are so many, a new
+# context waits until the speech of one of them has ended.
 MAX_CLOSED_CONTEXTS = 10
 DEFAULT_FORMAT = "mp3_44100_128"
 # The default and the largest `inactivity_timeout`. ElevenLabs documents 180 s, but older agents of LiveKit send 300 s.
@@ -319,9 +319,10 @@ class StreamInput:
     several: bool  # whether the connection can have several contexts, which `context_id` names
     _open: dict[str, _Context] = field(default_factory=dict)  # the contexts that still accept text, by their names
     _tasks: dict[asyncio.Task[None], _Context] = field(default_factory=dict)  # tasks that send the speech of contexts
-    # Since when the connection waits for a message, in the seconds of time.monotonic().
+    # The value of time.monotonic() since which the connection waits for a message.
     _active_s: float = field(default_factory=time.monotonic)
-    _heard_s: float = 0.0  # when a listener has heard all audio that was sent, in the same seconds as `_active_s`
+    # The value of time.monotonic() at which a listener has heard all audio that was sent.
+    _heard_s: float = 0.0
 
     async def run(self) -> None:
         """Handle the messages of the client until the connection is closed. Raises Closed."""
@@ -374,7 +375,7 @@ class StreamInput:
         return receiving.result()
 
     def _deadline_s(self) -> float:
-        """Return when the connection is closed if no message arrives, in the seconds of time.monotonic().
+        """Return the value of time.monotonic() at which the connection is closed if no message arrives.
 
         The time in which speech is generated or played does not count as inactivity.
         """
@@ -522,8 +523,8 @@ class StreamInput:
         Returns the error that ended the speech; None if there was none.
         """
         live = context.live
-        # With `sync_alignment`, times are counted from the start of the context. Otherwise the times of a message are
-        # counted from the last time of the message before, and clients add the times up.
+        # With `sync_alignment`, times are counted from the start of the context. Without it, the times of a message are
+        # counted from the last time in the previous message with times, and clients add these times up.
         sync = self.options.sync_alignment
         times = CharacterTimes()
         sent_s = 0.0
@@ -545,7 +546,8 @@ class StreamInput:
                     sent_s = event.end_s
                 elif isinstance(event, Words):
                     if characters := times.add(live.text, event.sentences):
-                        characters += times.add_spaces(live.text)  # pipecat needs the space after a word to see its end
+                        # pipecat recognises the end of a word only by the space after the word
+                        characters += times.add_spaces(live.text)
                         await send_times(characters, origin_s)
                 elif isinstance(event, Done):
                     await send_times(times.finish(live.text, event.audio_s), origin_s)
@@ -558,8 +560,8 @@ class StreamInput:
 def check_connection(gate: Gate, sent: str) -> Any:
     """Return the API key of a connection. Raises Unauthorized, Forbidden.
 
-    None = the server has no keys, or the headers contain no key, so that the first message must contain it. sent: the
-    key in the headers; "" if there is none.
+    Returns None if the server has no keys, or if the headers contain no key. In the second case, the first message must
+    contain the key. sent: the key in the headers; "" if they contain none.
     """
     try:
         key = gate.connect(sent)

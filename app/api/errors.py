@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RETRY_STOPPED_S = 10  # the header Retry-After while the server stops, in seconds: about as long as a restart takes
+RETRY_STOPPED_S = 10  # the value of Retry-After while the server stops: about as many seconds as a restart takes
 
 # The first row whose class matches an error gives the HTTP status. SpeechError, in the last row, is the base class of
 # all errors.
@@ -147,7 +147,7 @@ def problems(*statuses: int) -> dict[int | str, Schema]:
 
 
 def error_schemas() -> Schema:
-    """Return the schemas that the results of `problem` refer to, by name.
+    """Return a dict: name -> schema, for each schema that the results of `problem` refer to.
 
     The routes do not name the model of these responses, because FastAPI would build it again for each status of each
     route, which takes CPU time at every start.
@@ -185,7 +185,7 @@ def response_to(error: errors.SpeechError) -> JSONResponse:
         headers.update(limit_headers(error.limit, 0, error.reset_s))
     if isinstance(error, errors.EngineStopped):
         headers["Retry-After"] = str(RETRY_STOPPED_S)
-    # Without this header, OpenAI's clients would repeat a request after a 409.
+    # OpenAI's clients repeat a request after a 409 or a 5xx, unless the response has "x-should-retry: false".
     if isinstance(error, errors.OutOfMemory | errors.NotStored | errors.DamagedVoice | errors.Conflict):
         headers["x-should-retry"] = "false"
     if isinstance(error, errors.RangeNotSatisfiable):
@@ -297,8 +297,8 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
 def described(error: ValidationError | RequestValidationError, *outer: str) -> tuple[str, str]:
     """Return the name of the first wrong field, and a message that says what is wrong with the first five wrong fields.
 
-    outer: parts to put before the location of each problem, for an `error` whose locations do not begin with the part
-    of the request, such as `body`.
+    outer: parts that are added at the beginning of the location of each problem. They are needed if these locations do
+    not begin with a part of the request, such as `body`.
     """
     problems = [(_field_at((*outer, *problem["loc"])), _in_words(problem)) for problem in error.errors()[:5]]
     return problems[0][0], "; ".join(f"`{field}`: {problem}" for field, problem in problems)

@@ -60,14 +60,14 @@ SOCKET_PATHS = (
 # WebSocket if the client shows no sign of life in the PING_S seconds after a ping. Both times are at most a third of
 # TTS_READER_TIMEOUT_S.
 PING_S = 20.0
-# When the server closes a WebSocket because its client shows no sign of life, or because the server stops, the last
-# data can be sent for CLOSE_S seconds.
+# When the server closes a WebSocket because its client shows no sign of life, or because the server stops, it sends the
+# last data for at most CLOSE_S seconds, and then drops the unsent data.
 CLOSE_S = 1.0
 MAX_MESSAGE_BYTES = 16 << 20  # limit of a WebSocket message; OpenAI allows 15 MiB of audio in one event
 _HEAD_TOO_LARGE = f"The headers of the request are larger than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
 # Headers that offer an upgrade. If the upgrade of a request is ignored, these headers are removed from the request.
 _UPGRADE_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
-# Values of the socket option SO_LINGER. With the first value, its timeout is 0 s: closing the connection sends a reset,
+# Values of the socket option SO_LINGER. The first value sets its timeout to 0 s: closing the connection sends a reset,
 # so that the client reports an error. The second value is the default of the system.
 _RESET_ON_CLOSE, _CLOSE_NORMALLY = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 _BYTES_ACKED = 120  # offset in bytes of tcpi_bytes_acked in the struct tcp_info of Linux
@@ -95,8 +95,8 @@ class SocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.logger = _log
-        self._has_received = False  # whether data was received since the ping or the last check
-        self._acknowledged_bytes = 0  # how many bytes the client had acknowledged at the ping or the last check
+        self._has_received = False  # whether data was received since the last call of `_has_progress`
+        self._acknowledged_bytes = 0  # the number of acknowledged bytes at the last call of `_has_progress`
 
     def data_received(self, data: bytes) -> None:
         self._has_received = True
@@ -229,7 +229,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         kept = [token.strip() for token in offered if token.strip().lower() not in _UPGRADE_HEADERS]
         head += [b"Connection: " + b", ".join(kept)] if kept else []
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # uvicorn's parser has this option, too
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # uvicorn sets this option, too
         self._parse(b"\r\n".join(head) + b"\r\n\r\n" + rest)
 
     def shutdown(self) -> None:

@@ -147,7 +147,7 @@ class JobBody(SpeechBody):
         return ()  # an unknown field of a chapter is an error and is not ignored
 
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
-        """Convert the body to the request that all sentences share. Its only line has no text. Raises UnknownVoice."""
+        """Return the request that all sentences of the job share. Its only line has no text. Raises UnknownVoice."""
         line = Line("", id_of_voice(self.voice) or self.default_voice, self.speaker_id)
         timed = bool(self.captions) or self.response_format == "epub"
         request = self._request([line], default_model)

@@ -154,7 +154,7 @@ class AudioJob(ResponseModel):
 
 def _chapters(chapters: Sequence[ChapterState]) -> list[JobChapter]:
     starts = [0.0, *accumulate(chapter.seconds for chapter in chapters)]
-    known = True  # whether all earlier chapters are complete
+    known = True  # whether all chapters before `chapter` are complete
     found = []
     for chapter, start_s in zip(chapters, starts, strict=False):
         found.append(

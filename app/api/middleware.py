@@ -205,7 +205,7 @@ def _limits(admitted: Pass | None) -> list[tuple[bytes, bytes]]:
 
 
 class OrderlyShutdown:
-    """Delays the end of the server until its requests have ended, at most CLEANUP_S.
+    """Delays the end of the server until its requests have ended, but by at most CLEANUP_S seconds.
 
     At the end of a graceful shutdown, uvicorn cancels the requests that still run, and ends the process without
     waiting for them. A cancelled request still needs time, for example to remove its temporary files.

@@ -77,7 +77,7 @@ class PathAliases:
 
 
 def canonical(path: str) -> tuple[str, str | None]:
-    """Return the usual spelling of a path, and the model that the path names if it is an Azure path, otherwise None."""
+    """Return two values: the usual spelling of a path; the model in an Azure path, or None for any other path."""
     path = re.sub(r"/{2,}", "/", path).rstrip("/ \t\r\n") or "/"
     deployment = None
     if azure := _AZURE.fullmatch(path):

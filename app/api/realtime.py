@@ -122,7 +122,7 @@ def _check_only_speech(settings: Object, param: str) -> None:
 class Changes:
     """The part of a `session` or a `response` object that has an effect."""
 
-    settings: Object = field(default_factory=dict)  # new values of the fields of SessionSettings with these names
+    settings: Object = field(default_factory=dict)  # field of SessionSettings -> its new value
     output: Object = field(default_factory=dict)  # new values of `format`, `voice` and `speed`
     speech: Object = field(default_factory=dict)  # new values of the fields in _SPEECH_FIELDS
     # The name of a field in a speech request -> the place where the client has sent it, such as session.speed.
@@ -260,7 +260,7 @@ def checked_item(item: object, param: str) -> Object:
 
 
 def spoken_text(item: Object) -> str:
-    """Return the text to speak for an item. If it is JSON such as {"response_text": "Hello"}, this is "Hello"."""
+    """Return the text to speak for an item. JSON is unpacked: {"response_text": "Hello"} -> "Hello"."""
     text = "".join(part.get("text") or part.get("transcript") or "" for part in item["content"])
     if text.lstrip().startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
@@ -283,7 +283,7 @@ class Response:
     conversation: str | None  # None = the response is not in the conversation
     metadata: dict[str, str] | None
     output: Object  # `format`, `voice` and `speed` of the audio
-    changes: Changes  # what the event that created the response has set
+    changes: Changes  # the settings in the event that created the response
     admitted: Pass | None
     previous_item: str | None = None
     status: str = "in_progress"
@@ -292,7 +292,8 @@ class Response:
     timed: bool = False  # whether the transcript is sent word by word, with the times of the words
     announced: int = 0  # how many characters of the text were sent as a transcript
     task: asyncio.Task[None] | None = None  # sends the events
-    # The task that sends the events of the response before this one, which must end first; None = there is none.
+    # The task that sends the events of an earlier response. The events of this response are sent after the task has
+    # ended. None = do not wait for an earlier response.
     after: asyncio.Task[None] | None = None
 
     def shown(self) -> Object:
@@ -314,7 +315,7 @@ class Response:
 
 @dataclass(slots=True, eq=False)
 class SpokenItem:
-    """What was spoken for an item of the conversation. A conversation can have many of these, so they are small."""
+    """What was spoken for an item of the conversation. A conversation can have many such objects, so each is small."""
 
     item: Object
     spoken: SpokenText
@@ -374,7 +375,7 @@ class SessionSettings:
 def changed_settings(
     settings: SessionSettings, session: Object, speaking: Speaking, voices: VoiceStore
 ) -> tuple[SessionSettings, Changes]:
-    """Return the settings with the changes of the object `session`, and these changes. Raises RequestError.
+    """Return two values: the new settings after the changes in the object `session`; the changes. Raises RequestError.
 
     This function does not check whether the model can speak with the settings; `check_settings` does.
     """
@@ -608,7 +609,7 @@ class RealtimeSession:
     def _text_of(self, items: object) -> str:
         """Return the text to speak: the text of the last message in `items`. Raises RequestError.
 
-        items: None = the items of the conversation that the client has sent.
+        items: None = use the items that the client has added to the conversation.
         """
         if items is None:
             sent = (item for key, item in self._items.items() if key not in self._spoken)
@@ -689,7 +690,7 @@ class RealtimeSession:
         return response
 
     def _begin(self, response: Response, after: asyncio.Task[None] | None = None) -> None:
-        """Start to send the events of a response. after: the task of a response that must end first."""
+        """Start to send the events of a response. after: the task of an earlier response, which must end first."""
         response.after = after
         response.task = asyncio.create_task(self._speak(response), name="realtime response")
 
@@ -785,7 +786,7 @@ class RealtimeSession:
                     response.details = {"type": "failed", "error": body_of(event.error)["error"]}
 
     async def _send_transcript(self, response: Response, place: Object, end: int, **times: int) -> None:
-        """Send the transcript up to the character with the index `end`, without the part that was already sent."""
+        """Send the transcript from the first character that was not sent yet to the last one before index `end`."""
         delta = response.context.text[response.announced : end]
         if delta:
             response.announced = end
@@ -793,7 +794,7 @@ class RealtimeSession:
 
     @staticmethod
     def _transcript(response: Response) -> str:
-        """Return the spoken text: the whole text of a completed response, or else the part sent as a transcript."""
+        """Return the whole text if the response is completed, otherwise the part that was sent as a transcript."""
         text = response.context.text
         return text if response.status == "completed" else text[: response.announced]
 

@@ -169,8 +169,8 @@ _MAX_NAME_CHARS = 64
 
 
 def _shown_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of fields in a form that an HTTP header can contain. Long names are cut, and only the first
-    names are returned.
+    """Return the names of fields in a form that an HTTP header can contain. Long names are cut. Only
+    MAX_IGNORED_NAMES names are returned; if there are more names, `...` follows them.
     """
     shown = [quote(name[:_MAX_NAME_CHARS], safe="[]$@:!*'()", errors="replace") for name in sorted(names)]
     return (*shown[:MAX_IGNORED_NAMES], "...") if len(shown) > MAX_IGNORED_NAMES else tuple(shown)
@@ -412,7 +412,7 @@ class SpokenBody(BaseModel):
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The fields of this request that have no effect on this route with any engine."""
+        """The fields of this request that have no effect on this route, whichever engine runs."""
         return (*self._ignored, "progress") if self.progress and not self.sse else self._ignored
 
     @property
@@ -667,7 +667,7 @@ class DialogueBody(SpokenBody):
         body_voice = id_of_voice(self.voice)
         default = self.default_voice if body_voice is None else body_voice
         lines = []
-        voices: dict[str, str] = {}  # the last voice of each speaker
+        voices: dict[str, str] = {}  # speaker -> the voice of the speaker's previous turn
         numbers: dict[tuple[str | None, str], int] = {}  # (speaker, voice) -> speaker number
         for index, turn in enumerate(self.turns):
             label = None if turn.speaker is None else str(turn.speaker)

@@ -371,8 +371,8 @@ class _QualitySchema:
         return handler(Quality.__pydantic_core_schema__)
 
 
-# The stored quality of a voice. The JSON schema is the schema of Quality, but the value is not validated: another
-# version of the server may have stored other values, and these values must not make the list of voices fail.
+# The stored quality of a voice. The JSON schema is the schema of Quality, but the value is not validated: an older or
+# newer version of the server may have stored a value that does not match, and the list of voices must not fail then.
 StoredQuality = Annotated[dict[str, Any], _QualitySchema]
 
 

@@ -45,7 +45,7 @@ _Message = dict[str, Any]
 
 
 class Closed(Exception):
-    """The client has closed the connection, or it reads nothing."""
+    """The client has closed the connection, or has read nothing for too long."""
 
 
 @dataclass(slots=True)
@@ -92,7 +92,7 @@ class Socket:
         return content
 
     async def send(self, content: dict[str, Any]) -> None:
-        """Send a JSON object. Raises Closed. In the receiving task, the next `receive` raises Closed instead."""
+        """Send a JSON object. Raises Closed, but not in the receiving task: there the next `receive` raises Closed."""
         text = json.dumps(content, separators=(",", ":"))
         message = {"type": "websocket.send", "text": text}
         if asyncio.current_task() is not self._task:
@@ -149,7 +149,7 @@ class Socket:
                         await self._write(reply)
                         self._replies.popleft()
             self._waiting_bytes = 0
-        except Closed:  # the next `receive` raises it too
+        except Closed:  # the next `receive` raises Closed, too
             self._replies.clear()
 
     async def _send(self, message: _Message) -> None:
@@ -191,7 +191,7 @@ async def accepted(
     send_timeout_s: float,
     subprotocol: str | None = None,
 ) -> AsyncGenerator[Socket | None]:
-    """Check and accept a connection, and log it at its end. Yields None if the connection was refused.
+    """Check and accept a connection, and write a log line when it has ended. Yields None if it was refused.
 
     check: returns the API key of the caller, or raises SpeechError; the client then gets an HTTP error.
     """

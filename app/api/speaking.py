@@ -46,8 +46,8 @@ class Speaking:
     async def prepare(self, body: SpokenBody, owner: str, *, voice: str | None = None) -> SpeechRequest:
         """Convert a body to a request that does not depend on the engine, and decode its recordings.
 
-        owner: the digest of the caller's API key, which owns the conversation; "" without keys. voice: replaces the
-        body's voice. Raises RequestError, NotReady.
+        owner: the digest of the caller's API key, which owns the conversation; "" without keys. voice: the id of
+        the voice to use; None = the voice in the body. Raises RequestError, NotReady.
         """
         request = body.to_request(default_model=self.manager.requested.model_id, max_input_chars=self.max_input_chars)
         request = replace(request, conversation=body.conversation(owner), caller=owner)
@@ -60,7 +60,11 @@ class Speaking:
         return request
 
     def with_default_voice(self, request: SpeechRequest, body: SpokenBody) -> SpeechRequest:
-        """Return the request of a body. Its lines without a voice get the default voice of the model."""
+        """Give the lines without a voice the default voice of the model, and return the changed request.
+
+        body: the body from which `request` was created. If the default voice is a speaker of the model, such as
+        `speaker:0`, the `speaker_id` of the body replaces the number.
+        """
         if all(line.voice != UNNAMED_VOICE for line in request.lines):
             return request
         default = self.manager.default_voice(request.model)

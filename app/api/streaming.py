@@ -98,7 +98,8 @@ class StreamingAnswer(Response):
         except asyncio.CancelledError:  # the server cancels responses only at the end of its graceful shutdown
             if not sending.done():
                 sending.cancel()
-                await self._stop(scope, receive, send)  # before the cleanup, because the shutdown does not wait long
+                # end the response before the cleanup, because the shutdown does not wait long
+                await self._stop(scope, receive, send)
         finally:
             for task in (sending, disconnect):
                 task.cancel()
@@ -183,9 +184,9 @@ async def speech_stream(
 ) -> AsyncIterator[Stream]:
     """Open the stream of a speech answer.
 
-    prepare: starts the answer. filename: the name under which browsers save the audio. sse: send OpenAI's
-    speech.audio.* events, not audio bytes. progress: with `sse`, also send speech.progress events. timed: add the
-    times of words; without `sse`, the response is then JSON.
+    prepare: a function that starts the answer. filename: the name under which browsers save the audio. sse: send
+    OpenAI's speech.audio.* events, not audio bytes. progress: with `sse`, also send speech.progress events. timed: add
+    the times of words; without `sse`, the response is then JSON.
     """
     started_s = time.monotonic()
     answer = await prepare()

@@ -62,7 +62,7 @@ class SessionConfig:
 
     @classmethod
     def of(cls, message: Object) -> SessionConfig:
-        """Check the settings. Raises RequestError."""
+        """Create the settings from a message `session.config`. Raises RequestError."""
         for name in _CLONING:
             if message.get(name) is not None:
                 raise NotSupported(
@@ -99,7 +99,7 @@ def _flag(message: Object, name: str) -> bool:
 
 @dataclass(slots=True, eq=False)
 class _Utterance:
-    """The text between two `input.done` messages. `create` makes one."""
+    """The text between two `input.done` messages. Use `create` to make an object of this class."""
 
     index: int
     config: SessionConfig

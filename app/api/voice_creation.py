@@ -182,7 +182,7 @@ class VoiceCreation:
         return await asyncio.to_thread(partial(self.voices.change, voice_id, **changes))
 
     async def consent(self, text: str | None) -> Consent:
-        """Read a consent from a form field. Raises InvalidValue.
+        """Create a Consent from the value of a form field. Raises InvalidValue.
 
         text: the words of the consent, or the id of a recorded consent; None = no consent.
         """

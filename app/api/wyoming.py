@@ -446,7 +446,7 @@ class WyomingServer:
     async def voice_of(self, wanted: object) -> tuple[str, str | None]:
         """Return the id of the voice to speak with, and the language to speak. Raises InvalidValue.
 
-        wanted: the object `voice` of an event. The language is None if the voice decides it.
+        wanted: the object `voice` of an event. The language is None if the voice determines the language.
         """
         chosen = {} if wanted is None else _object(wanted, "`voice`")
         name, language = chosen.get("name"), chosen.get("language")

@@ -76,7 +76,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s
     routes = APIRouter(route_class=gate.route("speak"), include_in_schema=False)
 
     def answer_of(body: SpokenBody, output: OutputFormat, owner: str) -> Any:
-        """Return a function that starts to speak a body and returns the answer."""
+        """Return a function that starts to generate the speech for a request body, and returns the answer."""
 
         async def prepare() -> Answer:
             with client_names(FIELD_NAMES):
@@ -85,7 +85,7 @@ def router(speaking: Speaking, voices: VoiceStore, gate: Gate, *, send_timeout_s
         return prepare
 
     def speech(body: SpokenBody, output: OutputFormat, caller: Request) -> Response:
-        """Return the response that sends the speech of a body."""
+        """Return the response that sends the speech for a request body."""
         prepare = answer_of(body, output, caller.state.owner)
         name = f"speech.{output.response_format if output.law is None else output.law}"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 
 MAX_PAGE = 100
-# Type of voices -> whether it contains the standard voices, and whether it contains the cloned voices.
+# Value of `voice_type` -> (whether the list has the standard voices, whether the list has the cloned voices).
 _TYPES = {
     "default": (True, False),
     "personal": (False, True),
@@ -70,7 +70,8 @@ def router(voices: VoiceStore, gate: Gate, path: str) -> APIRouter:
         ]
         if sort == "name":
             matching.sort(key=lambda voice: str(voice["name"]).casefold())
-        if sort_direction == "desc":  # if `sort` is not "name", the order is that of creation
+        # Without sort="name", the order is that of `VoiceStore.all`, where an older cloned voice comes first.
+        if sort_direction == "desc":
             matching.reverse()
         start = 0
         if next_page_token:

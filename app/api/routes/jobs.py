@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from app.types import SpeechRequest
 
 JOBS_PATH = "/audio/jobs"
-EVENT_CHECK_S = 1.0  # how often a job is read again, because another process may speak the job
+EVENT_CHECK_S = 1.0  # how often a job is read again, because another process may have changed the job
 # After KEEP_ALIVE_S seconds without an event, a comment is sent, so that proxies keep the connection open.
 KEEP_ALIVE_S, SSE_COMMENT = 15.0, b": waiting\n\n"
 EVENT_SENTENCES = 200  # the largest number of sentences in one event
@@ -107,14 +107,15 @@ class Jobs:
         new = replace(new, request=self.speaking.with_default_voice(new.request, body))
         store = self.runner.store
         if (first := await store.call(store.repeated, new, key)) is not None:
-            return first, body.ignored  # without a check: the voice of the first job may not exist any more
+            # The client has sent this request again. Do not check the job, because its voice may not exist any more.
+            return first, body.ignored
         ignored = await self.check(new)
         job, _ = await store.call(store.create, new, key)
         self.runner.wake()
         return job, (*body.ignored, *ignored)
 
     async def follow(self, job_id: str, request: Request) -> AsyncGenerator[Job | None]:
-        """Yield a job now and after each change, until it has ended or was deleted, or the server stops.
+        """Yield a job at once and after each change, until the job has ended or was deleted, or the server stops.
 
         Yields None after KEEP_ALIVE_S without a change.
         """
@@ -170,7 +171,10 @@ class Jobs:
         return changed
 
     async def check(self, new: NewJob) -> tuple[str, ...]:
-        """Check that a job can be spoken. Return the names of fields that the engine ignores. Raises RequestError."""
+        """Check that a new job has text, and that its settings and its voices can be used. Raises RequestError.
+
+        Returns the names of the fields that the engine ignores.
+        """
         texts = [chapter.text for chapter in new.chapters if chapter.text.strip()]
         if not texts:
             raise EmptyText("The text contains nothing that can be spoken. Send a text with words.", param="input")
@@ -312,7 +316,7 @@ def _add_job_routes(routes: APIRouter, jobs: Jobs) -> None:
         last = last_event_id or ""
         known = int(last) if last.isascii() and last.isdecimal() and len(last) < MAX_ID_DIGITS else None
         if known is not None and known > job.revision:
-            known = None  # this job has no such revision yet, so the id belongs to another job
+            known = None  # the job has no revision with this number, so the id is not from this job
         return StreamingAnswer(lambda: _event_stream(jobs, job_id, request, known), jobs.speaking.metrics, sse=True)
 
     @routes.get(

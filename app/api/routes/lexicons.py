@@ -78,7 +78,7 @@ def router(lexicons: LexiconStore, voices: VoiceStore, gate: Gate) -> APIRouter:
         return found
 
     def check(if_match: str | None) -> Callable[[LexiconFile], None] | None:
-        """Return a function that compares a dictionary's ETag with the header If-Match; None if it was not sent."""
+        """Return a function that compares a dictionary's ETag with the header If-Match; None without this header."""
         return None if if_match is None else lambda before: check_if_match(if_match, _response(before)[1])
 
     @readable.get(

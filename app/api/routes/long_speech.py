@@ -172,7 +172,7 @@ def router(jobs: Jobs) -> APIRouter:
 
 
 def _collection(request: Request) -> str:
-    """Return the path of the collection of jobs, with the prefix of a proxy."""
+    """Return the URL path of the collection of jobs. It contains the path prefix of a proxy, if there is one."""
     return request.url.path.partition(LONG_PATH)[0] + LONG_PATH
 
 
@@ -322,7 +322,7 @@ def _add_changes(routes: APIRouter, jobs: Jobs) -> None:
         LONG_PATH + "/{job_id}", operation_id="change_long_speech", responses=problems(400, 404, 408, 413, 507)
     )
     async def change(job_id: JobId, body: LongChangeBody, request: Request, response: Response) -> LongJob:
-        """Change the name and the tags of a job, or hide it in the history."""
+        """Change the name and the tags of a job, or archive the job. The history omits archived jobs by default."""
         job = await jobs.find(job_id, request)
         body.name_ignored(response)
         changed = await store.call(

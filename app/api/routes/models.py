@@ -91,7 +91,7 @@ def router(
 
     @admin.post("/models/{model_id:path}/load", responses=problems(404, 503))
     async def load_model(model_id: str, caller: Request) -> Model:
-        """Load a model into memory, and get its entry in the list. After a failed load, the server tries again.
+        """Load a model into memory, and get its entry in the list. If an earlier load has failed, the load is repeated.
 
         With the id of a LoRA adapter, load the adapter and the model that the adapter changes.
         """
@@ -105,7 +105,7 @@ def router(
 
     @admin.post("/models/{model_id:path}/unload", responses=problems(400, 404, 429))
     async def unload_model(model_id: str, caller: Request) -> Model:
-        """Unload a model when all its running answers have ended. The response is its entry in the list of models."""
+        """Unload a model when all its running answers have ended. Return the model's entry in the list of models."""
         base, name = split_adapter(model_id, adapters)
         if name:
             raise NotSupported(
@@ -133,7 +133,7 @@ def served(model_id: str, manager: ModelManager) -> str:
 
 
 def model_state(manager: ModelManager, model_id: str) -> tuple[ModelStatus, str]:
-    """Return the state of a model, and the reason why it is not ready."""
+    """Return two values: the state of a model; the reason why the model is not ready, or "" if it is ready."""
     own = manager.of(model_id)
     status = own.status()
     requested = model_id == own.requested.model_id

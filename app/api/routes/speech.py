@@ -1,4 +1,4 @@
-"""`/audio/speech` and its aliases for streaming. They share one handler, because every answer is streamed."""
+"""`/audio/speech` and its aliases for streaming. All share one handler, because it streams every answer."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class VoicePatch(ReportedBody):
 
 
 def router(speaking: Speaking, gate: Gate, creation: VoiceCreation, lexicons: LexiconStore) -> APIRouter:
-    """Create the routes below `/voice-cloning` that need an API key, if the server has keys."""
+    """Create the routes below `/voice-cloning` for which a server with API keys requires a key."""
     routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
     _add_creation_routes(routes, creation)
     _add_voice_routes(routes, creation)
