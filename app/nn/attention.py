@@ -40,7 +40,7 @@ def _products(q: Tensor, k: Tensor) -> Tensor:
     A product in bfloat16 would be rounded to the 8 significant bits of bfloat16 before the softmax. A CUDA device can
     return the result of a bfloat16 product in float32. On other devices, q and k are converted to float32.
     """
-    # The parameter `out_dtype` of `bmm`, the dtype of the result, works only on CUDA.
+    # `bmm` accepts `out_dtype`, the dtype of its result, only on CUDA.
     wide_sums = q.is_cuda and torch.version.hip is None
     if wide_sums and q.dtype == k.dtype != torch.float32 and q.shape[:-2] == k.shape[:-2]:
         flat = torch.bmm(q.flatten(0, -3), k.flatten(0, -3).transpose(1, 2), out_dtype=torch.float32)

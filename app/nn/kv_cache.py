@@ -65,7 +65,10 @@ class KVCache:
         return self.k.nbytes + self.v.nbytes
 
     def prefill_attention(self, row: int, start: int, count: int) -> PrefillAttention | NativeAttention:
-        """Return causal attention for `count` new tokens of one row, at positions start..start+count-1."""
+        """Return a causal attention function for `count` new tokens of one row.
+
+        The tokens are at positions start..start+count-1.
+        """
         end = start + count
         if self._library is not None:
             return self._native([row] * count, range(start, end), self._library)
@@ -85,7 +88,10 @@ class KVCache:
         return attend
 
     def decode_attention(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention | NativeAttention:
-        """Return attention for one new token in each of `rows`. positions: the position of each of these tokens."""
+        """Return an attention function for one new token in each of `rows`.
+
+        positions: the position of each of these tokens.
+        """
         if self._library is not None:
             return self._native(rows, positions, self._library)
         return self._batched_decode(rows, positions) if self._batched else self._row_by_row_decode(rows, positions)
@@ -110,7 +116,7 @@ class KVCache:
         return attend
 
     def _row_by_row_decode(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
-        """Return attention that computes one row after another.
+        """Return an attention function that computes one row after another.
 
         Reads the keys in place and without padding. So the result of a row does not depend on other rows.
         """
@@ -131,7 +137,7 @@ class KVCache:
         return attend
 
     def static_decode_attention(self, positions: Tensor, length: int, kernels: Kernels) -> DecodeAttention:
-        """Return attention for one new token of each of the first n rows. A CUDA graph can capture this attention.
+        """Return an attention function for one new token of each of the first n rows. A CUDA graph can capture it.
 
         positions (n,) on the device: the position of each row's token; all are below `length`. length: number of
         positions that attention reads. All shapes are fixed, and no value is copied to the host.
@@ -261,8 +267,8 @@ class DepthKVCache:
         """Return four views of the cache for each layer.
 
         The first two views are the keys and values of the new tokens (B, G, S, d). The last two views are all keys and
-        values that attention reads (B, G, L, d). Every frame needs the same views. This method keeps them, because
-        creating the views takes as long as the attention.
+        values that attention reads (B, G, L, d). Every frame needs the same views. This method keeps the
+        views, because creating the views takes as long as the attention.
         """
         found = self._views.get((rows, start, count))
         if found is None:
@@ -275,7 +281,7 @@ class DepthKVCache:
         return found
 
     def attention(self, rows: int, start: int, count: int) -> PrefillAttention | NativeAttention:
-        """Return causal attention for `count` new tokens of each of the first `rows` rows.
+        """Return a causal attention function for `count` new tokens of each of the first `rows` rows.
 
         The tokens are at positions start..start+count-1, in the order (row, position).
         """
@@ -309,9 +315,9 @@ class DepthKVCache:
         return found
 
     def static_decode_attention(self, rows: int, position: int, kernels: Kernels) -> DecodeAttention:
-        """Return attention for one new token of each of the first `rows` rows. All tokens are at `position`.
+        """Return an attention function for one new token of each of the first `rows` rows. All are at `position`.
 
-        A CUDA graph can capture this attention.
+        A CUDA graph can capture this function.
         """
         groups = self._groups
         fused = self._decode_attention(rows, self._view(rows, position, 1), fused=True)
@@ -330,12 +336,12 @@ class DepthKVCache:
     def _decode_attention(
         self, rows: int, views: list[tuple[Tensor, Tensor, Tensor, Tensor]], *, fused: bool | None = None
     ) -> PrefillAttention:
-        """Return attention for one new token of each row.
+        """Return an attention function for one new token of each row.
 
         fused: True = use the fused attention of torch; False = use separate products. None = True on a CPU only.
         """
         if fused is None:
-            fused = self.k.device.type == "cpu"  # fused attention takes half the time of separate products
+            fused = self.k.device.type == "cpu"  # on a CPU, this takes half the time of separate products
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             heads, size = q.shape[1:]
@@ -428,7 +434,7 @@ class CrossKVCache:
         return self._k.nbytes + self._v.nbytes
 
     def static_decode_attention(self, lengths: Tensor, length: int, kernels: Kernels) -> CachedAttention:
-        """Return attention for one token of each of the first n rows. A CUDA graph can capture this attention.
+        """Return an attention function for one token of each of the first n rows. A CUDA graph can capture it.
 
         lengths (n,) on the device: the length of each row's sequence, at least 1. length: number of positions that
         attention reads.
@@ -442,7 +448,7 @@ class CrossKVCache:
         return attend
 
     def decode_attention(self, rows: Sequence[int]) -> CachedAttention:
-        """Return attention for one token in each of `rows`. Each token attends to the sequence of its row."""
+        """Return an attention function for one token in each of `rows`. A token attends to the sequence of its row."""
         return self._batched_decode(rows) if self._batched else self._row_by_row_decode(rows)
 
     def _batched_decode(self, rows: Sequence[int]) -> CachedAttention:
@@ -465,7 +471,7 @@ class CrossKVCache:
 
         def attend(layer: int, q: Tensor) -> Tensor:
             # This attention is computed in float32 for every dtype of the cache. For one query, the fused attention of
-            # torch takes three times as long in bfloat16.
+            # torch takes three times as long in bfloat16 as in float32.
             _, heads, size = q.shape
             queries = q.float().view(-1, self._groups, heads // self._groups, size)  # (n, G, R, d)
             attended = [
@@ -477,7 +483,7 @@ class CrossKVCache:
         return attend
 
     def prefill_attention(self, row: int) -> CachedAttention:
-        """Return attention for any number of tokens of one row. All tokens attend to the sequence of the row."""
+        """Return an attention function for any number of tokens of one row. All attend to the row's sequence."""
         length = self._lengths[row]
         k, v = self._rows[row]
 

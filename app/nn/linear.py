@@ -25,7 +25,7 @@ class Linear(nn.Module):
         return functional.linear(x, self.weight, self.bias)
 
 
-_MIN_TOKENS = 3  # a batch with fewer tokens is padded to this number of tokens
+_MIN_TOKENS = 3  # a batch with fewer tokens than this is padded to this number of tokens
 
 
 class PackedLinear(nn.Module):
@@ -33,8 +33,8 @@ class PackedLinear(nn.Module):
 
     For one token, a PackedLinear is 1.6 times as fast as a Linear. The result of a token has the same bits in a batch
     of any size. A batch of one or two tokens is padded to three tokens, for two reasons. For one token, oneDNN uses
-    another kernel, which gives other bits. Three tokens take less time than one or two tokens: 3.2 ms instead of 3.9 or
-    4.6 ms, for a weight of 2048 x 16384 on a Zen 5.
+    another kernel than for several tokens, and the two kernels give different bits. Three tokens take less time than
+    one or two tokens: 3.2 ms instead of 3.9 or 4.6 ms, for a weight of 2048 x 16384 on a Zen 5.
     """
 
     def __init__(self, linear: Linear) -> None:
@@ -67,7 +67,7 @@ class QuantizedLinear(nn.Module):
     weight_bytes: int  # the size of the weights and their scales in bytes
 
     def __init__(self, norm: Tensor | None, eps: float) -> None:
-        """norm (inputs,): the weight of the RMSNorm, or None."""
+        """norm (inputs,): the weight of the RMSNorm before the layer; None = there is no norm."""
         super().__init__()
         self._norm_floor = torch.full((1, 1), math.sqrt(len(norm) * eps)) if norm is not None else None
 
@@ -106,8 +106,8 @@ class Int8Linear(QuantizedLinear):
         limit = 127 if torch.cpu._is_vnni_supported() else 63
         self._scale, self._zero_point = 1 / limit, limit + 1
         with warnings.catch_warnings():
-            # Ignore the warning that torch will remove quantized tensors: the recommended package is slower here, and
-            # the kernel itself stays in torch.
+            # Ignore the warning that torch will remove quantized tensors. The kernel itself stays in torch, and the
+            # package that the warning recommends is slower here.
             warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
             quantized = torch._make_per_channel_quantized_tensor(rounded, scales.double(), zeros, 0)
             bias = linear.bias.data.float() if linear.bias is not None else None
@@ -137,7 +137,7 @@ class Int8Linear(QuantizedLinear):
 
     @staticmethod
     def supported() -> bool:
-        """Whether this machine has the int8 kernel, which is a part of the library FBGEMM."""
+        """Whether PyTorch has the int8 kernel on this machine. The kernel is a part of the library FBGEMM."""
         return torch.backends.quantized.engine in ("x86", "fbgemm")
 
 

@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA) that act on single rows of a batch: y = x W^T + (x A^T) B^T.
 
-Each row of a batch can use another adapter, or none. An adapter has a slot, which is a number from 1; slot 0 means no
-adapter. `AdaptedLinear` replaces a linear layer when the first adapter is added, so a model without adapters does no
-extra work. `LowRankAdapters` owns the slots and selects the adapters of the next products.
+Each row of a batch can use its own adapter, or no adapter. An adapter has a slot, which is a number from 1; slot 0
+means no adapter. `AdaptedLinear` replaces a linear layer when the first adapter is added, so a model without adapters
+does no extra work. `LowRankAdapters` owns the slots and selects the adapters of the next products.
 
 There are three ways to compute (x A^T) B^T:
 - row by row, with separate products for each row: for prompts, and for steps on a GPU without CUDA graphs.
@@ -233,8 +233,9 @@ class AdaptedLinear(nn.Module):
         self._library: Library | None = None  # the native kernels; None = PyTorch computes the products
         if isinstance(self.inner, NativeLinear) and self._width is not None and self._width % VECTOR == 0:
             self._library = self.inner.library if dtype == torch.bfloat16 else None
-        # A QuantizedLinear computes the RMSNorm itself, so the norm has not been applied to x. Then A is multiplied by
-        # the weight of the norm, and x must only be divided by the lengths of its tokens.
+        # If the layer is a QuantizedLinear that computes an RMSNorm: the weight of this norm * sqrt(inputs). Otherwise
+        # None. Such a layer gets x before the norm. So A is multiplied by `self.norm`, and x is divided by the lengths
+        # of its tokens.
         self.norm: Tensor | None = None
         self._norm_floor = 0.0 if place.norm is None else len(place.norm) * place.eps
         self._native: NativeLowRank | None = None  # computes the products for `_found` with the native kernels
@@ -313,7 +314,7 @@ class AdaptedLinear(nn.Module):
         return y.add_(added.view(len(x), -1))
 
     def _natively(self, tables: _Tables, at: _Indices) -> NativeLowRank | None:
-        """Return an object that computes these products with the native kernels; None = PyTorch computes them."""
+        """Return an object that computes the adapters' products natively; None = PyTorch computes the products."""
         if self._library is None:
             return None
         floor = self._norm_floor if self.norm is not None else None
@@ -420,7 +421,7 @@ class Selection:
         self.active = index is not None
 
     def indices(self, layout: _Layout, outputs: tuple[int, ...], width: int) -> _Indices:
-        """Return the `_Indices` for a layer with these outputs. Layers with the same outputs share one object."""
+        """Return the `_Indices` for a layer with these outputs. Layers with equal `outputs` share one object."""
         found = self._indices.get((layout, outputs))
         if found is None:
             if len(self._indices) >= _KEPT_INDICES:
@@ -435,7 +436,9 @@ def applies_norm(linear: nn.Module) -> bool:
 
 
 class LowRankAdapters:
-    """The slots of the adapters of one model. Only the engine's thread calls `select`; any thread calls other methods.
+    """The slots of the adapters of one model.
+
+    Only the engine's thread may call `select`. Any thread may call the other methods.
 
     A slot may change only while no row uses it, so `set_slot` and `clear_slot` never change the speech of a row.
     """

@@ -1,7 +1,7 @@
 """The queue that carries one utterance's audio from the engine's thread to the event loop.
 
-Backpressure: `put` never blocks, even if the queue is full. Instead, the scheduler pauses the row that fills a full
-queue. So a reader that reads slowly pauses only the row of its own utterance.
+Backpressure: `put` never blocks, even if the queue is full. Instead, the scheduler pauses a row while the row's
+queue is full. So a reader that reads slowly pauses only the row of its own utterance.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class AudioQueue:
     def put(self, samples: Samples, codes: Codes | None = None) -> None:
         """Add samples (N,) float32 and the codes (K, T) int16 from which the codec decoded them. Never blocks.
 
-        If the codec needs later frames first, `samples` is empty. Then the queue keeps the codes until samples arrive,
-        and adds the codes to these samples.
+        If the codec needs later frames to decode the codes, `samples` is empty. Then the queue keeps
+        the codes until samples arrive, and adds the codes to these samples.
         """
         with self._lock:
             if not len(samples):

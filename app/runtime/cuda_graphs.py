@@ -27,11 +27,12 @@ log = logging.getLogger(__name__)
 BucketKey = TypeVar("BucketKey")
 Body = Callable[[], None]
 
-WARM_UPS = 2  # how often the function is called before its capture, because CUDA libraries initialise in the first call
+# How often a function is called before its capture. CUDA libraries initialise in the first call.
+WARM_UPS = 2
 
 
 def at_least(count: int, sizes: Sequence[int]) -> int:
-    """Return the smallest of `sizes` (ascending) that is at least `count`. Raises ValueError if all are smaller."""
+    """Return the first of `sizes` (ascending) that is at least `count`. Raises ValueError if there is none."""
     for size in sizes:
         if size >= count:
             return size
@@ -72,7 +73,7 @@ class GraphCapture:
     def forget(self) -> None:
         """Set the counted graphs, seconds and bytes to 0, and use a new memory pool for the next captures.
 
-        The caller must have deleted all captured graphs before.
+        The caller must delete all captured graphs before this call.
         """
         self._pool: Any = torch.cuda.graph_pool_handle() if self._on_cuda else None
         self.graphs = 0
@@ -131,7 +132,7 @@ class GraphCapture:
             self._bytes = max(0, self._bytes - max(0, torch.cuda.mem_get_info(self._device)[0] - before))
 
     def fresh(self) -> GraphCapture:
-        """Return a new object of the same kind that captures on the same devices and has captured no graphs."""
+        """Return a new object that captures on the devices of this object and contains no graphs."""
         return GraphCapture(self._device)
 
     def _free_unused(self) -> None:
@@ -269,7 +270,7 @@ class GraphBuckets(Generic[BucketKey]):
         """Capture all graphs. Captures the largest graph first, so that smaller graphs reuse the memory of this graph.
 
         body: returns the function to capture for a number of rows and a key. key_for: for a number of rows and a key,
-        returns the key whose graph is used. Keys that are never returned have no graph.
+        returns the key whose graph is used. A key that `key_for` never returns has no graph.
 
         If the memory is too small for all graphs, the graphs for the largest number of rows are deleted, and the next
         smaller number becomes the largest. Raises torch.OutOfMemoryError if the graphs for one row do not fit.

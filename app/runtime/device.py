@@ -90,7 +90,7 @@ def choose_devices(names: Sequence[str]) -> tuple[torch.device, ...]:
 def device_notes(device: torch.device) -> tuple[tuple[str, str], ...]:
     """Return an entry for /health that warns about the device; () = there is no warning.
 
-    The entry warns that a GPU of this machine is not used, or that the server was never tested on such a device.
+    The entry warns that a GPU of this machine is not used, or that the server was never tested on this kind of device.
     """
     if device.type == "cpu" and _DRIVER_FILE.exists() and not torch.cuda.is_available():
         return (("device_reason", " ".join(_why_no_cuda())),)
@@ -183,7 +183,7 @@ def _usable(device: torch.device) -> torch.device:
 
 
 def _untested(device: torch.device) -> torch.device:
-    """Return `device`, and log a warning that the server was never tested on such a device."""
+    """Return `device`, and log a warning that the server was never tested on this kind of device."""
     for _, reason in device_notes(device):
         log.warning("%s: %s", device, reason)
     return device
@@ -199,8 +199,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 # GPU memory that stays free for intermediate tensors, CUDA graphs and libraries. Mimi needs 1.06 GB to encode 60 s of
-# audio, and DAC needs 1.09 GB to decode 64 rows. For an engine with one row, LEAST_SCRATCH_BYTES are enough, so that it
-# can start on a small GPU. If a request then has too little memory to encode a recording, only this request fails.
+# audio, and DAC needs 1.09 GB to decode 64 rows. For an engine with one row, only LEAST_SCRATCH_BYTES
+# stay free, so that the engine can start on a small GPU. If a request then has too little memory to encode a recording,
+# only this request fails.
 SCRATCH_BYTES, LEAST_SCRATCH_BYTES = 5 << 28, 1 << 30
 
 

@@ -22,7 +22,8 @@ _M_MMAP_THRESHOLD = -3  # from malloc.h
 _SEPARATE_BYTES = 1 << 20
 _LARGEST_THRESHOLD_BYTES = 32 << 20
 INTERVAL_S = 5.0  # seconds between two checks
-GROWTH_BYTES = 32 << 20  # free memory is given back only if the process has grown by more than this number of bytes
+# Free memory is given back only if the process is at least this number of bytes larger than its smallest size.
+GROWTH_BYTES = 32 << 20
 
 
 async def trim_when_idle(is_idle: Callable[[], bool]) -> None:
@@ -34,7 +35,8 @@ async def trim_when_idle(is_idle: Callable[[], bool]) -> None:
     if trim is None:
         return
     smallest_bytes = memory.resident_bytes()
-    # Memory of the process after the last call of `trim`; 0 = requests have run or the process has grown since then.
+    # Memory of the process after the last call of `trim`. 0 = there was no call yet, or requests have run or the
+    # process has grown since the last call.
     trimmed_bytes = 0
     while True:
         await asyncio.sleep(INTERVAL_S)
@@ -78,9 +80,9 @@ def separate_large_blocks() -> Iterator[None]:
     try:
         yield
     finally:
-        # By default, glibc raises the threshold by itself, up to this value. After a program has set the threshold,
-        # glibc no longer changes it, so set it to this value. The steps of a model allocate and free blocks of a few
-        # MiB, and a new mapping for each block would cost page faults.
+        # By default, glibc raises the threshold by itself, up to _LARGEST_THRESHOLD_BYTES. After a program has set the
+        # threshold, glibc no longer changes it. So set the threshold to the largest value. The steps of a model
+        # allocate and free blocks of a few MiB, and a new mapping for each block would cost page faults.
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD_BYTES)
 
 

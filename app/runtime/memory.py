@@ -49,7 +49,7 @@ def machine_free_bytes() -> int:
 
 
 def available_bytes() -> int | None:
-    """Return how much more main memory this process can use, in bytes; None if the system does not report it.
+    """Return how many bytes of main memory this process can still allocate; None if the system does not report it.
 
     Considers the memory of the machine and the limit of the container (cgroup v2).
     """

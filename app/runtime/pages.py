@@ -1,6 +1,6 @@
 """Moves memory to huge pages after the process has filled it, for example with weights.
 
-A model reads all its weights, 1 GB or more, for each token. With pages of 4 KiB, a core spends a part of this time on
+A model reads all its weights, 1 GB or more, for each token. With pages of 4 KiB, a core spends a part of its time on
 address translation. On a Zen 5, the int8 depth decoder of CSM takes 0.22 s for a frame with pages of 4 KiB, and 0.18 s
 with huge pages of 2 MiB. Most systems use huge pages only for memory that a program marks with the system call madvise.
 """
@@ -55,9 +55,9 @@ def use_huge_pages() -> None:
 
 
 def _half_used(start: int, end: int) -> Iterator[int]:
-    """Divide the memory from `start` to `end` into ranges of 2 MiB. Yield the address of each half-used range.
+    """Divide the memory from `start` to `end` into ranges of 2 MiB. Yield the address of each range in use.
 
-    A range is half used if at least half of its small pages are in memory.
+    A range is in use if at least half of its small pages are in memory.
     """
     if start >= end:
         return

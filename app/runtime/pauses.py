@@ -10,7 +10,7 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 def shorten_switch_interval() -> None:
-    """Set a shorter thread switch interval for this process. A shorter interval shortens the time to first audio."""
+    """Set a shorter thread switch interval than Python's default, to shorten the time to first audio."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 

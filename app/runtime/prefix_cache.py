@@ -1,7 +1,8 @@
 """The prefix cache keeps the keys and values of voice prompts, so that a voice prompt is prefilled only once.
 
 The key of an entry is a digest of the model and of the prompt: the speaker, text and codes of each prompt segment. An
-engine may also keep the state of a row at the end of an utterance, so that a later utterance continues from this state.
+engine may also keep the state of a row at the end of an utterance, so that a later utterance can continue from this
+state.
 """
 
 from __future__ import annotations

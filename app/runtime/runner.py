@@ -94,12 +94,12 @@ class Runner(Protocol):
         """
 
     def release(self, row: int) -> None:
-        """Remove the utterance from the row, because it has ended or was cancelled."""
+        """Remove the utterance, which has ended or was cancelled, from the row."""
 
 
 @runtime_checkable
 class MovesRows(Protocol):
-    """A runner that can move utterances to other rows. Its step takes longer if a row with a high number is active."""
+    """A runner that can move utterances to other rows. Its step takes longer, the higher the highest active row is."""
 
     @property
     def bucket_sizes(self) -> Sequence[int]:

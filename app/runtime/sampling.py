@@ -202,9 +202,9 @@ def _short_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
 
     A row is short if its top_k is 1 to TOP_K_FAST. So this function need not sort all codes.
 
-    top_p keeps a code if the total probability of all better codes is below top_p. The probabilities are computed from
-    all codes that top_k keeps. If codes have the same score as the last kept code, top_k keeps these codes, too. So
-    top_k can keep more than TOP_K_FAST codes.
+    top_p keeps a code if the total probability of all codes with a higher score is below top_p. The probabilities are
+    computed from all codes that top_k keeps. If codes have the same score as the last kept code, top_k keeps these
+    codes, too. So top_k can keep more than TOP_K_FAST codes.
     """
     tops, places = scores.topk(min(TOP_K_FAST, scores.shape[-1]), dim=-1)
     floor = tops.gather(-1, limits.last.expand(-1, scores.shape[1], 1))

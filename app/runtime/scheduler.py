@@ -1,9 +1,9 @@
 """The scheduler of continuous batching: a bounded queue of utterances, and a fixed number of rows for utterances.
 
 The slack of a row is the number of seconds that the row's listener can play without more audio (`Slot.slack_s`). If any
-row has a slack below SHORT_S, only rows with a slack below AHEAD_S are prefilled and stepped. All rows with more slack
-pause, which shortens the time to first audio. On a CPU, a step with fewer rows takes less time. On a GPU, if no row is
-stepped, the whole device works on the new prompt.
+row has a slack below SHORT_S, only rows with a slack below AHEAD_S are prefilled and stepped. Rows with a slack of at
+least AHEAD_S pause, which shortens the time to first audio. On a CPU, a step with fewer rows takes less time. On a GPU,
+if no row is stepped, the whole device works on the new prompt.
 
 The time of a step depends on the smallest bucket that contains the highest active row (`MovesRows.bucket_sizes`). If
 all jobs would have fit into a smaller bucket in COMPACT_AFTER consecutive plans, the next plan moves the job in the
@@ -31,7 +31,8 @@ from app.errors import Busy, EngineStopped
 from app.runtime.slots import AHEAD_S, SHORT_S, Job, Phase, Slot, Slots
 from app.types import Load
 
-COMPACT_AFTER = 8  # number of consecutive plans before a job is moved
+# A job is moved after this number of consecutive plans in which all jobs would have fit into a smaller bucket.
+COMPACT_AFTER = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ class Scheduler:
     def submit(self, job: Job) -> None:
         """Add a job to a queue.
 
-        Raises Busy if all rows and the queue are full. After `close`, raises the error of `close`.
+        Raises Busy if all rows and the queue are full. After `close`, raises the error with which `close` ended the
+        jobs.
 
         Only the first utterance of an answer can be refused. The later utterances of an answer run before new answers.
         A background job ends with Busy if a foreground job needs its row.
@@ -279,8 +281,8 @@ class Scheduler:
 def _urgency(slot: Slot) -> tuple[int, float]:
     """Return the sort key of a row that waits for prefill: a class, and the time at which the job was submitted.
 
-    Class 0: a later utterance of an answer that the listener plays now or next. Class 1: the first utterance of an
-    answer. Class 2: an utterance that the listener plays later. Class 3: a background job.
+    Class 0: an utterance that the listener plays now or next and that is not the first of its answer. Class 1: the
+    first utterance of an answer. Class 2: an utterance that the listener plays later. Class 3: a background job.
     """
     job = slot.job
     if job is None:

@@ -118,15 +118,15 @@ class Adapter:
     def low_rank(
         self, frozen: tuple[str, ...], base: Checkpoint | None, remedy: str
     ) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yield (name of a tensor of the base, A (r, ...), scaled B (..., r)) in float32, for single rows of a batch.
+        """Yield (name of a tensor of the base, A (r, ...), scaled B (..., r)) in float32, to adapt single rows.
 
         frozen: the adapter must not change a tensor whose name begins with one of these texts. base: the tensors of the
         base; None = the base is not known. Raises WeightsUnavailable with `remedy` if the adapter changes a frozen
         tensor, or changes a tensor in another way than W + B A.
 
-        Two kinds of tensors in the file change nothing and are skipped. PEFT also adds A and B to layers that the
-        training does not reach, and there B is zero. PEFT may also save whole tensors that are equal to the tensors of
-        the base.
+        Two kinds of tensors in the file change nothing and are skipped. First: A and B of a layer that the training
+        did not reach, because B is zero there. Second: a whole tensor that is equal to the tensor of the base, because
+        PEFT may also save unchanged tensors.
         """
         for name, update in self._updates.items():
             what = _other_change(update)
@@ -146,7 +146,7 @@ class Adapter:
                 yield name, _whole(update.a), _whole(update.b) * update.scale
 
     def check_merged(self, model: str, except_for: str | None = None) -> None:
-        """Raise WeightsUnavailable if the adapter changes a tensor that no earlier call of `merge` had in its `base`.
+        """Raise WeightsUnavailable if the adapter changes a tensor that was not in the `base` of any call of `merge`.
 
         except_for: tensors whose names begin with this text are not checked.
         """
@@ -292,9 +292,9 @@ def _scale(module: str, config: Mapping[str, Any]) -> float:
 
 
 def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """Return the value of the first pattern that matches the end of `module`, a name, or else `default`.
+    """Return the value of the first pattern that matches the end of the name `module`, as PEFT does.
 
-    PEFT uses the same rule.
+    patterns: pattern -> value. If no pattern matches, returns `default`.
     """
     for pattern, value in (patterns or {}).items():
         if _ending_in(pattern).match(module):
@@ -400,7 +400,7 @@ def _other_change(update: _Update) -> str:
 
 
 def _is_equal(whole: Stored, base: Checkpoint | None, name: str) -> bool:
-    """Whether a tensor of the adapter is equal to the tensor of the base, after rounding to the adapter's dtype."""
+    """Whether a tensor of the adapter is equal to the base's tensor, converted to the dtype of the adapter's tensor."""
     if base is None or name not in base or tuple(base.tensors[name].shape) != tuple(whole.shape):
         return False
     pairs = ((block, whole.rows(start, start + len(block))) for start, block in base.blocks(name))

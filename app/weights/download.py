@@ -360,8 +360,8 @@ class _Download:
     def in_library_cache(self, file: _RemoteFile, commit: str) -> Path | None:
         """Return the path of the complete file in the cache of the hub's library; None = it is not in this cache.
 
-        The name of a blob is its ETag, so this method also finds blobs of other commits. On a disk without symlinks,
-        the library keeps the file in the snapshot instead of the blobs.
+        The name of a blob is its ETag, so this method also finds a blob that the library downloaded for another
+        commit. On a disk without symlinks, the library keeps the file in the snapshot and has no blob.
         """
         cache = self.source.library_cache()
         for path in (cache / "blobs" / file.etag, cache / "snapshots" / commit / file.name):
@@ -515,7 +515,7 @@ class _Download:
                 continue
             if not self.is_complete(file):
                 with self._lock(file):
-                    # Another process may have downloaded the file while this one waited for the lock.
+                    # Another process may have downloaded the file while this process waited for the lock.
                     if not self.is_complete(file):
                         self._download(file, blob)
             self.local_bytes[file.name] = file.size_bytes

@@ -161,9 +161,9 @@ def files_for(model: str, source: str = "") -> ModelFiles:
 
 
 def copies(files: ModelFiles) -> tuple[ModelFiles, ...]:
-    """Return `files`, followed by `files` with each copy in `mirrors` as the source.
+    """Return `files`, and then for each copy in `mirrors`, the same files with this copy as the source.
 
-    If the source is not the published model, return only `files`.
+    If the source of `files` is not the published model, return only `files`.
     """
     if files.source != files.original:
         return (files,)
@@ -239,7 +239,7 @@ def _select(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container[str]
 
 
 def has_base(files: ModelFiles, names: Iterable[str]) -> bool:
-    """Whether these names contain config.json and a complete layout of weights, not only an adapter."""
+    """Whether these names contain config.json and a complete layout of weights. An adapter is not enough."""
     sizes = dict.fromkeys(names, 0)
     if not set(files.required) <= sizes.keys():
         return False
@@ -456,9 +456,10 @@ def complete_in_library_cache(files: ModelFiles) -> Path | None:
 
 
 def find_in_library_cache(files: ModelFiles) -> tuple[Path | None, list[str]]:
-    """Return the snapshot folder in the cache of the hub's library, and what is wrong with it; [] = it is complete.
+    """Return the snapshot folder in the cache of the hub's library, and a list of what is wrong with this folder.
 
-    (None, []) = the cache does not contain the revision. The file refs/<revision> names the snapshot.
+    An empty list = the folder is complete. (None, []) = the cache does not contain the revision. The file
+    refs/<revision> names the snapshot.
     """
     source = Source.parse(files)
     cache = source.library_cache()

@@ -51,7 +51,7 @@ def may_hold_a_model(name: str) -> bool:
 def unusable(
     where: str, names: Iterable[str], config: Mapping[str, Any] | None = None, *, setting: str = "", example: str = ""
 ) -> WeightsUnavailable | None:
-    """Return an error that says why the server can't read a model's weights; None = the names do not show why.
+    """Return an error that says why the server can't read a model's weights; None = no reason was found.
 
     where: the repository or folder, used in the message. names: the paths of the files in `where`. config: the content
     of config.json. setting: the environment variable that names the model. example: a repository that the server can
@@ -88,7 +88,7 @@ def unusable(
 
 
 def unusable_files(folder: Path, *, setting: str = "", example: str = "") -> WeightsUnavailable | None:
-    """Return an error that says why the server can't read the weights in a folder; None = the names do not show why."""
+    """Return an error that says why the server can't read the weights in a folder; None = no reason was found."""
     names = [path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_file()]
     return unusable(str(folder), names, read_config(folder), setting=setting, example=example)
 

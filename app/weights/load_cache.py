@@ -1,11 +1,11 @@
 """The load cache stores the parameters of a loaded model on disk, so that the next start is faster.
 
-Without this cache, each start of a bfloat16 model reads float32 weights, which have twice as many bytes, and converts
-and joins the tensors. The cache stores the result as one safetensors file. The name of the file is a digest of the
-names, sizes and times of the weights files, of the config and of the dtype. A read checks the CRC-32 of each tensor. So
-a read detects a truncated or damaged file, and the model is then loaded without the cache and written again. That is
-why a write does not wait until the bytes are on disk. Errors of the cache are logged and do not stop a start. This
-module does not depend on any model.
+Without this cache, each start of a bfloat16 model reads float32 weights, which are twice as large as bfloat16 weights,
+and converts and joins the tensors. The cache stores the result as one safetensors file. The name of the file is a
+digest of the names, sizes and times of the weights files, of the config and of the dtype. A read checks the CRC-32 of
+each tensor. So a read detects a truncated or damaged file, and the model is then loaded without the cache and written
+again. That is why a write does not wait until the bytes are on disk. Errors of the cache are logged and do not stop a
+start. This module does not depend on any model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-MIN_BYTES = 64 << 20  # smaller models are not cached, because they load as fast from their source
+MIN_BYTES = 64 << 20  # models with fewer bytes are not cached, because they load as fast from their source
 SPARE_BYTES = 1 << 30  # disk space that must stay free for other programs
 _LAYOUT = 1  # increase this number if a new version of the code changes the layout of parameters
 _BLOCK_BYTES = 8 << 20  # size of a block in bytes; a block fits into the CPU's cache

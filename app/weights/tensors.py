@@ -285,7 +285,7 @@ def _open_pickle(path: Path) -> Checkpoint:
 
 
 def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpoint]:
-    """Open all complete checkpoints in a folder. The first one in the result is most likely the right one.
+    """Open all complete checkpoints in a folder. The result begins with the checkpoint that is most likely the model.
 
     A folder may contain a model in two layouts, and file names do not show the layout. So the caller must choose a
     checkpoint by the names of the tensors in it. preferred: the index file or weights file that config.json names.

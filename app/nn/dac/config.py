@@ -47,12 +47,12 @@ class DacConfig:
 
     @property
     def decoder_widths(self) -> tuple[int, ...]:
-        """The number of channels before the decoder's first block, and after each block."""
+        """The numbers of channels: before the decoder's first block, and after each block of the decoder."""
         return tuple(self.decoder_width >> i for i in range(len(self.up_ratios) + 1))
 
     @property
     def encoder_widths(self) -> tuple[int, ...]:
-        """The number of channels before the encoder's first block, and after each block."""
+        """The numbers of channels: before the encoder's first block, and after each block of the encoder."""
         return tuple(self.encoder_width << i for i in range(len(self.down_ratios) + 1))
 
 

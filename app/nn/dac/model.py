@@ -7,9 +7,9 @@ in a decode of the whole recording. A residual unit adds the unit's input to the
 convolutions delay the output, so a buffer delays the input by the same time.
 
 Exactness in float32 on a CPU: a decode in chunks and a decode in one call give samples that differ by less than 1e-6 of
-full scale because of rounding (the lowest bit of 16-bit audio is 3e-5). If a row is decoded alone twice in the same
-chunks, the samples have the same bits. If the chunks or the other rows of the batch differ, the matrix products have
-other shapes, and the last bits may differ.
+full scale because of rounding (the lowest bit of 16-bit audio is 3e-5). If codes are decoded twice, both times
+without other rows and in the same chunks, the samples have the same bits. With other chunks or with more rows, the
+matrix products have other shapes, and the last bits may differ.
 
 Tensors have the layout (B, T, C). Activations and state are float32; weights and matrix products have the decoder's
 `dtype`. References: Kumar et al., arXiv 2306.06546, and the config.json of descript/dac_44khz.
@@ -33,9 +33,10 @@ _CHUNK_FRAMES = 64  # the largest number of frames in one pass through the first
 # _CPU_STEPS time steps fits into the CPU's cache.
 _CPU_STEPS = 1024
 _GPU_STEPS = 1 << 16
-# If there are fewer time steps, one matrix product over windows is faster than one product for each kernel position.
+# If there are fewer time steps than this, one matrix product over windows is faster than one product for each kernel
+# position.
 _FEW_STEPS = 64
-_MIN_ALPHA = 1e-8  # for a smaller alpha, x + sin(alpha x)**2 / alpha rounds to x
+_MIN_ALPHA = 1e-8  # if alpha is smaller than this, x + sin(alpha x)**2 / alpha rounds to x
 _ENCODER_FRAMES = 256  # number of frames in one pass of the encoder: 3 s of audio
 
 
@@ -66,7 +67,7 @@ class Snake(nn.Module):
         return z.addcmul_(sine, sine)
 
     def fill(self, alpha: Tensor, bias: Tensor) -> None:
-        """Set the formula's a to `alpha` (C,) and the formula's b to `bias` (C,)."""
+        """Set a and b of the activation's formula: a = `alpha` (C,), b = `bias` (C,)."""
         self.scale.copy_(alpha)
         self.shift.copy_(alpha * bias)
 
@@ -91,7 +92,7 @@ class Conv(nn.Module):
         rows, length, channels = x.shape
         count = length - 2 * self.pad
         kernel, _, outputs = self.weight.shape
-        if outputs == 1:  # first multiply each input by all kernel weights, then sum along the diagonals
+        if outputs == 1:  # multiply each input by all kernel weights, then sum the diagonals of the products
             taps = x @ self.weight[..., 0].t()  # (B, T + 2 * pad, kernel)
             out = taps.as_strided((rows, count, kernel), (length * kernel, kernel, kernel + 1)).sum(dim=2)
             return (out if self.bias is None else out + self.bias)[..., None]
@@ -118,7 +119,7 @@ class Upsample(nn.Module):
     """A transposed convolution with kernel 2 * stride.
 
     Each input contributes to 2 * stride outputs. The last `stride` of these outputs (`overlap`) are added to the first
-    `stride` outputs of the next input. The decoder removes `pad` outputs at both ends of a stream.
+    `stride` outputs of the next input. The decoder removes `pad` outputs at each end of a stream.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dtype: torch.dtype) -> None:
@@ -150,10 +151,10 @@ class Unit(nn.Module):
         self.second = _weight(width, width, dtype=dtype)
 
     def fill(self, weights: Checkpoint, name: str, pending: Tensor) -> Tensor:
-        """Copy the weights.
+        """Copy the unit's weights from the checkpoint. name: the name of the unit in the checkpoint.
 
         pending (C,): the sum of earlier biases that are not yet added to the input. Returns the sum of the biases that
-        are not yet added to the output.
+        a later Snake must add to the output.
         """
         alpha, beta = _alpha(weights, f"{name}.snake1.alpha"), _alpha(weights, f"{name}.snake2.alpha")
         self.snake.fill(alpha, pending)
@@ -174,10 +175,10 @@ class Block(nn.Module):
         self.units = nn.ModuleList([Unit(outputs, dilation, dtype) for dilation in DILATIONS])
 
     def fill(self, weights: Checkpoint, name: str, pending: Tensor) -> Tensor:
-        """Copy the weights.
+        """Copy the block's weights from the checkpoint. name: the name of the block in the checkpoint.
 
         pending (C,): the sum of earlier biases that are not yet added to the input. Returns the sum of the biases that
-        are not yet added to the output.
+        a later Snake must add to the output.
         """
         alpha = _alpha(weights, f"{name}.snake1.alpha")
         self.snake.fill(alpha, pending)
@@ -194,8 +195,8 @@ class DacDecoder(nn.Module):
 
     Uses the first `codebooks` codebooks. After F frames of a row, `decode` has returned max(0, F * frame_samples -
     lookahead_samples) samples in total, and `flush` returns the remaining samples. A call of `decode` computes all rows
-    with at least `lookahead_frames` earlier frames in one batch. A row with fewer earlier frames is computed only
-    together with rows that have the same number of earlier frames.
+    with at least `lookahead_frames` earlier frames in one batch. A row with fewer than `lookahead_frames`
+    earlier frames is computed only together with rows that have the same number of earlier frames.
     """
 
     def __init__(
@@ -294,8 +295,9 @@ class DacDecoder(nn.Module):
     def decode(self, rows: Sequence[int], codes: Tensor) -> list[Tensor]:
         """Decode the next frames of these rows: codes (n, K, T) int64 -> samples (N,) float32 of each row.
 
-        Returns the samples that do not depend on later frames. Once a row has `lookahead_frames` frames, N is T *
-        frame_samples. Raises ValueError if `rows` contains a row twice.
+        Returns the samples that do not depend on later frames. N is T * frame_samples for a row that had at least
+        `lookahead_frames` frames before this call. For all other rows, N is smaller. Raises ValueError if `rows`
+        contains a row twice.
         """
         if len(set(rows)) != len(rows):
             raise ValueError(f"rows {list(rows)} contain a row twice")
@@ -347,10 +349,10 @@ class DacDecoder(nn.Module):
         return self._from_block(0, rows, x.to(self._wide), max(0, done - self.first.pad), final)
 
     def _from_block(self, index: int, rows: Sequence[int], x: Tensor, done: int, final: bool) -> Tensor:
-        """Compute the blocks from `index` on and the last convolution, and return samples (n, N).
+        """Compute block `index` and all later blocks, then the last convolution. Return samples (n, N).
 
-        First divides the rows into parts, and then divides the time steps into parts. On a CPU, the data of each part
-        fits into the CPU's cache.
+        x: the next inputs of block `index`. First divides the rows into parts, and then divides the time steps into
+        parts. On a CPU, the data of each part fits into the CPU's cache.
         """
         if index == len(self.blocks):
             return self._conv(rows, self.last, self.snake(x), done, final)[..., 0].tanh_()
@@ -422,7 +424,7 @@ class DacDecoder(nn.Module):
         return conv(x)  # type: ignore[no-any-return]
 
     def _with_past(self, rows: Sequence[int], module: nn.Module, x: Tensor) -> Tensor:
-        """Return the inputs that the module has kept, followed by x. Keep the last inputs for the next call."""
+        """Return the inputs that the previous call has kept, followed by x. Keep the last inputs for the next call."""
         where, state = self._where(rows), self._states[module]
         x = torch.cat((state[where], x), dim=1)
         state[where] = x[:, -state.shape[1] :]

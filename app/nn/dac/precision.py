@@ -17,13 +17,14 @@ from app.nn.dac.model import DacDecoder
 # The largest accepted error of a frequency band, relative to the power of the band. The signal of a band masks noise
 # that is 20 to 30 dB weaker than the signal, so an error of -50 dB is not audible.
 BOUND_DB = -50.0
-# `spectral_error_db` uses this power for each band that is quieter (in dB, relative to the power of all bands
-# together). Otherwise the error of a silent band would be infinite.
+# In `spectral_error_db`, a band with less power than this counts as a band with this power. It is in dB, relative to
+# the power of all bands together. Without this limit, the error of a silent band would be infinite.
 QUIET_DB = -60.0
 BANDS = 32  # number of frequency bands of equal width
 _WINDOW = 2048  # length of a window in samples
 _FRAMES = 32  # number of frames of the measured speech: 0.37 s
-# The order of the trials: float16 is 8 times as exact as bfloat16, but values can overflow in float16.
+# The formats in the order of the trials. float16 is first, because it is 8 times as exact as bfloat16. If values
+# overflow in float16, its error is too large, and bfloat16 is tried.
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -53,11 +54,12 @@ def _power(samples: Tensor) -> Tensor:  # (N,) -> (BANDS,)
 def fastest_decoder(
     decoder: DacDecoder, formats: Sequence[torch.dtype] = HALF
 ) -> tuple[DacDecoder, dict[torch.dtype, float]]:
-    """Return a copy of `decoder` in the first of `formats` whose error is below BOUND_DB.
+    """Return a copy of `decoder` in the first of `formats` whose error is below BOUND_DB, and the measured errors.
 
-    If no format has such a small error, return `decoder` itself.
+    If the errors of all formats are too large, return `decoder` itself. The second result is a mapping: format that
+    was tried -> its error in dB.
 
-    decoder: a loaded float32 decoder. The second result maps each format that was tried to its error in dB.
+    decoder: a loaded float32 decoder.
     """
     codes = torch.randint(
         decoder.config.codebook_size, (1, decoder.codebooks, _FRAMES), generator=torch.Generator().manual_seed(0)
@@ -73,7 +75,7 @@ def fastest_decoder(
 
 
 def decoded(decoder: DacDecoder, codes: Tensor) -> Tensor:
-    """Decode codes (1, K, T) in row 0 to all their samples (N,), and reset this row."""
+    """Decode codes (1, K, T) as a new stream in row 0, and return all samples (N,). Reset row 0 before and after."""
     decoder.reset(0)
     [samples] = decoder.decode([0], codes.to(decoder.device))
     return torch.cat((samples, decoder.flush(0)))

@@ -56,7 +56,8 @@ class Kernels:
     def sorts(self) -> bool:
         """Whether `sample` may sort all codes of a row.
 
-        It sorts them only for sampling parameters that do not allow the fast path of sampling.py.
+        False = `sample` never sorts. True = `sample` sorts the codes if the sampling parameters do not allow the fast
+        path of sampling.py.
         """
         return self.name != "triton" or "sample" in self.from_torch
 
@@ -91,8 +92,8 @@ def candidates(
 
     name: "auto" = the torch kernels, and on a CUDA device with Triton also the Triton kernels. If a Triton kernel fails
     or gives other results than torch, the torch kernel replaces this kernel. compiled: True = ignore `name` and return
-    only the torch kernels, compiled by torch.compile. other_devices: more devices that run a part of the model. Raises
-    EngineUnavailable if `name` is "triton" and Triton is not available.
+    only the torch kernels, compiled by torch.compile. other_devices: all devices of the model except `device`.
+    Raises EngineUnavailable if `name` is "triton" and Triton is not available.
     """
     if compiled:
         return Candidates((compiled_kernels(),), "TTS_COMPILE=1 uses torch's kernels, compiled by torch.compile.")
@@ -116,7 +117,7 @@ def candidates(
 def _checked_kernels(devices: Iterable[torch.device], dtype: torch.dtype) -> Candidates:
     """Return the torch kernels and the Triton kernels.
 
-    A torch kernel replaces each Triton kernel that fails or gives other results on one of the devices.
+    If a Triton kernel fails or gives other results than torch on one of the devices, the torch kernel replaces it.
     """
     wrong: dict[str, str] = {}
     try:
@@ -220,7 +221,7 @@ def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Ker
 
 
 def compiled_kernels() -> Kernels:
-    """Return torch's kernels, compiled by torch.compile. Needs a C++ compiler on a CPU, and Triton on a CUDA device."""
+    """Return the torch kernels, compiled by torch.compile. Needs a C++ compiler on a CPU, and Triton on CUDA."""
 
     def compiled(kernel: Any) -> Any:
         return torch.compile(kernel, dynamic=True)

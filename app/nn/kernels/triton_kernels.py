@@ -76,7 +76,8 @@ def attend(
     power = scale * _LOG2_E
     end = tl.minimum(tl.minimum((split + 1) * span, length), position + 1)
     if FRESH:
-        end = tl.minimum(end, position)  # the key and value of the token itself are in registers
+        # The key and value of the new token are in registers, so do not read them from the cache.
+        end = tl.minimum(end, position)
         if split == 0:
             mine = heads + (GROUPS * SHARE + group) * heads_head
             key = tl.load(mine + lane).to(tl.float32) * cosine + tl.load(mine + other_half).to(tl.float32) * sine
@@ -216,8 +217,8 @@ def draw(
             kth = tl.cast(0, tl.uint32)
             bit = tl.cast(1 << 30, tl.uint32)
             for _ in range(16):
-                # Each pass finds two bits: it counts the keys at or above three candidates, and packs the three counts
-                # into one sum.
+                # Each pass finds two bits of `kth`. For each of three candidates, it counts the keys that are at least
+                # as large as the candidate. One sum contains the three counts.
                 counts = (key >= kth + bit).to(tl.int64)
                 counts += (key >= kth + 2 * bit).to(tl.int64) << 20
                 counts += (key >= kth + 3 * bit).to(tl.int64) << 40

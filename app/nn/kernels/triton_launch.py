@@ -25,13 +25,13 @@ def _processors(device: torch.device) -> int:
 
 
 def splits_of(programs_each: int, length: int, block: int, processors: int) -> tuple[int, int]:
-    """Divide `length` cache positions into splits. Returns the number of splits, and the positions in each split.
+    """Divide `length` cache positions into splits. Returns the number of splits and the length of a split.
 
-    A split is a range of consecutive positions that one program computes. programs_each: the number of programs if
-    there is one split, which is one program for each row and key head. block: number of positions that a program reads
-    in one iteration. processors: number of multiprocessors of the GPU. There is more than one split only if the GPU
-    then runs at most two programs for each multiprocessor. If there are several splits, each split has at least two
-    blocks.
+    A split is a range of consecutive positions that one program computes. programs_each: the number of programs
+    that compute one split of all rows; there is one program for each row and key head. block: number of positions that
+    a program reads in one iteration. processors: number of multiprocessors of the GPU. There are several splits only if
+    all their programs together are at most two for each multiprocessor. If there are several splits, each split except
+    the last has at least two blocks.
     """
     blocks = -(-length // block)
     if length <= _MAX_UNSPLIT:

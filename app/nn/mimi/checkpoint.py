@@ -178,8 +178,8 @@ def _from_moshi(checkpoint: Checkpoint, config: MimiConfig) -> Checkpoint:
 def _cut(stored: Stored, start: int, stop: int, head_dim: int | None) -> Callable[[], Tensor]:
     """Return a function that reads rows start..stop-1 of a tensor.
 
-    head_dim: the number of rows of one head. The function reorders the rows of each head from interleaved to half-split
-    RoPE pairs. None = the order of the rows does not change.
+    head_dim: the number of rows of one head. If `head_dim` is given, the function reorders the rows of each head from
+    interleaved to half-split RoPE pairs. If it is None, the order of the rows does not change.
     """
 
     def make() -> Tensor:

@@ -102,7 +102,7 @@ def read_mimi_config(raw: Mapping[str, Any]) -> MimiConfig:
     ratios = tuple(int(ratio) for ratio in raw.get("upsampling_ratios") or base.ratios)
     rate_hz = int(raw.get("sampling_rate", base.rate_hz))
     hop = math.prod(ratios)
-    # If the config contains no frame rate, one frame has two positions of the transformer.
+    # If the config contains no frame rate, assume that a frame has two positions of the transformer.
     frame_hz = float(raw.get("frame_rate") or raw.get("_frame_rate") or rate_hz / (2 * hop))
     return MimiConfig(
         rate_hz=rate_hz,

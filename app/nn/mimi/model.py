@@ -293,7 +293,7 @@ class MimiEncoder(nn.Module):
         codes = []
         residual = latents
         for k, codebook in enumerate(self.codebooks):
-            # Each of the two quantisers begins with the latents, not with the residual of the earlier quantiser.
+            # The second quantiser also begins with the latents, not with the residual of the first quantiser.
             if k in (0, self.config.semantic_codebooks):
                 projection = self.semantic_in if k == 0 else self.acoustic_in
                 residual = latents if projection is None else functional.linear(latents, projection)
@@ -414,7 +414,7 @@ class MimiDecoder(nn.Module):
         return MimiStream(self._done[row], (*states, *cached))
 
     def import_row(self, row: int, stream: MimiStream) -> None:
-        """Continue a stream from `export_row` in this row."""
+        """Continue `stream`, a result of `export_row`, in this row."""
         *states, keys, values = stream.tensors
         for state, new in zip((*self._states.values(), self._done_on_device), states, strict=True):
             state[row] = new

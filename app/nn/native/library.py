@@ -3,7 +3,7 @@
 A compiled library is stored as a file in a folder. The file name contains a digest of the source and of the compiler's
 options. So a file is never used with another version of the source or on another kind of CPU.
 `python -m app.nn.native.library FOLDER` compiles the library for all instruction sets of this architecture. The
-container images are built with such libraries, because the images contain no compiler.
+build of the container images does the same, because the images contain no compiler.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def instruction_sets(machine: str = platform.machine()) -> Sequence[InstructionS
 
 
 def cpu_features() -> frozenset[str]:
-    """Return the features of the CPU that the system reports. All Apple CPUs have the dot product instructions."""
+    """Return the features of this CPU, from /proc/cpuinfo. On an Apple CPU: only the dot product instructions."""
     if sys.platform == "darwin":
         return frozenset({"asimddp"}) if platform.machine() == "arm64" else frozenset()
     try:

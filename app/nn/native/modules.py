@@ -18,8 +18,8 @@ from app.runtime.pages import mark_for_huge_pages
 if TYPE_CHECKING:
     from app.nn.native.library import Library
 
-VECTOR = 16  # the kernels compute this many values at the same time
-BLOCK_OUTPUTS, BLOCK_INPUTS = 16, 32  # the shape of a block; in a block, each output has one float16 scale
+VECTOR = 16  # number of values that the kernels compute at the same time
+BLOCK_OUTPUTS, BLOCK_INPUTS = 16, 32  # shape of a block of weights; each output has one float16 scale in a block
 _PACKED_AT_ONCE = 1 << 24  # the number of weights that are converted to float32 at the same time
 
 
@@ -88,9 +88,9 @@ class _LowRank(ctypes.Structure):
 class NativeLinear(QuantizedLinear):
     """A Linear with 8-bit or 4-bit weights and 8-bit activations. It returns float32.
 
-    32 weights of an output share a scale, and 32 activations of a token share a scale. So a large activation makes only
-    31 others less exact. If `norm` is given, computes linear(rms_norm(x)). The result of a token does not depend on
-    other tokens, on the number of threads, or on the instruction set.
+    32 weights of an output share a scale, and 32 activations of a token share a scale. So a large activation makes
+    only the 31 activations less exact that share its scale. If `norm` is given, computes linear(rms_norm(x)). The
+    result of a token does not depend on other tokens, on the number of threads, or on the instruction set.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class NativeLowRank:
         """Set the matrices.
 
         tables: A (lines, inputs) and B (lines, width), bfloat16. indices: down, token, up, small and starts of
-        `_Indices` in low_rank.py. norm_floor: inputs * eps of the RMSNorm before the layer, None = no norm.
+        `_Indices` in low_rank.py. norm_floor: number of inputs * eps of the RMSNorm before the layer; None = no norm.
         """
         self._library, self._held = library, (tables, indices)
         addresses = [None if part is None else part.data_ptr() for part in (*tables, *indices)]
