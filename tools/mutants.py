@@ -212,7 +212,7 @@ def main() -> None:
     executed = Executed()
     print(f"executed: {executed.share():.1%} of the statements of app/", flush=True)
     equivalent = (
-        {line.partition("  # ")[0] for line in EQUIVALENT.read_text().splitlines()} if EQUIVALENT.exists() else set()
+        {line.rpartition("  # ")[0] for line in EQUIVALENT.read_text().splitlines()} if EQUIVALENT.exists() else set()
     )
     mutants = sample(options.only, options.count, options.seed, executed)
     if options.again:

@@ -217,6 +217,17 @@ def test_uploaded_adapter_speaks_and_is_removed(url: str, data: Path) -> None:
     assert sorted(path.name for path in (data / "models" / "adapters").iterdir()) == ["broken", "stored"]
 
 
+def test_new_adapter_does_not_load_the_others_again(url: str, data: Path) -> None:
+    weights = data / "models" / "adapters" / "stored" / "adapter_model.safetensors"
+    hidden = weights.rename(weights.with_name("hidden"))
+    try:
+        assert upload(url, adapter_files(24), name="mine").status_code == 200
+    finally:
+        hidden.rename(weights)
+    assert adapters(url)["stored"]["status"] == "ready"
+    assert remove(url, "mine").status_code == 200
+
+
 def test_two_names_of_the_same_files_are_removed_one_by_one(url: str) -> None:
     for name in ("one", "two"):
         assert upload(url, adapter_files(23), name=name).status_code == 200

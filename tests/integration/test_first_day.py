@@ -272,6 +272,7 @@ def test_names_of_voices_are_escaped_on_the_page() -> None:
     report.findings = [Finding("note", "<i>text</i>", "advice")]
     assert "<b>" not in page(report)
     assert "<i>" not in page(report)
+    assert "&lt;i&gt;text&lt;/i&gt;" in page(report)
 
 
 def test_silence_and_true_peak_are_measured() -> None:

@@ -402,6 +402,25 @@ async def test_redone_sentence_is_the_only_change_of_the_result(tmp_path: Path) 
             assert new not in before
 
 
+def test_older_take_that_another_process_removes_first_is_no_error(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = planned(store)
+    folder, first = store.job_folder(job.id), store.sentence(job.id, 0)
+    sounds.prepare(folder)
+    sounds.keep(folder, first, b"first", "a")
+    older = sounds.sound_path(folder, first)
+    unlink = type(older).unlink
+
+    def second_unlink(path: Path, missing_ok: bool = False) -> None:
+        unlink(path)  # the other process
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr("pathlib.Path.unlink", second_unlink)
+    sounds.remove_older_takes(folder, replace(first, take=1))
+    assert not older.exists()
+
+
 class FailingGenerator:
     """The generator, but a sentence with the word `broken` fails."""
 

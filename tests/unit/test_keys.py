@@ -90,7 +90,7 @@ def test_added_keys_are_read_back(file):
         ("a", [], {}),
         ("a", ["fly"], {}),
         ("a", ["speak"], {"per_minute": 0}),
-        ("a", ["speak"], {"concurrent": -1}),
+        ("a", ["speak"], {"concurrent": 0}),
         ("taken", ["speak"], {}),
     ],
 )

@@ -71,6 +71,7 @@ TOKENS = [
 CALLS = [
     '<tool_call>\n{"name": "f", "arguments": {"a": "b"}}\n</tool_call>Hello there!',
     'Hello there!\n<tool_call>\n{"name": "f"}',
+    "<tool_call>Hello there!",
     '<function=f>{"a": 1}</function>Hello there!',
     '<function_calls><invoke name="f"><parameter name="a">b</parameter></invoke></function_calls>Hello there!',
     'Hello there![TOOL_CALLS][{"name": "f"}]',
