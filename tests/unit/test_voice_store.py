@@ -409,6 +409,7 @@ def test_earlier_voice_without_a_transcript_needs_one_before_use(tmp_path):
     folder = legacy(tmp_path / "cloned_voices" / "anna", transcript=None)
     store = opened(tmp_path)
     assert "transcript" in store.problems["cloned_voices/anna"]
+    assert store.unconverted() == [folder]
     (folder / "transcript.txt").write_text("Now there are words.")
     store.refresh()
     assert store.find("anna").transcript == "Now there are words."
