@@ -99,7 +99,7 @@ class Alignment:
     # Score (in nats) of the best path that may end anywhere in the text, minus the score of the best path through the
     # whole text. About 0 to 10 if the recording contains the end of the text.
     cut_off: float
-    phonemes: int  # number of phonemes in the shortest pronunciations of all words
+    phonemes: int  # sum of the numbers of phonemes in the shortest pronunciation of each word
 
     @property
     def score(self) -> float:
@@ -132,9 +132,10 @@ def align(
 ) -> Alignment | None:
     """Align the words of an English text with samples (N,).
 
-    words: the words as they are spoken, for example numbers in words. A word without letters and digits gets no time:
-    its start equals its end. ipa: more pronunciations of each word in IPA; may be empty. part: True = the recording may
-    contain only a part of the text. With part=True, missing words at the start and at the end of the text have no cost.
+    words: the words as they are spoken, for example "forty" and "two" for 42. A word without letters and digits gets
+    no time: its start equals its end. ipa: more pronunciations of each word in IPA; may be empty. part: True = the
+    recording may contain only a part of the text. With part=True, missing words at the start and at the end of the text
+    have no cost.
 
     Returns None if there is no word to align, if the recording is shorter than 0.1 s or longer than MAX_SECONDS, or if
     the `words` extra is not installed.
@@ -190,7 +191,7 @@ class _Graph:
         senones: list[NDArray[np.int32]] = []
         phonemes: list[int] = []
         word_of: list[int] = []
-        entries: list[tuple[int, int]] = []  # (a state, the boundary from which a path can enter this state)
+        entries: list[tuple[int, int]] = []  # pairs: a state, and a boundary from which a path can enter it
         # For each boundary: the last states of the pronunciations and silences that can end there.
         exits: list[list[int]] = [[] for _ in range(len(words) + 1)]
         for at, variants in enumerate(words):
@@ -244,7 +245,7 @@ class _Graph:
         moved = np.zeros((frames, states), bool)
         # (frame, boundary) -> the state before the boundary on the best path.
         came_from = np.zeros((frames + 1, boundaries), np.int32)
-        # True = the best path to the boundary skips the word before it.
+        # True = the best path to the boundary skips the word directly in front of this boundary.
         skipped = np.zeros((frames + 1, boundaries), bool)
         every = np.arange(boundaries)
         ramp = np.float32(_MISSING) * every.astype(np.float32)

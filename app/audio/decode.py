@@ -54,13 +54,17 @@ MIN_SECONDS = 0.1
 PADDING_S = 0.1  # a file may exceed max_seconds by PADDING_S, because MP3 and AAC add 20 to 70 ms of padding
 # Recordings have rates in this range, and higher rates would need larger filters.
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
-MAX_ALLOCATION_BYTES = 64 << 20  # the index of a one-hour M4A needs less than 4 MB, a cover picture less than 20 MB
+# The largest allocations that valid files need are the index of a one-hour M4A (less than 4 MB) and a cover picture
+# (less than 20 MB).
+MAX_ALLOCATION_BYTES = 64 << 20
 _DEFAULT_ALLOCATION_BYTES = 2**31 - 1  # FFmpeg's default limit
 FULL_SCALE = 0.998  # samples of at least this magnitude count as clipped
 _INAUDIBLE = 1e-4  # a track with a lower peak is silent; -80 dBFS
-# Channels cancel each other if the power of their mean is less than _CANCELLED times the loudest channel's.
+# Channels cancel each other if the power of their mean is less than _CANCELLED times the power of the loudest channel.
 _CANCELLED = 0.1
-_LOUDEST = 1e5  # larger samples are clipped; the limit allows float files that contain 16-bit numbers
+# In a float file, a sample whose magnitude is above _LOUDEST becomes 1 or -1. Some float files contain the values of
+# 16-bit samples (up to 32,768), which are below _LOUDEST.
+_LOUDEST = 1e5
 TIME_LIMIT_S = 10.0  # an hour of ordinary audio decodes in 1 to 7 s
 
 # Names of FFmpeg's decoders that are allowed. A video stream in the same file is ignored.
@@ -224,7 +228,7 @@ class _Reading:
     """The state of decoding one file: `read` collects samples, `decoded` returns the result."""
 
     def __init__(self, rate_hz: int, max_seconds: float, what: str, deadline_s: float, start_s: float = 0.0) -> None:
-        self._skip_s = start_s  # seconds to skip; whole frames (at most 0.1 s each) are skipped
+        self._skip_s = start_s  # seconds of audio still to skip; only whole frames (at most 0.1 s) are skipped
         self._rate_hz = rate_hz
         self._max_seconds = max_seconds
         self._what = what
@@ -433,8 +437,8 @@ class _Mixer:
 
 
 def _within(samples: Samples, most: float) -> Samples:
-    """Replace NaN by 0, and replace samples whose magnitude exceeds `most` by 1 or -1. Returns an array of the same
-    shape.
+    """Replace NaN by 0, each sample above `most` by 1, and each sample below -`most` by -1. Returns an array of the
+    same shape.
     """
     if np.abs(samples).max(initial=0.0) <= most:  # the comparison is False if a sample is NaN
         return samples
@@ -443,7 +447,7 @@ def _within(samples: Samples, most: float) -> Samples:
 
 
 def _in_runs(clipped: NDArray[np.bool_]) -> int:
-    """Count the clipped samples between two clipped samples of the same channel. clipped (N, channels): whether each
-    sample is clipped.
+    """Count the clipped samples of which both neighbours in the same channel are clipped, too. clipped (N, channels):
+    whether each sample is clipped.
     """
     return int(np.count_nonzero(clipped[2:] & clipped[1:-1] & clipped[:-2]))

@@ -90,7 +90,7 @@ def _begin(jobs: socket.socket, children: dict[int, socket.socket], poll: select
 
 
 def _report_ended(children: dict[int, socket.socket], poll: select.poll) -> None:
-    """Send the exit status of each child that has ended to the server."""
+    """Send the server the exit status of each child that has ended."""
     while children:
         process, status = os.waitpid(-1, os.WNOHANG)
         if process == 0:

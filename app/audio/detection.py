@@ -91,7 +91,7 @@ def search(samples: Samples) -> tuple[float, float | None]:
 
     Returns the score from 0 to 1, and the speed at which the marked audio is played: 1.0 = normal, None = not marked.
     Takes 10 ms for each second of audio, and up to 3 s more if no mark is found at normal speed. Raises
-    WatermarkMissing.
+    WatermarkMissing if the extra `watermark` is not installed.
     """
     score = watermark.detect(samples)
     if score >= watermark.FOUND:

@@ -136,7 +136,7 @@ class _PcmEncoder:
 
 
 _FLAC_START = b"fLaC\x00\x00\x00\x22"  # start of a FLAC file: its marker, then the header of the block STREAMINFO
-_FLAC_TOTAL_AT = 21  # offset of a byte; its last 4 bits are the first of the 36 bits for the number of samples
+_FLAC_TOTAL_AT = 21  # offset of a byte; its last 4 bits are the first 4 of the 36 bits for the number of samples
 
 
 def _with_flac_total(start: bytes, samples: int) -> bytes:

@@ -163,8 +163,8 @@ _M4A = replace(
 # compression_level=2 uses blocks of 27 ms. The default level uses blocks of 105 ms, which would delay the first bytes.
 # lpc_type and max_prediction_order have the values of the default level, so the file is as small as with the default
 # level: 233 kbit/s, with 1.0 ms of CPU per second.
-# min_prediction_order=1 forbids a prediction of order 0. At this level, FFmpeg could otherwise choose the order 0 for
-# noise, and then wrote frames that no decoder could read.
+# min_prediction_order=1 forbids a prediction of order 0. Without this option, FFmpeg can choose the order 0 for
+# noise at this level, and it then writes frames that no decoder can read.
 # metadata_header_padding=0 leaves out the padding block, which would add 8 kB before the first audio.
 _FLAC = CodecRecipe(
     "flac",

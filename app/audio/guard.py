@@ -42,9 +42,9 @@ SLOW_CHARS_PER_S, FAST_CHARS_PER_S = 8.0, 28.0  # the paces of 52 measured speak
 BAND_SLOW, BAND_FAST = 0.65, 0.4  # limits of the duration of a line: 0.4 and 1 / 0.65 times its expected duration
 REPEATED_S = 1.0
 LEAD_IN_S = 5.0
-LONG_SILENCE_S = 4.0  # the longest pause before the expected duration is over
-LATE_SILENCE_S = 2.0  # the longest pause after the expected duration
-OVER_SILENCE_S = 1.5  # the longest pause after the duration of a slow reading, and the longest digital silence
+LONG_SILENCE_S = 4.0  # the longest allowed pause before the expected duration of the line is over
+LATE_SILENCE_S = 2.0  # the longest allowed pause after the expected duration of the line
+OVER_SILENCE_S = 1.5  # the longest allowed pause after the duration of a slow reading, and the longest digital silence
 SMOOTHING_S = 0.1  # levels are averaged over SMOOTHING_S, because the level of room noise varies
 MIN_SPOKEN = 0.4  # a line with less sound than MIN_SPOKEN times its expected duration cannot contain its complete text
 # The most sound in a line, without its pauses: BABBLE_FACTOR times the duration of a slow reading, plus BABBLE_SLACK_S.
@@ -169,9 +169,9 @@ class LineGuard:
 class Repetition:
     """Detects that the last part of a line repeats earlier audio of the line. The codes of the two parts may differ.
 
-    The spectrum of each window is compared with the spectra SHORTEST_S to LONGEST_S earlier. The line repeats itself
-    if, at one distance in time, the spectra of the last COMPARED_S seconds differ from the earlier spectra by less than
-    MAX_DB on average. Different speech of one speaker differs by 8 dB or more.
+    The spectrum of each window is compared with the spectra of the windows that are SHORTEST_S to LONGEST_S earlier.
+    The line repeats itself if, at one distance in time, the spectra of the last COMPARED_S seconds differ from the
+    earlier spectra by less than MAX_DB on average. Different speech of one speaker differs by 8 dB or more.
     """
 
     BANDS = 20

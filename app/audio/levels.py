@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Levels = NDArray[np.float64]
 
 WINDOW_S = 0.02  # duration of the window that one level describes
-UPDATE_WINDOWS = 8  # windows between two computations of the threshold, because percentiles cost time
+UPDATE_WINDOWS = 8  # the threshold is computed only once in UPDATE_WINDOWS windows, because percentiles cost time
 MEMORY_S = 10.0  # the threshold depends on the levels of the last MEMORY_S only, because speakers change their level
 QUIET_DBFS = -50.0  # audio below this level is always silent, even if the noise floor of the line is lower
 DIGITAL_DBFS = -75.0  # audio below this level is digital silence, because every recording has more noise
@@ -102,7 +102,7 @@ class LevelTracker:
         self._judged = 0  # how many levels were known when `_threshold` was last computed
 
     def add(self, levels: Levels) -> None:
-        """Add the levels of the next windows (n,), at most MEMORY_S of them."""
+        """Add the levels (n,) of the next windows, which are together at most MEMORY_S seconds long."""
         size = len(self._levels)
         at = (self._count + np.arange(len(levels))) % size
         self._levels[at] = levels

@@ -55,8 +55,8 @@ class Limiter:
         side = _TAPS // 2
         # The wave between two samples can exceed the ceiling only if one of the two samples is loud.
         loud = peaks[side - 1 : len(held) - side + 1] >= _SURELY_BELOW * self._ceiling
-        # Each index in `at` is a pair of neighbouring samples with a loud sample: held[at + side - 1] and held[at +
-        # side].
+        # Each index in `at` stands for two neighbouring samples, held[at + side - 1] and held[at + side]. At least one
+        # of them is loud.
         at = np.flatnonzero(loud[:-1] | loud[1:])
         windows = sliding_window_view(held, _TAPS)[at]  # (n, taps)
         between = np.abs(np.einsum("nt,pt->pn", windows, _PHASES)).max(axis=0)

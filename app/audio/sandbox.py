@@ -108,7 +108,9 @@ def decode_in_sandbox(
 
 
 def decode_short(data: bytes, rate_hz: int, *, max_seconds: float, what: str, time_limit_s: float) -> Decoded:
-    """Decode a short recording in the sandbox, in at most time_limit_s seconds. Raises BadReference, NotReady."""
+    """Decode a short recording in the sandbox, in at most time_limit_s seconds. Raises the errors of
+    `decode_in_sandbox`.
+    """
     limits = Limits(cpu_s=round(TIME_LIMIT_S), wall_s=time_limit_s + 2.0)
     return decode_in_sandbox(
         data, rate_hz, max_seconds=max_seconds, what=what, limits=limits, time_limit_s=time_limit_s

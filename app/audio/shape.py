@@ -72,7 +72,8 @@ class EdgeTrimmer:
         self._partial = samples[whole:].copy()
         out = []
         start = 0
-        while start < whole:  # blocks end where the threshold changes, so the size of `samples` has no effect
+        # A block ends where the threshold changes, so the output does not depend on how many samples each call gets.
+        while start < whole:
             count = UPDATE_WINDOWS - self._windows % UPDATE_WINDOWS
             stop = min(whole, start + count * self._window_samples)
             out.append(self._pass(samples[start:stop].reshape(-1, self._window_samples)))

@@ -206,7 +206,7 @@ def _manifest(provenance: Provenance) -> Found:
 
 
 def _complete_wav_header(path: Path) -> None:
-    """Write the sizes into the header of a WAV file that was written as a stream (both sizes 0xFFFFFFFF)."""
+    """Write the real sizes into the header of a WAV file whose two size fields contain 0xFFFFFFFF."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         head = file.read(4_096)
@@ -266,7 +266,7 @@ def _unread(reason: str) -> Found:
 
 
 def _media_type_of(data: bytes) -> Literal["audio/wav", "audio/flac", "audio/mp4", "audio/mpeg"] | None:
-    """Return the type of a file that can have a manifest, by its first bytes."""
+    """Find the media type of a file from its first bytes. Returns None if such a file can't have a manifest."""
     if data[:4] == b"RIFF":
         return "audio/wav"
     if data[4:8] == b"ftyp":

@@ -82,7 +82,8 @@ class StreamStretcher:
 class _Tempo:
     """A chain of atempo filters, each with a speed from 0.5 to 2.0.
 
-    For example, speed 3.0 needs two filters. One filter alone had an error of 2.86 dB, and the chain had 2.73 dB.
+    For example, speed 3.0 needs two filters. One filter alone had an error of 2.86 dB, and the chain had an error of
+    2.73 dB.
     """
 
     def __init__(self, rate_hz: int, speed: float) -> None:

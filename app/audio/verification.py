@@ -39,8 +39,8 @@ Reason = Literal[
 
 # Limits of the check. The comments compare each limit with 63 human recordings at three tempos.
 MAX_CUT_OFF = 16.0  # nats; human recordings: at most 12.3; recordings with a cut inside the last word: mostly over 28
-# Highest number and share of missing words. In 97 % of human recordings no word is missing. If half of the text is
-# missing, the share is at least 16 %.
+# A take is bad if more than MAX_MISSING words are missing and they are more than MAX_MISSING_SHARE of all its words.
+# In 97 % of human recordings no word is missing. If half of the text is missing, the share is at least 16 %.
 MAX_MISSING, MAX_MISSING_SHARE = 1, 0.08
 MAX_NOT_WORDS_S = 1.15  # 97 % of human recordings: at most 0.8; recordings with three seconds of babble: at least 1.4
 MIN_SCORE = -3.0  # mean score of all words; human recordings: at least -2.4
@@ -48,8 +48,8 @@ MAX_PHONEMES_PER_S = 26.0  # human recordings: at most 18.5
 MAX_LENGTH_RATIO = 2.0  # a take may be at most MAX_LENGTH_RATIO times longer or shorter than expected
 _DOUBTFUL_SCORE = -6.0  # a word with a lower score is doubtful; 5 % of human recordings have a doubtful word
 
-# Common words of English, and of other languages in Latin letters. A word that is in English and also in another
-# language is in neither list.
+# Two lists: common words of English, and common words of other languages in Latin letters. A word of English that also
+# exists in another language is in neither list.
 _ENGLISH_WORDS = frozenset(
     "the and of to is you that it was for are with his they be this have from had by but not what all were we when "
     "your can there which she he do how their if my our will would has who its about out up them then him her been "
@@ -174,8 +174,9 @@ def _ranking_score(alignment: Alignment, not_words_s: float) -> float:
 
 
 def best_take(verdicts: Sequence[Verdict]) -> int:
-    """Return the index of the best of several takes of one text. A take that is not bad is better than a bad take.
-    Among takes that are equal in this, the highest score wins; with equal scores, the first take wins.
+    """Return the index of the best of several takes of one text. A take that is not bad is better than a bad take. If
+    both takes are bad or neither is bad, the take with the higher score is better. If the scores are equal, too, the
+    earlier take is better.
     """
     return max(range(len(verdicts)), key=lambda at: (verdicts[at].status != "bad", verdicts[at].score))
 

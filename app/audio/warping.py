@@ -28,7 +28,8 @@ MAX_SECONDS = 300.0
 _LEAST_BAND = 150  # on each side of the straight path, at least _LEAST_BAND frames are searched
 _BAND_SHARE = 0.15  # the frames to search on each side, as a share of the length of the reference
 _LONGEST_PAUSE = 8  # of a longer pause, only the first _LONGEST_PAUSE frames are kept
-# A higher cepstrum has a smaller weight, because higher cepstra differ more between voices than between phonemes.
+# Weights of the cepstral coefficients. A coefficient with a higher index has a smaller weight, because it differs more
+# between voices than between phonemes.
 _LIFTER = np.tile(np.float32(0.75) ** np.arange(13, dtype=np.float32), 2)
 _SILENCE_DB = 25.0  # audio is silence if it is at least _SILENCE_DB below loud speech
 _STEPS = 4  # with each frame of the recording, the path advances 0 to 3 frames in the reference
@@ -104,7 +105,7 @@ def _path(spoken: Floats, model: Floats) -> NDArray[np.intp]:
     """Return the path: for each frame of `model` (M, D), the first frame of `spoken` (N, D) that belongs to this frame
     or to a later frame of `model`.
 
-    The search considers only paths near the straight path.
+    The search considers only paths near the straight path, which runs at one speed from the start to the end.
     """
     count, width = len(spoken), len(model)
     band = int(min(width, max(_LEAST_BAND, _BAND_SHARE * width)))

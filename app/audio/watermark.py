@@ -158,7 +158,7 @@ class Perth:
 def detect(samples: Samples) -> float:
     """Score samples (N,) at DETECT_RATE_HZ, from 0 to 1. A score of FOUND or more means that the audio is marked.
 
-    Blocks for about 10 ms per second of audio. Raises WatermarkMissing.
+    Blocks for about 10 ms per second of audio. Raises the errors of `load`.
     """
     return load().score(samples)
 
@@ -167,7 +167,7 @@ def detect(samples: Samples) -> float:
 def load() -> Perth:
     """Load the network and cache it. The first call takes 0.1 s if torch is already imported. The network takes 37 MB.
 
-    Raises WatermarkMissing.
+    Raises WatermarkMissing if the `watermark` extra is not installed or can't be read.
     """
     package = _package()
     if (missing := _missing()) is not None or package is None:
@@ -254,8 +254,8 @@ class StreamMarker:
             self._pending = self._pending[len(levels) * self._grid.hop_samples :].copy()
 
     def _mark(self, count: int, after: int) -> Samples:
-        """Mark the next `count` frames, and return the samples that no later frame can change. after: how many frames
-        after these have arrived.
+        """Mark the next `count` frames, and return the samples that no later frame can change. after: the number of
+        frames that have arrived after these `count` frames.
         """
         # Use at most LOOKAHEAD frames, so that the output does not depend on how the input is divided.
         after = min(after, self._lookahead)

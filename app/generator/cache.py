@@ -66,8 +66,8 @@ class CachedSound:
         return self._file is None or SAMPLE_BYTES * end <= len(self._start)
 
     def read(self, start: int, count: int) -> bytes:
-        """Return `count` samples from the sample `start` on, or fewer if the audio ends before. May block the thread.
-        Raises OSError.
+        """Return `count` samples from the sample `start` on; fewer samples if the audio ends earlier. May block the
+        thread. Raises OSError.
         """
         begin, end = SAMPLE_BYTES * start, SAMPLE_BYTES * min(start + count, self.samples)
         if end <= len(self._start) or self._file is None:
@@ -95,10 +95,9 @@ class AnswerCache:
         return self._sizes.total
 
     def __contains__(self, digest: str) -> bool:
-        """Return whether the cache knows an answer with this cache key: it was stored or found before, and not evicted
-        since.
+        """Return whether an answer with this cache key is in the list of known answers. Does not read the disk.
 
-        Does not read the disk.
+        An answer joins the list when it is stored or found on the disk, and leaves the list when it is removed.
         """
         return digest in self._sizes
 
@@ -273,7 +272,7 @@ class Entry:
 class _OpenFile:
     """A file that is open without a buffer.
 
-    The file is closed when no reference to this object is left, so never while a thread still reads.
+    The file is closed when no reference to this object is left. So it is never closed while a thread reads it.
     """
 
     def __init__(self, path: Path, flags: int) -> None:
@@ -300,7 +299,7 @@ class _OpenFile:
         while count > 0:
             part = os.pread(self._descriptor, count, start)
             if not part:
-                raise OSError("The file is shorter than it was.")
+                raise OSError("The file has become shorter since it was written.")
             parts.append(part)
             start, count = start + len(part), count - len(part)
         return b"".join(parts)
@@ -325,7 +324,9 @@ def _remove(path: Path) -> None:
 
 
 def _read_times(path: Path, checksum: int) -> str | None:
-    """Read and check a file with times; None if it is missing or damaged, or if its samples have another checksum."""
+    """Read and check a file with times. Returns None if the file is missing or damaged, or if it belongs to samples
+    with another checksum than `checksum`.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_TIMES_BYTES)

@@ -7,8 +7,8 @@ an utterance.
 - `all`: all takes, also those whose audio was already sent. A bad take that was sent is only reported, and the answer
   is not cached.
 
-The word aligner runs in a helper process (`audio/alignment.py`). A thread waits for it, so the event loop is never
-blocked.
+The word aligner runs in a helper process (`audio/alignment.py`). A thread waits for its results, so the event
+loop is never blocked.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from app.types import Codes, UploadedTurn
     from app.voices.memory import Memory, RememberedTurn
 
-MAX_TURN_S = 60.0  # the longest recording of a turn, because a codec encodes the whole recording in one step
+MAX_TURN_S = 60.0  # the longest recording of a turn; limited because a codec encodes each recording in one step
 # The time limit for decoding all recordings of one request. Half an hour of recordings normally takes 1 to 5 s.
 DECODE_LIMIT_S = 20.0
 MEMORY_SHARE = 0.5  # the fraction of the engine's context for remembered turns; voice prompts use the other half

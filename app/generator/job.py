@@ -85,7 +85,7 @@ class SpeechJob:
     later: LaterText | None = None  # the text that arrives while the first part is spoken; None = the text is complete
     answer_id: str = ""  # identifies the answer for the engine; "" if `later` is None
     over: threading.Event = field(default_factory=threading.Event)  # set when the answer has ended or is cancelled
-    heard_takes: list[int] = field(default_factory=list)  # the take of each spoken utterance that the listener hears
+    heard_takes: list[int] = field(default_factory=list)  # for each spoken utterance: the index of the sent take
     # The last spoken utterances of this answer; empty if `later` is None.
     spoken_turns: list[ContextTurn] = field(default_factory=list)
 
@@ -104,7 +104,7 @@ class SpeechJob:
 
     @property
     def goes_on(self) -> bool:
-        """Whether each utterance goes on after the one before it as if both were one utterance."""
+        """Whether each utterance continues the previous utterance, as if both were one utterance."""
         return self.later is not None and self.info.text.continues and self.info.capabilities.context
 
     @property

@@ -240,7 +240,7 @@ class LaterLines:
         if piece is None:
             return None
         turn = len(self._text.pieces) - 1
-        # A piece that does not begin with a speaker tag has the speaker of the previous text.
+        # A piece that does not begin with a speaker tag has the speaker of the last tag before it.
         tag = "" if not self._tag or SPEAKER_TAG.match(piece.text) else f"{self._tag} "
         line = replace(self._line, text=tag + piece.text)
         self._text.offsets[turn] -= len(tag)

@@ -144,8 +144,8 @@ class SpokenText:
         return self._estimated_chars_at(seconds, text, begun)
 
     def _timed_chars_at(self, seconds: float) -> int:
-        """Of the words that have times, return the end (an index in the text) of the last word that is heard
-        completely.
+        """Return where in the text (an index) the last word ends that has a time and is heard completely within the
+        first `seconds` of the audio.
         """
         heard = bisect_right(self.word_ends_s, seconds + _WORD_MARGIN_S)
         if not self.complete:  # a word at the end of the audio that was sent may continue after it
@@ -370,7 +370,7 @@ class LiveContext:
                     await self._put(Audio(data if convert is None else convert(data), audio_s))
         finally:
             if answer.times is not None:
-                answer.times.close(Timeline())  # needed if the stream has not begun; otherwise the stream has done it
+                answer.times.close(Timeline())  # if the stream has begun, it has already called `close`
         if announced:
             await self._put(SentenceDone(announced - 1))
         if self._spec.words and self._following is not None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # 2 ms. One second of audio takes about 10 ms for mp3, and 2 ms for pcm, wav and the loudness. The watermark takes 25
 # ms, so it is always added in a thread.
 ON_LOOP_S = 0.2
-ON_LOOP_PLAIN_S = 1.0  # the same limit for pcm, wav and the loudness, which take less time
+ON_LOOP_PLAIN_S = 1.0  # used instead of ON_LOOP_S for pcm, wav and the loudness, which take less time
 
 
 class Finisher:

@@ -22,16 +22,21 @@ from app.audio.threads import spare_cores
 if TYPE_CHECKING:
     from app.types import Samples
 
-THREAD_AHEAD_S = 0.5  # an answer with less unplayed audio than this does not wait before it encodes in a thread
-CHUNK_AHEAD_S = 0.25  # the same limit before it takes the next chunk from the engine
-ON_LOOP_AHEAD_S = 0.05  # the same limit for encoding on the event loop, which is quick
+# The limits for three steps of an answer: encode in a thread, take the next chunk from the engine, and encode on the
+# event loop. If the listener has less unplayed audio than the limit of a step, the answer begins this step at once.
+# Encoding on the event loop is quick, so its limit is low.
+THREAD_AHEAD_S = 0.5
+CHUNK_AHEAD_S = 0.25
+ON_LOOP_AHEAD_S = 0.05
 # The longest wait before one chunk is encoded. Even with this wait, an answer with chunks of 1 s is sent at 4 times
 # real time.
 MAX_YIELD_S = 0.25
 # The longest time that answers wait for the first audio of another answer. After this time, the engine is the cause of
 # the delay, not the encoding.
 MAX_PENDING_S = 1.0
-UNDERRUN_WAIT_S = 0.001  # the cause of a shorter wait is the event loop, not the engine
+# If a listener has no audio left, this counts as an underrun only if the answer has waited longer than UNDERRUN_WAIT_S
+# for the engine. The cause of a shorter wait is the event loop.
+UNDERRUN_WAIT_S = 0.001
 
 
 class PendingFirstAudio:

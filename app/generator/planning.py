@@ -42,7 +42,7 @@ TURN_GAP_S = 0.25
 # The limit of `_natural_chars` is never lower than this, because a lower limit would split most sentences. Split
 # sentences would sound worse than fast speech.
 LEAST_NATURAL_CHARS = 80
-MAX_PAUSES_S = 600  # limit for all pauses of one answer: otherwise pause tags could produce hours of silence
+MAX_PAUSES_S = 600  # limit for the sum of all pauses of one answer; without it, pause tags could give hours of silence
 # If an answer is held back for a check, its utterances have at most HELD_PASSAGE_CHARS characters (about 30 s of
 # speech), unless one sentence is longer. The recogniser accepts 120 s, but a bad take of 30 s can be repeated in less
 # time.
@@ -180,7 +180,9 @@ class Planner:
                     yield part
 
     def _most_chars(self) -> int | None:
-        """Return the limit of characters for one utterance of an engine without its own limit; None = no limit."""
+        """Return the largest number of characters of one utterance; None = no limit. Only an engine that speaks any
+        number of sentences in one utterance has this limit.
+        """
         job = self._job
         if not job.info.text.continues:
             return None

@@ -1,8 +1,8 @@
 """Creates the recordings of the preset voices, once for each voice.
 
 Recordings of people are used first. Each recording that is published with CSM (`voices/known_recordings.py`) belongs to
-one voice. Any other recording next to the model is used if its words are known. It gets the voice that it resembles
-most.
+one voice. Any other recording next to the model is used if its words are known. It is used for the voice that it
+resembles most.
 
 For each remaining voice, the engine speaks a fixed sentence with a few fixed seeds. Each take (the audio for one seed)
 is measured, and a word aligner looks for its words. A take that is near the profile of the voice (`voices/presets.py`)
@@ -161,7 +161,8 @@ class PresetVoiceMaker:
     async def wait_for(self, names: Collection[str]) -> None:
         """Wait until these voices have a recording or have failed, at most `wait_s`.
 
-        Returns immediately if no preset voice among them lacks a recording, or if the engine cannot clone.
+        Returns immediately if none of their recordings must still be created, or if no recordings are being created,
+        for example because the engine can't clone.
         """
         missing = [name for name in names if self._is_missing(name)]
         if not missing or self._task is None or self._task.done():
@@ -577,5 +578,5 @@ def seed_of(name: str, take: int = 0, number: int = 0) -> int:
 
 
 def _repeats(codes: np.ndarray) -> bool:
-    """Return whether more than a third of the frames in codes (K, T) are equal to the frame before them."""
+    """Return whether more than a third of the frames in codes (K, T) are equal to their previous frame."""
     return codes.shape[1] > 1 and float(np.mean((codes[:, 1:] == codes[:, :-1]).all(axis=0))) > 1 / 3

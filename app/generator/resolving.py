@@ -61,7 +61,7 @@ _FOREIGN_MODEL = re.compile(
 # this list sound clearly different from each other.
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")
 
-FAILED_SEED_STEP = 1 << 31  # added to a derived seed for each failure; a derived seed is smaller than this
+FAILED_SEED_STEP = 1 << 31  # added to a derived seed for each failure; larger than each derived seed
 # If a request has more dictionary entries or more characters than these two limits, its pronunciations are looked up in
 # a thread.
 SMALL_LEXICON, SMALL_TEXT = 100, 20_000
@@ -146,7 +146,7 @@ class RequestResolver:
         if request.enhance is None:
             request = replace(request, enhance=self._enhance)
         if request.conversation is not None:
-            # A second request with the same text is a new turn of the conversation.
+            # A second request with the same text is a new turn of the conversation, so it must not get the same audio.
             request = replace(request, use_cache=False)
         not_ready = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
         voice_not_ready = bool(not_ready) and info.can_clone
@@ -193,8 +193,8 @@ class RequestResolver:
     async def check(self, request: SpeechRequest, extras: frozenset[str]) -> None:
         """Check all fields of a request except its text, and raise the errors of `resolve`. Raises RequestError.
 
-        If the model is not loaded, only its name and the voice are checked. No model is loaded, and the call does not
-        wait for recordings of preset voices.
+        If the model is not loaded, only the name of the model and the voice are checked. The check does not load a
+        model, and does not wait for recordings of preset voices.
         """
         line = request.lines[0]
         manager = self._manager.of(find_model(request.model, self._manager, self._adapters))
@@ -333,8 +333,8 @@ class RequestResolver:
         return voices
 
     async def _ready_voices(self, request: SpeechRequest, info: EngineInfo) -> tuple[Voice, ...]:
-        """Return the voice of each line. First waits for a limited time until preset voices without a recording are
-        ready.
+        """Wait until the preset voices of the request have recordings, but only for a limited time. Then return the
+        voice of each line.
         """
         if self._preset_voices is not None and info.can_clone:
             await self._preset_voices.wait_for([voice.id for voice in self._voices_of(request) if not voice.recorded])
@@ -388,9 +388,9 @@ class RequestResolver:
         """Return the pronunciations by voice id, the part of the cache key that depends on them, and the names of the
         ignored fields.
 
-        A voice is left out if its texts contain no word of its dictionaries. An entry can have a pronunciation only in
-        IPA, which the engine may not accept. If such an entry is in a dictionary of the server, or if the fallback
-        engine runs, `lexicon` becomes an ignored field. If it is in the request, this raises UnsupportedParameter.
+        A voice is left out if its texts contain no word of its dictionaries. Some entries have only IPA, which the
+        engine may not accept. Such an entry raises UnsupportedParameter if it is in the request and the configured
+        engine runs. Otherwise, `lexicon` becomes an ignored field.
         """
         if self._lexicons is None and not request.lexicon:
             return {}, (), ignored

@@ -120,9 +120,9 @@ class Recording:
             await self._changed.wait()
 
     def recent(self, listener: Listener) -> bytes | None:
-        """Return the samples at the listener's position that are in memory, and advance the listener.
+        """Return all samples from the listener's position on, and move the position to their end.
 
-        Returns None if these samples are not in memory. Then call `read_back`.
+        Returns None if the samples at this position are no longer in memory. Then call `read_back`.
         """
         if listener.position < self._window_start:
             return None

@@ -93,17 +93,19 @@ CacheResult = Literal["hit", "miss", "shared", "off"]
 # If the next text is late, WAITING_SILENCE_S seconds of silence follow the last sentence. The silence pushes the end of
 # the sentence through the filters and the encoder: the watermark and MP3 together delay up to 0.3 s of audio.
 WAITING_SILENCE_S = 0.35
-# If the engine has not kept its state, it gets the last KEPT_UTTERANCES utterances of a text that arrives in parts as
-# context for the next one.
+# For a text that arrives in parts: if the engine has not kept its state, it gets the last KEPT_UTTERANCES utterances as
+# context for the next utterance.
 KEPT_UTTERANCES = 2
-# How often an utterance is generated at most, if it is silent, breaks a rule of the output guard, or fails the check.
+# The largest number of takes of one utterance, unless `best_of` is larger. Another take is generated if a take is
+# silent, breaks a rule of the output guard, or fails the check.
 ATTEMPTS = 2
 RETRY_SEED_STEP = 1_000_003  # is added to the seed for each further take
 MAX_SEED = 2**63 - 1
 SENT_BLOCK_BYTES = 1 << 16
 CACHED_BLOCK_S = 1.0  # audio from the cache is encoded in blocks of this length
-# An answer from the cache whose size is unknown is encoded completely before it is sent, if it is not longer than this,
-# so that it has a Content-Length. This encoding takes up to 0.2 s of CPU. Later answers of this format know their size.
+# An answer from the cache is encoded completely before it is sent if its encoded size is unknown and its audio is not
+# longer than MEASURED_S. So the answer has a Content-Length. This encoding takes up to 0.2 s of CPU. The size is
+# remembered for later requests for the same answer in the same format.
 MEASURED_S = 20.0
 MEASURED_ANSWERS = 8  # at most MEASURED_ANSWERS answers at the same time are encoded completely before they are sent
 LONG_TIMELINE_CHARS = 20_000  # a longer timeline is compressed in a thread
@@ -150,7 +152,7 @@ class Answer:
         return await self.times.finished()
 
     async def later_timed(self, count: int) -> AsyncGenerator[list[TimedSentence]]:
-        """Yield the sentences after the first `count` ones of `timed` as soon as they have times.
+        """Yield the sentences of `timed` after its first `count` sentences, as soon as they have times.
 
         Call it after the end of the stream.
         """
@@ -213,7 +215,7 @@ class SpeechGenerator:
         self._word_timer = word_timer or WordTimer()
         self._order = EncodeOrder()
         self._generations = Generations()
-        self.encoding = 0  # number of answers that are being encoded; the engine may have finished them
+        self.encoding = 0  # number of answers that are being encoded, even if the engine has finished their audio
         self._foreground = 0  # number of answers that are being sent; background work is not counted
         self._foreground_ended_s = -math.inf
         self._encoded = EncodedAnswers()
@@ -743,11 +745,12 @@ class SpeechGenerator:
     ) -> AsyncGenerator[Samples]:
         """Yield the audio of one utterance with trimmed and faded edges. Meanwhile, submit the next utterances.
 
-        joint: the end of the utterance before, if this one goes on after it. It gets the end of this one.
+        joint: has the end of the previous utterance if this utterance continues it. This function stores the end of
+        this utterance in `joint` if the next utterance may continue it.
 
-        If a take fails before any of its audio was sent, the utterance is generated again with another seed. If this
-        ends with an error, a take that only the check has rejected is used. Raises NothingSpoken, SpeechTooShort and
-        the errors of the engine.
+        If a take fails before any of its audio was sent, the utterance is generated again with another seed. If the new
+        attempt ends with an error, a take that only the check has rejected is used. Raises NothingSpoken,
+        SpeechTooShort and the errors of the engine.
 
         marks: a list to which this function adds the places of words in the audio that was sent.
         """
@@ -1032,7 +1035,7 @@ async def _hold_back(
 ) -> AsyncGenerator[bytes]:
     """Read the whole stream of an answer, and then yield it. Sets `size_bytes` before the first bytes.
 
-    limit: how many streams are read at the same time; None = no limit.
+    limit: limits how many streams are read at the same time; None = no limit.
 
     Raises NotStored if the disk has no space for a long answer.
     """

@@ -137,7 +137,7 @@ class Take:
         self._hold_back(self.edges.push(chunk.samples))
 
     def _begin_anew(self) -> None:
-        """End the previous utterance and add a gap, because the engine has lost its state and does not continue it."""
+        """End the previous utterance and add a gap, because the engine has lost its state and can't continue it."""
         rate_hz = self._job.info.rate_hz
         before = [self.edges.flush(), pcm.silence(SENTENCE_GAP_S, rate_hz)]
         self._held += before

@@ -19,7 +19,7 @@ from app.types import SpokenWord, WordMark
 if TYPE_CHECKING:
     from app.types import SpokenLine
 
-MAX_STORED_CHARS = 700_000  # the longest stored timeline; a file of the cache has at most 93 minutes of audio
+MAX_STORED_CHARS = 700_000  # a longer timeline is not stored; an answer in the cache has at most 93 minutes of audio
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ class AnswerTimes:
     ) -> None:
         """texts: the texts of the caller. rate_hz: the sample rate of the samples. speed, language: as in the request.
 
-        delay_s: is added to all times, because the audio begins later in the encoded file.
+        delay_s: the time from the start of the encoded file to the start of the audio. It is added to all times.
         """
         self._timer = timer
         self._texts = _Texts(texts)
@@ -176,7 +176,7 @@ class AnswerTimes:
         self._ended = False
         self._changed = asyncio.Event()
         self._open: _Open | None = None  # the last sentence, while the next sentence may continue its last word
-        self._last_s = 0.0  # the end of the last word
+        self._last_s = 0.0  # the end of the last sentence or word that has a time
         self._last_part = (-1, -1)  # index of the caller's text and index of the last word in this text
         self._reasons: list[str] = []
         self.keep = False  # True = if the stream is closed before its end, the words that were sent get times too
@@ -256,7 +256,7 @@ class AnswerTimes:
         return Timestamps(tuple(self.sentences), self._shown(self._samples / self._rate_hz), " ".join(reasons))
 
     async def follow(self, count: int = 0) -> AsyncGenerator[list[TimedSentence]]:
-        """Yield the sentences after the first `count` ones as soon as they are finished. Call it after `end`."""
+        """Yield the sentences after the first `count` sentences as soon as they have times. Call it after `end`."""
         while True:
             if new := self.sentences[count:]:
                 count += len(new)

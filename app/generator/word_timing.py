@@ -331,14 +331,15 @@ def _line_words(
 ) -> list[Span | None]:
     """Return the times of the words of one line.
 
-    places: (seconds, character) for the start of each word, in order. The character is None if a pause begins there.
-    Words that have no place of their own were spoken together with the word before them. The time of this word is
-    divided between these words by the numbers of their letters.
+    places: for the start of each word, in order, a pair: the time in seconds, and the index of the word's first
+    character (None = a pause begins at this time). A word without a pair was spoken together with the previous word.
+    Words that were spoken together share their time in proportion to their numbers of letters.
     """
     text, tokens = line.text, line.places
     starts = [start for start, _ in tokens]
     times: list[Span | None] = [None] * len(tokens)
-    groups: list[tuple[int, float, float]] = []  # index of the first word of a group, start and end in seconds
+    # For each group of words that were spoken together: the index of its first word, and its start and end in seconds.
+    groups: list[tuple[int, float, float]] = []
     for number, (start_s, char) in enumerate(places):
         if char is None:
             continue
