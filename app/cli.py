@@ -198,7 +198,7 @@ def say(
             _fail(f"--voice none is supported by these engines only: {', '.join(spec.name for spec in bare)}.")
         spoken_text = Normalizer().normalize(input_text) if normalize else input_text
         line = SpokenLine(spoken_text, speaker or 0, Voice(NO_VOICE, NO_VOICE, "offline"))
-        utterance = Utterance((line,), sampling, seed or 0, 0.0)  # `_say_bare` replaces the 0.0 (max_seconds)
+        utterance = Utterance((line,), sampling, seed or 0, 0.0)  # `_say_bare` sets max_seconds
         asyncio.run(
             _say_bare(spec, settings, utterance, max_frames, output, chosen, codes, reference_noise=reference_noise)
         )
@@ -310,7 +310,8 @@ async def _book(settings: Settings, new: NewJob, output: Path) -> None:
                     line = replace(line, voice=services.manager.default_voice())
                     new = replace(new, request=replace(new.request, lines=(line,)))
                 await services.generator.ignored_fields(_test_request(new), new.extras)
-                # The same book with the same options continues the same job, but another engine begins a new job.
+                # The same book with the same options and the same engine has the same key, so its job continues. With
+                # a different engine, a new job begins.
                 engine = services.manager.engine().info.id
                 job, is_new = await store.call(store.create, new, f"{engine} {new.digest}")
                 if job.status in ("failed", "cancelled"):
@@ -343,7 +344,7 @@ def _sentences(job: Job) -> str:
 
 
 def _test_request(new: NewJob) -> SpeechRequest:
-    """Return a short request with the fields of a job, to check its voice and its fields."""
+    """Return a short request that has the voice and the other fields of a job, so that they can be checked."""
     return replace(new.request, lines=(replace(new.request.lines[0], text="Yes."),))
 
 
@@ -482,7 +483,7 @@ async def _say_bare(
 ) -> None:
     """Run only the model. Write the audio to the file `output`.
 
-    codes: a file that also gets the codec tokens; None = the tokens are not written.
+    codes: the file for the codec tokens; None = the tokens are not written.
     """
     context = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
     samples, frames = [], []
@@ -815,7 +816,7 @@ async def _check(settings: Settings, names: list[str], folder: Path, sentences: 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         try:
             can_clone = services.manager.engine().info.can_clone
-            if can_clone:  # the server also imports these files when it starts
+            if can_clone:  # import the recordings in the folder, as the server does when it starts
                 cloner = Cloner(wiring.create_transcriber(settings), checker=services.checker)
                 folder_of_files = settings.folder("voice_references")
                 await asyncio.to_thread(import_preset_files, services.voices, folder_of_files, cloner)

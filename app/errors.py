@@ -129,7 +129,7 @@ class Conflict(RequestError):
 
 
 class PreconditionFailed(RequestError):
-    """The object has changed since the caller read it, so the header If-Match names another state."""
+    """The object has changed since the caller read it, so the header If-Match names an older state."""
 
     code = "precondition_failed"
 

@@ -77,14 +77,14 @@ RATE_HZ = 24_000
 GIVE_UP_AFTER = 2
 MAX_SHARE = 0.1  # the largest share of a voice's takes that may have the same fault
 
-# Limits of one take. For comparison, the comments give the values of 66 recordings of people who speak English.
-PACE_BAND = (0.5, 2.0)  # pace of a take / pace of its voice; in 90 % of one person's recordings, 0.61 to 1.63
+# Limits for one take. For comparison, the next comments give the values of 66 recordings of people who speak English.
+PACE_BAND = (0.5, 2.0)  # pace of a take / pace of its voice; 0.61 to 1.63 in 90 % of one person's recordings
 MIN_PACE, MAX_PACE = 6.0, guard.FAST_CHARS_PER_S  # characters a second; people speak 6.7 to 23
 MIN_PACED_LENGTH = 25.0  # characters; the pace of shorter sentences is not checked, because it varies more
 MAX_SILENCE_S = 1.5  # limit of a silence inside a sentence; 1 of the 66 recordings has a longer silence
 # The largest difference from the target level. The level of takes that are shorter than MIN_LEVEL_S is not checked.
 MAX_LEVEL_ERROR_LU, MIN_LEVEL_S = 3.0, 1.5
-MAX_TRUE_PEAK_DBTP = -0.5  # the limiter keeps peaks below -1.0
+MAX_TRUE_PEAK_DBTP = -0.5  # largest true peak; the limiter keeps true peaks below -1.0
 # Limit of `preset_voices.distance`. Of the 4 s parts of one person's speech, 1 % have a larger distance.
 MAX_VOICE_DISTANCE = 2.5
 WAVE_POINTS = 120
@@ -158,11 +158,12 @@ class Take:
     longest_silence_s: float = 0.0
     loudness_lufs: float | None = None
     true_peak_dbtp: float | None = None
-    voice_distance: float | None = None  # 0 = like the voice's recording; 1 = 4 semitones or 6 dB of brightness away
+    # 0 = like the voice's recording. A difference of 4 semitones in pitch, or of 6 dB in brightness, adds 1.
+    voice_distance: float | None = None
     guard: dict[str, int] = field(default_factory=dict)  # rule of the output guard -> how often it acted
     first_audio_s: float | None = None
     speed: float | None = None  # seconds of audio that are generated in one second
-    wave: list[int] = field(default_factory=list)  # peaks of equal parts of the audio, 0 to 100
+    wave: list[int] = field(default_factory=list)  # the peak of each of up to WAVE_POINTS equal parts, 0 to 100
     faults: dict[str, str] = field(default_factory=dict)  # fault -> description of the fault
 
 
@@ -183,7 +184,8 @@ class VoiceReport:
     id: str
     name: str
     recorded: bool
-    pace: float | None = None  # characters a second in the voice's recording, or median of its takes
+    # Characters a second in the voice's recording. If the voice has no recording: the median of its takes.
+    pace: float | None = None
     takes: list[Take] = field(default_factory=list)
 
 
@@ -378,8 +380,8 @@ def _measure(
 ) -> VoiceFeatures | None:
     """Measure a take. Return the features with which later takes are compared.
 
-    spoken: the normalised text. compare: the features of the voice's recording or first take. pace: the pace of the
-    recording.
+    spoken: the normalised text. compare: the features of the voice's recording, or of an earlier take if it has no
+    recording; None = neither exists. pace: the pace of the recording; None = there is no recording.
     """
     length = guard.speech_length(spoken)
     take.pace = round(length / take.seconds, 1) if length >= MIN_PACED_LENGTH and take.seconds else None

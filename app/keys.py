@@ -36,7 +36,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 FOLDER, FILE = "keys", "keys.json"
 MAX_KEYS = 1_000  # the metrics contain the name of each key, so the number is limited
-# The least number of characters, and of different characters, of a key in TTS_API_KEYS.
+# A key in TTS_API_KEYS has at least MIN_LENGTH characters, and at least MIN_DIFFERENT different characters.
 MIN_LENGTH, MIN_DIFFERENT = 16, 6
 CHECK_FILE_S = 1.0  # seconds between two checks of the key file; a removed key stays valid until the next check
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"

@@ -141,12 +141,13 @@ def connections(settings: Settings) -> dict[str, Any]:
     secure: dict[str, Any] = {}
     if settings.tls_cert and settings.tls_key:
         secure["ssl_context_factory"] = partial(tls.server_context, settings.tls_cert, settings.tls_key)
-    # A ping is sent after `ping_s`, and the connection is checked after another `ping_s`. If only the ping was
-    # acknowledged, a second check follows. So a dead connection is closed after at most three times `ping_s`.
+    # The server sends a ping after `ping_s` seconds, and checks the connection `ping_s` seconds later. If the client
+    # has acknowledged only the ping, a second check follows. So a dead connection is closed after at most three times
+    # `ping_s`.
     ping_s = min(http_protocol.PING_S, settings.reader_timeout_s / 3)
     return secure | {
         "http": http_protocol.protocol(settings.read_timeout_s),
-        "proxy_headers": False,  # create_api adds the middleware for proxy headers
+        "proxy_headers": False,  # create_api adds a middleware that reads the proxy headers
         "ws": http_protocol.SocketProtocol,
         "ws_ping_interval": ping_s,
         "ws_ping_timeout": ping_s,

@@ -212,7 +212,7 @@ class _DeviceCollector(Collector):
         )
         rows = GaugeMetricFamily("tts_device_rows_active", "Utterances being spoken on the device", labels=["device"])
         for index, each in enumerate(self._devices()):
-            name = f"{index}:{each.device}"  # TTS_DEVICES may list a device twice
+            name = f"{index}:{each.device}"  # TTS_DEVICES may list a device twice, and names must differ
             up.add_metric([name], float(not each.failure))
             rows.add_metric([name], each.load.active_rows)
         yield from (up, rows)

@@ -780,7 +780,10 @@ def unknown_variables(environment: Iterable[str], env_file: Path = Path(".env"))
 
 
 def _nearest(name: str, known: set[str]) -> str:
-    """Return the most similar setting, or "". HOST and PORT have no prefix, so TTS_PORT means PORT."""
+    """Return the setting that an unknown variable probably means; "" if no setting has a similar name.
+
+    HOST and PORT have no prefix, so TTS_PORT means PORT.
+    """
     bare = name.partition("_")[2]
     return bare if bare in known else next(iter(difflib.get_close_matches(name, known, 1, 0.6)), "")
 

@@ -83,7 +83,8 @@ class SpeechRequest:
     best_of: int = 1  # how many takes of each utterance are generated; the best one is kept
     lexicon: tuple[LexiconEntry, ...] = ()  # pronunciations for this request
     timestamps: bool = False  # whether the time of each word is computed for `Answer.timestamps`
-    # Write into the file that it is synthetic speech, with the model, the voices and the time, and sign it with C2PA.
+    # Whether the file states that it is synthetic speech, names the model, the voices and the time, and is signed with
+    # C2PA.
     provenance: bool = False
     caller: str = ""  # the digest of the API key, for the counts of usage; "" if the server has no keys
     # Whether this request is a part of a request that was counted already, such as a further sentence of a job.
@@ -266,7 +267,7 @@ class SpokenLine:
 class TimedWord:
     """A word of the caller's text (see `app.text.word_spans`), and the time in which it is heard."""
 
-    word: str  # the caller's characters `start_char:end_char`
+    word: str  # the characters `start_char:end_char` of the caller's text
     start_s: float  # seconds after the start of the audio
     end_s: float
     start_char: int
@@ -278,7 +279,7 @@ class TimedWord:
 class TimedSentence:
     """A sentence of the caller's text, and the time in which it is heard."""
 
-    text: str  # the caller's characters `start_char:end_char`
+    text: str  # the characters `start_char:end_char` of the caller's text
     start_s: float  # seconds after the start of the audio
     end_s: float
     start_char: int
@@ -334,8 +335,10 @@ class PlaybackClock(Protocol):
 class Scheduling:
     """The priority of an utterance. The priority does not change the audio."""
 
-    continuation: bool = False  # whether this is a later part of a running answer, which the queue always accepts
-    # Runs only while no listener of a foreground request needs audio soon. A foreground request can preempt it.
+    # Whether the utterance is a later part of a running answer. The queue always accepts such an utterance.
+    continuation: bool = False
+    # Whether the utterance runs only while no listener of a foreground request needs audio soon. A foreground request
+    # can preempt the utterance.
     background: bool = False
     index: int = 0  # position of the utterance in its answer, from 0
     playback: PlaybackClock | None = field(default=None, compare=False, repr=False)  # None = no listener is waiting
@@ -353,7 +356,8 @@ class AnswerPart:
     answer: str  # id of the answer; all utterances of the answer have the same id
     index: int  # index of the utterance in the answer, from 0
     take: int = 0  # index of the take of the utterance, from 0
-    after: int = 0  # index of the take of the previous utterance that the listener hears; this utterance continues it
+    # The listener hears the take with this index of the previous utterance. This utterance continues that take.
+    after: int = 0
     # This event is set when the answer has ended or is cancelled.
     over: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
     # The engine sets this event before the first audio, if this utterance continues from the kept state of the previous
@@ -371,7 +375,7 @@ class Utterance:
     max_seconds: float  # the engine stops after this much audio
     language: str | None = None
     context: tuple[ContextTurn, ...] = ()  # earlier turns, oldest first
-    optional_turns: int = 0  # the engine may leave out this many turns at the start of `context` to save space
+    optional_turns: int = 0  # the engine may leave out up to this many turns at the start of `context` to save space
     adapter: str = ""  # the key of the LoRA adapter that speaks (see app/engines/shared/adapters.py); "" = none
     part: AnswerPart | None = None  # None = no later utterance continues this one
     scheduling: Scheduling = field(default_factory=Scheduling)
@@ -394,7 +398,7 @@ class AudioChunk:
     rate_hz: int
     start: int  # position of samples[0] in the audio of the utterance, in samples
     codes: Codes | None = None  # (K, T) int16, from engines with a codec
-    rules: tuple[str, ...] = ()  # rules of the output guard (audio/guard.py) that a line broke since the last chunk
+    rules: tuple[str, ...] = ()  # rules of the output guard (audio/guard.py) that a line broke since the previous chunk
     # Places of words, from engines that report them. A mark may be in any chunk of its utterance.
     marks: tuple[WordMark, ...] = ()
 
@@ -451,7 +455,8 @@ class PromptLimits:
     """Which voice prompts an engine accepts, and how long they may be."""
 
     codec: Codec = NO_CODEC  # the codec of voice prompts; NO_CODEC = no cloning
-    codec_fingerprint: str = ""  # changes if the same recording is encoded to different codes
+    # An encoder that gives different codes for the same recording has a different fingerprint.
+    codec_fingerprint: str = ""
     max_prompt_s: float | None = None  # limit in seconds for the prompts of all voices of one utterance together
     max_context_s: float | None = None  # limit in seconds for all earlier turns of a conversation together
     examples: str = ""  # the folder of the recordings that come with the model
@@ -465,7 +470,7 @@ class EngineInfo:
     # Identity
     id: str
     name: str  # the display name
-    fingerprint: str  # changes if the same request gives different audio, for example with other weights
+    fingerprint: str  # an engine that gives different audio for the same request has a different fingerprint
     # Audio
     rate_hz: int
     frame_s: float  # length of one codec frame; usage is counted in frames

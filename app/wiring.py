@@ -197,7 +197,10 @@ def create_jobs(services: CoreServices, store: JobStore, *, keep_days: float) ->
 
 
 def create_watermark(settings: Settings) -> Watermark:
-    """Create the watermark that TTS_WATERMARK selects. Raises ValueError for `all` without the extra `watermark`."""
+    """Create the watermark that TTS_WATERMARK selects.
+
+    Raises ValueError if TTS_WATERMARK is `all` and the extra `watermark` is not installed.
+    """
     try:
         return Watermark(settings.watermark)
     except WatermarkMissing as error:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from app.types import Samples
 
 _MS = Fraction(1, 1000)
-_PCM_FRAME = 4096  # number of samples in one step of the encoder, if the codec has no frame size
+_PCM_FRAME = 4096  # how many samples the encoder gets at once, if the codec has no fixed frame size
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class ChapterMark:
 class _Container:
     """How a kind of audio file is written."""
 
-    recipe: str  # key of AUDIO_FORMATS, which has the codec and its options
+    recipe: str  # a key of AUDIO_FORMATS; the entry names the codec and its options
     format: str  # FFmpeg's name of the container
     options: Mapping[str, str]
     has_comments: bool = False  # whether the chapters are written as Vorbis comments
@@ -86,7 +86,7 @@ class AudioFile:
         """kind: key of CONTAINERS. rate_hz: the sample rate of the samples that `write` gets.
 
         tags: FFmpeg's name of a tag -> text. codec_rate_hz: the sample rate of the file. bit_rate: bits per second of
-        the file. If one of these rates is None, the file has the same rate as the server's answers of this kind.
+        the file. None = the rate that the server's answers of this kind have.
         """
         container = CONTAINERS[kind]
         self._container: OutputContainer = av.open(
@@ -155,7 +155,7 @@ class AudioFile:
         self._container.close()
 
     def _feed(self, samples: Samples) -> None:
-        """Encode samples (N,) frame by frame. Only the last frame of the file may be shorter."""
+        """Encode samples (N,) frame by frame. Only the last frame of the file may be shorter than a full frame."""
         converted: NDArray[np.float32] | NDArray[np.int16]
         converted = pcm.to_int16(samples) if self._sample_format == "s16" else pcm.clip(samples)
         for start in range(0, len(converted), self._frame_samples):

@@ -72,7 +72,7 @@ class Book:
 
 @dataclass(frozen=True, slots=True)
 class SpokenSentence:
-    """A sentence after it is spoken. The result contains its sound, and then `pause_s` seconds of silence."""
+    """A sentence after it is spoken. In the audio of the book, `pause_s` seconds of silence follow its sound."""
 
     chapter: int  # index in `Book.chapters`; never decreases from one sentence to the next
     text: str  # the text in the book, not normalised

@@ -27,14 +27,14 @@ class ChapterList:
         return len(self._chapters)
 
     def start(self, title: str, blocks: Sequence[Block]) -> None:
-        """Add a chapter. If `blocks` is empty, nothing is added. Raises BookTooLarge."""
+        """Add a chapter. If `blocks` is empty, nothing is added. Raises BookTooLarge above MAX_CHAPTERS chapters."""
         if blocks:
             if len(self._chapters) == MAX_CHAPTERS:
                 raise BookTooLarge(f"The book has more than {MAX_CHAPTERS:,} chapters. Divide it into several books.")
             self._chapters.append((title, [block.text for block in blocks]))
 
     def join(self, blocks: Sequence[Block]) -> None:
-        """Add blocks to the last chapter. If there is no chapter yet, the blocks become the first one."""
+        """Add blocks to the last chapter. If there is no chapter yet, the blocks become the first chapter."""
         if self._chapters:
             self._chapters[-1][1].extend(block.text for block in blocks)
         else:
@@ -43,8 +43,8 @@ class ChapterList:
     def finish(self) -> list[Chapter]:
         """Return the chapters.
 
-        A chapter without a title gets the title of the book. If the book has no title either, the chapter gets its
-        first words.
+        A chapter without a title gets the title of the book. If the book has no title either, the first words of the
+        chapter become its title.
         """
         return [
             Chapter(title or self._book_title or _shortened(paragraphs[0]), "\n\n".join(paragraphs))
@@ -76,8 +76,8 @@ def split_by_headings(blocks: Sequence[Block], chapters: ChapterList) -> None:
     """Divide one document into chapters at its headings.
 
     The chapters begin at the headings of the highest level that occurs more than once, and at the headings of all
-    higher levels. A heading directly after another heading does not begin a chapter. Text before the first heading is a
-    chapter.
+    higher levels. A heading directly after another heading does not begin a chapter. The text before the first heading
+    becomes a separate chapter.
     """
     starts = [index for index, block in enumerate(blocks) if block.level and (not index or not blocks[index - 1].level)]
     levels = [block.level for block in blocks if block.level]

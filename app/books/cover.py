@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-MAX_PIXELS = 50_000_000  # the limit, because a player decodes the whole picture in memory
+MAX_PIXELS = 50_000_000  # a larger cover is not used, because a player decodes the whole picture in memory
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
@@ -37,7 +37,10 @@ def picture(data: bytes) -> Picture | None:
 
 
 def _jpeg(data: bytes) -> Picture | None:
-    """Return the kind and the size of a JPEG file, from its segment `start of frame` (SOF); None if there is none."""
+    """Return the kind and the size of a JPEG file, from its segment `start of frame` (SOF).
+
+    Returns None if the file has no such segment.
+    """
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]

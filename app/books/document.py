@@ -34,7 +34,7 @@ _NO_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufdd0\ufdd1\ufffe\uffff
 _DECLARATION = re.compile(r"<\?xml[^>]{0,500}>")
 _DOCTYPE = re.compile(r"<!DOCTYPE[^\[>]{0,1000}(?:\[(?:[^\]\"']|\"[^\"]*\"|'[^']*')*\]\s*)?>", re.IGNORECASE)
 _NAMED = re.compile(r"&(?!(?:amp|lt|gt|quot|apos);)([A-Za-z][A-Za-z0-9]{1,31});")
-_NO_TAG = re.compile(r"<!\[CDATA\[|\]\]>|<[?!][^>]*>?")  # declarations, instructions, and the marks of CDATA
+_NO_TAG = re.compile(r"<!\[CDATA\[|\]\]>|<[?!][^>]*>?")  # a declaration, an instruction, or a mark of CDATA
 # XML allows "<title/>", which HTML would read as the start of a title.
 _EMPTY_TAG = re.compile(
     r"<(?!(?:area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr)\b)([A-Za-z][\w:-]{0,40})"
@@ -73,7 +73,7 @@ _LEFT_OUT_ROLES = frozenset(
 )
 _LEFT_OUT_CLASSES = re.compile(
     r"(?:(?:foot|end|rear)[-_]?notes?(?:[-_](?:end.*|ref|back|text|body|area|section))?|note[-_]?ref"
-    r"|fn[-_]?(?:ref|anchor)|fnanchor)(?:[-_]?[0-9]{1,3})?"  # calibre adds a number to classes: "footnote1"
+    r"|fn[-_]?(?:ref|anchor)|fnanchor)(?:[-_]?[0-9]{1,3})?"  # the program calibre adds numbers: "footnote1"
     r"|page-?num(?:ber)?s?|page_num(?:ber)?|pageno|pagebreak|pg-boilerplate|sr-only|visually-hidden",
     re.IGNORECASE,
 )
@@ -170,7 +170,8 @@ def _harmless(text: str) -> str:
     start = text[:10_000].upper().find("<!DOCTYPE")
     if start >= 0 and (doctype := _DOCTYPE.match(text, start)):
         text = text[:start] + text[doctype.end() :]
-        if "<!ENTITY" in doctype[0]:  # the text may use entities that the removed DOCTYPE declared; they are left out
+        # The text may use entities that the removed DOCTYPE declared. These entities are left out.
+        if "<!ENTITY" in doctype[0]:
             return _NAMED.sub(lambda match: "" if _is_unknown(match) else _named_character(match), text)
     return _NAMED.sub(_named_character, text)
 
@@ -324,7 +325,7 @@ class _Reader:
     def read(self, root: Element) -> Document:
         walker = etree.iterwalk(root, events=("start", "end"))
         skipped: Element | None = None
-        notes_at = -1  # the number of blocks before the notes that were skipped last
+        notes_at = -1  # how many blocks come before the last notes that were skipped
         for event, element in walker:
             if event == "start":
                 if self._is_skipped(element):
@@ -523,7 +524,7 @@ class _Reader:
 
 
 def _tidy(text: str) -> str:
-    """Return the text of a paragraph with single spaces, and "\n" where a line ends."""
+    """Return the text of a paragraph with single spaces, and with a line break where a line ends."""
     if not text.isascii():
         text = _INVISIBLE.sub("", text)
     text = " ".join(text.split())
@@ -562,7 +563,10 @@ def _drop_cap_of(image: Element) -> str:
 
 
 def _is_layout(table: Element) -> bool:
-    """Return whether a table only arranges text: one column, a table in a table, or cells with several paragraphs."""
+    """Return whether a table only arranges text.
+
+    Such a table has only one column, contains another table, or has a cell with several paragraphs or a long text.
+    """
     if next((each for each in table.iter("{*}table") if each is not table), None) is not None:
         return True
     most_cells = 0

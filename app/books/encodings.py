@@ -45,7 +45,8 @@ _CYRILLIC_WORD = re.compile(
     f"|[^{_CYRILLIC_LETTERS}\\w\u2500-\u259f]"  # a sign
 )
 _FREQUENT = "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфіъёїє_____"  # the most frequent letter first; all other letters are rare
-# Limit for the mean place of a text's letters in _FREQUENT. Hebrew or Greek that is decoded as Cyrillic has about 14.
+# The mean place of a Cyrillic text's letters in _FREQUENT is below this limit. For Hebrew or Greek that is decoded as
+# Cyrillic, the mean place is about 14.
 _MEAN_RANK = 11.5
 _CAPITAL_RANKS = 3
 
@@ -67,7 +68,7 @@ def decode(data: bytes) -> str:
         if b"\x00" not in data:
             return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start > len(data) - 4 and error.reason == "unexpected end of data":  # the last character is cut off
+        if error.start > len(data) - 4 and error.reason == "unexpected end of data":  # the file ends inside a character
             return data.decode("utf-8", "replace")
     if (wide := _wide_encoding(data)) is not None:
         return data.decode(wide, "replace")
@@ -86,7 +87,10 @@ def _wide_encoding(data: bytes) -> str | None:
 
 
 def _declared(data: bytes) -> str | None:
-    """Return the encoding that an HTML or XML file declares, if Python knows it and the file is not UTF-8."""
+    """Return the encoding that an HTML or XML file declares.
+
+    Returns None if Python does not know the encoding, or if it is UTF-8, UTF-16 or UTF-32.
+    """
     match = _DECLARED.search(data[:4_000])
     if match is None:
         return None
@@ -152,7 +156,7 @@ def _has_kana(text: str) -> bool:
 
 
 def _strangeness(text: str, encoding: str) -> float:
-    """Return how unlikely a text is: the number of unusual characters, and of capitals after small letters."""
+    """Return how unlikely a text is: unusual characters, and capitals after small letters, make it unlikely."""
     strange = float(sum(char > "\x7f" and not char.isalpha() and char not in _USUAL for char in text))
     strange += sum(len(pattern.findall(text)) for pattern in (_SIGN_INSIDE, _RARE_LETTER))
     strange += sum(before.islower() and char.isupper() and char > "\x7f" for before, char in pairwise(text))

@@ -40,7 +40,7 @@ MAX_ENTRIES = 20_000
 MAX_DIRECTORY_BYTES = 4 << 20
 MAX_DOCUMENT_BYTES = 16 << 20
 MAX_UNPACKED_BYTES = 64 << 20  # limit for all documents together, after decompression
-MAX_RATIO = 200  # largest ratio of the size after decompression to the size before it, for documents above 1 MB
+MAX_RATIO = 200  # a document above 1 MB may be at most this many times as large as its compressed form
 MAX_TAGS = 2_000_000  # of all documents
 _DOCUMENT_TYPES = frozenset({"application/xhtml+xml", "text/html", "text/x-oeb1-document", "application/x-dtbook+xml"})
 # These methods encrypt only fonts, so the text can be read.
@@ -48,7 +48,7 @@ _FONT_ENCRYPTION = frozenset({"http://www.idpf.org/2008/embedding", "http://ns.a
 # A document that is not in the table of contents starts a chapter only if the level of its first heading is at most
 # this number (1 = the highest level).
 _DEEPEST_CHAPTER = 3
-# If the text before the first heading has more characters, it is added to the chapter before.
+# If a document has more characters than this before its first heading, this text is added to the previous chapter.
 _LONGEST_BEFORE_HEADING = 600
 _LEAST_LINKS = 5  # a document with fewer links is not a table of contents
 _END_OF_DIRECTORY = b"PK\x05\x06"
@@ -84,7 +84,8 @@ class _Package:
     author: str = ""
     language: str | None = None
     items: dict[str, _Item] = field(default_factory=dict)  # by id
-    spine: list[_Item] = field(default_factory=list)  # without the items with linear="no", unless all items have it
+    # The documents in reading order. Documents with linear="no" are left out, unless all documents have linear="no".
+    spine: list[_Item] = field(default_factory=list)
     left_out: set[str] = field(default_factory=set)  # paths of the cover page and of the table of contents
     ncx: _Item | None = None
     nav: _Item | None = None
@@ -97,7 +98,7 @@ def read_epub(data: bytes, *, title_page: bool = False, default_title: str = "")
     Raises ProtectedBook, BookTooLarge, EmptyBook, or BadBook if the file is damaged.
 
     The chapters have the order of the spine. A document with a heading is a chapter, and a document without a heading
-    joins the chapter before it. If the table of contents divides a document, each part is a chapter.
+    is added to the previous chapter. If the table of contents divides a document, each part is a chapter.
     """
     with _Archive(data) as archive:
         archive.check_protection()
@@ -238,7 +239,7 @@ def _parse_xml(data: bytes) -> Element:
 
 
 def _entry_name(name: str) -> str:
-    """Return the name of an entry of the archive in the form of the paths that `_resolved` returns."""
+    """Convert the name of an archive's entry to the form of the paths that `_resolved` returns."""
     return posixpath.normpath(name.replace("\\", "/").lstrip("/"))
 
 
@@ -423,7 +424,7 @@ def _add_chapters(book: _Reading, item: _Item, chapters: ChapterList) -> None:
 
 
 def _add_document(blocks: Sequence[Block], label: str, chapters: ChapterList) -> None:
-    """Add a document as a new chapter, or to the chapter before.
+    """Add a document as a new chapter, or append it to the previous chapter.
 
     label: the title that the table of contents gives the document; "" = none.
     """
@@ -444,7 +445,10 @@ def _add_document(blocks: Sequence[Block], label: str, chapters: ChapterList) ->
 
 
 def _parts(found: document.Document, entries: Sequence[_TocEntry]) -> list[tuple[int, str]]:
-    """Return (index of the first block, title) of each part into which the table of contents divides a document."""
+    """Return the parts into which the table of contents divides a document.
+
+    Each part is a pair: the index of its first block, and its title.
+    """
     depth = min((entry.depth for entry in entries), default=0)
     parts: dict[int, str] = {}
     for entry in entries:
@@ -473,7 +477,7 @@ def _is_contents(found: document.Document) -> bool:
 
 
 def _cover(archive: _Archive, package: _Package) -> bytes | None:
-    """Return the cover if it is a JPEG or PNG file of at most MAX_COVER_BYTES; a larger file is not read."""
+    """Return the cover; None if there is none, or if it is not a JPEG or PNG file of at most MAX_COVER_BYTES."""
     if package.cover is None or not 0 < archive.size(package.cover.path) <= MAX_COVER_BYTES:
         return None
     try:

@@ -18,7 +18,8 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _NOTE = re.compile(r" {0,3}\[\^[^\[\]\s]{1,80}\]:")
 _IMAGE = re.compile(r"!\[[^\[\]\n]*\](?:\([^()\n]*\)|\[[^\[\]\n]*\])")
 _MOST_HEADINGS = 5 * MAX_CHAPTERS
-# A character of a text without markup. A text of long lines that has only such characters needs no cleaning.
+# A letter, and then a character that is not markup (`_PLAIN` repeats only the second one). A text of long lines that
+# have this form contains no markup, so it needs no cleaning.
 _PROSE = r"[A-Za-z](?:[^\W_]|[ ,.;:!?'\"()“”‘’—-])"
 _PLAIN = re.compile(rf"(?:(?:{_PROSE}{{49,}}+)?\n)*+(?:{_PROSE}*+)?")
 _NO_TITLE = re.compile(r"[ \t]*(?:[-*+>|#]|\d{1,3}[.)]\s)")
@@ -83,7 +84,7 @@ def read_markdown(text: str) -> tuple[Mapping[str, str], list[Block]]:
 
 
 def _is_underlined(before: list[str], line: str) -> bool:
-    """Return whether a line of "===" or "---" makes the line before it a heading."""
+    """Return whether a line of "===" or "---" turns the previous line into a heading."""
     if _UNDERLINE.fullmatch(line) is None or not before[-1].strip() or _NO_TITLE.match(before[-1]):
         return False
     return len(before) == 1 or not before[-2].strip()

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 LoudnessTarget = float | Literal["acx"] | None
 LOUDEST_LUFS, QUIETEST_LUFS = -9.0, -40.0  # the range of valid targets
 
-_ACX_RMS_DB = -20.0  # near the middle of the range that ACX allows; the limiter lowers the level by up to 1 dB
+_ACX_RMS_DB = -20.0  # ACX allows -23 to -18 dB, and the limiter lowers this level by up to 1 dB
 _ACX_CEILING_DBTP = -3.6  # below ACX's limit of -3 dB, because codecs raise peaks by up to 0.5 dB
 _CEILING_DBTP = -1.0
 _MAX_GAIN_DB = 30.0  # more gain would amplify noise
-_NOISE_WINDOW_S = 0.5  # the noise floor is the quietest window, as in Audacity's check for ACX
+_NOISE_WINDOW_S = 0.5  # the noise floor is the level of the quietest window of this length, as in Audacity's ACX check
 _LOWEST_DB = -120.0
 
 

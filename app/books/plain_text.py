@@ -9,7 +9,8 @@ from itertools import groupby, pairwise
 
 from app.books.document import Block
 
-# In a file of Project Gutenberg, the book stands between two such lines, and the licence stands outside of them.
+# In a file of Project Gutenberg, the book stands between two lines of this form. The licence stands
+# before the first line and after the second.
 _GUTENBERG_LINE = re.compile(
     r"^(?:\*{3} ?(?:START|END) OF (?:THE|THIS) PROJECT GUTENBERG EBOOK|End of (?:the )?Project Gutenberg).{0,300}$",
     re.MULTILINE | re.IGNORECASE,
@@ -99,8 +100,8 @@ def read_plain_text(text: str) -> PlainText:
 def with_headings(blocks: Sequence[Block]) -> Sequence[Block]:
     """Turn paragraphs such as "Chapter 1" into headings, for HTML that does not mark its headings.
 
-    The blocks do not change if one of these paragraphs is already marked as a heading, or if there are fewer than
-    _LEAST_IN_CONTENTS of them.
+    The blocks do not change if one of these paragraphs is already marked as a heading, or if the text has fewer than
+    _LEAST_IN_CONTENTS such paragraphs.
     """
     levels = [heading_level(" ".join(block.text.split())) for block in blocks]
     if any(level and block.level for level, block in zip(levels, blocks, strict=True)):
@@ -113,7 +114,7 @@ def with_headings(blocks: Sequence[Block]) -> Sequence[Block]:
 
 
 def _blocks(groups: Sequence[Sequence[str]]) -> Iterator[Block]:
-    """Yield the blocks of a text. groups: the lines between blank lines."""
+    """Yield the blocks of a text. groups: each group has the lines between two blank lines."""
     lengths = sorted(len(line) for group in groups for line in group)
     width = lengths[len(lengths) * 95 // 100] if lengths else 0
     is_wrapped = width <= _WIDEST
@@ -164,7 +165,7 @@ def _single_spaced(line: str) -> str:
 def _long_lines(group: Sequence[str]) -> list[str]:
     """Return the paragraphs of a group of lines that are not wrapped.
 
-    Each line is a paragraph. The lines of a poem are one paragraph together.
+    Each line is a paragraph, with one exception: all lines of a poem together are one paragraph.
     """
     lines = [_single_spaced(line) for line in group]
     return ["\n".join(lines)] if len(lines) > 1 and max(map(len, lines)) <= _VERSE else lines
@@ -173,7 +174,7 @@ def _long_lines(group: Sequence[str]) -> list[str]:
 def _unwrapped(group: Sequence[str], width: int) -> str:
     """Return a paragraph without the line breaks that only keep lines short.
 
-    A line break is kept if the line before it had space for the first word of the next line.
+    A line break is kept if the first word of the next line would also have fitted on the line before the break.
     """
     pieces = [_single_spaced(group[0])]
     for before, line in pairwise(group):
@@ -198,7 +199,7 @@ def _without_contents(blocks: Sequence[Block]) -> list[Block]:
         if is_heading and len(found) >= _LEAST_IN_CONTENTS:
             later = {_key(block) for block in blocks[place:] if block.level}
             repeated = [_key(block) in later for block in found]
-            # The last heading of the run can already be the heading of the first chapter.
+            # The last of these headings can belong to the first chapter and not to the table of contents.
             while repeated and not repeated[-1]:
                 repeated.pop()
             if len(repeated) >= _LEAST_IN_CONTENTS and sum(repeated) > len(repeated) / 2:
@@ -217,7 +218,7 @@ def _key(block: Block) -> str:
 
 
 def _with_numbers(blocks: Sequence[Block]) -> list[Block]:
-    """Turn numbers that stand alone into headings, if they count from 1 and the text has no other headings."""
+    """Turn paragraphs that are only a number into headings, if they count 1, 2, 3 ... and the text has no headings."""
     places = [index for index, block in enumerate(blocks) if _BARE_NUMBER.fullmatch(block.text)]
     numbers = [_number(blocks[index].text.rstrip(".")) for index in places]
     counts = len(numbers) >= _LEAST_NUMBERS and numbers == list(range(1, len(numbers) + 1))

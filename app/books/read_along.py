@@ -1,4 +1,6 @@
-"""Write an EPUB 3 to read along: the text of a book, its sound, and media overlays (SMIL) that connect both.
+"""Write an EPUB 3 to read along: the text of a book, its sound, and media overlays.
+
+The media overlays (SMIL) connect the text with the sound.
 
 A reading system highlights each sentence while it is heard. Each chapter has one document, one overlay and one audio
 file (AAC in MP4).
@@ -199,7 +201,7 @@ def add_file(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None
 
 
 def _is_heading(text: str, title: str) -> bool:
-    """Return whether a paragraph is the heading of its chapter: the title begins with the text of the paragraph."""
+    """Return whether a paragraph is the heading of its chapter: the chapter's title begins with the paragraph."""
     return bool(text) and " ".join(title.split()).startswith(text.rstrip(".:"))
 
 

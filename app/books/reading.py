@@ -17,7 +17,7 @@ from app.books.markdown import read_markdown
 from app.books.plain_text import read_plain_text, with_headings
 from app.text.languages import language_tag
 
-# The types of files; `_KINDS` also has further suffixes of these types, such as .htm.
+# One suffix for each type of file that can be read. `_KINDS` also has other suffixes of these types, such as .htm.
 SUFFIXES = (".txt", ".md", ".html", ".epub")
 _KINDS = {
     ".text": ".txt",

@@ -53,7 +53,7 @@ MEDIA_TYPES: Mapping[ResultFormat, str] = {
 }
 # ACX accepts MP3 files of 44.1 kHz with a constant bit rate of 192 kbit/s.
 _ACX_RATE_HZ, _ACX_BIT_RATE = 44_100, 192_000
-_MP4_TAGS = {"media_type": "2", "gapless_playback": "1"}  # the MP4 tags stik (2 = audiobook) and pgap
+_MP4_TAGS = {"media_type": "2", "gapless_playback": "1"}  # FFmpeg's names of the MP4 tags stik (2 = audiobook) and pgap
 # Characters that Windows forbids in file names, and controls of the text direction, which can hide the real suffix.
 _FORBIDDEN = re.compile(r"[<>:\"/\\|?*\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
@@ -83,13 +83,13 @@ class Result:
 
     @property
     def levels(self) -> LevelRange:
-        """The levels of all audio files."""
+        """The range of the levels of all audio files."""
         return LevelRange.of([file.levels for file in self.files])
 
 
 @dataclass(frozen=True, slots=True)
 class _Sound:
-    """What all audio files of a result have in common."""
+    """The sound settings, tags and cover that all audio files of a result share."""
 
     rate_hz: int
     loudness: LoudnessTarget
@@ -144,9 +144,9 @@ def write_result(
 
     sentences: all sentences in the order of the book. They are iterated several times, so an iterator is not allowed.
     sample_rate: the sample rate of the sentences' files, in Hz.
-    captions: the formats of caption files. The files are written beside `out` with the same name. A zip has caption
-    files for each audio file instead.
-    loudness: the target of each audio file.
+    captions: the formats of caption files. The files are written beside `out`, with its name and another
+    suffix. A zip contains caption files for each of its audio files instead.
+    loudness: the level that each audio file gets: see LoudnessTarget.
     tags: further tags of each audio file, by FFmpeg's names, for example comment.
     chapter_format: the format of the audio files in a zip: mp3, m4a, flac, opus or wav.
 
@@ -193,7 +193,7 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
 
 
 def _tags(book: Book, more: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags of all audio files. Players show `composer` as the narrator."""
+    """Return the tags that all audio files get. Players show `composer` as the narrator."""
     tags = {"title": book.title, "album": book.title, "artist": book.author, "album_artist": book.author}
     tags |= {"composer": book.narrator, "genre": "Audiobook", **more}
     return {name: value for name, value in tags.items() if value}
@@ -275,7 +275,7 @@ def _metadata(book: Book, tags: Mapping[str, str]) -> str:
 
 
 def file_name(text: str) -> str:
-    """Return a text as the name of a file that every system accepts."""
+    """Convert a text to a file name that every operating system accepts."""
     name = " ".join(_FORBIDDEN.sub(" ", unicodedata.normalize("NFC", text)).split()).strip(". ")
     name = name.encode()[:_LONGEST_NAME_BYTES].decode("utf-8", "ignore").rstrip(". ")
     return f"_{name}" if not name or _RESERVED.fullmatch(name) else name

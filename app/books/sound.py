@@ -41,7 +41,10 @@ def chapter_groups(sentences: Iterable[SpokenSentence]) -> Iterator[tuple[int, I
 
 
 def chapter_marks(book: Book, sentences: Iterable[SpokenSentence], rate_hz: int) -> list[tuple[int, ChapterMark]]:
-    """Return (index in `book.chapters`, mark) of each chapter with sentences. Times are from the start of the book."""
+    """Return for each chapter with sentences a pair: its index in `book.chapters`, and its mark.
+
+    The times in a mark are in seconds from the start of the book.
+    """
     marks = []
     position = 0
     for index, group in chapter_groups(sentences):

@@ -31,14 +31,14 @@ _BLANK_LINE = re.compile(r"\n\s*\n")
 async def plan_chapter(generator: SpeechGenerator, request: SpeechRequest) -> list[PlannedSentence]:
     """Return the sentences of a chapter; an empty list if the chapter has nothing that can be spoken.
 
-    request: a request with one line, which has the text of the chapter. Raises the errors of `SpeechGenerator.plan`,
+    request: a request whose only line is the text of the chapter. Raises the errors of `SpeechGenerator.plan`,
     but not EmptyText.
     """
     line = request.lines[0]
     text = line.text
     sentences: list[PlannedSentence] = []
-    start = end = 0  # where the last sentence begins and ends in `text`
-    extra_s = 0.0  # seconds of the pauses that the text asks for after the last sentence
+    start = end = 0  # where the last sentence of `sentences` begins and ends in `text`
+    extra_s = 0.0  # the total length of the pauses that `text` asks for after this last sentence
 
     def end_last(next_start: int) -> None:
         nonlocal extra_s
@@ -53,8 +53,8 @@ async def plan_chapter(generator: SpeechGenerator, request: SpeechRequest) -> li
                 if isinstance(part, Pause):
                     extra_s += part.seconds
                     continue
-                # The planner made several sentences from one part of the text: the job keeps them together as one
-                # sentence.
+                # If the planner made several sentences from the same characters of the text, the job has one sentence
+                # for all of them.
                 if sentences and part.start_char < end:
                     end = max(end, part.end_char)
                     sentences[-1] = replace(sentences[-1], text=text[start:end])

@@ -1,4 +1,4 @@
-"""Speaks the jobs of a store in the background, and writes their results.
+"""Speaks the texts of stored jobs in the background, and writes the results.
 
 Each process that shares the store has one runner. A runner claims jobs, renews its leases, and speaks several sentences
 at the same time if rows are free. All other requests have priority over jobs: see `app/runtime/scheduler.py`.
@@ -53,7 +53,7 @@ QUIET_S, MAX_QUIET_WAIT_S, QUIET_CHECK_S = 1.0, 10.0, 0.1
 BUSY_WAIT_S = 0.25  # seconds from the preemption of a sentence to the next attempt to speak it
 NOT_READY_WAIT_S = 5.0  # if the engine of a job is not ready, the job is claimed again after this number of seconds
 PLANNING_CHECK_S = 0.25  # seconds between two searches for new sentences while chapters are split into sentences
-AHEAD = 2  # the runner takes this many sentences from the store for each row that it may use
+AHEAD = 2  # how many sentences are being spoken or wait for a row, for each row that the job may use
 FULL_DISK_WAIT_S = 5.0  # seconds between two attempts to write the state of a job to a full disk
 REMOVE_EVERY_S = 3600.0  # seconds between two searches for jobs that are old enough to be removed
 DAY_S = 86_400.0
@@ -70,7 +70,7 @@ class _Stopped(Exception):
 
 @dataclass(slots=True)
 class _Session:
-    """A job that this process is speaking."""
+    """A job whose sentences this process is speaking."""
 
     job: Job
     folder: Path
@@ -105,7 +105,7 @@ class _Sentences:
 
 
 class JobRunner:
-    """Claims and speaks jobs inside `async with`. Use it from one event loop."""
+    """Claims jobs and speaks their sentences inside `async with`. Use it from one event loop."""
 
     def __init__(
         self,
@@ -151,8 +151,8 @@ class JobRunner:
         await asyncio.to_thread(self.store.close)
 
     def wake(self) -> None:
-        """Look for changed jobs at once, not only after BEAT_S. Call it after a job was created or changed in this
-        process.
+        """Look for changed jobs at once, not only after BEAT_S. Call this method after a job was created or
+        changed in this process.
         """
         self._wake.set()
         self._notify()
@@ -185,7 +185,7 @@ class JobRunner:
             except NotStored as error:
                 if error.message != logged:
                     logged = error.message
-                    log.error("the jobs can't be spoken now, the server tries again: %s", error.message)
+                    log.error("the stored jobs can't be read or changed now; the server tries again: %s", error.message)
             except Exception:
                 log.exception("the search for jobs failed")
             with contextlib.suppress(TimeoutError):
@@ -229,8 +229,9 @@ class JobRunner:
     # ---- one job
 
     async def _run(self, job: Job) -> None:
-        """Speak a job and write its result. At the end, the job has another status or is queued again."""
-        status: JobStatus = "queued"  # stays if this task is cancelled, so that another process may continue the job
+        """Speak the sentences of a job, write its result, and end its lease."""
+        # If this task is cancelled, the status stays "queued", so that another process may continue the job.
+        status: JobStatus = "queued"
         problem: Problem | None = None
         try:
             if await self._speak_and_write(job):
@@ -278,7 +279,7 @@ class JobRunner:
                 await self.store.call(self.store.release, job_id, self._holder, status, problem)
             except NotStored as error:
                 log.warning("the state of the job %s can't be stored: %s", job_id, error.message)
-                if status == "queued":  # no second attempt: when the lease expires, another process claims the job
+                if status == "queued":  # do not try again: when the lease expires, a process claims the job
                     return
                 await asyncio.sleep(FULL_DISK_WAIT_S)
             else:
@@ -409,7 +410,7 @@ class JobRunner:
             self._notify()
 
     async def _wait_for_quiet(self) -> None:
-        """Wait until no request was answered for QUIET_S, at most MAX_QUIET_WAIT_S."""
+        """Wait until QUIET_S seconds have passed since the last answer to a request, but at most MAX_QUIET_WAIT_S."""
         until_s = time.monotonic() + MAX_QUIET_WAIT_S
         while self._generator.quiet_s() < QUIET_S and time.monotonic() < until_s:  # noqa: ASYNC110 - no event
             await asyncio.sleep(QUIET_CHECK_S)

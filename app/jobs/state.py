@@ -69,7 +69,7 @@ class NewJob:
     options: Options
     seed: int
     cover: bytes | None = None
-    paused: bool = False  # whether the job waits for `resume` before it speaks
+    paused: bool = False  # whether the new job is paused until `resume` is sent
     random_seed: bool = False  # whether the caller has asked for a random seed
     name: str = ""  # the name of the job in lists of jobs
 
@@ -105,7 +105,7 @@ class Progress:
     sentences_failed: int
     seconds_done: float
     planned: bool  # whether all chapters are split into sentences
-    eta_s: float | None  # None = not known, or the job does not run
+    eta_s: float | None  # seconds until all is spoken; None = not known, or the job does not run
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class PlannedSentence:
     text: str  # the text in the chapter, not normalised
     voice: str
     language: str | None
-    pause_s: float  # silence after the sentence
+    pause_s: float  # seconds of silence after the sentence
     starts_paragraph: bool
 
 
@@ -194,7 +194,7 @@ class SentenceState:
     verified: str | None
     words: tuple[TimedWord, ...]
     problem: Problem | None
-    changed: int  # the revision that the job got by the last change of the sentence
+    changed: int  # the revision of the job after the last change of this sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ class SpokenTake:
 def sentence_seed(job_seed: int, index: int, take: int) -> int:
     """Return the seed (31 bits) of a sentence. The same arguments always give the same seed.
 
-    take: see `SentenceState.take`. A new take has another seed.
+    take: see `SentenceState.take`. Each take of a sentence has a different seed.
     """
     return int.from_bytes(sha256(f"{job_seed} {index} {take}".encode()).digest()[:4]) >> 1
 

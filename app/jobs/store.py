@@ -226,8 +226,8 @@ class JobStore:
     ) -> tuple[list[Job], bool]:
         """Return the newest jobs, the newest first, and whether there are more.
 
-        after: the id of a job; only jobs that are older are returned. archived: True = only archived jobs, False = only
-        jobs that are not archived, None = both. Raises NotFound if the job `after` does not exist.
+        after: the id of a job; only jobs that are older than this job are returned. archived: True = only archived
+        jobs, False = only jobs that are not archived, None = both. Raises NotFound if the job `after` does not exist.
         """
         conditions = ["1"]
         values: list[str | int] = []
@@ -394,7 +394,8 @@ class JobStore:
     ) -> SentenceState:
         """Mark a sentence to be spoken again.
 
-        seed: None = a new seed. text, voice: None = the sentence keeps its text or its voice.
+        seed, text, voice: the new values. Without a seed, a new seed is chosen. Without a text or a voice, the sentence
+        keeps its own.
 
         A job that was completed or has failed is queued again. Raises NotFound, and Conflict if the job was cancelled.
         """
@@ -487,7 +488,8 @@ class JobStore:
         Such a folder remains if the creation of a job failed or its deletion was interrupted.
         """
         found = [path.name for path in self.folder.glob("job_*")]
-        with self._transaction() as db:  # this transaction begins when no other process is creating a job
+        # If a job is being created, this transaction waits until the job is in the database.
+        with self._transaction() as db:
             known = {row["id"] for row in db.execute("SELECT id FROM jobs")}
         return [name for name in found if name not in known]
 
@@ -690,7 +692,7 @@ class JobStore:
                 yield db
                 db.execute("COMMIT")
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back, for example on a full disk
+                with contextlib.suppress(sqlite3.Error):  # on a full disk, SQLite may have rolled back already
                     db.execute("ROLLBACK")
                 raise
 

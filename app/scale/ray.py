@@ -50,7 +50,7 @@ def environment(grace_s: int) -> dict[str, str]:
     grace_s: the number of seconds after which a shutdown cuts off unfinished answers.
     """
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",  # HAProxy delays the first byte by 0.5 ms, the Python proxy by 6 ms
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",  # HAProxy delays the first byte by 0.5 ms; Ray's Python proxy, by 6 ms
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_worker_niceness": "0",  # Ray's default of 15 would give all other processes priority over the replicas
         "RAY_USAGE_STATS_ENABLED": "0",

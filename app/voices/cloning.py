@@ -62,7 +62,7 @@ _FADE_S = 0.01
 _BLOCK_S = 22.0  # length of an FFT block: with both margins it has nearly 2**20 samples at 44.1 kHz
 # The warnings of these checks are shown in /health.
 _DOUBTFUL_CHECKS = ("music", "transcript_letters_per_s", "transcript_words_percent")
-# If a file does not have the name of a preset voice, it is reported as not used only if it has one of these endings.
+# A file that has neither the name of a preset voice nor one of these endings is ignored without a report.
 _AUDIO_SUFFIXES = frozenset(
     ".aac .aif .aiff .amr .avi .caf .flac .m4a .mkv .mov .mp3 .mp4 .oga .ogg .opus .wav .webm .wma".split()
 )
@@ -81,7 +81,7 @@ class Sample:
 class Prepared:
     """The reference recording that was made from uploaded recordings, and facts about it."""
 
-    reference: Reference  # its transcript is empty if the words of any recording are unknown
+    reference: Reference  # its transcript is empty if the words of at least one recording are unknown
     report: Report
     sample_count: int
     window: Span  # the part of the first recording that the reference contains
@@ -137,9 +137,9 @@ class Cloner:
     ) -> Prepared:
         """Convert 1 to MAX_SAMPLES recordings of a voice to one reference recording. Blocks for seconds.
 
-        language: BCP 47 tag, for the speech recogniser. denoise: reduce steady noise. what: name of the field in the
-        request, for error messages. If a recording has no transcript, the speech recogniser writes the transcript. If
-        the speech recogniser can't be used, the reference has no transcript.
+        language: BCP 47 tag, for the speech recogniser. denoise: whether to reduce steady noise. what: name of the
+        field in the request, for error messages. If a recording has no transcript, the speech recogniser writes the
+        transcript. If the speech recogniser can't be used, the reference has no transcript.
 
         Raises BadReference for a recording that can't be used, and InvalidValue for a transcript that is too long.
         """
@@ -483,7 +483,7 @@ def check_stored(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -
 def recognise_missing_words(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -> None:
     """Recognise the words of cloned voices without a transcript, and store the words as transcripts. Blocks.
 
-    ended: when it is set, the remaining voices are not changed.
+    ended: when this event is set, the remaining voices are not changed.
     """
     for stored in store.stored():
         if ended.is_set():
@@ -505,8 +505,8 @@ def recognise_missing_words(store: VoiceStore, cloner: Cloner, *, ended: threadi
 def convert_old_folders(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -> None:
     """Convert the voice folders of an earlier server version, if their recordings need the same steps as an upload.
 
-    If a folder can't be converted, the reason is added to `store.refused`. ended: when it is set, the remaining folders
-    are not converted. Blocks.
+    If a folder can't be converted, the reason is added to `store.refused`. ended: when this event is set, the remaining
+    folders are not converted. Blocks.
     """
     for folder in store.unconverted():
         if ended.is_set():
@@ -587,7 +587,7 @@ def change_unconverted(
 def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:
     """Return the part `place` of a recording, with a loudness of TARGET_LUFS, true peaks below -1 dBTP and faded edges.
 
-    sound: samples (N,) at RATE_HZ that `without_rumble` returned. denoise: reduce steady noise.
+    sound: samples (N,) at RATE_HZ that `without_rumble` returned. denoise: whether to reduce steady noise.
     """
     first, last = round(place.start_s * RATE_HZ), round(place.end_s * RATE_HZ)
     margin = round(_MARGIN_S * RATE_HZ)

@@ -57,7 +57,7 @@ _DRIFT_SHARE = 0.5 * (_DRIFT_DB / _STEP_DB) ** 2 * _LOOK_BLOCKS * _BLOCK_S
 _MIN_PROBABILITY = 1e-9  # the smallest probability of a level
 _TINY = 1e-60  # if the sum of the probabilities is below this value, they are normalised to prevent underflow
 _GAP_DB = 20.0  # a measurement this many dB below the most likely level is a gap between words and is ignored
-_PAUSE_DB = 19.0  # a look this many dB below `_LevelEstimate._anchor` is a pause and is ignored
+_PAUSE_DB = 19.0  # a look more than this many dB below `_LevelEstimate._anchor` is a pause and is ignored
 # The anchor falls by this many dB at each look; so after 4 s, the noise of a pause counts as soft speech.
 _ANCHOR_FALL_DB = 0.04
 _SAME_LOOKS = 3.0  # this many neighbouring looks count as one look, because they measure the same syllable
@@ -244,8 +244,8 @@ class _LevelEstimate:
         self.lufs = TARGET_LUFS
 
     def expect(self, lufs: float) -> None:
-        """Begin a line with the expected level `lufs`. If the line before had the same expected level, the estimate
-        stays and its distribution becomes wider.
+        """Begin a line with the expected level `lufs`. If the previous line had the same expected level, the
+        estimate stays and its distribution becomes wider.
         """
         if lufs != self._expected:
             self._expected = self.lufs = self._anchor = lufs
@@ -298,7 +298,7 @@ class _LevelEstimate:
 
 
 class _SentLoudness:
-    """Measures the loudness of the output so far, and computes the gain correction that brings it to the target."""
+    """Measures the loudness of the output so far, and computes the gain correction to reach the target."""
 
     def __init__(self) -> None:
         self._moment = np.zeros(_MOMENT_LOOKS)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ABANDONED_S = 60.0  # older temporary files are deleted; a younger file may still be in use by another server process
-MAX_TURNS = 32  # the most turns that are kept of one conversation
+MAX_TURNS = 32  # the largest number of turns that are kept of one conversation
 _CHARS_PER_TOKEN = 3  # a low estimate: a Llama 3 token has about 4 characters of English
 # Tokens of a turn that are not words: for the speaker, for the beginning and the end of the text, and for the end of
 # the audio.
@@ -64,9 +64,9 @@ class _Conversation:
 class Memory:
     """The remembered conversations. Thread-safe.
 
-    tokens: maximum number of context positions per conversation; older turns are dropped. ttl_s: a conversation that
-    gets no new turn for this time is deleted. folder: where conversations are stored, so that a restart does not lose
-    them; None = conversations are not stored on disk.
+    tokens: maximum number of context positions per conversation; a longer one loses its oldest turns. ttl_s: a
+    conversation that gets no new turn for this time is deleted. folder: where conversations are stored, so that a
+    restart does not lose them; None = conversations are not stored on disk.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Memory:
         """Return the newest turns of a conversation that fit into max_tokens context positions, oldest first.
 
         fingerprint: identifies the current engine; turns that another engine generated are not returned. speakers:
-        voice id -> speaker number, for the voices of the current request; other voices get unused numbers. Blocks
-        while it reads from disk.
+        voice id -> speaker number, for the voices of the current request; voices that are not in it get unused
+        numbers. Blocks while it reads from disk.
         """
         with self._lock:
             found = self._find(key)

@@ -101,7 +101,7 @@ class FolderReader:
         """Convert a folder in the earlier format with a short recording and a transcript. Raises Damaged, OSError."""
         signature = _signature(folder)
         failed, reason = self._failures.get(folder.name, (None, ""))
-        if failed == signature:  # unchanged files are not decoded again, because this would slow down each scan
+        if failed == signature:  # unchanged files are not decoded again, because decoding would slow down each scan
             raise Damaged(reason)
         try:
             _convert_short(folder)

@@ -53,9 +53,9 @@ _BY_KIND = {
 def standard_voices_of(kokoro: str) -> tuple[str, ...]:
     """Return for each Kokoro voice in `kokoro` a preset voice of the same sex and, for English, the same accent.
 
-    If the name of a Kokoro voice contains the name of a preset voice, such as af_nova, this preset voice is returned.
-    The choice depends only on the name. If `kokoro` contains anything else than names of Kokoro voices, the result is
-    ().
+    kokoro: one name, or several names with `+` between them. A name that contains the name of a preset voice gives
+    this preset voice: "af_nova" -> ("nova",). The choice depends only on the name. Returns () if `kokoro` contains
+    anything other than names of Kokoro voices.
     """
     found = []
     for part in kokoro.strip().casefold().split("+"):

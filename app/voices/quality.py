@@ -36,10 +36,11 @@ MAX_LETTERS_PER_S, MIN_LETTERS_PER_S = 30.0, 5.0  # letters in one second of spe
 IMPOSSIBLE_LETTERS_PER_S = 45.0
 _TRANSCRIPT_PREFIX = "transcript_"  # the ids of all checks of the transcript begin with this
 _GUARD_S = 0.1  # noise is not measured in this time before and after speech, because speech fades in and out there
-_MIN_NOISE_S = 0.2  # if the audio without speech is shorter, the quietest audio is measured as noise
+_MIN_NOISE_S = 0.2  # if the audio without speech is shorter than this, the quietest audio is measured as noise
 _PHRASE_S = 1.5  # the length of a phrase; the median pitch of a shorter phrase varies too much
 _MIN_VOICED_FRAMES = 20  # smallest number of voiced frames of 10 ms in a phrase
-_SPLIT_SEMITONES = 6.8  # limit of the difference in pitch: two speakers usually differ by more, one speaker by less
+# Limit of the difference in pitch: between two speakers, it is usually larger; between phrases of one speaker, smaller.
+_SPLIT_SEMITONES = 6.8
 _SPLIT_SHARE = 0.25  # each of the two groups of phrases must have at least this share of the speech
 _MUSIC_RATE_HZ = 16_000
 _MUSIC_WINDOW = 3_200  # samples (0.2 s), so that a bin of the spectrum is 5 Hz wide
@@ -101,7 +102,7 @@ def joined(messages: Iterable[str]) -> str:
 
 
 def worst(reports: Sequence[Report]) -> Report:
-    """Combine the reports of several recordings. For each check, the result has the one with the worst level."""
+    """Combine the reports of several recordings. Of each check, the result contains only the worst result."""
     order = ("good", "warning", "bad")
     by_id: dict[str, Check] = {}
     for report in reports:

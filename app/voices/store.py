@@ -79,7 +79,7 @@ class _Index:
 
     by_id: Mapping[str, Voice]
     by_name: Mapping[str, str]  # name_key(name) -> id
-    by_alias: Mapping[str, str]  # an earlier id in Unicode NFC -> id
+    by_alias: Mapping[str, str]  # an earlier id in Unicode NFC -> the current id
     stored: Mapping[str, StoredVoice]
     drafts: Mapping[str, StoredVoice]
 

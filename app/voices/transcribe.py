@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RATE_HZ = 16_000
-MAX_TOKENS = 400  # limit for 30 s of audio; 30 s of fast English speech have about 150 tokens
+MAX_TOKENS = 400  # largest number of tokens for 30 s of audio; 30 s of fast English have about 150
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # a Whisper model needs one of these files
 RETRY_S = 60.0  # after a failed download, no new download starts for this time, so that requests do not wait
 HOW_TO_INSTALL = (

@@ -34,12 +34,12 @@ NOT_INSTALLED = "the extra `words` is not installed"
 # Lowest mean score of aligned words. With the right transcript, speech has a score of at least -1.5, or -2.05 in noise.
 # With a wrong transcript, the score is mostly -2.2 or lower.
 MIN_FIT = -2.1
-MAX_OTHER_SHARE = 0.4  # with a larger share of sound without words, the words were found by chance
+MAX_OTHER_SHARE = 0.4  # if more than this share of the sound is not in the transcript, the words were found by chance
 # `section` also searches words on each side of the expected place, because the pace of speech varies: NEAR_WORDS words,
 # plus the share NEAR_SHARE of all words.
 NEAR_WORDS, NEAR_SHARE = 15, 0.1
-MIN_SECTION_WORDS = 0.8  # share of the words between the first and the last found word that must be found
-MIN_WORDS = 0.2  # share of the words that must be found; with the right transcript, more are nearly always found
+MIN_SECTION_WORDS = 0.8  # of the words from the first to the last found word, at least this share must be found
+MIN_WORDS = 0.2  # at least this share of the words must be found; a right transcript nearly always exceeds it
 
 
 @dataclass(frozen=True, slots=True)

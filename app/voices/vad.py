@@ -66,8 +66,8 @@ class SpeechFinder:
         return self._by_model(resampled)
 
     def contains_speech(self, samples: Samples, rate_hz: int) -> bool:
-        """Return whether mono samples (N,) contain speech. The search ends at the first block of _BLOCK_S with
-        speech.
+        """Return whether mono samples (N,) contain speech. The search ends at the first block (_BLOCK_S seconds)
+        with speech.
         """
         step = round(_BLOCK_S * rate_hz)
         return any(self.find(samples[at : at + step], rate_hz) for at in range(0, len(samples), step))

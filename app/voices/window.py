@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from app.types import Samples
 
 MIN_WINDOW_S, MAX_WINDOW_S = 6.0, 12.0
-BEST_WINDOW_S = 10.0  # windows near this length have a better score
+BEST_WINDOW_S = 10.0  # windows near this length get the best scores
 WHOLE_MAX_S = 30.0  # the longest recording that is used without cutting, if its transcript is known
 BORDER_PAUSE_S = 0.3  # a pause of this length is usually the end of a sentence or a long clause
 _BESIDE_S = 0.3  # this much audio before and after a window is also used to measure the noise

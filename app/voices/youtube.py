@@ -192,9 +192,10 @@ class YouTube:
     ) -> Fetched:
         """Fetch `duration_s` seconds of the video at `url`, starting at `start_s`.
 
-        The fetched audio is shorter if the video ends earlier. Cancelling the call kills the child process and removes
-        its files. Raises NotSupported if fetching is off, InvalidValue for a wrong `start_s` or `duration_s`, Busy if
-        too many requests wait, and a subclass of Unfetchable from this module for any other failure.
+        The fetched audio is shorter if the video ends before the section ends. Cancelling the call kills the child
+        process and removes its files. Raises NotSupported if fetching is off, InvalidValue for a wrong `start_s` or
+        `duration_s`, Busy if too many requests wait, and a subclass of Unfetchable from this module for any other
+        failure.
         """
         if self.off is not None:
             raise NotSupported(self.off)
@@ -326,7 +327,7 @@ class YouTube:
 def watch_url(url: str) -> str:
     """Return the canonical URL of the video that `url` names: "https://www.youtube.com/watch?v=...".
 
-    Raises NotYouTube if `url` is not the https URL of a YouTube video, IsPlaylist if it names a playlist only.
+    Raises NotYouTube if `url` is not the https URL of a YouTube video, and IsPlaylist if it names only a playlist.
     """
     try:
         parts = urlsplit(url.strip())
@@ -497,5 +498,5 @@ def _remove_leftovers() -> None:
             if not owner.isdecimal() or (int(owner) != os.getpid() and is_alive(int(owner))):
                 continue
             if int(owner) == os.getpid() and folder.stat().st_mtime > _STARTED_AT:
-                continue  # the folder is in use; an older folder belongs to an earlier process with the same pid
+                continue  # this process uses the folder; an older folder belongs to an earlier process with its pid
             shutil.rmtree(folder, ignore_errors=True)
