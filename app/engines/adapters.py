@@ -64,7 +64,7 @@ class Prepared(Protocol):
 
     @property
     def key(self) -> str:
-        """Identifies the content of the adapter."""
+        """A digest of the adapter's files. Adapters with the same files have the same key."""
 
     @property
     def rank(self) -> int:
@@ -72,7 +72,7 @@ class Prepared(Protocol):
 
     @property
     def base(self) -> str:
-        """The base model that the adapter names; "" = the adapter names no base."""
+        """The base model that the adapter's config names; "" = the config names none."""
 
 
 @runtime_checkable
@@ -99,23 +99,23 @@ class Upload:
 
 @dataclass(slots=True)
 class Adapter:
-    """One adapter of the server. voice: the id of the recorded voice with which it speaks; "" = no recording."""
+    """One adapter of the server. voice: the id of the recorded voice with which it speaks; "" = none."""
 
     name: str
     source: str  # a hub id or a folder; "" = the files are in the folder of the adapter
-    model: str  # id of the model that the adapter changes; "" = no model of this process has adapters
+    model: str  # id of the model that the adapter changes; "" = no model of this process can use adapters
     speaker: int = 0
     voice: str = ""
     configured: bool = False  # whether the adapter comes from TTS_ADAPTERS
     status: Status = "loading"
-    key: str = ""  # identifies the content, see Prepared.key
+    key: str = ""  # a digest of the adapter's files, see Prepared.key
     base: str = ""
     rank: int | None = None
     bytes: int = 0  # size of the adapter's matrices in memory
     error: str = ""
 
     def as_voice(self, recording: Voice | None) -> Voice:
-        """Return this adapter as a Voice. recording: the voice with the id `voice`; None = no recording."""
+        """Return this adapter as a Voice. recording: the recorded voice that `voice` names; None = there is none."""
         facts = f"adapter {self.name} {self.speaker} {recording.digest if recording else ''}"
         return Voice(
             id=self.name,
@@ -207,9 +207,9 @@ class AdapterRegistry:
         return self._adapters.get(name.casefold())
 
     def _model(self, name: str) -> str:
-        """Return the id of the model that an adapter changes; "" = this server has no model with adapters.
+        """Return the id of the model that an adapter changes; "" = no model of this server can use adapters.
 
-        name: the name of the model in the request or the settings; "" = the first model with adapters. Raises
+        name: the name of the model in the request or the settings; "" = the first model that can use adapters. Raises
         InvalidValue if the named model can't use adapters, but another model of this server can.
         """
         models = self._manager.models_with_adapters
@@ -294,8 +294,8 @@ class AdapterRegistry:
     ) -> Adapter:
         """Add an adapter and load it. Raises InvalidValue, BadAdapter, NotReady, NotSupported, NotStored.
 
-        model: the name of the model that the adapter changes; "" = the first model with adapters. If the adapter can't
-        be loaded, its files are removed, and the running model is unchanged.
+        model: the name of the model that the adapter changes; "" = the first model that can use adapters. If the
+        adapter can't be loaded, its files are removed, and the running model is unchanged.
         """
         check_name(name)
         async with self._changing:

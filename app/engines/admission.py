@@ -37,11 +37,11 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def place(self, load: Load) -> AsyncGenerator[None]:
-        """Wait until fewer answers are generated than the limit allows.
+        """Wait until the server may generate one more answer.
 
-        Inside the context, this answer counts as an answer that is generated. load: the load of the engine. Together,
-        here and in the queue of the engine, as many requests may wait as the engine has free rows and places in its
-        queue. Raises Busy for a further request.
+        Inside the context, the answer counts as one that is being generated. load: the load of the engine. The requests
+        that wait here and the requests in the engine's queue are counted together. Raises Busy if their number has
+        reached the limit: the number of the engine's free rows plus the largest length of its queue.
         """
         await self._enter(load)
         try:

@@ -44,10 +44,10 @@ class BatchedEngine:
     ) -> None:
         """Create the engine without starting its thread.
 
-        max_queue: the largest number of new answers that wait for a free row. audio_queue_s: a row pauses while this
-        many seconds of its audio wait to be read. encode: encodes a recording with the codec `info.prompts.codec`; None
-        = the engine can't clone voices. initialize_thread: called once in the engine's thread, before the first call of
-        the runner.
+        max_queue: the largest number of new answers that wait for a free row. audio_queue_s: how many seconds of its
+        audio may wait to be read before a row pauses. encode: encodes a recording with the codec `info.prompts.codec`;
+        None = the engine can't clone voices. initialize_thread: called once in the engine's thread, before the first
+        call of the runner.
         """
         self._encode = encode
         self._info = info

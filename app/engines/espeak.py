@@ -48,11 +48,11 @@ FRAME_S = 0.08  # the server counts usage in frames of this length, as for CSM
 FIRST_S, SECOND_S, NEXT_S = 0.4, 0.4, 1.0
 WORDS_PER_MINUTE = 165
 AUTO_ROWS = 32
-# 400 characters give about 25 s of speech. Prefill synthesises all of them at once, and other rows wait meanwhile: the
-# library needs 10 to 20 ms for a sentence.
+# 400 characters give about 25 s of speech. Prefill synthesises the whole text at once. Other rows wait meanwhile, but
+# not for long: the library needs only 10 to 20 ms for a sentence.
 TEXT = TextPacking(max_chars=400, ipa=espeak_ipa.SYMBOLS)
 
-# From speak_lib.h of eSpeak NG 1.52.
+# These constants come from speak_lib.h of eSpeak NG 1.52.
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
@@ -80,7 +80,7 @@ _library_lock = threading.Lock()  # eSpeak NG has global state, so a process run
 
 @dataclass(frozen=True, slots=True)
 class Timbre:
-    """The eSpeak NG settings of one voice name."""
+    """The eSpeak NG settings with which one voice of the server speaks."""
 
     accent: str  # identifier of an eSpeak NG voice
     variant: str  # name of a variant file
@@ -159,10 +159,11 @@ class Library:
         with _library_lock:
             self._dll, self.rate_hz = _initialized()
             self._parts: list[bytes] = []  # int16 samples of the current synthesis, one entry for each callback
-            # For each word of the current synthesis: the index of its first sample and of its first character in the
-            # text. The character None = the end of a clause.
+            # For each word of the current synthesis: the index of its first sample, and the index of its first
+            # character in the text. If the second index is None, the entry is the end of a clause.
             self._places: list[tuple[int, int | None]] = []
-            self._callback = _Callback(self._receive)  # kept here, because the library has only a pointer to it
+            # kept here, because otherwise Python would free it: the library has only a pointer to it
+            self._callback = _Callback(self._receive)
             self.languages = self._list_languages()
 
     def _list_languages(self) -> dict[str, str]:
@@ -226,11 +227,12 @@ class Library:
     def synthesize_words(
         self, text: str, voice: str, pitch: int, *, phonemes: bool = False
     ) -> tuple[Samples, list[tuple[int, int | None]]]:
-        """Synthesise the whole text. Returns samples (N,) float32 at `rate_hz`, and (sample, character) of each word.
+        """Synthesise the whole text. Returns samples (N,) float32 at `rate_hz`, and the places of the words.
 
-        sample: the index of the word's first sample. character: the index of the word's first character in the text.
-        The library reads some words together, such as "of the": only the first one has an entry. An entry with the
-        character None is the end of a clause, after its pause. Raises EngineError.
+        A place is a pair: the index of the word's first sample, and the index of the word's first character in the
+        text. The library reads some words together, such as "of the". Then only the first of these words has a place.
+        If the second value of a place is None, the place is the end of a clause, after the pause of the clause. Raises
+        EngineError.
 
         voice: "identifier" or "identifier+variant". pitch: 0 to 99. phonemes: read `[[...]]` as phoneme names.
         """
@@ -255,8 +257,8 @@ class Library:
 def _initialized() -> tuple[ctypes.CDLL, int]:
     """Load the library and initialise it. Returns the library and its sample rate in Hz. Raises EngineUnavailable.
 
-    The library has only one state in a process. If this state were initialised again, the next synthesis could have
-    other pauses.
+    The library has only one state in a process. If this state were initialised again, the pauses in the next synthesis
+    could become longer or shorter.
     """
     import espeakng_loader  # noqa: PLC0415 - an optional extra
 
@@ -274,9 +276,10 @@ def _initialized() -> tuple[ctypes.CDLL, int]:
 def _prepared(data: Path) -> Path:
     """Return a copy of the folder `data` in which the voice variants have no random parts.
 
-    The copy is temporary, and consists of links except for the variants. All Library objects of a process share the
-    copy, because the library has one data path. If no copy can be created, returns `data`, and speech differs a little
-    from call to call. Raises EngineUnavailable if the path of `data` is too long for the library.
+    The copy is temporary. It contains links to the files in `data`, but the variants are new files. All Library objects
+    of a process share the copy, because the library has only one data path. If no copy can be created, returns `data`,
+    and speech differs a little from call to call. Raises EngineUnavailable if the path of `data` is too long for the
+    library.
     """
     try:
         folder = tempfile.TemporaryDirectory(prefix="espeak-")
@@ -302,7 +305,7 @@ def _check_length(data: Path) -> None:
 
 
 def _copy_with_steady_variants(data: Path, copy: Path) -> None:
-    """Create `copy`, a folder of links to the files in `data`, with variants without random parts. Raises OSError."""
+    """Create the folder `copy`: links to the files in `data`, and variants without random parts. Raises OSError."""
     variants = copy / "voices" / "!v"
     variants.mkdir(parents=True)
     for source, target in ((data, copy), (data / "voices", copy / "voices")):
@@ -318,8 +321,8 @@ def _copy_with_steady_variants(data: Path, copy: Path) -> None:
 def resolve_language(tag: str, languages: dict[str, str]) -> str:
     """Return eSpeak NG's voice identifier for a BCP 47 language tag.
 
-    Tries the whole tag, then shorter prefixes of the tag, then any voice of the same language. languages: the voice
-    identifiers by tag. Raises UnsupportedParameter if no voice speaks the language.
+    Tries the whole tag, then shorter prefixes of the tag, then any voice of the same language. languages: language tag
+    -> voice identifier. Raises UnsupportedParameter if no voice speaks the language.
     """
     tag_lower = tag.lower().replace("_", "-")
     tag_lower = {"zh-hk": "yue", "en-gb": "en-gb-x-rp"}.get(tag_lower, tag_lower)
@@ -339,7 +342,7 @@ def resolve_language(tag: str, languages: dict[str, str]) -> str:
 def _with_phonemes(line: SpokenLine) -> tuple[str, list[int]]:
     """Return the text of a line with phoneme names in place of the words that have a pronunciation in IPA.
 
-    Also returns the index in `line.text` from which each character of the result comes.
+    Also returns, for each character of the result, the index of the character in `line.text` from which it comes.
     """
     parts: list[str] = []
     places: list[int] = []

@@ -302,7 +302,10 @@ class EngineManager:
         self.loaded_bytes = max(0, held_bytes()[place] - before[place])
 
     def _build(self, spec: EngineSpec) -> Engine:
-        """Build the engine with its share of the GPU memory. If the share is too small, build it with all."""
+        """Build the engine with its share of TTS_GPU_MEMORY_FRACTION.
+
+        If the share is too small, build the engine with all of TTS_GPU_MEMORY_FRACTION.
+        """
         context = BuildContext(on_progress=self._note, cancelled=self._stopping.is_set, on_guard=self._on_guard)
         settings = self._settings
         if self._memory_share < 1.0:

@@ -194,7 +194,7 @@ class ModelManager:
     def _is_loadable(self, manager: EngineManager) -> bool:
         """Whether a request must load this model and wait for it.
 
-        Requests do not wait for a model that is loaded at the start of the server.
+        Requests do not wait while the server loads its default model at the start.
         """
         failed_s = self._failed_s.get(manager)
         is_due = failed_s is not None and time.monotonic() - failed_s >= RETRY_UNAVAILABLE_S
@@ -217,13 +217,13 @@ class ModelManager:
             await self._changed.wait()
 
     def is_closing(self, manager: EngineManager) -> bool:
-        """Whether the model is being unloaded. Before its memory is free, the last requests that use it must end."""
+        """Whether the model is being unloaded. The unload ends after the last requests that use the model."""
         return manager in self._closing
 
     async def load_model(self, model_id: str) -> Status:
         """Load a model, and return its status. Repeats a failed load. If the fallback engine runs, unloads it first.
 
-        Raises NotReady if the model is not loaded after TTS_LOAD_WAIT_S, and if it can't be loaded.
+        Raises NotReady if the model can't be loaded, or if the load takes longer than TTS_LOAD_WAIT_S.
         """
         manager = self.of(model_id)
         if manager.is_fallback:
@@ -250,7 +250,7 @@ class ModelManager:
     async def _wait_for(self, manager: EngineManager) -> ModelUse | None:
         """Wait until a model is loaded, and return a ModelUse; None if the load has failed. Begins the load if needed.
 
-        Raises NotReady after TTS_LOAD_WAIT_S.
+        Raises NotReady if the load takes longer than TTS_LOAD_WAIT_S.
         """
         task = self._loading.get(manager)
         if task is None:
@@ -267,7 +267,7 @@ class ModelManager:
     async def _load(self, manager: EngineManager) -> ModelUse | None:
         """Load a model, and return a ModelUse; None if the load has failed.
 
-        The ModelUse keeps the model loaded until the requests that wait for it have their own ModelUse.
+        The ModelUse keeps the model loaded until all requests that wait for the model have their own ModelUse.
         """
         try:
             if (closing := self._closing.get(manager)) is not None:
@@ -313,7 +313,7 @@ class ModelManager:
                 return
 
     async def _unload_idle(self, but: EngineManager) -> bool:
-        """Unload all models that no request uses, but not the model `but`. Returns whether any model was unloaded."""
+        """Unload all models that no request uses, except the model `but`. Returns whether any model was unloaded."""
         unloaded = False
         while await self._unload_oldest(but):
             unloaded = True
@@ -388,7 +388,7 @@ class ModelManager:
         await self._stack.aclose()
 
     async def _watch(self, idle_s: float) -> None:
-        """Unload each model that no request has used for `idle_s` seconds, until the task is cancelled."""
+        """Until the task is cancelled, unload each model that no request has used for `idle_s` seconds."""
         while True:
             await asyncio.sleep(min(LONGEST_CHECK_S, idle_s / 4))
             for manager in self._managers.values():

@@ -267,7 +267,7 @@ class EnginePool:
             self._waiting.popleft().set_result(None)
 
     async def _first(self, member: _Member, stream: AsyncGenerator[AudioChunk]) -> AudioChunk | None:
-        """Wait for the first chunk of an utterance's audio, and return it; None = the audio has no chunk.
+        """Wait for the first chunk of an utterance's audio, and return it; None = the utterance has no audio.
 
         Raises EngineStopped if the engine ends or hangs.
         """

@@ -1,4 +1,4 @@
-"""Asks eSpeak NG for pronunciations of words in IPA, and lets it read texts aloud, if it is installed.
+"""If eSpeak NG is installed, asks it for pronunciations of words in IPA, and lets it read texts aloud.
 
 These functions also work while no engine runs.
 """

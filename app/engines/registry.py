@@ -101,16 +101,17 @@ class EngineSpec:
         return cast("BareBuilder", _imported(self.bare))(settings, context, reference_noise)
 
     def bytes_by_rows(self, dtype: object) -> Callable[[int], int]:
-        """Return a function from the number of rows to the bytes that the published model needs with these rows.
+        """Return a function: number of rows -> how many bytes the published model needs with these rows.
 
         Call this only if `sizes` is set. dtype: the torch.dtype of the weights.
         """
         return cast("Callable[[object], Callable[[int], int]]", _imported(self.sizes))(dtype)
 
     def files(self, settings: Settings) -> list[ModelFiles]:
-        """Return the model files that the engine needs with these settings, as far as the files on disk show them.
+        """Return the model files that the engine needs with these settings.
 
-        After a download, a second call may return more files, for example if the downloaded model contains no codec.
+        The result depends on the files on disk. So after a download, a second call may return more files, for example a
+        codec if the downloaded model contains no codec.
         """
         if not self.model_files:
             return []
@@ -122,7 +123,7 @@ class EngineSpec:
 
 
 def _imported(target: str) -> object:
-    """Return an object of a module, and import the module for this. target: `module:name`."""
+    """Import a module, and return one of its objects. target: `module:name`."""
     module, _, name = target.partition(":")
     return getattr(import_module(module), name)
 

@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# seconds for which `_ask` keeps an answer of the hub without a fault, and with one
+# for how many seconds `_ask` keeps an answer of the hub: first without a fault, then with a fault
 KEEP_SIZES_S, KEEP_FAULT_S = 600.0, 10.0
 LOAD_AGAIN_S = 1.0  # seconds between two tries to replace a fallback engine that speaks a long answer
 NOT_LOADED = "model_not_loaded"
-_BRIEF = Patience(answer_s=5.0)  # how long `state` waits for the hub; without an answer, it shows no sizes
+_BRIEF = Patience(answer_s=5.0)  # how long `state` waits for the hub; without an answer, `state` shows no sizes
 _RETRY_HUB_S = 30
-# Codes of WeightsUnavailable after which another copy of the model may be readable.
+# If the error WeightsUnavailable has one of these codes, another copy of the model may be readable.
 _NO_ACCESS = frozenset({"hub_token_missing", "hub_token_invalid", "hub_licence_not_accepted", "weights_unavailable"})
 
 State = Literal["absent", "partial", "downloading", "complete", "failed"]
@@ -91,7 +91,7 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class WeightsState:
-    """The weights of a model: what is on the disk, and from where the rest can be downloaded."""
+    """The weights of a model: what is on the disk, and from where the missing files can be downloaded."""
 
     state: State
     total_bytes: int | None  # None = the hub has not answered
@@ -159,7 +159,7 @@ class WeightDownloads:
     ) -> None:
         """Create the object; no download runs yet.
 
-        known: all engines by name. on_loaded: called after a download, when the model is loaded.
+        known: all engines by name. on_loaded: called each time after a model was downloaded and loaded.
         """
         self._settings = settings
         self._manager = manager
@@ -194,7 +194,7 @@ class WeightDownloads:
     async def state(self, model_id: str) -> WeightsState:
         """Return the state of a model's weights.
 
-        If weights are missing and no download runs, this asks the hub for the sizes, for at most a few seconds.
+        If weights are missing and no download runs, asks the hub for the sizes, and waits at most a few seconds.
         """
         return await asyncio.to_thread(self._state, model_id)
 
@@ -252,7 +252,7 @@ class WeightDownloads:
         return spec
 
     def _running(self, model_id: str) -> Progress | None:
-        """Return the progress of the running download of a model; None = no download of it runs.
+        """Return the progress of the running download of a model; None = the model is not being downloaded.
 
         The download may have been started by a request or by the load of the model.
         """
@@ -314,9 +314,9 @@ class WeightDownloads:
     def _sources(missing: tuple[ModelFiles, ...], sizes: _Sizes, models: Path) -> tuple[WeightSource, ...]:
         """Return the repositories from which the missing files can be downloaded.
 
-        If several repositories have copies of some of the missing files, returns these repositories. Otherwise returns
-        the repository of the first missing files. The bytes of each repository include missing files from other
-        sources.
+        The missing files may come from several sources, for example the model and its codec. Returns the repositories
+        of the first of these sources that has copies; if no source has copies, returns the repository of the first
+        source. The bytes of each repository include the missing files of the other sources.
         """
         if not missing:
             return ()
@@ -424,7 +424,7 @@ class WeightDownloads:
     def _chosen(
         files: ModelFiles, source: str, token: HubToken, models: Path, cancelled: Callable[[], bool] = lambda: False
     ) -> _Part:
-        """Return the copy of these files that will be downloaded.
+        """Choose the copy of these files to download, and return its source and its sizes.
 
         Raises WeightsUnavailable if no copy can be read.
         """

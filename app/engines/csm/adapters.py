@@ -68,11 +68,11 @@ def places_of(model: CsmModel) -> dict[str, Place]:
 
 
 def _matrices(name: str, a: Tensor, b: Tensor, shape: Shape) -> list[tuple[Tensor, Tensor]] | None:
-    """Return A (r, inputs) and B transposed (r, outputs) of each matrix of a tensor; None = the shapes do not fit.
+    """Return a pair for each matrix of a tensor: A (r, inputs) and B transposed (r, outputs).
 
-    shape: the shape of the tensor in the model. The tensor of the heads is (heads, inputs, outputs). PEFT's option
-    `target_parameters` adapts it with A (heads * r, outputs) and B (inputs, r * heads), or with A (heads * r, inputs)
-    and B (outputs, r * heads).
+    Returns None if A and B do not fit the tensor. shape: the shape of the tensor in the model. One tensor contains the
+    weights of all heads; its shape is (heads, inputs, outputs). PEFT's option `target_parameters` adapts this tensor
+    with A (heads * r, outputs) and B (inputs, r * heads), or with A (heads * r, inputs) and B (outputs, r * heads).
     """
     if name != checkpoint.HEADS:
         return one_matrix(name, a, b, shape)

@@ -1,8 +1,8 @@
 """Converts the two published layouts of a CSM checkpoint to one set of names, and checks names and shapes.
 
-The model uses the names of the transformers layout. The original layout (SesameAILabs) has other names, no codec and
-only one audio table. In the original layout, the rows of the query and key weights are in the order of interleaved RoPE
-pairs.
+The model uses the names of the transformers layout. The original layout (SesameAILabs) names the tensors differently,
+and contains no codec and only one audio table. In the original layout, the rows of the query and key weights are in the
+order of interleaved RoPE pairs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ DEPTH = "depth_decoder.model."
 CODEC = "codec_model."
 TIED = ((AUDIO_TABLE, DEPTH_TABLE),)
 _COMPARED_ROWS = 64
-_RANDOM = 0.5  # below this mean cosine of the two audio tables, one table is random; 1 = the tables are equal
+# if the mean cosine of the two audio tables is below this number, one table is random; 1 = the tables are equal
+_RANDOM = 0.5
 
 _ORIGINAL_NAMES = {
     "text_embeddings.weight": TEXT_TABLE,

@@ -83,8 +83,8 @@ class CsmCudaGraph:
     ) -> None:
         """Create the state of the rows. inputs (rows, D): each row's next input, which a launch overwrites.
 
-        kernels: the candidate kernels; `capture` selects the fastest of them. adapters: also capture steps for rows
-        with LoRA adapters.
+        kernels: the candidate kernels; `capture` selects the fastest of them. adapters: whether to capture steps for
+        rows with LoRA adapters, too.
         """
         c, device, rows = model.config, model.device, len(inputs)
         self._next = inputs
@@ -160,8 +160,9 @@ class CsmCudaGraph:
     ) -> Callable[[], Frames]:
         """Launch the step that computes one frame of these rows. Returns a function that waits for the results.
 
-        The function returns the Frames. The second launch after this one overwrites them. longest: a number that is
-        larger than the position of each of these rows. adapted: whether any of these rows has a LoRA adapter.
+        The function returns the results as Frames. The second launch after this launch overwrites the Frames. longest:
+        a number that is larger than the position of each of these rows. adapted: whether any of these rows has a LoRA
+        adapter.
         """
         self.steps.select(rows)
         self.steps.launch(rows, BucketKey(at_least(longest, self._lengths), fast_path, adapted))
@@ -213,11 +214,11 @@ class CsmCudaGraph:
             self._at[index + 1][:count].copy_(self._at[index][:count], non_blocking=True)
 
     def _tail(self, count: int, key: BucketKey, kernels: Kernels) -> None:
-        """Apply the final norm to the output of the last backbone stage, and compute the codes of the frame from it."""
+        """Apply the final norm to the output of the last backbone stage, and compute a frame from the result."""
         self._finish(self._model.backbone.final_norm(self._inputs[-1][:count]), count, key, kernels)
 
     def _active(self, count: int) -> Tensor:
-        """Return (count,) bool: whether this launch advances the row."""
+        """Return, for each of the first `count` rows, whether this launch advances the row: (count,) bool."""
         return self.steps.selected[:count] & (self.steps.integers[:count, _FRAMES_LEFT] > 0)
 
     def _positions(self, count: int) -> tuple[Tensor, Tensor]:

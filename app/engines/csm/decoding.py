@@ -36,7 +36,8 @@ class ChunkedDecoding:
 
         The samples of a row are empty if the row's group is not full yet.
         """
-        due: dict[int, list[int]] = {}  # number of frames in a full group -> the rows with a full group of this size
+        # number of frames in a group that must be decoded now -> the rows with such a group
+        due: dict[int, list[int]] = {}
         for row, frame in zip(rows, codes, strict=True):
             state = states[row]
             state.undecoded.append((torch.from_numpy(frame.astype(np.int64)), state.guard))

@@ -36,8 +36,8 @@ class CsmFolders:
 def locate_csm(settings: Settings) -> CsmFolders:
     """Find the model, its adapter, its tokenizer and its codec. Raises WeightsUnavailable.
 
-    Only weights on disk show whether CSM also needs files of a tokenizer and a codec. So call this function again after
-    a download.
+    While the weights are not on disk, it is unknown whether CSM also needs the files of a separate tokenizer or codec.
+    So call this function again after a download.
     """
     models = settings.folder("models")
     model = locate("csm", settings.csm_model, settings.csm_base, models)
@@ -74,7 +74,7 @@ def _tokenizer_files(settings: Settings, weights: Path, models: Path) -> hub.Mod
 
     If CSM_TOKENIZER is set, returns CSM_TOKENIZER. Otherwise returns the first of these models whose tokenizer is on
     disk: the model that config.json names as its origin, the published model, and the copies of the published model. If
-    none is on disk, returns the origin if the origin is a hub id, or else the published model.
+    none of these tokenizers is on disk, returns the origin if the origin is a hub id, otherwise the published model.
     """
     if named := settings.csm_tokenizer.strip():
         path = Path(named).expanduser()

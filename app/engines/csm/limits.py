@@ -18,7 +18,7 @@ class Guards:
     See also audio/guard.py.
     """
 
-    min_frames: int = 4  # number of frames at the start of a line in which the first code can't be EOS
+    min_frames: int = 4  # in this number of frames at the start of a line, the first code can't be EOS
     frames_per_token: int = 8  # a line may have this many frames for each token of its text; normal speech has 2 to 5
     slack_frames: int = 40  # frames that a line may have in addition to those for its tokens
 

@@ -77,7 +77,7 @@ KNOWN_SPEAKERS = (0, 1)  # the speaker numbers of the published model
 _ENGINE_SAMPLING = Sampling(DEFAULTS.temperature, DEFAULTS.top_k, DEFAULTS.top_p)
 
 ROWS_CPU, ROWS_GPU = 8, 64  # the KV cache of a row takes 64 MiB in bfloat16
-SPARE_BYTES = 384 << 20  # on a small GPU, the prefix cache may be smaller by this number of bytes
+SPARE_BYTES = 384 << 20  # by how many bytes the prefix cache can be made smaller on a small GPU
 BARE_FRAMES = 1125  # 90 s, the default limit of Sesame's own generator
 PROMPT_SHARE = 0.4  # largest share of the context for the audio of voice recordings
 PRODUCTION = Guards()
@@ -94,11 +94,12 @@ def load_model(
     cache: LoadCache | None = None,
     adapter: Adapter | None = None,
 ) -> tuple[CsmModel, Checkpoint | None]:
-    """Load the language model in `folder`. Returns the model, and the codec's tensors or None.
+    """Load the language model in `folder`. Returns the model and the tensors of its codec.
 
-    other_codec: the config of the codec that is used if the checkpoint contains no codec. stages: the device of each
-    part of the backbone's layers; () = all layers are on `device`. cache: see `load_weights`. adapter: a LoRA adapter
-    that is merged into the weights. Raises WeightsUnavailable.
+    The second result is None if the checkpoint contains no codec that the server can use. other_codec: the config of
+    the codec that is used then. stages: the device of each part of the backbone's layers; () = all layers are on
+    `device`. cache: see `load_weights`. adapter: a LoRA adapter that is merged into the weights. Raises
+    WeightsUnavailable.
     """
     config = read_config(folder)
     weights, codec = language_model(open_checkpoints(folder, config.weights_index), config)
@@ -206,8 +207,8 @@ def load_runner(
 ) -> CsmRunner:
     """Load CSM from `model_dir`, in either published layout.
 
-    codec_dir: the folder of the codec, used if the weights contain no codec; None = the weights contain it. quantize:
-    "int8" or "int4" = quantized weights and 8-bit activations, for CPUs. kernels_folder, native: see `adapt`.
+    codec_dir: the folder of the codec, used if the weights contain no codec; None = the weights contain the codec.
+    quantize: "int8" or "int4" = quantized weights and 8-bit activations, for CPUs. kernels_folder, native: see `adapt`.
     needs_range: True = raise HalfPrecisionOverflow if values overflow in float16. tokenizer_dir: the folder of the
     tokenizer; None = `model_dir`. adapter_dir: a LoRA adapter that is merged into the weights. sampling: the sampling
     parameters that the model sets, which are a part of the fingerprint. `CsmRunner` and `load_model` describe the other
@@ -451,14 +452,14 @@ def split_layers(
 
 
 def sampling_of(model: Located) -> Sampling:
-    """Return the sampling parameters of a model that differ from those of CSM-1B."""
+    """Return the sampling parameters that a model sets. A parameter is None if its value is that of CSM-1B."""
     return own_sampling(model, hub.files_for("csm"), _ENGINE_SAMPLING)
 
 
 def engine_of(runner: CsmRunner, settings: Settings, sampling: Sampling = NO_SAMPLING) -> BatchedEngine:
     """Return an engine that runs `runner`, with CSM's capabilities and limits.
 
-    sampling: the sampling parameters that the model sets, used for requests without sampling parameters.
+    sampling: the sampling parameters that the model sets. The engine uses each of them if a request does not set it.
     """
     model, speakers = runner.model, settings.csm_speakers
     info = EngineInfo(

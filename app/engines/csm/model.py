@@ -85,8 +85,8 @@ class CsmModel(nn.Module):
             ]
         )
         self.offsets: Tensor
-        # This code avoids a multiplication of tensors: on the device "meta", PyTorch would import torch._dynamo for it,
-        # which takes 2 s of CPU time.
+        # This code avoids a multiplication of tensors. To multiply tensors on the device "meta", PyTorch would import
+        # torch._dynamo, and the import takes 2 s of CPU time.
         self.register_buffer(
             "offsets", torch.arange(0, c.codebooks * c.audio_vocab, c.audio_vocab, device=device), persistent=False
         )
@@ -179,8 +179,8 @@ class CsmModel(nn.Module):
     def _depth_input(self, code: Tensor, codebook: int) -> Tensor:
         """Return the depth decoder's input P E[code] (n, d) for the codes (n,) of a codebook.
 
-        `depth_table` contains the products P E. If an adapter changes the projection P, its own product with E is
-        added.
+        `depth_table` contains the products P E. If an adapter changes the projection P, this method adds the product of
+        the adapter's change and E[code].
         """
         x = functional.embedding(code + codebook * self.config.depth_vocab, self.depth_table).to(self.dtype)
         if isinstance(self.projection, AdaptedLinear) and self.adapters is not None and self.adapters.selection.active:

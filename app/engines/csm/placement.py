@@ -1,7 +1,8 @@
 """Distributes the backbone's layers over several devices, by their size in bytes. This module does not use tensors.
 
 The first device has the first layers, and all parts of the model that are not backbone layers: tables, final norm,
-heads, depth decoder and codec. Each later device has only the layers that follow.
+heads, depth decoder and codec. Each later device has only backbone layers: it continues with the layer after the last
+layer of the previous device.
 """
 
 from __future__ import annotations
@@ -73,10 +74,10 @@ def _balanced(sizes: Sizes, devices: int) -> tuple[int, ...]:
 
     @cache
     def best(device: int, first: int) -> tuple[int, tuple[int, ...]]:
-        """Distribute the layers from index `first` on over the devices from index `device` on.
+        """Distribute the layers from `first` to the last layer over the devices from `device` to the last device.
 
-        Returns the smallest sum of squared bytes, and for each device the number of layers times -1. With negative
-        numbers, `min` prefers more layers on earlier devices.
+        Returns the smallest possible sum of the squares of the devices' bytes, and for each device the number of its
+        layers times -1. Because these numbers are negative, `min` prefers more layers on earlier devices.
         """
         load = 0 if device else sizes.fixed_bytes
         if device == devices - 1:

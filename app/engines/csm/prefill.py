@@ -109,7 +109,8 @@ class Prefill:
     def begin(self, row: int, state: CsmRow) -> None:
         """Set the row's unread input: the prompt and the first line. Copy cached voice prompts to the KV cache.
 
-        If the row continues from a kept state, the input is the end of the earlier utterance and the first line.
+        If the row continues from a kept state, the input is the end of the previous utterance and the first line of the
+        new utterance.
         """
         if state.kept is not None:
             self._cache.import_prefix(row, state.kept.keys_and_values)
@@ -129,7 +130,7 @@ class Prefill:
     def read_chunk(self, row: int, state: CsmRow) -> bool:
         """Read one chunk of the row's unread input.
 
-        Returns True if only one position is left. The first step reads this position.
+        Returns True if only one position is still unread. The row's first step reads this position.
         """
         unread = state.unread
         assert unread is not None  # noqa: S101 - the callers check this
@@ -180,7 +181,8 @@ class Prefill:
     def _begin_line(self, state: CsmRow, end: list[Part]) -> None:
         """Set the row's unread input for its current line.
 
-        end: the last inputs of the line before, from `end_line`. The model reads them before this line.
+        end: the last inputs of the previous line, which `end_line` has returned. The model reads them before the
+        current line.
         """
         following = state.lines[state.line]
         most = self._limits.max_positions - len(following) - self._limits.line_limit(state, state.line)
@@ -225,5 +227,8 @@ class Prefill:
 
 
 def _row_key(answer: str, index: int, take: int) -> bytes:
-    """Return the prefix cache's key for the state after one take of the utterance `index` of an answer."""
+    """Return the prefix cache's key of the state that a row has after a take.
+
+    answer: the id of the answer. index: the index of the utterance in the answer. take: the index of the take.
+    """
     return f"{answer} {index} {take}".encode()

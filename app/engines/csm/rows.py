@@ -51,8 +51,9 @@ class CsmRow:
     line: int = 0  # index of the current line
     position: int = 0  # number of positions in the KV cache
     frames: int = 0  # number of generated frames of speech
-    draws: int = 0  # number of drawn frames, including EOS frames; the noise of a frame depends on this number
-    spoken: list[Segment] = field(default_factory=list)  # lines of this utterance that are in the KV cache
+    draws: int = 0  # counts the drawn frames, also EOS frames; the noise of a frame depends on this number
+    # spoken lines that are in the KV cache, also those of the kept state from which the row continues
+    spoken: list[Segment] = field(default_factory=list)
     line_start: int = 0  # position of the current line's first token
     line_frames: list[Tensor] = field(default_factory=list)  # frames of speech (K,) of the current line
     unread: Tensor | None = None  # (S, D) inputs that the model has not read; the first step reads the last one

@@ -92,14 +92,14 @@ class CsmRunner:
     ) -> None:
         """Create the rows. If `capture` is not None, capture CUDA graphs.
 
-        guards: None = no limits of lines, as in the reference implementations. on_guard: called with each broken rule
-        of the output guard. reference_noise: draw the same noise as torch.multinomial after torch.manual_seed. chunk:
-        the number of positions that one call of `prefill` reads; None = the default of the device. context_lines: how
-        many spoken lines the row keeps in the context; None = all lines that fit. examples: the folder of the
-        recordings that were published with the model. capture: None = do not use CUDA graphs. kernels: the candidate
-        kernels of the CUDA graphs. notes: additional values for /health. adapter_slots, adapter_rank: the number of
-        LoRA adapters that CUDA graphs can use at the same time, and their largest rank; without `capture` they have no
-        effect. adapter_bases: see ModelAdapters.
+        guards: the rules for the length of a line's speech; None = no rules, as in the reference implementations.
+        on_guard: called with each rule of the output guard that a line breaks. reference_noise: draw the same noise as
+        torch.multinomial after torch.manual_seed. chunk: the number of positions that one call of `prefill` reads; None
+        = the default of the device. context_lines: how many spoken lines the row keeps in the context; None = all lines
+        that fit. examples: the folder of the recordings that were published with the model. capture: None = do not use
+        CUDA graphs. kernels: the candidate kernels of the CUDA graphs. notes: additional values for /health.
+        adapter_slots, adapter_rank: the number of LoRA adapters that CUDA graphs can use at the same time, and their
+        largest rank; without `capture` they have no effect. adapter_bases: see ModelAdapters.
         """
         self.max_rows = max_rows
         self.model = model
@@ -205,8 +205,8 @@ class CsmRunner:
             reference=reference_noise_of(utterance.seed, enabled=self._reference_noise),
             adapter_key=utterance.adapter,
             part=utterance.part,
-            # Each utterance of an answer begins with its own number, so that its noise differs from that of the other
-            # utterances. If the row continues from a kept state, `_goes_on` replaces this number.
+            # Each utterance of an answer begins at a different number, so that no two utterances of the answer use the
+            # same noise. If the row continues from a kept state, `_goes_on` replaces this number.
             draws=0 if utterance.part is None else utterance.part.index << 16,
         )
         if not self._goes_on(state):
@@ -447,7 +447,7 @@ class CsmRunner:
     def _eager_frame(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Compute one frame of these rows without a CUDA graph.
 
-        Returns the codes (n, K), and (n,) bool: whether the logits of the row are finite. Reads the rows' inputs from
+        Returns the codes (n, K), and for each row whether its logits are finite: (n,) bool. Reads the rows' inputs from
         `_next`, and writes the inputs of the next frame there.
         """
         if self._one_by_one and len(rows) > 1:
@@ -505,8 +505,8 @@ class CsmRunner:
     def _commit(self, row: int, frame: Tensor) -> tuple[bool, bool, Rule | None]:
         """Add a new frame to the row's current line. If the line ends with this frame, begin the next line.
 
-        Returns whether the frame has no audio, whether the row has ended, and the broken rule of the output guard or
-        None.
+        Returns three values: True if the frame has no audio; True if the frame has no audio and the row has ended; the
+        rule of the output guard that the line broke, or None.
         """
         state = self._rows[row]
         last = is_last(frame, self.config.eos_code)

@@ -62,5 +62,5 @@ def places_of(model: DiaModel) -> dict[str, Place]:
 
 
 def changes_text(places: set[str]) -> bool:
-    """Return whether an adapter that changes these layers changes the cross-attention of unconditional tokens."""
+    """Return whether an adapter for the layers `places` also changes the cross-attention of unconditional tokens."""
     return any(name.startswith("encoder.") or name.endswith(("cross_kv", "cross_out")) for name in places)

@@ -34,9 +34,9 @@ DECODER = "model.decoder."
 _NARI_TEXT_TABLE = "encoder.embedding.weight"
 _NARI_AUDIO_TABLE = "decoder.embeddings.{}.weight"
 _NARI_HEAD = "decoder.logits_dense.weight"
-_V01_FILE = re.compile(r"v0[_.]1(?!\d)")  # matches in dia-v0_1.pth and dia-v0_1_bf16.safetensors
+_V01_FILE = re.compile(r"v0[_.]1(?!\d)")  # matches a part of dia-v0_1.pth and of dia-v0_1_bf16.safetensors
 _0626_FILE = re.compile(r"dia-v1\b|0626")
-_V01_REPO = re.compile(r"nari-labs(/|--)Dia-1\.6B(?![-\w])")  # does not match in nari-labs/Dia-1.6B-0626
+_V01_REPO = re.compile(r"nari-labs(/|--)Dia-1\.6B(?![-\w])")  # does not match any part of nari-labs/Dia-1.6B-0626
 
 
 def stack_shapes(config: StackConfig, prefix: str) -> dict[str, Shape]:
@@ -162,7 +162,7 @@ def _refuse_converted_v01(checkpoint: Checkpoint, config: DiaConfig, source: str
     if signs:
         raise WeightsUnavailable(
             f"{checkpoint.origin} has weights of Dia-1.6B v0.1 in the transformers layout ({'; '.join(signs)}). "
-            "transformers lacks the RoPE in cross-attention of v0.1, so this conversion would load and speak wrongly.",
+            "transformers lacks the RoPE in cross-attention of v0.1, so these weights would load, but speak wrongly.",
             remedy="Use the original files of v0.1 (nari-labs/Dia-1.6B) or the later nari-labs/Dia-1.6B-0626.",
         )
 
@@ -176,7 +176,7 @@ def _refuse_wrong_config(checkpoint: Checkpoint, config: DiaConfig, source: str)
         other = "v0.1" if config.release == "0626" else "0626"
         raise WeightsUnavailable(
             f"{checkpoint.origin} has weights of Dia-1.6B {other}, but its config.json belongs to {config.release}. "
-            "The model would load and speak wrongly.",
+            "The model would load, but speak wrongly.",
             remedy="Use the config.json that was published with these weights.",
         )
 

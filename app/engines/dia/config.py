@@ -53,7 +53,7 @@ class DiaConfig:
 
     @property
     def max_frames(self) -> int:
-        """The largest number of frames of a prompt and the speech after it.
+        """The largest number of frames of a prompt and the speech after it, together.
 
         BOS and the delay pattern take the remaining positions.
         """

@@ -48,7 +48,8 @@ class Step:
     """The results of one step of a burst for R rows, copied to the host."""
 
     frames: Codes  # (R, C) for each row, the frame that this step completes
-    counts: NDArray[np.int64]  # (R,) the number of frames that the row's speech will have
+    # (R,) the number of frames of the row's whole speech; before EOS is drawn, the largest allowed number
+    counts: NDArray[np.int64]
     active: NDArray[np.bool_]  # (R,) whether the step advanced the row
     # (R,) whether EOS was the best code, but was suppressed because the speech is too short
     early_eos: NDArray[np.bool_]
@@ -81,8 +82,8 @@ class DiaCudaGraph:
     ) -> None:
         """Create the state of the rows. burst: number of steps that are launched together.
 
-        kernels: the candidate kernels; `capture` selects the fastest of them. adapters: also capture steps for rows
-        with LoRA adapters.
+        kernels: the candidate kernels; `capture` selects the fastest of them. adapters: whether to capture steps for
+        rows with LoRA adapters, too.
         """
         c, device = model.config, model.device
         self.burst = burst
@@ -102,7 +103,7 @@ class DiaCudaGraph:
         self.steps.integers[:, _TEXT_LENGTH] = 1
         self._speaking = torch.zeros(rows, dtype=torch.bool, device=device)
         self._burst_step = torch.zeros(1, dtype=torch.int64, device=device)  # index of the current step in the burst
-        # For each step of the burst and each row: the frame, and the number of frames that the speech will have.
+        # For each step of the burst and each row: the codes of `Step.frames`, and then the number of `Step.counts`.
         self._frames = torch.zeros(burst, rows, c.channels + 1, dtype=torch.int16, device=device)
         self._flags = torch.zeros(burst, rows, 3, dtype=torch.bool, device=device)
         self._on_host = PinnedDoubleBuffer(self._frames, self._flags)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from app.nn.dac.model import DacDecoder
     from app.types import Codes, Samples
 
-FIRST_FRAMES, CHUNK_FRAMES = 16, 8  # the first chunk gives 70 ms of audio: its last ten frames can't be decoded yet
+# the first chunk gives only 70 ms of audio, because its last ten frames can't be decoded yet
+FIRST_FRAMES, CHUNK_FRAMES = 16, 8
 
 
 class ChunkedDecoding:
@@ -35,7 +36,7 @@ class ChunkedDecoding:
 
         The samples of a row are empty if the row's chunk is not full yet.
         """
-        # number of frames in a full chunk -> the indices (in `rows`) of the rows with such a chunk
+        # number of frames in a chunk that must be decoded now -> the indices (in `rows`) of the rows with such a chunk
         due: dict[int, list[int]] = {}
         for i, (row, frame) in enumerate(zip(rows, codes, strict=True)):
             state = states[row]

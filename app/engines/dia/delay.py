@@ -66,9 +66,10 @@ class DelayPattern:
         """Store the drawn codes (n, C) of these rows at these positions.
 
         If the pattern requires BOS, EOS, PAD or a code of the prompt at a place, stores the required code there. active
-        (n,) bool: inactive rows do not change; None = all rows are active. Returns for each row the frame that is
-        complete now (n, C), and the number of frames (n,) that the speech will have. Before the first frame of a row is
-        complete, the returned frame is undefined.
+        (n,) bool: inactive rows do not change; None = all rows are active. Returns for each row the frame (n, C) whose
+        last code is at the given position, and the number of frames (n,) of the row's whole speech. Before EOS is
+        drawn, this number is the largest allowed number. Before the first frame of a row is complete, the returned
+        frame is undefined.
         """
         c, at = self._config, positions[:, None]
         drawn_end = drawn[:, 0] == c.eos

@@ -37,7 +37,7 @@ def candidates(
     """Return the scores (n, C, V) from which codes are drawn. The score of a code that can't be drawn is -inf.
 
     conditional, unconditional: logits (n, C, V) float32. scales (n,) float32: 0 = no guidance. top_k (n,) int64: 0 = no
-    limit. most: an upper bound of the top_k of all rows with a limit; None = no bound is known. suppressed (n,) bool:
+    limit. most: a number that is not below the top_k of any row; None = no such number is known. suppressed (n,) bool:
     rows in which EOS is suppressed. This function does not wait for the device.
     """
     c = config

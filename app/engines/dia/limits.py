@@ -20,7 +20,7 @@ class Guards:
     slack_s: float = 4.0
 
     def limit_s(self, expected_s: float) -> float:
-        """Return how many seconds a script may take whose expected duration is `expected_s` seconds."""
+        """Return how many seconds a script may take. expected_s: its expected duration in seconds."""
         return self.slack_s + self.pace * expected_s
 
 
@@ -29,12 +29,12 @@ class Limits:
     """The frame limits of scripts. guards: None = only the limit of the request and the context length apply."""
 
     guards: Guards | None
-    max_frames: int  # the largest number of frames of a prompt and the speech after it
+    max_frames: int  # the largest number of frames of a prompt and the speech after it, together
     frame_hz: float
 
     @property
     def min_frames(self) -> int:
-        """The number of steps in which EOS is suppressed."""
+        """The number of steps at the start of the speech in which EOS is suppressed."""
         return 0 if self.guards is None else round(self.guards.min_s * self.frame_hz)
 
     def frames(self, requested: int, prompt: int, spoken: str) -> int:

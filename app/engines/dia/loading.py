@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 
 # In bfloat16, the keys and values of a row take up to 226 MiB for the audio and up to 144 MiB for the text.
 ROWS_CPU, ROWS_GPU = 4, 64
-PASSAGE_SLACK_S = 1.0  # additional time in seconds, because the format of a script may add characters to its lines
+PASSAGE_SLACK_S = 1.0  # additional seconds for the characters that the format of a script may add to its lines
 BARE_FRAMES = 3056  # all frames that fit into the published model's context
 
 
@@ -337,7 +337,7 @@ def _engine_sampling(release: Release) -> Sampling:
 
 
 def sampling_of(model: Located) -> Sampling:
-    """Return the sampling parameters of a model that differ from those of the published model of the same release."""
+    """Return the sampling parameters that a model sets. A parameter is None if its value is its release's default."""
     assert model.weights is not None  # noqa: S101 - the model is on disk
     return own_sampling(model, hub.files_for("dia"), _engine_sampling(read_config(model.weights).release))
 
@@ -345,7 +345,7 @@ def sampling_of(model: Located) -> Sampling:
 def engine_of(runner: DiaRunner, settings: Settings, sampling: Sampling = NO_SAMPLING) -> BatchedEngine:
     """Return an engine that runs `runner`, with Dia's capabilities and limits.
 
-    sampling: the sampling parameters that the model sets, used for requests without sampling parameters.
+    sampling: the sampling parameters that the model sets. The engine uses each of them if a request does not set it.
     """
     model = runner.model
     info = EngineInfo(

@@ -73,12 +73,13 @@ class DiaModel(nn.Module):
         self.unconditional = table(c.decoder.layers, c.decoder.width)
         self.base: Checkpoint | None = None  # the checkpoint from which the weights were loaded; set by `load_model`
         self.adapters: LowRankAdapters | None = None  # LoRA adapters of single rows; None = rows can't use adapters
-        # (slots, layers, D) `unconditional` as it is with the adapter of each slot; None = no CUDA graph uses adapters.
+        # (slots, layers, D): for each adapter slot, the constants that replace `unconditional`; None = no CUDA graph
+        # uses adapters.
         self.constants: Tensor | None = None
         self._constants: dict[int, Tensor] = {}  # slot -> (layers, D), only for adapters that change `unconditional`
         self.offsets: Tensor
-        # This code avoids a multiplication of tensors: on the device "meta", PyTorch would import torch._dynamo for it,
-        # which takes 2 s of CPU time.
+        # This code avoids a multiplication of tensors. To multiply tensors on the device "meta", PyTorch would import
+        # torch._dynamo, and the import takes 2 s of CPU time.
         self.register_buffer(
             "offsets", torch.arange(0, c.channels * c.audio_vocab, c.audio_vocab, device=device), persistent=False
         )
@@ -214,16 +215,16 @@ class DiaModel(nn.Module):
             self.adapters.select(adapters, group)
 
     def constants_of(self, adapter: int) -> Tensor:
-        """Return the cross-attention (layers, D) of unconditional tokens, as an adapter changes it.
+        """Return the cross-attention (layers, D) of the unconditional tokens of a row with an adapter.
 
         adapter: the slot of the adapter; 0 = no adapter.
         """
         return self._constants.get(adapter, self.unconditional)
 
     def prepare_adapter(self, adapter: int) -> None:
-        """Compute the cross-attention of unconditional tokens with the adapter that was just put into this slot.
+        """Compute the cross-attention of the unconditional tokens of rows with a new adapter.
 
-        Call this in the engine's thread.
+        adapter: the slot into which the adapter was put. Call this in the engine's thread.
         """
         assert self.adapters is not None  # noqa: S101 - the slot has an adapter
         self._constants.pop(adapter, None)
@@ -237,9 +238,9 @@ class DiaModel(nn.Module):
         self.constants = self.unconditional.detach().expand(slots, -1, -1).clone()
 
     def _unconditional_with(self, adapter: int) -> Tensor:
-        """Compute the constants in `unconditional` as they are with an adapter.
+        """Compute the constants (layers, D) that replace `unconditional` for rows with an adapter.
 
-        For this, one zero byte goes through the encoder and the cross-attention.
+        For this, the encoder and the cross-attention read one zero byte. adapter: the slot of the adapter.
         """
         c = self.config
         self._select((adapter,), TEXT)

@@ -86,13 +86,14 @@ class DiaRunner:
     ) -> None:
         """Create the rows. If `capture` is not None, capture CUDA graphs.
 
-        guards: None = no limits of scripts, as in the reference implementations. exact: the model reads the text
-        unchanged. on_guard: called with each broken rule of the output guard. reference_noise: draw the same noise as
-        torch.multinomial after torch.manual_seed. chunk: the number of positions that one call of `prefill` reads; None
-        = the default of the device. capture: None = do not use CUDA graphs. kernels: the candidate kernels of the CUDA
-        graphs. burst: the number of steps that are launched together as CUDA graphs. notes: additional values for
-        /health. adapter_slots, adapter_rank: the number of LoRA adapters that CUDA graphs can use at the same time, and
-        their largest rank; without `capture` they have no effect. adapter_bases: see ModelAdapters.
+        guards: the rules for the duration of a script's speech; None = no rules, as in the reference implementations.
+        exact: the model reads the text unchanged. on_guard: called with each rule of the output guard that a script
+        breaks. reference_noise: draw the same noise as torch.multinomial after torch.manual_seed. chunk: the number of
+        positions that one call of `prefill` reads; None = the default of the device. capture: None = do not use CUDA
+        graphs. kernels: the candidate kernels of the CUDA graphs. burst: the number of steps that are launched together
+        as CUDA graphs. notes: additional values for /health. adapter_slots, adapter_rank: the number of LoRA adapters
+        that CUDA graphs can use at the same time, and their largest rank; without `capture` they have no effect.
+        adapter_bases: see ModelAdapters.
         """
         self.max_rows = max_rows
         self.model = model
@@ -166,7 +167,7 @@ class DiaRunner:
 
     @property
     def max_s(self) -> float:
-        """The largest duration in seconds of a prompt and the speech after it."""
+        """The largest duration in seconds of a prompt and the speech after it, together."""
         return self.config.max_frames / self.codec.frame_hz
 
     # ---- methods of the Runner protocol
@@ -174,7 +175,8 @@ class DiaRunner:
     def admit(self, row: int, utterance: Utterance) -> None:
         """Assign the row to an utterance.
 
-        Raises TextTooLong or BadReference if the script or the recordings do not fit, TooManySpeakers, or EmptyText.
+        Raises TextTooLong or BadReference if the script or the recordings do not fit into the context, TooManySpeakers
+        if the script has more than two speakers, and EmptyText if the script is empty.
         """
         prompts = self._prompts(utterance)
         if self._exact:
@@ -337,7 +339,7 @@ class DiaRunner:
     @torch.inference_mode()
     def move_row(self, source: int, target: int) -> None:
         state = self._rows.pop(source)
-        # Launched bursts may have written more positions, because their results are not returned yet.
+        # Launched bursts whose results are not returned yet may have written positions that `position` does not count.
         ahead = 2 * self._graph.burst if self._graph is not None else 0
         count = min(state.position + ahead, self.config.max_positions)
         for part in range(2):
@@ -432,8 +434,8 @@ class DiaRunner:
     def _eager_step(self, rows: list[int]) -> Tensor:
         """Compute one step of these rows without a CUDA graph, and return a tensor (n, C + 2) int64.
 
-        The columns are the C codes of the frame that is complete now, the number of frames that the speech will have,
-        and whether the logits are finite (1 or 0).
+        The columns are the two results of `DelayPattern.put` (the C codes of a complete frame, and the number of frames
+        of the speech), and whether the logits are finite (1 or 0).
         """
         if self._one_by_one and len(rows) > 1:
             return torch.cat([self._eager_step([row]) for row in rows])
@@ -457,7 +459,10 @@ class DiaRunner:
         return torch.cat((frames, counts[:, None], finite[:, None]), dim=1)
 
     def _noise(self, states: list[DiaRow]) -> Tensor | None:
-        """Return the noise (n * C, V) for one step, or None if all rows are greedy. Index r C + c: row r, channel c."""
+        """Return the noise (n * C, V) for one step, or None if all rows are greedy.
+
+        The noise for channel c of row r has the index r C + c.
+        """
         c, device = self.config, self.model.device
         if all(state.guided.params.temperature <= 0 for state in states):
             return None
@@ -468,10 +473,10 @@ class DiaRunner:
         return noise.view(-1, c.audio_vocab)
 
     def _commit(self, row: int, frame: Codes, count: int) -> tuple[bool, bool, Rule | None]:
-        """Add a frame to a row. count: the number of frames that the row's speech will have.
+        """Add a frame to a row. count: the second result of `DelayPattern.put` for this row.
 
-        Returns whether the step has no frame to decode, whether the row has ended, and the broken rule of the output
-        guard or None.
+        Returns three values: True if this step gives no frame to decode; True if the row has ended without any frame;
+        the rule of the output guard that the speech broke, or None.
         """
         state = self._rows[row]
         index = state.position - self._delay_pattern.first_frame(len(state.prompt))
@@ -500,7 +505,7 @@ class DiaRunner:
 
 
 def _speaker(line: SpokenLine) -> tuple[int, str]:
-    """Return a key for the speaker of a line: the speaker's number and the voice.
+    """Return a key for the speaker of a line: the speaker's number and the id of the voice.
 
     Two lines with the same speaker number but different voices have different speakers.
     """

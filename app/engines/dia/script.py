@@ -27,8 +27,9 @@ MAX_SPEAKERS = 2
 BYTES_PER_S = 15.0  # bytes of English text that a calm speaker says in one second
 # largest number of characters in a line (about 13 s of speech); Dia speaks a line of more than 20 s too fast
 MAX_TEXT_CHARS = 200
-MAX_PASSAGE_CHARS = 240  # largest number of characters in all lines of a dialogue in one utterance together
-NATURAL_S = 20.0  # according to Dia's authors, speech is too fast if recordings and speech together take more seconds
+MAX_PASSAGE_CHARS = 240  # largest sum of the characters of a dialogue's lines in one utterance
+# according to Dia's authors, speech is too fast if recordings and speech together take more than this number of seconds
+NATURAL_S = 20.0
 TEXT = TextPacking(
     max_chars=MAX_TEXT_CHARS,
     max_passage_chars=MAX_PASSAGE_CHARS,
@@ -81,9 +82,9 @@ def format_script(
 ) -> Script[Speaker]:
     """Format (speaker, text) lines as a script. The transcripts of the speakers come first.
 
-    The first speaker is [S1]. Speakers with a transcript come before the other speakers, in the order in which they
-    appear in `lines`. If there is only one line, its speaker tags are used. If there are several lines, their speaker
-    tags are removed. Raises TooManySpeakers.
+    The first speaker gets the tag [S1]. Speakers with a transcript come before speakers without a transcript.
+    Otherwise, speakers come in the order in which they first appear in `lines`. If there is only one line, its speaker
+    tags are used. If there are several lines, their speaker tags are removed. Raises TooManySpeakers.
     """
     if len(lines) == 1 and SPEAKER_TAG.search(lines[0][1]):
         return _format_tagged(lines[0], transcripts or {})

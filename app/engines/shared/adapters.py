@@ -44,13 +44,14 @@ class AdaptedModel(Protocol):
     def modules(self) -> Iterator[nn.Module]: ...
 
 
-# A function: (name of a tensor, A, B, shape of the tensor in the model) -> A (r, inputs) and B transposed (r, outputs)
-# of each matrix of the tensor; None = the shapes do not fit.
+# A function that returns a pair for each matrix of a tensor: A (r, inputs) and B transposed (r, outputs). Its
+# parameters are the name of the tensor, A and B of the adapter, and the shape of the tensor in the model. It returns
+# None if A and B do not fit this shape.
 Matrices = Callable[[str, Tensor, Tensor, "Shape"], Sequence[tuple[Tensor, Tensor]] | None]
 
 
 def one_matrix(name: str, a: Tensor, b: Tensor, shape: Shape) -> list[tuple[Tensor, Tensor]] | None:
-    """Return A (r, inputs) and B transposed (r, outputs) of a linear layer; None = the shapes do not fit."""
+    """Return A (r, inputs) and B transposed (r, outputs) of a linear layer; None = A and B do not fit `shape`."""
     del name
     fits = a.ndim == b.ndim == 2 and shape == (b.shape[0], a.shape[1]) and a.shape[0] == b.shape[1]
     return [(a, b.t())] if fits else None
@@ -70,9 +71,9 @@ class AdapterTarget:
     shapes: Mapping[str, Shape]  # name of a tensor of the checkpoint -> its shape
     # Adapters can't change the codec. The names of its tensors begin with one of these texts.
     frozen: tuple[str, ...] = ()
-    # name of a tensor -> the model uses only this number of its first outputs
+    # name of a tensor of which the model uses only the first outputs -> the number of these outputs
     outputs: Mapping[str, int] = field(default_factory=dict)
-    # name of a tensor that adapters can't change -> words for the tensor and the reason
+    # name of a tensor that adapters can't change -> words for the error message: which tensor, and why
     unusable: Mapping[str, str] = field(default_factory=dict)
     rename: Callable[[str], str] = str  # see open_adapter
     matrices: Matrices = one_matrix
@@ -106,9 +107,9 @@ class ModelAdapters:
     def __init__(self, target: AdapterTarget, *, rows_by_tensor: bool = False, slots: int = 0, rank: int = 0) -> None:
         """Create the slots.
 
-        target: the model that adapters change. rows_by_tensor: True = a CUDA graph computes the products. Then the
-        model has exactly `slots` slots, for adapters whose rank is at most `rank`. Otherwise slots are created when
-        they are needed, up to MAX_SLOTS.
+        target: the model that adapters change. rows_by_tensor: True = CUDA graphs compute the products of the adapters.
+        Then the model has exactly `slots` slots, for adapters whose rank is at most `rank`. False = slots are created
+        when they are needed, up to MAX_SLOTS.
         """
         model = target.model
         self._target, self._model = target, model
@@ -303,8 +304,8 @@ def weights_of_stack(
 ) -> dict[str, list[tuple[str, int]]]:
     """Return the entries of `AdapterTarget.weights` for one transformer.
 
-    name: the transformer's name in the places. prefix: the beginning of its tensors' names. in_layer: part of a
-    tensor's name -> (linear layer of a Block, number of the weight matrix in this layer).
+    name: the transformer's name in `AdapterTarget.places`. prefix: the beginning of the names of the transformer's
+    tensors. in_layer: part of a tensor's name -> (linear layer of a Block, number of the weight matrix in this layer).
     """
     return {
         f"{prefix}layers.{layer}.{part}.weight": [(f"{name}.blocks.{layer}.{linear}", index)]

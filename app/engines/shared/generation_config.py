@@ -33,9 +33,9 @@ _KEYS: dict[str, tuple[str, float, float]] = {
 def own_sampling(located: Located, published: hub.ModelFiles, defaults: Sampling) -> Sampling:
     """Return the sampling parameters that a model sets. A parameter that equals its value in `defaults` is None.
 
-    If an adapter is merged into the model and has the file, the adapter's file is used; otherwise the model's file.
-    published: the published model. Its file is not read, because its authors recommend the values of `defaults` and not
-    the values in the file.
+    If an adapter is merged into the model and its folder contains a generation_config.json, the adapter's file is read;
+    otherwise the model's file is read. published: the published model. Its file is not read, because its authors
+    recommend the values of `defaults` and not the values in the file.
     """
     folders: list[Path | None] = [located.adapter]
     if located.files[-1].source.partition("@")[0] != published.source:
@@ -86,7 +86,7 @@ def with_defaults(sampling: Sampling, defaults: Sampling) -> Sampling:
 
 
 def variant_of(adapter: Adapter | None, sampling: Sampling) -> str:
-    """Return what a fingerprint says about the adapter and about the sampling parameters that the model sets."""
+    """Return the part of a fingerprint for the merged adapter and for the sampling parameters that the model sets."""
     parts = [] if adapter is None else [f"adapter {adapter.digest}"]
     if sampling != NO_SAMPLING:
         parts.append(str(sampling))

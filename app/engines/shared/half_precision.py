@@ -71,7 +71,7 @@ def check_range(model: nn.Module, dtype: torch.dtype, run: Callable[[], Tensor],
 
 
 def load_in_range(load: Callable[[Settings, Setup], Runner], settings: Settings) -> Runner:
-    """Call `load(settings, notes)`. If this raises HalfPrecisionOverflow, call `load` again with float32.
+    """Call `load(settings, notes)`. If the call raises HalfPrecisionOverflow, call `load` again with float32.
 
     notes: additional values for /health.
     """

@@ -45,7 +45,7 @@ BuiltRunner = TypeVar("BuiltRunner")
 
 
 class Folders(Protocol):
-    """Where the files of a model are. `files` lists the needed files; after a download, the list may be longer."""
+    """Where the files of a model are. `files`: the needed files; after a download, more files may be needed."""
 
     @property
     def files(self) -> tuple[hub.ModelFiles, ...]: ...

@@ -93,7 +93,7 @@ def choose_quantization(
             ) from error
         if native:
             log.warning(
-                "int8 weights are slower and less exact here, because the native kernels are not used: %s", error
+                "int8 weights are slower and less exact without the native kernels, which are not used here: %s", error
             )
         return Quantization("int8", bits, None, (("kernels", "torch"), ("kernels_reason", str(error))))
     return Quantization(f"{quantize} blocks", bits, library, (("kernels", f"native {library.name}"),))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def checked_samples(reference: Reference, rate_hz: int, *, min_s: float, max_s: float, advice: str = "") -> Samples:
     """Return the samples (N,) float32 of a recording. Raises BadReference if the recording can't be encoded.
 
-    advice: words about good lengths, which are the end of the error message for a wrong length.
+    advice: words about good lengths. The error message for a recording that is too short or too long ends with them.
     """
     if reference.rate_hz != rate_hz:
         raise BadReference(

@@ -55,7 +55,8 @@ class StepGraph(Generic[Key]):
         self._buckets = GraphBuckets(rows, keys)
         self._device = device
         self._candidates: dict[str, Kernels] = {candidate.name: candidate for candidate in kernels}
-        # n -> the kernels of graphs with at least n rows. For more rows, the entry with the largest n counts.
+        # n -> the kernels of graphs with n or more rows. A graph uses the entry with the largest n that is not above
+        # its number of rows.
         self.kernels: dict[int, Kernels] = {1: kernels[0]}
         # Number of rows -> name of the kernels -> seconds of a step.
         self.kernel_seconds: dict[int, dict[str, float]] = {}
@@ -85,7 +86,7 @@ class StepGraph(Generic[Key]):
 
         For each number of rows, the graphs use the kernels that are fastest for this number.
 
-        shortest: the key with which the kernels are timed, with each number of rows in TIMED_ROWS. key_for: a function
+        shortest: the kernels are timed with this key, once for each number of rows in TIMED_ROWS. key_for: a function
         that returns the key whose graph is launched for a given key. So several keys can share a graph if the kernels
         allow it.
 
@@ -110,7 +111,9 @@ class StepGraph(Generic[Key]):
             except torch.OutOfMemoryError:
                 if timed == 1:
                     raise
-                break  # not enough memory for this number of rows, so its graphs use the kernels of the smaller number
+                # not enough memory to time this number of rows, so its graphs use the kernels of the next smaller
+                # number
+                break
             self.kernels[timed], self.kernel_seconds[timed] = best, seconds
         self._buckets.capture(
             capture,
