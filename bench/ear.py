@@ -18,10 +18,10 @@ are digital silence, noise at the clip's noise floor, the clip's room sound, and
 
 verify: `verify_false` = share of complete clips that the check rejects; `verify_caught` = share of faults that the
 check finds, for each kind of fault: half of the recording is missing, 3 s of babble or noise follow the recording, the
-recording ends 60 ms into the last word; `verify_wrong_text` = share of clips that the check rejects with the words of
-another clip; `early_total` = number of copies that end after 20 to 70 % of the clip; `early_caught` = number of these
-copies that the guard or the check finds; `best_of` = share of clips for which the server chooses the complete take and
-none of three faulty copies; `verify_cpu` = CPU seconds per second of speech.
+recording ends 60 ms into the last word; `verify_wrong_text` = share of clips that the check rejects if it gets the
+words of another clip; `early_total` = number of copies that end after 20 to 70 % of the clip; `early_caught` = number
+of these copies that the guard or the check finds; `best_of` = share of clips for which the server chooses the complete
+take and none of three faulty copies; `verify_cpu` = CPU seconds per second of speech.
 
 casting, quality, loudness, watermark: see `bench/ear_parts.py`.
 """
@@ -176,10 +176,10 @@ TAILS: dict[str, misbehaving.Fault] = {
 
 
 def _guard_clip(clip: Clip) -> dict[str, Any]:
-    """Return the rule that ends the complete clip; None if no rule ends it.
+    """Play a clip to the output guard, first alone and then with each tail. Return the results by name.
 
-    The result also says, for each copy of the clip with a tail, whether a rule ends the copy, and how many seconds
-    after the end of the speech.
+    `rule` is the rule that the clip without a tail breaks; None if it breaks no rule. For each tail, the result has two
+    values: whether a rule ends the clip with this tail, and how many seconds after the end of the speech.
     """
     samples, pace = clip.spoken, clip.pace
     end_s = misbehaving.last_sound_s(samples, RATE_HZ)
@@ -260,7 +260,9 @@ def _early_end_found(clip: Clip, samples: Samples) -> bool:
 
 
 def _verify_clip(clip: Clip) -> dict[str, Any]:
-    """Check a clip and its faulty copies. The result also says for each fault whether the check has found it."""
+    """Check a clip and its faulty copies. Return the results by name; `caught` says for each fault whether it was
+    found.
+    """
     samples = clip.samples
     begun = time.process_time()
     whole = _check(samples, clip.words)
@@ -328,7 +330,7 @@ def verify(clips: Sequence[Clip]) -> dict[str, Any]:
 
 
 def as_recorded(part: Callable[[Sequence[ear_parts.Recording]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Return a part of this benchmark, a function of clips, that calls `part`, a function of recordings.
+    """Turn `part`, which takes recordings, into a function that takes clips, as PARTS requires.
 
     `part` gets each file only once, at its original tempo.
     """

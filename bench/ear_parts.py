@@ -5,13 +5,14 @@ casting
     shares of all speakers.
     `casting_refused_negatives`: share of the sounds without words that can't become a preset voice.
 quality
-    `quality_refused`: recordings of speech that cloning refuses.
-    `quality_false_music`, `quality_false_speakers`: share of the recordings of speech that get this warning.
-    `quality_accepted_negatives`: sounds without words that cloning accepts.
+    `quality_refused`: the names of the recordings of speech that cloning refuses.
+    `quality_false_music`, `quality_false_speakers`: share of the recordings of speech for which the check `music`, or
+    the check `speakers`, warns.
+    `quality_accepted_negatives`: the names of the sounds without words that cloning accepts.
 loudness
     `loudness_within_1lu`: share of recordings whose loudness is within 1 LU of the target after the loudness stage.
     Before the stage, each recording is scaled to the target by its own measured level. For
-    `loudness_within_1lu_other`, it is scaled by the measured level of another recording of the speaker.
+    `loudness_within_1lu_other`, each recording is scaled by the measured level of another recording of the speaker.
     `loudness_true_peak_dbtp`: the highest true peak.
 watermark
     `watermark_false`: share of files without a watermark in which the detector finds a watermark.

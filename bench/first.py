@@ -34,7 +34,8 @@ WORDS = (
 TEXT_WORDS = (3, 40)  # smallest and largest number of words of a text
 PROMPT_S = (3.0, 15.0)  # length of the shortest and of the longest recording of a voice
 SPOKEN_S = 1.0
-RATES = {"csm": (12.5, 32, "mimi"), "dia": (86.1328125, 9, "dac")}  # frames a second, number of codebooks, codec
+# Model -> frames per second, number of codebooks, codec.
+RATES = {"csm": (12.5, 32, "mimi"), "dia": (86.1328125, 9, "dac")}
 
 
 def voice(model: str, number: int) -> VoicePrompt:

@@ -30,15 +30,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 FRAME_S = 0.08  # length of a frame of CSM
-AHEAD_S = 10.0  # TTS_OUTBOX_S: a row pauses if it is this far ahead of its listener
-BUSY = 0.75  # share of the time in which a copy may be busy; if it is larger, requests wait longer for the first audio
+AHEAD_S = 10.0  # TTS_OUTBOX_S: a row pauses if it is this many seconds ahead of its listener
+BUSY = 0.75  # the share of its time in which a copy may be busy; a busier copy takes longer to send the first audio
 RETRY_S = 1.0  # the seconds in the header Retry-After
 HEALTH_S = 1.0  # time until the load balancer knows that a copy is dead: two checks, half a second apart
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Measured times: seconds of one step by number of rows, and seconds to read a voice prompt that is not cached."""
+    """Measured times: the seconds of a step for each number of rows, and the seconds to read a voice prompt that is not
+    cached.
+    """
 
     points: tuple[tuple[int, float], ...]
     prefill_s: float

@@ -71,7 +71,7 @@ def parts(device: str, *, rehearse: bool) -> list[Part]:
         Part("memory", ("bench.memory", *where), 60),
         Part("csm compiled", (*csm, *short, "--compile"), 120),
     ]
-    if rehearse:  # each part gets twice the time, because the CPU may be busy with other work
+    if rehearse:  # each part may take twice its limit, because the CPU may be busy with other work
         everything = [replace(part, limit_s=2 * part.limit_s) for part in everything]
     only_cuda = {"kernels", "csm float16", "csm compiled", "dia burst 1"}
     return [part for part in everything if device != "cpu" or part.name not in only_cuda]

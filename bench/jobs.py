@@ -3,13 +3,13 @@
     python -m bench.jobs                        # the offline voice: first audio with and without a job, in alternation
     python -m bench.jobs --engine csm           # a tiny CSM with random weights
     python -m bench.jobs --characters 1000000   # speak a job of this length to its end, and report the memory
-    python -m bench.jobs --kills 50             # kill the process of a job of 300 sentences 50 times
+    python -m bench.jobs --kills 50             # 50 times, kill the process that speaks a job of 300 sentences
 
-A live request is a sentence over HTTP. Its client reads the whole answer, waits up to 0.4 s, and sends the next one.
-The time to the first byte of audio is measured. Blocks of requests alternate between a paused and a running job. For
-`p95_ratio`, the 95th percentile of each block with a running job is divided by the 95th percentile of the block
-before it, with the paused job. The result is the median of these ratios. So the load of the machine by other programs
-matters less.
+A live request is a sentence over HTTP. Its client reads the whole answer, waits up to 0.4 s, and sends another one.
+The time to the first byte of audio is measured. During the first block of requests the job is paused, during the second
+block it runs, and so on. For `p95_ratio`, the 95th percentile of each block with a running job is divided by the 95th
+percentile of the previous block. The result is the median of these ratios. Each ratio compares two neighbouring blocks,
+because the load by other programs changes little between them.
 
 The last line of standard output is one JSON object.
 """

@@ -84,7 +84,7 @@ def _normal(generator: torch.Generator, device: torch.device, dtype: torch.dtype
 
 
 def _positions(rows: int, length: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Return a random position in the second half for each row; row 0 is at the last position."""
+    """Return a random position from `length // 2` to `length - 1` for each row. Row 0 gets the last position."""
     positions = torch.randint(length // 2, length, (rows,), generator=generator, device=device)
     positions[0] = length - 1
     return positions
@@ -93,7 +93,7 @@ def _positions(rows: int, length: int, generator: torch.Generator, device: torch
 def _cache(
     shape: Attention, rows: int, dtype: torch.dtype, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return keys and values as views of a cache that has more rows and positions, as in the models."""
+    """Return keys and values: views of a cache that has more rows and positions than the views, as in the models."""
     whole = _normal(generator, device, dtype, 2, rows + 1, shape.groups, shape.length + 16, shape.size)
     return whole[0, :rows], whole[1, :rows]
 
@@ -147,7 +147,7 @@ def gate_case(name: str, ffn: int, rows: int, dtype: torch.dtype) -> Case:
 
 def sample_case(name: str, codes: int, channels: int, codebooks: int, rows: int) -> Case:
     wanted = [[0.9, 50, 1.0], [0.0, 50, 1.0]] if name == "csm" else [[1.3, 45, 0.95], [1.0, 0, 1.0]]
-    fast_path = name == "csm"  # the runner of the model passes the same value for these parameters
+    fast_path = name == "csm"  # the value that the runner of the model passes for these parameters
 
     def make(generator: torch.Generator, device: torch.device) -> Inputs:
         logits = 2 * _normal(generator, device, torch.float32, rows, channels, codes)

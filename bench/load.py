@@ -6,8 +6,8 @@
     python -m bench.load --url http://gpu:8000/v1 --rates 2,4,8
 
 Arrivals are an open-loop Poisson process: a client does not wait for an answer before the next request. Times are
-measured from the planned time of a request. First, clients that wait for their answers measure the capacity of the
-server. All texts differ, and answers are not cached.
+measured from the planned time of a request. Before the test, clients that wait for each answer measure the capacity of
+the server. All texts differ, and answers are not cached.
 
 audible_ms: time until the client has received the first sample above -50 dBFS. An underrun is a gap of more than 20 ms
 for a listener who starts to play at the first bytes; the buffer of a player bridges shorter gaps. at_real_time: the

@@ -1,9 +1,9 @@
 """Measures how surely the watermark is found: `python -m bench.provenance --speech DIR`. Needs the extra `watermark`.
 
 DIR has a `manifest.jsonl`, see `bench/ear.py`. Each recording of a person gets a watermark. Then the recording is
-changed, for example encoded as mp3, and the detector of the server examines it. The last line is one JSON object. For
-each change, it has the share of the marked recordings in which the watermark is found, and the lowest score of these
-recordings. The entries `false: ...` have these figures for files without a watermark. `--every N` takes each Nth
+changed, for example encoded as mp3, and the detector of the server examines it. The last line is one JSON object. It
+has, for each change, the share of the marked recordings in which the watermark is found, and the lowest score of the
+marked recordings. The entries `false: ...` have these figures for files without a watermark. `--every N` takes each Nth
 recording.
 """
 

@@ -30,7 +30,7 @@ class Server:
     @property
     def cpu_s(self) -> float:
         """CPU seconds that all threads of the server have used since its start."""
-        return time.clock_gettime((~self.pid << 3) | 2)  # the number with which Linux names the CPU clock of this pid
+        return time.clock_gettime((~self.pid << 3) | 2)  # the number of the CPU clock of this process in Linux
 
     @property
     def rss_bytes(self) -> int:
@@ -65,14 +65,14 @@ class Server:
 def tiny_csm() -> Iterator[dict[str, str]]:
     """Write a tiny CSM with random weights, and yield the environment variables of a server that speaks with it.
 
-    Blocks while it writes, so call it before other tasks run.
+    The event loop stops while the files are written, so call this function before other tasks run.
     """
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "csm"
         command = [sys.executable, "-m", "bench.fabricate", "csm", "--size", "tiny", str(model)]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        # One thread for matrix products: they are so small that two threads are slower than one. The event loop needs
-        # the other core.
+        # The server uses one thread for matrix products, because they are so small that two threads are slower than
+        # one. The second core is left to the event loop.
         yield {
             "TTS_ENGINE": "csm", "CSM_MODEL": str(model), "TTS_FALLBACK_ENGINE": "", "TTS_CASTING": "off",
             "TTS_DTYPE": "bfloat16", "OMP_NUM_THREADS": "1",
@@ -114,7 +114,7 @@ async def own_server(**variables: str) -> AsyncIterator[Server]:
 async def until_ready(url: str, child: subprocess.Popen[bytes] | None = None, timeout_s: float = 120.0) -> None:
     """Wait until the server is ready.
 
-    Raises TimeoutError if it is not ready after `timeout_s`, and ChildProcessError if it ends before.
+    Raises TimeoutError if it is not ready after `timeout_s`, and ChildProcessError if its process ends first.
     """
     deadline_s = time.monotonic() + timeout_s
     async with httpx.AsyncClient() as http:

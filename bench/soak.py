@@ -56,16 +56,16 @@ from bench.plot import Panel, Series, figure
 from bench.server import Server, own_server
 from bench.wire import Client, Heard, gaps
 
-LONG_WORDS = 120  # words in a slow reader's text: more audio than the sockets and the audio queue can hold
+LONG_WORDS = 120  # words in a slow reader's text; its audio must not fit into the sockets and the audio queue
 SLOW_RATE_HZ = 48_000
 SPEAKING_SOCKETS = 16
 MOST_ALIKE = 0.9  # largest allowed likeness (scalar product of the fingerprints) of two reference answers
 Manner = Literal["stays", "leaves early", "leaves", "slow", "slow and leaves"]
-# What the client of a request does -> how often, as a relative weight. Clients that read slowly are added to these.
+# What the client of a request does -> its relative weight. Also, a slow reader starts every SLOW_EVERY_S seconds.
 MANNERS: dict[Manner, float] = {"stays": 0.86, "leaves early": 0.05, "leaves": 0.08}
 SLOW_EVERY_S = 8.0
 MAX_SLOPE_BYTES = 1 << 20  # largest allowed growth of the resident memory in one minute
-WARM_SHARE, WARM_MOST_S = 0.25, 300.0  # length of the warm-up as a share of the time, and its maximum in seconds
+WARM_SHARE, WARM_MOST_S = 0.25, 300.0  # length of the warm-up as a share of the test, and its maximum in seconds
 # How many more files and threads than after the warm-up are allowed. A short connection may still be open.
 SPARE_FILES, SPARE_THREADS = 4, 2
 # A fingerprint has 24 bands up to 6 kHz at 64 points in time. The spectra are measured in windows of 512 samples at
@@ -112,7 +112,9 @@ class Books:
     first_s: list[tuple[float, float]] = field(default_factory=list)  # (time, seconds to the first bytes)
     dry: list[tuple[float, float]] = field(default_factory=list)  # (time, seconds of the gap)
     likeness: float = 1.0  # the smallest likeness of an answer to its reference answer
-    margin: float = 1.0  # the smallest difference between this likeness and the likeness to any other reference answer
+    # the smallest margin: the likeness of an answer to its own reference answer, minus the highest of its likenesses
+    # to the reference answers of other requests
+    margin: float = 1.0
 
 
 def fingerprint(sound: bytes, audio_format: str, rate_hz: int) -> tuple[Print, float]:
@@ -381,7 +383,7 @@ async def soaked(
 async def soaked_sockets(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Hold idle WebSockets open while other WebSockets speak one turn after another in real time.
 
-    A quarter of the turns is cancelled. After one of ten turns, a new connection replaces the old one.
+    A quarter of the turns is cancelled. After one turn in ten, a new connection replaces the old one.
     """
     seconds = options.minutes * 60
     dice = random.Random(options.seed)
@@ -474,7 +476,10 @@ async def soaked_sockets(options: argparse.Namespace) -> tuple[dict[str, Any], l
 def report(
     options: argparse.Namespace, books: Books, samples: list[Sample], idle: Sample, told: dict[str, float]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the result with the values of `told`, and all problems. idle: the state after all clients have left."""
+    """Return two values: the result, which includes the values of `told`, and the list of problems.
+
+    idle: the state after all clients have left.
+    """
     seconds = options.minutes * 60
     warm_s = min(WARM_SHARE * seconds, WARM_MOST_S)
     warm = [sample for sample in samples if sample.at_s >= warm_s]

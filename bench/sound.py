@@ -1,8 +1,8 @@
 """Measures loudness and watermark with the offline voices: `python -m bench.sound`. Needs the extras espeak, watermark.
 
-Loudness: the distance of complete answers from the target, for speech at the expected level and at levels that differ
-from it by 8 and 15 dB. Watermark: the detector's scores of marked and unmarked speech after common changes such as mp3,
-the CPU time, and the change of loudness.
+Loudness: how far the loudness of complete answers is from the target, for speech at the expected level and at levels
+that differ from the expected level by 8 and 15 dB. Watermark: the detector's scores of marked and unmarked speech after
+common changes such as mp3, the CPU time, and the change of loudness.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def loudness(library: Library) -> dict[str, dict[str, float]]:
 
 
 def marks(library: Library) -> tuple[dict[str, list[float]], float]:
-    """Return the lowest and highest score of all voices for each treatment, and the largest loudness change in LU."""
+    """Return the lowest and highest score of all voices for each change of the sound, and the largest loudness change
+    in LU.
+    """
     perth = watermark.load()
     scores: dict[str, list[float]] = {}
     change = 0.0

@@ -5,11 +5,11 @@
     python -m bench.step --model dia --size full --device cpu --against transformers [--quantize int8]
 
 On a CPU, the time is the CPU time of the thread, so that other work on the machine does not count. The two
-implementations alternate after a few frames, so that both run under the same conditions. The first frames are a
-warm-up. On a CPU, the warm-up ends when the codec decodes the largest groups of frames. The time of the codec is
-divided evenly among the frames. With --adapters, the first rows alternate between steps with LoRA adapters and steps
-without. `adapter_ratio` is the time of a step with adapters, divided by the time of a step without. The last line of
-standard output is one JSON object.
+implementations take turns of a few frames, so that both run under the same conditions. The first frames are a warm-up.
+On a CPU, the warm-up ends when the codec decodes the largest groups of frames. The time of the codec is divided evenly
+among the frames. With --adapters N, the first N rows use LoRA adapters in every second step. `adapter_ratio` is the
+time of a step with adapters, divided by the time of a step without adapters. The last line of standard output is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Turns:
 
 
 def watch(now: Callable[[], float], between: Callable[[], None]) -> Any:
-    """Return a streamer for transformers' `generate`. It measures each step, and calls `between` after a few steps."""
+    """Return a streamer for transformers' `generate`. It measures each step, and calls `between` every few steps."""
     from transformers.generation.streamers import BaseStreamer
 
     class Watch(BaseStreamer):  # type: ignore[misc, unused-ignore]
@@ -236,7 +236,10 @@ def frame_bytes(runner: CsmRunner) -> int:
 
 
 def limit(bytes_read: int, device: torch.device) -> dict[str, float]:
-    """Return the time in which the device reads `bytes_read` bytes. A step of a few rows can't be faster."""
+    """Return the time in which the device reads `bytes_read` bytes.
+
+    A step of a few rows takes at least this time.
+    """
     per_s = bandwidth(device)
     return {"bytes": bytes_read, "bytes_per_s": round(per_s), "s": round(bytes_read / per_s, 5)}
 

@@ -31,7 +31,7 @@ _SAID = "The weather was fine, so they walked along the river and talked about w
 
 
 def text_of(size: int) -> str:
-    """Return a text that Dia reads as `size` bytes, because it reads the speaker tag as one byte."""
+    """Return a text that is `size` bytes long for Dia. Dia reads the speaker tag as one byte."""
     return ("[S1] " + _SAID * (size // len(_SAID) + 1))[: size + 3]
 
 
@@ -89,7 +89,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
 def _plain(
     runner: DiaRunner, args: argparse.Namespace, now: Callable[[], float]
 ) -> Generator[None, None, tuple[list[float], list[float]]]:
-    """Return the seconds of steps of all rows, and of steps of one row. The two kinds of steps alternate."""
+    """Return the seconds of each step with all rows, and of each step with one row. The two kinds alternate."""
     steps: list[float] = []
     lone: list[float] = []
     rows = list(range(args.rows))
@@ -136,7 +136,7 @@ def _adapted(
 
 
 def _captured(runner: DiaRunner, args: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """Return the mean seconds of a step in each burst, for all rows and for one row."""
+    """Return the mean seconds of a step in each burst of steps, first with all rows and then with one row."""
     found = []
     for rows in (list(range(args.rows)), [0]):
         for _ in range(2 * args.burst):
@@ -154,7 +154,7 @@ def _captured(runner: DiaRunner, args: argparse.Namespace) -> tuple[list[float],
 def _limit(runner: DiaRunner, device: torch.device) -> dict[str, float]:
     """Return the time to read the weights of a step: the decoder without `cross_kv`, and the head.
 
-    No step of a few rows can be faster.
+    A step of a few rows takes at least this time.
     """
     model = runner.model
     bytes_read = weight_bytes(model.decoder) + weight_bytes(model.head)

@@ -75,7 +75,7 @@ def megabytes_per_s(text: str, normalizer: Normalizer, rounds: int = 5) -> float
 
 def seconds(text: str, normalizer: Normalizer) -> float:
     """Return the CPU seconds that the front end needs for a text. A text of up to 30,000 characters is measured three
-    times, and the least time counts.
+    times, and the shortest time counts.
     """
     times = []
     for _ in range(3 if len(text) <= 30_000 else 1):

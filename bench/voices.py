@@ -34,7 +34,7 @@ from bench.server import own_server
 
 RATE_HZ = 16_000
 FFT, HOP, MELS = 400, 160, 40
-PARTIAL, STEP = 160, 77  # length and distance of the windows in frames: 1.6 s and 0.77 s
+PARTIAL, STEP = 160, 77  # frames in a window (1.6 s), and from the start of a window to the start of the next (0.77 s)
 QUIET = 10 ** (-45 / 20)
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog and runs into the forest.",

@@ -22,7 +22,8 @@ import httptools
 class Heard:
     """One answer: status, headers (names in lower case), body and times. Times are from time.perf_counter().
 
-    pieces: (time, number of body bytes received until then). whole: the body is complete.
+    pieces: for each part of the body, the time and the number of body bytes received until then. whole: whether the
+    body is complete.
     """
 
     begun_s: float
@@ -35,13 +36,14 @@ class Heard:
     on_first: Callable[[], object] = lambda: None  # called when the first bytes of the body arrive
 
 
-TOLERANCE_S = 0.02  # a listener does not notice a shorter time without audio
+TOLERANCE_S = 0.02  # a listener does not notice a gap in the audio that is shorter than this
 
 
 def gaps(arrivals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the gaps that a listener hears if playing starts when the first audio arrives.
 
-    arrivals: (time, seconds of audio that have arrived so far). Returns the end of each gap and its length in seconds.
+    arrivals: (time, seconds of audio that have arrived so far). The result has, for each gap, the time of its end and
+    its length in seconds.
     """
     found: list[tuple[float, float]] = []
     first_s: float | None = None

@@ -6,14 +6,16 @@
 The last line is one JSON object. All errors are errors of the start times of words, in milliseconds.
 
 aligned: the aligner finds the words in the speech of the offline voice, through the generator. Words that eSpeak NG
-reads together with the word before have no time of their own and are left out. failed = sentences whose words were not
-found.
-warped: the same, but time warping finds the words: it compares the speech with another voice's reading of the text.
+reads together with the previous word have no time of their own and are left out. failed = sentences whose words were
+not found.
+warped: as `aligned`, but time warping finds the words: it compares the speech with another voice's reading of the text.
 speeds: the aligner at the speeds 0.5 and 2. The errors are measured in the answer, after the change of speed.
 drift: one text of ten minutes; `first` and `last` have the errors of its first and last 100 words.
-people: recordings of DIR with a manifest that has `align`; failed = clips without an alignment.
-people_warped: the same recordings by time warping, as for languages without an aligner; other = clips that are not in
-English, without known times: (number of clips, number of clips whose words were found, number of these words).
+people: the aligner finds the words in the English recordings of DIR. The true times are `align` in the manifest.
+failed = clips of which the aligner did not find at least half of the words.
+people_warped: as `people`, but time warping finds the words, as for languages without an aligner; failed = clips whose
+words were not found. other = three numbers for the clips in other languages, whose true times are not known: clips,
+clips whose words were found, and words found.
 first_audio: milliseconds to the first bytes. Requests without and with `timestamps` alternate.
 cpu: CPU seconds of the aligner per second of speech, measured in `people`.
 """

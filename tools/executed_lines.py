@@ -2,9 +2,10 @@
 
     EXECUTED_LINES=FOLDER python -m pytest -p tools.executed_lines
 
-Each process of the test run writes one file to the folder: the result of `CoverageData.dumps`. Each test has a context
-of its own, and the context of an import is "". The records stay in memory until the end. pytest-cov keeps them in a
-database on the disk, which a test run with forks has damaged.
+Each process of the test run writes one file to the folder: the result of `CoverageData.dumps`. In the records, each
+test has its own context, and the context "" has the lines that run during an import. The records stay in memory until
+the end of the run. pytest-cov is not used, because it keeps the records in a database on the disk, and a test run with
+forks damaged this database.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 _coverage = coverage.Coverage(data_file=None, config_file=str(ROOT / "pyproject.toml"), branch=False)
-_coverage.start()  # before the test files import the app
+_coverage.start()  # must run before the test files import the app
 
 
 @pytest.hookimpl(wrapper=True)

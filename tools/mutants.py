@@ -1,14 +1,14 @@
 """Mutation test: changes app/ in 150 places, one place at a time, and counts the changes that no test detects.
 
     make mutants                                     # about an hour on two cores
-    python -m tools.mutants --only app/voices        # the sample of one package
+    python -m tools.mutants --only app/voices        # only mutants of one package
     python -m tools.mutants --seed 2 --count 40
 
 A mutant is one changed place. The tool cosmic-ray finds the places and makes the changes; the Makefile installs
 cosmic-ray in .mutants. The mutants are drawn at random with a fixed seed, at most one for each line of code. First, one
 test run with coverage records which tests execute which line. Then, in a copy of the repository, the tests that execute
-the line of a mutant run against this mutant, first those whose file has the name of the changed module. If a test fails
-or takes longer than its own limit, the mutant is killed; otherwise it has survived. `--again FILE` runs only the
+the line of a mutant run against this mutant. Tests whose file has the name of the changed module run first. If a test
+fails or takes longer than its own limit, the mutant is killed; otherwise it has survived. `--again FILE` runs only the
 mutants that have survived in the log FILE of an earlier run. Mutants that do not change behaviour are listed in
 tests/support/equivalent_mutants.txt with the reason.
 """
@@ -166,7 +166,11 @@ def copy_tree(into: Path) -> None:
 
 
 def in_order(tests: Sequence[str], mutant: Mutant, seed: int) -> list[str]:
-    """Return the tests in the order in which they run: those that probably fail first, otherwise by chance."""
+    """Return the tests in the order in which they run: the tests that most probably fail come first.
+
+    Tests whose file is named after the changed module come first, then tests whose file is named after its package.
+    Otherwise, the order is random.
+    """
     stem = Path(mutant.path).stem
     names = {stem, Path(mutant.path).parent.name} - {"__init__", "app"}
 
@@ -227,7 +231,7 @@ def main() -> None:
         ]
     tests_of = {mutant: executed.tests(mutant.path, mutant.line) for mutant in mutants}
     trees: Queue[Path] = Queue()
-    for number in range((os.cpu_count() or 1) + 1):  # tests often wait, so one more than there are cores
+    for number in range((os.cpu_count() or 1) + 1):  # one tree more than there are cores, because tests often wait
         copy_tree(WORK / f"tree{number}")
         trees.put(WORK / f"tree{number}")
 

@@ -4,7 +4,7 @@
     python -m tools.supply clients-lock   tests/clients/*.in -> *.txt
     python -m tools.supply licenses       constraints.txt -> docs/licenses.md; fails if a licence is not accepted
     python -m tools.supply sbom           locks/*.txt -> dist/sbom.cdx.json (CycloneDX)
-    python -m tools.supply audit          checks locks/*.txt with OSV; does nothing if OSV can't be reached
+    python -m tools.supply audit          looks up locks/*.txt in the database OSV; does nothing if OSV can't be reached
     python -m tools.supply dist           builds dist/*.whl and dist/*.tar.gz; equal commits give equal bytes
 
 The commands run the tools uv, pip-licenses, cyclonedx-py, pip-audit and build from a separate environment,
@@ -48,7 +48,7 @@ OSV = ("api.osv.dev", 443)
 # indexes.
 _OF_TORCH = re.compile(r"^(torch|triton|nvidia-.*|cuda-.*)$")
 
-# Accepted licences: they require only that their text is kept or, for the MPL, that changes to its files are published.
+# Accepted licences: they require only that their text is kept or, for the MPL, that changes to the files are published.
 AGREED = {
     "0BSD",
     "Apache-2.0",
@@ -81,7 +81,7 @@ _NAMES = {
     "BSD License": "BSD-3-Clause",
     "BSD-3-Clause License": "BSD-3-Clause",
     "BSD-3-Clause and Public-Domain": "BSD-3-Clause AND Public-Domain",
-    "DFSG approved": "MIT",  # pytest-timeout states this in addition to MIT
+    "DFSG approved": "MIT",  # pytest-timeout states this licence in addition to MIT
     "ISC License (ISCL)": "ISC",
     "MIT License": "MIT",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
@@ -182,7 +182,10 @@ def lock() -> None:
 
 
 def clients_lock() -> None:
-    """Write exact versions for the environments of the test clients, from their .in files. They fit all systems."""
+    """Write exact versions for the environments of the test clients, from their .in files.
+
+    The versions fit all operating systems.
+    """
     for source in sorted((ROOT / "tests" / "clients").glob("*.in")):
         run(
             tool("uv"),

@@ -18,7 +18,7 @@ _AFTER_COMMA = 8.0
 _BEFORE_CONNECTION = 14.0  # cost of a break before a conjunction or a preposition
 _PLAIN = 30.0
 _INSIDE_WIDE = 34.0  # cost of a break between two Chinese or Japanese characters
-_BEFORE_PHRASE = 16.0  # cost of a break in Japanese text after hiragana and before another script
+_BEFORE_PHRASE = 16.0  # cost of a break in Japanese text between hiragana and a following character of another script
 _INSIDE_PHRASE = 70.0  # cost of a break in Japanese text before hiragana
 _INSIDE_NAME = 60.0
 _AFTER_CONNECTION = 120.0
@@ -131,7 +131,9 @@ _WORD_BREAKS = frozenset("-/\\_.,:;?&=+|@#–—")
 
 
 def char_width(text: str) -> int:
-    """Return the width of a text. Wide characters count as two; combining and invisible characters do not count."""
+    """Return the width of a text in narrow characters. A wide character counts as two, and combining and invisible
+    characters count as zero.
+    """
     if text.isascii():
         return len(text)
     return sum(
@@ -201,9 +203,9 @@ class BreakRules:
 def split_long(word: str, width: int) -> Iterator[tuple[int, int]]:
     """Yield the parts of a word as (start, end). A line may break between two parts.
 
-    A word in a script without spaces (Chinese, Japanese, Thai) has many parts. Any other word has one part if it is not
-    wider than `width`. A wider word is divided after a hyphen, a slash or a similar character. If it has no such
-    character, it is divided where it reaches `width`.
+    A word in a script without spaces (Chinese, Japanese, Thai) has many parts. A word in another script is divided only
+    if it is wider than `width`: after a hyphen, a slash or a similar character, or where it reaches `width` if it has
+    no such character.
     """
     if word.isascii() and len(word) <= width:
         yield 0, len(word)
@@ -234,7 +236,7 @@ def split_long(word: str, width: int) -> Iterator[tuple[int, int]]:
     yield start, len(word)
 
 
-# Marks that belong to the character before them, such as combining marks and variation selectors. `_CLUSTER` matches a
+# Marks that belong to the previous character, such as combining marks and variation selectors. `_CLUSTER` matches a
 # character with its marks, several emoji that are joined to one emoji, or a flag.
 _MARKS = (
     "\u0300-\u036f\u0483-\u0489\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed\u0900-\u0903"

@@ -38,10 +38,10 @@ MEDIA_TYPES: dict[CaptionFormat, str] = {
     "json": "application/json",
 }
 
-LINE_WIDTH = 42  # the most characters in one line
+LINE_WIDTH = 42  # the largest number of characters in one line
 LEAST_MS, MOST_MS = 833, 7_000  # the shortest and the longest time that a caption is shown
 GAP_MS = 80  # the shortest time between two captions
-CLOSED_GAP_MS = 200  # a shorter gap between two captions is reduced to GAP_MS
+CLOSED_GAP_MS = 200  # a gap that is shorter than this is reduced to GAP_MS
 # Words such as "-" have no letter or digit and are not spoken. More than _MOST_MARKS such words in a row are not shown.
 _MOST_MARKS = 3
 READING_SPEED = 20  # the number of characters that most people can read in one second
@@ -54,11 +54,11 @@ _TWO_BLOCKS = 150.0
 _TWO_LINES = 40.0  # cost of a caption in which a sentence goes on after a line break of the caller's text
 _TOO_SHORT = 300.0
 _TOO_SHORT_PER_S = 1000.0
-_SILENCE_PER_S = 60.0  # cost of each second of a silence inside a caption; the first _SILENCE_S are free
+_SILENCE_PER_S = 60.0  # cost of each second of a silence inside a caption, after its first _SILENCE_S seconds
 _SILENCE_S = 0.7
 _UNEVEN_LINES = 0.4  # cost of each character by which the widths of two lines differ
 _UNEVEN_CAPTIONS = 30.0
-_LINE_BREAK = 0.5  # cost of a line break as a share of `break_cost`; a new caption costs all of it
+_LINE_BREAK = 0.5  # cost of a line break as a share of `break_cost`; a new caption costs the whole `break_cost`
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,13 @@ class CaptionWord:
     start_ms: int
     end_ms: int
     width: int
-    space: str  # the character between this word and the word before it: " " or ""
+    space: str  # the text between the previous word and this word: " " or ""
     sentence: int
-    block: int  # a number that grows between two sentences if a line of the caller's text or a turn ends there
+    # index of the block; a sentence begins a new block if the previous one ends a line of the caller's text or a turn
+    block: int
     turn: int
     break_cost: float = 0.0  # cost of a line break or a new caption before this word
-    starts_line: bool = False  # whether the caller's text has a line break before this word, inside its sentence
+    starts_line: bool = False  # whether the caller's text has a line break before this word, inside a sentence
 
     @property
     def seconds(self) -> float:
@@ -125,7 +126,7 @@ def caption_file(
 ) -> str:
     """Return the captions of an answer as the text of a file.
 
-    texts: the caller's texts, one for each turn; the punctuation before and after a sentence is taken from them.
+    texts: the caller's text of each turn; the punctuation around each sentence is taken from it.
     speakers: the name of the speaker of each turn; empty = no names. language: BCP 47 tag, for the line breaks.
     """
     captions = build_captions(
@@ -261,14 +262,14 @@ def _heard(times: Timestamps, texts: Sequence[str], duration_ms: int) -> Iterato
 
 
 def _begin(text: str, start: int, least: int) -> int:
-    """Return the index at which the punctuation directly before a sentence begins, but at least `least`."""
+    """Return the index at which the punctuation directly before a sentence begins; never less than `least`."""
     while start > least and _is_mark(text[start - 1]) and text[start - 1] not in "]>}":
         start -= 1
     return start
 
 
 def _end(text: str, end: int, most: int) -> int:
-    """Return the index at which the punctuation directly after a sentence ends, but at most `most`."""
+    """Return the index at which the punctuation directly after a sentence ends; never more than `most`."""
     while end < most and _is_mark(text[end]) and text[end] not in "[<{":
         end += 1
     return end
@@ -304,7 +305,7 @@ _PART = re.compile(r"\S+")
 
 
 def _word_ranges(text: str, offset: int) -> list[tuple[int, int, str]]:
-    """Return the words of a text as (start, end, space before the word). A long word is divided.
+    """Return for each word of a text its start, its end, and the white space before it. A long word is divided.
 
     offset: the index of `text` in the caller's text; it is added to all indices.
     """
@@ -571,7 +572,7 @@ def to_srt(captions: Sequence[Caption], first: int = 1) -> str:
 
 
 def _named(line: CaptionLine) -> str:
-    """Return the text of a line. If a turn starts with the line, the name of the speaker is before the text."""
+    """Return the text of a line. If a turn starts with the line, the result begins with the name of the speaker."""
     return f"{line.speaker}: {line.text}" if line.speaker and line.starts_turn else line.text
 
 
@@ -607,7 +608,7 @@ def to_vtt(captions: Sequence[Caption], highlight: Highlight = "none") -> str:
 
 
 def _closed_voices(lines: list[str]) -> list[str]:
-    """Return the lines. If there are two and both begin with a voice tag, each line gets the end tag "</v>".
+    """Return the lines of a caption. If two lines both begin with a voice tag, each of them gets the end tag "</v>".
 
     A single voice tag needs no end tag.
     """
@@ -669,7 +670,7 @@ def to_verbose_json(captions: Sequence[Caption], times: Timestamps, language: st
             "start": caption.start_ms / 1000,
             "end": caption.end_ms / 1000,
             "text": caption.text,
-            # Only a speech recogniser has such values, but clients expect the fields.
+            # Only a speech recogniser can fill these fields, but clients expect them.
             "tokens": [],
             "temperature": 0.0,
             "avg_logprob": 0.0,

@@ -28,9 +28,9 @@ class CharacterTimes:
     end_s: float = 0.0  # end time of the last character with a time, in seconds
 
     def add(self, text: str, sentences: Sequence[TimedSentence]) -> list[TimedCharacter]:
-        """Return the next characters of `text` with their times, up to the end of the last word of `sentences`.
+        """Return characters of `text` with their times.
 
-        They begin after the last character that has a time.
+        The result begins after the last character that already has a time, and ends with the last word of `sentences`.
         """
         found: list[TimedCharacter] = []
         for sentence in sentences:

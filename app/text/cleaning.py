@@ -54,15 +54,15 @@ _REPLACEMENTS = {
 }
 
 # Only these characters are normalised to NFKC: full-width letters, ligatures, mathematical alphabets, letters in
-# circles, Roman numerals as one character. Normalising all characters would turn "²" into "2", "™" into "TM" and "½"
-# into "1⁄2".
+# circles, Roman numerals that are one character. Normalising all characters would turn "²" into "2", "™" into "TM" and
+# "½" into "1⁄2".
 _COMPATIBILITY_FORM = re.compile(
     "[\uff01-\uffee\ufb00-\ufb06\U0001d400-\U0001d7ff\u2160-\u217f\u2460-\u24ff\u2100-\u2121\u3000"
     "\u3200-\u3296\u3298\u329a-\u33ff]"
 )
 _UNIT_POWER = {"m2": "m²", "m3": "m³"}
-# Numbers in circles, and the first letters of three alphabets in circles and squares. Unicode has no compatibility form
-# for most of these characters.
+# Numbers in circles. _FIRST_ENCLOSED_LETTERS has the letter A of three alphabets whose letters stand in circles or
+# squares. Unicode has no compatibility form for most of these characters.
 _CIRCLED_NUMBER = re.compile("[\u2460-\u2473\u24ea-\u24ff\u2776-\u2793\u3251-\u325f\u32b1-\u32bf]")
 _FIRST_ENCLOSED_LETTERS = (0x1F130, 0x1F150, 0x1F170)
 # Small letters above and below the line. Two or more of these letters in a row belong to a word: "1ˢᵗ", "Mᵐᵉ". A single
@@ -92,7 +92,7 @@ _NAMELESS = frozenset("\ufe0f\u20e3\u200d")
 _SYLLABLE = re.compile("[\u1100-\u115f][\u1160-\u11a7][\u11a8-\u11ff]?")
 _MARKS_OF_EMOJI = frozenset("\ufe0f\u20e3")
 # The largest number of accents, and of marks of any kind, on one letter. Vietnamese has two accents on a letter, Greek
-# three, Hebrew and Tibetan more. Letters with more marks ("zalgo" text) are decoration.
+# three, Hebrew and Tibetan more. If a letter has more marks than this ("zalgo" text), its marks are decoration.
 _MAX_ACCENTS, _MAX_MARKS = 3, 8
 _ACCENTS = ("\u0300", "\u036f")  # the accents of Latin, Greek and Cyrillic letters
 # Lines through or below a letter, and circles around it. Such lines and circles are decoration, unless Unicode has one
@@ -172,7 +172,7 @@ def _letter(letter: str, marks: str) -> str:
 def _speakable(char: str) -> str:
     """Return the replacement of one character: an ASCII digit for a digit of any script, " " for a space of any kind.
 
-    The replacement is "" for a character that can't be spoken, and the same character in all other cases.
+    For a character that can't be spoken, the result is "". A character of none of these kinds does not change.
     """
     if (replacement := _REPLACEMENTS.get(char)) is not None:
         return replacement
@@ -224,7 +224,7 @@ _PART_OF_FACE = re.compile(f"[{_PARTS_OF_FACES}]")
 _MARKS_OF_FACES = ("_", "^", "\\o/", "T.T", ";.;", ">.<", "o.o", "O.O", "o.O", "O.o")
 _ARMS = r"[づノヽヾﾉ╯╰୧୨۶ง٩σψლ︵彡シ┻━┳┬─︶☆♪_\\/|~ヘヽ]"
 _DRAWN_FACE = re.compile(rf"{_ARMS}{{0,4}}[(（ʕ]([^()（）ʕʔ\nA-Za-z0-9]{{2,14}})[)）ʔ](?:{_ARMS}| (?=[┻┳┬])){{0,6}}")
-_LEAST_PARTS = 2  # the least number of characters of _PARTS_OF_FACES or "°" in a drawn face
+_LEAST_PARTS = 2  # a drawn face has at least this many characters that are "°" or in _PARTS_OF_FACES
 
 
 def drop_faces(text: SpannedText) -> SpannedText:

@@ -20,12 +20,12 @@ from app.text.machine_text import REASONING_NAME
 # The listener waits in silence for the first piece. So it may end at a clause that has 30 characters or 6 words, or at
 # the end of a word after 60 characters.
 CLAUSE_CHARS, CLAUSE_WORDS, WORD_END_CHARS = 30, 6, 60
-MAX_PIECE_CHARS = 400  # a longer piece is cut after a word
+MAX_PIECE_CHARS = 400  # a piece with more characters than this is cut after a word
 _BLOCK_CHARS = 4_096
-_MAX_QUOTE_CHARS = 250  # if a quotation is longer, its opening mark is ignored
+_MAX_QUOTE_CHARS = 250  # if a quotation is longer than this, its opening mark is ignored
 _MAX_RUN = 16  # the longest run of punctuation or of one mark that is treated as a unit
-_MAX_SPACE = 200  # if more white space follows a sentence, its end is certain without the next character
-_MAX_MARK_CHARS = 600  # if a link or tag is longer, its opening bracket is an ordinary character
+_MAX_SPACE = 200  # if more white space than this follows the punctuation, the sentence has ended, whatever comes next
+_MAX_MARK_CHARS = 600  # if a link or tag is longer than this, its opening bracket is an ordinary character
 
 _ENDS = ".!?…"
 _CJK_ENDS = "。！？"
@@ -45,7 +45,7 @@ _MONTHS = frozenset(
 _EITHER = frozenset("inc ltd co corp llc plc etc al ave rd blvd sq bros dept est govt univ assn gmbh".split())
 _DAY_PREPOSITIONS = frozenset(
     "am vom zum der den dem des im bis ab seit und den le il el".split()
-)  # words before a day, such as "am" in "am 3. Oktober"
+)  # words before the number of a day, such as "am" in "am 3. Oktober"
 _STARTERS = frozenset(
     (
         "a an the he she it they we i you this that these those there here in on at by for from with when "
@@ -79,7 +79,7 @@ class Piece:
     """A part of the caller's text that can be normalised and spoken. A piece does not begin or end with white space."""
 
     text: str
-    start_char: int  # index in the whole text that has been appended so far
+    start_char: int  # index of the first character of `text` in the whole text that was appended
     end_char: int  # exclusive
 
 
@@ -124,7 +124,7 @@ class IncrementalSplitter:
         return bool(bare) and bare[-1] in _ENDS + _CJK_ENDS and not self._fence and self._open_mark() is None
 
     def append(self, text: str) -> list[Piece]:
-        """Add a part of the text, and return the pieces that are complete now."""
+        """Add a part of the text, and return the pieces that are complete with this part."""
         pieces: list[Piece] = []
         # cutting copies the pending text, so only a short block is added at a time
         for start in range(0, len(text), _BLOCK_CHARS):
@@ -148,7 +148,7 @@ class IncrementalSplitter:
         return self._take(end) if end > 0 else []
 
     def restart(self) -> None:
-        """Allow the next piece to end at a clause again. Callers use this when the listener waits for speech."""
+        """Allow the next piece to end at a clause. Call this method when the listener waits for speech."""
         self._eager = True
 
     # ---- scanning
@@ -317,12 +317,13 @@ class IncrementalSplitter:
             self._quote = None
         if char in "”»" or (char == '"' and self._quote is not None):
             self._quote = None
-        elif not (char == '"' and at and self._text[at - 1].isdigit()):  # in 5", the mark means inches
+        elif not (char == '"' and at and self._text[at - 1].isdigit()):  # in 5", the quotation mark means inches
             self._quote = at
 
     def _open_mark(self) -> int | None:
-        """Return the index of the quotation mark or other mark that is open at the end of the pending text; None = none
-        is.
+        """Return the index of the mark that is open at the end of the pending text, such as a quotation mark.
+
+        The result is None if no mark is open.
         """
         text = self._text
         if self._quote is not None and not any(mark in text[self._quote + 1 :] for mark in '"”»'):

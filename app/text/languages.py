@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from app.text.writing_systems import script_language
 
-_LONGEST = 4_000  # number of characters that are examined
+_LONGEST = 4_000  # number of characters at the start of a text that are examined
 _LEAST_SCORE = 1.5  # lowest score for a guess; one word is not enough
 _OVER_ENGLISH = 2.0  # the score of a language must be higher than the score of English times this factor
 _MOST_LETTERS = 2.0  # the highest score that letters outside ASCII can give
@@ -256,7 +256,7 @@ def language_tag(name: str) -> str | None:
 
     The name may have a region ("English (US)"). ISO 639 codes of three letters ("deu") are accepted, too. If `name` is
     a locale ("de_DE.UTF-8") or a value of Accept-Language, its first tag is used. For "" and "auto" the result is None,
-    which means that the language must be guessed. Any other text is returned unchanged.
+    which means that the language must be guessed. A text of none of these kinds is returned unchanged.
     """
     if found := _LEADING_TAG.fullmatch(name.strip()):
         name = found[1]

@@ -188,7 +188,7 @@ def _without_merged_channels(text: SpannedText) -> SpannedText:
 
 
 def _channels(text: str) -> Iterator[Edit]:
-    """Yield the edits that remove the reasoning and the tool calls of gpt-oss, and the headers of its other messages.
+    """Yield the edits that remove the reasoning and the tool calls of gpt-oss, and the headers of its visible messages.
 
     In "<|channel|>final<|message|>Hello<|end|>", the header is the part before "Hello".
     """
@@ -257,7 +257,7 @@ def _calls(text: str) -> Iterator[Edit]:
 def _end_of_json(text: str, start: int) -> int:
     """Return the end of the JSON of a tool call that begins at `start`.
 
-    If the JSON is not complete, this is the end of the text. The JSON can consist of several objects one after another.
+    If the JSON is not complete, return the end of the text. The JSON can consist of several objects one after another.
     """
     end = len(text)
     head = _HEAD_OF_CALL.match(text, start)
@@ -330,8 +330,8 @@ def _details(text: str) -> Iterator[Edit]:
 
 # ---- codes
 
-LONG_ADDRESS = 100  # a longer web address is read only up to the end of its host
-LONG_CODE = 40  # a longer run of characters without words is announced as a code and not read
+LONG_ADDRESS = 100  # a web address with more characters than this is read only up to the end of its host
+LONG_CODE = 40  # a run without words that has more characters than this is announced as a code and not read
 CODE_START = 6  # number of characters of a code that are spoken if no words for the code are known
 
 _CODE_CHAR = r"[A-Za-z0-9+/=_%.~-]"
@@ -394,7 +394,7 @@ def _code(run: str, words: str) -> str:
     """Return the text that is spoken for a long run of characters.
 
     For a code, this text is `words`; if `words` is empty, it is the first characters of the code. A run that is not a
-    code does not change, but if it repeats one letter many times, the repetition is shortened.
+    code does not change, with one exception: many repetitions of one letter are shortened.
     """
     core = run.rstrip(".-_~/=%")
     rest = "." if run.endswith(".") and not run.endswith("..") else ""

@@ -33,8 +33,8 @@ _FLAG = (
 _KNOWN_TAG = re.compile(
     rf"</?({'|'.join(_TAG_NAMES.split(' '))})(?:\s+(?:[\w:.@-]+\s?=\s?{_VALUE}|{_FLAG}\b))*+\s*/?>", re.IGNORECASE
 )
-# Any other name in angle brackets is also a tag, unless it directly follows a word: List<String> is not HTML. A closing
-# tag may follow a word.
+# A name in angle brackets that is not in _TAG_NAMES is also a tag, unless it directly follows a word: List<String> is
+# not HTML. A closing tag may follow a word.
 _OTHER_TAG = re.compile(
     rf"(?<![\w<])<[A-Za-z][\w:-]{{0,40}}(?:\s+[\w:.-]+\s?=\s?{_VALUE})*+\s*/?>|</[A-Za-z][\w:-]{{0,40}}\s*>"
     # Declarations and instructions of a document, and the notes that messengers write in place of a picture.
@@ -131,8 +131,8 @@ _PROMPT = re.compile(r"\s{0,8}\$ (?=[a-z])")
 _EMPHASIS = re.compile(
     r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\w*])|(?<![\w_/.])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![\w/])|~~"
 )
-# _AROUND has marks around a word or a phrase, such as ==marked==, ++inserted++ and ||spoiler||: (a text that each line
-# with such a mark contains, pattern, replacement).
+# _AROUND lists marks around a word or a phrase, such as ==marked==, ++inserted++ and ||spoiler||. An entry has three
+# parts: a text that must be in the line, the pattern, and the replacement. The first part saves time.
 _SPOILER = re.compile(r"\|\|(?=[^\s|])([^|\n]+)(?<=\S)\|\|")
 _AROUND = (
     ("==", re.compile(r"(?<![\w=!<>])==(?=[^\s=])([^=\n]+)(?<=\S)==(?![\w=])"), r"\1"),
@@ -214,7 +214,7 @@ def _raised(match: re.Match[str]) -> str:
 
 
 def raised(content: str, before: str) -> str:
-    """Return the text for raised characters.
+    """Return the text that replaces raised characters.
 
     The ending of an ordinal does not change ("th"), a letter gets "^" before it ("^n"), a power gets raised digits
     ("²"), and the number of a footnote becomes "".

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from app.text.spans import SpannedText
 
-# The sounds in the README of the model Dia. Dia performs other words only sometimes, and otherwise reads them aloud.
+# The sounds in the README of the model Dia. Words that are not in this list are performed only
+# sometimes, and are otherwise read aloud.
 NON_VERBAL_SOUNDS = frozenset(
     {
         "laughs", "clears throat", "sighs", "gasps", "coughs", "singing", "sings", "mumbles", "beep", "groans",
@@ -161,7 +162,7 @@ def _sound_of(words: str, kind: int, match: re.Match[str]) -> str | None:
             return None
         if _PART_OF_SENTENCE.search(match.string[max(0, match.start() - 10) : match.start()]):
             return None
-    if kind == 4 and not sound:  # the module `markup` removes such a tag later
+    if kind == 4 and not sound:  # the module `markup` removes this tag later
         return None
     return sound
 

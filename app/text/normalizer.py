@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Speaker tags and pause tags. While the rules run, a private-use character replaces each tag.
 _TAG = re.compile(r"\[(?:[sS][0-9]{1,2}|[pP][aA][uU][sS][eE]\b[^\[\]\n]{0,40})\]")
-_FIRST_MASK, _MAX_MASKS = 0xE000, 0x1800  # the rules use the private-use characters from U+F800 on
+_FIRST_MASK, _MAX_MASKS = 0xE000, 0x1800  # the last mask is U+F7FF, because the rules use U+F800 and later characters
 _MASKED = re.compile("[\ue000-\uf8ff]")
 
 # A text of letters and punctuation only. If `_ABBREVIATION` finds nothing in such a text, no rule changes the text, and
@@ -48,7 +48,8 @@ _DASHES = frozenset("-–—")
 _DASH_PAUSE = re.compile(r"(?:(?<=\S)|(?<! ) +)(?:[—–]+|(?<=[ \w])-{2,}(?=[ \w])|(?<= )-(?= ))\s*")
 _JOINING_DASH = re.compile(r"(?<=[a-z])–(?=[A-Z])")  # for example "the Paris–London train"
 _DASH_END = re.compile(r" ?(?:(?<![—–])[—–]+|(?<!-)-{2,})(?=[\"')\]]*\s*$|\")")
-# Repeated marks: (a text that a paragraph with such marks contains, pattern, replacement).
+# Repeated marks. An entry has three parts: a text that must be in the paragraph, the pattern, and the replacement. The
+# first part saves time.
 _REPEATED = (
     ("..", re.compile(r"\.{3,}"), "..."),
     (". .", re.compile(r"(?:\. ){2,}\.(?!\w)"), "..."),
@@ -214,7 +215,7 @@ class Normalizer:
     def _name_contents(self, text: SpannedText, written: str) -> SpannedText:
         """Return the words inside the markup of a text; if the markup has no words, the names of its flags and emoji.
 
-        written: the same text with its invisible characters, which some flags consist of.
+        written: the text before cleaning. Some flags consist of invisible characters, which cleaning removes.
         """
         plain = cleaning.drop_emoji(text).sub(_NO_WORD, " ")
         if words := _spell_digits(plain):

@@ -35,7 +35,7 @@ _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000
 
 # Numbers from this value on are read digit by digit, because most listeners do not know their names.
 MAX_NAMED = 10**15
-# If a run has more digits, only its first eight digits and the number of its digits are read.
+# If a run has more digits than this, only its first eight digits and the number of its digits are read.
 MAX_DIGITS_READ = 40
 
 

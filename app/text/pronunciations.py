@@ -26,8 +26,8 @@ from app.text.rules import net
 from app.text.spans import SpannedText
 from app.types import LexiconEntry
 
-MAX_ENTRIES = 10_000  # the most entries of one list
-MAX_CHARS = 200  # the most characters of `word`, `say` and `ipa`
+MAX_ENTRIES = 10_000  # the largest number of entries in one list
+MAX_CHARS = 200  # the largest number of characters in each of `word`, `say` and `ipa`
 
 # Scripts that are written without spaces between words, and Korean, where endings follow a word directly.
 _UNSPACED = (
@@ -99,7 +99,7 @@ def check_entry(word: str, say: str | None, *, case_sensitive: bool = False, ipa
     """
     word = _clean(word, "word")
     if not word:
-        raise InvalidValue("`word` is empty. Send the word or phrase that is pronounced differently.", param="word")
+        raise InvalidValue("`word` is empty. Send the word or phrase whose pronunciation you set.", param="word")
     if not _SPOKEN.search(word) and not any(unicodedata.category(char)[0] in "LNS" or char in "&@#%*" for char in word):
         raise InvalidValue(f"`word` is {word!r}, which has no letter, digit or symbol.", param="word")
     say = _clean(say or "", "say")
@@ -217,8 +217,9 @@ class WordList:
         return bool(self.entries)
 
     def candidates(self, words: frozenset[str]) -> list[LexiconEntry]:
-        """Return the entries whose tokens are all in `words`, the tokens of a text. No other entry can match in this
-        text.
+        """Return the entries whose tokens are all in `words`, the tokens of a text.
+
+        An entry with a token that is not in `words` can't match in this text.
         """
         firsts = words & self._needs.keys() if len(words) < len(self._needs) else self._needs.keys() & words
         return [entry for first in firsts for needs, entry in self._needs[first] if needs <= words]
@@ -316,7 +317,7 @@ class Lexicon:
         return entry.word, entry.say, entry.case_sensitive, (entry.ipa or "") if self.speaks_ipa(entry) else ""
 
     def speaks_ipa(self, entry: LexiconEntry) -> bool:
-        """Return whether the engine speaks the IPA of an entry. If not, `say` is spoken."""
+        """Return whether the engine speaks the IPA of an entry. If it does not, `say` is spoken."""
         return entry.ipa is not None and not unknown_symbol(entry.ipa, self.ipa)
 
     def usable(self, entry: LexiconEntry) -> bool:
@@ -347,10 +348,10 @@ class Lexicon:
         return found
 
     def masked(self, text: SpannedText) -> tuple[SpannedText, Masks | None]:
-        """Return the text with a made-up word in place of each match, and the masks, which have the text that each
-        of these words replaces.
+        """Return the text with a made-up word in place of each match, and a `Masks` object.
 
-        If nothing matches, return the text itself and None.
+        The object keeps, for each made-up word, the match that it replaces. If nothing matches, return the text
+        itself and None.
         """
         found = self.matches(text.text)
         if not found:
@@ -521,7 +522,7 @@ def _plural_ipa(ipa: str) -> str:
 
 
 def take_ipa(text: SpannedText) -> tuple[SpannedText, tuple[tuple[int, int, str], ...]]:
-    """Return a sentence without the marks of pronunciations, and (start, end, IPA) of each word that was marked."""
+    """Return a sentence without the marks of pronunciations, and for each marked word a tuple (start, end, IPA)."""
     if not _STRAY_MARKS.search(text.text):
         return text, ()
     found: list[tuple[int, int, str]] = []

@@ -6,8 +6,8 @@ import unicodedata
 
 MAX_NAMED = 5
 
-# Marks without a spoken name: quotes, dots, dashes, brackets, and the marks of Markdown. A voice agent may send such a
-# character alone, because it cuts the output of a language model into parts.
+# Marks without a spoken name: quotes, dots, dashes, brackets, and the marks of Markdown. A voice agent cuts the
+# output of a language model into parts, so a part may consist of one of these marks.
 _LAYOUT = frozenset("\"'`.,:;…·•-–—_*~#|<>()[]{}=\\/^。、，；：・「」『』（）【】《》¨´¯")
 
 

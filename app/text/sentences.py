@@ -14,7 +14,7 @@ import sentencex
 
 from app.text.spans import SpannedText, join
 
-# A sentence with fewer words sounds unnatural alone, so it is joined to the sentence before or after it.
+# A sentence with fewer than MIN_WORDS words sounds unnatural alone, so it is joined to the next or the previous one.
 MIN_WORDS = 3
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LIST_LABEL = re.compile(r"(?:.*\s)?[\"'(\[]?(?:[0-9]{1,3}|[A-Za-z]|[ivxIVX]{1,5})[.)]", re.DOTALL)
@@ -100,13 +100,13 @@ def _append(before: SpannedText, after: SpannedText) -> SpannedText:
 
 
 def _join_short(sentences: list[SpannedText], max_chars: int, *, is_start: bool) -> list[SpannedText]:
-    """Join each sentence of fewer than MIN_WORDS words to the sentence after or before it.
+    """Join each sentence of fewer than MIN_WORDS words to the next or the previous sentence.
 
     Two sentences are not joined if the result would have more than max_chars characters. is_start: True = the first
     sentence is the start of the whole text, and may stay short.
     """
     joined: list[SpannedText] = []
-    waiting: SpannedText | None = None  # short sentences that will be joined to the next sentence
+    waiting: SpannedText | None = None  # short sentences that wait until they can be joined to the next sentence
     for index, sentence in enumerate(sentences):
         piece = _append(waiting, sentence) if waiting else sentence
         if waiting and len(piece) > max_chars:

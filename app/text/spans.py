@@ -215,7 +215,8 @@ def _template_edits(
 ) -> Iterator[tuple[int, int, str]]:
     """Yield the edits of one match. The groups are kept, and the text between the groups is replaced.
 
-    literals: the texts before, between and after the groups. The groups must be in the order of the text.
+    literals: the new texts before, between and after the groups. groups: the numbers of the groups, which must be in
+    the order in which the groups stand in the text.
     """
     place = match.start()
     for literal, group in zip(literals, groups, strict=False):
@@ -230,9 +231,10 @@ def _template_edits(
 
 
 def _kept_before(old: str, new: str) -> int:
-    """Return how many characters at the start of two texts are equal, up to the end of a word in both texts.
+    """Return how many characters the two texts have in common at their start, up to the end of a word in both texts.
 
-    Punctuation alone is not kept: in "&amp;" -> "&" the new character comes from all old characters.
+    Punctuation at the end of this common part does not count: in "&amp;" -> "&" the new "&" comes from all old
+    characters.
     """
     length = min(len(old), len(new))
     kept = 0

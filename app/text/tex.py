@@ -222,7 +222,7 @@ def _all_edits(text: str, *, english: bool) -> Iterator[Edit]:
 
 
 def _around(text: str, place: int) -> str:
-    """Return " " if the character at index `place` is a part of a word. It separates the word from the formula."""
+    """Return what separates a formula from the character at index `place`: " " for a letter or digit, else ""."""
     return " " if 0 <= place < len(text) and text[place].isalnum() else ""
 
 
@@ -289,7 +289,7 @@ class _Braces:
         self._ends: dict[int, int] | None = None
 
     def end(self, inside: int) -> int:
-        """Return the place of the brace that closes the brace before `inside`; -1 if it is missing."""
+        """Return the place of the closing brace for the opening brace before `inside`; -1 if it is missing."""
         if self._ends is None:
             self._ends = {}
             opened: list[int] = []
@@ -328,10 +328,12 @@ class _Reader:
         self._text = text
         self._english = english
         self._groups = [_Group()]
-        # The arguments that come next. An argument without braces is one token: x^2, \hat x.
+        # The arguments that have not begun yet; the last one in the list begins first. An argument without braces is
+        # one token: x^2, \hat x.
         self._single: list[_Group] = []
         self._base = ""  # the single letter directly before the current token, which is needed to read f(x)
-        # what came before and which bars are open, which is needed to read |x| and P(A|B)
+        # Whether the previous token can end a term, and whether a bar or a double bar is open. These values are needed
+        # to read |x|, ‖x‖ and P(A|B).
         self._after_atom = self._open_bar = self._open_norm = False
 
     def token(self, token: re.Match[str], end: int) -> Generator[Edit, None, int]:
@@ -421,7 +423,9 @@ class _Reader:
         return " the absolute value of "
 
     def _script(self, token: re.Match[str], end: int) -> Generator[Edit, None, int]:
-        """Yield the edits of "^" or "_" and, for a simple power, of its argument. Returns the index after them."""
+        """Yield the edit of "^" or "_". The edit of a simple power includes its argument. Returns the index after the
+        edited characters.
+        """
         start, after = token.span()
         group = self._groups[-1]
         if token[0] == "^" and not group.lower and (power := _POWER.match(self._text, after, end)) is not None:

@@ -1,7 +1,7 @@
 """Find the words of a text. A word is a part between white space. In scripts without spaces, each character is a word.
 
-Speech recognisers and caption tools count Chinese and Japanese in the same way. In Thai, Lao, Burmese and Khmer, a
-character with the marks that belong to it is one word.
+Speech recognisers and caption tools count Chinese and Japanese words in the same way. In Thai, Lao, Burmese and Khmer,
+a character with the marks that belong to it is one word.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ UNSPACED = (
     "\uff66-\uff9f\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
 )
 _HAS_UNSPACED = re.compile(f"[{UNSPACED}]")
-# Small kana, the long vowel, voice marks and repetition marks belong to the syllable before them.
+# Small kana, the long vowel, voice marks and repetition marks belong to the previous syllable.
 _CONTINUES = (
     "\u3041\u3043\u3045\u3047\u3049\u3063\u3083\u3085\u3087\u308e\u3095\u3096\u30a1\u30a3\u30a5\u30a7\u30a9\u30c3\u30e3\u30e5"
     "\u30e7\u30ee\u30f5\u30f6\u30fc\u31f0-\u31ff\uff67-\uff70\uff9e\uff9f\u0e2f\u0e46\u0ec6"
 )
 _LEADING = "\u0e40-\u0e44\u0ec0-\u0ec4"  # Thai and Lao vowels that are written before their consonant
-_STACKING = "\u1039\u17d2"  # Burmese and Khmer signs; the next consonant is written below the consonant before
+_STACKING = "\u1039\u17d2"  # Burmese and Khmer signs that put the next consonant below the previous one
 _OPENERS = (
     "(\\[{\u00ab\u2018\u201a\u201c\u201e\u2039\u3008\u300a\u300c"
     "\u300e\u3010\u3014\u3016\u3018\u301a\u301d\uff08\uff3b\uff5b\uff5f\uff62"
@@ -40,7 +40,7 @@ _WORD = re.compile(
 def word_spans(text: str) -> Iterator[tuple[int, int]]:
     """Yield the start and the end (exclusive) of each word of a text. Each visible character belongs to a word.
 
-    Punctuation belongs to the word before it, and an opening bracket to the word after it.
+    Punctuation belongs to the previous word, but an opening bracket belongs to the next word.
     """
     unspaced = not text.isascii() and _HAS_UNSPACED.search(text)
     return (match.span() for match in (_WORD if unspaced else _TOKEN).finditer(text))

@@ -343,9 +343,9 @@ def apply_rules(text: SpannedText, name_unit: common.UnitNamer) -> SpannedText:
     """
 
     def verbalize_unknown_unit(match: common.Match) -> str:
-        # match[3] is the text after the number. If a space is between them, this text is usually a word ("5 by", "3
-        # men"). It is a unit only if it contains a slash, a symbol such as "²", or a capital after a small letter
-        # ("kHz").
+        # match[3] is the text after the number. If a space separates this text from the number, the text is usually a
+        # word ("5 by", "3 men"). It is a unit only if it contains a slash, a symbol such as "²", or a capital after a
+        # small letter ("kHz").
         if match[2] and not re.search(r"[a-zμ][A-ZΩ]|[/·²³μΩ]", match[3]):
             return match[0]
         name = name_unit(match[3], match[1] != "1")

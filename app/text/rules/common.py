@@ -54,7 +54,7 @@ def sentence_stop(match: Match) -> str:
         return "."
     if after[1] not in tables.STARTERS:
         return ""
-    # "I" usually begins a sentence. But "At 3 a.m. I woke" is one sentence, because it begins with a word such as "At".
+    # Here, "I" usually begins a new sentence. But "At 3 a.m. I woke" is one sentence, as its first word "At" shows.
     before = re.split(r"[.!?]\s|\n", match.string[max(0, match.start() - 80) : match.start()])[-1]
     opening = before.strip().strip(SENTENCE_START).lower() in {"at", "by", "around", "before", "after", "until", "from"}
     return "" if opening else "."

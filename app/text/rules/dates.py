@@ -57,8 +57,8 @@ BORN = re.compile(
     rf"{_MONTH} [0-9]|[0-3]?[0-9] {_MONTH} [0-9])"
 )
 _BORN = {"b": "born ", "d": "died ", "fl": "flourished ", "r": "reigned ", "m": "married "}
-# A number from 1001 to 1099 is read as a year only after one of these words: "in 1066". A number from 1100 to 2099 is
-# read as a year without such a word, too.
+# A number from 1001 to 1099 is read as a year only after one of these words, as in "in 1066". A number from 1100 to
+# 2099 is read as a year without such a word, too.
 EARLY_YEAR = re.compile(
     r"\b([Ii]n|[Ss]ince|[Uu]ntil|[Bb]efore|[Aa]fter|[Aa]round|[Cc]irca|[Dd]uring|[Yy]ear) (10[0-9][1-9]|10[1-9]0)"
     r"(?![\w%]|[.,:/-][0-9]|-[A-Za-z])(?= ([A-Za-z]{1,20})|)"

@@ -1,8 +1,8 @@
-"""Rules for numbers in the notation of other countries: "1.234,56", "10 000", "1'000", "0,5".
+"""Rules for numbers in notations that English does not use: "1.234,56", "10 000", "1'000", "0,5".
 
 Each rule rewrites a number as English writes it ("1,234.56"), so that the later rules for money, measures and numbers
-read it. "1,234" is also an English number, with another value, so it does not change. "1.234" changes only in amounts
-of some currencies.
+read it. "1,234" does not change, because it can be an English number (one thousand two hundred thirty four). "1.234"
+changes only in amounts of some currencies.
 """
 
 from __future__ import annotations

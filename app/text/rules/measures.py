@@ -283,7 +283,7 @@ def verbalize_ordinal_sign(match: Match) -> str:
 
 
 def _reads_as_word(match: Match, unit: str, gap: str) -> bool:
-    """Return whether the matched unit is a word or a letter and not a unit, such as "in" in "5 in the morning"."""
+    """Return whether the text `unit` after a number is not a unit here, such as "in" in "5 in the morning"."""
     rest = match.string[match.end() : match.end() + 20]
     if unit == "in":  # "in" is a unit in "5in", "5 in wide" and "5 in)", but a word in "5 in the morning"
         return bool(gap) and re.match(r"[;,)]| (?:wide|tall|long|deep|thick|high|by)\b", rest) is None

@@ -124,7 +124,7 @@ def spoken_port(run: str) -> str:
 
 
 def _trailing(text: str) -> tuple[str, str]:
-    """Split a matched web address into the address and the punctuation of the sentence that follows the address."""
+    """Split a match in two: the web address, and the punctuation after it, which belongs to the sentence."""
     bare = text.rstrip(".,;:!?*)…")
     if "(" in bare and text[len(bare) : len(bare) + 1] == ")":
         bare += ")"

@@ -116,7 +116,9 @@ def _hardware_address(found: Match, _: Match) -> str:
 
 
 def _hash(found: Match, _: Match) -> str | None:
-    """Spell a hexadecimal number such as a commit hash. Of a long one, spell only the first seven characters.
+    """Spell a hexadecimal number such as a commit hash.
+
+    If it has more than 12 characters, spell only the first seven, and say how many characters it has.
 
     The result is None if the text has fewer than four runs of digits or letters, because it may be a word or a number.
     """
