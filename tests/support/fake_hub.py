@@ -52,7 +52,7 @@ class FakeHub:
         self.bytes_per_s: float | None = None  # download speed of large files; None = unlimited
         self.ignore_range = False
         self.corrupt = 0  # number of the next downloads of large files that contain a flipped bit
-        self.names_only = False  # file lists have no sizes, as on some mirrors
+        self.left_out: set[str] = set()  # fields that file lists do not have, as on some mirrors
         self.login_page = False  # every response is an HTML page with status 200
         self._over = threading.Event()
         hub = self
@@ -183,12 +183,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps(tree).encode())
             return
         siblings = [
-            {"rfilename": f["name"]}
-            if hub.names_only
-            else {"rfilename": f["name"], "size": f["size"], "blobId": f["key"]}
-            | ({"lfs": f["lfs"]} if "lfs" in f else {})
+            {"rfilename": f["name"], "size": f["size"], "blobId": f["key"]} | ({"lfs": f["lfs"]} if "lfs" in f else {})
             for f in files
         ]
+        siblings = [{key: each[key] for key in each.keys() - hub.left_out} for each in siblings]
         answer = {"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": siblings}
         answer["gated"] = "manual" if repo in hub.gated else False
         self._send(200, json.dumps(answer).encode())

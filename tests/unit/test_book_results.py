@@ -337,8 +337,10 @@ def test_levels_of_known_signals() -> None:
 
 def test_silence_stays_silent() -> None:
     silent = np.zeros(3 * RATE, np.float32)
+    faint = np.random.default_rng(1).normal(0, 1e-5, 3 * RATE).astype(np.float32)
     for target in (-18.0, "acx"):
         assert not np.concatenate(list(mastered(lambda: [silent], RATE, target))).any()
+        assert np.allclose(np.concatenate(list(mastered(lambda: [faint], RATE, target))), faint)
 
 
 # ---- faults and limits

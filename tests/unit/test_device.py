@@ -196,6 +196,12 @@ def test_number_of_rows_depends_on_free_memory(monkeypatch: pytest.MonkeyPatch) 
     assert "TTS_GPU_MEMORY_FRACTION" in caught.value.remedy
     assert device.plan_rows(two, 0.9, bytes_of, most=64).rows == 32  # two devices together have enough memory
     assert device.plan_rows([*two, gpu], 0.9, bytes_of, most=64).rows == 32
+    least = weights + row + device.LEAST_SCRATCH_BYTES
+    monkeypatch.setattr(device, "free_bytes", lambda _: least)
+    assert device.plan_rows([gpu], 1.0, bytes_of, most=64).rows == 1
+    monkeypatch.setattr(device, "free_bytes", lambda _: least - 1)
+    with pytest.raises(EngineUnavailable):
+        device.plan_rows([gpu], 1.0, bytes_of, most=64)
     monkeypatch.setattr(device, "free_bytes", lambda _: int(3e9))
     with pytest.raises(EngineUnavailable, match=r"cuda:0 and cuda:1 together have 6\.0 GB free"):
         device.plan_rows(two, 0.9, bytes_of, most=64)

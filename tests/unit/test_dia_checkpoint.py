@@ -187,6 +187,15 @@ def test_unsupported_config_values_are_refused(tmp_path: Path, part: str, key: s
         read_config(tmp_path)
 
 
+def test_delay_pattern_of_v01_is_read_or_has_the_published_values() -> None:
+    raw = dia_config_v01(TINY)
+    published = parse_config(raw)
+    raw["data"]["delay_pattern"] = list(range(9))
+    assert parse_config(raw).delays == tuple(range(9)) != published.delays
+    del raw["data"]["delay_pattern"]
+    assert parse_config(raw) == published
+
+
 def test_rope_scaling_may_be_a_number() -> None:
     raw = dia_config(TINY)
     raw["decoder_config"]["rope_scaling"] = 1.0

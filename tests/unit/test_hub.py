@@ -286,8 +286,9 @@ def test_revision_can_be_selected(server: FakeHub, tmp_path: Path) -> None:
     assert "no revision v9" in reason
 
 
-def test_mirror_without_file_sizes_works(server: FakeHub, tmp_path: Path) -> None:
-    server.names_only = True
+@pytest.mark.parametrize("left_out", [{"size", "blobId", "lfs"}, {"blobId", "lfs"}, {"size"}])
+def test_mirror_without_sizes_or_digests_works(server: FakeHub, tmp_path: Path, left_out: set[str]) -> None:
+    server.left_out = left_out
     folder = fetch(files_for("csm"), tmp_path, patience=HURRIED)
     assert names_in(folder) == EXPECTED_FILES
 

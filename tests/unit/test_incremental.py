@@ -59,6 +59,7 @@ MARKED = (
     "<think>The user is rude. Be calm.</think>|Hello there!",
     "The sum $$a. B$$ is large.| Right.",
     "It costs $5.| Buy two.",
+    "Buy two.| They cost 10 $",
     "The screen is 27\" wide.| Nice.",
     "First item, second item, third item,| and then a long rest of the sentence.",
     "The short answer is yes but the long answer needs some more words| to be complete",

@@ -212,3 +212,20 @@ def test_outline_names_every_exception_of_a_group():
     outline = logs.outline(group)
     assert [name in outline for name in ("ExceptionGroup", "ValueError", "KeyError")] == [True] * 3
     assert not [word for word in ("all of these", "1ne", "2wo") if word in outline]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"__context__": KeyError()}, True),
+        ({"__cause__": KeyError()}, True),
+        ({"__context__": KeyError(), "__suppress_context__": True}, False),
+    ],
+)
+def test_outline_names_the_exceptions_that_a_traceback_shows(values, shown):
+    error = ValueError()
+    for name, value in values.items():
+        setattr(error, name, value)
+    outline = logs.outline(error)
+    assert "ValueError" in outline
+    assert ("KeyError" in outline) == shown

@@ -8,7 +8,8 @@ from torch import nn
 
 from app.nn.kv_cache import KVCache
 from app.nn.linear import Int8Linear, Linear, PackedLinear
-from app.nn.low_rank import GATHERED_TOKENS, LowRankAdapters, Part, Place
+from app.nn.low_rank import GATHERED_TOKENS, LowRankAdapters, Part, Place, Selection
+from app.nn.mimi import model as mimi
 from app.nn.rope import Rope
 from app.nn.transformer import StackConfig
 
@@ -116,6 +117,33 @@ def test_prompt_beside_an_adapter_keeps_its_bits() -> None:
     assert torch.equal(adapted[:half], plain[:half])
     added = x[half:] @ down.float().T @ up.float()
     assert torch.allclose(adapted[half:], plain[half:] + added, rtol=1e-5, atol=1e-4)
+
+
+def test_indices_of_a_batch_are_computed_once() -> None:
+    layout, selection = ((0,), (((0, 4),),)), Selection()
+    first = selection.indices(layout, (32,), 32)
+    assert selection.indices(layout, (64,), 32) is not first
+    assert selection.indices(layout, (32,), 32) is first
+
+
+def test_long_convolution_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    conv = mimi.Conv(3, 4, 5)
+    for parameter in conv.parameters():
+        parameter.normal_(generator=random)
+    x = torch.randn(2, 100 + conv.reach, 3, generator=random)
+    whole = conv(x)
+    linear, sizes = torch.nn.functional.linear, []
+
+    def measured(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        sizes.append(x.numel())
+        return linear(x, *weights)
+
+    monkeypatch.setattr("torch.nn.functional.linear", measured)
+    monkeypatch.setattr(mimi, "_WINDOW_FLOATS", 300)
+    assert torch.allclose(conv(x), whole, atol=1e-6)
+    assert len(sizes) == 10
+    assert max(sizes) <= 300
 
 
 def test_another_adapter_does_not_copy_the_matrices_of_rows_that_speak() -> None:

@@ -151,7 +151,7 @@ def test_missing_library_is_an_error_that_says_what_to_install(
         FileSigner(pair.cert, pair.key)
     found = read_manifest(path.read_bytes())
     assert found is not None
-    assert found["state"] == "not_checked"
+    assert (found["state"], found["synthetic"]) == ("not_checked", False)
 
 
 def test_only_formats_with_a_place_for_a_manifest_are_signed() -> None:
