@@ -647,8 +647,8 @@ class RealtimeSession:
         """Start a response. text: "" = the text arrives later. Raises RequestError, RateLimited."""
         if len(self._responses) >= MAX_RESPONSES:
             raise InvalidValue(
-                f"This connection speaks {MAX_RESPONSES} responses already. Wait for the end of one of them, or cancel "
-                "one."
+                f"This connection is already speaking {MAX_RESPONSES} responses. Wait for the end of one of them, or "
+                "cancel one."
             )
         settings = self._settings.with_changes(changes)
         with changes.naming_params():

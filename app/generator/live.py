@@ -56,7 +56,7 @@ class Audio:
     """Encoded audio."""
 
     data: bytes
-    # The length of the audio of the context up to the end of `data`: exact for PCM, an estimate for other formats.
+    # Seconds of audio of this answer so far, with `data`: exact for PCM, an estimate for other formats.
     end_s: float
 
 

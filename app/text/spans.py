@@ -33,7 +33,9 @@ class SpannedText:
     __slots__ = ("_ends", "_starts", "text")
 
     def __init__(self, text: str, starts: Sequence[int] | None = None, ends: Sequence[int] | None = None) -> None:
-        """starts, ends: the span of each character; None = the text is the caller's input."""
+        """starts, ends: for each character of `text`, the start and the end of the part of the caller's input that the
+        character comes from. None = `text` is the caller's input itself.
+        """
         self.text = text
         self._starts: Sequence[int] = range(len(text)) if starts is None else starts
         self._ends: Sequence[int] = range(1, len(text) + 1) if ends is None else ends

@@ -111,7 +111,7 @@ def _load_model() -> Any:
 
 
 def by_energy(samples: Samples, rate_hz: int) -> list[Span]:
-    """Find frames whose level is well above the noise floor of the recording, and join them to spans.
+    """Find frames whose level is well above the noise floor of the recording, and join them into spans.
 
     Music counts as speech. Speech in loud, steady noise is not found.
     """

@@ -476,7 +476,7 @@ class DiaRunner:
         """Add a frame to a row. count: the second result of `DelayPattern.put` for this row.
 
         Returns three values: True if this step gives no frame to decode; True if the row has ended without any frame;
-        the rule of the output guard that the speech broke, or None.
+        if the speech violates a rule of the output guard, this rule, otherwise None.
         """
         state = self._rows[row]
         index = state.position - self._delay_pattern.first_frame(len(state.prompt))
