@@ -52,14 +52,14 @@ def silence_threshold(levels: Levels) -> float:
 def _floor_and_speech(levels: Levels) -> tuple[float, float]:
     """Return the noise floor and the level of loud speech in dBFS. levels: (n,) with n > 0."""
     last = len(levels) - 1
-    places = [last * (percent / 100) for percent in (_FLOOR_PERCENT, _SPEECH_PERCENT)]
-    below = [int(place) for place in places]
-    sorted_there = np.partition(levels, sorted({at for low in below for at in (low, min(low + 1, last))}))
-    floor, speech = (
-        _between(sorted_there.item(low), sorted_there.item(min(low + 1, last)), place - low)
-        for place, low in zip(places, below, strict=True)
+    floor_at, speech_at = last * (_FLOOR_PERCENT / 100), last * (_SPEECH_PERCENT / 100)
+    low, high = int(floor_at), int(speech_at)
+    after_low, after_high = min(low + 1, last), min(high + 1, last)
+    ordered = np.partition(levels, (low, after_low, high, after_high)).item
+    return (
+        _between(ordered(low), ordered(after_low), floor_at - low),
+        _between(ordered(high), ordered(after_high), speech_at - high),
     )
-    return floor, speech
 
 
 def _between(low: float, high: float, share: float) -> float:
@@ -104,8 +104,10 @@ class LevelTracker:
     def add(self, levels: Levels) -> None:
         """Add the levels (n,) of the next windows, which are together at most MEMORY_S seconds long."""
         size = len(self._levels)
-        at = (self._count + np.arange(len(levels))) % size
-        self._levels[at] = levels
+        start = self._count % size
+        fitting = min(len(levels), size - start)
+        self._levels[start : start + fitting] = levels[:fitting]
+        self._levels[: len(levels) - fitting] = levels[fitting:]
         self._count += len(levels)
         if self._count >= self._judged + UPDATE_WINDOWS:
             self._judged = self._count

@@ -62,7 +62,7 @@ class EdgeTrimmer:
         self._soft = 0  # number of windows in `_lead`, from the first soft window on
         self._held: list[Samples] = []  # the part of a pause beyond tail_s
         self._kept_of_pause = 0  # number of samples of the current pause that were returned
-        self.sounds = 0  # number of blocks of the input with a window that is not silent
+        self.sounds = 0  # increases with each part of the input that has a window that is not silent
         self._before_samples = 0  # number of samples up to the first sound, including its window
         self.removed_samples = 0  # number of samples removed at the start; final when `sounds` is above 0
 
@@ -70,15 +70,7 @@ class EdgeTrimmer:
         samples = np.concatenate((self._partial, samples))
         whole = len(samples) - len(samples) % self._window_samples
         self._partial = samples[whole:].copy()
-        out = []
-        start = 0
-        # A block ends where the threshold changes, so the output does not depend on how many samples each call gets.
-        while start < whole:
-            count = UPDATE_WINDOWS - self._windows % UPDATE_WINDOWS
-            stop = min(whole, start + count * self._window_samples)
-            out.append(self._pass(samples[start:stop].reshape(-1, self._window_samples)))
-            start = stop
-        return joined(out)
+        return self._pass(samples[:whole].reshape(-1, self._window_samples)) if whole else _NOTHING
 
     def flush(self) -> Samples:
         last, self._partial = self._partial, _NOTHING
@@ -92,17 +84,14 @@ class EdgeTrimmer:
 
     def _pass(self, windows: Samples) -> Samples:
         """Process windows (n, size), and return the samples that can be returned now."""
-        power = np.mean(np.square(windows, dtype=np.float64), axis=1) + 1e-12
-        levels = 10 * np.log10(power)
+        power = np.square(windows, dtype=np.float64).sum(axis=1) / windows.shape[1] + 1e-12
         smooth = self._smoother.push(power)
-        threshold = min(self._levels.threshold_dbfs, self.SOFTEST_END_DBFS)
-        self._levels.add(smooth)
-        levels = np.minimum(levels, smooth)
-        self._windows += len(windows)
+        levels = np.minimum(10 * np.log10(power), smooth)
+        loud = levels >= self._thresholds(smooth)
         out = []
         for at, level in enumerate(levels):
             if self.sounds:
-                out.append(self._after(windows[at:], levels[at:] >= threshold))
+                out.append(self._after(windows[at:], loud[at:]))
                 break
             self._lead.append(windows[at].copy())
             self._before_samples += len(windows[at])
@@ -114,6 +103,19 @@ class EdgeTrimmer:
             elif not self._soft:
                 self._lead = [self._last_of_lead(self._lead_samples)]
         return joined(out)
+
+    def _thresholds(self, smooth: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the level in dBFS below which each window is silent. smooth: the smoothed levels of the windows."""
+        thresholds = np.empty(len(smooth))
+        start = 0
+        while start < len(smooth):  # the threshold changes every UPDATE_WINDOWS, so the size of the input has no effect
+            stop = start + UPDATE_WINDOWS - self._windows % UPDATE_WINDOWS
+            block = smooth[start:stop]
+            thresholds[start:stop] = min(self._levels.threshold_dbfs, self.SOFTEST_END_DBFS)
+            self._levels.add(block)
+            self._windows += len(block)
+            start = stop
+        return thresholds
 
     def _begin(self, soft: int) -> Samples:
         """Begin the output at the first sound: return the last `soft` windows before it, and lead_s of the audio before
