@@ -35,6 +35,7 @@ PAGES = (
     "benchmarks",
     "reliability",
     "licenses",
+    "tests",
 )
 BASE = "http://localhost:8000"
 
