@@ -121,8 +121,9 @@ def check_speakable(voice: Voice, info: EngineInfo, *, is_fallback: bool) -> Non
     problem = f"The voice {voice.name!r} is cloned from a recording, and the {info.id} engine can't clone voices."
     if is_fallback:
         raise VoiceNotReady(
-            f"{problem} This engine replaces the configured engine, which can't run now. Use a preset voice until the "
-            "configured engine runs. GET /health gives the reason and says what the operator of the server can do.",
+            f"{problem} This engine speaks in place of the configured engine, which can't run now. Use a preset voice "
+            "until the configured engine runs. GET /health gives the reason and says what the operator of the server "
+            "can do.",
             param="voice",
             retry_after_s=30,
         )
