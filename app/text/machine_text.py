@@ -110,7 +110,9 @@ _CITATION = re.compile(
     r"|[ ]?\b(?:file|nav)?cite(?:turn[0-9]{1,4}[a-z_]{1,20}[0-9]{1,4}){1,40}"
     r"|[ ]?\bturn[0-9]{1,4}(?:search|news|view|fetch|file|image|forecast|finance|sports|product|maps)[0-9]{1,4}\b"
     r"|</?co(?:: ?[0-9,:\[\] ]{1,40})?>|\{\{(?:cite|citation|refn|sfn)[^{}]*\}\}|<ref(?:\s[^<>]*)?/>"
-    r"|[ ]?<(?:citations?|cite|source|ref)>[0-9,\[\] -]{1,20}</(?:citations?|cite|source|ref)>|[ ]\^[0-9]{1,3}\^(?!\w)"
+    r"|[ ]?<(?:citations?|cite|source|ref)>[0-9,\[\] -]{1,20}</(?:citations?|cite|source|ref)>"
+    # `^1^` after a word; otherwise it would be the only word of a text such as `" ^1^.`
+    r"|(?:(?<=\w)|(?<=\w[.,;:!?)\"'’”»。！？])|(?<=\w[.,;:!?。！？][)\"'’”»]))(?:[ ]{1,3}\^[0-9]{1,3}\^){1,20}(?!\w)"
     r"|(?<=[a-z][.,;:!?)\"'])[¹²³⁰⁴-⁹]{1,3}(?:[,⁻–-][¹²³⁰⁴-⁹]{1,3}){0,4}(?![\w⁺⁻])"
     r"|(?<=[a-z]{5})(?<!meter)(?<!metre)(?<!meters)(?<!metres)(?<!inches)(?<!miles)(?<!yards)"
     r"[¹²³⁰⁴-⁹]{1,3}(?:[,⁻–-][¹²³⁰⁴-⁹]{1,3}){0,4}(?![\w⁺⁻])"

@@ -95,7 +95,7 @@ def test_only_the_answer_of_a_language_model_stays(text: str) -> None:
         *("Paris【4†source】.", "Paris【4:0†guide.pdf】.", "Paris【turn0search1】."),
         *("Paris \ue200cite\ue202turn0search1\ue201.", "Paris \ue200cite\ue202turn0search1\ue202turn0news2\ue201."),
         *("Paris citeturn0search1turn0news2.", "Paris :contentReference[oaicite:0]{index=0}.", "Paris[citation:3]."),
-        *("Paris [Source 2].", "Paris[†1]."),
+        *("Paris [Source 2].", "Paris[†1].", "Paris ^1^.", "Paris  ^1^ ^2^."),
         *("Paris [cite: 1, 2].", "[cite_start]Paris[cite: 12].", "Paris[^1^].", "<co: 0>Paris</co: 0>."),
         *("Paris{{citation needed}}.", "Paris<ref>Smith 2004</ref>.", "Paris\ue200filecite\ue202turn1file0\ue201."),
     ],
