@@ -87,10 +87,10 @@ def normaliser(data: bytes) -> None:
     assert not any(unicodedata.category(char) in ("Cc", "Cs", "Co") for char in spoken if char != "\n"), ascii(spoken)
     # A single modifier letter, such as an apostrophe of some alphabets, counts as punctuation. A text with characters
     # of tags, links, citations or escape sequences of terminals may lose all its words, and a face such as "O_O" is
-    # not spoken. An HTML entity such as "&#x40;" counts as its character.
+    # not spoken. An HTML entity such as "&#x40;" counts as its character. Invisible characters are removed first.
+    visible = "".join(char for char in html.unescape(text) if unicodedata.category(char) not in ("Cc", "Cf"))
     if any(
-        char.isalnum() and unicodedata.category(char) != "Lm" and char not in NO_INK
-        for char in _FACE.sub("", html.unescape(text))
+        char.isalnum() and unicodedata.category(char) != "Lm" and char not in NO_INK for char in _FACE.sub("", visible)
     ) and not _MARKUP.search(text):
         assert has_words(spoken), ascii(spoken)
     if english:
