@@ -43,6 +43,7 @@ def http(server_url: str, folder: Path) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server_url, timeout=60) as client:
         yield client
         client.put(LEXICON, json={"entries": []}).raise_for_status()
+        (folder / "lexicons" / "lexicon.tsv").unlink(missing_ok=True)  # it keeps lines that can't be read
         for path in {*(folder / "lexicons").glob("*.tsv")} - {folder / "lexicons" / "lexicon.tsv"}:
             client.put(LEXICON, params={"voice": path.stem}, json={"entries": []}).raise_for_status()
 
@@ -88,19 +89,19 @@ def test_entries_are_stored_listed_and_deleted(http: httpx.Client, folder: Path)
 
 
 def test_new_entry_changes_only_the_speech_of_texts_with_its_word(http: httpx.Client) -> None:
-    other_text = "Nothing of that kind is here."
-    plain, other = speak(http), speak(http, other_text)
-    assert speak(http).headers["x-cache"] == "hit"
+    text, other_text = "Only this test speaks of SQL.", "Nothing of that kind is here."
+    plain, other = speak(http, text), speak(http, other_text)
+    assert speak(http, text).headers["x-cache"] == "hit"
     put(http, ("SQL", "sequel"))
-    changed = speak(http)
+    changed = speak(http, text)
     assert changed.headers["x-cache"] == "miss"
     assert changed.content != plain.content
     assert changed.headers["x-tts-seed"] == plain.headers["x-tts-seed"]
     again = speak(http, other_text)
     assert (again.headers["x-cache"], again.content) == ("hit", other.content)
-    assert speak(http).headers["x-cache"] == "hit"
+    assert speak(http, text).headers["x-cache"] == "hit"
     put(http)
-    assert speak(http).content == plain.content
+    assert speak(http, text).content == plain.content
 
 
 def test_entries_of_a_request_replace_those_of_the_voice_and_the_server(http: httpx.Client) -> None:
