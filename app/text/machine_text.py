@@ -111,13 +111,13 @@ _CITATION = re.compile(
     r"|[ ]?\bturn[0-9]{1,4}(?:search|news|view|fetch|file|image|forecast|finance|sports|product|maps)[0-9]{1,4}\b"
     r"|</?co(?:: ?[0-9,:\[\] ]{1,40})?>|\{\{(?:cite|citation|refn|sfn)[^{}]*\}\}|<ref(?:\s[^<>]*)?/>"
     r"|[ ]?<(?:citations?|cite|source|ref)>[0-9,\[\] -]{1,20}</(?:citations?|cite|source|ref)>"
-    # `^1^` after a word; otherwise it would be the only word of a text such as `" ^1^.`
-    r"|(?:(?<=\w)|(?<=\w[.,;:!?)\"'’”»。！？])|(?<=\w[.,;:!?。！？][)\"'’”»]))(?:[ ]{1,3}\^[0-9]{1,3}\^){1,20}(?!\w)"
+    r"|[ ]{1,3}\^[0-9]{1,3}\^(?!\w)"
     r"|(?<=[a-z][.,;:!?)\"'])[¹²³⁰⁴-⁹]{1,3}(?:[,⁻–-][¹²³⁰⁴-⁹]{1,3}){0,4}(?![\w⁺⁻])"
     r"|(?<=[a-z]{5})(?<!meter)(?<!metre)(?<!meters)(?<!metres)(?<!inches)(?<!miles)(?<!yards)"
     r"[¹²³⁰⁴-⁹]{1,3}(?:[,⁻–-][¹²³⁰⁴-⁹]{1,3}){0,4}(?![\w⁺⁻])"
 )
 _MARKS_OF_CITATIONS = ("【", "[", "cite", "turn", "{{", "<", "^", *"¹²³⁴⁵⁶⁷⁸⁹")
+_WORD, _LETTER = re.compile(r"\w"), re.compile(r"[^\W\d_]")
 _MARKED_CITATION = re.compile("[ ]?\ue200(?P<parts>[^\ue200\ue201]*)\ue201|[ ]?\ue200[^\\s\ue200\ue201]*")
 # Kind of a marked citation -> where its title is: 1 = the second part is the title, 2 = the second part is a JSON list,
 # and the second value of the list is the title. Citations of all other kinds have no title that readers see.
@@ -151,13 +151,23 @@ def remove_machine_text(text: SpannedText) -> SpannedText:
     if "-->" in text.text or "[0" in text.text or "[1" in text.text:
         text = text.sub(_CUE, "").sub(_LYRICS_TIME, "")
     if any(mark in text.text for mark in _MARKS_OF_CITATIONS):
-        text = text.sub(_CITATION, "")
+        text = text.sub(_CITATION, _without_citation)
     return text.sub(_MARKED_CITATION, _citation_title) if "\ue200" in text.text else text
 
 
 def _space_between_words(match: re.Match[str]) -> str:
     before, after = match.string[match.start() - 1 : match.start()], match.string[match.end() : match.end() + 1]
     return " " if before.isalnum() and after.isalnum() else ""
+
+
+def _without_citation(match: re.Match[str]) -> str:
+    """Return "". But return a citation such as " ^1^" unchanged if the text has no word before it and no letter after
+    it, because then it can be the only word of the text.
+    """
+    if not match[0].lstrip().startswith("^"):
+        return ""
+    has_words = _WORD.search(match.string, 0, match.start()) or _LETTER.search(match.string, match.end())
+    return "" if has_words else match[0]
 
 
 def _citation_title(match: re.Match[str]) -> str:

@@ -105,6 +105,20 @@ def test_citations_are_removed(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("**Paris** ^1^.", "**Paris**."),
+        ("See [x](https://a.b/) ^1^.", "See [x](https://a.b/)."),
+        (" ^1^ Paris.", " Paris."),
+        ('" ^1^.', '" ^1^.'),  # otherwise nothing would be left to speak
+        ('" ^1^ ^2^.', '" ^1^.'),
+    ],
+)
+def test_citation_is_kept_only_if_it_can_be_the_only_word(text: str, left: str) -> None:
+    assert remove_machine_text(SpannedText(text)).text == left
+
+
+@pytest.mark.parametrize(
     ("text", "kept"),
     [
         ('In \ue200entity\ue202["city","New York"]\ue201 now', "In New York now"),
