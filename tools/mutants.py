@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--only", default="app/", help="only files whose path begins with this text")
     parser.add_argument("--measured", action="store_true", help="use the coverage of the last run")
     parser.add_argument(
-        "--limit-s", type=float, default=400.0, help="a mutant survives if no other test fails within this time"
+        "--limit-s", type=float, default=400.0, help="a mutant survives if no test fails within this time"
     )
     parser.add_argument("--again", type=Path, metavar="LOG", help="only the survivors in the output of an earlier run")
     options = parser.parse_args()
