@@ -117,7 +117,7 @@ _CITATION = re.compile(
     r"[¹²³⁰⁴-⁹]{1,3}(?:[,⁻–-][¹²³⁰⁴-⁹]{1,3}){0,4}(?![\w⁺⁻])"
 )
 _MARKS_OF_CITATIONS = ("【", "[", "cite", "turn", "{{", "<", "^", *"¹²³⁴⁵⁶⁷⁸⁹")
-_WORD, _LETTER = re.compile(r"\w"), re.compile(r"[^\W\d_]")
+_WORD = re.compile(r"\w")
 _MARKED_CITATION = re.compile("[ ]?\ue200(?P<parts>[^\ue200\ue201]*)\ue201|[ ]?\ue200[^\\s\ue200\ue201]*")
 # Kind of a marked citation -> where its title is: 1 = the second part is the title, 2 = the second part is a JSON list,
 # and the second value of the list is the title. Citations of all other kinds have no title that readers see.
@@ -161,13 +161,11 @@ def _space_between_words(match: re.Match[str]) -> str:
 
 
 def _without_citation(match: re.Match[str]) -> str:
-    """Return "". But return a citation such as " ^1^" unchanged if the text has no word before it and no letter after
-    it, because then it can be the only word of the text.
+    """Return "". But return a citation such as " ^1^" unchanged if no word is before it, because it can be the only
+    word of the text.
     """
-    if not match[0].lstrip().startswith("^"):
-        return ""
-    has_words = _WORD.search(match.string, 0, match.start()) or _LETTER.search(match.string, match.end())
-    return "" if has_words else match[0]
+    is_caret = match[0].lstrip().startswith("^")
+    return match[0] if is_caret and not _WORD.search(match.string, 0, match.start()) else ""
 
 
 def _citation_title(match: re.Match[str]) -> str:
