@@ -172,32 +172,49 @@ class Loudness:
         """Apply the gain to whole blocks of samples (N,). at: position of the first sample in the input."""
         if not len(samples):
             return samples
-        blocks = samples.reshape(-1, self._block_samples)
-        estimate, gain_db = self._estimate, self._gain_db
-        points = []
+        size = self._block_samples
+        estimate, sent, gain_db = self._estimate, self._sent, self._gain_db
+        if gain_db is None:
+            self._begin_lines(at + size)
+            gain_db = self._wanted_db()
+        wanted_db, rise_db, fall_db = 0.0, 0.0, 0.0
+        is_stale = True  # whether the three values above must be computed again
+        end = at
+        points = [gain_db]
         # This loop runs for each block, so it avoids function calls.
-        for index, look in enumerate(self._meter.look(blocks)):
-            while self._expected and self._expected[0][0] < at + (index + 1) * self._block_samples:
-                estimate.expect(self._expected.pop(0)[1])
+        for look in self._meter.look(samples.reshape(-1, size)):
+            end += size
+            if self._expected and self._expected[0][0] < end:
+                self._begin_lines(end)
+                is_stale = True
             if look is not None:
                 estimate.update(look)
-                if gain_db is not None:
-                    self._sent.update(look * 10 ** (gain_db / 10))
-            wanted_db = TARGET_LUFS - estimate.lufs + self._sent.correction_db
-            if not MIN_GAIN_DB <= wanted_db <= MAX_GAIN_DB:
-                wanted_db = MIN_GAIN_DB if wanted_db < 0 else MAX_GAIN_DB
-            if gain_db is None:
-                gain_db = wanted_db
-            points.append(gain_db)
-            rise_db, fall_db = (_RISE_DB, _FALL_DB) if estimate.spoken else (_HUSH_DB, _HUSH_DB)
+                sent.update(look * 10 ** (gain_db / 10))
+                is_stale = True
+            if is_stale:
+                is_stale = False
+                wanted_db = self._wanted_db()
+                rise_db, fall_db = (_RISE_DB, _FALL_DB) if estimate.spoken else (_HUSH_DB, _HUSH_DB)
             step_db = wanted_db - gain_db
             if not -fall_db <= step_db <= rise_db:
                 step_db = rise_db if step_db > 0 else -fall_db
             gain_db += step_db
+            points.append(gain_db)
         self._gain_db = gain_db
-        ends = (np.array([*points, gain_db]) * _NEPERS_PER_DB).astype(np.float32)
-        gains = np.exp(ends[:-1, None] + np.diff(ends)[:, None] * self._ramp)
-        return samples * gains.reshape(-1)
+        ends: Samples = (np.array(points) * _NEPERS_PER_DB).astype(np.float32)
+        gains: Samples = (ends[1:] - ends[:-1])[:, None] * self._ramp
+        gains += ends[:-1, None]
+        return samples * np.exp(gains, out=gains).reshape(-1)
+
+    def _begin_lines(self, end: int) -> None:
+        """Begin the lines whose first sample is before the position `end` in the input."""
+        while self._expected and self._expected[0][0] < end:
+            self._estimate.expect(self._expected.pop(0)[1])
+
+    def _wanted_db(self) -> float:
+        """Return the gain that brings the estimated level to TARGET_LUFS."""
+        wanted_db = TARGET_LUFS - self._estimate.lufs + self._sent.correction_db
+        return min(MAX_GAIN_DB, max(MIN_GAIN_DB, wanted_db))
 
 
 class _Meter:
@@ -230,10 +247,7 @@ class _LevelEstimate:
     """Estimates the loudness of speech from the expected level and the measurements ("looks")."""
 
     def __init__(self) -> None:
-        # The probabilities, and after them the two sums that the rows of `_and_sums` compute.
-        self._after = np.concatenate((_prior(TARGET_LUFS), (1.0, TARGET_LUFS)))
-        self._probable = self._after[:-2]  # probability of each of _LEVELS, up to a common factor
-        self._weighted = np.empty(len(_LEVELS))
+        self._probable = _prior(TARGET_LUFS)  # probability of each of _LEVELS, up to a common factor
         self._expected: float | None = None
         self._moment = np.zeros(_MOMENT_LOOKS)  # ring buffer with the powers of the last 400 ms
         self._looks = 0
@@ -253,9 +267,8 @@ class _LevelEstimate:
         keep = 0.3 if self.spoken else 0.0
         self._measured_power *= keep
         self._measured_s *= keep
-        self._probable /= self._probable.sum()
-        self._probable *= 0.2 * keep
-        self._probable += (1 - 0.2 * keep) * _prior(self.lufs)
+        probable = self._probable / self._probable.sum()
+        self._probable = 0.2 * keep * probable + (1 - 0.2 * keep) * _prior(self.lufs)
 
     def update(self, power: float) -> None:
         """Update the estimate with the power of one window."""
@@ -272,14 +285,18 @@ class _LevelEstimate:
                 self._measure()
             return
         over = int((min(level, _HIGHEST) - _LOWEST) / _STEP_DB + 0.5) if level > _LOWEST else 0
-        np.multiply(self._probable, _LIKELY[over], out=self._weighted)
-        of_speech = level > self.lufs - _GAP_DB
-        self.spoken |= of_speech
-        np.dot(_DRIFTED if of_speech else _KEPT, self._weighted, out=self._after)
-        total = self._after.item(-2)
-        mean_lufs = self._after.item(-1) / total
+        weighted = self._probable * _LIKELY[over]
+        if level > self.lufs - _GAP_DB:
+            self.spoken = True
+            least, total, moment = _DRIFTED_SUMS.dot(weighted).tolist()
+            self._probable = np.correlate(weighted, _DRIFT, "same")
+            self._probable += least
+        else:
+            total, moment = _KEPT_SUMS.dot(weighted).tolist()
+            self._probable = weighted
         if total < _TINY:
             self._probable /= total
+        mean_lufs = moment / total
         if self._looks % _MOMENT_EVERY == 0:
             self._measure()
         if self._measured_s:
@@ -289,7 +306,8 @@ class _LevelEstimate:
 
     def _measure(self) -> None:
         """Update the gated mean of BS.1770. Older blocks decay with the time constant _MEMORY_S."""
-        power = float(self._moment[: min(self._looks, _MOMENT_LOOKS)].mean())
+        looks = min(self._looks, _MOMENT_LOOKS)
+        power = float(np.add.reduce(self._moment[:looks])) / looks
         if _lufs(power) < self.lufs - 10:
             return
         keep = 1 - _MOMENT_S / _MEMORY_S
@@ -312,7 +330,7 @@ class _SentLoudness:
         self._looks += 1
         if self._looks % _MOMENT_EVERY or self._looks < _MOMENT_LOOKS:
             return
-        moment = float(self._moment.mean())
+        moment = float(np.add.reduce(self._moment)) / _MOMENT_LOOKS
         if _lufs(moment) < TARGET_LUFS - 10:
             return
         keep = 1 - _MOMENT_S / _SENT_MEMORY_S
@@ -338,23 +356,17 @@ def _prior(lufs: float) -> Array:
     return prior
 
 
-def _and_sums(change: Array) -> Array:
-    """Add two rows to a matrix (L, L) that changes a distribution -> (L + 2, L).
+def _drifted_sums() -> Array:
+    """Return three rows (3, L) for a distribution (L,) before its drift. The drift makes the distribution slightly
+    wider (`_DRIFT`), and gives every level the same minimum probability.
 
-    The rows compute the sum of the changed distribution, and its first moment: the sum of the levels, each multiplied
-    by its probability.
-    """
-    return np.concatenate((change, change.sum(axis=0)[None], (_LEVELS @ change)[None]))
-
-
-def _drift() -> Array:
-    """Return the matrix (L, L) that changes the distribution after each look at speech.
-
-    The matrix makes the distribution slightly wider, and gives every level a minimum probability.
+    The product of a row and the distribution is the minimum probability; the sum of the distribution after the drift;
+    and the sum of the levels, each multiplied by its probability after the drift.
     """
     count = len(_LEVELS)
-    stays = (1 - 2 * _DRIFT_SHARE) * np.eye(count)
-    return stays + _DRIFT_SHARE * (np.eye(count, k=1) + np.eye(count, k=-1)) + _MIN_PROBABILITY
+    least = np.full(count, _MIN_PROBABILITY)
+    drift = sum(share * np.eye(count, k=place - 1) for place, share in enumerate(_DRIFT)) + least
+    return np.stack((least, drift.sum(axis=0), _LEVELS @ drift))
 
 
 def _table() -> list[Array]:
@@ -374,4 +386,8 @@ def _table() -> list[Array]:
 
 
 _LIKELY = _table()
-_DRIFTED, _KEPT = _and_sums(_drift()), _and_sums(np.eye(len(_LEVELS)))
+# The shares of a level's probability that the drift moves to the next lower level, keeps, and moves to the next higher
+# level.
+_DRIFT = np.array((_DRIFT_SHARE, 1 - 2 * _DRIFT_SHARE, _DRIFT_SHARE))
+_DRIFTED_SUMS = _drifted_sums()
+_KEPT_SUMS = np.stack((np.ones(len(_LEVELS)), _LEVELS))  # the last two rows for a distribution that does not drift
