@@ -54,11 +54,10 @@ def _floor_and_speech(levels: Levels) -> tuple[float, float]:
     last = len(levels) - 1
     floor_at, speech_at = last * (_FLOOR_PERCENT / 100), last * (_SPEECH_PERCENT / 100)
     low, high = int(floor_at), int(speech_at)
-    after_low, after_high = min(low + 1, last), min(high + 1, last)
-    ordered = np.partition(levels, (low, after_low, high, after_high)).item
+    ordered = np.sort(levels).item
     return (
-        _between(ordered(low), ordered(after_low), floor_at - low),
-        _between(ordered(high), ordered(after_high), speech_at - high),
+        _between(ordered(low), ordered(min(low + 1, last)), floor_at - low),
+        _between(ordered(high), ordered(min(high + 1, last)), speech_at - high),
     )
 
 

@@ -5,6 +5,7 @@ This module depends on numpy only.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,16 +21,20 @@ _FULL_SCALE = 32768.0
 
 
 def clip(samples: Samples) -> Samples:
-    """Clip samples (N,) to [-1, 1]. NaN becomes 0, because FFmpeg's AAC encoder fails at the first NaN."""
-    if not np.isfinite(samples).all():
-        samples = np.nan_to_num(samples, nan=0.0)
-    return np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False)
+    """Clip samples (N,) to [-1, 1], and return them as a new array. NaN becomes 0, because FFmpeg's AAC encoder fails at the first NaN."""
+    clipped: Samples = np.minimum(samples, np.float32(1.0))
+    np.maximum(clipped, np.float32(-1.0), out=clipped)
+    if math.isnan(clipped.max(initial=0.0)):  # the maximum is NaN if any sample is NaN
+        np.nan_to_num(clipped, copy=False, nan=0.0)
+    return clipped.astype(np.float32, copy=False)
 
 
 def to_int16(samples: Samples) -> NDArray[np.int16]:
     """Convert samples (N,) float32 to int16, rounded to nearest. Values outside [-1, 1) are clipped."""
-    rounded: Samples = np.rint(clip(samples) * np.float32(_FULL_SCALE))
-    return np.minimum(rounded, np.float32(32767)).astype(np.int16)
+    scaled = clip(samples)
+    scaled *= np.float32(_FULL_SCALE)
+    np.rint(scaled, out=scaled)
+    return np.minimum(scaled, np.float32(_FULL_SCALE - 1), out=scaled).astype(np.int16)
 
 
 def to_bytes(samples: Samples) -> bytes:
@@ -42,7 +47,8 @@ def from_bytes(data: bytes) -> Samples:
 
     Raises ValueError for an odd number of bytes.
     """
-    return (np.frombuffer(data, dtype="<i2") / np.float32(_FULL_SCALE)).astype(np.float32, copy=False)
+    samples: Samples = np.multiply(np.frombuffer(data, dtype="<i2"), np.float32(1 / _FULL_SCALE), dtype=np.float32)
+    return samples
 
 
 def silence(seconds: float, rate_hz: int) -> Samples:

@@ -53,7 +53,7 @@ class StreamResampler:
             return nothing
         left = resampled_length(self._taken_samples, self._from_hz, self._to_hz) - self._given_samples
         ready = self._convert(self._stream, nothing, last=True)[: max(0, left)]
-        return np.pad(ready, (0, max(0, left - len(ready))))
+        return np.pad(ready, (0, left - len(ready))) if len(ready) < left else ready
 
     @staticmethod
     def _convert(stream: soxr.ResampleStream, samples: Samples, *, last: bool) -> Samples:
