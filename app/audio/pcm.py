@@ -21,9 +21,11 @@ _FULL_SCALE = 32768.0
 
 
 def clip(samples: Samples) -> Samples:
-    """Clip samples (N,) to [-1, 1], and return them as a new array. NaN becomes 0, because FFmpeg's AAC encoder fails at the first NaN."""
-    clipped: Samples = np.minimum(samples, np.float32(1.0))
-    np.maximum(clipped, np.float32(-1.0), out=clipped)
+    """Clip samples (N,) to [-1, 1]. NaN becomes 0, because FFmpeg's AAC encoder fails at the first NaN.
+
+    The result is always a new array.
+    """
+    clipped: Samples = samples.clip(-1.0, 1.0)
     if math.isnan(clipped.max(initial=0.0)):  # the maximum is NaN if any sample is NaN
         np.nan_to_num(clipped, copy=False, nan=0.0)
     return clipped.astype(np.float32, copy=False)
