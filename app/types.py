@@ -110,7 +110,11 @@ class SpeechRequest:
 
         The cache key and the seed are computed from this copy, so that a long text is hashed only once for both.
         """
-        return replace(self, lines=tuple(replace(line, text=_short(line.text)) for line in self.lines))
+        texts = [_short(line.text) for line in self.lines]
+        if texts == [line.text for line in self.lines]:
+            return self
+        lines = (replace(line, text=text) for line, text in zip(self.lines, texts, strict=True))
+        return replace(self, lines=tuple(lines))
 
     def content_seed(self, *context: str) -> int:
         """Return a seed (31 bits) that depends on the text, the voices and the sampling, not on the audio format."""
@@ -143,11 +147,11 @@ class SpeechRequest:
         if self.best_of == 1:
             del values["best_of"]
         kept = {name: value for name, value in values.items() if name not in left_out}
-        canonical = json.dumps([kept, context], sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return hashlib.sha256(_CANONICAL.encode([kept, context]).encode()).hexdigest()
 
 
 NO_EFFECT_ON_AUDIO = ("timestamps", "provenance", "caller", "counted")
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
 _LONG_TEXT_CHARS = 1_000
 _DIGEST = "\0sha256 "
 
@@ -161,7 +165,7 @@ def _short(text: str) -> str:
 
 def _fields_of(record: SpeechRequest | Line | Sampling) -> dict[str, object]:
     """Return the fields of a dataclass by name. The values are not copied."""
-    return {each.name: getattr(record, each.name) for each in fields(record)}
+    return {name: getattr(record, name) for name in type(record).__slots__}
 
 
 def conversation_key(owner: str, conversation_id: str) -> str:

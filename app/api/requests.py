@@ -7,6 +7,7 @@ strings. `SpokenBody.ignored` lists the fields of a request that have no effect 
 from __future__ import annotations
 
 import binascii
+import functools
 import math
 import re
 from abc import abstractmethod
@@ -386,6 +387,7 @@ class SpokenBody(BaseModel):
                     )
 
     @classmethod
+    @functools.cache
     def names(cls) -> frozenset[str]:
         """Return the JSON keys, including aliases, that have an effect on this route."""
         return frozenset(

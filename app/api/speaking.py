@@ -50,7 +50,8 @@ class Speaking:
         the voice to use; None = the voice in the body. Raises RequestError, NotReady.
         """
         request = body.to_request(default_model=self.manager.requested.model_id, max_input_chars=self.max_input_chars)
-        request = replace(request, conversation=body.conversation(owner), caller=owner)
+        if owner or body.conversation_id is not None:
+            request = replace(request, conversation=body.conversation(owner), caller=owner)
         if voice is not None:
             request = replace(request, lines=tuple(replace(line, voice=voice) for line in request.lines))
         request = self.with_default_voice(request, body)

@@ -80,7 +80,9 @@ class BatchedEngine:
         return self._loop.restarts
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
-        utterance = replace(utterance, sampling=with_defaults(utterance.sampling, self._info.defaults))
+        sampling = with_defaults(utterance.sampling, self._info.defaults)
+        if sampling is not utterance.sampling:
+            utterance = replace(utterance, sampling=sampling)
         scheduling = utterance.scheduling
         playback = scheduling.playback
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import unicodedata
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING
@@ -252,8 +252,9 @@ class Planner:
                                     yield Pause(TURN_GAP_S)
                                 any_spoken = line_begun = True
                                 any_words = any_words or has_words(sentence.text)
-                                line = _spoken_line(sentence, text.speaker, voice, prompt, text.turn)
-                                yield replace(line, language=passage.language)
+                                yield _spoken_line(
+                                    sentence, text.speaker, voice, prompt, text.turn, language=passage.language
+                                )
         if any_words:
             return
         if names := punctuation_names(" ".join(marks)):  # a text such as "?!" is spoken as the names of its marks
@@ -272,8 +273,8 @@ class Planner:
         """
         if len(text) <= LONG_TEXT_CHARS:
             in_thread = len(text) > IN_THREAD_CHARS
-            plan = partial(self._plan, text, voice, prompt, is_start=is_start)
-            yield replace(await asyncio.to_thread(plan) if in_thread else plan(), is_last=True)
+            plan = partial(self._plan, text, voice, prompt, is_start=is_start, is_last=True)
+            yield await asyncio.to_thread(plan) if in_thread else plan()
             return
         cut = windows(text)
         any_words = False
@@ -291,7 +292,7 @@ class Planner:
             yield _Passage([], None, is_last=True)
         else:  # the text has no words, so the names of its first flags and emoji are spoken
             first = next(windows(text), text)
-            yield replace(await asyncio.to_thread(self._plan, first, voice, prompt), is_last=True)
+            yield await asyncio.to_thread(self._plan, first, voice, prompt, is_last=True)
 
     def _plan_window(
         self, cut: Iterator[SpannedText], voice: Voice, prompt: VoicePrompt | None
@@ -316,10 +317,12 @@ class Planner:
         *,
         is_window: bool = False,
         is_start: bool = True,
+        is_last: bool = False,
     ) -> _Passage:
         """Normalise the text and split it into sentences that are short enough for the engine.
 
-        is_window: the text belongs to a window of a longer text. is_start: see `sentences.split`.
+        is_window: the text belongs to a window of a longer text. is_start: see `sentences.split`. is_last: whether this
+        is the last part of the text.
         """
         info, normalizer = self._job.info, self._normalizer if self._job.request.normalize else None
         prompt_s = 0.0 if prompt is None else prompt.codes.shape[1] * info.frame_s
@@ -337,7 +340,7 @@ class Planner:
             is_window=is_window,
             is_start=is_start,
         )
-        return _Passage(sentences, guess_language(shown))
+        return _Passage(sentences, guess_language(shown), is_last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,12 +420,20 @@ def spell_sounds(text: SpannedText, sounds: frozenset[str], *, normalize: bool) 
     return (perform_sounds if normalize else remove_unsupported_sounds)(text, sounds)
 
 
-def _spoken_line(text: SpannedText, speaker: int, voice: Voice, prompt: VoicePrompt | None, turn: int) -> SpokenLine:
-    """Create a line from a text with spans. turn: the index of the caller's text."""
+def _spoken_line(
+    text: SpannedText,
+    speaker: int,
+    voice: Voice,
+    prompt: VoicePrompt | None,
+    turn: int,
+    *,
+    language: str | None = None,
+) -> SpokenLine:
+    """Create a line from a text with spans. turn: the index of the caller's text. language: see `SpokenLine`."""
     text, ipa = take_ipa(text)
     start, end = text.span
     return SpokenLine(
-        text.text, speaker, voice, prompt, tuple(text.words(word_spans(text.text))), start, end, turn, ipa=ipa
+        text.text, speaker, voice, prompt, tuple(text.words(word_spans(text.text))), start, end, turn, language, ipa
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import operator
 import random
 import re
 from collections.abc import Sequence
@@ -136,18 +137,17 @@ class RequestResolver:
         texts, parsed_lines = await asyncio.to_thread(_parsed, *arguments) if long else _parsed(*arguments)
         # Replace the name of a voice with its id, so that name and id give the same seed and the same cache key.
         lines = tuple(
-            replace(line, voice=voice.id, text=text.text)
+            _changed_line(line, text.text, voice.id)
             for line, voice, text in zip(request.lines, voices, texts, strict=True)
         )
-        request = replace(request, lines=lines)
-
-        if random_seed:
-            request = replace(request, seed=self._random.getrandbits(31), use_cache=False)
-        if request.enhance is None:
-            request = replace(request, enhance=self._enhance)
-        if request.conversation is not None:
+        request = replace(
+            request,
+            lines=lines,
+            seed=self._random.getrandbits(31) if random_seed else request.seed,
+            enhance=self._enhance if request.enhance is None else request.enhance,
             # A second request with the same text is a new turn of the conversation, so it must not get the same audio.
-            request = replace(request, use_cache=False)
+            use_cache=request.use_cache and not random_seed and request.conversation is None,
+        )
         not_ready = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
         voice_not_ready = bool(not_ready) and info.can_clone
         if voice_not_ready:
@@ -225,10 +225,10 @@ class RequestResolver:
         voices = await self._with_adapters(request, self._voices_of(request), job.use)
         texts, parsed = _parsed(texts, job.info.text.sounds, job.request.normalize)
         lines = tuple(
-            replace(each, voice=voice.id, text=text.text)
+            _changed_line(each, text.text, voice.id)
             for each, voice, text in zip(request.lines, voices, texts, strict=True)
         )
-        request = replace(request, lines=lines)
+        request = _with_lines(request, lines)
         job.lexicons.update((await self._lexicons_of(request, job.use, voices, ()))[0])
         speakers = number_speakers(request, voices, job.info.speakers)
         return [
@@ -268,7 +268,7 @@ class RequestResolver:
                 lines.append(replace(line, voice="+".join(found) if several else found[0]))
             else:
                 lines.append(line)
-        return replace(request, lines=tuple(lines))
+        return _with_lines(request, lines)
 
     def _split_by_speaker(self, request: SpeechRequest) -> tuple[SpeechRequest, tuple[int, ...], list[SpannedText]]:
         """Split each line with speaker tags ([S1], [S2]) at its tags, into lines with one speaker.
@@ -300,10 +300,10 @@ class RequestResolver:
                     split = [(Line(text.text, voices[speaker], speaker), text) for speaker, text in spoken]
                     split = split or [(Line("", voices[0]), SpannedText(""))]
             for each, text in split:
-                lines.append(replace(each, text=text.text))
+                lines.append(_changed_line(each, text.text, each.voice))
                 turns.append(turn)
                 texts.append(text)
-        return replace(request, lines=tuple(lines)), tuple(turns), texts
+        return _with_lines(request, lines), tuple(turns), texts
 
     def _voices_for_speakers(self, requested: str, speakers: int) -> list[str]:
         """Return the voice of each speaker. requested: one voice, or several voices such as nova+echo. Raises
@@ -456,6 +456,18 @@ class RequestResolver:
             )
         lines = (replace(line, voice=DEFAULT_VOICE) if speaker_voice(line.voice) else line for line in request.lines)
         return replace(request, lines=tuple(lines)), ("voice",)
+
+
+def _with_lines(request: SpeechRequest, lines: Sequence[Line]) -> SpeechRequest:
+    """Return the request with these lines. If no line has changed, it is the same object, because copies take time."""
+    if len(lines) == len(request.lines) and all(map(operator.is_, lines, request.lines)):
+        return request
+    return replace(request, lines=tuple(lines))
+
+
+def _changed_line(line: Line, text: str, voice: str) -> Line:
+    """Return the line with this text and this voice. If both are equal, it is the same object."""
+    return line if line.text == text and line.voice == voice else replace(line, text=text, voice=voice)
 
 
 def split_adapter(name: str, adapters: AdapterRegistry | None) -> tuple[str, str]:

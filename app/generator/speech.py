@@ -258,7 +258,7 @@ class SpeechGenerator:
             checked = self._checker.scope(request, (await self._resolver.use(request.model)).info) != "none"
             request = replace(request, verify=checked)
         job = await self._resolver.resolve(request, extras, random_seed=random_seed)
-        return await self._answer_to(replace(job, background=background))
+        return await self._answer_to(replace(job, background=True) if background else job)
 
     async def plan(self, request: SpeechRequest) -> AsyncGenerator[SpokenLine | Pause]:
         """Yield the sentences and pauses of a request, as `answer` would speak them one after another.
@@ -654,7 +654,8 @@ class SpeechGenerator:
     async def _with_prompts(self, job: SpeechJob) -> SpeechJob:
         """Return the job with the earlier turns and the recordings of the voices, both as codes."""
         context, remembered = await self._context.encode(job)
-        request = replace(job.request, context=())  # frees the decoded samples, which need 6 MB per minute
+        # Without the decoded samples, which need 6 MB per minute.
+        request = replace(job.request, context=()) if job.request.context else job.request
         prompts = {voice.id: await self._prompts.of(voice, job.engine) for voice in dict.fromkeys(job.voices)}
         return replace(
             job,

@@ -12,7 +12,6 @@ import copy
 import math
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,12 +20,13 @@ from app.audio import pcm
 from app.audio.alignment import MAX_SECONDS
 from app.audio.shape import EdgeTrimmer, Fader
 from app.audio.stages import chain
+from app.types import WordMark
 
 if TYPE_CHECKING:
     from app.audio.verification import Verdict
     from app.generator.job import SpeechJob
     from app.generator.lookahead import SubmittedUtterance
-    from app.types import AnswerPart, AudioChunk, Codes, Samples, WordMark
+    from app.types import AnswerPart, AudioChunk, Codes, Samples
 
 SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s at the edges of each utterance
 # Held audio is sent, even if it is not checked, when the listener has less than RELEASE_S of audio left.
@@ -104,7 +104,7 @@ class Take:
         """The places of words in the trimmed audio. The list is empty if the engine does not report them."""
         removed = 0 if self._sounds_before else self.edges.trimmer.removed_samples
         before = self._samples_before
-        return [replace(mark, sample=before + max(0, mark.sample - removed)) for mark in self._marks]
+        return [WordMark(before + max(0, mark.sample - removed), mark.line, mark.char) for mark in self._marks]
 
     @property
     def number(self) -> int:

@@ -80,7 +80,11 @@ def read_sampling(folder: Path, *, cfg_scale: bool) -> Sampling:
 
 
 def with_defaults(sampling: Sampling, defaults: Sampling) -> Sampling:
-    """Return a copy of `sampling` in which each missing value is replaced by the value of `defaults`."""
+    """Return `sampling` with the value of `defaults` in place of each missing value. If `defaults` has no values, it is
+    the same object.
+    """
+    if defaults == NO_SAMPLING:
+        return sampling
     missing = {each.name: getattr(defaults, each.name) for each in fields(Sampling)}
     return replace(sampling, **{name: value for name, value in missing.items() if getattr(sampling, name) is None})
 
