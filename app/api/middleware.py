@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from app.api.bodies import BodyDecoder, BodyRejected
 from app.api.errors import limit_headers, response_to, unexpected
+from app.api.waiting import within
 from app.errors import BodyTooLarge
 
 if TYPE_CHECKING:
@@ -94,8 +95,7 @@ class ReaderTimeout:
 
         async def timed(message: Message) -> None:
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    await send(message)
+                await within(self._timeout_s, send(message))
             except TimeoutError:
                 raise ReaderStuck from None
 
@@ -339,8 +339,7 @@ class BodyLimit:
                 return await receive()
             left_s = began_s + self._timeout_s + received / MIN_BYTES_PER_S - time.monotonic()
             try:
-                async with asyncio.timeout(left_s):
-                    message = await receive()
+                message = await within(left_s, receive())
             except TimeoutError:
                 raise HTTPException(
                     408,

@@ -21,6 +21,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from app.api.errors import response_to, status_of
 from app.api.http_protocol import ABORT
+from app.api.waiting import within
 from app.errors import InvalidValue, RequestError, SpeechError
 
 if TYPE_CHECKING:
@@ -160,8 +161,7 @@ class Socket:
         if self.stuck:
             raise Closed
         try:
-            async with asyncio.timeout(self.send_timeout_s):
-                await self.connection.send(message)
+            await within(self.send_timeout_s, self.connection.send(message))
         except TimeoutError:
             if not self.stuck:
                 self.stuck = True
