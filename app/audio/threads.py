@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -30,6 +32,19 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     except asyncio.CancelledError:
         await asyncio.wait([thread])
         raise
+
+
+async def in_own_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run blocking work in a new thread, which ends with the work. Returns the result, and raises the errors of `work`.
+
+    PyTorch and glibc keep buffers for each thread that has computed with large tensors. The threads of
+    `asyncio.to_thread` never end, so each of them would keep such buffers.
+    """
+    executor = ThreadPoolExecutor(1, thread_name_prefix=work.__name__.strip("_"))
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, functools.partial(work, *args, **kwargs))
+    finally:
+        executor.shutdown(wait=False)
 
 
 class ThreadLimit:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from app.audio.threads import in_own_thread
 from app.engines import pool
 from app.engines.admission import Admission
 from app.engines.registry import BuildContext, EngineSpec
@@ -285,7 +286,7 @@ class EngineManager:
     async def _run(self, spec: EngineSpec) -> None:
         before = held_bytes()
         try:
-            self._engine = await self._stack.enter_async_context(await asyncio.to_thread(self._build, spec))
+            self._engine = await self._stack.enter_async_context(await in_own_thread(self._build, spec))
         except EngineUnavailable:
             raise
         except Exception as error:

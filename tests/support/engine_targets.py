@@ -24,10 +24,12 @@ go_on = threading.Event()  # ends the download of `slow`; a test clears it first
 
 built: weakref.WeakSet[BatchedEngine] = weakref.WeakSet()
 builds: list[str] = []  # the names of the engines that were built, for tests that clear it
+build_threads: list[threading.Thread] = []  # the threads that have built `ok`
 
 
 def ok(settings: Settings, _: BuildContext) -> BatchedEngine:
     builds.append(settings.engine)
+    build_threads.append(threading.current_thread())
     engine = BatchedEngine(
         info("ok"), ScriptedRunner(settings.rows(8)), max_queue=settings.max_queue, audio_queue_s=1.0
     )

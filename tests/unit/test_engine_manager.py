@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -44,6 +45,16 @@ def _fresh():
 
 def host_of(engine: str, fallback: str = "stand_in", **more: object) -> EngineManager:
     return EngineManager(Settings(_env_file=None, TTS_ENGINE=engine, TTS_FALLBACK_ENGINE=fallback, **more), KNOWN)
+
+
+async def test_thread_that_has_built_an_engine_ends():
+    """The buffers that PyTorch and glibc keep for this thread are free again."""
+    async with host_of("ok") as host:
+        await host.settled()
+        thread = engine_targets.build_threads[-1]
+        assert thread is not threading.current_thread()
+        thread.join(timeout=60)
+        assert not thread.is_alive()
 
 
 async def test_requested_engine_runs():
