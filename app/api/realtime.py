@@ -293,9 +293,8 @@ class Response:
     timed: bool = False  # whether the transcript is sent word by word, with the times of the words
     announced: int = 0  # how many characters of the text were sent as a transcript
     task: asyncio.Task[None] | None = None  # sends the events
-    # The task that sends the events of an earlier response. The events of this response are sent after the task has
-    # ended. None = do not wait for an earlier response.
-    after: asyncio.Task[None] | None = None
+    # The tasks that send the events of earlier responses. The events of this response are sent after they have ended.
+    after: set[asyncio.Task[None]] = field(default_factory=set)
 
     def shown(self) -> Object:
         """Return the JSON object that describes the response in events."""
@@ -439,6 +438,8 @@ class RealtimeSession:
         self._items: dict[str, Object] = {}  # in the order of the conversation
         self._most_chars = 0  # an upper bound of the number of characters in all items
         self._responses: dict[str, Response] = {}  # the responses that are being spoken, by their ids
+        # The tasks of responses that were cancelled, whose last events the client has not read yet.
+        self._unread: set[asyncio.Task[None]] = set()
         self._spoken: dict[str, SpokenItem] = {}  # the items that the server has spoken, by their ids
         self._buffered: Response | None = None  # the response whose text arrives by input_text_buffer.append
         self._refused_audio = False
@@ -500,7 +501,8 @@ class RealtimeSession:
     async def _stop(self) -> None:
         """Cancel all responses and free their rows."""
         await self._live.close()
-        tasks = [response.task for response in self._responses.values() if response.task is not None]
+        speaking = {response.task for response in self._responses.values() if response.task is not None}
+        tasks = speaking | self._unread
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -689,17 +691,20 @@ class RealtimeSession:
         self._responses[response.id] = response
         return response
 
-    def _begin(self, response: Response, after: asyncio.Task[None] | None = None) -> None:
-        """Start to send the events of a response. after: the task of an earlier response, which must end first."""
-        response.after = after
+    def _begin(self, response: Response, *after: asyncio.Task[None]) -> None:
+        """Start to send the events of a response, after the last events of the responses that were cancelled before.
+
+        after: the tasks of other responses that must end first.
+        """
+        response.after = {*after, *self._unread}
         response.task = asyncio.create_task(self._speak(response), name="realtime response")
 
     async def _speak(self, response: Response) -> None:
         """Send all events of a response."""
         try:
-            if response.after is not None:
-                await asyncio.wait({response.after})
-                response.after = None  # do not keep the task of the earlier response in memory
+            if response.after:
+                await asyncio.wait(response.after)
+                response.after.clear()  # do not keep the tasks of earlier responses in memory
             await self._send("response.created", response=response.shown())
             item, place = response.item, {"response_id": response.id, "output_index": 0}
             await self._send("response.output_item.added", item=copy.copy(item), **place)
@@ -735,10 +740,13 @@ class RealtimeSession:
             self._end(response)
             await response.context.cancel()
 
-    def _end(self, response: Response) -> None:
-        """Remove a response that has ended, and count its request. Further calls do nothing."""
+    def _end(self, response: Response, *, cancelled: bool = False) -> None:
+        """Remove a response that has ended, and count its request. Further calls do nothing.
+
+        cancelled: whether the client has cancelled the response, although its status does not show this yet.
+        """
         if self._responses.pop(response.id, None) is not None:
-            status = 200 if response.status in ("completed", "cancelled") else 500
+            status = 200 if cancelled or response.status in ("completed", "cancelled") else 500
             end_pass(self._speaking.metrics, response.admitted, status)
             if self._buffered is response:
                 self._buffered = None
@@ -820,21 +828,24 @@ class RealtimeSession:
     async def _end_all(self, responses: Sequence[Response]) -> None:
         """Cancel responses, and send their last events before the next event of the client is handled.
 
-        responses: in the order in which they were created. If one of them waits for the end of a response that is not
-        in `responses`, its events are sent later.
+        responses: in the order in which they were created. If one of them waits for the end of a response that is
+        still being spoken and not in `responses`, its events are sent later.
         """
         await asyncio.gather(*(response.context.cancel() for response in responses))
         ending: set[asyncio.Task[None]] = set()
         for response in responses:
-            waits = response.after is not None and not response.after.done() and response.after not in ending
+            waits = any(not each.done() for each in response.after - ending - self._unread)
             if response.task is not None and not waits:
                 ending.add(response.task)
         if ending:
             _, unread = await asyncio.wait(ending, timeout=UNREAD_S)
             if unread:  # the client may send more events before it reads, so do not wait longer
                 self._socket.after(unread)
+                for task in unread:
+                    self._unread.add(task)
+                    task.add_done_callback(self._unread.discard)
                 for response in responses:
-                    self._end(response)
+                    self._end(response, cancelled=True)
 
     # ---- the conversation
 
@@ -927,11 +938,11 @@ class RealtimeSession:
         name = "delta" if "delta" in event and "text" not in event else "text"
         text = _text(event.get(name), name)
         if self._buffered is None:
-            earlier = [each.task for each in self._responses.values() if each.conversation]
+            earlier = [each.task for each in self._responses.values() if each.conversation and each.task is not None]
             changes = Changes(params={"input": name, "text": name})
             response = await self._open("", in_conversation=True, metadata=None, changes=changes)
             self._buffered = response
-            self._begin(response, earlier[-1] if earlier else None)
+            self._begin(response, *earlier[-1:])
         with self._buffered.changes.naming_params():
             await self._buffered.context.append(text)
 

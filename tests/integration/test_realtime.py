@@ -10,6 +10,7 @@ import random
 import re
 import socket
 import threading
+import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -504,7 +505,10 @@ def test_client_that_reads_no_data_pauses_only_its_own_response(server: str) -> 
     wait_until(lambda: is_free(server))
 
 
-def test_next_response_can_follow_a_cancel_although_the_client_reads_slowly(server: str) -> None:
+def test_next_response_can_follow_a_cancel_although_the_client_reads_slowly(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(realtime, "UNREAD_S", 0.05)
     small = socket.socket()
     small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
     small.connect(("127.0.0.1", urlsplit(server).port))
@@ -515,8 +519,34 @@ def test_next_response_can_follow_a_cancel_although_the_client_reads_slowly(serv
         slow.send("response.cancel")
         slow.send("response.create", response={"input": [message("Hello.")]})
         other.speak(LONG[1_000:2_000])
-        assert slow.until("response.done", "error")[-1]["response"]["status"] == "cancelled"
+        time.sleep(0.5)  # the second response is created, although the client has not read the end of the first
+        first = slow.until("response.done", "error")
+        assert first[-1]["response"]["status"] == "cancelled"
+        assert {e["response_id"] for e in first if "response_id" in e} == {first[-1]["response"]["id"]}
         assert transcript_of(slow.until("response.done", "error")) == "Hello."
+
+
+def test_cancel_is_no_failed_request_although_the_client_reads_slowly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(realtime, "UNREAD_S", 0.05)
+    keys = KeyFile(tmp_path)
+    key, reader = keys.add("slow", ["speak"]), keys.add("reader", ["admin"])
+    with serving(tmp_path, TTS_OUTBOX_S=0.5) as url, calling(url, key=key, max_queue=1) as slow:
+        slow.create(LONG)
+        slow.until("response.output_audio.delta")
+        time.sleep(0.5)  # the audio fills the buffers of the connection
+        slow.send("response.cancel")
+        headers = {"Authorization": f"Bearer {reader}"}
+        counts: list[str] = []
+
+        def is_counted() -> bool:
+            lines = httpx.get(f"{url}/metrics", headers=headers).text.splitlines()
+            counts[:] = [line for line in lines if line.startswith('tts_key_requests_total{key="slow"')]
+            return bool(counts)
+
+        wait_until(is_counted)
+        assert counts == ['tts_key_requests_total{key="slow",status="200"} 1.0']
 
 
 def test_text_that_waits_is_cleared_while_another_one_is_spoken(server: str, caller: Caller) -> None:
