@@ -86,7 +86,7 @@ class PowerSmoother:
         """Add the power (n,) of the next windows, and return their smoothed levels in dBFS (n,)."""
         joined = np.concatenate((self._recent, power))
         self._recent = joined[-len(self._recent) :]
-        return np.asarray(10 * np.log10(np.convolve(joined, self._weights, "valid")[1:]))
+        return np.asarray(10 * np.log10(np.correlate(joined, self._weights, "valid")[1:]))
 
 
 class LevelTracker:

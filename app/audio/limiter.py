@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,9 +31,9 @@ class Limiter:
         """ceiling_dbtp: the highest true peak in dBTP."""
         self._ceiling = np.float32(pcm.amplitude(ceiling_dbtp - _PEAK_ERROR_DB))
         self._half = max(1, (round(_LOOK_AHEAD_S * rate_hz) - _TAPS // 2) // 2)
-        kernel = 0.5 + 0.5 * np.cos(np.pi * np.arange(-self._half, self._half + 1) / (self._half + 1))
-        self._kernel = (kernel / kernel.sum()).astype(np.float32)
+        self._kernel = _kernel(self._half)
         self._reach = 2 * self._half + _TAPS // 2  # the gain of a sample depends on `_reach` samples on each side of it
+        self.end = np.zeros(self._reach, np.float32)  # the silence that `flush` adds to the input
         # The last samples that were returned, which the gain needs as context, and then all samples that were not
         # returned yet.
         self._held = np.zeros(self._reach, np.float32)
@@ -44,7 +45,7 @@ class Limiter:
         return self._limited(held, ready)
 
     def flush(self) -> Samples:
-        return self.push(np.zeros(self._reach, np.float32))
+        return self.push(self.end)
 
     def _limited(self, held: Samples, ready: int) -> Samples:
         """Return the samples held[_reach : _reach + ready] with limited peaks. The samples around them are context."""
@@ -58,8 +59,9 @@ class Limiter:
         # Each index in `at` stands for two neighbouring samples, held[at + side - 1] and held[at + side]. At least one
         # of them is loud.
         at = np.flatnonzero(loud[:-1] | loud[1:])
-        windows = sliding_window_view(held, _TAPS)[at]  # (n, taps)
-        between = np.abs(np.einsum("nt,pt->pn", windows, _PHASES)).max(axis=0)
+        # `sliding_window_view` would return the same view, but take longer than the rest of this function.
+        windows = np.ndarray((len(held) - _TAPS + 1, _TAPS), held.dtype, held, strides=2 * held.strides)
+        between = np.abs(np.einsum("nt,pt->pn", windows[at], _PHASES)).max(axis=0)
         for neighbour in (side - 1, side):
             peaks[at + neighbour] = np.maximum(peaks[at + neighbour], between)
         if peaks.max() <= self._ceiling:
@@ -69,6 +71,18 @@ class Limiter:
         gains = np.convolve(lowest, self._kernel, "valid")  # gains[i] belongs to held[i + 2 * half]
         first = self._reach - 2 * self._half
         return (middle * np.minimum(gains[first : first + ready], np.float32(1.0))).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=16)
+def _kernel(half: int) -> Samples:
+    """Return a raised cosine with 2 * half + 1 points and the sum 1.
+
+    The array is cached: do not change it.
+    """
+    kernel = 0.5 + 0.5 * np.cos(np.pi * np.arange(-half, half + 1) / (half + 1))
+    scaled: Samples = (kernel / kernel.sum()).astype(np.float32)
+    scaled.flags.writeable = False
+    return scaled
 
 
 def _between(share: float) -> Samples:

@@ -6,6 +6,7 @@ pauses or click. This module does not depend on text or engines.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -225,7 +226,13 @@ def soft_limit(samples: Samples) -> Samples:
     return np.where(over, np.copysign(bent, samples), samples).astype(np.float32, copy=False)
 
 
+@functools.lru_cache(maxsize=64)
 def _rise(length: int) -> NDArray[np.float32]:
-    """Return the rising half of a raised cosine with `length` points, from just above 0 to just below 1."""
+    """Return the rising half of a raised cosine with `length` points, from just above 0 to just below 1.
+
+    The array is cached: do not change it.
+    """
     phase = (np.arange(length) + 0.5) / max(1, length)
-    return (0.5 - 0.5 * np.cos(np.pi * phase)).astype(np.float32)
+    rise: NDArray[np.float32] = (0.5 - 0.5 * np.cos(np.pi * phase)).astype(np.float32)
+    rise.flags.writeable = False
+    return rise

@@ -45,7 +45,7 @@ class Chain:
     def flush(self) -> Samples:
         tail = np.zeros(0, dtype=np.float32)
         for stage in self._stages:  # the last samples of a stage are input for the next stage
-            tail = np.concatenate((stage.push(tail), stage.flush()))
+            tail = np.concatenate((stage.push(tail), stage.flush())) if len(tail) else stage.flush()
         return tail
 
 

@@ -82,7 +82,7 @@ class Finisher:
 
     def _to_bytes(self, samples: Samples) -> bytes:
         self._samples += len(samples)
-        return pcm.to_bytes(samples)
+        return pcm.to_bytes(samples) if len(samples) else b""
 
 
 async def open_finisher(job: SpeechJob) -> Finisher:

@@ -166,7 +166,7 @@ class Loudness:
     def flush(self) -> Samples:
         last, self._partial = self._partial, np.zeros(0, np.float32)
         held = last * np.float32(pcm.amplitude(self._gain_db or 0.0))
-        return np.concatenate((self._limiter.push(held), self._limiter.flush()))
+        return self._limiter.push(np.concatenate((held, self._limiter.end)))
 
     def _ride(self, samples: Samples, at: int) -> Samples:
         """Apply the gain to whole blocks of samples (N,). at: position of the first sample in the input."""
@@ -274,7 +274,7 @@ class _LevelEstimate:
         """Update the estimate with the power of one window."""
         self._moment[self._looks % _MOMENT_LOOKS] = power
         self._looks += 1
-        level = _lufs(power)
+        level = -0.691 + 10 * math.log10(power) if power > 0 else -200.0  # `_lufs` without a call
         if level < _QUIETEST:
             return
         # Ignore looks in a pause. Otherwise the noise of the pause would count as soft speech, and the gain would
