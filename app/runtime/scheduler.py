@@ -109,11 +109,15 @@ class Scheduler:
         """Cancel a job. A queued job is removed immediately; a job in a row is removed by the next call of `plan`."""
         with self._changed:
             job.cancelled = True
+            waits = False
             for queue in (self._queue, self._continuations, self._background):
                 # Do not catch the error of `remove` instead: its message contains the job as a text, which takes 2 ms.
                 if job in queue:
                     queue.remove(job)
-            self._wake()
+                    waits = True
+            # If the job has ended, nothing changes for the engine's thread. Waking a thread takes about 0.1 ms of CPU.
+            if waits or any(slot.job is job for slot in self._slots.live):
+                self._wake()
 
     def wake(self) -> None:
         """Make the engine's thread plan again. An audio queue calls this method when it has space again."""
