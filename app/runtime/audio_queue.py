@@ -63,6 +63,7 @@ class AudioQueue:
         self._min_samples = 1  # the smallest number of queued samples at which `put` wakes the reader
         self._finished = False
         self._error: Exception | None = None
+        self._notified = False  # whether a call of `_ready.set` is scheduled that `get` has not used yet
 
     @property
     def full(self) -> bool:
@@ -97,7 +98,9 @@ class AudioQueue:
             self._waiting_samples += len(samples)
             if self._waiting_samples < self._min_samples:
                 return
-        self._notify()
+            notified, self._notified = self._notified, True
+        if not notified:
+            self._notify()
 
     def report(self, rule: str) -> None:
         """Add the name of a broken rule of the output guard to the next chunk that `get` returns."""
@@ -123,7 +126,9 @@ class AudioQueue:
                 codes = np.concatenate(self._undecoded, axis=1) if self._undecoded else None
                 self._parts.append((np.zeros(0, np.float32), codes))
                 self._undecoded.clear()
-        self._notify()
+            notified, self._notified = self._notified, True
+        if not notified:
+            self._notify()
 
     async def get(self) -> AudioChunk | None:
         """Wait for the next chunk of audio, and return it.
@@ -138,6 +143,7 @@ class AudioQueue:
         while True:
             self._ready.clear()
             with self._lock:
+                self._notified = False
                 was_full = self.full
                 enough = self._finished or self._waiting_samples >= self._min_samples
                 chunk = self._take() if self._parts and enough else None
