@@ -213,6 +213,11 @@ class Entry:
         self.stored = False  # whether `commit` has stored the answer
         self.size = 0  # bytes that were written and can be read
 
+    @property
+    def kept(self) -> bool:
+        """Whether `commit` would store the answer."""
+        return self._keep
+
     def write(self, data: bytes) -> None:
         """Add samples to the answer."""
         if not self._keep:

@@ -98,7 +98,8 @@ class Generation:
         """
         if self._task is None:
             return
-        await asyncio.wait({self._task})
+        if not self._task.done():
+            await asyncio.wait({self._task})
         if self._task.cancelled():
             raise asyncio.CancelledError
         if (error := self._task.exception()) is not None:
@@ -125,7 +126,7 @@ class Generation:
         """Cancel the generation, which has no listener any more, and wait for its end."""
         self._on_left()
         try:
-            if self._task is not None:
+            if self._task is not None and not self._task.done():
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
         finally:

@@ -640,7 +640,7 @@ class SpeechGenerator:
             if job.broken_rules or verified == "uncertain":
                 self._resolver.avoid_seed(job)
                 entry.abandon()
-            else:
+            elif entry.kept:
                 facts = await _facts_of(job, usage)
                 entry.commit({**facts, "verified": verified} if checks.complete else facts)
                 generation.stored_checksum = entry.checksum if entry.stored else None
