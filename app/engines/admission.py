@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from app.errors import Busy
@@ -35,21 +34,17 @@ class Admission:
         """The number of answers that wait for their admission."""
         return len(self._waiting)
 
-    @contextlib.asynccontextmanager
-    async def place(self, load: Load) -> AsyncGenerator[None]:
-        """Wait until the server may generate one more answer.
+    def place(self, load: Load) -> _Place:
+        """Return an async context manager that waits until the server may generate one more answer.
 
         Inside the context, the answer counts as one that is being generated. load: the load of the engine. The requests
         that wait here and the requests in the engine's queue are counted together. Raises Busy if their number has
         reached the limit: the number of the engine's free rows plus the largest length of its queue.
         """
-        await self._enter(load)
-        try:
-            yield
-        finally:
-            self._leave()
+        return _Place(self, load)
 
-    async def _enter(self, load: Load) -> None:
+    async def enter(self, load: Load) -> None:
+        """Wait until one more answer may be generated. The caller must call `leave`. load, errors: see `place`."""
         if not self._waiting and self._admitted < max(LEAST_ANSWERS, ANSWERS_PER_ROW * load.max_rows):
             self._admitted += 1
             return
@@ -66,13 +61,13 @@ class Admission:
             await admitted
         except asyncio.CancelledError:
             if admitted.cancelled():
-                with contextlib.suppress(ValueError):  # `_leave` may have removed the future already
+                with contextlib.suppress(ValueError):  # `leave` may have removed the future already
                     self._waiting.remove(admitted)
             else:  # the answer was admitted before its task was cancelled
-                self._leave()
+                self.leave()
             raise
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Free a place, and admit the answer that has waited longest."""
         self._admitted -= 1
         while self._waiting:
@@ -81,3 +76,17 @@ class Admission:
                 self._admitted += 1
                 admitted.set_result(None)
                 return
+
+
+class _Place:
+    """The place of one answer. See `Admission.place`."""
+
+    def __init__(self, admission: Admission, load: Load) -> None:
+        self._admission = admission
+        self._load = load
+
+    async def __aenter__(self) -> None:
+        await self._admission.enter(self._load)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._admission.leave()

@@ -8,9 +8,8 @@ for the fastest listener only (`sound.py`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,24 +71,27 @@ class Generation:
         self._on_left = on_end
         self._task = asyncio.create_task(run(), name="generation")
 
-    @contextlib.asynccontextmanager
-    async def listen(self) -> AsyncIterator[AsyncGenerator[bytes]]:
-        """Add a listener for the time of the `async with` block. The value is a stream of the 16-bit samples of the
+    def listen(self) -> _Listening:
+        """Return an async context manager that adds a listener. Its value is a stream of the 16-bit samples of the
         speech, from the first sample on.
 
         Reading the stream can raise the errors of the generation.
         """
+        return _Listening(self)
+
+    def join(self) -> tuple[Listener, AsyncGenerator[bytes]]:
+        """Add a listener. Returns the listener, for `leave`, and its stream, see `listen`."""
         listener = self.recording.join()
         self._listeners += 1
-        try:
-            async with contextlib.aclosing(self._samples(listener)) as samples:
-                yield samples
-        finally:
-            self._listeners -= 1
-            if self._listeners:
-                self.recording.leave(listener)
-            else:
-                await self._end()
+        return listener, self._samples(listener)
+
+    async def leave(self, listener: Listener) -> None:
+        """Remove a listener. If it was the last one, cancel the generation."""
+        self._listeners -= 1
+        if self._listeners:
+            self.recording.leave(listener)
+        else:
+            await self._end()
 
     async def finished(self) -> None:
         """Wait until the checks have ended and the answer is stored. Raises the error of the generation.
@@ -134,6 +136,23 @@ class Generation:
             # These objects refer to the generation. Without these references, the memory of the generation is freed
             # immediately.
             self._on_left, self._task = _do_nothing, None
+
+
+class _Listening:
+    """A listener of a generation for the time of an `async with` block. See `Generation.listen`."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+
+    async def __aenter__(self) -> AsyncGenerator[bytes]:
+        self._listener, self._samples = self._generation.join()
+        return self._samples
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await self._samples.aclose()
+        finally:
+            await self._generation.leave(self._listener)
 
 
 class Generations:

@@ -30,7 +30,7 @@ def rows_ahead(job: SpeechJob) -> int:
 
 
 class SubmittedUtterance:
-    """An utterance for the engine. The generation begins at `start`, or when the first chunk is read."""
+    """An utterance for the engine. The generation begins at `start`, or at the first call of `next`."""
 
     def __init__(self, stream: AsyncGenerator[AudioChunk], part: AnswerPart | None = None) -> None:
         self._stream = stream
@@ -39,17 +39,18 @@ class SubmittedUtterance:
 
     def start(self) -> None:
         """Start the generation now, before the first chunk is read."""
-        self._first = asyncio.create_task(self._next())
+        self._first = asyncio.create_task(self._read())
 
-    async def _next(self) -> AudioChunk | None:
+    async def next(self) -> AudioChunk | None:
+        """Wait for the next chunk of the audio, and return it; None at the end."""
+        if self._first is None:
+            return await self._read()
+        chunk = await self._first
+        self._first = None
+        return chunk
+
+    async def _read(self) -> AudioChunk | None:
         return await anext(self._stream, None)
-
-    async def chunks(self) -> AsyncGenerator[AudioChunk]:
-        """Yield the audio of the utterance."""
-        chunk = await (self._next() if self._first is None else self._first)
-        while chunk is not None:
-            yield chunk
-            chunk = await self._next()
 
     async def aclose(self) -> None:
         """Cancel the generation of the utterance."""

@@ -140,20 +140,18 @@ class ListenerClock:
     _began_s: float | None = None
     _audio_s: float = field(default=0.0)
 
-    async def timed(self, audio: AsyncGenerator[Samples]) -> AsyncGenerator[Samples]:
-        """Yield the samples of `audio` unchanged, and measure how long the answer waits for them."""
-        while True:
-            before_s = time.monotonic()
-            samples = await anext(audio, None)
-            now_s = time.monotonic()
-            self.waited_s += now_s - before_s
-            if samples is None:
-                return
+    async def timed(self, audio: AsyncGenerator[Samples]) -> Samples | None:
+        """Return the next samples of `audio`, and measure how long the answer waits for them; None at the end."""
+        before_s = time.monotonic()
+        samples = await anext(audio, None)
+        now_s = time.monotonic()
+        self.waited_s += now_s - before_s
+        if samples is not None:
             dry = self._began_s is not None and now_s > self._began_s + self._audio_s
             if dry and now_s - before_s > UNDERRUN_WAIT_S:
                 self.underruns += 1
                 self._began_s = now_s - self._audio_s  # playback resumes now
-            yield samples
+        return samples
 
     @property
     def ahead_s(self) -> float:

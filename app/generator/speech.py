@@ -498,12 +498,11 @@ class SpeechGenerator:
         answers than the limit are being generated. Background work does not wait.
         """
         key = f"{job.cache_key} {job.request.verify}" if job.request.use_cache and self._cache.enabled else None
-        async with contextlib.AsyncExitStack() as place:
-            if self._shared(job, key) is None and not job.background:
-                await place.enter_async_context(job.use.manager.admission.place(job.engine.load))
-            async with contextlib.aclosing(self._speak_or_follow(job, answer, key)) as stream:
-                async for data in stream:
-                    yield data
+        waits = self._shared(job, key) is None and not job.background
+        admission = job.use.manager.admission.place(job.engine.load) if waits else contextlib.nullcontext()
+        async with admission, contextlib.aclosing(await self._speak_or_follow(job, answer, key)) as stream:
+            async for data in stream:
+                yield data
 
     def _shared(self, job: SpeechJob, key: str | None) -> Generation | None:
         """Return a running generation whose audio this answer can share. key: the key of the generation; None = it
@@ -514,20 +513,18 @@ class SpeechGenerator:
         return generation
 
     async def _speak_or_follow(self, job: SpeechJob, answer: Answer, key: str | None) -> AsyncGenerator[bytes]:
-        """Yield the bytes of an answer: follow an equal generation, or start one.
+        """Follow an equal generation, or start one. Returns the stream of the bytes of the answer, which must be read
+        at once.
 
-        key: the key of the generation; None = the generation is never shared. At the end, sets the answer's `usage` and
-        `verified`.
+        key: the key of the generation; None = the generation is never shared. At its end, the stream sets the answer's
+        `usage` and `verified`.
         """
         generation = self._shared(job, key)
         if generation is None and key is not None and job.cache_key in self._cache:
             # an equal request has stored its answer after `answer` searched the cache
             sound = await self._cached(job, answer)
             if sound is not None:
-                async with contextlib.aclosing(self._from_cache(job, answer, sound)) as stream:
-                    async for data in stream:
-                        yield data
-                return
+                return self._from_cache(job, answer, sound)
             generation = self._shared(job, key)
         if generation is None:
             self._set_result(answer, "off" if key is None else "miss")
@@ -539,9 +536,7 @@ class SpeechGenerator:
             answer.seed = generation.job.seed
             answer.broken_rules = generation.job.broken_rules
         stream = self._encode(job, answer, generation)
-        async with contextlib.aclosing(_hold_back(answer, stream) if job.held else stream) as held:
-            async for data in held:
-                yield data
+        return _hold_back(answer, stream) if job.held else stream
 
     async def _encode(self, job: SpeechJob, answer: Answer, generation: Generation) -> AsyncGenerator[bytes]:
         """Encode the audio of a generation while it is spoken, or at its end if the answer is held back."""
@@ -617,11 +612,8 @@ class SpeechGenerator:
         checks = AnswerChecks(self._checker, job, self._normalizer, self._metrics)
         spoken: list[tuple[Take, RememberedTurn]] = []
         try:
-            async with (
-                contextlib.aclosing(self._samples(job, finisher.expect, spoken, checks)) as produced,
-                contextlib.aclosing(clock.timed(produced)) as timed,
-            ):
-                async for samples in timed:
+            async with contextlib.aclosing(self._samples(job, finisher.expect, spoken, checks)) as produced:
+                while (samples := await clock.timed(produced)) is not None:
                     job.progress.samples += len(samples)
                     job.playback.add(len(samples) / info.rate_hz, time.monotonic())
                     recording.append(await finisher.push_in_order(samples, self._order, clock.ahead_s))

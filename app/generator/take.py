@@ -187,21 +187,20 @@ class Take:
 
     async def chunks(self, submitted: SubmittedUtterance) -> AsyncGenerator[AudioChunk | None]:
         """Yield the chunks from the engine. Yields None if held audio must be released before the next chunk."""
-        stream = submitted.chunks()
         self._part = submitted.part
         following: asyncio.Task[AudioChunk | None] | None = None
         try:
             while True:
                 due_s = self.due_s if any(map(len, self._held)) else 0.0
                 if 0 < due_s < math.inf or following is not None:
-                    following = following or asyncio.ensure_future(anext(stream, None))
+                    following = following or asyncio.create_task(submitted.next())
                     await asyncio.wait({following}, timeout=due_s if 0 < due_s < math.inf else None)
                     if not following.done():
                         yield None
                         continue
                     chunk, following = following.result(), None
                 else:
-                    chunk = await anext(stream, None)
+                    chunk = await submitted.next()
                 if chunk is None:
                     return
                 yield chunk
@@ -209,4 +208,3 @@ class Take:
             if following is not None:
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
-            await stream.aclose()

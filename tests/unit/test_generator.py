@@ -1567,10 +1567,12 @@ async def test_underruns_count_only_after_the_first_audio():
             yield np.zeros(CHUNK, np.float32)
 
     held_back, playing = pacing.ListenerClock(), pacing.ListenerClock()
-    async for _ in held_back.timed(audio()):
+    produced = audio()
+    while await held_back.timed(produced) is not None:
         held_back.encoded(0.0)  # the tempo filter has returned nothing yet
     assert held_back.underruns == 0
-    async for _ in playing.timed(audio()):
+    produced = audio()
+    while await playing.timed(produced) is not None:
         playing.encoded(0.001)  # each chunk adds too little audio
     assert playing.underruns == 2
 

@@ -40,7 +40,8 @@ async def play(monkeypatch: pytest.MonkeyPatch, *waits_s: float, pauses_s: float
             yield np.zeros(100, np.float32)
 
     encoded_s = 0.0
-    async for _ in clock.timed(audio()):
+    produced = audio()
+    while await clock.timed(produced) is not None:
         encoded_s += 1.0
         clock.encoded(encoded_s)
         time.now_s += pauses_s
