@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -81,7 +82,10 @@ def tiny_csm() -> Iterator[dict[str, str]]:
 
 @contextlib.asynccontextmanager
 async def own_server(**variables: str) -> AsyncIterator[Server]:
-    """Run a server with the offline voice inside `async with`. variables: additional environment variables."""
+    """Run a server with the offline voice inside `async with`. variables: additional environment variables.
+
+    SIGTERM cancels the current task, so that the server is stopped, too.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as data:
@@ -99,6 +103,9 @@ async def own_server(**variables: str) -> AsyncIterator[Server]:
             child = subprocess.Popen(  # noqa: ASYNC220 - no other task runs yet
                 command, env=environment | variables, cwd=data, stderr=console
             )
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         try:
             await until_ready(f"http://127.0.0.1:{port}", child)
             yield Server(f"http://127.0.0.1:{port}/v1", child.pid, log)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -178,3 +182,27 @@ def test_figure_contains_titles_lines_and_dots():
     assert [text.text for text in root.iter(f"{name}text")].count("a < b") == 2
     assert len(list(root.iter(f"{name}polyline"))) == len(list(root.iter(f"{name}circle"))) == 2
     assert ElementTree.fromstring(figure("minutes", [Panel("nothing", [])])) is not None
+
+
+@pytest.mark.integration
+def test_terminated_benchmark_stops_its_server():
+    code = """
+        import asyncio
+        from bench.server import own_server
+
+        async def main():
+            async with own_server() as server:
+                print(server.pid, flush=True)
+                await asyncio.sleep(600)
+
+        asyncio.run(main())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as bench:
+        assert bench.stdout is not None
+        pid = int(bench.stdout.readline())
+        os.kill(pid, 0)  # the server runs
+        bench.terminate()
+        bench.wait(60)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
