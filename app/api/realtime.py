@@ -34,7 +34,6 @@ from app.api.live_contexts import (
 )
 from app.api.requests import too_long
 from app.api.sockets import GOING_AWAY, KEY_CHECK_S, POLICY_VIOLATION, Closed
-from app.api.waiting import within
 from app.audio import g711
 from app.errors import InvalidValue, NotFound, NotSupported, RequestError, SpeechError, Unauthorized
 from app.generator.live import Audio, Cancelled, Done, Failed, SentenceStarted, SpokenText, Words
@@ -516,7 +515,8 @@ class RealtimeSession:
             self._turn_began_s = time.monotonic()
         try:
             try:
-                event = await within(IDLE_S, self._socket.receive_json())
+                async with asyncio.timeout(IDLE_S):
+                    event = await self._socket.receive_json()
             except TimeoutError:
                 if self._responses:
                     return True
