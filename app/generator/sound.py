@@ -50,7 +50,7 @@ class Recording:
         self._window_start = 0  # in bytes
         self._end = 0  # in bytes
         self._listeners: set[Listener] = set()
-        self._changed = asyncio.Event()  # at each change, this event is set, and then replaced by a new event
+        self._waiters: list[asyncio.Future[None]] = []  # get a result at the next change
         self.ended = False
 
     @property
@@ -112,12 +112,12 @@ class Recording:
             any(listener.position >= self._end for listener in self._listeners)
             and self._end - self._window_start <= MAX_BEHIND_BYTES
         ):
-            await self._changed.wait()
+            await self._change()
 
     async def following(self, listener: Listener) -> None:
         """Wait until there are samples that the listener has not read, or until no more samples follow."""
         while not self.ended and (self._held is not None or listener.position >= self._end):
-            await self._changed.wait()
+            await self._change()
 
     def recent(self, listener: Listener) -> bytes | None:
         """Return all samples from the listener's position on, and move the position to their end.
@@ -172,6 +172,15 @@ class Recording:
             self._window.popleft()
             self._window_start = after
 
+    async def _change(self) -> None:
+        """Wait for the next change."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
     def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        """Wake all tasks that wait for a change."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():  # its task may be cancelled
+                waiter.set_result(None)
