@@ -176,7 +176,7 @@ class Loudness:
         estimate, sent, gain_db = self._estimate, self._sent, self._gain_db
         if gain_db is None:
             self._begin_lines(at + size)
-            gain_db = self._wanted_db()
+            gain_db = min(MAX_GAIN_DB, max(MIN_GAIN_DB, TARGET_LUFS - estimate.lufs))
         wanted_db, rise_db, fall_db = 0.0, 0.0, 0.0
         is_stale = True  # whether the three values above must be computed again
         end = at
@@ -193,7 +193,9 @@ class Loudness:
                 is_stale = True
             if is_stale:
                 is_stale = False
-                wanted_db = self._wanted_db()
+                wanted_db = TARGET_LUFS - estimate.lufs + sent.correction_db
+                if not MIN_GAIN_DB <= wanted_db <= MAX_GAIN_DB:
+                    wanted_db = MIN_GAIN_DB if wanted_db < 0 else MAX_GAIN_DB
                 rise_db, fall_db = (_RISE_DB, _FALL_DB) if estimate.spoken else (_HUSH_DB, _HUSH_DB)
             step_db = wanted_db - gain_db
             if not -fall_db <= step_db <= rise_db:
@@ -210,11 +212,6 @@ class Loudness:
         """Begin the lines whose first sample is before the position `end` in the input."""
         while self._expected and self._expected[0][0] < end:
             self._estimate.expect(self._expected.pop(0)[1])
-
-    def _wanted_db(self) -> float:
-        """Return the gain that brings the estimated level to TARGET_LUFS."""
-        wanted_db = TARGET_LUFS - self._estimate.lufs + self._sent.correction_db
-        return min(MAX_GAIN_DB, max(MIN_GAIN_DB, wanted_db))
 
 
 class _Meter:
@@ -252,6 +249,7 @@ class _LevelEstimate:
         self._moment = np.zeros(_MOMENT_LOOKS)  # ring buffer with the powers of the last 400 ms
         self._looks = 0
         self._measured_power = self._measured_s = 0.0  # decaying sums over the 400 ms blocks above the gate
+        self._measured_lufs = TARGET_LUFS  # the loudness of these blocks together; has no meaning without a block
         # The anchor rises immediately with the estimated level and falls slowly. Looks far below the anchor are pauses.
         self._anchor = TARGET_LUFS
         self.spoken = False  # whether speech has begun since the expected level changed
@@ -267,6 +265,8 @@ class _LevelEstimate:
         keep = 0.3 if self.spoken else 0.0
         self._measured_power *= keep
         self._measured_s *= keep
+        if self._measured_s:
+            self._measured_lufs = _lufs(self._measured_power / self._measured_s)
         probable = self._probable / self._probable.sum()
         self._probable = 0.2 * keep * probable + (1 - 0.2 * keep) * _prior(self.lufs)
 
@@ -300,8 +300,10 @@ class _LevelEstimate:
         if self._looks % _MOMENT_EVERY == 0:
             self._measure()
         if self._measured_s:
-            fine = _lufs(self._measured_power / self._measured_s) - mean_lufs
-            mean_lufs += self._measured_s / (self._measured_s + 1.0) * min(_FINE_DB, max(-_FINE_DB, fine))
+            fine = self._measured_lufs - mean_lufs
+            if not -_FINE_DB <= fine <= _FINE_DB:
+                fine = _FINE_DB if fine > 0 else -_FINE_DB
+            mean_lufs += self._measured_s / (self._measured_s + 1.0) * fine
         self.lufs = mean_lufs
 
     def _measure(self) -> None:
@@ -313,6 +315,7 @@ class _LevelEstimate:
         keep = 1 - _MOMENT_S / _MEMORY_S
         self._measured_power = keep * self._measured_power + _MOMENT_S * power
         self._measured_s = keep * self._measured_s + _MOMENT_S
+        self._measured_lufs = _lufs(self._measured_power / self._measured_s)
 
 
 class _SentLoudness:
