@@ -13,6 +13,7 @@ import heapq
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -56,9 +57,9 @@ class EncodeOrder:
     """Lets an answer without audio encode before answers whose listeners have enough audio."""
 
     def __init__(self) -> None:
-        self._pending: set[PendingFirstAudio] = set()
-        self._none_pending = asyncio.Event()
-        self._none_pending.set()
+        self._pending: dict[PendingFirstAudio, int] = {}  # answer -> its number, in the order of the answers
+        # Steps that wait for first audio, in order: (number of the last answer that the step waits for, future).
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         # one core stays free for the event loop, which encodes the first audio of answers
         self._threads = asyncio.Semaphore(spare_cores())
         # chunks that wait for an iteration: (time at which the listener has no audio left, number, future)
@@ -68,16 +69,18 @@ class EncodeOrder:
 
     def begin(self) -> PendingFirstAudio:
         """Register an answer that waits for its first audio. The caller must call `done`."""
-        self._none_pending.clear()
         pending = PendingFirstAudio(self._done)
-        self._pending.add(pending)
+        self._pending[pending] = next(self._numbers)
         return pending
 
     def _done(self, pending: PendingFirstAudio) -> None:
         """Remove an answer that no longer waits for its first audio."""
-        self._pending.discard(pending)
-        if not self._pending:
-            self._none_pending.set()
+        self._pending.pop(pending, None)
+        oldest = next(iter(self._pending.values()), math.inf)
+        while self._waiting and self._waiting[0][0] < oldest:
+            waiter = self._waiting.popleft()[1]
+            if not waiter.done():
+                waiter.set_result(None)
 
     @contextlib.asynccontextmanager
     async def thread(self, ahead_s: float) -> AsyncGenerator[None]:
@@ -123,11 +126,17 @@ class EncodeOrder:
         await self._yield_to_first_audio(min(ahead_s - ON_LOOP_AHEAD_S, MAX_YIELD_S))
 
     async def _yield_to_first_audio(self, timeout_s: float) -> None:
-        """Wait until every answer has sent its first audio, at most `timeout_s` seconds."""
-        if timeout_s > 0 and not self._none_pending.is_set():
+        """Wait until each answer that has begun by now has sent its first audio, at most `timeout_s` seconds.
+
+        Answers that begin later do not extend the wait. Otherwise, while many short requests arrive, each answer would
+        wait for `timeout_s`.
+        """
+        if timeout_s > 0 and self._pending:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((next(reversed(self._pending.values())), waiter))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
-                    await self._none_pending.wait()
+                    await waiter
 
 
 @dataclass(slots=True)

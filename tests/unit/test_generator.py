@@ -1531,6 +1531,27 @@ async def test_answers_ahead_of_their_listeners_wait_briefly_for_first_audio(mon
     await asyncio.wait_for(order.on_loop(10.0), 60)
 
 
+async def test_answers_that_begin_later_do_not_extend_a_wait(monkeypatch):
+    monkeypatch.setattr(pacing, "MAX_YIELD_S", 60.0)
+    monkeypatch.setattr(pacing, "MAX_PENDING_S", 60.0)
+    order = pacing.EncodeOrder()
+    first, second = order.begin(), order.begin()
+    waiting = asyncio.create_task(order.next_chunk(100.0))
+    given_up = asyncio.create_task(order.next_chunk(100.0))
+    await asyncio.sleep(0.01)
+    given_up.cancel()
+    later = order.begin()
+    for_later = asyncio.create_task(order.next_chunk(100.0))
+    second.done()
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    first.done()
+    await asyncio.wait_for(waiting, 20)
+    assert not for_later.done()
+    later.done()
+    await asyncio.wait_for(for_later, 60)
+
+
 async def test_answers_ahead_of_their_listeners_take_no_chunk_before_the_first_audio_of_others():
     order = pacing.EncodeOrder()
     pending = order.begin()
