@@ -473,7 +473,7 @@ class LowRankAdapters:
         selection.select(slots)
         if selection.active and self.reserved is None:
             used = tuple(sorted({*slots} - {0}))
-            selection.version = tuple(self._versions.get(slot, 0) for slot in used)
+            selection.version = tuple(self._versions[slot] for slot in used)
             if len(used) > 1 and self._joined != selection.version:
                 self._join(used)
                 self._joined = selection.version

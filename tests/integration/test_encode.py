@@ -68,6 +68,8 @@ def test_comment_of_synthetic_speech_is_kept_and_another_is_not(server: str, spo
         (wav_header(24_000, 0), {}, "bad_reference"),
         (b"", {"input_format": "pcm"}, "bad_reference"),
         (b"odd", {"input_format": "pcm"}, "bad_reference"),
+        (wav(bytes(4)).replace(b"RIFF", b"RIFX", 1), {}, "bad_reference"),
+        (wav(bytes(4)).replace(b"WAVE", b"AVI ", 1), {}, "bad_reference"),
         (wav(bytes(4), rate_hz=500), {}, "bad_reference"),
         (b"RIFF\0\0\0\0WAVEdata" + struct.pack("<I", 4) + bytes(4), {}, "bad_reference"),
         (wav(bytes(4)).replace(struct.pack("<HH", 1, 1), struct.pack("<HH", 1, 2), 1), {}, "bad_reference"),

@@ -803,6 +803,27 @@ def test_long_conversation_forgets_its_oldest_items(caller: Caller, previous: st
     assert errors == forgotten  # the others have four times TTS_MAX_INPUT_CHARS
 
 
+def test_deleted_items_leave_space_for_new_ones(caller: Caller) -> None:
+    def create(number: int) -> None:
+        item = {**message("a" * 400_000), "id": f"item{number}"}
+        caller.send("conversation.item.create", item=item)
+        caller.until("conversation.item.done")
+
+    for number in range(10):  # the conversation is full
+        create(number)
+    for number in range(5, 8):
+        caller.send("conversation.item.delete", item_id=f"item{number}")
+        caller.until("conversation.item.deleted")
+    for number in range(10, 13):
+        create(number)
+    for number in (*range(5), *range(8, 13)):
+        caller.send("conversation.item.retrieve", item_id=f"item{number}")
+        assert caller.receive()["type"] == "conversation.item.retrieved"
+    create(13)
+    caller.send("conversation.item.retrieve", item_id="item0")
+    assert caller.receive()["type"] == "error"
+
+
 def test_audio_input_is_refused_once_and_then_dropped(caller: Caller) -> None:
     for _ in range(5):
         caller.send("input_audio_buffer.append", audio="AAAA")

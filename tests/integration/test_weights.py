@@ -160,6 +160,18 @@ def test_token_is_checked_saved_and_never_shown(
         assert token not in everything
 
 
+def test_token_is_saved_only_on_request_and_after_the_hub_has_checked_it(hub: FakeHub, tmp_path: Path) -> None:
+    file = tmp_path / "hub" / "token"
+    with serving(tmp_path, **CSM) as url:
+        assert order(url, source=ORIGINAL, token=TOKEN).status_code == 202
+        wait_until(lambda: is_ready(url))
+        assert not file.exists()
+        requests = len(hub.requests)
+        assert order(url, token=WRONG, save_token=True).status_code == 202  # nothing is missing
+        assert len(hub.requests) == requests
+        assert not file.exists()
+
+
 def test_saved_token_is_used_after_that_of_the_environment(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "token").write_text(f"{STRANGER}\n")

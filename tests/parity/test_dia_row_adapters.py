@@ -151,6 +151,23 @@ def test_slot_of_a_removed_adapter_serves_another(runner: DiaRunner, trained: di
         runner.adapters.remove(key)
 
 
+def test_slot_of_a_removed_adapter_is_free_after_its_last_row(base: Path, trained: dict[str, Trained]) -> None:
+    runner = load(base, capture=GraphCapture(CPU), burst=4, adapter_slots=1, adapter_rank=8)
+    first = add(runner, trained["all linear layers"].folder)
+    driver = Driver(runner)
+    for row in range(2):
+        driver.start(row, utterance(first))
+    for _ in range(3):
+        driver.iterate()
+    runner.adapters.remove(first)
+    driver.stop(1)
+    with pytest.raises(WeightsUnavailable, match="memory for 1 adapters"):
+        add(runner, trained["decoder, rsLoRA"].folder)
+    driver.finish()
+    second = add(runner, trained["decoder, rsLoRA"].folder)
+    assert np.array_equal(alone(runner, utterance(second)), trained["decoder, rsLoRA"].codes[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"quantize": "int8", "dtype": torch.bfloat16}])
 def test_codes_of_a_row_do_not_depend_on_other_rows(

@@ -209,6 +209,23 @@ def test_removed_adapter_serves_its_rows_to_their_end(runner: CsmRunner, trained
         runner.adapters.remove(key)
 
 
+def test_slot_of_a_removed_adapter_is_free_after_its_last_row(base: Path, trained: dict[str, Trained]) -> None:
+    runner = load(base, capture=GraphCapture(CPU), adapter_slots=1, adapter_rank=80)
+    first = add(runner, trained["all layers"].folder)
+    driver = Driver(runner)
+    for row in range(2):
+        driver.start(row, utterance(first))
+    for _ in range(3):
+        driver.iterate()
+    runner.adapters.remove(first)
+    driver.stop(1)
+    with pytest.raises(WeightsUnavailable, match="memory for 1 adapters"):
+        add(runner, trained["rsLoRA"].folder)
+    driver.finish()
+    second = add(runner, trained["rsLoRA"].folder)
+    assert np.array_equal(alone(runner, utterance(second)), trained["rsLoRA"].codes)
+
+
 def test_prefix_cache_is_keyed_by_the_adapter(base: Path, trained: dict[str, Trained]) -> None:
     runner = load(base)
     key = add(runner, trained["all layers"].folder)

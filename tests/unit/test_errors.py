@@ -123,7 +123,19 @@ def test_retry_after_is_whole_seconds_and_at_least_one(retry_after_s, expected):
 
 
 @pytest.mark.parametrize(
-    ("reset_s", "expected"), [(0, "0ms"), (0.34, "340ms"), (1, "1s"), (7.5, "7.5s"), (59.9, "59.9s"), (72, "1m12s")]
+    ("reset_s", "expected"),
+    [
+        (0, "0ms"),
+        (0.34, "340ms"),
+        (0.999, "999ms"),
+        (1, "1s"),
+        (1.001, "1.001s"),
+        (7.5, "7.5s"),
+        (59.999, "59.999s"),
+        (60, "1m0s"),
+        (72, "1m12s"),
+        (601, "10m1s"),
+    ],
 )
 def test_rate_limit_headers_match_openai(reset_s, expected):
     headers = response_to(errors.RateLimited("too many", limit=60, reset_s=reset_s, retry_after_s=3)).headers
