@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from app.errors import WeightsUnavailable
 from app.nn.dac.checkpoint import load_codec
-from app.nn.dac.config import DacConfig, read_dac_config
+from app.nn.dac.config import DacConfig, read_dac_config, read_release
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.weights.tensors import Checkpoint
 from tests.support import csm_oracle
+from tests.support.pickles import RunsCode
 from tests.support.random_dia import fabricate_dac
 
 pytestmark = pytest.mark.unit
@@ -255,6 +257,21 @@ def test_a_release_without_metadata_is_the_published_codec(tmp_path: Path) -> No
     (tmp_path / "codec.pth").write_bytes(b"nothing")
     with pytest.raises(WeightsUnavailable, match="can't be read"):
         read_dac_config(tmp_path)
+
+
+def test_release_runs_no_code(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(3), "b": RunsCode(tmp_path / "ran")}, tmp_path / "codec.pth")
+    with pytest.raises(WeightsUnavailable, match="can't be read"):
+        load_codec(tmp_path, DacConfig())
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_release_is_not_read_into_memory(tmp_path: Path) -> None:
+    folder = fabricate_dac(tmp_path, release=True)
+    tensors, _ = read_release(next(folder.glob("*.pth")))
+    assert tensors
+    assert f"{next(folder.glob('*.pth'))}\n" in Path("/proc/self/maps").read_text()
 
 
 def test_load_error_names_every_wrong_tensor(tmp_path: Path) -> None:

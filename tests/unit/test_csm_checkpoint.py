@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from app.engines.csm.config import parse_config, read_config
 from app.engines.csm.loading import load_codec, load_model, load_runner
 from app.errors import WeightsUnavailable
 from app.nn.rope import Rope, apply_rotary, rotary
-from app.weights.tensors import Derived
+from app.weights.tensors import Derived, open_checkpoints
 from tests.support.random_csm import csm_config, fabricate_csm
 
 pytestmark = pytest.mark.unit
@@ -102,6 +103,14 @@ def test_pytorch_file_is_read(original: Path, tmp_path: Path) -> None:
     (folder / "ckpt.pt").write_bytes(b"nothing")
     with pytest.raises(WeightsUnavailable, match="can't be read"):
         parameters(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pytorch_file_is_not_read_into_memory(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(1000)}, tmp_path / "ckpt.pt")
+    (checkpoint,) = open_checkpoints(tmp_path)
+    assert f"{tmp_path / 'ckpt.pt'}\n" in Path("/proc/self/maps").read_text()
+    assert torch.equal(checkpoint.read("weight"), torch.ones(1000))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from app.types import conversation_key
 from app.voices.memory import Memory, RememberedTurn
+from tests.support.pickles import RunsCode
 
 pytestmark = pytest.mark.unit
 
@@ -115,6 +116,9 @@ def test_damaged_files_are_ignored_and_old_files_are_removed(tmp_path: Path) -> 
     assert texts(store) == []
     store.remember(KEY, "csm", [turn(2)])
     assert texts(memory(tmp_path)) == ["Turn 2."]
+    np.savez(path, told=np.array([RunsCode(tmp_path / "ran")], dtype=object))
+    assert texts(memory(tmp_path)) == []
+    assert not (tmp_path / "ran").exists()
     left = tmp_path / "x.1.new"
     left.write_bytes(b"")
     memory(tmp_path)

@@ -35,6 +35,7 @@ from app.weights import adapter as adapters
 from app.weights.load_cache import LoadCache
 from tests.support import csm_oracle, dia_oracle
 from tests.support.fake_hub import FakeHub
+from tests.support.pickles import RunsCode
 from tests.support.random_adapter import save_and_merge
 from tests.support.random_csm import csm_config, fabricate_csm
 from tests.support.random_dia import fabricate_dac
@@ -550,23 +551,22 @@ def test_quantised_tensors_are_refused(tensor: str, words: str, one_file: Path, 
     assert words in refusal(tmp_path, folder)
 
 
-class Evil:
-    """A pickle that writes a file when it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("file", ["ckpt.pt", "model.pth", "pytorch_model.bin", "adapter_model.bin", "optimizer.pt"])
-def test_pickle_runs_no_code(file: str, one_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("ckpt.pt", "can't be read as a file of tensors only"),
+        ("model.pth", "can't be read as a file of tensors only"),
+        ("pytorch_model.bin", "only as a pickle"),
+        ("adapter_model.bin", "adapter as a pickle"),
+        ("optimizer.pt", "lacks files"),
+    ],
+)
+def test_pickle_runs_no_code(file: str, words: str, one_file: Path, tmp_path: Path) -> None:
     folder = copy(one_file, tmp_path / "model", without=("model.safetensors",))
     if file.startswith("adapter"):
         (folder / "adapter_config.json").write_text("{}")
-    torch.save({"a": Evil(tmp_path / "ran")}, folder / file)
-    refusal(tmp_path, folder)
+    torch.save({"a": torch.ones(3), "b": RunsCode(tmp_path / "ran")}, folder / file)
+    assert words in refusal(tmp_path, folder, CSM_CODEC=one_file)
     assert not (tmp_path / "ran").exists()
 
 

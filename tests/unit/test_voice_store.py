@@ -37,6 +37,7 @@ from app.voices.voice_file import (
     wav,
 )
 from tests.support.live import ROOT, environment
+from tests.support.pickles import RunsCode
 
 pytestmark = pytest.mark.unit
 
@@ -209,8 +210,10 @@ def test_codes_are_stored_per_recording_and_encoder(tmp_path):
     for damage in (b"", b"\x93NUMPY garbage", file.read_bytes()[:-10]):
         file.write_bytes(damage)
         assert store.codes(other, "mimi", "a") is None
-    np.save(file, codes.astype(object), allow_pickle=True)
-    assert store.codes(other, "mimi", "a") is None
+    for objects in (codes.astype(object), np.array([[RunsCode(tmp_path / "ran")]], dtype=object)):
+        np.save(file, objects, allow_pickle=True)
+        assert store.codes(other, "mimi", "a") is None
+    assert not (tmp_path / "ran").exists()
 
 
 def test_preset_voices_may_get_and_change_recordings(tmp_path):

@@ -22,6 +22,7 @@ from app.types import Voice
 from app.voices.presets import preset
 from bench.sound import mp3_64k
 from tests.support.ears import loudness_lufs
+from tests.support.pickles import RunsCode
 
 pytestmark = pytest.mark.unit
 
@@ -248,6 +249,10 @@ def test_damaged_weights_file_is_an_error(monkeypatch, tmp_path):
     watermark.load.cache_clear()
     with pytest.raises(WatermarkMissing, match="can't be read"):
         Watermark("all")
+    torch.save({"model": RunsCode(tmp_path / "ran")}, file)
+    with pytest.raises(WatermarkMissing, match="can't be read"):
+        Watermark("all")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_frames_of_long_audio_are_complete_and_in_order() -> None:
