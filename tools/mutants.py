@@ -7,10 +7,10 @@
 A mutant is one changed place. The tool cosmic-ray finds the places and makes the changes; the Makefile installs
 cosmic-ray in .mutants. The mutants are drawn at random with a fixed seed, at most one for each line of code. First, one
 test run with coverage records which tests execute which line. Then, in a copy of the repository, the tests that execute
-the line of a mutant run against this mutant. Tests whose file has the name of the changed module run first. If a test
-fails or takes longer than its own limit, the mutant is killed; otherwise it has survived. `--again FILE` runs only the
-mutants that have survived in the log FILE of an earlier run. Mutants that do not change behaviour are listed in
-tests/support/equivalent_mutants.txt with the reason.
+the line of a mutant run against this mutant, and the tests that read the source. Tests whose file has the name of the
+changed module run first. If a test fails or takes longer than its own limit, the mutant is killed; otherwise it has
+survived. `--again FILE` runs only the mutants that have survived in the log FILE of an earlier run. Mutants that do not
+change behaviour are listed in tests/support/equivalent_mutants.txt with the reason.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ SKIPPED = (
     "VariableInserter",
 )
 FIRST_TESTS = 60  # number of tests that run first; the other tests run only if the mutant survives these tests
+# Tests that read the source of app/. They run with each mutant, because the coverage does not show what they read.
+SOURCE_TESTS = [f"tests/unit/test_{name}.py" for name in ("dataclasses", "transfers", "floors", "laws")]
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def main() -> None:
         if mutant.key in equivalent or "TYPE_CHECKING" in mutant.source:  # only type checkers read these imports
             return "equivalent"
         tests = in_order(tests_of[mutant], mutant, options.seed)
-        first, others = tests[:FIRST_TESTS], tests[FIRST_TESTS:]
+        first, others = [*tests[:FIRST_TESTS], *SOURCE_TESTS], tests[FIRST_TESTS:]
         tree = trees.get()
         try:
             survived = all(survives(mutant, part, tree, options.limit_s) for part in (first, others) if part)

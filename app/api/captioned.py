@@ -49,7 +49,7 @@ class CaptionOptions:
         return content.encode()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Captioned:
     """An answer with the options of its captions."""
 

@@ -186,7 +186,7 @@ def _tag(language: str) -> str:
 # ---- connections
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Speech:
     """A text that is being spoken, or that waits to be spoken."""
 

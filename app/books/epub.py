@@ -68,7 +68,7 @@ class _Item:
     properties: frozenset[str]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _TocEntry:
     path: str
     fragment: str

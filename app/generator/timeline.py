@@ -56,7 +56,7 @@ class TimelineUtterance:
     marks: tuple[WordMark, ...]  # the places of words as the engine reported them, in samples after `start`
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """The utterances of an answer so far, in order."""
 

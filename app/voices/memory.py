@@ -54,7 +54,7 @@ class RememberedTurn:
         return int(self.codes.shape[1]) + len(self.text) // _CHARS_PER_TOKEN + _FRAMING_TOKENS
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Conversation:
     fingerprint: str  # identifies the engine that generated the codes
     turns: tuple[RememberedTurn, ...] = ()
