@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from app.nn.kernels.choice import TORCH, Kernels, fused_kernels
+from app.nn.kernels.torch_kernels import MAX_TOKENS
 
 INTERPRETED = "TRITON_INTERPRET"
 _CALLS = 48  # number of calls in one graph
@@ -76,11 +77,31 @@ ATTENTIONS = (
 )
 CROSS = Attention("dia cross", 16, 16, 128, 512)
 WIDTHS = (("csm backbone", 2048, 8192), ("csm depth", 1024, 8192), ("dia", 2048, 8192))
+# Linear layers: name, inputs, outputs, activation of the gate, whether guidance doubles the rows
+NORM_LINEARS = (
+    ("csm backbone qkv", 2048, 3072, None, False),
+    ("csm depth qkv", 1024, 1536, None, False),
+    ("csm depth gate_up", 1024, 16384, "silu", False),
+    ("csm depth head", 1024, 2051, None, False),
+    ("dia gate_up", 2048, 16384, "silu", True),
+)
+ADD_LINEARS = (
+    ("csm depth out", 1024, 1024, 1),
+    ("csm depth down", 8192, 1024, 1),
+    ("csm backbone down", 8192, 2048, 1),
+    ("dia cross_out", 2048, 2048, 2),
+)
 HEADS_OF_CODES = (("csm", 2051, 1, 32), ("dia", 1028, 9, 9))
 
 
 def _normal(generator: torch.Generator, device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
+
+
+def _weight(generator: torch.Generator, device: torch.device, dtype: torch.dtype, outputs: int, inputs: int) -> Tensor:
+    """Return the weight of a linear layer. Its rows repeat, because many random numbers take long on a CPU."""
+    some = _normal(generator, device, dtype, 61, inputs) / math.sqrt(inputs)
+    return some.repeat(-(-outputs // len(some)), 1)[:outputs]
 
 
 def _positions(rows: int, length: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -145,6 +166,49 @@ def gate_case(name: str, ffn: int, rows: int, dtype: torch.dtype) -> Case:
     return Case(f"gate {name} {ffn}", "gate", rows, 3 * rows * ffn * torch.finfo(dtype).bits // 8, make, run)
 
 
+def norm_linear_case(  # noqa: PLR0917 - a row of NORM_LINEARS, and then what `cases` is called with
+    name: str, width: int, outputs: int, activation: Any, rows: int, dtype: torch.dtype
+) -> Case:
+    parts = 2 if "depth" in name else 0  # an update of the kernel before
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        x, norm = _normal(generator, device, dtype, rows, width), _normal(generator, device, dtype, width)
+        weight = _weight(generator, device, dtype, outputs, width)
+        return x, _normal(generator, device, torch.float32, parts, rows, width), norm, weight
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        x, update, norm, weight = inputs
+        wide = name.endswith("head")
+        y, summed = kernels.norm_linear(x, update if parts else None, norm, 1e-5, weight, activation, wide=wide)
+        return y.to(dtype), summed
+
+    moved = (width * outputs + rows * (width + outputs)) * torch.finfo(dtype).bits // 8
+    return Case(f"norm_linear {name} {width}x{outputs}", "norm_linear", rows, moved, make, run)
+
+
+def add_linear_case(  # noqa: PLR0917 - a row of ADD_LINEARS, and then what `cases` is called with
+    name: str, width: int, outputs: int, every: int, rows: int, dtype: torch.dtype
+) -> Case:
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        x = _normal(generator, device, dtype, rows, width)
+        residual = _normal(generator, device, dtype, every * rows, outputs)
+        return (
+            x,
+            _weight(generator, device, dtype, outputs, width),
+            residual,
+            _normal(generator, device, dtype, outputs),
+        )
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        x, weight, residual, constant = inputs
+        options: dict[str, Any] = {"every": every, "constant": constant} if every > 1 else {}
+        summed, update = kernels.add_linear(x, weight, residual, **options)
+        return (summed if update is None else summed + update.sum(dim=0).to(dtype),)
+
+    moved = (width * outputs + rows * (width + 2 * every * outputs)) * torch.finfo(dtype).bits // 8
+    return Case(f"add_linear {name} {width}x{outputs}", "add_linear", rows, moved, make, run)
+
+
 def sample_case(name: str, codes: int, channels: int, codebooks: int, rows: int) -> Case:
     wanted = [[0.9, 50, 1.0], [0.0, 50, 1.0]] if name == "csm" else [[1.3, 45, 0.95], [1.0, 0, 1.0]]
     fast_path = name == "csm"  # the value that the runner of the model passes for these parameters
@@ -176,6 +240,12 @@ def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
         count = rows * (1 + (name == "dia"))
         yield norm_case(name, width, count, dtype)
         yield gate_case(name, ffn, count, dtype)
+    for name, width, outputs, activation, doubled in NORM_LINEARS:
+        if rows * (1 + doubled) <= MAX_TOKENS:
+            yield norm_linear_case(name, width, outputs, activation, rows * (1 + doubled), dtype)
+    for name, width, outputs, every in ADD_LINEARS:
+        if rows * every <= MAX_TOKENS:
+            yield add_linear_case(name, width, outputs, every, rows, dtype)
     for name, codes, channels, codebooks in HEADS_OF_CODES:
         yield sample_case(name, codes, channels, codebooks, rows)
 

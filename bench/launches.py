@@ -17,6 +17,8 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -85,6 +87,11 @@ class _Launched:
         return launch
 
 
+def _jit(counts: Counter[str], function: Any = None, **_: object) -> Any:
+    """Stand for `triton.jit`, which decorates a function with options or without them."""
+    return partial(_jit, counts) if function is None else _Launched(function.__name__, counts)
+
+
 @contextlib.contextmanager
 def counted_kernels(counts: Counter[str]) -> Iterator[Callable[[], tuple[Kernels, ...]]]:
     """Yield a function that returns the kernel sets of torch and Triton. Triton's launches are added to `counts`."""
@@ -94,13 +101,13 @@ def counted_kernels(counts: Counter[str]) -> Iterator[Callable[[], tuple[Kernels
         name: package.__dict__.pop(name) for name in ("triton_launch", "triton_kernels") if name in vars(package)
     }
     triton, language = ModuleType("triton"), ModuleType("triton.language")
-    triton.jit = lambda function: _Launched(function.__name__, counts)  # type: ignore[attr-defined]
+    triton.jit = partial(_jit, counts)  # type: ignore[attr-defined]
     triton.next_power_of_2 = lambda number: 1 << (number - 1).bit_length()  # type: ignore[attr-defined]
     triton.language = language  # type: ignore[attr-defined]
     language.constexpr = lambda value: value  # type: ignore[attr-defined]
     sys.modules |= {"triton": triton, "triton.language": language}
     try:
-        yield lambda: (choice.TORCH, choice.fused_kernels())
+        yield lambda: (choice.TORCH, fused := choice.fused_kernels(), replace(fused, name="triton-linear"))
     finally:
         for name in [name for name in sys.modules if name in _LAUNCHERS or _is_triton(name)]:
             del sys.modules[name]

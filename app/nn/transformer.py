@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 # Quantizes a linear layer: (linear, weight of the RMSNorm before the layer or None, eps) -> the quantized layer.
 QuantizeLinear = Callable[[Linear, Tensor | None, float], QuantizedLinear]
-# The cross-attention of one layer: (layer, block, normed (M, D), cos, sin) -> (M, D).
-CrossAttention = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +76,20 @@ class CrossInput:
     # (layers, D): what the cross-attention of each layer returns for an unconditional token. None = there are no
     # unconditional tokens.
     unconditional: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StaticCross:
+    """The inputs of the cross-attention in `Stack.decode_static`.
+
+    The tokens 0, `every`, 2 * `every` ... are conditional: they attend to the sequences of `attend`. All other tokens
+    are unconditional, see CrossInput. constant: (layer) -> (D,) or (conditional tokens, D), what the cross-attention of
+    the layer returns for the unconditional tokens, or for those after each conditional token.
+    """
+
+    attend: CachedAttention
+    every: int
+    constant: Callable[[int], Tensor]
 
 
 class Block(nn.Module):
@@ -171,6 +183,13 @@ class Block(nn.Module):
         if cross.unconditional is None:
             return attended
         return torch.cat((attended, cross.unconditional[layer].expand(count - conditional, -1)))
+
+    def cross_heads(self, q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return the queries (M, H, d) of cross-attention, with RoPE if the config requires it. q: (M, H * d)."""
+        cross = self.config.cross
+        assert cross is not None  # noqa: S101 - only a stack with cross-attention calls this
+        heads = q.view(len(q), cross.heads, cross.head_dim)
+        return apply_rotary(heads, cos, sin) if cross.rotated else heads
 
     def cross_kv_heads(self, other: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values of cross-attention, each (S, G, d).
@@ -292,20 +311,29 @@ class Stack(nn.Module):
             x = block(x, layer, (cos, sin), attend, cross)
             yield x
 
-    def decode_static(
+    def decode_static(  # noqa: PLR0917 - `head` is the end of the same step
         self,
         x: Tensor,
         positions: Tensor | slice,
         attend: DecodeAttention,
         kernels: Kernels,
-        cross: CrossAttention | None = None,
+        cross: StaticCross | None = None,
+        head: nn.Module | None = None,
     ) -> Tensor:
         """Compute `forward` for one token of each row: x (M, D) -> (M, D). A CUDA graph can capture this method.
 
-        All blocks must be on one device.
+        All blocks must be on one device. head: a linear layer to which the result is passed; then the result is that of
+        the linear layer, (M, outputs) in float32.
         """
         [_] = self.stages
-        return self.decode_stage(0, x, positions, attend, kernels, cross)
+        if kernels.computes_linear(len(x)):
+            weights = [_plain_weights(block) for block in self.blocks]
+            head_weight = None if head is None else _plain_weight(head)
+            if all(weights) and (head is None or head_weight is not None):
+                found = [each for each in weights if each is not None]
+                return self._decode_linear(x, positions, attend, kernels, cross, found, head_weight)
+        normed = self.decode_stage(0, x, positions, attend, kernels, cross)
+        return normed if head is None else head(normed).float()
 
     def decode_stage(  # noqa: PLR0917 - `index`, and then the arguments of decode_static
         self,
@@ -314,7 +342,7 @@ class Stack(nn.Module):
         positions: Tensor | slice,
         attend: DecodeAttention,
         kernels: Kernels,
-        cross: CrossAttention | None = None,
+        cross: StaticCross | None = None,
     ) -> Tensor:
         """Compute the blocks of one stage for one token of each row: x (M, D) -> (M, D), on the stage's device.
 
@@ -336,7 +364,10 @@ class Stack(nn.Module):
             update = block.out(attend(layer, block.qkv_heads(normed), cos, sin))
             if cross is not None:
                 normed, x = kernels.add_rms_norm(update, x, block.cross_norm, c.eps)
-                update = cross(layer, block, normed, cos, sin)
+                q = block.cross_heads(block.cross_q(normed[:: cross.every]), cos[:: cross.every], sin[:: cross.every])
+                attended = block.cross_out(cross.attend(layer, q))
+                constants = [cross.constant(layer).expand(len(q), -1)] * (cross.every - 1)
+                update = torch.stack((attended, *constants), dim=1).view(x.shape)
             normed, x = kernels.add_rms_norm(update, x, block.mlp_norm, c.eps)
             update = block.down(kernels.gate(block.gate_up(normed), c.activation))
             if next_norm is None:
@@ -344,5 +375,71 @@ class Stack(nn.Module):
             normed, x = kernels.add_rms_norm(update, x, next_norm, c.eps)
         return normed
 
+    def _decode_linear(  # noqa: PLR0917 - the arguments of decode_static, and then the weights
+        self,
+        x: Tensor,
+        positions: Tensor | slice,
+        attend: DecodeAttention,
+        kernels: Kernels,
+        cross: StaticCross | None,
+        weights: Sequence[_Weights],
+        head: Tensor | None,
+    ) -> Tensor:
+        """Compute `decode_static` with kernels that also compute the matrix products: five launches for each layer.
+
+        A kernel that divides its sums into parts returns an update that is not yet added to x. The next kernel adds it.
+        """
+        c = self.config
+        x, cos, sin = self.entries[0](x, positions)
+        update: Tensor | None = None
+        for layer, (block, weight) in enumerate(zip(self.blocks, weights, strict=True)):
+            assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
+            heads, x = kernels.norm_linear(x, update, block.attention_norm, c.eps, weight.qkv)
+            attended = attend(layer, heads.view(len(x), c.heads + 2 * c.kv_heads, c.head_dim), cos, sin)
+            x, update = kernels.add_linear(attended, weight.out, x)
+            if cross is not None and weight.cross_q is not None and weight.cross_out is not None:
+                every = cross.every
+                q, x = kernels.norm_linear(x, update, block.cross_norm, c.eps, weight.cross_q)
+                attended = cross.attend(layer, block.cross_heads(q[::every], cos[::every], sin[::every]))
+                x, update = kernels.add_linear(
+                    attended, weight.cross_out, x, every=every, constant=cross.constant(layer)
+                )
+            hidden, x = kernels.norm_linear(x, update, block.mlp_norm, c.eps, weight.gate_up, c.activation)
+            last = layer + 1 == len(self.blocks) and head is None
+            x, update = kernels.add_linear(hidden, weight.down, x, whole=last)
+        if head is None:
+            return self.final_norm(x)
+        return kernels.norm_linear(x, update, self.norm, c.eps, head, wide=True)[0]
+
     def final_norm(self, x: Tensor) -> Tensor:
         return functional.rms_norm(x, (self.config.width,), self.norm, self.config.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """The weights of a block whose linear layers have no bias and no selected adapters."""
+
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+    cross_q: Tensor | None = None
+    cross_out: Tensor | None = None
+
+
+def _plain_weights(block: nn.Module) -> _Weights | None:
+    """Return the weights of a block; None = a linear layer has more than a weight, or its weight is quantized."""
+    assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
+    linears = [block.qkv, block.out, block.gate_up, block.down]
+    if block.config.cross is not None:
+        linears += [block.cross_q, block.cross_out]
+    weights = [weight for linear in linears if (weight := _plain_weight(linear)) is not None]
+    return _Weights(*weights) if len(weights) == len(linears) else None
+
+
+def _plain_weight(linear: nn.Module) -> Tensor | None:
+    if isinstance(linear, AdaptedLinear):
+        if linear.active:
+            return None
+        linear = linear.inner
+    return linear.weight if isinstance(linear, Linear) and linear.bias is None else None

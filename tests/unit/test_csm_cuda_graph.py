@@ -32,6 +32,7 @@ from app.nn.kv_cache import KVCache
 from app.nn.low_rank import LowRankAdapters
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder
+from app.nn.transformer import Stack
 from app.runtime.cuda_graphs import WARM_UPS, GraphCapture
 from app.runtime.faults import is_out_of_memory
 from app.runtime.sampling import SamplingParams
@@ -429,6 +430,49 @@ def test_kernels_are_chosen_for_several_numbers_of_rows(tiny_csm: Path) -> None:
     assert facts["kernels_reason"] == "Noted."
     for row in (0, 7):
         assert np.array_equal(alone(some, REQUESTS[0], row=row), alone(make(tiny_csm), REQUESTS[0]))
+
+
+LINEAR = dataclasses.replace(TORCH, name="triton-linear")  # steps compute linear layers with the kernels of torch
+
+
+@pytest.mark.parametrize("index", range(len(REQUESTS)))
+def test_steps_with_kernels_for_linear_layers_give_the_same_codes(
+    tiny_csm: Path, eager: CsmRunner, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(Stack, "decode_stage", lambda *_: calls.append(1))  # the form for other kernels is not used
+    some = captured(tiny_csm, kernels=(LINEAR,), max_rows=2)
+    monkeypatch.undo()
+    assert not calls
+    assert np.array_equal(alone(some, REQUESTS[index], row=1), alone(eager, REQUESTS[index]))
+
+
+def test_too_many_rows_and_selected_adapters_leave_linear_layers_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def norm_linear(*args: Any, **options: Any) -> Any:
+        used.append(args)
+        return TORCH.norm_linear(*args, **options)
+
+    linear = dataclasses.replace(LINEAR, norm_linear=norm_linear)
+    frames, key = on_meta("tiny", 32, adapters=2), BucketKey(512, fast_path=True)
+    depth = frames._model.config
+    whole = 2 * depth.backbone.layers + depth.codebooks * 2 * depth.depth.layers + depth.codebooks - 1
+    with torch.inference_mode():
+        for rows, adapted, expected in ((16, False, whole), (32, False, 0), (1, True, 0), (1, False, whole)):
+            used.clear()
+            frames.advance(rows, dataclasses.replace(key, adapted=adapted), linear)
+            assert len(used) == expected
+
+
+def test_kernels_for_linear_layers_are_timed_for_all_numbers_of_rows_that_they_support(tiny_csm: Path) -> None:
+    some = make(tiny_csm, capture=GraphCapture(CPU), kernels=(TORCH, LINEAR), max_rows=32)
+    seconds = some._graph.steps.kernel_seconds  # type: ignore[union-attr]
+    assert {rows: set(names) for rows, names in seconds.items()} == {
+        **{rows: {"torch", "triton-linear"} for rows in (1, 2, 4, 8, 16)},
+        32: set(),  # only one set is left
+    }
+    assert some._graph.steps.kernels_of(32).name == "torch"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from app.engines.dia.runner import DiaRunner
 from app.nn.dac.config import parse_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH
+from app.nn.transformer import Stack
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling
 from tests.support.dia_requests import alone, make, prompt, speech
@@ -61,6 +63,18 @@ def test_graph_gives_the_codes_and_samples_of_eager_steps(runner: DiaRunner, eag
     assert len(ours.frames(1)) > 10
     assert np.array_equal(ours.frames(1), theirs.frames(1))
     assert np.array_equal(ours.samples(1), theirs.samples(1))
+
+
+@pytest.mark.parametrize("index", range(len(ALL_REQUESTS)))
+def test_steps_with_kernels_for_linear_layers_give_the_same_codes(
+    tiny_dia: Path, eager: DiaRunner, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(Stack, "decode_stage", lambda *_: calls.append(1))  # the form for other kernels is not used
+    some = captured(tiny_dia, kernels=(dataclasses.replace(TORCH, name="triton-linear"),), max_rows=2)
+    monkeypatch.undo()
+    assert not calls
+    assert np.array_equal(alone(some, ALL_REQUESTS[index], row=1), alone(eager, ALL_REQUESTS[index]))
 
 
 @pytest.mark.parametrize("burst", [1, 3])

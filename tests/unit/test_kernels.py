@@ -20,7 +20,7 @@ from torch.nn import functional
 from app.errors import EngineUnavailable
 from app.nn.attention import grouped_attention
 from app.nn.kernels import choice, torch_kernels
-from app.nn.kernels.choice import OPERATIONS, TORCH, Kernels, candidates, differs, wrong_operations
+from app.nn.kernels.choice import LINEAR_OPERATIONS, OPERATIONS, TORCH, Kernels, candidates, differs, wrong_operations
 from app.nn.kv_cache import KVCache
 from app.nn.rope import Rope, apply_rotary, rotary
 from app.nn.transformer import Block, StackConfig
@@ -229,6 +229,37 @@ def test_codebooks_drawn_together_equal_separate_draws() -> None:
         torch_kernels.sample(logits, *params, seeds, frames, 4, 12, banned)
 
 
+@pytest.mark.parametrize("activation", [None, "silu", "gelu"])
+def test_norm_linear_equals_its_parts(activation: torch_kernels.Activation | None) -> None:
+    x, norm, weight = random(3, 24), random(24), random(16, 24)
+    update = random(2, 3, 24)
+    summed = x + update[0] + update[1]
+    expected = functional.rms_norm(summed, (24,), norm, 1e-5) @ weight.t()
+    if activation is not None:
+        expected = getattr(functional, activation)(expected[:, :8]) * expected[:, 8:]
+    found, kept = torch_kernels.norm_linear(x, update, norm, 1e-5, weight, activation)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(kept, summed)
+    half = [each.bfloat16() for each in (x, norm, weight)]
+    wide, same = torch_kernels.norm_linear(half[0], None, *half[1:2], 1e-5, half[2], activation, wide=True)
+    assert wide.dtype == torch.float32
+    assert torch.equal(wide, wide.bfloat16().float())
+    assert same is half[0]
+
+
+def test_add_linear_puts_constants_where_there_is_no_product() -> None:
+    x, weight, residual = random(2, 24), random(16, 24), random(6, 16)
+    expected = residual.clone()
+    expected[[0, 3]] += x @ weight.t()
+    for constant in (random(16), random(2, 16)):
+        whole = expected.clone()
+        for row in (1, 2, 4, 5):
+            whole[row] += constant if constant.dim() == 1 else constant[row // 3]
+        found, update = torch_kernels.add_linear(x, weight, residual, every=3, constant=constant)
+        assert update is None
+        torch.testing.assert_close(found, whole)
+
+
 def test_kernels_do_not_read_tensor_values() -> None:
     """Tensors on the meta device have shapes and no values: code that reads a value fails. A CUDA graph has the same
     limit."""
@@ -305,6 +336,7 @@ NO_COMPILER = RuntimeError("Failed to find C compiler. Please specify via CC env
             ("decode_attention", "gate"),
             ["gate fails", "decode_attention fails", "no room"],
         ),
+        ({"norm_linear": broken(ValueError("no"))}, ("norm_linear",), ["norm_linear fails"]),
         ({name: broken(ValueError("no")) for name in OPERATIONS}, (), ["any operation"]),
         ({}, None, []),
     ],
@@ -321,20 +353,45 @@ def test_reason_says_which_triton_kernel_is_not_used_and_why(
     monkeypatch.setattr(choice, "fused_kernels", lambda: fused)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(choice, "wrong_operations", lambda kernels, _, dtype: wrong_operations(kernels, CPU, dtype))
-    found = candidates("auto", torch.device("cuda", 0), torch.float32)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    found = candidates("auto", torch.device("cuda", 0), torch.bfloat16)
     for word in words:
         assert word in found.reason
         assert word in caplog.text
     if used is None:
-        assert found == choice.Candidates((TORCH, fused))
+        assert found == choice.Candidates((TORCH, fused, dataclasses.replace(fused, name="triton-linear")))
         assert not caplog.text
     elif not used:
         assert found.kernels == (TORCH,)
     else:
-        assert [kernels.name for kernels in found.kernels] == ["torch", "triton"]
+        linear = [] if set(used) & set(LINEAR_OPERATIONS) else ["triton-linear"]
+        assert [kernels.name for kernels in found.kernels] == ["torch", "triton", *linear]
         assert set(found.kernels[1].from_torch) == set(used)
         for name in OPERATIONS:
             assert (getattr(found.kernels[1], name) is getattr(TORCH, name)) == (name in used or name not in changes)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "linear"),
+    [
+        (torch.bfloat16, (8, 0), True),
+        (torch.float16, (12, 0), True),
+        (torch.float16, (7, 5), False),
+        (torch.float32, (9, 0), False),
+    ],
+)
+def test_kernels_for_linear_layers_need_16_bits_and_a_gpu_with_their_instructions(
+    dtype: torch.dtype, capability: tuple[int, int], linear: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "fused_kernels", lambda: dataclasses.replace(TORCH, name="triton"))
+    monkeypatch.setattr(choice, "wrong_operations", lambda *_: [])
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    # of two GPUs, one has all instructions
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0) if device.index else capability)
+    gpus = [torch.device("cuda", index) for index in range(2)]
+    for name, sets in (("auto", ["torch", "triton"]), ("triton", ["triton"])):
+        found = candidates(name, gpus[0], dtype, other_devices=gpus[1:])  # type: ignore[arg-type]
+        assert [kernels.name for kernels in found.kernels] == [*sets, *(["triton-linear"] if linear else [])]
 
 
 def test_lost_gpu_is_not_reported_as_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

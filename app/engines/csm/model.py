@@ -182,7 +182,8 @@ class CsmModel(nn.Module):
         `depth_table` contains the products P E. If an adapter changes the projection P, this method adds the product of
         the adapter's change and E[code].
         """
-        x = functional.embedding(code + codebook * self.config.depth_vocab, self.depth_table).to(self.dtype)
+        size = self.config.depth_vocab
+        x = functional.embedding(code, self.depth_table[codebook * size : (codebook + 1) * size]).to(self.dtype)
         if isinstance(self.projection, AdaptedLinear) and self.adapters is not None and self.adapters.selection.active:
             table_row = code + codebook * self.config.audio_vocab
             return self.projection.add(functional.embedding(table_row, self.audio_table).to(self.dtype), x)
@@ -222,8 +223,8 @@ class CsmModel(nn.Module):
         )
         for i in range(1, c.codebooks):
             x = self._depth_input(code, i - 1)
-            y = self.depth.decode_static(x, slice(i, i + 1), cache.static_decode_attention(count, i, kernels), kernels)
-            code = pick(i, self.heads[i - 1](y).float())
+            attend = cache.static_decode_attention(count, i, kernels)
+            code = pick(i, self.depth.decode_static(x, slice(i, i + 1), attend, kernels, head=self.heads[i - 1]))
             codes.append(code)
         return torch.stack(codes, dim=1)
 

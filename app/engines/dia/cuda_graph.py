@@ -99,7 +99,7 @@ class DiaCudaGraph:
         if adapters:
             keys = [replace(key, adapted=adapted) for key in keys for adapted in (True, False)]
         # The three floats of a row are its temperature, its top_p and its guidance scale.
-        self.steps = StepGraph[BucketKey](rows, keys, integers=8, floats=3, kernels=kernels, device=device)
+        self.steps = StepGraph[BucketKey](rows, keys, integers=8, floats=3, kernels=kernels, device=device, tokens=2)
         self.steps.integers[:, _TEXT_LENGTH] = 1
         self._speaking = torch.zeros(rows, dtype=torch.bool, device=device)
         self._burst_step = torch.zeros(1, dtype=torch.int64, device=device)  # index of the current step in the burst

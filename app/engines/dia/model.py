@@ -27,8 +27,7 @@ from app.nn.kernels.choice import Kernels
 from app.nn.kv_cache import CrossKVCache, KVCache
 from app.nn.linear import Linear, as_linear
 from app.nn.low_rank import LowRankAdapters
-from app.nn.rope import apply_rotary
-from app.nn.transformer import Block, CrossInput, Stack, StackConfig, StageEntry
+from app.nn.transformer import Block, CrossInput, Stack, StackConfig, StageEntry, StaticCross
 from app.weights.tensors import Checkpoint
 
 
@@ -190,23 +189,18 @@ class DiaModel(nn.Module):
         at = torch.where(active, positions, c.max_positions).repeat_interleave(2)
         text_attention = cache.text.static_decode_attention(text_lengths, text_length, kernels)
 
-        def cross_attention(layer: int, block: Block, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            cross = block.config.cross
-            assert cross is not None  # noqa: S101 - Dia's decoder has cross-attention
-            q = block.cross_q(normed[::2]).view(count, cross.heads, cross.head_dim)
-            if cross.rotated:
-                q = apply_rotary(q, cos[::2], sin[::2])
-            attended = block.cross_out(text_attention(layer, q))
-            constant = self.unconditional[layer].expand(count, -1)
+        def constant(layer: int) -> Tensor:
             if adapters is not None and self.constants is not None:
-                constant = self.constants[:, layer].index_select(0, adapters)
-            return torch.stack((attended, constant), dim=1).view(2 * count, -1)
+                return self.constants[:, layer].index_select(0, adapters)
+            return self.unconditional[layer]
 
+        cross = StaticCross(text_attention, 2, constant)
         # each row twice: first its conditional token, then its unconditional token
         x = self.embed(codes).repeat_interleave(2, dim=0)
         decode_attention = cache.audio.static_decode_attention(at, audio_length, kernels)
-        h = self.decoder.decode_static(x, at.clamp(max=c.max_positions - 1), decode_attention, kernels, cross_attention)
-        logits = self.head(h).float().view(count, 2, c.channels, c.audio_vocab)
+        attended = at.clamp(max=c.max_positions - 1)
+        logits = self.decoder.decode_static(x, attended, decode_attention, kernels, cross, self.head)
+        logits = logits.view(count, 2, c.channels, c.audio_vocab)
         return logits[:, 0], logits[:, 1]
 
     def _select(self, adapters: Sequence[int], group: str = "") -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 
-from app.nn.kernels.choice import OPERATIONS
 from app.runtime.cuda_graphs import GraphBuckets, SplitBody, doublings, fastest, upload
 
 if TYPE_CHECKING:
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
 Key = TypeVar("Key", bound=Hashable)
 
 TIMED_ROWS = (1, 8, 32)  # the server times the kernels for these numbers of rows
+# If some of the kernels compute linear layers, their time depends more on the rows. So the server times them for every
+# number of rows up to this number for which there is a graph.
+ALL_ROWS_UP_TO = 32
 
 # Computes one step of the first n rows: (n, bucket key, kernels) -> None. It must not wait for the device.
 StepBody = Callable[[int, Key, "Kernels"], None]
@@ -46,12 +48,14 @@ class StepGraph(Generic[Key]):
         floats: int,
         kernels: Sequence[Kernels],
         device: torch.device,
+        tokens: int = 1,
     ) -> None:
         """Create the tensors with the parameters of the rows. keys: all bucket keys, the largest first.
 
         integers, floats: the number of integer and float parameters of one row. kernels: the candidate kernels;
-        `capture` selects the fastest of them.
+        `capture` selects the fastest of them. tokens: the number of tokens of one row in a step.
         """
+        self._tokens = tokens
         self._buckets = GraphBuckets(rows, keys)
         self._device = device
         self._candidates: dict[str, Kernels] = {candidate.name: candidate for candidate in kernels}
@@ -103,11 +107,10 @@ class StepGraph(Generic[Key]):
                 return partial(call, body, rows, key, kernels)
             return SplitBody(tuple((partial(call, part, rows, key, kernels), device) for part, device in body))
 
-        for timed in TIMED_ROWS:
-            if timed > self.rows or (timed > 1 and len(self._candidates) == 1):
-                break
+        for timed in self._timed_rows():
+            usable = {name: each for name, each in self._candidates.items() if self._has_form(each, timed)}
             try:
-                best, seconds = fastest(self._candidates, partial(bound, timed, shortest), self._device, capture.fresh)
+                best, seconds = fastest(usable, partial(bound, timed, shortest), self._device, capture.fresh)
             except torch.OutOfMemoryError:
                 if timed == 1:
                     raise
@@ -121,6 +124,19 @@ class StepGraph(Generic[Key]):
             lambda rows, key: key_for(self.kernels_of(rows), key),
         )
 
+    def _timed_rows(self) -> Sequence[int]:
+        """Return the numbers of rows for which `capture` times the kernels, in ascending order."""
+        if len(self._candidates) == 1:
+            return (1,)
+        if any(kernels.computes_linear(self._tokens) for kernels in self._candidates.values()):
+            return [size for size in self.sizes if size <= ALL_ROWS_UP_TO]
+        return [rows for rows in TIMED_ROWS if rows <= self.rows]
+
+    def _has_form(self, kernels: Kernels, rows: int) -> bool:
+        """Whether a step of this number of rows differs from a step with the other kernels."""
+        linear = kernels.computes_linear(self._tokens)
+        return not linear or len(self._candidates) == 1 or kernels.computes_linear(rows * self._tokens)
+
     def kernels_of(self, rows: int) -> Kernels:
         """Return the kernels of the graphs for this number of rows."""
         return self.kernels[max(timed for timed in self.kernels if timed <= rows)]
@@ -132,8 +148,11 @@ class StepGraph(Generic[Key]):
         facts: list[tuple[str, str | int | float | bool | None]] = [("kernels", self._rows_by_kernels(list(chosen)))]
         for name, kernels in chosen.items():
             if kernels.from_torch:
-                own = ", ".join(each for each in OPERATIONS if each not in kernels.from_torch)
-                facts.append(("kernels_by_operation", f"{name}: {own}; torch: {', '.join(kernels.from_torch)}"))
+                own, other = (
+                    ", ".join(each for each in kernels.operations if (each in kernels.from_torch) == from_torch)
+                    for from_torch in (False, True)
+                )
+                facts.append(("kernels_by_operation", f"{name}: {own}; torch: {other}"))
         timed = [(rows, seconds) for rows, seconds in self.kernel_seconds.items() if seconds]
         if timed:
             lines = [

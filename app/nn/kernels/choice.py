@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,8 @@ from app.nn.kernels import torch_kernels
 from app.runtime.faults import is_device_lost
 
 KernelSet = Literal["auto", "torch", "triton"]
-OPERATIONS = ("step_attention", "decode_attention", "add_rms_norm", "gate", "sample")
+LINEAR_OPERATIONS = ("norm_linear", "add_linear")
+OPERATIONS = ("step_attention", "decode_attention", "add_rms_norm", "gate", "sample", *LINEAR_OPERATIONS)
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +40,53 @@ class Sample(Protocol):
     ) -> Tensor: ...
 
 
+class NormLinear(Protocol):
+    """The type of the kernel for an RMSNorm and a linear layer. See `torch_kernels.norm_linear`."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        update: Tensor | None,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+        activation: torch_kernels.Activation | None = None,
+        *,
+        wide: bool = False,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class AddLinear(Protocol):
+    """The type of the kernel for a linear layer and a sum. See `torch_kernels.add_linear`."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        residual: Tensor,
+        *,
+        every: int = 1,
+        constant: Tensor | None = None,
+        whole: bool = False,
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """One set of kernels. torch_kernels.py describes each kernel."""
+    """One set of kernels. torch_kernels.py describes each kernel.
 
-    name: Literal["torch", "triton", "compiled"]
+    The set "triton-linear" is the set "triton" for steps in which `norm_linear` and `add_linear` also compute the
+    matrix products.
+    """
+
+    name: Literal["torch", "triton", "triton-linear", "compiled"]
     decode_attention: Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
     step_attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     gate: Callable[[Tensor, torch_kernels.Activation], Tensor]
     sample: Sample
+    norm_linear: NormLinear = torch_kernels.norm_linear
+    add_linear: AddLinear = torch_kernels.add_linear
     # In a set of Triton kernels: the operations for which the torch kernel is used instead.
     from_torch: tuple[str, ...] = ()
 
@@ -59,7 +97,16 @@ class Kernels:
         False = `sample` never sorts. True = `sample` sorts the codes if the sampling parameters do not allow the fast
         path of sampling.py.
         """
-        return self.name != "triton" or "sample" in self.from_torch
+        return not self.name.startswith("triton") or "sample" in self.from_torch
+
+    def computes_linear(self, tokens: int) -> bool:
+        """Whether a step with this number of tokens uses `norm_linear` and `add_linear`."""
+        return self.name == "triton-linear" and tokens <= torch_kernels.MAX_TOKENS
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations that steps with this set use."""
+        return tuple(each for each in OPERATIONS if self.name == "triton-linear" or each not in LINEAR_OPERATIONS)
 
 
 TORCH = Kernels(
@@ -107,14 +154,25 @@ def candidates(
     if name == "torch":
         return Candidates((TORCH,), "TTS_KERNELS=torch turns Triton's kernels off.")
     if name == "triton":
-        return Candidates((fused_kernels(),))
-    found = _checked_kernels(dict.fromkeys((device, *other_devices)), dtype)
+        fused = fused_kernels()
+        return Candidates((fused, *_with_linear(fused, (device, *other_devices), dtype)))
+    found = _checked_kernels(list(dict.fromkeys((device, *other_devices))), dtype)
     if found.reason:
         log.warning("%s Speech does not change, but a step may take longer.", found.reason)
     return found
 
 
-def _checked_kernels(devices: Iterable[torch.device], dtype: torch.dtype) -> Candidates:
+def _with_linear(fused: Kernels, devices: Sequence[torch.device], dtype: torch.dtype) -> tuple[Kernels, ...]:
+    """Return the set "triton-linear", or nothing if it would be slow or wrong on one of these devices.
+
+    The products of the kernels need the matrix instructions for 16-bit numbers of compute capability 8.0.
+    """
+    if dtype == torch.float32 or any(torch.cuda.get_device_capability(device) < (8, 0) for device in devices):
+        return ()
+    return () if set(fused.from_torch) & set(LINEAR_OPERATIONS) else (replace(fused, name="triton-linear"),)
+
+
+def _checked_kernels(devices: Sequence[torch.device], dtype: torch.dtype) -> Candidates:
     """Return the torch kernels and the Triton kernels.
 
     If a Triton kernel fails or gives other results than torch on one of the devices, the torch kernel replaces it.
@@ -131,12 +189,12 @@ def _checked_kernels(devices: Iterable[torch.device], dtype: torch.dtype) -> Can
             raise
         return Candidates((TORCH,), f"Triton's kernels are not used: {_fault_of(error)}.")
     if not wrong:
-        return Candidates((TORCH, fused))
+        return Candidates((TORCH, fused, *_with_linear(fused, devices, dtype)))
     reason = f"Triton's kernels are not used for every operation: {'; '.join(wrong.values())}."
     if set(wrong) == set(OPERATIONS):
         return Candidates((TORCH,), reason.replace("every operation", "any operation"))
     mixed = replace(fused, from_torch=tuple(wrong), **{operation: getattr(TORCH, operation) for operation in wrong})
-    return Candidates((TORCH, mixed), reason)
+    return Candidates((TORCH, mixed, *_with_linear(mixed, devices, dtype)), reason)
 
 
 def _fault_of(error: Exception) -> str:
@@ -202,6 +260,8 @@ def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Ker
     q = random(rows, 8, size)
     x, residual, weight = random(rows, 256), random(rows, 256), random(256)
     both = random(rows, 256)
+    many, update = random(torch_kernels.MAX_TOKENS, 8192), random(2, 5, 512, kind=torch.float32)
+    weights = random(512, 8192) / 64, random(1024, 512) / 16
     logits = random(64, 2051, kind=torch.float32) * 3
     number = torch.arange(64, device=device)
     temperature, top_p = torch.linspace(0, 2, 64, device=device), torch.linspace(0.5, 1.0, 64, device=device)
@@ -211,12 +271,27 @@ def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Ker
         attended = each.step_attention(heads, angles.cos(), angles.sin(), k, v, at, length, size**-0.5)
         return torch.cat((attended.flatten(), k.flatten(), v.flatten()))
 
+    def norm_linear(each: Kernels) -> Tensor:
+        gated, summed = each.norm_linear(many[:5, :512], update, many[0, :512], 1e-5, weights[1], "silu")
+        wide, _ = each.norm_linear(summed, None, many[0, :512], 1e-5, weights[1], wide=True)
+        return torch.cat((gated.flatten(), summed.flatten(), wide.flatten()))
+
+    def add_linear(each: Kernels) -> Tensor:
+        found = []
+        for whole, every in ((False, 1), (True, 2)):
+            x, constant = (many[::2], many[1, :512]) if every > 1 else (many, None)
+            summed, parts = each.add_linear(x, weights[0], many[:, :512], every=every, constant=constant, whole=whole)
+            found.append(summed if parts is None else summed + parts.sum(dim=0).to(dtype))
+        return torch.cat(found)
+
     return {
         "step_attention": step_attention,
         "decode_attention": lambda each: each.decode_attention(q, cache[0], cache[1], at, length, size**-0.5),
         "add_rms_norm": lambda each: torch.cat(each.add_rms_norm(x, residual, weight, 1e-5)),
         "gate": lambda each: each.gate(both, "silu"),
         "sample": lambda each: each.sample(logits, temperature, number * 3, top_p, number, number, 3, 32, number - 1),
+        "norm_linear": norm_linear,
+        "add_linear": add_linear,
     }
 
 
@@ -255,4 +330,6 @@ def fused_kernels() -> Kernels:
         triton_launch.add_rms_norm,
         triton_launch.gate,
         triton_launch.sample,
+        triton_launch.norm_linear,
+        triton_launch.add_linear,
     )

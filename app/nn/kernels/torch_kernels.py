@@ -19,6 +19,7 @@ from app.nn.rope import apply_rotary
 from app.runtime.sampling import draw, exponential_noise
 
 Activation = Literal["silu", "gelu"]
+MAX_TOKENS = 16  # the largest number of tokens in `norm_linear` and `add_linear`
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
@@ -70,6 +71,55 @@ def gate(gate_up: Tensor, activation: Activation) -> Tensor:
     """
     first, up = gate_up.chunk(2, dim=-1)
     return (functional.silu(first) if activation == "silu" else functional.gelu(first)) * up
+
+
+def norm_linear(
+    x: Tensor,
+    update: Tensor | None,
+    norm: Tensor,
+    eps: float,
+    weight: Tensor,
+    activation: Activation | None = None,
+    *,
+    wide: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return linear(rms_norm(x + update)) and x + update.
+
+    x (M, D), M <= MAX_TOKENS. update (parts, M, D) float32: the sum of its parts is added to x; None = nothing is
+    added. norm (D,) and the weight (N, D) have the dtype of x. If `activation` is set, `gate` computes the result from
+    the N products. The result is (M, N), with `activation` (M, N / 2). It is rounded to the dtype of x; wide: True =
+    it is then converted to float32.
+    """
+    if update is not None:
+        x = x + update.sum(dim=0).to(x.dtype)
+    y = functional.linear(functional.rms_norm(x, (x.shape[-1],), norm, eps), weight)
+    if activation is not None:
+        y = gate(y, activation)
+    return (y.float() if wide else y), x
+
+
+def add_linear(
+    x: Tensor,
+    weight: Tensor,
+    residual: Tensor,
+    *,
+    every: int = 1,
+    constant: Tensor | None = None,
+    whole: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Return linear(x) + residual as two tensors: (M, N), and an update for `norm_linear` or None.
+
+    x (M / every, D) and the weight (N, D). residual (M, N), M <= MAX_TOKENS. Row t of x belongs to token `every` * t.
+    For all other tokens, `constant` (N,) or (M / every, N) replaces the product: its row t belongs to the tokens from
+    `every` * t + 1 on. whole: True = there is no update.
+    """
+    del whole  # there is never an update: only kernels that divide their sums into parts return one
+    y = functional.linear(x, weight)
+    if every > 1:
+        assert constant is not None  # noqa: S101 - there are tokens without a product
+        fixed = constant.expand(len(x), -1)
+        y = torch.stack((y, *[fixed] * (every - 1)), dim=1).view(residual.shape)
+    return y + residual, None
 
 
 def sample(

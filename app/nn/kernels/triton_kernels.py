@@ -153,9 +153,143 @@ def gated(both, out, both_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: t
     mask = lane < WIDTH
     first = tl.load(both + token * both_row + lane, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(both + token * both_row + WIDTH + lane, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + token * WIDTH + lane, _gate(first, up, out.dtype.element_ty, SILU), mask=mask)
+
+
+@triton.jit
+def _gate(first, up, DTYPE: tl.constexpr, SILU: tl.constexpr):
+    """Return activation(first) * up in DTYPE. Rounds to DTYPE after the activation and after the product."""
     active = first / (1.0 + tl.exp(-first)) if SILU else 0.5 * first * (1.0 + tl.erf(first * 0.7071067811865476))
-    active = active.to(out.dtype.element_ty).to(tl.float32)
-    tl.store(out + token * WIDTH + lane, (active * up).to(out.dtype.element_ty), mask=mask)
+    return (active.to(DTYPE).to(tl.float32) * up).to(DTYPE)
+
+
+@triton.jit
+def _tokens(x, update, token, lane, mask, rows, x_row, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+    """Load values of all tokens, and add the update: the sum of its PARTS parts, always in the same order."""
+    values = tl.load(x + token[:, None] * x_row + lane[None, :], mask=mask, other=0.0)
+    if PARTS > 0:
+        place = update + token[:, None] * WIDTH + lane[None, :]
+        added = tl.load(place, mask=mask, other=0.0)
+        for part in tl.static_range(1, PARTS):
+            added += tl.load(place + part * rows * WIDTH, mask=mask, other=0.0)
+        values = (values.to(tl.float32) + added.to(values.dtype).to(tl.float32)).to(values.dtype)
+    return values
+
+
+@triton.jit(do_not_specialize=["rows"])
+def norm_product(
+    x,
+    update,  # (PARTS, M, K) float32: added to x before the norm
+    norm,
+    weight,  # (N, K), and (2 N, K) with a gate
+    summed,  # (M, K): x + update. Only written if there is an update
+    out,  # (M, N)
+    rows,  # M
+    x_row,
+    eps,
+    WIDTH: tl.constexpr,  # K
+    OUTPUTS: tl.constexpr,  # N
+    PARTS: tl.constexpr,  # number of parts of the update; 0 = there is no update
+    GATE: tl.constexpr,  # whether the first N rows of the weight are the gate of the other N rows
+    SILU: tl.constexpr,
+    EARLY: tl.constexpr,  # whether tokens are divided by their length before the product, and not after it
+    TOKENS: tl.constexpr,  # M rounded up, always to the same number: so a token has the same sums for any M
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Compute COLUMNS outputs of all tokens: rms_norm(x + update) times the weight, and the gate.
+
+    The norm divides by a number that is the same for all values of a token. So the product can begin before this number
+    is known, and is divided at the end. With float16 the undivided values could be too large.
+    """
+    token = tl.arange(0, TOKENS)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    rows_of_weight = weight + column.to(tl.int64)[:, None] * WIDTH
+    exists = column[:, None] < OUTPUTS
+    squares = tl.zeros((TOKENS,), tl.float32)
+    inverse = squares + 1.0
+    if EARLY:
+        for start in range(0, WIDTH, BLOCK):
+            lane = start + tl.arange(0, BLOCK)
+            mask = (token[:, None] < rows) & (lane[None, :] < WIDTH)
+            wide = _tokens(x, update, token, lane, mask, rows, x_row, WIDTH, PARTS).to(tl.float32)
+            squares += tl.sum(wide * wide, axis=1)
+        inverse = 1.0 / tl.sqrt_rn(squares / WIDTH + eps)
+    total = tl.zeros((COLUMNS, TOKENS), tl.float32)
+    total_up = tl.zeros((COLUMNS, TOKENS), tl.float32)
+    for start in range(0, WIDTH, BLOCK):
+        lane = start + tl.arange(0, BLOCK)
+        mask = (token[:, None] < rows) & (lane[None, :] < WIDTH)
+        values = _tokens(x, update, token, lane, mask, rows, x_row, WIDTH, PARTS)
+        if PARTS > 0:
+            tl.store(summed + token[:, None] * WIDTH + lane[None, :], values, mask=mask & (tl.program_id(0) == 0))
+        wide = values.to(tl.float32)
+        if not EARLY:
+            squares += tl.sum(wide * wide, axis=1)
+        scale = tl.load(norm + lane, mask=lane < WIDTH, other=0.0).to(tl.float32)
+        scaled = tl.trans((wide * inverse[:, None] * scale[None, :]).to(weight.dtype.element_ty))
+        valid = exists & (lane[None, :] < WIDTH)
+        part = tl.load(rows_of_weight + lane[None, :], mask=valid, other=0.0)
+        total = tl.dot(part, scaled, total, input_precision="ieee")
+        if GATE:
+            part = tl.load(rows_of_weight + OUTPUTS * WIDTH + lane[None, :], mask=valid, other=0.0)
+            total_up = tl.dot(part, scaled, total_up, input_precision="ieee")
+    if not EARLY:
+        inverse = 1.0 / tl.sqrt_rn(squares / WIDTH + eps)
+        total = total * inverse[None, :]
+        total_up = total_up * inverse[None, :]
+    result = total.to(x.dtype.element_ty)
+    if GATE:
+        up = total_up.to(x.dtype.element_ty).to(tl.float32)
+        result = _gate(result.to(tl.float32), up, x.dtype.element_ty, SILU)
+    place = out + token[None, :] * OUTPUTS + column[:, None]
+    tl.store(place, result.to(out.dtype.element_ty), mask=exists & (token[None, :] < rows))
+
+
+@triton.jit(do_not_specialize=["rows"])
+def sum_product(
+    x,
+    weight,
+    residual,
+    constant,  # (M / EVERY, N): replaces the product for the tokens that have no row in x
+    out,  # (M, N), or (PARTS, M, N) float32 if the sums are divided into parts
+    rows,  # M
+    x_row,
+    residual_row,
+    constant_row,
+    span,  # number of inputs in one part of a sum
+    WIDTH: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    EVERY: tl.constexpr,  # row t of x belongs to token EVERY * t
+    WHOLE: tl.constexpr,  # whether sums have one part; then the residual is added
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Compute one part of the sums of COLUMNS outputs of all tokens: x times the weight, plus the residual."""
+    token = tl.arange(0, TOKENS)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    split = tl.program_id(1)
+    exists = column[:, None] < OUTPUTS
+    multiplied = (token < rows) & (token % EVERY == 0)
+    total = tl.zeros((COLUMNS, TOKENS), tl.float32)
+    for start in range(split * span, tl.minimum((split + 1) * span, WIDTH), BLOCK):
+        lane = start + tl.arange(0, BLOCK)
+        mask = multiplied[:, None] & (lane[None, :] < WIDTH)
+        values = tl.load(x + (token // EVERY)[:, None] * x_row + lane[None, :], mask=mask, other=0.0)
+        place = weight + column.to(tl.int64)[:, None] * WIDTH + lane[None, :]
+        part = tl.load(place, mask=exists & (lane[None, :] < WIDTH), other=0.0)
+        total = tl.dot(part, tl.trans(values), total, input_precision="ieee")
+    mask = exists & (token[None, :] < rows)
+    if EVERY > 1:
+        place = constant + (token // EVERY)[None, :] * constant_row + column[:, None]
+        fixed = tl.load(place, mask=mask & ~multiplied[None, :] & (split == 0), other=0.0)
+        total += fixed.to(tl.float32)
+    if WHOLE:
+        before = tl.load(residual + token[None, :] * residual_row + column[:, None], mask=mask, other=0.0)
+        total = total.to(before.dtype).to(tl.float32) + before.to(tl.float32)
+    place = out + (split * rows + token)[None, :] * OUTPUTS + column[:, None]
+    tl.store(place, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit

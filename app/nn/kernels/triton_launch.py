@@ -13,9 +13,13 @@ import triton
 from torch import Tensor
 
 from app.nn.kernels import triton_kernels
-from app.nn.kernels.torch_kernels import Activation
+from app.nn.kernels.torch_kernels import MAX_TOKENS, Activation
 
 _MIN_ROWS = 16  # the smallest number of rows of a matrix product in Triton
+_COLUMNS = 16  # the number of outputs that one program of a matrix product computes
+_MAX_PARTS = 4  # the largest number of parts of the sums of a matrix product; the next product adds the parts
+_STAGES = 6  # the largest number of blocks that a program of a matrix product keeps in memory while it requests more
+_SHARED_BYTES = 80 << 10  # shared memory for these blocks; every GPU since compute capability 8.0 has 99 KiB
 _MAX_UNSPLIT = 256  # up to this number of positions, one split is faster than several splits
 
 
@@ -158,6 +162,122 @@ def gate(gate_up: Tensor, activation: Activation) -> Tensor:
         gate_up, out, gate_up.stride(0), WIDTH=width, BLOCK=block, SILU=activation == "silu", num_warps=4
     )
     return out
+
+
+def sums_in_parts(width: int, outputs: int, block: int, processors: int) -> tuple[int, int]:
+    """Divide the sums of a matrix product into parts. Returns the number of parts and of the inputs in one part.
+
+    width: number of inputs. outputs: number of outputs. block: number of inputs that a program reads in one iteration.
+    processors: number of multiprocessors of the GPU. There are several parts only if one program for each _COLUMNS
+    outputs leaves half of the multiprocessors without a program.
+    """
+    programs, blocks = -(-outputs // _COLUMNS), -(-width // block)
+    parts = max(1, min(_MAX_PARTS, processors // programs, blocks))
+    span = -(-blocks // parts) * block
+    return -(-width // span), span
+
+
+def _block(x: Tensor, weight: Tensor, size: int) -> int:
+    """Return the number of inputs that a program of a matrix product reads in one iteration: `size` bytes of a row."""
+    contiguous = weight.stride() == (weight.shape[1], 1) and x.stride(1) == 1
+    if len(x) > MAX_TOKENS or not contiguous or x.dtype != weight.dtype:
+        raise ValueError(
+            f"no Triton kernel for {len(x)} tokens with the strides {x.stride()} and weights with the strides "
+            f"{weight.stride()}, in {x.dtype} and {weight.dtype}"
+        )
+    whole: int = triton.next_power_of_2(weight.shape[1])
+    return min(size // x.element_size(), max(16, whole))
+
+
+def _stages(block_bytes: int, rows: int) -> int:
+    """Return the number of blocks that fit into shared memory. rows: the rows of one block, of all tensors."""
+    return min(_STAGES, 1 + _SHARED_BYTES // (block_bytes * rows))
+
+
+def norm_linear(
+    x: Tensor,
+    update: Tensor | None,
+    norm: Tensor,
+    eps: float,
+    weight: Tensor,
+    activation: Activation | None = None,
+    *,
+    wide: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Compute `torch_kernels.norm_linear` with a Triton kernel."""
+    block = _block(x, weight, 256)  # with larger blocks, the parts of the update would need too much shared memory
+    tokens, width = x.shape
+    outputs = len(weight) // (1 if activation is None else 2)
+    out = torch.empty(tokens, outputs, device=x.device, dtype=torch.float32 if wide else x.dtype)
+    summed = x if update is None else torch.empty(tokens, width, device=x.device, dtype=x.dtype)
+    parts = 0 if update is None else len(update)
+    # the weights, the tokens, and the parts of the update in float32
+    rows = _COLUMNS * (1 if activation is None else 2) + MAX_TOKENS * (1 + parts * 4 // x.element_size())
+    triton_kernels.norm_product[(-(-outputs // _COLUMNS),)](
+        x,
+        x if update is None else update,
+        norm,
+        weight,
+        summed,
+        out,
+        tokens,
+        x.stride(0),
+        eps,
+        WIDTH=width,
+        OUTPUTS=outputs,
+        PARTS=parts,
+        GATE=activation is not None,
+        SILU=activation == "silu",
+        EARLY=x.dtype == torch.float16,
+        TOKENS=MAX_TOKENS,
+        COLUMNS=_COLUMNS,
+        BLOCK=block,
+        num_warps=4,
+        num_stages=_stages(block * x.element_size(), rows),
+    )
+    return out, summed
+
+
+def add_linear(
+    x: Tensor,
+    weight: Tensor,
+    residual: Tensor,
+    *,
+    every: int = 1,
+    constant: Tensor | None = None,
+    whole: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute `torch_kernels.add_linear` with a Triton kernel."""
+    block = _block(x, weight, 512)
+    tokens = len(residual)
+    outputs, width = weight.shape
+    parts, span = (1, width) if whole else sums_in_parts(width, outputs, block, _processors(x.device))
+    if parts == 1:
+        out = torch.empty(tokens, outputs, device=x.device, dtype=residual.dtype)
+    else:
+        out = torch.empty(parts, tokens, outputs, device=x.device, dtype=torch.float32)
+    triton_kernels.sum_product[-(-outputs // _COLUMNS), parts](
+        x,
+        weight,
+        residual,
+        residual if constant is None else constant,
+        out,
+        tokens,
+        x.stride(0),
+        residual.stride(0),
+        0 if constant is None or constant.dim() == 1 else constant.stride(0),
+        span,
+        WIDTH=width,
+        OUTPUTS=outputs,
+        EVERY=every,
+        WHOLE=parts == 1,
+        TOKENS=MAX_TOKENS,
+        COLUMNS=_COLUMNS,
+        BLOCK=block,
+        num_warps=4,
+        num_stages=_stages(block * x.element_size(), _COLUMNS + MAX_TOKENS),
+    )
+    return (out, None) if parts == 1 else (residual, out)
 
 
 def sample(

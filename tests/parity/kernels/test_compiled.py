@@ -27,8 +27,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from app.nn.kernels import triton_launch
-from app.nn.kernels.choice import fused_kernels
-from bench.kernels import Case, cases
+from app.nn.kernels.choice import LINEAR_OPERATIONS, fused_kernels
+from bench.kernels import ADD_LINEARS, NORM_LINEARS, Case, cases
 
 pytestmark = pytest.mark.unit
 
@@ -102,9 +102,14 @@ def test_all_kernels_compile_for_every_supported_gpu(
     arch: int, dtype: torch.dtype, machine: Callable[[int], Machine], tmp_path: Path
 ) -> None:
     here = machine(arch)
+    linear = arch >= 80 and dtype != torch.float32  # otherwise torch computes linear layers, see `_with_linear`
     for case in cases(1, dtype):
-        launch(case)
-    assert {name for name, _ in here.programs} == {"attend", "combine", "add_norm", "gated", "draw"}
+        # of the linear layers, those that need the most shared memory and registers
+        if case.kernel not in LINEAR_OPERATIONS or (linear and ("depth gate_up" in case.name or "cross" in case.name)):
+            launch(case)
+    kinds = {"attend", "combine", "add_norm", "gated", "draw"}
+    kinds |= {"norm_product", "sum_product"} if linear else set()
+    assert {name for name, _ in here.programs} == kinds
     for name, program in here.programs:
         assert program.metadata.shared <= SHARED[arch], name
         took = resources(program, tmp_path)
@@ -120,6 +125,18 @@ def test_half_precision_uses_tensor_cores(machine: Callable[[int], Machine]) -> 
     attends = [program for name, program in here.programs if name == "attend"]
     assert len(attends) == 2
     assert all("mma.sync" in program.asm["ptx"] for program in attends)
+
+
+def test_linear_layers_use_tensor_cores_and_read_ahead(machine: Callable[[int], Machine]) -> None:
+    """The weights come from memory while earlier ones are multiplied, and all numbers of tokens share one program."""
+    here = machine(90)
+    for rows in (1, 2, 8):
+        for case in cases(rows, torch.bfloat16):
+            if case.kernel in LINEAR_OPERATIONS:
+                launch(case)
+    assert all("mma.sync" in program.asm["ptx"] for _, program in here.programs)
+    assert all("cp.async" in program.asm["ptx"] for _, program in here.programs)
+    assert len({id(program) for _, program in here.programs}) == len(NORM_LINEARS) + len(ADD_LINEARS)
 
 
 def test_noise_uses_the_accurate_logarithm(machine: Callable[[int], Machine]) -> None:

@@ -19,7 +19,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton is not asked to interpret: make kernels", allow_module_level=True)
 
 from app.nn.kernels import torch_kernels, triton_launch
-from app.nn.kernels.choice import fused_kernels
+from app.nn.kernels.choice import LINEAR_OPERATIONS, fused_kernels
 from app.runtime.sampling import SamplingParams, exponential_noise
 from bench.kernels import Case, cases, check, mend_interpreter
 from tests.unit.test_kernels import asked, draws, sample_each_removal
@@ -38,7 +38,11 @@ ROUNDING = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}  # t
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
 
-@pytest.mark.parametrize("case", list(cases(2, torch.bfloat16)), ids=lambda case: case.name)
+# Linear layers of full size would take minutes here: see test_linear_interpreted.py.
+QUICK = [case for case in cases(2, torch.bfloat16) if case.kernel not in LINEAR_OPERATIONS]
+
+
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_kernels_equal_torch_for_the_shapes_of_the_models(case: Case) -> None:
     check(case, fused_kernels(), CPU)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ pytest.importorskip("triton", reason="Triton is not installed here: make kernels
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton is not asked to interpret: make kernels", allow_module_level=True)
 
+from app.nn.kernels import triton_launch
 from app.nn.kernels.choice import differs, fused_kernels
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling
@@ -27,6 +30,14 @@ mend_interpreter()
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(500)]
 
 CPU = torch.device("cpu")
+SetName = Literal["triton", "triton-linear"]
+SETS: tuple[SetName, ...] = ("triton", "triton-linear")
+
+
+@pytest.fixture(autouse=True)
+def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each program compute more outputs, because the interpreter takes milliseconds for each program."""
+    monkeypatch.setattr(triton_launch, "_COLUMNS", 1024)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -34,21 +45,31 @@ def test_fused_kernels_pass_the_start_check(dtype: torch.dtype) -> None:
     assert not differs(fused_kernels(), CPU, dtype)
 
 
-def test_csm_codes_are_equal_with_fused_kernels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SETS)
+def test_csm_codes_are_equal_with_fused_kernels(tmp_path: Path, name: SetName) -> None:
     depth = csm_config("tiny")["depth_decoder_config"]  # the kernels support no smaller attention head
     changes = {"head_dim": 16, "depth_decoder_config": depth | {"head_dim": 16}}
     folder = fabricate_csm(tmp_path, changes=changes)
     request = test_csm_runner.speech("Two frames.", 2, 2, sampling=Sampling(top_k=20, top_p=0.9))
-    options = {"capture": GraphCapture(CPU), "kernels": (fused_kernels(),), "max_rows": 1}
+    options = {
+        "capture": GraphCapture(CPU),
+        "kernels": (dataclasses.replace(fused_kernels(), name=name),),
+        "max_rows": 1,
+    }
     theirs = test_csm_runner.alone(test_csm_runner.make(folder), request)
     ours = test_csm_runner.alone(test_csm_runner.make(folder, **options), request)
     assert np.array_equal(ours, theirs)
 
 
-def test_dia_codes_are_equal_with_fused_kernels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SETS)
+def test_dia_codes_are_equal_with_fused_kernels(tmp_path: Path, name: SetName) -> None:
     folder = fabricate_dia(tmp_path)
     request = test_dia_runner.speech("A few.", 2, 1)
-    options = {"capture": GraphCapture(CPU), "kernels": (fused_kernels(),), "max_rows": 1}
+    options = {
+        "capture": GraphCapture(CPU),
+        "kernels": (dataclasses.replace(fused_kernels(), name=name),),
+        "max_rows": 1,
+    }
     theirs = test_dia_runner.alone(test_dia_runner.make(folder), request)
     ours = test_dia_runner.alone(test_dia_runner.make(folder, **options), request)
     assert np.array_equal(ours, theirs)
