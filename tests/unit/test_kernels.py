@@ -63,7 +63,7 @@ def tolerance(dtype: torch.dtype) -> dict[str, float]:
 def test_decode_attention_copies_no_cache() -> None:
     """Both matrix products read non-contiguous views of the cache directly."""
     cache = torch.zeros(2, 3, 8, 4, 1024, 64)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         torch_kernels.decode_attention(
             torch.zeros(4, 16, 64), cache[0, 1, :4], cache[1, 1, :4], torch.zeros(4).long(), 512, 1
         )
@@ -307,6 +307,7 @@ def test_triton_is_refused_without_cuda_or_triton(monkeypatch: pytest.MonkeyPatc
     assert "TTS_KERNELS=torch" in refused.value.remedy
     monkeypatch.setitem(sys.modules, "triton", None)  # behaves as if Triton were not installed
     monkeypatch.delitem(sys.modules, "app.nn.kernels.triton_launch", raising=False)
+    monkeypatch.delattr("app.nn.kernels.triton_launch", raising=False)  # the attribute stays after an import
     with pytest.raises(EngineUnavailable, match="Triton can't be imported") as missing:
         candidates("triton", gpu, dtype)
     assert "Install" in missing.value.remedy
