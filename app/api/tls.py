@@ -45,7 +45,7 @@ def read_pair(cert: Path, key: Path) -> ssl.SSLContext:
             raise ValueError(
                 f"{reason} Set two files that belong together. The server's own certificate must come first."
             ) from None
-        reason = f"TTS_TLS_CERT={cert} and TTS_TLS_KEY={key} can't be used: {error.reason or error}."
+        reason = f"TTS_TLS_CERT={cert} and TTS_TLS_KEY={key} can't be used: {error}."
         raise ValueError(f"{reason} Create the pair again, or check it with openssl x509 and openssl pkey.") from None
     except OSError as error:  # a file was removed after it was read above
         raise ValueError(f"TTS_TLS_CERT={cert} and TTS_TLS_KEY={key} can't be read: {error.strerror}.") from None

@@ -467,19 +467,19 @@ class Aligner(HelperProcess):
             head = json.dumps(order).encode() + b"\n"
             for _ in range(2):  # try twice, because the helper process may have ended since the last call
                 if self._closed.is_set():
-                    break
+                    return None
                 try:
                     return self._exchange(head, sound, until)
                 except (OSError, ValueError, KeyError, TypeError) as error:
                     if self._closed.is_set():
-                        break
+                        return None
                     log.warning(
                         "The alignment process gave no valid answer, so it is stopped: %r",
                         error,
                     )
                     self._end()
                     if isinstance(error, TimeoutError):
-                        break
+                        return None
         finally:
             self._lock.release()
         return None

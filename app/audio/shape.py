@@ -223,7 +223,7 @@ def soft_limit(samples: Samples) -> Samples:
         return samples
     room = np.float32(1.0) - _KNEE
     bent = np.minimum(_KNEE + room * np.tanh((magnitude - _KNEE) / room), np.float32(1.0))
-    return np.where(over, np.copysign(bent, samples), samples).astype(np.float32, copy=False)
+    return np.where(over, np.copysign(bent, samples), samples)
 
 
 @functools.lru_cache(maxsize=64)

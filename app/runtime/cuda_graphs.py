@@ -208,9 +208,9 @@ class SplitCapture(GraphCapture):
 
     @property
     def cost(self) -> CaptureCost:
-        costs = [capture.cost for capture in self._captures.values()]
-        seconds, size = sum(cost.seconds for cost in costs), sum(cost.bytes for cost in costs)
-        return CaptureCost(sum(cost.graphs for cost in costs), round(seconds, 3), size)
+        captures = self._captures.values()
+        seconds, size = sum(each._seconds for each in captures), sum(each._bytes for each in captures)
+        return CaptureCost(sum(each.graphs for each in captures), round(seconds, 3), size)
 
     def capture(self, body: Body) -> Body:
         assert isinstance(body, SplitBody)  # noqa: S101 - StepGraph creates the bodies

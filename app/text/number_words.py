@@ -160,7 +160,9 @@ def decade(value: int) -> str:
 
 def roman(numeral: str) -> int | None:
     """Return the value of a Roman numeral: "XIV" -> 14. None if `numeral` is not a canonical numeral from 1 to 89."""
-    total = roman_value(numeral) if all(letter in _ROMAN_VALUES for letter in numeral) else 0
+    if not all(letter in _ROMAN_VALUES for letter in numeral):
+        return None
+    total = roman_value(numeral)
     return total if 0 < total < 90 and to_roman(total) == numeral else None
 
 

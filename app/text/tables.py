@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def _table(rows: str) -> dict[str, str]:
     """Parse `key = value` entries, separated by line breaks or semicolons."""
-    pairs = (entry.split("=", 1) for entry in rows.replace("\n", ";").split(";") if entry.strip())
+    pairs = (entry.split("=") for entry in rows.replace("\n", ";").split(";") if entry.strip())
     return {key.strip(): value.strip() for key, value in pairs}
 
 

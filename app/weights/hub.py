@@ -390,12 +390,12 @@ def size_on_disk(files: ModelFiles, folder: Path) -> int:
 
 
 def downloaded_bytes(files: ModelFiles, models_dir: Path) -> int:
-    """Return how many bytes from the model's source are on the disk, including bytes of interrupted downloads."""
-    source = Source.parse(files)
-    if source.folder is not None:
-        return 0
+    """Return how many bytes of a repository are on the disk, including bytes of interrupted downloads.
+
+    files: its source is a repository and not a local folder.
+    """
     try:
-        return sum(path.stat().st_size for path in (source.cache(models_dir) / "blobs").iterdir())
+        return sum(path.stat().st_size for path in (Source.parse(files).cache(models_dir) / "blobs").iterdir())
     except OSError:
         return 0
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import httpx
 import huggingface_hub
 import numpy as np
 import pytest
+import typer
 
 from app import __version__
+from app import cli as command_line
 from app.audio.formats import AUDIO_FORMATS
 from app.jobs.store import JobStore
 from app.types import Reference
@@ -53,6 +55,17 @@ def test_say_writes_the_format_of_the_file_name(tmp_path: Path, recogniser: Reco
 def test_version_is_shown(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"tts-server {__version__}\n"
+
+
+def test_commands_are_those_of_the_documentation() -> None:
+    def names(command: Any) -> dict[str, Any] | None:
+        commands = getattr(command, "commands", None)  # None = the command is not a group
+        return None if commands is None else {name: names(each) for name, each in commands.items()}
+
+    simple = ("serve", "say", "book", "normalize", "check", "models", "plan", "download", "docs")
+    changes = dict.fromkeys(("add", "list", "remove"))
+    groups = {"voices": {"cast": None}, "keys": changes, "lexicon": changes}
+    assert names(typer.main.get_command(command_line.app)) == dict.fromkeys(simple) | groups
 
 
 def test_say_reads_standard_input_and_writes_standard_output(tmp_path: Path, recogniser: Recogniser) -> None:

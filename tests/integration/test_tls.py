@@ -198,8 +198,8 @@ BAD_PAIRS: dict[str, tuple[Any, str]] = {
     "cert_empty": (lambda a, b: (written(a.cert, ""), a.key), "contains no certificate in PEM format"),
     "key_empty": (lambda a, b: (a.cert, written(a.key, "")), "contains no private key in PEM format"),
     "cert_is_text": (lambda a, b: (written(a.cert, "certificate"), a.key), "contains no certificate in PEM format"),
-    "cert_damaged": (lambda a, b: (damaged(a.cert), a.key), "can't be used"),
-    "key_damaged": (lambda a, b: (a.cert, damaged(a.key)), "can't be used"),
+    "cert_damaged": (lambda a, b: (damaged(a.cert), a.key), r"can't be used: \[.*PEM.*\. Create the pair again"),
+    "key_damaged": (lambda a, b: (a.cert, damaged(a.key)), r"can't be used: \[.*PEM.*\. Create the pair again"),
     "key_encrypted": (lambda a, b: (a.cert, encrypted(a.key)), "TTS_TLS_KEY=.* has a passphrase"),
 }
 

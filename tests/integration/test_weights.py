@@ -223,6 +223,7 @@ def test_refusals_before_a_download(hub: FakeHub, tmp_path: Path, monkeypatch: p
         found = weights(url)
         assert (found["hub"]["code"], found["files"]["total_bytes"]) == ("hub_unreachable", None)
         assert [(each["gated"], each["bytes"]) for each in found["sources"]] == [(True, None), *[(False, None)] * 2]
+        assert [each["done_bytes"] for each in found["sources"]] == [0, 0, 0]
 
 
 def test_cancelled_and_failed_downloads_continue(hub: FakeHub, tmp_path: Path) -> None:

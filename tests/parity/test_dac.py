@@ -109,6 +109,12 @@ def test_streamed_audio_equals_transformers_for_any_chunk_size(
     assert worst(sound, whole(reference, codes)[0]) < EXACT
 
 
+def test_many_frames_in_one_call_are_all_decoded(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
+    reference, config, weights = pair
+    codes = some_codes(config, 1, 150)
+    assert worst(streamed(decoder(config, weights, 1), 0, codes[0], [150]), whole(reference, codes)[0]) < EXACT
+
+
 def test_streams_shorter_than_the_lookahead_are_complete(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
     """Each stream has its exact length and leaves no state for the next stream in its row."""
     reference, config, weights = pair

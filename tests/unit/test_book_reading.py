@@ -8,7 +8,7 @@ import random
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -523,9 +523,22 @@ def test_headings_of_plain_text(line: str, is_heading: bool) -> None:
     )
 
 
-def test_numbers_alone_are_headings_if_they_count() -> None:
-    text = "\n\n".join(f"{number}\n\nWords of a chapter." for number in ("I", "II", "III", "IV"))
-    assert [chapter.title for chapter in read_book(text.encode(), "a.txt").chapters] == ["I", "II", "III", "IV"]
+@pytest.mark.parametrize(
+    ("numbers", "are_headings"),
+    [
+        (("I", "II", "III", "IV"), True),
+        (("1", "2", "3"), True),
+        (("1", "2"), False),
+        (("1", "3", "4"), False),
+        (("2", "3", "4"), False),
+    ],
+)
+def test_numbers_alone_are_headings_if_there_are_three_and_they_count(
+    numbers: Sequence[str], are_headings: bool
+) -> None:
+    text = "\n\n".join(f"{number}\n\nWords of a chapter." for number in numbers)
+    chapters = read_book(text.encode(), "a.txt").chapters
+    assert [chapter.title for chapter in chapters] == ([*numbers] if are_headings else ["a"])  # "a": the file's name
 
 
 def test_lines_of_a_file_without_wrapping_are_paragraphs() -> None:

@@ -19,6 +19,7 @@ from app.runtime.cuda_graphs import (
     GraphBuckets,
     GraphCapture,
     PinnedDoubleBuffer,
+    SplitCapture,
     _release_tensors,
     at_least,
     doublings,
@@ -257,3 +258,10 @@ def test_cost_is_reported_in_milliseconds() -> None:
     capture = GraphCapture(torch.device("cpu"))
     capture._seconds = 1.23456
     assert capture.cost.seconds == 1.235
+
+
+def test_cost_of_a_split_model_is_the_sum_for_all_devices() -> None:
+    capture = SplitCapture((torch.device("cpu"), torch.device("meta")))
+    for each, seconds in zip(capture._captures.values(), (1.0004, 2.2225), strict=True):
+        each.graphs, each._seconds, each._bytes = 3, seconds, 1000
+    assert (capture.cost.graphs, capture.cost.seconds, capture.cost.bytes) == (6, 3.223, 2000)

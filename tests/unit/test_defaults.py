@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from app.engines.csm.config import parse_config as parse_csm
+from app.engines.csm.model import CsmModel
 from app.engines.dia.config import parse_config as parse_dia
+from app.nn.dac.config import DacConfig, parse_dac_config
 from app.nn.kv_cache import KVCache
 from app.nn.mimi.config import MimiConfig, read_mimi_config
 from app.nn.rope import Rope
 from app.nn.transformer import StackConfig
 from app.settings import Settings
 from app.types import PromptLimits, Scheduling, TextPacking
+from tests.support.random_csm import csm_config
 
 pytestmark = pytest.mark.unit
 
@@ -130,6 +134,33 @@ def test_missing_keys_of_dia_have_the_defaults_of_transformers() -> None:
 def test_missing_keys_of_mimi_have_the_defaults_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     assert MimiConfig() == read_mimi_config(transformers.MimiConfig().to_dict())
+
+
+def test_codec_without_a_config_is_descript_dac_44khz() -> None:
+    published = {
+        "model_type": "dac",
+        "sampling_rate": 44_100,
+        "encoder_hidden_size": 64,
+        "downsampling_ratios": [2, 4, 8, 8],
+        "decoder_hidden_size": 1536,
+        "upsampling_ratios": [8, 8, 4, 2],
+        "n_codebooks": 9,
+        "codebook_size": 1024,
+        "codebook_dim": 8,
+        "hidden_size": 1024,
+        "hop_length": 512,
+    }
+    assert DacConfig() == parse_dac_config(published) == parse_dac_config({})
+    changed = parse_dac_config(published | {"codebook_dim": 4, "hidden_size": 512, "n_codebooks": 3})
+    assert (changed.codebook_dim, changed.latent_width, changed.codebooks) == (4, 512, 3)
+
+
+def test_cpu_computes_the_depth_decoder_in_float32() -> None:
+    raw = csm_config("tiny")
+    for device, dtype in ((torch.device("cpu"), torch.float32), (torch.device("meta"), torch.bfloat16)):
+        model = CsmModel(parse_csm(raw), device=device, dtype=torch.bfloat16)
+        cache = model.depth_kv_cache(1)
+        assert cache.k.dtype == cache.v.dtype == dtype
 
 
 @pytest.mark.parametrize(("device", "batched"), [("cpu", False), ("meta", True)])

@@ -30,6 +30,7 @@ from app.text.pronunciations import unknown_symbol
 from app.text.writing_systems import script_language
 from app.types import Sampling, SpokenLine, Utterance, Voice
 from app.voices.presets import PROFILES, preset
+from tests.support.ears import loudness_lufs
 
 pytestmark = pytest.mark.unit
 
@@ -170,6 +171,12 @@ async def test_voices_differ_in_pitch(engine):
     ]
     assert 55 < onyx < 0.8 * alloy
     assert 1.1 * alloy < shimmer < 320
+
+
+@pytest.mark.parametrize("voice", TIMBRES)
+async def test_every_voice_is_equally_loud(engine, voice):
+    text = "We walked along the river after dinner, and the library closes at eight this evening. Please call me back."
+    assert loudness_lufs(await spoken(engine, text, voice=voice), engine.info.rate_hz) == pytest.approx(-20, abs=0.6)
 
 
 async def test_every_voice_produces_different_audio(engine):

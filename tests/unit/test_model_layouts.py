@@ -375,7 +375,9 @@ def test_folder_of_a_training_run_is_loaded(
     assert load(tmp_path, "me/run/checkpoint-500", **options)[0] == expected
     assert not hub.downloads("optimizer.pt")
     assert "CSM_MODEL=me/run/checkpoint-1000" in refusal(tmp_path, "me/run", **options)
-    assert "checkpoint-500" in refusal(tmp_path, "me/run/checkpoint-7", **options)
+    told = refusal(tmp_path, "me/run/checkpoint-7", **options)
+    assert "me/run contains no weights, but its folders do: checkpoint-500, checkpoint-1000." in told
+    assert "CSM_MODEL=me/run/checkpoint-1000." in told
     assert "does not exist" in refusal(tmp_path, "me/other/checkpoint-7", **options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -188,6 +189,21 @@ def no_speech() -> dict[str, np.ndarray]:
         "music in syllables": 0.1 * music * syllables,
         "clicks": np.where(np.arange(count) % 3_000 < 4, np.float32(0.5), np.float32(0.0)),
     }
+
+
+def test_profiles_of_preset_voices_fit_people_and_their_descriptions():
+    """See app/voices/presets.py for the ranges of the pitch. The brightness of speech is about -20 to -8 dB."""
+    ranges = {"male": (85, 155), "female": (165, 255)}
+    bright, dark = [], []
+    for profile in PROFILES.values():
+        words = set(re.findall(r"\w+", profile.description.lower()))
+        lowest, highest = next((ranges[sex] for sex in ranges if sex in words), (85, 255))
+        assert lowest <= profile.pitch_hz <= highest
+        assert -20 <= profile.brightness_db <= -8
+        bright += [profile.brightness_db] * bool(words & {"bright", "light"})
+        dark += [profile.brightness_db] * bool(words & {"deep", "low", "soft"})
+    assert len(bright) == len(dark) == 3
+    assert max(dark) + 3 < min(bright)
 
 
 @pytest.mark.parametrize("kind", NO_SPEECH)

@@ -197,6 +197,55 @@ def test_wrong_value_is_refused(monkeypatch, variable, value):
     assert error.value.errors()[0]["loc"] == (variable,)
 
 
+# For each variable with a range: the values that are just outside (None = no limit) and the limits themselves.
+RANGES = {
+    "TTS_LOAD_WAIT_S": ("-0.1", "0", "3600", "3600.1"),
+    "TTS_IDLE_UNLOAD_S": ("-0.1", "0", "1e9", None),
+    "TTS_ADAPTER_SLOTS": ("-1", "0", "128", "129"),
+    "TTS_ADAPTER_RANK": ("0", "1", "256", "257"),
+    "CSM_SPEAKERS": ("3,-1", "3,0", "3,999", "3,1000"),
+    "CSM_CONTEXT_LINES": ("-1", "0", "100", "101"),
+    "TTS_GPU_MEMORY_FRACTION": ("0", "0.001", "1", "1.001"),
+    "TTS_STEPS_PER_CHECK": ("0", "1", "32", "33"),
+    "PORT": ("-1", "0", "65535", "65536"),
+    "TTS_MAX_INPUT_CHARS": ("0", "1", "100000000", None),
+    "TTS_MAX_BODY_BYTES": ("1023", "1024", "10000000000", None),
+    "TTS_MAX_UPLOAD_BYTES": ("1023", "1024", "10000000000", None),
+    "TTS_MAX_ADAPTER_BYTES": ("1023", "1024", "10000000000", None),
+    "TTS_READ_TIMEOUT_S": ("0", "0.001", "3600", "3600.1"),
+    "TTS_KEEP_ALIVE_S": ("0", "1", "1000000", None),
+    "TTS_MAX_ROWS": ("0", "1", "1024", "1025"),
+    "TTS_MAX_QUEUE": ("-1", "0", "1000000", None),
+    "TTS_CASTING_WAIT_S": ("-0.1", "0", "600", "600.1"),
+    "TTS_MEMORY_TOKENS": ("-1", "0", "100000", "100001"),
+    "TTS_MEMORY_TTL_S": ("0", "0.001", "1e9", None),
+    "TTS_OUTBOX_S": ("0.1", "0.101", "1e6", None),
+    "TTS_READER_TIMEOUT_S": ("0.09", "0.1", "86400", "86400.1"),
+    "TTS_CACHE_BYTES": ("-1", "0", "10000000000000", None),
+    "TTS_JOBS_MAX_CHARS": ("-1", "0", "10000000000", None),
+    "TTS_JOBS_KEEP_DAYS": ("-0.1", "0", "100000", None),
+    "TTS_SHUTDOWN_GRACE_S": ("-1", "0", "1000000", None),
+}
+
+
+@pytest.mark.parametrize("variable", RANGES)
+def test_limits_of_a_range_are_accepted_and_values_outside_are_refused(monkeypatch, variable):
+    below, lowest, highest, above = RANGES[variable]
+    for value in (lowest, highest):
+        monkeypatch.setenv(variable, value)
+        Settings()
+    for value in filter(None, (below, above)):
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(ValidationError) as error:
+            Settings()
+        assert error.value.errors()[0]["loc"][0] == variable
+
+
+def test_every_number_has_a_range():
+    numbers = {str(field.alias) for field in FIELDS.values() if field.annotation in (int, float)}
+    assert numbers <= RANGES.keys()
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "name", "expected"),
     [

@@ -163,6 +163,15 @@ def test_answer_from_the_cache_is_not_searched_again(
     assert answers[0][0] in (None, answers[1][0])
 
 
+def test_stored_times_keep_each_word_also_words_without_a_time() -> None:
+    found = [
+        Found([[(0.1, 0.25), None, (0.25, 0.5), None], [None, (1.0, 1.5), (2.0, 2.25)], []]),
+        Found([], "No times."),
+        Found([[None, None]]),
+    ]
+    assert unpack(pack(map(pack_utterance, found))) == [found[0], None, found[2]]
+
+
 def test_equal_samples_have_stored_times_in_each_format(tmp_path: Path, searched: list[str]) -> None:
     requests = [ask(STORED, format=each) for each in ("pcm", "mp3", "opus", "wav", "aac", "flac")]
     found = asyncio.run(times_of(tmp_path, *requests))
