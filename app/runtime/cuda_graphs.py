@@ -15,12 +15,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from app.runtime.faults import is_out_of_memory
+
+if TYPE_CHECKING:
+    from app.runtime.kernel_times import KernelTimes
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,8 @@ class GraphCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        # the times of kernels that an earlier start has measured; None = every start measures them
+        self.kernel_times: KernelTimes | None = None
         self._on_cuda = device.type == "cuda"
         self._stream: Any = torch.cuda.Stream(device) if self._on_cuda else None  # type: ignore[no-untyped-call]
         self.forget()
@@ -330,13 +335,15 @@ def fastest(
             log.warning("there is too little memory to measure the kernels %s, so these kernels are not used", name)
     if not seconds:
         raise torch.OutOfMemoryError("There is too little memory to capture the step of one row.")
+    return choices[fastest_of(seconds, "measured now")], seconds
+
+
+def fastest_of(seconds: Mapping[str, float], source: str) -> str:
+    """Return the name with the smallest time, and log all times. source: says in the log where the times are from."""
     best = min(seconds, key=seconds.__getitem__)
-    log.info(
-        "the engine uses the kernels %s, the fastest of %s",
-        best,
-        ", ".join(f"{name} ({s * 1e3:.2f} ms)" for name, s in seconds.items()),
-    )
-    return choices[best], seconds
+    times = ", ".join(f"{name} ({second * 1e3:.2f} ms)" for name, second in seconds.items())
+    log.info("the engine uses the kernels %s, the fastest of %s, %s", best, times, source)
+    return best
 
 
 def _release_tensors(error: BaseException | None) -> None:

@@ -129,7 +129,7 @@ def _why_no_cuda() -> tuple[str, str]:
         message = str(error)
     else:
         message = ""
-    found = _driver_version()
+    found = driver_version()
     if "too old" in message:
         reason = f"The NVIDIA driver{f' {found}' if found else ''} is too old for this PyTorch."
         return reason, f"{needed}: update the driver, or use cpu."
@@ -151,7 +151,7 @@ def _driver_for(cuda: str) -> str:
     return f"{oldest} or newer" if oldest else f"of CUDA {cuda} or newer"
 
 
-def _driver_version() -> str | None:
+def driver_version() -> str | None:
     """Return the version of the NVIDIA kernel module, or None if the module is not loaded."""
     try:
         found = re.search(r"\b\d{3,}(?:\.\d+)+", _DRIVER_FILE.read_text("ascii", "replace"))

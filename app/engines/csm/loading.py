@@ -344,6 +344,7 @@ def _load(
             dtype,
             impossible=REFERENCE_NOISE if reference_noise else "",
             other_devices=[stage.device for stage in stages[1:]],
+            config=config,
         )
         return load_runner(
             folder,

@@ -277,7 +277,7 @@ def _load(
         rows, planned = memory.rows, memory.facts
     with loading_on((device,), settings):
         impossible = REFERENCE_NOISE if reference_noise else ""
-        capture, kernels, captured = graph_capture(settings, device, dtype, impossible=impossible)
+        capture, kernels, captured = graph_capture(settings, device, dtype, impossible=impossible, config=config)
         return load_runner(
             folder,
             codec,

@@ -20,6 +20,7 @@ from app.runtime.cuda_graphs import GraphCapture, SplitCapture, use_frame_stream
 from app.runtime.device import cpu_threads, device_notes, set_math_backends, using
 from app.runtime.faults import is_device_lost
 from app.runtime.heap import separate_large_blocks
+from app.runtime.kernel_times import kernel_times
 from app.runtime.pages import use_huge_pages
 from app.weights import download, hub
 from app.weights.hub_token import find_token
@@ -154,12 +155,13 @@ def graph_capture(
     *,
     impossible: str = "",
     other_devices: Sequence[torch.device] = (),
+    config: object = None,
 ) -> tuple[GraphCapture | None, Sequence[Kernels], Setup]:
     """Return the graph capture, the candidate kernels, and the values for /health about both.
 
     If the engine uses no CUDA graphs, the capture is None and there are no kernels. impossible: the reason why the
     engine can't use CUDA graphs; "" = the engine can use CUDA graphs. other_devices: all devices of the model except
-    `device`.
+    `device`. config: the configuration of the model, on which the times of the kernels depend.
     """
     if other := [each for each in other_devices if each.type != "cuda"]:
         impossible = f"A part of the model is on {other[0]}, and CUDA graphs need CUDA devices."
@@ -175,6 +177,8 @@ def graph_capture(
     if found.reason:
         notes = (*notes, ("kernels_reason", found.reason))
     capture = SplitCapture((device, *other_devices)) if other_devices else GraphCapture(device)
+    folder = settings.folder("models") / "cache" / "kernels"
+    capture.kernel_times = kernel_times(folder, (device, *other_devices), f"{config} {dtype} TF32: {settings.tf32}")
     return capture, found.kernels, notes
 
 

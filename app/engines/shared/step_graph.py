@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 
-from app.runtime.cuda_graphs import GraphBuckets, SplitBody, doublings, fastest, upload
+from app.runtime.cuda_graphs import GraphBuckets, SplitBody, doublings, fastest, fastest_of, upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,9 +108,8 @@ class StepGraph(Generic[Key]):
             return SplitBody(tuple((partial(call, part, rows, key, kernels), device) for part, device in body))
 
         for timed in self._timed_rows():
-            usable = {name: each for name, each in self._candidates.items() if self._has_form(each, timed)}
             try:
-                best, seconds = fastest(usable, partial(bound, timed, shortest), self._device, capture.fresh)
+                best, seconds = self._fastest(capture, timed, partial(bound, timed, shortest))
             except torch.OutOfMemoryError:
                 if timed == 1:
                     raise
@@ -123,6 +122,28 @@ class StepGraph(Generic[Key]):
             lambda rows, key: bound(rows, key, self.kernels_of(rows)),
             lambda rows, key: key_for(self.kernels_of(rows), key),
         )
+
+    def _fastest(
+        self, capture: GraphCapture, rows: int, body: Callable[[Kernels], Body]
+    ) -> tuple[Kernels, dict[str, float]]:
+        """Return the fastest kernels for this number of rows, and the seconds of a step with each set of kernels.
+
+        Uses the times of an earlier start, if that start has measured the same kernels. body: returns the step with the
+        given kernels.
+        """
+        usable = {name: each for name, each in self._candidates.items() if self._has_form(each, rows)}
+        if capture.kernel_times is None or len(usable) == 1:
+            return fastest(usable, body, self._device, capture.fresh)
+        # A set in which torch replaces some kernels has another time than the whole set.
+        labels = {" ".join((name, *each.from_torch)): name for name, each in usable.items()}
+        known = capture.kernel_times.of(rows, labels)
+        if known is not None:
+            seconds = {labels[label]: second for label, second in known.items()}
+            return usable[fastest_of(seconds, f"measured at an earlier start for {rows} rows")], seconds
+        best, seconds = fastest(usable, body, self._device, capture.fresh)
+        if seconds.keys() == usable.keys():
+            capture.kernel_times.add(rows, {label: seconds[name] for label, name in labels.items()})
+        return best, seconds
 
     def _timed_rows(self) -> Sequence[int]:
         """Return the numbers of rows for which `capture` times the kernels, in ascending order."""
