@@ -272,6 +272,19 @@ def test_v01_codes_are_equal(v01: DiaModel, reference: Any, model: DiaModel, len
     assert not torch.equal(generate(model, TEXT, 20, how, prompt=prompt, seed=seed), expected)
 
 
+@pytest.mark.parametrize(("score", "ends"), [(0.9, (False, False)), (1.2, (True, False)), (1.3, (True, True))])
+def test_only_v01_reduces_the_score_of_the_end(
+    model: DiaModel, v01: DiaModel, score: float, ends: tuple[bool, bool]
+) -> None:
+    """The best code has the score 1. The speech ends if the score of EOS is larger; v0.1 multiplies it by 0.8."""
+    for config, expected in zip((model.config, v01.config), ends, strict=True):
+        logits = torch.zeros(1, config.channels, config.audio_vocab)
+        logits[0, 0, 7] = 1.0
+        logits[0, 0, config.eos] = score
+        codes, ending = pick(config, (logits, logits), [GREEDY], None)
+        assert (ending.tolist(), codes[0, 0].item()) == ([expected], config.eos if expected else 7)
+
+
 def test_v01_speech_ends_where_the_reference_ends(reference: Any, tmp_path: Path) -> None:
     plain = ReferenceV01(oracle.model(seed=3))
     how, prompt = GREEDY, torch.zeros(0, 9, dtype=torch.long)
