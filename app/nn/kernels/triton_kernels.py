@@ -314,6 +314,27 @@ def _score(key):
 
 
 @triton.jit
+def _kth(score, mask, limit):
+    """Return the score with the rank `limit`. Finds it with a binary search over the bits of the scores."""
+    key = tl.where(mask, _ordered(score), 0)
+    kth = tl.cast(0, tl.uint32)
+    bit = tl.cast(1 << 30, tl.uint32)
+    for _ in range(16):
+        # Each pass finds two bits of `kth`. For each of three candidates, it counts the keys that are at least as large
+        # as the candidate. One sum contains the three counts.
+        counts = (key >= kth + bit).to(tl.int64)
+        counts += (key >= kth + 2 * bit).to(tl.int64) << 20
+        counts += (key >= kth + 3 * bit).to(tl.int64) << 40
+        reached = tl.sum(counts, axis=0)
+        steps = (reached & 0xFFFFF) >= limit
+        steps = steps.to(tl.uint32) + (((reached >> 20) & 0xFFFFF) >= limit).to(tl.uint32)
+        steps += ((reached >> 40) >= limit).to(tl.uint32)
+        kth += steps * bit
+        bit >>= 2
+    return _score(kth)
+
+
+@triton.jit
 def draw(
     logits,
     temperatures,
@@ -330,54 +351,34 @@ def draw(
     CODES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Draw one code of one row. Finds the limits of top-k and top-p with a binary search over bits, without a sort."""
+    """Draw one code of one row, without a sort.
+
+    The code with the largest ratio of weight and noise is drawn. Top-k and top-p need no limits: the drawn code is kept
+    if fewer than k codes have a higher score, and if the codes with at most its score have enough weight. If it is not
+    kept, all codes with at most its score are not kept either, and the next largest ratio is drawn. With usual
+    parameters, one or two draws are enough. Only top-p of the codes that top-k keeps needs the limit of top-k.
+    """
     place = tl.program_id(0)
     row = place // CHANNELS
     channel = place % CHANNELS
     lane = tl.arange(0, BLOCK)
     mask = lane < CODES
-    score = tl.load(
-        logits + row.to(tl.int64) * logits_row + channel * logits_channel + lane, mask=mask, other=float("-inf")
-    )
+    logits += row.to(tl.int64) * logits_row + channel * logits_channel
+    score = tl.load(logits + lane, mask=mask, other=float("-inf"))
     score = tl.where(lane == tl.load(banned + place), float("-inf"), score)
     temperature = tl.load(temperatures + row)
     if temperature <= 0:
         code = tl.argmax(score, axis=0)
     else:
         score = tl.div_rn(score, tl.zeros_like(score) + temperature)
-        key = tl.where(mask, _ordered(score), 0)
         limit = tl.load(top_ks + row)
-        if (limit > 0) & (limit < CODES):
-            kth = tl.cast(0, tl.uint32)
-            bit = tl.cast(1 << 30, tl.uint32)
-            for _ in range(16):
-                # Each pass finds two bits of `kth`. For each of three candidates, it counts the keys that are at least
-                # as large as the candidate. One sum contains the three counts.
-                counts = (key >= kth + bit).to(tl.int64)
-                counts += (key >= kth + 2 * bit).to(tl.int64) << 20
-                counts += (key >= kth + 3 * bit).to(tl.int64) << 40
-                reached = tl.sum(counts, axis=0)
-                steps = (reached & 0xFFFFF) >= limit
-                steps = steps.to(tl.uint32) + (((reached >> 20) & 0xFFFFF) >= limit).to(tl.uint32)
-                steps += ((reached >> 40) >= limit).to(tl.uint32)
-                kth += steps * bit
-                bit >>= 2
-            score = tl.where(score < _score(kth), float("-inf"), score)
-        best = tl.max(score, axis=0)
-        weight = tl.exp(score - best)
+        limited = (limit > 0) & (limit < CODES)
         share = tl.load(top_ps + row)
-        if share < 1:
-            allowed = (1 - share) * tl.sum(weight, axis=0)
-            edge = tl.cast(0, tl.uint32)
-            bit = tl.cast(1 << 31, tl.uint32)
-            for _ in range(32):
-                # Find the highest key for which the sum of the weights of all lower keys is at most `allowed`.
-                candidate = edge + bit
-                below = tl.sum(tl.where(key < candidate, weight, 0.0), axis=0)
-                edge = tl.where(below <= allowed, candidate, edge)
-                bit >>= 1
-            edge = tl.minimum(edge, tl.max(key, axis=0))
-            weight = tl.where(score < _score(edge), 0.0, weight)
+        if limited & (share < 1):
+            score = tl.where(score < _kth(score, mask, limit), float("-inf"), score)
+            limited = limit < 0
+        weight = tl.exp(score - tl.max(score, axis=0))
+        allowed = (1 - share) * tl.sum(weight, axis=0) if share < 1 else -1.0
         state = tl.load(seeds + row).to(tl.uint64, bitcast=True)
         frame = tl.load(frames + row).to(tl.uint64, bitcast=True)
         state = _mix(_mix(state * 0x9E3779B97F4A7C15 + 1) + frame * 0x9E3779B97F4A7C15)
@@ -386,7 +387,17 @@ def draw(
         # The upper limit is 1 - 2^-24. Without the limit, 24 bits that are all 1 would round to 1.0, and -log(1.0) is
         # -0.0.
         uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-8, 0.999999940395355224609375)
-        noise = -tl.log(uniform)
-        # A code that top-k or top-p removes has the weight 0. Such a code gets -1, so it is never chosen.
-        code = tl.argmax(tl.where(mask & (weight > 0), weight / noise, -1.0), axis=0)
+        # A code that can't be drawn has the weight 0. Such a code gets -1, so it is never chosen.
+        ratio = tl.where(mask & (weight > 0), weight / -tl.log(uniform), -1.0)
+        code = tl.cast(0, tl.int32)
+        removed = True
+        while removed:
+            best, code = tl.max(ratio, axis=0, return_indices=True)
+            mine = tl.div_rn(tl.load(logits + code), temperature)
+            above = tl.sum((score > mine).to(tl.int32), axis=0)
+            removed = limited & (above >= limit)
+            if share < 1:
+                removed |= (above > 0) & (tl.sum(tl.where(score <= mine, weight, 0.0), axis=0) <= allowed)
+            removed &= best > 0  # otherwise the row has NaN or infinite values
+            ratio = tl.where(score <= mine, -1.0, ratio)
     tl.store(out + place, tl.minimum(code, CODES - 1).to(tl.int64))

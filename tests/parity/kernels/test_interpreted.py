@@ -286,6 +286,30 @@ def test_codes_with_equal_scores_at_the_limit_stay_and_zeros_of_both_signs_are_e
         assert set(result.tolist()) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 7])
+@pytest.mark.parametrize("top_p", [1.0, 0.3])
+def test_codes_that_need_many_draws_equal_torch(top_k: int, top_p: float) -> None:
+    """With a high temperature, most draws are outside of top-k, so codes are drawn again until one is kept."""
+    logits = torch.randn(30, 700, generator=torch.Generator().manual_seed(1))
+    rows, none = torch.arange(30), torch.full((30,), -1)
+    params = torch.full((30,), 50.0), torch.full((30,), top_k), torch.full((30,), top_p)
+    result = triton_launch.sample(logits, *params, rows, rows, 0, 1, none)
+    assert torch.equal(result, torch_kernels.sample(logits, *params, rows, rows, 0, 1, none))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, with which the interpreter computes
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (0, 0.5), (3, 0.9), (0, 1.0)])
+def test_draw_of_a_row_that_is_not_finite_ends(bad: float, top_k: int, top_p: float) -> None:
+    for places in (slice(None), slice(3, 4), slice(3, 30)):
+        logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(1))
+        logits[:, places] = bad
+        params = torch.ones(1), torch.tensor([top_k]), torch.tensor([top_p])
+        zero = torch.zeros(1, dtype=torch.int64)
+        code = triton_launch.sample(logits, *params, zero, zero, 0, 1, zero - 1)
+        assert 0 <= int(code) < 40
+
+
 def test_missing_codebooks_are_rejected() -> None:
     params = torch.ones(1), torch.zeros(1).long(), torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long()
     with pytest.raises(ValueError, match=r"codebooks 4\.\.4 do not exist"):
