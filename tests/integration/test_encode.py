@@ -83,3 +83,17 @@ def test_wrong_requests_are_refused(server: str, data: bytes, fields: dict[str, 
     error = answer.json()["error"]
     assert error["param"] in ("file", *fields)
     assert code in (None, error["code"])
+
+
+@pytest.mark.parametrize(
+    ("data", "raw", "words"),
+    [
+        (wav_header(24_000, 0), False, "has no samples"),
+        (b"", True, "has no samples"),
+        (b"odd", True, "ends in the middle of a sample"),
+    ],
+)
+def test_error_says_what_the_samples_lack(server: str, data: bytes, raw: bool, words: str) -> None:
+    answer = encode(server, data, input_format="pcm" if raw else "wav")
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from fastapi.exceptions import RequestValidationError
 
 from app import errors
-from app.api.errors import STATUS, body_of, envelope, response_to, status_of, unexpected
+from app.api.errors import PROBLEMS, STATUS, body_of, described, envelope, problem, response_to, status_of, unexpected
 
 pytestmark = pytest.mark.unit
 
@@ -183,3 +184,56 @@ def test_module_docstring_names_every_error():
     for kind in subclasses(errors.EngineUnavailable):
         # this error reports why no engine runs, and is never a response
         assert not issubclass(kind, errors.SpeechError)
+
+
+@pytest.mark.parametrize("status", PROBLEMS)
+def test_documented_headers_of_an_error(status):
+    expected = {
+        401: {"WWW-Authenticate"},
+        409: {"x-should-retry"},
+        429: {"Retry-After"},
+        500: {"x-should-retry"},
+        503: {"Retry-After", "x-should-retry"},
+        507: {"x-should-retry"},
+    }
+    assert set(problem(status).get("headers", {})) == expected.get(status, set())
+
+
+@pytest.mark.parametrize(
+    ("location", "field"),
+    [
+        (("body", "seed"), "seed"),
+        (("body", "seed", "int"), "seed"),
+        (("query", "limit"), "limit"),
+        (("body", "turns", 3), "turns.3"),
+        (("body", "turns", 3, "text"), "turns.3.text"),
+        (("body", "turns", 3, "text", "str"), "turns.3.text"),
+        (("body", "(tag)", "seed"), "seed"),
+        (("body", "(tag)", "turns", 0, "text", "str"), "turns.0.text"),
+        (("body", "(tag)"), "(tag)"),
+    ],
+)
+def test_wrong_field_has_its_name_in_the_request(location, field):
+    found = RequestValidationError([{"type": "int_type", "loc": location, "msg": "Input should be an integer"}])
+    assert described(found) == (field, f"`{field}`: Input should be an integer")
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "words"),
+    [
+        ("string_too_short", {"min_length": 1}, "must not be empty"),
+        ("too_short", {"min_length": 1}, "must not be empty"),
+        ("string_too_short", {"min_length": 2}, "must have at least 2 characters"),
+        ("string_too_long", {"max_length": 9}, "must have at most 9 characters"),
+        ("too_short", {"min_length": 2}, "must have at least 2 items"),
+        ("too_long", {"max_length": 9}, "must have at most 9 items"),
+    ],
+)
+def test_wrong_length_is_described_in_words(kind, limits, words):
+    found = RequestValidationError([{"type": kind, "loc": ("body", "x"), "msg": "", "ctx": limits}])
+    assert described(found) == ("x", f"`x`: {words}")
+
+
+def test_five_wrong_fields_are_described():
+    found = RequestValidationError([{"type": "t", "loc": ("body", f"f{n}"), "msg": f"m{n}"} for n in range(7)])
+    assert described(found) == ("f0", "`f0`: m0; `f1`: m1; `f2`: m2; `f3`: m3; `f4`: m4")
