@@ -330,7 +330,7 @@ def _field_at(location: Sequence[str | int]) -> str:
     bodies, and the parts that pydantic adds after the field.
     """
     if len(location) > 2 and isinstance(location[1], str) and location[1].startswith("("):
-        location = (location[0], *location[2:])
+        location = location[1:]  # the tag takes the place of `body`
     inside_list = len(location) > 2 and isinstance(location[2], int)
     return ".".join(str(part) for part in location[1 : 4 if inside_list else 2])
 
