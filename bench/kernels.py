@@ -231,6 +231,28 @@ def sample_case(name: str, codes: int, channels: int, codebooks: int, rows: int)
     return Case(f"sample {name} {channels}x{codes}", "sample", rows, 4 * rows * channels * codes, make, run)
 
 
+def guided_case(name: str, codes: int, channels: int, rows: int) -> Case:
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        logits = 2 * _normal(generator, device, torch.float32, rows, 2, channels, codes)
+        params = torch.tensor([1.8, 0.9, 3.0], device=device).repeat(rows, 1)
+        limits, suppressed = torch.full((rows,), 45, device=device), torch.arange(rows, device=device) % 2
+        seeds, frames = torch.randint(1 << 50, (2, rows), generator=generator, device=device)
+        temperature, top_p, scales = (each.contiguous() for each in params.unbind(1))
+        return logits, scales, temperature, limits, top_p, seeds, frames, suppressed
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        logits, scales, *params, suppressed = inputs
+        temperature, top_k, top_p, seeds, frames = params
+        found = kernels.guided_sample(
+            logits, scales, temperature, top_k, top_p, seeds, frames, suppressed, codes - 4, None, fast_path=True
+        )
+        return [each.long() for each in found]
+
+    return Case(
+        f"guided_sample {name} {channels}x{codes}", "guided_sample", rows, 8 * rows * channels * codes, make, run
+    )
+
+
 def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
     """Yield all kernel calls in a step of each model with `rows` rows."""
     for shape in ATTENTIONS:
@@ -246,6 +268,7 @@ def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
     for name, width, outputs, every in ADD_LINEARS:
         if rows * every <= MAX_TOKENS:
             yield add_linear_case(name, width, outputs, every, rows, dtype)
+    yield guided_case("dia", 1028, 9, rows)
     for name, codes, channels, codebooks in HEADS_OF_CODES:
         yield sample_case(name, codes, channels, codebooks, rows)
 

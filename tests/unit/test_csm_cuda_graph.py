@@ -425,7 +425,8 @@ def test_kernels_are_chosen_for_several_numbers_of_rows(tiny_csm: Path) -> None:
     facts = dict(some.setup)
     assert facts["kernels"] == "torch for 1, 2, 4 rows; triton for 8 rows"
     assert (
-        facts["kernels_by_operation"] == "triton: step_attention, decode_attention, add_rms_norm, gate; torch: sample"
+        facts["kernels_by_operation"]
+        == "triton: step_attention, decode_attention, add_rms_norm, gate, guided_sample; torch: sample"
     )
     assert facts["kernels_reason"] == "Noted."
     for row in (0, 7):

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from app.engines.dia.guidance import candidates
+from app.engines.dia.guidance import end_factor
 from app.engines.shared.step_graph import StepGraph
 from app.nn.kernels.choice import TORCH, Kernels
 from app.runtime.cuda_graphs import PinnedDoubleBuffer, at_least, doublings
-from app.runtime.sampling import TOP_K_FAST, draw, exponential_noise
+from app.runtime.sampling import TOP_K_FAST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,7 +191,7 @@ class DiaCudaGraph:
         active = self.steps.selected[:count] & self._speaking[:count]
         rows = torch.arange(count, device=model.device)
         at = position.clamp(max=c.max_positions - 1)
-        conditional, unconditional = model.decode_static(
+        logits = model.decode_static(
             self._delay_pattern.at(rows, at),
             self._cache,
             at,
@@ -202,23 +202,21 @@ class DiaCudaGraph:
             kernels=kernels,
             adapters=adapters if key.adapted else None,
         )
-        non_finite = active & ~(
-            conditional.isfinite().all(dim=2).all(dim=1) & unconditional.isfinite().all(dim=2).all(dim=1)
+        drawn, ending, finite = kernels.guided_sample(
+            logits,
+            scales,
+            temperature,
+            top_k,
+            top_p,
+            seeds,
+            draws,
+            min_frames_left,
+            c.eos,
+            end_factor(c),
+            fast_path=key.fast_path,
         )
-        most = TOP_K_FAST if key.fast_path else None
-        suppressed = min_frames_left > 0
-        # These scores of channel 0 do not suppress EOS. So they show whether EOS would have ended the speech.
-        unsuppressed = candidates(c, conditional[:, :1], unconditional[:, :1], scales=scales, top_k=top_k, most=most)
-        early_eos = active & suppressed & unsuppressed[:, 0, c.eos].isfinite()
-        scores = candidates(c, conditional, unconditional, scales=scales, top_k=top_k, most=most, suppressed=suppressed)
-        # for 0626, `candidates` has already applied top_k
-        limits = torch.zeros_like(top_k) if c.release == "0626" else top_k
-        if kernels.name == "torch":
-            noise = exponential_noise(seeds, draws, c.channels, c.audio_vocab)
-            drawn = draw(scores, temperature, limits, top_p, noise)
-        else:
-            unbanned = torch.full((count, c.channels), -1, dtype=torch.int64, device=model.device)
-            drawn = kernels.sample(scores, temperature, limits, top_p, seeds, draws, 0, c.channels, unbanned)
+        non_finite = active & ~finite
+        early_eos = active & ending & (min_frames_left > 0)
         frames, counts = self._delay_pattern.put(rows, at + 1, drawn, active)
         result = torch.cat((frames, counts[:, None]), dim=1).to(torch.int16)
         self._frames[:, :count].index_copy_(0, self._burst_step, result[None])

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from app.engines.dia.config import DiaConfig
+from app.nn.kernels.torch_kernels import guided_scores
 from app.runtime.sampling import Sampler, SamplingParams
 
 _V01_EOS_FACTOR = 0.8
@@ -40,41 +41,12 @@ def candidates(
     limit. most: a number that is not below the top_k of any row; None = no such number is known. suppressed (n,) bool:
     rows in which EOS is suppressed. This function does not wait for the device.
     """
-    c = config
-    guided = conditional + scales[:, None, None] * (conditional - unconditional)
-    if suppressed is not None:
-        guided[:, 0, c.eos].masked_fill_(suppressed, -torch.inf)
-    if c.release == "0626":
-        kept = _top(guided, top_k, most)
-        logits = conditional.masked_fill(~kept, -torch.inf)
-        if suppressed is not None:
-            logits[:, 0, c.eos].masked_fill_(suppressed, -torch.inf)
-    else:
-        logits = guided
-        logits[:, 0, c.eos] *= _V01_EOS_FACTOR
-    logits[:, 1:, c.eos :] = -torch.inf
-    logits[:, 0, c.eos + 1 :] = -torch.inf
-    ending = logits[:, 0].argmax(dim=-1) == c.eos
-    logits[:, 0, c.eos].masked_fill_(~ending, -torch.inf)
-    if c.release == "0626":
-        logits[:, 0, : c.eos].masked_fill_(ending[:, None], -torch.inf)
-    return logits
+    return guided_scores(conditional, unconditional, scales, top_k, most, suppressed, config.eos, end_factor(config))
 
 
-def _top(scores: Tensor, top_k: Tensor, most: int | None) -> Tensor:
-    """Return (n, C, V) bool: whether a score is among the k largest of its channel. top_k (n,): k of each row, 0 = all.
-
-    If several codes have the k-th largest score, which occurs in bfloat16, the result includes all these codes. So the
-    result does not depend on the top_k of other rows.
-    """
-    size = scores.shape[-1]
-    most = size if most is None else max(1, min(most, size))
-    limited = ((top_k > 0) & (top_k < size))[:, None, None]
-    best = scores.topk(most, dim=-1).values
-    # The top_k of a row without an utterance may have any value, so top_k is limited here.
-    at = torch.where(limited, top_k[:, None, None].clamp(max=most), most) - 1  # (n, 1, 1)
-    floor = best.gather(-1, at.expand(-1, scores.shape[1], -1)).masked_fill(~limited, -torch.inf)
-    return scores >= floor
+def end_factor(config: DiaConfig) -> float | None:
+    """Return the parameter `end_factor` of `guided_scores` for a release of the model."""
+    return None if config.release == "0626" else _V01_EOS_FACTOR
 
 
 @dataclass(frozen=True, slots=True)

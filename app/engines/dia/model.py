@@ -173,8 +173,10 @@ class DiaModel(nn.Module):
         text_length: int,
         kernels: Kernels,
         adapters: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """Compute `advance` for the first n rows, with fixed shapes, so that a CUDA graph can capture it.
+
+        Returns logits (n, 2, C, V) float32: first the conditional logits of a row, then its unconditional logits.
 
         active (n,) bool: inactive rows do not change the cache. text_lengths (n,): number of bytes of each row's text.
         Self-attention reads the first `audio_length` positions, and cross-attention the first `text_length` positions.
@@ -200,8 +202,7 @@ class DiaModel(nn.Module):
         decode_attention = cache.audio.static_decode_attention(at, audio_length, kernels)
         attended = at.clamp(max=c.max_positions - 1)
         logits = self.decoder.decode_static(x, attended, decode_attention, kernels, cross, self.head)
-        logits = logits.view(count, 2, c.channels, c.audio_vocab)
-        return logits[:, 0], logits[:, 1]
+        return logits.view(count, 2, c.channels, c.audio_vocab)
 
     def _select(self, adapters: Sequence[int], group: str = "") -> None:
         """Select the adapters that the next products in a group of layers use. adapters: see `advance`."""

@@ -16,7 +16,15 @@ from app.runtime.faults import is_device_lost
 
 KernelSet = Literal["auto", "torch", "triton"]
 LINEAR_OPERATIONS = ("norm_linear", "add_linear")
-OPERATIONS = ("step_attention", "decode_attention", "add_rms_norm", "gate", "sample", *LINEAR_OPERATIONS)
+OPERATIONS = (
+    "step_attention",
+    "decode_attention",
+    "add_rms_norm",
+    "gate",
+    "sample",
+    "guided_sample",
+    *LINEAR_OPERATIONS,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +46,26 @@ class Sample(Protocol):
         *,
         fast_path: bool = False,
     ) -> Tensor: ...
+
+
+class GuidedSample(Protocol):
+    """The type of the kernel that draws codes with guidance. See `torch_kernels.guided_sample`."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        scales: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        seeds: Tensor,
+        frames: Tensor,
+        suppressed: Tensor,
+        end: int,
+        end_factor: float | None,
+        *,
+        fast_path: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 class NormLinear(Protocol):
@@ -85,6 +113,7 @@ class Kernels:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     gate: Callable[[Tensor, torch_kernels.Activation], Tensor]
     sample: Sample
+    guided_sample: GuidedSample = torch_kernels.guided_sample
     norm_linear: NormLinear = torch_kernels.norm_linear
     add_linear: AddLinear = torch_kernels.add_linear
     # In a set of Triton kernels: the operations for which the torch kernel is used instead.
@@ -237,7 +266,7 @@ def wrong_operations(kernels: Kernels, device: torch.device, dtype: torch.dtype)
 
 
 def _equal(operation: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    if operation == "sample":
+    if operation in {"sample", "guided_sample"}:
         # A few draws may differ, because Triton and torch round logarithms differently and two codes can have nearly
         # equal scores.
         return bool((found == expected).float().mean() > 0.95)
@@ -271,6 +300,16 @@ def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Ker
         attended = each.step_attention(heads, angles.cos(), angles.sin(), k, v, at, length, size**-0.5)
         return torch.cat((attended.flatten(), k.flatten(), v.flatten()))
 
+    pair = random(8, 2, 4, 1028, kind=torch.float32) * 3
+    pair[::2, :, 0, 1024] += 20  # the end is the best code
+    some = slice(4, 64, 8)
+    heat, most, share = (each[some].contiguous() for each in (temperature, number, top_p))
+
+    def guided_sample(each: Kernels) -> Tensor:
+        limits = heat, most, share, number[:8], number[:8], number[:8] % 3 - 1
+        drawn = [each.guided_sample(pair, share * 3, *limits, 1024, factor) for factor in (None, 0.8)]
+        return torch.cat([part.flatten().long() for parts in drawn for part in parts])
+
     def norm_linear(each: Kernels) -> Tensor:
         gated, summed = each.norm_linear(many[:5, :512], update, many[0, :512], 1e-5, weights[1], "silu")
         wide, _ = each.norm_linear(summed, None, many[0, :512], 1e-5, weights[1], wide=True)
@@ -290,6 +329,7 @@ def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Ker
         "add_rms_norm": lambda each: torch.cat(each.add_rms_norm(x, residual, weight, 1e-5)),
         "gate": lambda each: each.gate(both, "silu"),
         "sample": lambda each: each.sample(logits, temperature, number * 3, top_p, number, number, 3, 32, number - 1),
+        "guided_sample": guided_sample,
         "norm_linear": norm_linear,
         "add_linear": add_linear,
     }
@@ -330,6 +370,7 @@ def fused_kernels() -> Kernels:
         triton_launch.add_rms_norm,
         triton_launch.gate,
         triton_launch.sample,
+        triton_launch.guided_sample,
         triton_launch.norm_linear,
         triton_launch.add_linear,
     )

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from app.nn.attention import grouped_attention
 from app.nn.rope import apply_rotary
-from app.runtime.sampling import draw, exponential_noise
+from app.runtime.sampling import TOP_K_FAST, draw, exponential_noise
 
 Activation = Literal["silu", "gelu"]
 MAX_TOKENS = 16  # the largest number of tokens in `norm_linear` and `add_linear`
@@ -152,3 +152,90 @@ def sample(
     scores = logits.reshape(count, channels, size).masked_fill(codes == banned.reshape(count, channels, 1), -math.inf)
     noise = exponential_noise(seeds, frames, channels, size, first=codebook)
     return draw(scores, temperature, top_k, top_p, noise, fast_path=fast_path).view(logits.shape[:-1])
+
+
+def guided_sample(
+    logits: Tensor,
+    scales: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    frames: Tensor,
+    suppressed: Tensor,
+    end: int,
+    end_factor: float | None,
+    *,
+    fast_path: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a code for each row and channel with classifier-free guidance, from the scores of `guided_scores`.
+
+    logits (n, 2, C, V) float32: conditional, then unconditional. suppressed (n,) int64: above 0 = the code `end` can't
+    be drawn. fast_path: True = no top_k is above TOP_K_FAST. All other parameters are those of `sample` and
+    `guided_scores`. Returns the codes (n, C) int64; (n,) bool, whether `end` is the best code of channel 0 if it is not
+    suppressed; and (n,) bool, whether all logits of the row are finite. The codes of other rows are undefined.
+    """
+    conditional, unconditional = logits.unbind(1)
+    finite = logits.isfinite().flatten(1).all(dim=1)
+    most = TOP_K_FAST if fast_path else None
+    one = guided_scores(conditional[:, :1], unconditional[:, :1], scales, top_k, most, None, end, end_factor)
+    scores = guided_scores(conditional, unconditional, scales, top_k, most, suppressed > 0, end, end_factor)
+    # without `end_factor`, `guided_scores` has already applied top_k
+    limits = torch.zeros_like(top_k) if end_factor is None else top_k
+    noise = exponential_noise(seeds, frames, *scores.shape[1:])
+    return draw(scores, temperature, limits, top_p, noise), one[:, 0, end].isfinite(), finite
+
+
+def guided_scores(
+    conditional: Tensor,
+    unconditional: Tensor,
+    scales: Tensor,
+    top_k: Tensor,
+    most: int | None,
+    suppressed: Tensor | None,
+    end: int,
+    end_factor: float | None,
+) -> Tensor:
+    """Return the scores (n, C, V) from which codes are drawn. The score of a code that can't be drawn is -inf.
+
+    conditional, unconditional: logits (n, C, V) float32. scales (n,) float32: 0 = no guidance. top_k (n,) int64: 0 = no
+    limit. most: a number that is not below the top_k of any row; None = no such number is known. suppressed (n,) bool:
+    rows in which the code `end` is suppressed. Only channel 0 has the code `end`; no channel has the codes after it.
+    `end` is a candidate only if it is the best code of channel 0. end_factor: None = the candidates are the codes with
+    the k largest guided logits, each with its conditional logit, and if `end` is a candidate, it is the only one. A
+    number = all codes are candidates with their guided logits, and the logit of `end` is multiplied by this number.
+    """
+    guided = conditional + scales[:, None, None] * (conditional - unconditional)
+    if suppressed is not None:
+        guided[:, 0, end].masked_fill_(suppressed, -torch.inf)
+    if end_factor is None:
+        kept = _top(guided, top_k, most)
+        logits = conditional.masked_fill(~kept, -torch.inf)
+        if suppressed is not None:
+            logits[:, 0, end].masked_fill_(suppressed, -torch.inf)
+    else:
+        logits = guided
+        logits[:, 0, end] *= end_factor
+    logits[:, 1:, end:] = -torch.inf
+    logits[:, 0, end + 1 :] = -torch.inf
+    ending = logits[:, 0].argmax(dim=-1) == end
+    logits[:, 0, end].masked_fill_(~ending, -torch.inf)
+    if end_factor is None:
+        logits[:, 0, :end].masked_fill_(ending[:, None], -torch.inf)
+    return logits
+
+
+def _top(scores: Tensor, top_k: Tensor, most: int | None) -> Tensor:
+    """Return (n, C, V) bool: whether a score is among the k largest of its channel. top_k (n,): k of each row, 0 = all.
+
+    If several codes have the k-th largest score, which occurs in bfloat16, the result includes all these codes. So the
+    result does not depend on the top_k of other rows.
+    """
+    size = scores.shape[-1]
+    most = size if most is None else max(1, min(most, size))
+    limited = ((top_k > 0) & (top_k < size))[:, None, None]
+    best = scores.topk(most, dim=-1).values
+    # The top_k of a row without an utterance may have any value, so top_k is limited here.
+    at = torch.where(limited, top_k[:, None, None].clamp(max=most), most) - 1  # (n, 1, 1)
+    floor = best.gather(-1, at.expand(-1, scores.shape[1], -1)).masked_fill(~limited, -torch.inf)
+    return scores >= floor

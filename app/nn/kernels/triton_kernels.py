@@ -335,6 +335,47 @@ def _kth(score, mask, limit):
 
 
 @triton.jit
+def _drawn(score, lane, mask, temperature, limit, share, seed, frame, codebook, CODES: tl.constexpr):
+    """Draw a code from scores that are -inf for codes that can't be drawn, without a sort.
+
+    The code with the largest ratio of weight and noise is drawn. Top-k and top-p need no limits: the drawn code is kept
+    if fewer than k codes have a higher score, and if the codes with at most its score have enough weight. If it is not
+    kept, all codes with at most its score are not kept either, and the next largest ratio is drawn. With usual
+    parameters, one or two draws are enough. Only top-p of the codes that top-k keeps needs the limit of top-k.
+    """
+    if temperature <= 0:
+        code = tl.argmax(score, axis=0)
+    else:
+        score = tl.div_rn(score, tl.zeros_like(score) + temperature)
+        limited = (limit > 0) & (limit < CODES)
+        if limited & (share < 1):
+            score = tl.where(score < _kth(score, mask, limit), float("-inf"), score)
+            limited = limit < 0
+        weight = tl.exp(score - tl.max(score, axis=0))
+        allowed = (1 - share) * tl.sum(weight, axis=0) if share < 1 else -1.0
+        state = _mix(_mix(seed.to(tl.uint64, bitcast=True) * 0x9E3779B97F4A7C15 + 1) + frame * 0x9E3779B97F4A7C15)
+        count = (codebook.to(tl.int64) * CODES + 1 + lane).to(tl.uint64)
+        bits = (_mix(state + count * 0x9E3779B97F4A7C15) >> 40).to(tl.uint32)
+        # The upper limit is 1 - 2^-24. Without the limit, 24 bits that are all 1 would round to 1.0, and -log(1.0) is
+        # -0.0.
+        uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-8, 0.999999940395355224609375)
+        # A code that can't be drawn has the weight 0. Such a code gets -1, so it is never chosen.
+        ratio = tl.where(mask & (weight > 0), weight / -tl.log(uniform), -1.0)
+        code = tl.cast(0, tl.int32)
+        removed = True
+        while removed:
+            best, code = tl.max(ratio, axis=0, return_indices=True)
+            mine = tl.max(tl.where(lane == code, score, float("-inf")), axis=0)
+            above = tl.sum((score > mine).to(tl.int32), axis=0)
+            removed = limited & (above >= limit)
+            if share < 1:
+                removed |= (above > 0) & (tl.sum(tl.where(score <= mine, weight, 0.0), axis=0) <= allowed)
+            removed &= best > 0  # otherwise the row has NaN or infinite values
+            ratio = tl.where(score <= mine, -1.0, ratio)
+    return tl.minimum(code, CODES - 1).to(tl.int64)
+
+
+@triton.jit
 def draw(
     logits,
     temperatures,
@@ -351,13 +392,7 @@ def draw(
     CODES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Draw one code of one row, without a sort.
-
-    The code with the largest ratio of weight and noise is drawn. Top-k and top-p need no limits: the drawn code is kept
-    if fewer than k codes have a higher score, and if the codes with at most its score have enough weight. If it is not
-    kept, all codes with at most its score are not kept either, and the next largest ratio is drawn. With usual
-    parameters, one or two draws are enough. Only top-p of the codes that top-k keeps needs the limit of top-k.
-    """
+    """Draw one code of one row."""
     place = tl.program_id(0)
     row = place // CHANNELS
     channel = place % CHANNELS
@@ -366,38 +401,86 @@ def draw(
     logits += row.to(tl.int64) * logits_row + channel * logits_channel
     score = tl.load(logits + lane, mask=mask, other=float("-inf"))
     score = tl.where(lane == tl.load(banned + place), float("-inf"), score)
-    temperature = tl.load(temperatures + row)
-    if temperature <= 0:
-        code = tl.argmax(score, axis=0)
+    temperature, limit, share = tl.load(temperatures + row), tl.load(top_ks + row), tl.load(top_ps + row)
+    seed, frame = tl.load(seeds + row), tl.load(frames + row).to(tl.uint64, bitcast=True)
+    code = _drawn(score, lane, mask, temperature, limit, share, seed, frame, codebook + channel, CODES)
+    tl.store(out + place, code)
+
+
+@triton.jit
+def _guided(
+    logit,
+    other,
+    lane,
+    mask,
+    scale,
+    limit,
+    first,
+    suppressed,
+    CODES: tl.constexpr,
+    END: tl.constexpr,
+    CONDITIONAL: tl.constexpr,
+    FACTOR: tl.constexpr,
+):
+    """Return the scores of one channel, see `torch_kernels.guided_scores`, and whether END is the best code."""
+    at_end = first & (lane == END)
+    hidden = at_end & suppressed
+    guided = tl.where(hidden, float("-inf"), logit + scale * (logit - other))
+    if CONDITIONAL:
+        score = logit
+        if (limit > 0) & (limit < CODES):
+            score = tl.where(guided < _kth(guided, mask, limit), float("-inf"), score)
+        score = tl.where(hidden, float("-inf"), score)
     else:
-        score = tl.div_rn(score, tl.zeros_like(score) + temperature)
-        limit = tl.load(top_ks + row)
-        limited = (limit > 0) & (limit < CODES)
-        share = tl.load(top_ps + row)
-        if limited & (share < 1):
-            score = tl.where(score < _kth(score, mask, limit), float("-inf"), score)
-            limited = limit < 0
-        weight = tl.exp(score - tl.max(score, axis=0))
-        allowed = (1 - share) * tl.sum(weight, axis=0) if share < 1 else -1.0
-        state = tl.load(seeds + row).to(tl.uint64, bitcast=True)
-        frame = tl.load(frames + row).to(tl.uint64, bitcast=True)
-        state = _mix(_mix(state * 0x9E3779B97F4A7C15 + 1) + frame * 0x9E3779B97F4A7C15)
-        count = ((codebook + channel).to(tl.int64) * CODES + 1 + lane).to(tl.uint64)
-        bits = (_mix(state + count * 0x9E3779B97F4A7C15) >> 40).to(tl.uint32)
-        # The upper limit is 1 - 2^-24. Without the limit, 24 bits that are all 1 would round to 1.0, and -log(1.0) is
-        # -0.0.
-        uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-8, 0.999999940395355224609375)
-        # A code that can't be drawn has the weight 0. Such a code gets -1, so it is never chosen.
-        ratio = tl.where(mask & (weight > 0), weight / -tl.log(uniform), -1.0)
-        code = tl.cast(0, tl.int32)
-        removed = True
-        while removed:
-            best, code = tl.max(ratio, axis=0, return_indices=True)
-            mine = tl.div_rn(tl.load(logits + code), temperature)
-            above = tl.sum((score > mine).to(tl.int32), axis=0)
-            removed = limited & (above >= limit)
-            if share < 1:
-                removed |= (above > 0) & (tl.sum(tl.where(score <= mine, weight, 0.0), axis=0) <= allowed)
-            removed &= best > 0  # otherwise the row has NaN or infinite values
-            ratio = tl.where(score <= mine, -1.0, ratio)
-    tl.store(out + place, tl.minimum(code, CODES - 1).to(tl.int64))
+        score = tl.where(at_end, guided * FACTOR, guided)
+    score = tl.where(mask & ((lane < END) | at_end), score, float("-inf"))
+    ending = first & (tl.argmax(score, axis=0) == END)
+    removed = at_end & (ending == 0)
+    if CONDITIONAL:
+        removed |= (lane < END) & ending
+    return tl.where(removed, float("-inf"), score), ending
+
+
+@triton.jit
+def guided_draw(
+    logits,  # (n, 2, C, V)
+    scales,
+    temperatures,
+    top_ks,
+    top_ps,
+    seeds,
+    frames,
+    suppressed,  # (n,): above 0 = END is suppressed
+    out,
+    endings,
+    finite,
+    CHANNELS: tl.constexpr,
+    CODES: tl.constexpr,
+    END: tl.constexpr,
+    CONDITIONAL: tl.constexpr,
+    FACTOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Draw one code of one row with classifier-free guidance."""
+    place = tl.program_id(0)
+    row = place // CHANNELS
+    channel = place % CHANNELS
+    lane = tl.arange(0, BLOCK)
+    mask = lane < CODES
+    start = logits + (row.to(tl.int64) * 2 * CHANNELS + channel) * CODES
+    logit = tl.load(start + lane, mask=mask, other=0.0)
+    other = tl.load(start + CHANNELS * CODES + lane, mask=mask, other=0.0)
+    is_finite = (tl.abs(logit) < float("inf")) & (tl.abs(other) < float("inf"))
+    tl.store(finite + place, tl.min(is_finite.to(tl.int32), axis=0).to(tl.uint8))
+    scale, limit, first = tl.load(scales + row), tl.load(top_ks + row), channel == 0
+    score, ending = _guided(logit, other, lane, mask, scale, limit, first, False, CODES, END, CONDITIONAL, FACTOR)
+    if first:
+        tl.store(endings + row, ending.to(tl.uint8))
+        if tl.load(suppressed + row) > 0:
+            score, _ = _guided(logit, other, lane, mask, scale, limit, first, True, CODES, END, CONDITIONAL, FACTOR)
+    if CONDITIONAL:
+        limit = limit * 0  # top-k is already applied
+    temperature, share = tl.load(temperatures + row), tl.load(top_ps + row)
+    seed, frame = tl.load(seeds + row), tl.load(frames + row).to(tl.uint64, bitcast=True)
+    code = _drawn(score, lane, mask, temperature, limit, share, seed, frame, channel, CODES)
+    tl.store(out + place, code)

@@ -318,3 +318,47 @@ def sample(
         num_warps=8,
     )
     return out
+
+
+def guided_sample(
+    logits: Tensor,
+    scales: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    frames: Tensor,
+    suppressed: Tensor,
+    end: int,
+    end_factor: float | None,
+    *,
+    fast_path: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `torch_kernels.guided_sample` with a Triton kernel."""
+    del fast_path  # the Triton kernel is the same for all sampling parameters
+    count, _, channels, size = logits.shape
+    out = torch.empty(count, channels, device=logits.device, dtype=torch.int64)
+    endings = torch.empty(count, device=logits.device, dtype=torch.uint8)
+    finite = torch.empty(count, channels, device=logits.device, dtype=torch.uint8)
+    triton_kernels.guided_draw[(count * channels,)](
+        logits.contiguous(),
+        scales,
+        temperature,
+        top_k,
+        top_p,
+        seeds,
+        frames,
+        suppressed,
+        out,
+        endings,
+        finite,
+        CHANNELS=channels,
+        CODES=size,
+        END=end,
+        CONDITIONAL=end_factor is None,
+        FACTOR=1.0 if end_factor is None else end_factor,
+        BLOCK=triton.next_power_of_2(size),
+        num_warps=8,
+        enable_fp_fusion=False,  # no fused multiply-add, so that guidance gives the same bits as the torch kernel
+    )
+    return out, endings.view(torch.bool), finite.view(torch.bool).all(dim=1)

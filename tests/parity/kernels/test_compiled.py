@@ -107,7 +107,7 @@ def test_all_kernels_compile_for_every_supported_gpu(
         # of the linear layers, those that need the most shared memory and registers
         if case.kernel not in LINEAR_OPERATIONS or (linear and ("depth gate_up" in case.name or "cross" in case.name)):
             launch(case)
-    kinds = {"attend", "combine", "add_norm", "gated", "draw"}
+    kinds = {"attend", "combine", "add_norm", "gated", "draw", "guided_draw"}
     kinds |= {"norm_product", "sum_product"} if linear else set()
     assert {name for name, _ in here.programs} == kinds
     for name, program in here.programs:
@@ -143,9 +143,9 @@ def test_noise_uses_the_accurate_logarithm(machine: Callable[[int], Machine]) ->
     """Near 1, the error of the fast logarithm (2e-7) is as large as the noise that decides the drawn code."""
     here = machine(90)
     for case in cases(1, torch.float32):
-        if case.kernel == "sample":
+        if case.kernel in {"sample", "guided_sample"}:
             launch(case)
-    assert len(here.programs) == 2
+    assert len(here.programs) == 3
     for _, program in here.programs:
         assert "lg2.approx" not in program.asm["ptx"]
 

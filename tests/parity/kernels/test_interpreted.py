@@ -310,6 +310,57 @@ def test_draw_of_a_row_that_is_not_finite_ends(bad: float, top_k: int, top_p: fl
         assert 0 <= int(code) < 40
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, if top-k keeps only codes that can't be drawn
+@given(
+    rows=st.integers(1, 3),
+    codes=st.integers(8, 70),
+    channels=st.integers(1, 3),
+    end_factor=st.sampled_from([None, 0.8]),
+    limits=st.tuples(st.sampled_from([0.0, 0.7, 1.8]), st.sampled_from([0, 1, 5, 500]), st.sampled_from([1.0, 0.6])),
+    scale=st.sampled_from([0.0, 3.0]),
+    suppressed=st.integers(-1, 2),
+    bonus=st.sampled_from([0.0, 8.0]),
+    seed=st.integers(0, 2**32),
+)
+@settings(SHORT, max_examples=60)
+def test_guided_codes_equal_torch(
+    *,
+    rows: int,
+    codes: int,
+    channels: int,
+    end_factor: float | None,
+    limits: tuple[float, int, float],
+    scale: float,
+    suppressed: int,
+    bonus: float,
+    seed: int,
+) -> None:
+    """bonus: is added to the logit of the end in channel 0, so that the end is the best code."""
+    logits = 2 * torch.randn(rows, 2, channels, codes, generator=torch.Generator().manual_seed(seed))
+    end = codes - 4
+    logits[:, :, 0, end] += bonus
+    temperature, top_k, top_p = limits
+    params = torch.full((rows,), temperature), torch.full((rows,), top_k), torch.full((rows,), top_p)
+    scales, held = torch.full((rows,), scale), torch.full((rows,), suppressed)
+    seeds, frames = torch.arange(seed, seed + rows), torch.arange(rows)
+    request = (logits, scales, *params, seeds, frames, held, end, end_factor)
+    expected, result = torch_kernels.guided_sample(*request), triton_launch.guided_sample(*request)
+    assert torch.equal(result[1], expected[1])
+    assert torch.equal(result[2], expected[2])
+    assert bool(result[2].all())
+    # Only if a sum is at the limit of top-p within its rounding, another code may be drawn.
+    assert torch.equal(result[0], expected[0]) or (top_p < 1 and differing(result[0], expected[0]) <= 1 / 200)
+
+
+def test_rows_that_are_not_finite_are_reported() -> None:
+    logits = torch.zeros(5, 2, 3, 12)
+    logits[1, 0, 0, 3], logits[2, 1, 2, 11], logits[3, 0, 1, 0] = math.nan, math.inf, -math.inf
+    ones, zeros = torch.ones(5), torch.zeros(5, dtype=torch.int64)
+    for kernels in (torch_kernels, triton_launch):
+        finite = kernels.guided_sample(logits, ones, 0 * ones, zeros, ones, zeros, zeros, zeros, 8, None)[2]
+        assert finite.tolist() == [True, False, False, False, True]
+
+
 def test_missing_codebooks_are_rejected() -> None:
     params = torch.ones(1), torch.zeros(1).long(), torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long()
     with pytest.raises(ValueError, match=r"codebooks 4\.\.4 do not exist"):
