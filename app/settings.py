@@ -214,8 +214,8 @@ class Settings(BaseSettings):
     kernels: Literal["auto", "torch", "triton"] = Field(
         "auto",
         alias="TTS_KERNELS",
-        description="The kernels for the operations between matrix products in a CUDA graph: PyTorch's, or this "
-        "project's Triton kernels. `auto` = check both against each other at the start and use the faster ones.",
+        description="The kernels in a CUDA graph: PyTorch's, or this project's Triton kernels. "
+        "`auto` = check both against each other at the start and use the faster ones.",
     )
     compile: bool = Field(
         False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,10 +22,14 @@ GPU = [
 
 
 def kernels(name: str) -> Kernels:
-    """Return the kernels of torch, unless `name` is "triton". Skips the test where Triton can't run."""
-    if name != "triton":
+    """Return the set "triton" or "triton-linear" if `name` is its name, otherwise the kernels of torch.
+
+    Skips the test where Triton can't run.
+    """
+    if name not in {"triton", "triton-linear"}:
         return TORCH
     if not ON_CUDA:
         pytest.skip("Triton needs a CUDA device")
     pytest.importorskip("triton")
-    return fused_kernels()
+    fused = fused_kernels()
+    return fused if name == "triton" else replace(fused, name="triton-linear")

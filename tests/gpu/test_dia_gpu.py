@@ -38,14 +38,14 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return fabricate_dia(tmp_path_factory.mktemp("dia"), release=request.param, layout_name=layout)
 
 
-@pytest.fixture(params=["eager", "graph", "in bursts", "triton"])
+@pytest.fixture(params=["eager", "graph", "in bursts", "triton", "triton-linear"])
 def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Return the options of a runner: eager steps, or steps replayed from a CUDA graph, one or several at a time."""
     if request.param == "eager":
         return {"device": DEVICE}
     graph = {"device": DEVICE, "capture": GraphCapture(DEVICE)}
-    if request.param == "triton":
-        return graph | {"kernels": (kernels("triton"),)}
+    if request.param.startswith("triton"):
+        return graph | {"kernels": (kernels(request.param),)}
     return graph | {"burst": 8 if request.param == "in bursts" else 1}
 
 
