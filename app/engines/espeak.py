@@ -215,6 +215,10 @@ class Library:
             while at.value:  # the library moves this pointer behind each clause, and sets it to NULL at the end
                 spoken: bytes = self._dll.espeak_TextToPhonemes(ctypes.byref(at), _CHARS_UTF8, _PHONEMES_IPA)
                 clauses.append(spoken.decode("utf-8"))
+            # After several calls of this method, the next synthesis would have a longer pause before one of its words.
+            # An empty synthesis prevents this.
+            self._dll.espeak_SetSynthCallback(self._callback)
+            self._dll.espeak_Synth(b"", 1, 0, 1, 0, _CHARS_UTF8, None, None)
         return " ".join(clauses).strip()
 
     def synthesize(self, text: str, voice: str, pitch: int, *, phonemes: bool = False) -> Samples:

@@ -121,6 +121,16 @@ def test_two_libraries_in_one_process_are_independent():
     assert np.array_equal(one, two)
 
 
+def test_pronunciations_do_not_change_the_next_sentence(library):
+    """A new voice is checked with the pronunciations of its words, while other clients speak."""
+    expected = library.synthesize("the quick brown fox jumps over the lazy dog", "gmw/en-US+f2", 50)
+    for word in "This is how I sound when I talk for a while over the of and hello dog to an in Ada".split():
+        for voice in ("gmw/en-US", "gmw/en-GB-x-rp"):
+            assert library.ipa(word, voice)
+    found = library.synthesize("the quick brown fox jumps over the lazy dog", "gmw/en-US+f2", 50)
+    assert np.array_equal(found, expected)
+
+
 def test_first_sentence_of_a_further_library_sounds_like_the_next():
     """eSpeak NG adds a pause to the first sentence after it was initialised for the third time."""
     library = [Library() for _ in range(4)][-1]
