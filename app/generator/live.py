@@ -168,13 +168,13 @@ class SpokenText:
 
 
 def _word_end(text: str, start: int, end: int) -> int:
-    """Return the end of the last word that ends in `text[start:end + 1]`; `start` if no word ends there."""
+    """Return the end of the last word that ends in `text[start:end + 1]`, or of the last word before `start`."""
     if end < len(text) and text[end : end + 1].isspace():
         return end
     words = text[start:end].rstrip()
     while words and not text[start + len(words) : start + len(words) + 1].isspace():
         words = words[:-1]
-    return start + len(words.rstrip())
+    return len(text[: start + len(words)].rstrip())
 
 
 @dataclass(frozen=True, slots=True)

@@ -661,7 +661,8 @@ TIMED = [
         (2.5, "Hi you all. Ten is"),
         (2.7, "Hi you all. Ten is a"),
         (2.96, "Hi you all. Ten is a number, too."),
-        (3.9, "Hi you all. Ten is a number, too. And the"),  # the last sentence has no times: an estimate
+        (3.01, "Hi you all. Ten is a number, too."),  # the last sentence has no times: an estimate
+        (3.9, "Hi you all. Ten is a number, too. And the"),
     ],
 )
 def test_only_words_that_have_ended_count_as_played(seconds: float, expected: str) -> None:
