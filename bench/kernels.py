@@ -27,6 +27,7 @@ from torch import Tensor
 
 from app.nn.kernels.choice import TORCH, Kernels, fused_kernels
 from app.nn.kernels.torch_kernels import MAX_TOKENS
+from app.nn.kernels.torch_state import DelayedResults, DelayedRows, FrameRows
 
 INTERPRETED = "TRITON_INTERPRET"
 _CALLS = 48  # number of calls in one graph
@@ -253,6 +254,69 @@ def guided_case(name: str, codes: int, channels: int, rows: int) -> Case:
     )
 
 
+DIA_DELAYS = 0, 8, 9, 10, 11, 12, 13, 14, 15
+
+
+def delayed_case(rows: int, dtype: torch.dtype, *, before: bool) -> Case:
+    """before: True = the inputs of a step of Dia; False = what follows the draw."""
+    channels, positions, width = len(DIA_DELAYS), 3073, 2048
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        codes = torch.randint(1024, (rows, positions, channels), generator=generator, device=device)
+        counters = torch.randint(20, 40, (6, rows), generator=generator, device=device)
+        return codes, counters, _weight(generator, device, dtype, channels * 1028, width)
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        codes, (prompts, ends, at, draws, held, first), table = inputs[0].clone(), inputs[1].clone(), inputs[2]
+        selected = torch.ones(rows, dtype=torch.bool, device=codes.device)
+        delays = torch.tensor(DIA_DELAYS, device=codes.device)
+        speaking = selected.clone()
+        state = DelayedRows(
+            codes, prompts, ends, selected, speaking, at, draws, held, first, delays, max(DIA_DELAYS), 1024, 1025
+        )
+        if before:
+            return kernels.delayed_inputs(state, table, prompts, dtype)
+        frames = torch.zeros(4, rows, channels + 1, dtype=torch.int16, device=codes.device)
+        flags = torch.zeros(4, rows, 3, dtype=torch.bool, device=codes.device)
+        finite = torch.ones(rows, channels, dtype=torch.bool, device=codes.device)
+        results = DelayedResults(torch.zeros_like(at), frames, flags)
+        kernels.delayed_outputs(state, codes[:, 0].contiguous(), speaking, finite, results)
+        return [each.long() for each in (codes, ends, speaking, at, draws, held, frames, flags)]
+
+    kernel = "delayed_inputs" if before else "delayed_outputs"
+    moved = rows * (channels + 2) * width * torch.finfo(dtype).bits // 8 if before else 32 * rows * channels
+    return Case(f"{kernel} dia", kernel, rows, moved, make, run)
+
+
+def frame_case(kernel: str, rows: int, dtype: torch.dtype) -> Case:
+    """kernel: "frame_inputs", "frame_outputs" or "frame_embeddings", as in a frame of CSM."""
+    codebooks, width, codes, sizes = 32, 2048, 2048, 64
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        counters = torch.randint(9, (4, rows), generator=generator, device=device)
+        drawn = torch.randint(sizes, (rows, codebooks), generator=generator, device=device)
+        logits = _normal(generator, device, torch.float32, 2, rows, codes)
+        return counters, drawn, logits, _weight(generator, device, dtype, codebooks * sizes, width)
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        (at, draws, left, held), drawn, logits, table = inputs[0].clone(), *inputs[1:]
+        results = torch.zeros(rows, codebooks, dtype=torch.int16, device=drawn.device)
+        flags = torch.ones(rows, 4, dtype=torch.bool, device=drawn.device)
+        inputs_of_rows = torch.zeros(rows, width, dtype=dtype, device=drawn.device)
+        state = FrameRows(flags[:, 0].clone(), at, draws, left, held, inputs_of_rows, results, flags, 0)
+        if kernel == "frame_inputs":
+            return kernels.frame_inputs(state, 2048)
+        if kernel == "frame_embeddings":
+            kernels.frame_embeddings(state, drawn, table)
+            return (inputs_of_rows,)
+        audible = kernels.frame_outputs(state, drawn, *logits)
+        return [each.long() for each in (audible, at, draws, left, held, results, flags)]
+
+    item = torch.finfo(dtype).bits // 8
+    moved = {"frame_inputs": 64, "frame_outputs": 8 * codes, "frame_embeddings": (codebooks + 1) * width * item}
+    return Case(f"{kernel} csm", kernel, rows, rows * moved[kernel], make, run)
+
+
 def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
     """Yield all kernel calls in a step of each model with `rows` rows."""
     for shape in ATTENTIONS:
@@ -269,6 +333,10 @@ def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
         if rows * every <= MAX_TOKENS:
             yield add_linear_case(name, width, outputs, every, rows, dtype)
     yield guided_case("dia", 1028, 9, rows)
+    yield delayed_case(rows, dtype, before=True)
+    yield delayed_case(rows, dtype, before=False)
+    for kernel in ("frame_inputs", "frame_outputs", "frame_embeddings"):
+        yield frame_case(kernel, rows, dtype)
     for name, codes, channels, codebooks in HEADS_OF_CODES:
         yield sample_case(name, codes, channels, codebooks, rows)
 

@@ -44,7 +44,9 @@ from tests.support.random_csm import csm_config
 from tests.support.random_dia import SHAPES, dia_config
 
 META = torch.device("meta")
-_LAUNCHERS = "app.nn.kernels.triton_launch", "app.nn.kernels.triton_kernels"
+# the modules of app.nn.kernels that import Triton
+_MODULES = "triton_launch", "triton_kernels", "triton_state", "triton_state_kernels"
+_LAUNCHERS = tuple(f"app.nn.kernels.{name}" for name in _MODULES)
 _ALLOCATIONS = frozenset(("empty", "empty_like", "empty_strided", "new_empty", "scalar_tensor"))
 # operations that always consist of several kernels
 _SEVERAL = {"isfinite": 4, "masked_fill": 2}
@@ -97,9 +99,7 @@ def counted_kernels(counts: Counter[str]) -> Iterator[Callable[[], tuple[Kernels
     """Yield a function that returns the kernel sets of torch and Triton. Triton's launches are added to `counts`."""
     package = sys.modules["app.nn.kernels"]
     ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name in _LAUNCHERS or _is_triton(name)}
-    attributes = {
-        name: package.__dict__.pop(name) for name in ("triton_launch", "triton_kernels") if name in vars(package)
-    }
+    attributes = {name: package.__dict__.pop(name) for name in _MODULES if name in vars(package)}
     triton, language = ModuleType("triton"), ModuleType("triton.language")
     triton.jit = partial(_jit, counts)  # type: ignore[attr-defined]
     triton.next_power_of_2 = lambda number: 1 << (number - 1).bit_length()  # type: ignore[attr-defined]
@@ -111,7 +111,7 @@ def counted_kernels(counts: Counter[str]) -> Iterator[Callable[[], tuple[Kernels
     finally:
         for name in [name for name in sys.modules if name in _LAUNCHERS or _is_triton(name)]:
             del sys.modules[name]
-        for name in ("triton_launch", "triton_kernels"):
+        for name in _MODULES:
             package.__dict__.pop(name, None)
         sys.modules |= ours
         for name, module in attributes.items():

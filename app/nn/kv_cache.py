@@ -433,17 +433,17 @@ class CrossKVCache:
         """The size of the static tensors of all rows in bytes."""
         return self._k.nbytes + self._v.nbytes
 
-    def static_decode_attention(self, lengths: Tensor, length: int, kernels: Kernels) -> CachedAttention:
+    def static_decode_attention(self, ends: Tensor, length: int, kernels: Kernels) -> CachedAttention:
         """Return an attention function for one token of each of the first n rows. A CUDA graph can capture it.
 
-        lengths (n,) on the device: the length of each row's sequence, at least 1. length: number of positions that
+        ends (n,) int64 on the device: the last position of each row's sequence. length: number of positions that
         attention reads.
         """
-        count, last = len(lengths), lengths - 1
+        count = len(ends)
 
         def attend(layer: int, q: Tensor) -> Tensor:
             k, v = self._k[layer, :count], self._v[layer, :count]
-            return kernels.decode_attention(q, k, v, last, length, self._scale)
+            return kernels.decode_attention(q, k, v, ends, length, self._scale)
 
         return attend
 

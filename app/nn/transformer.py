@@ -319,11 +319,14 @@ class Stack(nn.Module):
         kernels: Kernels,
         cross: StaticCross | None = None,
         head: nn.Module | None = None,
+        *,
+        only_keys: bool = False,
     ) -> Tensor:
         """Compute `forward` for one token of each row: x (M, D) -> (M, D). A CUDA graph can capture this method.
 
         All blocks must be on one device. head: a linear layer to which the result is passed; then the result is that of
-        the linear layer, (M, outputs) in float32.
+        the linear layer, (M, outputs) in float32. only_keys: True = compute only what the cache needs, so the result is
+        undefined.
         """
         [_] = self.stages
         if kernels.computes_linear(len(x)):
@@ -331,8 +334,8 @@ class Stack(nn.Module):
             head_weight = None if head is None else _plain_weight(head)
             if all(weights) and (head is None or head_weight is not None):
                 found = [each for each in weights if each is not None]
-                return self._decode_linear(x, positions, attend, kernels, cross, found, head_weight)
-        normed = self.decode_stage(0, x, positions, attend, kernels, cross)
+                return self._decode_linear(x, positions, attend, kernels, cross, found, head_weight, only_keys)
+        normed = self.decode_stage(0, x, positions, attend, kernels, cross, only_keys=only_keys)
         return normed if head is None else head(normed).float()
 
     def decode_stage(  # noqa: PLR0917 - `index`, and then the arguments of decode_static
@@ -343,6 +346,8 @@ class Stack(nn.Module):
         attend: DecodeAttention,
         kernels: Kernels,
         cross: StaticCross | None = None,
+        *,
+        only_keys: bool = False,
     ) -> Tensor:
         """Compute the blocks of one stage for one token of each row: x (M, D) -> (M, D), on the stage's device.
 
@@ -361,7 +366,10 @@ class Stack(nn.Module):
         next_norms = [*(block.attention_norm for block in blocks[1:]), self.norm if whole else None]
         normed = functional.rms_norm(x, (c.width,), blocks[0].attention_norm, c.eps)
         for layer, (block, next_norm) in enumerate(zip(blocks, next_norms, strict=True)):
-            update = block.out(attend(layer, block.qkv_heads(normed), cos, sin))
+            attended = attend(layer, block.qkv_heads(normed), cos, sin)
+            if only_keys and layer + 1 == len(blocks):
+                return x
+            update = block.out(attended)
             if cross is not None:
                 normed, x = kernels.add_rms_norm(update, x, block.cross_norm, c.eps)
                 q = block.cross_heads(block.cross_q(normed[:: cross.every]), cos[:: cross.every], sin[:: cross.every])
@@ -384,6 +392,7 @@ class Stack(nn.Module):
         cross: StaticCross | None,
         weights: Sequence[_Weights],
         head: Tensor | None,
+        only_keys: bool,
     ) -> Tensor:
         """Compute `decode_static` with kernels that also compute the matrix products: five launches for each layer.
 
@@ -396,6 +405,8 @@ class Stack(nn.Module):
             assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
             heads, x = kernels.norm_linear(x, update, block.attention_norm, c.eps, weight.qkv)
             attended = attend(layer, heads.view(len(x), c.heads + 2 * c.kv_heads, c.head_dim), cos, sin)
+            if only_keys and layer + 1 == len(self.blocks):
+                return x
             x, update = kernels.add_linear(attended, weight.out, x)
             if cross is not None and weight.cross_q is not None and weight.cross_out is not None:
                 every = cross.every

@@ -291,8 +291,8 @@ def test_wrong_kernel_is_detected(dtype: torch.dtype) -> None:
     assert differs(norm, CPU, dtype) == "add_rms_norm"
 
 
-def off(right: Callable[..., Tensor], *args: Any) -> Tensor:
-    result = right(*args)
+def off(right: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+    result = right(*args, **options)
     return result + result // 2 + 1
 
 

@@ -21,15 +21,15 @@ def totals(counts: dict[str, Counter[str]]) -> dict[str, int]:
 def test_frame_of_the_full_size_csm() -> None:
     frame, codec = csm_step("full", 1)
     found = totals(launches(frame))
-    assert found["triton"] <= 1621
-    assert found["triton-linear"] <= 1127
+    assert found["triton"] <= 1535
+    assert found["triton-linear"] <= 1043
     assert totals(launches(codec))["triton-linear"] <= 236
 
 
 def test_step_of_the_full_size_dia() -> None:
     found = totals(launches(dia_step("full", 1)))
-    assert found["triton"] <= 329
-    assert found["triton-linear"] <= 237
+    assert found["triton"] <= 260
+    assert found["triton-linear"] <= 168
 
 
 def test_views_and_allocations_are_no_launches_and_triton_is_left_as_it_was() -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from app.engines.shared.step_graph import StepBody, StepGraph, StepSections
 from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.kernels.torch_state import FrameRows
 from app.nn.kv_cache import KVCache, SplitKVCache
 from app.runtime.cuda_graphs import PinnedDoubleBuffer, at_least, doublings
 from app.runtime.sampling import DrawLimits, draw_within, exponential_noise
@@ -39,9 +40,8 @@ if TYPE_CHECKING:
 
 FIRST_LENGTH = 256  # number of positions that attention reads in the smallest graph
 
-# First line: the index of each integer of a row (`StepGraph.integers`). Second line: the index of each flag of a row.
+# the index of each integer of a row (`StepGraph.integers`)
 _POSITION, _DRAWS, _SEED, _FRAMES_LEFT, _MIN_FRAMES_LEFT, _TOP_K, _ADAPTER = range(7)
-_ACTIVE, _AUDIBLE, _EARLY_EOS, _NON_FINITE = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,7 @@ class CsmCudaGraph:
         self._codes = torch.zeros(rows, c.codebooks, dtype=torch.int16, device=device)
         self._samples = torch.zeros(rows, decoder.config.frame_samples, device=device)
         self._flags = torch.zeros(rows, 4, dtype=torch.bool, device=device)
+        self._unbanned = torch.full((rows,), -1, dtype=torch.int64, device=device)
         self._on_host = PinnedDoubleBuffer(self._codes, self._samples, self._flags)
 
     def capture(self, capture: GraphCapture) -> None:
@@ -181,10 +182,11 @@ class CsmCudaGraph:
         if self._model.adapters is not None:
             slots = self.steps.integers[:count, _ADAPTER].contiguous()
             self._model.adapters.selection.select_index(slots if key.adapted else None)
-        at, attended = self._positions(count)
-        attend = self._cache.static_decode_attention(at, key.length, kernels)
-        h = self._model.backbone.decode_static(self._next[:count], attended, attend, kernels)
-        self._finish(h, count, key, kernels)
+        rows = self._rows(count)
+        written, turned, banned = kernels.frame_inputs(rows, self._model.config.max_positions)
+        attend = self._cache.static_decode_attention(written, key.length, kernels)
+        h = self._model.backbone.decode_static(rows.inputs, turned, attend, kernels)
+        self._finish(h, rows, banned, key, kernels)
 
     def sections(self) -> StepSections[BucketKey]:
         """Return the parts of `advance` for a model on several devices: stages, copies between them, and `_tail`."""
@@ -200,7 +202,7 @@ class CsmCudaGraph:
         x = self._inputs[index][:count]
         if index == 0:
             x = self._next[:count]
-            self._at[0][:count] = self._positions(count)[0]
+            self._at[0][:count] = kernels.frame_inputs(self._rows(count), self._model.config.max_positions)[0]
         at = self._at[index][:count]
         attend = self._cache.parts[index].static_decode_attention(at, key.length, kernels)
         attended = at.clamp(max=self._model.config.max_positions - 1)
@@ -215,82 +217,66 @@ class CsmCudaGraph:
 
     def _tail(self, count: int, key: BucketKey, kernels: Kernels) -> None:
         """Apply the final norm to the output of the last backbone stage, and compute a frame from the result."""
-        self._finish(self._model.backbone.final_norm(self._inputs[-1][:count]), count, key, kernels)
+        rows = self._rows(count)
+        banned = kernels.frame_inputs(rows, self._model.config.max_positions)[2]
+        self._finish(self._model.backbone.final_norm(self._inputs[-1][:count]), rows, banned, key, kernels)
 
-    def _active(self, count: int) -> Tensor:
-        """Return, for each of the first `count` rows, whether this launch advances the row: (count,) bool."""
-        return self.steps.selected[:count] & (self.steps.integers[:count, _FRAMES_LEFT] > 0)
-
-    def _positions(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return the positions (count,) at which the rows write their keys, and the positions for RoPE.
+    def _rows(self, count: int) -> FrameRows:
+        """Return the state of the first `count` rows.
 
         An inactive row may be in its prefill, so a launch must not change the row's KV cache. The keys of an inactive
         row go to the scratch position, which is after the last position.
         """
-        last = self._model.config.max_positions
-        at = torch.where(self._active(count), self.steps.integers[:count, _POSITION], last)
-        return at, at.clamp(max=last - 1)
+        indices = _POSITION, _DRAWS, _FRAMES_LEFT, _MIN_FRAMES_LEFT
+        position, draws, left, held = (self.steps.integers[:count, index] for index in indices)
+        selected, inputs = self.steps.selected[:count], self._next[:count]
+        codes, flags, end = self._codes[:count], self._flags[:count], self._model.config.eos_code
+        return FrameRows(selected, position, draws, left, held, inputs, codes, flags, end)
 
-    def _finish(self, h: Tensor, count: int, key: BucketKey, kernels: Kernels) -> None:
-        """Compute a frame from the backbone's outputs h (count, D): codes, samples, next inputs and counters."""
-        c, model = self._model.config, self._model
+    def _finish(self, h: Tensor, rows: FrameRows, banned: Tensor, key: BucketKey, kernels: Kernels) -> None:
+        """Compute a frame from the backbone's outputs h (n, D): codes, samples, next inputs and counters.
+
+        banned (n,) int64: the code that can't be drawn in codebook 0; -1 = none.
+        """
+        c, model, count = self._model.config, self._model, len(h)
         integers, floats = self.steps.integers[:count], self.steps.floats[:count]
-        left, min_frames_left = integers[:, _FRAMES_LEFT], integers[:, _MIN_FRAMES_LEFT]
-        x, active = self._next[:count], self._active(count)
-        temperature, top_p, top_k = floats[:, 0], floats[:, 1], integers[:, _TOP_K]
-        seeds, draws = integers[:, _SEED], integers[:, _DRAWS]
-        temperature, top_p, top_k, seeds, draws = (t.contiguous() for t in (temperature, top_p, top_k, seeds, draws))
-        unbanned = torch.full_like(seeds, -1)
+        temperature, top_p = floats.unbind(1)
+        seeds, top_k = integers[:, _SEED], integers[:, _TOP_K]
         noise = limits = None
         if kernels.name == "torch":
-            noise = exponential_noise(seeds, draws, c.codebooks, c.codebook_size)
+            noise = exponential_noise(seeds, rows.draws, c.codebooks, c.codebook_size)
             limits = DrawLimits.of(temperature, top_k, top_p, c.codebook_size)
-        early_eos, finite = torch.zeros_like(active), active
+        first = last = h  # replaced by the logits of the first and the last codebook
 
-        def pick(codebook: int, logits: Tensor) -> Tensor:
-            nonlocal early_eos, finite
-            # The logits of the last codebook depend on the keys of all earlier codebooks. So a NaN in any codebook
-            # makes the last logits NaN.
-            if codebook + 1 == c.codebooks:
-                finite = logits.isfinite().all(dim=1)
-            banned = unbanned
-            if codebook == 0 and c.eos_code < c.codebook_size:
-                early_eos = (min_frames_left > 0) & (logits.argmax(dim=-1) == c.eos_code)
-                banned = torch.where(min_frames_left > 0, c.eos_code, unbanned)
+        def pick(codebook: int, logits: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            nonlocal first, last
+            first, last = (first if codebook else logits), logits
             if noise is None or limits is None:
-                return kernels.sample(
+                embedded = None
+                if table is not None and not kernels.sorts:  # Triton's kernel also looks up the embeddings
+                    embedded = torch.empty(count, table.shape[1], device=table.device, dtype=table.dtype)
+                code = kernels.sample(
                     logits,
                     temperature,
                     top_k,
                     top_p,
                     seeds,
-                    draws,
+                    rows.draws,
                     codebook,
                     c.codebooks,
-                    banned,
+                    self._unbanned[:count] if codebook else banned,
                     fast_path=key.fast_path,
+                    table=None if embedded is None else table,
+                    embedded=embedded,
                 )
-            if banned is not unbanned:
-                logits[:, c.eos_code].masked_fill_(min_frames_left > 0, -torch.inf)
-            return draw_within(limits, logits[:, None], noise[:, codebook, None], fast_path=key.fast_path)[:, 0]
+                return code, embedded
+            if codebook == 0 and c.eos_code < c.codebook_size:
+                logits = logits.clone()
+                logits[:, c.eos_code].masked_fill_(rows.held > 0, -torch.inf)
+            drawn = draw_within(limits, logits[:, None], noise[:, codebook, None], fast_path=key.fast_path)
+            return drawn[:, 0], None
 
         codes = model.depth_decode(h, self._depth_cache, pick, kernels)
-        last = (codes[:, :-1] == c.eos_code).all(dim=1)
-        silent_end = last & (codes[:, -1] == c.eos_code)
-        non_finite = active & ~finite
-        audible = active & ~silent_end & ~non_finite
+        audible = kernels.frame_outputs(rows, codes, first, last)
         self._samples[:count] = self._decoder.frame(codes, audible)
-        self._codes[:count] = codes
-        for flag, values in (
-            (_ACTIVE, active),
-            (_AUDIBLE, audible),
-            (_EARLY_EOS, early_eos & active),
-            (_NON_FINITE, non_finite),
-        ):
-            self._flags[:count, flag] = values
-        self._next[:count] = torch.where(active[:, None], model.embed_frames(codes), x)
-        advanced = active.long()
-        integers[:, _POSITION] += advanced
-        integers[:, _DRAWS] += advanced
-        integers[:, _MIN_FRAMES_LEFT] -= advanced
-        left.copy_(torch.where(active & (last | non_finite), 0, left - advanced))
+        kernels.frame_embeddings(rows, codes, model.audio_table)

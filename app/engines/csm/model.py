@@ -40,6 +40,17 @@ class Pick(Protocol):
         """Return codes (n,) int64 for the logits (n, C) float32 of one codebook."""
 
 
+class StaticPick(Protocol):
+    """Chooses a code from logits in a step that a CUDA graph can capture."""
+
+    def __call__(self, codebook: int, logits: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return codes (n,) int64 for the logits (n, C) float32 of one codebook, and their embeddings (n, D).
+
+        table (V, D): the embeddings of the codes. None = the embeddings are not needed. The caller looks them up if the
+        second result is None.
+        """
+
+
 def is_last(frame: Tensor, eos_code: int) -> bool:
     """Whether a frame (K,) ends the current line: all codes except the last code are EOS.
 
@@ -210,22 +221,32 @@ class CsmModel(nn.Module):
                 y = self.depth(x, slice(i + 1, i + 2), cache.attention(count, i + 1, 1))
         return torch.stack(codes, dim=1)
 
-    def depth_decode(self, h: Tensor, cache: DepthKVCache, pick: Pick, kernels: Kernels) -> Tensor:
+    def _depth_rows(self, codebook: int) -> Tensor | None:
+        """Return the table of P E for a codebook; None = the depth decoder's inputs are not just rows of this table."""
+        selected = self.adapters is not None and self.adapters.selection.active
+        if self.depth_table.dtype != self.dtype or (isinstance(self.projection, AdaptedLinear) and selected):
+            return None
+        size = self.config.depth_vocab
+        return self.depth_table[codebook * size : (codebook + 1) * size]
+
+    def depth_decode(self, h: Tensor, cache: DepthKVCache, pick: StaticPick, kernels: Kernels) -> Tensor:
         """Compute the same frame as `frame`, in a form that a CUDA graph can capture.
 
         All tensors have fixed shapes, and each call of the depth decoder reads one token of each row.
         """
         count, c = h.shape[0], self.config
-        code = pick(0, self.head(h).float())
-        codes = [code]
-        self.depth.decode_static(
-            self.projection(h), slice(0, 1), cache.static_decode_attention(count, 0, kernels), kernels
-        )
+        logits = self.head(h).float()
+        # only the keys and values of position 0 are needed
+        attend = cache.static_decode_attention(count, 0, kernels)
+        self.depth.decode_static(self.projection(h), slice(0, 1), attend, kernels, only_keys=True)
+        codes = []
         for i in range(1, c.codebooks):
-            x = self._depth_input(code, i - 1)
-            attend = cache.static_decode_attention(count, i, kernels)
-            code = pick(i, self.depth.decode_static(x, slice(i, i + 1), attend, kernels, head=self.heads[i - 1]))
+            code, x = pick(i - 1, logits, self._depth_rows(i - 1))
             codes.append(code)
+            attend = cache.static_decode_attention(count, i, kernels)
+            x = self._depth_input(code, i - 1) if x is None else x
+            logits = self.depth.decode_static(x, slice(i, i + 1), attend, kernels, head=self.heads[i - 1])
+        codes.append(pick(c.codebooks - 1, logits, None)[0])
         return torch.stack(codes, dim=1)
 
     def widen(self) -> None:

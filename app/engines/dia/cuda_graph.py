@@ -22,6 +22,7 @@ import torch
 from app.engines.dia.guidance import end_factor
 from app.engines.shared.step_graph import StepGraph
 from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.kernels.torch_state import DelayedResults
 from app.runtime.cuda_graphs import PinnedDoubleBuffer, at_least, doublings
 from app.runtime.sampling import TOP_K_FAST
 
@@ -102,7 +103,8 @@ class DiaCudaGraph:
         self.steps = StepGraph[BucketKey](rows, keys, integers=8, floats=3, kernels=kernels, device=device, tokens=2)
         self.steps.integers[:, _TEXT_LENGTH] = 1
         self._speaking = torch.zeros(rows, dtype=torch.bool, device=device)
-        self._burst_step = torch.zeros(1, dtype=torch.int64, device=device)  # index of the current step in the burst
+        # for each row, the index of the current step in the burst
+        self._burst_steps = torch.zeros(rows, dtype=torch.int64, device=device)
         # For each step of the burst and each row: the codes of `Step.frames`, and then the number of `Step.counts`.
         self._frames = torch.zeros(burst, rows, c.channels + 1, dtype=torch.int16, device=device)
         self._flags = torch.zeros(burst, rows, 3, dtype=torch.bool, device=device)
@@ -158,7 +160,7 @@ class DiaCudaGraph:
         launch after this one, because that launch overwrites them.
         """
         self.steps.select(rows)
-        self._burst_step.zero_()
+        self._burst_steps.zero_()
         text = at_least(text_length, self._text_lengths) if fast_path else self._text_lengths[-1]
         key = BucketKey(at_least(longest, self._audio_lengths), text, fast_path, adapted)
         for _ in range(self.burst):
@@ -183,20 +185,27 @@ class DiaCudaGraph:
     def advance(self, count: int, key: BucketKey, kernels: Kernels) -> None:
         """Compute one step of the first `count` rows. `capture` captures this method."""
         c, model = self._model.config, self._model
-        integers = self.steps.integers[:count]
-        position, draws, seeds, min_frames_left, top_k, text_lengths, first_frame, adapters = (
-            part.contiguous() for part in integers.unbind(1)
+        position, draws, seeds, min_frames_left, top_k, text_lengths, first_frame, adapters = self.steps.integers[
+            :count
+        ].unbind(1)
+        temperature, top_p, scales = self.steps.floats[:count].unbind(1)
+        rows = self._delay_pattern.static_rows(
+            count,
+            selected=self.steps.selected[:count],
+            speaking=self._speaking[:count],
+            positions=position,
+            draws=draws,
+            held=min_frames_left,
+            first_frames=first_frame,
         )
-        temperature, top_p, scales = (part.contiguous() for part in self.steps.floats[:count].unbind(1))
-        active = self.steps.selected[:count] & self._speaking[:count]
-        rows = torch.arange(count, device=model.device)
-        at = position.clamp(max=c.max_positions - 1)
+        # The keys of inactive rows go to the scratch position after the last position.
+        x, written, turned, text_ends = kernels.delayed_inputs(rows, model.audio_table, text_lengths, model.dtype)
         logits = model.decode_static(
-            self._delay_pattern.at(rows, at),
+            x,
             self._cache,
-            at,
-            active,
-            text_lengths,
+            written=written,
+            turned=turned,
+            text_ends=text_ends,
             audio_length=key.audio_length,
             text_length=key.text_length,
             kernels=kernels,
@@ -215,20 +224,8 @@ class DiaCudaGraph:
             end_factor(c),
             fast_path=key.fast_path,
         )
-        non_finite = active & ~finite
-        early_eos = active & ending & (min_frames_left > 0)
-        frames, counts = self._delay_pattern.put(rows, at + 1, drawn, active)
-        result = torch.cat((frames, counts[:, None]), dim=1).to(torch.int16)
-        self._frames[:, :count].index_copy_(0, self._burst_step, result[None])
-        self._flags[:, :count].index_copy_(
-            0, self._burst_step, torch.stack((active, early_eos, non_finite), dim=1)[None]
-        )
-        self._burst_step.add_(1).remainder_(self.burst)
-        integers[:, _POSITION] += active
-        integers[:, _DRAWS] += active
-        integers[:, _MIN_FRAMES_LEFT] -= active.long()
-        ended = (counts <= 0) | (at + 2 - first_frame >= counts) | non_finite
-        self._speaking[:count] &= ~(active & ended)
+        results = DelayedResults(self._burst_steps[:count], self._frames, self._flags)
+        kernels.delayed_outputs(rows, drawn, ending, finite, results)
 
 
 def uses_fast_path(params: Sequence[SamplingParams]) -> bool:

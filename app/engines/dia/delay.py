@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from app.engines.dia.config import DiaConfig
+from app.nn.kernels.torch_state import DelayedRows, put_delayed
 
 
 class DelayPattern:
@@ -25,7 +26,6 @@ class DelayPattern:
         self._config = config
         self._delay = max(config.delays)
         self._delays = torch.tensor(config.delays, device=device)
-        self._channels = torch.arange(config.channels, device=device)
         self._ids = torch.zeros(rows, config.max_positions + 1, config.channels, dtype=torch.int64, device=device)
         self._prompts = torch.zeros(rows, dtype=torch.int64, device=device)  # number of frames in each row's prompt
         # For each row, the position of EOS in channel 0. Before EOS is drawn, this is the last position at which EOS is
@@ -71,22 +71,47 @@ class DelayPattern:
         drawn, this number is the largest allowed number. Before the first frame of a row is complete, the returned
         frame is undefined.
         """
-        c, at = self._config, positions[:, None]
-        drawn_end = drawn[:, 0] == c.eos
-        if active is not None:
-            drawn_end &= active
-        ends = torch.where(drawn_end, torch.minimum(self._ends[rows], positions), self._ends[rows])
-        self._ends[rows] = ends
-        after_end = at - ends[:, None]
-        ids = drawn.masked_fill(after_end == self._delays, c.eos).masked_fill(after_end > self._delays, c.pad)
-        prompts = self._prompts[rows]
-        kept = at <= prompts[:, None] + self._delays
-        if active is not None:
-            kept |= ~active[:, None]
-        ids = torch.where(kept, self._ids[rows, positions], ids)
-        self._ids[rows, positions] = ids
-        complete = (at - self._delay + self._delays).clamp_min(0)  # (n, C)
-        return self._ids[rows[:, None], complete, self._channels], ends - 1 - prompts
+        return put_delayed(
+            self._ids,
+            self._prompts,
+            self._ends,
+            self._delays,
+            rows,
+            positions,
+            drawn,
+            active,
+            longest_delay=self._delay,
+            end=self._config.eos,
+            pad=self._config.pad,
+        )
+
+    def static_rows(
+        self,
+        count: int,
+        *,
+        selected: Tensor,
+        speaking: Tensor,
+        positions: Tensor,
+        draws: Tensor,
+        held: Tensor,
+        first_frames: Tensor,
+    ) -> DelayedRows:
+        """Return the state of the first `count` rows. DelayedRows describes the arguments, each (count,)."""
+        return DelayedRows(
+            self._ids[:count],
+            self._prompts[:count],
+            self._ends[:count],
+            selected,
+            speaking,
+            positions,
+            draws,
+            held,
+            first_frames,
+            self._delays,
+            self._delay,
+            self._config.eos,
+            self._config.pad,
+        )
 
     def first_frame(self, prompt_frames: int) -> int:
         """Return the position at which the first frame after the prompt is complete."""

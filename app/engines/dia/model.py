@@ -163,12 +163,12 @@ class DiaModel(nn.Module):
 
     def decode_static(
         self,
-        codes: Tensor,
+        x: Tensor,
         cache: DiaCache,
-        positions: Tensor,
-        active: Tensor,
-        text_lengths: Tensor,
         *,
+        written: Tensor,
+        turned: Tensor,
+        text_ends: Tensor,
         audio_length: int,
         text_length: int,
         kernels: Kernels,
@@ -178,18 +178,18 @@ class DiaModel(nn.Module):
 
         Returns logits (n, 2, C, V) float32: first the conditional logits of a row, then its unconditional logits.
 
-        active (n,) bool: inactive rows do not change the cache. text_lengths (n,): number of bytes of each row's text.
-        Self-attention reads the first `audio_length` positions, and cross-attention the first `text_length` positions.
-        adapters (n,) int64: the slot of each row's adapter; None = no adapters.
+        x (2 n, D): for each row, the embedding of its conditional and of its unconditional token. written (2 n,): the
+        positions at which the keys of the tokens are written. turned (2 n,): the positions of the tokens for RoPE.
+        text_ends (n,): the index of the last byte of each row's text. Self-attention reads the first `audio_length`
+        positions, and cross-attention the first `text_length` positions. adapters (n,) int64: the slot of each row's
+        adapter; None = no adapters.
         """
-        c, count = self.config, len(codes)
+        c, count = self.config, len(text_ends)
         if self.adapters is not None:
             both = None if adapters is None else adapters.repeat_interleave(2)
             self.adapters.selection.select_index(both)
             self.adapters.selections[CONDITIONAL].select_index(adapters)
-        # The keys of inactive rows go to the scratch position after the last position.
-        at = torch.where(active, positions, c.max_positions).repeat_interleave(2)
-        text_attention = cache.text.static_decode_attention(text_lengths, text_length, kernels)
+        text_attention = cache.text.static_decode_attention(text_ends, text_length, kernels)
 
         def constant(layer: int) -> Tensor:
             if adapters is not None and self.constants is not None:
@@ -197,11 +197,8 @@ class DiaModel(nn.Module):
             return self.unconditional[layer]
 
         cross = StaticCross(text_attention, 2, constant)
-        # each row twice: first its conditional token, then its unconditional token
-        x = self.embed(codes).repeat_interleave(2, dim=0)
-        decode_attention = cache.audio.static_decode_attention(at, audio_length, kernels)
-        attended = at.clamp(max=c.max_positions - 1)
-        logits = self.decoder.decode_static(x, attended, decode_attention, kernels, cross, self.head)
+        decode_attention = cache.audio.static_decode_attention(written, audio_length, kernels)
+        logits = self.decoder.decode_static(x, turned, decode_attention, kernels, cross, self.head)
         return logits.view(count, 2, c.channels, c.audio_vocab)
 
     def _select(self, adapters: Sequence[int], group: str = "") -> None:

@@ -64,8 +64,9 @@ class StepGraph(Generic[Key]):
         self.kernels: dict[int, Kernels] = {1: kernels[0]}
         # Number of rows -> name of the kernels -> seconds of a step.
         self.kernel_seconds: dict[int, dict[str, float]] = {}
-        self.integers = torch.zeros(rows, integers, dtype=torch.int64, device=device)
-        self.floats = torch.ones(rows, floats, device=device)
+        # (rows, parameters). The values of one parameter are contiguous, as the kernels need them.
+        self.integers = torch.zeros(integers, rows, dtype=torch.int64, device=device).t()
+        self.floats = torch.ones(floats, rows, device=device).t()
         # whether the current launch advances the row
         self.selected = torch.zeros(rows, dtype=torch.bool, device=device)
 

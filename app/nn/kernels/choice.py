@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from app.errors import EngineUnavailable
-from app.nn.kernels import torch_kernels
+from app.nn.kernels import torch_kernels, torch_state
+from app.nn.kernels.state_trials import state_trials
+from app.nn.kernels.torch_state import DelayedResults, DelayedRows, FrameRows
 from app.runtime.faults import is_device_lost
 
 KernelSet = Literal["auto", "torch", "triton"]
@@ -23,6 +26,11 @@ OPERATIONS = (
     "gate",
     "sample",
     "guided_sample",
+    "delayed_inputs",
+    "delayed_outputs",
+    "frame_inputs",
+    "frame_outputs",
+    "frame_embeddings",
     *LINEAR_OPERATIONS,
 )
 
@@ -45,6 +53,8 @@ class Sample(Protocol):
         banned: Tensor,
         *,
         fast_path: bool = False,
+        table: Tensor | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -99,9 +109,13 @@ class AddLinear(Protocol):
     ) -> tuple[Tensor, Tensor | None]: ...
 
 
+DelayedInputs = Callable[[DelayedRows, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor, Tensor, Tensor]]
+DelayedOutputs = Callable[[DelayedRows, Tensor, Tensor, Tensor, DelayedResults], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """One set of kernels. torch_kernels.py describes each kernel.
+    """One set of kernels. torch_kernels.py and torch_state.py describe each kernel.
 
     The set "triton-linear" is the set "triton" for steps in which `norm_linear` and `add_linear` also compute the
     matrix products.
@@ -114,6 +128,11 @@ class Kernels:
     gate: Callable[[Tensor, torch_kernels.Activation], Tensor]
     sample: Sample
     guided_sample: GuidedSample = torch_kernels.guided_sample
+    delayed_inputs: DelayedInputs = torch_state.delayed_inputs
+    delayed_outputs: DelayedOutputs = torch_state.delayed_outputs
+    frame_inputs: Callable[[FrameRows, int], tuple[Tensor, Tensor, Tensor]] = torch_state.frame_inputs
+    frame_outputs: Callable[[FrameRows, Tensor, Tensor, Tensor], Tensor] = torch_state.frame_outputs
+    frame_embeddings: Callable[[FrameRows, Tensor, Tensor], None] = torch_state.frame_embeddings
     norm_linear: NormLinear = torch_kernels.norm_linear
     add_linear: AddLinear = torch_kernels.add_linear
     # In a set of Triton kernels: the operations for which the torch kernel is used instead.
@@ -261,7 +280,7 @@ def wrong_operations(kernels: Kernels, device: torch.device, dtype: torch.dtype)
                 raise
             yield operation, f"fails ({_fault_of(error)})"
             continue
-        if not _equal(operation, found, expected, dtype):
+        if not all(_equal(operation, *pair, dtype) for pair in zip(found, expected, strict=True)):
             yield operation, "gives other results than torch's kernel"
 
 
@@ -270,12 +289,24 @@ def _equal(operation: str, found: Tensor, expected: Tensor, dtype: torch.dtype) 
         # A few draws may differ, because Triton and torch round logarithms differently and two codes can have nearly
         # equal scores.
         return bool((found == expected).float().mean() > 0.95)
+    if not found.is_floating_point():
+        return torch.equal(found, expected)
     tolerance = 1e-4 if dtype == torch.float32 else 3e-2
     return torch.allclose(found.float(), expected.float(), rtol=tolerance, atol=tolerance)
 
 
-def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Kernels], Tensor]]:
+def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Kernels], Sequence[Tensor]]]:
     """Return a mapping: name of an operation -> a function that runs it with random inputs and returns the results."""
+    linear = {name: partial(_one, trial) for name, trial in _float_trials(device, dtype).items()}
+    return {**linear, **state_trials(device, dtype)}
+
+
+def _one(trial: Callable[[Kernels], Tensor], kernels: Kernels) -> Sequence[Tensor]:
+    return (trial(kernels),)
+
+
+def _float_trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Kernels], Tensor]]:
+    """Return `_trials` of all operations that have one result, except the operations of torch_state.py."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int, kind: torch.dtype = dtype) -> Tensor:
@@ -299,6 +330,13 @@ def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Ker
         k, v = cache.clone()
         attended = each.step_attention(heads, angles.cos(), angles.sin(), k, v, at, length, size**-0.5)
         return torch.cat((attended.flatten(), k.flatten(), v.flatten()))
+
+    def sample(each: Kernels) -> Tensor:
+        table, embedded = weights[1][:, :72].repeat(3, 1), random(64, 72)
+        limits = temperature, number * 3, top_p, number, number
+        codes = each.sample(logits, *limits, 3, 32, number - 1, table=table, embedded=embedded)
+        expected = table[codes.clamp(0, len(table) - 1)]  # a wrong kernel may return any codes
+        return torch.where((embedded == expected).all(dim=1), codes, -1)
 
     pair = random(8, 2, 4, 1028, kind=torch.float32) * 3
     pair[::2, :, 0, 1024] += 20  # the end is the best code
@@ -328,7 +366,7 @@ def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Ker
         "decode_attention": lambda each: each.decode_attention(q, cache[0], cache[1], at, length, size**-0.5),
         "add_rms_norm": lambda each: torch.cat(each.add_rms_norm(x, residual, weight, 1e-5)),
         "gate": lambda each: each.gate(both, "silu"),
-        "sample": lambda each: each.sample(logits, temperature, number * 3, top_p, number, number, 3, 32, number - 1),
+        "sample": sample,
         "guided_sample": guided_sample,
         "norm_linear": norm_linear,
         "add_linear": add_linear,
@@ -357,7 +395,7 @@ def fused_kernels() -> Kernels:
     Raises EngineUnavailable if Triton can't be imported.
     """
     try:
-        from app.nn.kernels import triton_launch  # noqa: PLC0415 - imports Triton
+        from app.nn.kernels import triton_launch, triton_state  # noqa: PLC0415 - imports Triton
     except ImportError as error:
         raise EngineUnavailable(
             f"Triton can't be imported: {error}.",
@@ -371,6 +409,11 @@ def fused_kernels() -> Kernels:
         triton_launch.gate,
         triton_launch.sample,
         triton_launch.guided_sample,
+        triton_state.delayed_inputs,
+        triton_state.delayed_outputs,
+        triton_state.frame_inputs,
+        triton_state.frame_outputs,
+        triton_state.frame_embeddings,
         triton_launch.norm_linear,
         triton_launch.add_linear,
     )

@@ -134,6 +134,8 @@ def sample(
     banned: Tensor,
     *,
     fast_path: bool = False,
+    table: Tensor | None = None,
+    embedded: Tensor | None = None,
 ) -> Tensor:
     """Draw a code for each row, as `Sampler.pick` of runtime/sampling.py does, with parameters on the device.
 
@@ -141,8 +143,9 @@ def sample(
     codebooks: the number of all codebooks. temperature (n,) float32, 0 = greedy. top_k (n,) int64, 0 = off. top_p (n,)
     float32, 1 = off. seeds, frames (n,) int64: determine the noise. banned int64, with the shape of the result: a code
     that can't be drawn, -1 = none. fast_path: see `draw`. Returns codes (n,) or (n, C) int64. If several codes have the
-    same score at the limit of top-k or top-p, all these codes stay. Raises ValueError for a codebook that does not
-    exist.
+    same score at the limit of top-k or top-p, all these codes stay. table (V, D): the embeddings of the codes; if it is
+    given, `embedded` (n, D) of the same dtype gets the embeddings of the drawn codes. Raises ValueError for a codebook
+    that does not exist.
     """
     channels = logits.shape[1] if logits.dim() == 3 else 1
     if not 0 <= codebook <= codebooks - channels:
@@ -151,7 +154,10 @@ def sample(
     codes = torch.arange(size, device=logits.device)
     scores = logits.reshape(count, channels, size).masked_fill(codes == banned.reshape(count, channels, 1), -math.inf)
     noise = exponential_noise(seeds, frames, channels, size, first=codebook)
-    return draw(scores, temperature, top_k, top_p, noise, fast_path=fast_path).view(logits.shape[:-1])
+    drawn = draw(scores, temperature, top_k, top_p, noise, fast_path=fast_path).view(logits.shape[:-1])
+    if table is not None and embedded is not None:
+        embedded.copy_(functional.embedding(drawn, table))
+    return drawn
 
 
 def guided_sample(
@@ -173,10 +179,11 @@ def guided_sample(
     logits (n, 2, C, V) float32: conditional, then unconditional. suppressed (n,) int64: above 0 = the code `end` can't
     be drawn. fast_path: True = no top_k is above TOP_K_FAST. All other parameters are those of `sample` and
     `guided_scores`. Returns the codes (n, C) int64; (n,) bool, whether `end` is the best code of channel 0 if it is not
-    suppressed; and (n,) bool, whether all logits of the row are finite. The codes of other rows are undefined.
+    suppressed; and (n, C) bool, whether all logits of the channel are finite. The codes of other channels, and whether
+    `end` is the best code of such a channel, are undefined.
     """
     conditional, unconditional = logits.unbind(1)
-    finite = logits.isfinite().flatten(1).all(dim=1)
+    finite = logits.isfinite().all(dim=-1).all(dim=1)
     most = TOP_K_FAST if fast_path else None
     one = guided_scores(conditional[:, :1], unconditional[:, :1], scales, top_k, most, None, end, end_factor)
     scores = guided_scores(conditional, unconditional, scales, top_k, most, suppressed > 0, end, end_factor)

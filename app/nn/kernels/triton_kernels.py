@@ -385,14 +385,17 @@ def draw(
     frames,
     banned,
     out,
+    table,  # (V, D): the embeddings of the codes
+    embedded,  # (n, D)
     codebook,
     logits_row,
     logits_channel,
     CHANNELS: tl.constexpr,
     CODES: tl.constexpr,
+    WIDTH: tl.constexpr,  # D; 0 = `embedded` is not written
     BLOCK: tl.constexpr,
 ):
-    """Draw one code of one row."""
+    """Draw one code of one row, and copy its embedding."""
     place = tl.program_id(0)
     row = place // CHANNELS
     channel = place % CHANNELS
@@ -405,6 +408,10 @@ def draw(
     seed, frame = tl.load(seeds + row), tl.load(frames + row).to(tl.uint64, bitcast=True)
     code = _drawn(score, lane, mask, temperature, limit, share, seed, frame, codebook + channel, CODES)
     tl.store(out + place, code)
+    for begin in tl.static_range(0, WIDTH, BLOCK):
+        at = begin + lane
+        value = tl.load(table + code * WIDTH + at, mask=at < WIDTH, other=0.0)
+        tl.store(embedded + row.to(tl.int64) * WIDTH + at, value, mask=at < WIDTH)
 
 
 @triton.jit

@@ -292,6 +292,8 @@ def sample(
     banned: Tensor,
     *,
     fast_path: bool = False,
+    table: Tensor | None = None,
+    embedded: Tensor | None = None,
 ) -> Tensor:
     """Compute `torch_kernels.sample` with a Triton kernel."""
     del fast_path  # the Triton kernel is the same for all sampling parameters
@@ -300,6 +302,11 @@ def sample(
     if not 0 <= codebook <= codebooks - channels:
         raise ValueError(f"codebooks {codebook}..{codebook + channels - 1} do not exist: there are {codebooks}")
     out = torch.empty(logits.shape[:-1], device=logits.device, dtype=torch.int64)
+    embeds = table is not None and embedded is not None
+    if table is not None and embedded is not None:
+        same = table.dtype == embedded.dtype and table.is_contiguous() and embedded.is_contiguous()
+        if not same or channels > 1 or len(table) < size or embedded.shape != (count, table.shape[1]):
+            raise ValueError(f"no embeddings {tuple(embedded.shape)} of {channels} codes from {tuple(table.shape)}")
     triton_kernels.draw[(count * channels,)](
         logits,
         temperature,
@@ -309,11 +316,14 @@ def sample(
         frames,
         banned.contiguous(),
         out,
+        logits if table is None else table,
+        logits if embedded is None else embedded,
         codebook,
         logits.stride(0),
         logits.stride(1) if logits.dim() == 3 else 0,
         CHANNELS=channels,
         CODES=size,
+        WIDTH=table.shape[1] if embeds and table is not None else 0,
         BLOCK=triton.next_power_of_2(size),
         num_warps=8,
     )
@@ -361,4 +371,4 @@ def guided_sample(
         num_warps=8,
         enable_fp_fusion=False,  # no fused multiply-add, so that guidance gives the same bits as the torch kernel
     )
-    return out, endings.view(torch.bool), finite.view(torch.bool).all(dim=1)
+    return out, endings.view(torch.bool), finite.view(torch.bool)

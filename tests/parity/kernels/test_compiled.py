@@ -107,7 +107,8 @@ def test_all_kernels_compile_for_every_supported_gpu(
         # of the linear layers, those that need the most shared memory and registers
         if case.kernel not in LINEAR_OPERATIONS or (linear and ("depth gate_up" in case.name or "cross" in case.name)):
             launch(case)
-    kinds = {"attend", "combine", "add_norm", "gated", "draw", "guided_draw"}
+    kinds = {"attend", "combine", "add_norm", "gated", "draw", "guided_draw", "delayed_input", "delayed_output"}
+    kinds |= {"frame_input", "frame_output", "frame_embedding"}
     kinds |= {"norm_product", "sum_product"} if linear else set()
     assert {name for name, _ in here.programs} == kinds
     for name, program in here.programs:

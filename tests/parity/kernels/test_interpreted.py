@@ -358,7 +358,8 @@ def test_rows_that_are_not_finite_are_reported() -> None:
     ones, zeros = torch.ones(5), torch.zeros(5, dtype=torch.int64)
     for kernels in (torch_kernels, triton_launch):
         finite = kernels.guided_sample(logits, ones, 0 * ones, zeros, ones, zeros, zeros, zeros, 8, None)[2]
-        assert finite.tolist() == [True, False, False, False, True]
+        assert finite.all(dim=1).tolist() == [True, False, False, False, True]
+        assert [row.tolist().index(False) for row in finite[1:4]] == [0, 2, 1]  # the channel
 
 
 def test_missing_codebooks_are_rejected() -> None:
