@@ -317,6 +317,67 @@ def frame_case(kernel: str, rows: int, dtype: torch.dtype) -> Case:
     return Case(f"{kernel} csm", kernel, rows, rows * moved[kernel], make, run)
 
 
+def window_case(rows: int) -> Case:
+    """The attention of a layer of Mimi's decoder for one frame: two tokens of each row."""
+    heads, size, ring, window = 8, 64, 266, 250
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        cached = _normal(generator, device, torch.float32, 2, rows, heads, ring, size)
+        fresh = _normal(generator, device, torch.float32, 2 * rows, 3 * heads, size)
+        turn = _normal(generator, device, torch.float32, 2, 2 * rows, 1, size)
+        done = torch.randint(2000, (rows,), generator=generator, device=device)
+        done[0] = 1000
+        return cached, fresh, turn, done
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        (k, v), fresh, turn, done = inputs[0].clone(), *inputs[1:]
+        return kernels.window_attention(fresh, turn[0], turn[1], k, v, done, window), k, v
+
+    return Case("window_attention mimi", "window_attention", rows, 8 * rows * heads * window * size, make, run)
+
+
+def layer_norm_case(rows: int) -> Case:
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        x, update = (_normal(generator, device, torch.float32, 2 * rows, 512) for _ in range(2))
+        return x, update, *_normal(generator, device, torch.float32, 2, 512)
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        x, update, weight, bias = inputs
+        return kernels.add_layer_norm(x, update, weight, bias, 1e-5)
+
+    return Case("add_layer_norm mimi 512", "add_layer_norm", rows, 4 * (8 * rows + 2) * 512, make, run)
+
+
+def conv_case(rows: int) -> Case:
+    """The windows of the last convolution of Mimi's decoder for one frame."""
+    tokens, channels, kernel = 1920, 64, 3
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        chunk = _normal(generator, device, torch.float32, rows, tokens, channels)
+        return chunk, *_normal(generator, device, torch.float32, 2, rows, kernel - 1, channels)
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        new = inputs[2].clone()
+        return kernels.conv_windows(inputs[0], inputs[1], new, kernel, 1, elu=True), new
+
+    return Case("conv_windows mimi", "conv_windows", rows, 16 * rows * tokens * channels, make, run)
+
+
+def overlap_case(rows: int) -> Case:
+    """The last transposed convolution of Mimi's decoder for one frame, after its product."""
+    tokens, stride, channels = 480, 4, 64
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        spread = _normal(generator, device, torch.float32, rows, tokens, 2, stride, channels)
+        return spread, *_normal(generator, device, torch.float32, 2, rows, stride, channels)
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        new = inputs[2].clone()
+        return kernels.overlap_add(inputs[0], inputs[1], new, inputs[1][0, 0]), new
+
+    return Case("overlap_add mimi", "overlap_add", rows, 12 * rows * tokens * stride * channels, make, run)
+
+
 def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
     """Yield all kernel calls in a step of each model with `rows` rows."""
     for shape in ATTENTIONS:
@@ -335,6 +396,10 @@ def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
     yield guided_case("dia", 1028, 9, rows)
     yield delayed_case(rows, dtype, before=True)
     yield delayed_case(rows, dtype, before=False)
+    yield window_case(rows)
+    yield layer_norm_case(rows)
+    yield conv_case(rows)
+    yield overlap_case(rows)
     for kernel in ("frame_inputs", "frame_outputs", "frame_embeddings"):
         yield frame_case(kernel, rows, dtype)
     for name, codes, channels, codebooks in HEADS_OF_CODES:

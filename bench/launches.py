@@ -133,7 +133,11 @@ def csm_step(size: str, rows: int) -> tuple[Callable[[Kernels], None], Callable[
     codes = torch.zeros(rows, model.config.codebooks, dtype=torch.int64, device=META)
     active = torch.ones(rows, dtype=torch.bool, device=META)
     key = CsmKey(min(512, model.config.max_positions), fast_path=True)
-    return lambda kernels: graph.advance(rows, key, kernels), lambda _: [decoder.frame(codes, active)].clear()
+
+    def codec(kernels: Kernels) -> None:
+        decoder.frame(codes, active, kernels)
+
+    return lambda kernels: graph.advance(rows, key, kernels), codec
 
 
 def dia_step(size: str, rows: int) -> Callable[[Kernels], None]:

@@ -34,6 +34,30 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, sc
     return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)
 
 
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Compute masked attention: q (B, T, H, d), k, v (B, G, L, d), mask (B, 1, T, L) bool -> (B * T, H * d)."""
+    _, _, heads, size = q.shape
+    share = heads // k.shape[1]
+    if share > 1:
+        k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
+    attended = functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
+    return attended.transpose(1, 2).reshape(-1, heads * size)
+
+
+def ring_mask(positions: Tensor, used: int, ring: int, window: int) -> Tensor:
+    """Return whether tokens attend to the entries of a ring buffer: (B, 1, T, used) bool.
+
+    positions (B, T) int64: the consecutive positions of the tokens, whose keys are in the buffer. The key of position p
+    is in entry p modulo `ring`. used: the number of entries that attention reads. A token attends to the `window`
+    positions up to its own position.
+    """
+    last, at = positions[:, -1:], positions[..., None]
+    # for each entry, the position of its key; negative = no key yet
+    cached = last - (last - torch.arange(used, device=positions.device)) % ring  # (B, L)
+    cached = cached[:, None, :]
+    return ((cached >= 0) & (cached <= at) & (cached > at - window))[:, None]
+
+
 def _products(q: Tensor, k: Tensor) -> Tensor:
     """Return the products q k^T (..., M, L) in float32. q (..., M, d) and k (..., L, d) may have any dtype.
 

@@ -427,7 +427,8 @@ def test_kernels_are_chosen_for_several_numbers_of_rows(tiny_csm: Path) -> None:
     assert (
         facts["kernels_by_operation"]
         == "triton: step_attention, decode_attention, add_rms_norm, gate, guided_sample, delayed_inputs, "
-        "delayed_outputs, frame_inputs, frame_outputs, frame_embeddings; torch: sample"
+        "delayed_outputs, frame_inputs, frame_outputs, frame_embeddings, window_attention, add_layer_norm, "
+        "conv_windows, overlap_add; torch: sample"
     )
     assert facts["kernels_reason"] == "Noted."
     for row in (0, 7):

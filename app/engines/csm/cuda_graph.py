@@ -278,5 +278,5 @@ class CsmCudaGraph:
 
         codes = model.depth_decode(h, self._depth_cache, pick, kernels)
         audible = kernels.frame_outputs(rows, codes, first, last)
-        self._samples[:count] = self._decoder.frame(codes, audible)
+        self._samples[:count] = self._decoder.frame(codes, audible, kernels)
         kernels.frame_embeddings(rows, codes, model.audio_table)

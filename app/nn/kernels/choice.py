@@ -19,6 +19,7 @@ from app.runtime.faults import is_device_lost
 
 KernelSet = Literal["auto", "torch", "triton"]
 LINEAR_OPERATIONS = ("norm_linear", "add_linear")
+CODEC_OPERATIONS = ("window_attention", "add_layer_norm", "conv_windows", "overlap_add")
 OPERATIONS = (
     "step_attention",
     "decode_attention",
@@ -31,6 +32,7 @@ OPERATIONS = (
     "frame_inputs",
     "frame_outputs",
     "frame_embeddings",
+    *CODEC_OPERATIONS,
     *LINEAR_OPERATIONS,
 )
 
@@ -109,6 +111,14 @@ class AddLinear(Protocol):
     ) -> tuple[Tensor, Tensor | None]: ...
 
 
+class ConvWindows(Protocol):
+    """The type of the kernel for the windows of a convolution. See `torch_kernels.conv_windows`."""
+
+    def __call__(self, x: Tensor, past: Tensor, new: Tensor, kernel: int, dilation: int, *, elu: bool) -> Tensor: ...
+
+
+WindowAttention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
+AddLayerNorm = Callable[[Tensor, "Tensor | None", Tensor, Tensor, float], tuple[Tensor, Tensor]]
 DelayedInputs = Callable[[DelayedRows, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor, Tensor, Tensor]]
 DelayedOutputs = Callable[[DelayedRows, Tensor, Tensor, Tensor, DelayedResults], None]
 
@@ -133,6 +143,10 @@ class Kernels:
     frame_inputs: Callable[[FrameRows, int], tuple[Tensor, Tensor, Tensor]] = torch_state.frame_inputs
     frame_outputs: Callable[[FrameRows, Tensor, Tensor, Tensor], Tensor] = torch_state.frame_outputs
     frame_embeddings: Callable[[FrameRows, Tensor, Tensor], None] = torch_state.frame_embeddings
+    window_attention: WindowAttention = torch_kernels.window_attention
+    add_layer_norm: AddLayerNorm = torch_kernels.add_layer_norm
+    conv_windows: ConvWindows = torch_kernels.conv_windows
+    overlap_add: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = torch_kernels.overlap_add
     norm_linear: NormLinear = torch_kernels.norm_linear
     add_linear: AddLinear = torch_kernels.add_linear
     # In a set of Triton kernels: the operations for which the torch kernel is used instead.
@@ -146,6 +160,11 @@ class Kernels:
         path of sampling.py.
         """
         return not self.name.startswith("triton") or "sample" in self.from_torch
+
+    @property
+    def computes_codec(self) -> bool:
+        """Whether the codec uses CODEC_OPERATIONS. With torch's kernels these would not save launches."""
+        return self.name.startswith("triton") and not set(CODEC_OPERATIONS) & set(self.from_torch)
 
     def computes_linear(self, tokens: int) -> bool:
         """Whether a step with this number of tokens uses `norm_linear` and `add_linear`."""
@@ -348,6 +367,32 @@ def _float_trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callabl
         drawn = [each.guided_sample(pair, share * 3, *limits, 1024, factor) for factor in (None, 0.8)]
         return torch.cat([part.flatten().long() for parts in drawn for part in parts])
 
+    ring, wide = random(2, rows, groups, 40, size, kind=torch.float32), random(6, 512, kind=torch.float32)
+    fresh = random(6, 8 + 2 * groups, size, kind=torch.float32)
+    turn, done = random(2, 6, 1, size, kind=torch.float32), torch.tensor([0, 7, 1003], device=device)
+
+    def window_attention(each: Kernels) -> Tensor:
+        k, v = ring.clone()
+        attended = each.window_attention(fresh, turn[0], turn[1], k, v, done, 30)
+        return torch.cat((attended.flatten(), k.flatten(), v.flatten()))
+
+    def add_layer_norm(each: Kernels) -> Tensor:
+        found = [each.add_layer_norm(wide, part, wide[0], wide[1], 1e-5) for part in (None, wide.flip(0))]
+        return torch.cat([tensor for tensors in found for tensor in tensors])
+
+    parts = random(2, rows, 24, 32, kind=torch.float32)
+    chunk, spread = random(rows, 3, 32, kind=torch.float32), random(rows, 3, 32, 2, 4, kind=torch.float32)
+
+    def conv_windows(each: Kernels) -> Tensor:
+        new = parts[0].clone()
+        found = each.conv_windows(chunk, parts[1], new, 5, 6, elu=True)
+        return torch.cat((found.flatten(), new.flatten()))
+
+    def overlap_add(each: Kernels) -> Tensor:
+        new = parts[0, :, :4].clone()
+        found = each.overlap_add(spread.permute(0, 1, 3, 4, 2), parts[1, :, :4], new, chunk[0, 0])
+        return torch.cat((found.flatten(), new.flatten()))
+
     def norm_linear(each: Kernels) -> Tensor:
         gated, summed = each.norm_linear(many[:5, :512], update, many[0, :512], 1e-5, weights[1], "silu")
         wide, _ = each.norm_linear(summed, None, many[0, :512], 1e-5, weights[1], wide=True)
@@ -368,6 +413,10 @@ def _float_trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callabl
         "gate": lambda each: each.gate(both, "silu"),
         "sample": sample,
         "guided_sample": guided_sample,
+        "window_attention": window_attention,
+        "add_layer_norm": add_layer_norm,
+        "conv_windows": conv_windows,
+        "overlap_add": overlap_add,
         "norm_linear": norm_linear,
         "add_linear": add_linear,
     }
@@ -414,6 +463,10 @@ def fused_kernels() -> Kernels:
         triton_state.frame_inputs,
         triton_state.frame_outputs,
         triton_state.frame_embeddings,
+        triton_launch.window_attention,
+        triton_launch.add_layer_norm,
+        triton_launch.conv_windows,
+        triton_launch.overlap_add,
         triton_launch.norm_linear,
         triton_launch.add_linear,
     )

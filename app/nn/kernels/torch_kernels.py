@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from app.nn.attention import grouped_attention
+from app.nn.attention import grouped_attention, masked_attention, ring_mask
 from app.nn.rope import apply_rotary
 from app.runtime.sampling import TOP_K_FAST, draw, exponential_noise
 
@@ -62,6 +62,58 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """Return rms_norm(x + residual) and x + residual. x, residual (M, D) and the weight (D,) have the same dtype."""
     summed = x + residual
     return functional.rms_norm(summed, (summed.shape[-1],), weight, eps), summed
+
+
+def window_attention(
+    heads: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor, done: Tensor, window: int
+) -> Tensor:
+    """Apply RoPE, write to a ring buffer, and compute sliding-window attention of T new tokens of each row.
+
+    heads (B * T, H + 2 G, d) float32: the queries, keys and values of the tokens, in the order (row, token). cos, sin
+    (B * T, 1, d): from `rotary`. k, v (B, G, R, d) float32: the ring buffers; the key of position p is in entry p
+    modulo R, and R is at least window + T. done (B,) int64: the position of the first new token of each row. A token
+    attends to `window` positions up to its own position. Returns (B * T, H * d).
+    """
+    rows, groups, ring, size = k.shape
+    tokens, count = len(heads) // rows, heads.shape[1] - 2 * groups
+    at = done[:, None] + torch.arange(tokens, device=heads.device)
+    index, places = torch.arange(rows, device=heads.device)[:, None], at % ring
+    rotated = apply_rotary(heads[:, : count + groups], cos, sin)
+    k.transpose(1, 2)[index, places] = rotated[:, count:].view(rows, tokens, groups, size)
+    v.transpose(1, 2)[index, places] = heads[:, count + groups :].view(rows, tokens, groups, size)
+    return masked_attention(rotated[:, :count].view(rows, tokens, count, size), k, v, ring_mask(at, ring, ring, window))
+
+
+def add_layer_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return layer_norm(x + update) and x + update. x, update (M, D); None = nothing is added. weight, bias (D,)."""
+    summed = x if update is None else x + update
+    return functional.layer_norm(summed, (summed.shape[-1],), weight, bias, eps), summed
+
+
+def conv_windows(x: Tensor, past: Tensor, new: Tensor, kernel: int, dilation: int, *, elu: bool) -> Tensor:
+    """Return the windows of a causal convolution with stride 1 over the inputs `past` and x, and store the next `past`.
+
+    x (B, T, C) float32: the new inputs; elu: True = ELU is applied to them first. past (B, R, C): the R = (kernel - 1)
+    * dilation inputs before x, after ELU. new (B, R, C): gets the last R inputs. Returns (B, T, kernel * C).
+    """
+    whole = torch.cat((past, functional.elu(x) if elu else x), dim=1)
+    new.copy_(whole[:, -past.shape[1] :])
+    rows, length, channels = whole.shape
+    strides = length * channels, channels, dilation * channels, 1
+    return whole.as_strided((rows, x.shape[1], kernel, channels), strides).reshape(rows, x.shape[1], -1)
+
+
+def overlap_add(spread: Tensor, overlap: Tensor, new: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the outputs of a causal transposed convolution with kernel 2 * s and stride s, and store the next overlap.
+
+    spread (B, T, 2, s, C) float32, with any strides: what each input adds to two successive blocks of s outputs.
+    overlap (B, s, C): what the input before adds to the first block. new (B, s, C): gets what the last input adds to
+    the block after the last one. Returns (B, T * s, C).
+    """
+    before = torch.cat((overlap[:, None], spread[:, :-1, 1]), dim=1)
+    new.copy_(spread[:, -1, 1])
+    out = (spread[:, :, 0] + before).flatten(1, 2)
+    return out if bias is None else out + bias
 
 
 def gate(gate_up: Tensor, activation: Activation) -> Tensor:

@@ -130,6 +130,191 @@ def combine(part, part_top, part_mass, out, splits, SIZE: tl.constexpr, PADDED: 
 
 
 @triton.jit
+def window_attend(
+    heads,  # (B, T, H + 2 G, d)
+    k,
+    v,
+    cos,  # (B, T, d)
+    sin,
+    done,  # (B,): the position of the first new token
+    out,  # (B, T, H, d)
+    scale,
+    ring,  # number of entries of a ring buffer
+    window,
+    k_row,
+    k_group,
+    k_entry,
+    v_row,
+    v_group,
+    v_entry,
+    TOKENS: tl.constexpr,  # T
+    GROUPS: tl.constexpr,
+    SHARE: tl.constexpr,  # number of query heads for one key head
+    PADDED: tl.constexpr,  # T * SHARE rounded up to the size of a matrix instruction
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Compute sliding-window attention of T new tokens for one key head of one row, with online softmax.
+
+    The keys and values of the new tokens come from registers. Their entries in the ring buffer held positions that are
+    no longer in the window of any new token, so no program reads an entry that it writes.
+    """
+    group = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64)
+    begin = tl.load(done + row).to(tl.int32)
+    query = tl.arange(0, PADDED)
+    token = query // SHARE
+    mask = token < TOKENS
+    lane = tl.arange(0, SIZE)
+    other_half = (lane + SIZE // 2) % SIZE
+    width = (GROUPS * SHARE + 2 * GROUPS) * SIZE
+    heads += row * TOKENS * width
+    cos += row * TOKENS * SIZE
+    sin += row * TOKENS * SIZE
+    k += row * k_row + group * k_group
+    v += row * v_row + group * v_group
+
+    place = token[:, None] * width + (group * SHARE + query % SHARE)[:, None] * SIZE
+    cosine = tl.load(cos + token[:, None] * SIZE + lane[None, :], mask=mask[:, None], other=0.0)
+    sine = tl.load(sin + token[:, None] * SIZE + lane[None, :], mask=mask[:, None], other=0.0)
+    queries = tl.load(heads + place + lane[None, :], mask=mask[:, None], other=0.0) * cosine
+    queries += tl.load(heads + place + other_half[None, :], mask=mask[:, None], other=0.0) * sine
+
+    top = tl.full((PADDED,), float("-inf"), tl.float32)
+    mass = tl.zeros((PADDED,), tl.float32)
+    total = tl.zeros((PADDED, SIZE), tl.float32)
+    power = scale * _LOG2_E
+    for index in tl.static_range(TOKENS):
+        mine = heads + index * width + (GROUPS * SHARE + group) * SIZE
+        key = tl.load(mine + lane) * tl.load(cos + index * SIZE + lane)
+        key += tl.load(mine + other_half) * tl.load(sin + index * SIZE + lane)
+        value = tl.load(mine + GROUPS * SIZE + lane)
+        entry = (begin + index) % ring
+        tl.store(k + entry * k_entry + lane, key)
+        tl.store(v + entry * v_entry + lane, value)
+        score = tl.where(token >= index, tl.sum(queries * key[None, :], axis=1) * power, float("-inf"))
+        higher = tl.maximum(top, score)
+        weight = tl.exp2(score - higher)
+        shrink = tl.exp2(top - higher)
+        mass = mass * shrink + weight
+        total = total * shrink[:, None] + weight[:, None] * value[None, :]
+        top = higher
+
+    for start in range(0, tl.minimum(begin, ring), BLOCK):
+        entries = start + tl.arange(0, BLOCK)
+        # the position of the key in an entry before this step; negative = no key yet
+        position = begin - 1 - (begin - 1 - entries + ring) % ring
+        exists = (entries < ring) & (position >= 0) & (position > begin - window)
+        keys = tl.load(k + entries[:, None] * k_entry + lane[None, :], mask=exists[:, None], other=0.0)
+        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * power
+        valid = exists[None, :] & (position[None, :] > (begin + token)[:, None] - window)
+        scores = tl.where(valid, scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - higher[:, None])
+        shrink = tl.exp2(top - higher)
+        values = tl.load(v + entries[:, None] * v_entry + lane[None, :], mask=exists[:, None], other=0.0)
+        mass = mass * shrink + tl.sum(weights, axis=1)
+        total = total * shrink[:, None] + tl.dot(weights, values, input_precision="ieee")
+        top = higher
+
+    place = ((row * TOKENS + token) * GROUPS * SHARE + group * SHARE + query % SHARE)[:, None] * SIZE + lane[None, :]
+    tl.store(out + place, total / mass[:, None], mask=mask[:, None])
+
+
+@triton.jit
+def conv_window(
+    x,  # (B, T, C)
+    past,  # (B, R, C)
+    new,  # (B, R, C)
+    out,  # (B, T, kernel, C)
+    past_row,
+    new_row,
+    TOKENS: tl.constexpr,  # T
+    REACH: tl.constexpr,  # R
+    KERNEL: tl.constexpr,
+    DILATION: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ELU: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Compute BLOCK values of the windows of one row and of its next `past`."""
+    row = tl.program_id(1).to(tl.int64)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    windows = TOKENS * KERNEL * CHANNELS
+    channel = place % CHANNELS
+    index = place // CHANNELS
+    # the index of the value in `past` and x, one after the other
+    at = tl.where(place < windows, index // KERNEL + (index % KERNEL) * DILATION, TOKENS + index - TOKENS * KERNEL)
+    exists = place < windows + REACH * CHANNELS
+    before = tl.load(past + row * past_row + at * CHANNELS + channel, mask=exists & (at < REACH), other=0.0)
+    value = x + row * TOKENS * CHANNELS + (at - REACH) * CHANNELS + channel
+    value = tl.load(value, mask=exists & (at >= REACH), other=0.0)
+    if ELU:
+        value = tl.where(value > 0, value, tl.exp(tl.minimum(value, 0.0)) - 1.0)
+    value = tl.where(at < REACH, before, value)
+    tl.store(out + row * windows + place, value, mask=place < windows)
+    tl.store(new + row * new_row + place - windows, value, mask=exists & (place >= windows))
+
+
+@triton.jit
+def overlap_block(
+    spread,
+    overlap,
+    new,
+    bias,
+    out,  # (B, T, s, C)
+    spread_row,
+    spread_token,
+    spread_block,
+    spread_place,
+    spread_channel,
+    overlap_row,
+    new_row,
+    TOKENS: tl.constexpr,  # T
+    STRIDE: tl.constexpr,  # s
+    CHANNELS: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Compute BLOCK values of the outputs of one row and of its next overlap."""
+    row = tl.program_id(1).to(tl.int64)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    size = STRIDE * CHANNELS
+    token = place // size
+    within = place % size
+    channel = within % CHANNELS
+    exists = token <= TOKENS  # the last block is the next overlap
+    source = spread + row * spread_row + within // CHANNELS * spread_place + channel * spread_channel
+    value = tl.load(overlap + row * overlap_row + within, mask=token == 0, other=0.0)
+    late = source + (token - 1) * spread_token + spread_block
+    value = tl.where(token == 0, value, tl.load(late, mask=exists & (token > 0), other=0.0))
+    tl.store(new + row * new_row + within, value, mask=token == TOKENS)
+    value = tl.load(source + token * spread_token, mask=token < TOKENS, other=0.0) + value
+    if BIAS:
+        value += tl.load(bias + channel)
+    tl.store(out + row * TOKENS * size + place, value, mask=token < TOKENS)
+
+
+@triton.jit
+def add_layer(
+    x, update, weight, bias, normed, summed, eps, ADDS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Compute the sum of one token and its update, and the LayerNorm of the sum."""
+    token = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    mask = lane < WIDTH
+    total = tl.load(x + token * WIDTH + lane, mask=mask, other=0.0)
+    if ADDS:
+        total += tl.load(update + token * WIDTH + lane, mask=mask, other=0.0)
+        tl.store(summed + token * WIDTH + lane, total, mask=mask)
+    centred = tl.where(mask, total - tl.sum(total, axis=0) / WIDTH, 0.0)
+    inverse = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=0) / WIDTH + eps)
+    scaled = centred * inverse * tl.load(weight + lane, mask=mask, other=0.0)
+    scaled += tl.load(bias + lane, mask=mask, other=0.0)
+    tl.store(normed + token * WIDTH + lane, scaled, mask=mask)
+
+
+@triton.jit
 def add_norm(x, residual, weight, normed, summed, x_row, residual_row, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Compute the sum of one token and its residual, and the RMSNorm of the sum."""
     token = tl.program_id(0).to(tl.int64)

@@ -20,6 +20,7 @@ _COLUMNS = 16  # the number of outputs that one program of a matrix product comp
 _MAX_PARTS = 4  # the largest number of parts of the sums of a matrix product; the next product adds the parts
 _STAGES = 6  # the largest number of blocks that a program of a matrix product keeps in memory while it requests more
 _SHARED_BYTES = 80 << 10  # shared memory for these blocks; every GPU since compute capability 8.0 has 99 KiB
+_VALUES = 1024  # number of values that one program of the codec's convolutions copies
 _MAX_UNSPLIT = 256  # up to this number of positions, one split is faster than several splits
 
 
@@ -151,6 +152,129 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         enable_fp_fusion=False,
     )
     return normed, summed
+
+
+def window_attention(
+    heads: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor, done: Tensor, window: int
+) -> Tensor:
+    """Compute `torch_kernels.window_attention` with a Triton kernel."""
+    rows, groups, ring, size = k.shape
+    tokens, count = len(heads) // rows, heads.shape[1] - 2 * groups
+    whole = heads.is_contiguous() and cos.is_contiguous() and sin.is_contiguous() and done.is_contiguous()
+    if size < 16 or size & (size - 1) or not whole or not k.stride(3) == v.stride(3) == 1:
+        raise ValueError(f"no Triton kernel for heads of {size} values with strides {heads.stride()}, {k.stride()}")
+    if heads.dtype != torch.float32 or k.dtype != torch.float32:
+        raise ValueError(f"no Triton kernel for {heads.dtype} and {k.dtype}, only for torch.float32")
+    if not tokens <= window <= ring - tokens:
+        raise ValueError(f"{tokens} tokens with a window of {window} do not fit into {ring} entries")
+    out = torch.empty(len(heads), count * size, device=heads.device, dtype=heads.dtype)
+    share = count // groups
+    triton_kernels.window_attend[groups, rows](
+        heads,
+        k,
+        v,
+        cos,
+        sin,
+        done,
+        out,
+        size**-0.5,
+        ring,
+        window,
+        k.stride(0),
+        k.stride(1),
+        k.stride(2),
+        v.stride(0),
+        v.stride(1),
+        v.stride(2),
+        TOKENS=tokens,
+        GROUPS=groups,
+        SHARE=share,
+        PADDED=max(_MIN_ROWS, triton.next_power_of_2(tokens * share)),
+        SIZE=size,
+        BLOCK=32,
+        num_warps=4,
+        num_stages=2,
+        enable_fp_fusion=False,  # no fused multiply-add, so that RoPE gives the same bits as the torch kernel
+    )
+    return out
+
+
+def add_layer_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Compute `torch_kernels.add_layer_norm` with a Triton kernel."""
+    if not x.is_contiguous() or x.dtype != torch.float32 or (update is not None and not update.is_contiguous()):
+        raise ValueError(f"no Triton kernel for {x.dtype} with strides {x.stride()}")
+    tokens, width = x.shape
+    normed = torch.empty_like(x)
+    summed = x if update is None else torch.empty_like(x)
+    block = triton.next_power_of_2(width)
+    triton_kernels.add_layer[(tokens,)](
+        x,
+        x if update is None else update,
+        weight,
+        bias,
+        normed,
+        summed,
+        eps,
+        ADDS=update is not None,
+        WIDTH=width,
+        BLOCK=block,
+        num_warps=4,
+    )
+    return normed, summed
+
+
+def conv_windows(x: Tensor, past: Tensor, new: Tensor, kernel: int, dilation: int, *, elu: bool) -> Tensor:
+    """Compute `torch_kernels.conv_windows` with a Triton kernel."""
+    rows, tokens, channels = x.shape
+    reach = past.shape[1]
+    whole = x.is_contiguous() and past[0].is_contiguous() and new[0].is_contiguous()
+    if not whole or x.dtype != torch.float32 or reach != (kernel - 1) * dilation:
+        raise ValueError(f"no Triton kernel for {x.dtype} with strides {x.stride()} and {reach} earlier inputs")
+    out = torch.empty(rows, tokens, kernel * channels, device=x.device, dtype=x.dtype)
+    values = (tokens * kernel + reach) * channels
+    triton_kernels.conv_window[-(-values // _VALUES), rows](
+        x,
+        past,
+        new,
+        out,
+        past.stride(0),
+        new.stride(0),
+        TOKENS=tokens,
+        REACH=reach,
+        KERNEL=kernel,
+        DILATION=dilation,
+        CHANNELS=channels,
+        ELU=elu,
+        BLOCK=_VALUES,
+        num_warps=4,
+    )
+    return out
+
+
+def overlap_add(spread: Tensor, overlap: Tensor, new: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute `torch_kernels.overlap_add` with a Triton kernel."""
+    rows, tokens, _, stride, channels = spread.shape
+    if spread.dtype != torch.float32 or not (overlap[0].is_contiguous() and new[0].is_contiguous()):
+        raise ValueError(f"no Triton kernel for {spread.dtype} with strides {overlap.stride()} and {new.stride()}")
+    out = torch.empty(rows, tokens * stride, channels, device=spread.device, dtype=spread.dtype)
+    values = (tokens + 1) * stride * channels
+    triton_kernels.overlap_block[-(-values // _VALUES), rows](
+        spread,
+        overlap,
+        new,
+        overlap if bias is None else bias,
+        out,
+        *spread.stride(),
+        overlap.stride(0),
+        new.stride(0),
+        TOKENS=tokens,
+        STRIDE=stride,
+        CHANNELS=channels,
+        BIAS=bias is not None,
+        BLOCK=_VALUES,
+        num_warps=4,
+    )
+    return out
 
 
 def gate(gate_up: Tensor, activation: Activation) -> Tensor:

@@ -10,7 +10,7 @@ the keys and values in a ring buffer, whose length is the attention window plus 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.nn.attention import PrefillAttention
+from app.nn.attention import PrefillAttention, masked_attention, ring_mask
+from app.nn.kernels.choice import TORCH, Kernels
 from app.nn.mimi import checkpoint
 from app.nn.mimi.config import MimiConfig
 from app.nn.rope import apply_rotary, rotary
@@ -48,9 +49,9 @@ class _Rows:
     active: Tensor | None = None  # (n,) bool: the state of inactive rows does not change; None = all rows are active
 
     def keep(self, state: Tensor, new: Tensor) -> None:
-        """Write the new state (n, ...) into `state` (rows, ...), but only for the active rows of this call."""
+        """Write the new state (n, S) into `state` (rows, S), but only for the active rows of this call."""
         if self.active is not None:
-            new = torch.where(self.active.view(-1, *[1] * (new.ndim - 1)), new, state[self.where])
+            new = torch.where(self.active[:, None], new, state[self.where])
         state[self.where] = new
 
 
@@ -135,6 +136,14 @@ class Upsample(nn.Module):
 
         x: (B, T, C). overlap: (B, stride, outputs) of the previous input.
         """
+        rows, length, _ = x.shape
+        spread = self.spread(x).contiguous()
+        overlaps = torch.cat((overlap[:, None], spread[:, :, 1]), dim=1)  # (B, T + 1, stride, outputs)
+        out = (spread[:, :, 0] + overlaps[:, :-1]).reshape(rows, length * self.stride, self.outputs)
+        return out if self.bias is None else out + self.bias, overlaps[:, -1]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Return what each input adds to two successive blocks of outputs: (B, T, C) -> (B, T, 2, stride, outputs)."""
         rows, length, channels = x.shape
         if self.groups == 1:
             spread = x @ self.weight[0]
@@ -142,11 +151,12 @@ class Upsample(nn.Module):
             spread = x[..., None] * self.weight[:, 0]
         else:
             spread = x.view(rows, length, self.groups, 1, -1) @ self.weight
+        if self.groups == 1:
+            return spread.view(rows, length, 2, self.stride, self.outputs)
+        if self.groups == self.outputs:  # each group has one output
+            return spread.view(rows, length, self.groups, 2, self.stride).permute(0, 1, 3, 4, 2)
         spread = spread.view(rows, length, self.groups, 2 * self.stride, -1).transpose(2, 3)
-        spread = spread.reshape(rows, length, 2, self.stride, self.outputs)
-        overlaps = torch.cat((overlap[:, None], spread[:, :, 1]), dim=1)  # (B, T + 1, stride, outputs)
-        out = (spread[:, :, 0] + overlaps[:, :-1]).reshape(rows, length * self.stride, self.outputs)
-        return out if self.bias is None else out + self.bias, overlaps[:, -1]
+        return spread.reshape(rows, length, 2, self.stride, self.outputs)
 
     def fill(self, weights: Checkpoint, name: str) -> None:
         stored = weights.read(f"{name}.weight")  # (inputs, outputs of a group, kernel)
@@ -213,6 +223,21 @@ class Layer(nn.Module):
         wide = getattr(functional, c.activation)(functional.linear(normed, self.up))
         return x + functional.linear(wide, self.down)
 
+    def step(
+        self, x: Tensor, update: Tensor | None, attend: Callable[[Tensor], Tensor], kernels: Kernels
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the layer for x + update (M, C). The result is the sum of the two returned tensors.
+
+        update: None = nothing is added. attend: attention of queries, keys and values (M, H + 2 G, d) without RoPE.
+        """
+        c = self.config
+        normed, x = kernels.add_layer_norm(x, update, self.norm1, self.norm1_bias, c.eps)
+        heads = functional.linear(normed, self.qkv, self.qkv_bias).view(len(x), c.heads + 2 * c.kv_heads, c.head_dim)
+        update = functional.linear(attend(heads), self.out, self.out_bias)
+        normed, x = kernels.add_layer_norm(x, update, self.norm2, self.norm2_bias, c.eps)
+        wide = getattr(functional, c.activation)(functional.linear(normed, self.up))
+        return x, functional.linear(wide, self.down)
+
     def fill(self, weights: Checkpoint, name: str) -> None:
         for norm, bias, stored in (
             (self.norm1, self.norm1_bias, "input_layernorm"),
@@ -230,15 +255,6 @@ class Layer(nn.Module):
         weights.copy_to(self.up, f"{name}.mlp.fc1.weight")
         mlp_scale = weights.read(f"{name}.mlp_layer_scale.scale")
         self.down.copy_(weights.read(f"{name}.mlp.fc2.weight") * mlp_scale[:, None])
-
-
-def _attention(config: MimiConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Compute masked attention: q (B, T, H, d), k, v (B, G, L, d), mask (B, 1, T, L) bool -> (B * T, H * d)."""
-    share = config.heads // config.kv_heads
-    if share > 1:
-        k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-    attended = functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
-    return attended.transpose(1, 2).reshape(-1, config.heads * config.head_dim)
 
 
 class MimiEncoder(nn.Module):
@@ -283,7 +299,7 @@ class MimiEncoder(nn.Module):
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             del index
-            return _attention(c, q[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], mask[None, None])
+            return masked_attention(q[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], mask[None, None])
 
         for index, layer in enumerate(self.layers):
             x = layer(x, index, cos, sin, attend)
@@ -377,31 +393,36 @@ class MimiDecoder(nn.Module):
         self._done = [0] * rows  # number of latents of each row that `decode` has decoded
         # The number of latents of each row that `frame` has decoded.
         self._done_on_device = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._states: dict[nn.Module, Tensor] = {}  # module -> its earlier inputs or overlap (rows, ...)
+        self._shapes: dict[nn.Module, tuple[int, int]] = {}  # module -> length and channels of its state
         for module in self.modules():
             if isinstance(module, Conv) and module.reach > 0:
-                self._states[module] = torch.zeros(rows, module.reach, module.inputs, device=device)
+                self._shapes[module] = module.reach, module.inputs
             elif isinstance(module, Upsample):
-                self._states[module] = torch.zeros(rows, module.stride, module.outputs, device=device)
+                self._shapes[module] = module.stride, module.outputs
+        # The earlier inputs of all convolutions and the overlaps of all transposed convolutions are in one tensor
+        # (rows, S), so that one operation writes them.
+        size = sum(length * width for length, width in self._shapes.values())
+        self._state = torch.zeros(rows, size, device=device)
+        # module -> its part of `_state`: (rows, earlier inputs or overlap, channels)
+        self._states = dict(self._parts(self._state))
 
     @property
     def state_bytes(self) -> int:
         """The size of the state of all rows in bytes, without the weights."""
-        return sum(tensor.nbytes for tensor in (self._keys, self._values, *self._states.values()))
+        return sum(tensor.nbytes for tensor in (self._keys, self._values, self._state))
 
     def reset(self, row: int) -> None:
         """Clear the state of the row, so that the row can begin a new stream.
 
         The old keys stay in memory, but the new stream does not read these keys.
         """
-        for state in self._states.values():
-            state[row] = 0
+        self._state[row] = 0
         self._done[row] = 0
         self._done_on_device[row] = 0
 
     def move_row(self, source: int, target: int) -> None:
         """Move the stream of row `source` to row `target`."""
-        for state in (*self._states.values(), self._done_on_device):
+        for state in (self._state, self._done_on_device):
             state[target] = state[source]
         for cached in (self._keys, self._values):
             cached[:, target] = cached[:, source]
@@ -409,15 +430,13 @@ class MimiDecoder(nn.Module):
 
     def export_row(self, row: int) -> MimiStream:
         """Return a copy of the stream of a row."""
-        states = [state[row].clone() for state in (*self._states.values(), self._done_on_device)]
+        states = [state[row].clone() for state in (self._state, self._done_on_device)]
         cached = [cached[:, row].clone() for cached in (self._keys, self._values)]
         return MimiStream(self._done[row], (*states, *cached))
 
     def import_row(self, row: int, stream: MimiStream) -> None:
         """Continue `stream`, a result of `export_row`, in this row."""
-        *states, keys, values = stream.tensors
-        for state, new in zip((*self._states.values(), self._done_on_device), states, strict=True):
-            state[row] = new
+        self._state[row], self._done_on_device[row], keys, values = stream.tensors
         self._keys[:, row] = keys
         self._values[:, row] = values
         self._done[row] = stream.done
@@ -446,61 +465,103 @@ class MimiDecoder(nn.Module):
             self._done[row] += length
         return samples
 
-    def frame(self, codes: Tensor, active: Tensor) -> Tensor:
+    def frame(self, codes: Tensor, active: Tensor, kernels: Kernels = TORCH) -> Tensor:
         """Decode one frame of each of the first n rows: codes (n, K) int64 -> samples (n, frame_samples) float32.
 
         active (n,) bool: the state of inactive rows does not change, and their samples are undefined. All shapes are
         fixed, and no value is copied to the host, so a CUDA graph can capture this method. This method counts the
         position of a row on the device, but `decode` counts the position on the host. So between two resets of a row,
-        call only one of these two methods for the row.
+        call only one of these two methods for the row. With Triton's kernels, attention and norms are computed with
+        fewer launches, and the samples differ by rounding errors.
         """
         count = len(codes)
         index = torch.arange(count, device=self._device)[:, None]
         done = self._done_on_device[:count]
-        samples = self._chunk(_Rows(slice(0, count), index, done, self._ring, active), codes[:, :, None])
+        rows = _Rows(slice(0, count), index, done, self._ring, active)
+        size = self.config.head_dim
+        fits = kernels.computes_codec and size >= 16 and not size & (size - 1)  # otherwise there is no kernel
+        samples = self._chunk(rows, codes[:, :, None], kernels if fits else None)
         done += active * self.config.latent_stride
         return samples
 
-    def _chunk(self, rows: _Rows, codes: Tensor) -> Tensor:
-        """Decode up to CHUNK_FRAMES frames: codes (n, K, T) -> samples (n, T * frame_samples)."""
+    def _chunk(self, rows: _Rows, codes: Tensor, kernels: Kernels | None = None) -> Tensor:
+        """Decode up to CHUNK_FRAMES frames: codes (n, K, T) -> samples (n, T * frame_samples).
+
+        kernels: compute parts of `frame`; None = torch computes the frame.
+        """
+        if kernels is not None:
+            return self._chunk_with(rows, codes, kernels)
+        new: dict[nn.Module, Tensor] = {}
         index = (codes + self._offsets[:, None]).transpose(1, 2)  # (n, T, K)
         x = functional.embedding(index, self.table.flatten(0, 1)).sum(dim=2)  # (n, T, C)
-        x = self._up(self.upsample, x, rows)
+        x = self._up(self.upsample, x, rows, new)
         x = self._transform(rows, x)
-        x = self._conv(self.first, x, rows)
+        x = self._conv(self.first, x, rows, new)
         for up, residuals in zip(self.ups, self.residuals, strict=True):
-            x = self._up(cast(Upsample, up), functional.elu(x), rows)
+            x = self._up(cast(Upsample, up), functional.elu(x), rows, new)
             for module in cast(nn.ModuleList, residuals):
                 residual = cast(Residual, module)
-                x = residual(x, lambda y, conv=residual.first: self._conv(conv, y, rows))
-        return self._conv(self.last, functional.elu(x), rows)[..., 0]
+                x = residual(x, lambda y, conv=residual.first: self._conv(conv, y, rows, new))
+        samples = self._conv(self.last, functional.elu(x), rows, new)[..., 0]
+        rows.keep(self._state, torch.cat([new[module].flatten(1) for module in self._states], dim=1))
+        return samples
 
-    def _conv(self, conv: Conv, x: Tensor, rows: _Rows) -> Tensor:
+    def _chunk_with(self, rows: _Rows, codes: Tensor, kernels: Kernels) -> Tensor:
+        """Compute `_chunk` for `frame` with kernels for the transformer and the windows of convolutions."""
+        count = len(codes)
+        state = torch.empty_like(self._state[:count])
+        new = dict(self._parts(state))
+
+        def conv(module: Conv, x: Tensor, *, elu: bool) -> Tensor:
+            if module.reach == 0:
+                return module(functional.elu(x) if elu else x)  # type: ignore[no-any-return]
+            past = self._states[module][:count]
+            windows = kernels.conv_windows(x.contiguous(), past, new[module], module.kernel, module.dilation, elu=elu)
+            return functional.linear(windows, module.weight, module.bias)
+
+        def upsampled(module: Upsample, x: Tensor) -> Tensor:
+            return kernels.overlap_add(module.spread(x), self._states[module][:count], new[module], module.bias)
+
+        index = (codes + self._offsets[:, None]).transpose(1, 2)  # (n, T, K)
+        x = functional.embedding(index, self.table.flatten(0, 1)).sum(dim=2)  # (n, T, C)
+        x = self._transform_windows(rows, upsampled(self.upsample, x), kernels)
+        x = conv(self.first, x, elu=False)
+        for up, residuals in zip(self.ups, self.residuals, strict=True):
+            x = upsampled(cast(Upsample, up), functional.elu(x))
+            for module in cast(nn.ModuleList, residuals):
+                residual = cast(Residual, module)
+                y = residual.second(functional.elu(conv(residual.first, x, elu=True)))
+                x = y + (x if residual.shortcut is None else residual.shortcut(x))
+        samples = conv(self.last, x, elu=True)[..., 0]
+        rows.keep(self._state, state)
+        return samples
+
+    def _parts(self, state: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+        """Yield each module with a state, and its part (rows, length, channels) of `state` (rows, S)."""
+        begin = 0
+        for module, (length, channels) in self._shapes.items():
+            end = begin + length * channels
+            yield module, state[:, begin:end].view(len(state), length, channels)
+            begin = end
+
+    def _conv(self, conv: Conv, x: Tensor, rows: _Rows, new: dict[nn.Module, Tensor]) -> Tensor:
+        """Compute a convolution of a chunk. Adds the state of the convolution after the chunk to `new`."""
         if conv.reach == 0:
             return conv(x)  # type: ignore[no-any-return]
-        past = self._states[conv]
-        x = torch.cat((past[rows.where], x), dim=1)
-        rows.keep(past, x[:, -conv.reach :])
+        x = torch.cat((self._states[conv][rows.where], x), dim=1)
+        new[conv] = x[:, -conv.reach :]
         return conv(x)  # type: ignore[no-any-return]
 
-    def _up(self, up: Upsample, x: Tensor, rows: _Rows) -> Tensor:
-        state = self._states[up]
-        x, overlap = up(x, state[rows.where])
-        rows.keep(state, overlap)
+    def _up(self, up: Upsample, x: Tensor, rows: _Rows, new: dict[nn.Module, Tensor]) -> Tensor:
+        """Compute a transposed convolution of a chunk. Adds its state after the chunk to `new`."""
+        x, new[up] = up(x, self._states[up][rows.where])
         return x
 
     def _transform(self, rows: _Rows, x: Tensor) -> Tensor:
         c, ring = self.config, self._ring
         count, length, width = x.shape
         at = rows.done[:, None] + torch.arange(length, device=self._device)  # (n, T) positions
-        last = at[:, -1:]
-        # For each entry of the ring buffer: the position of the entry's key after this chunk is written; negative = no
-        # key yet.
-        cached = last - (last - torch.arange(rows.used, device=self._device)) % ring  # (n, L)
-        cached = cached[:, None, :]
-        mask = ((cached >= 0) & (cached <= at[..., None]) & (cached > at[..., None] - c.window))[
-            :, None
-        ]  # (n, 1, T, L)
+        mask = ring_mask(at, rows.used, ring, c.window)
         cos, sin = rotary(self._frequencies, at.flatten())
         places = at % ring
 
@@ -511,12 +572,29 @@ class MimiDecoder(nn.Module):
             queries = q.view(count, length, c.heads, c.head_dim)
             keys = self._keys[index][rows.where][:, :, : rows.used]
             values = self._values[index][rows.where][:, :, : rows.used]
-            return _attention(c, queries, keys, values, mask)
+            return masked_attention(queries, keys, values, mask)
 
         x = x.reshape(count * length, width)
         for index, layer in enumerate(self.layers):
             x = layer(x, index, cos, sin, attend)
         return x.view(count, length, width)
+
+    def _transform_windows(self, rows: _Rows, x: Tensor, kernels: Kernels) -> Tensor:
+        """Compute `_transform` in `frame` with kernels for attention and for norms."""
+        count, length, width = x.shape
+        at = rows.done[:, None] + torch.arange(length, device=self._device)
+        cos, sin = rotary(self._frequencies, at.flatten())
+        window = self.config.window
+        x = x.reshape(count * length, width)
+        update: Tensor | None = None
+        for index, module in enumerate(self.layers):
+            layer, keys, values = cast(Layer, module), self._keys[index][:count], self._values[index][:count]
+
+            def attend(heads: Tensor, k: Tensor = keys, v: Tensor = values) -> Tensor:
+                return kernels.window_attention(heads, cos, sin, k, v, rows.done, window)
+
+            x, update = layer.step(x, update, attend, kernels)
+        return (x if update is None else x + update).view(count, length, width)
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:

@@ -108,7 +108,15 @@ def test_all_kernels_compile_for_every_supported_gpu(
         if case.kernel not in LINEAR_OPERATIONS or (linear and ("depth gate_up" in case.name or "cross" in case.name)):
             launch(case)
     kinds = {"attend", "combine", "add_norm", "gated", "draw", "guided_draw", "delayed_input", "delayed_output"}
-    kinds |= {"frame_input", "frame_output", "frame_embedding"}
+    kinds |= {
+        "frame_input",
+        "frame_output",
+        "frame_embedding",
+        "window_attend",
+        "add_layer",
+        "conv_window",
+        "overlap_block",
+    }
     kinds |= {"norm_product", "sum_product"} if linear else set()
     assert {name for name, _ in here.programs} == kinds
     for name, program in here.programs:
