@@ -199,11 +199,13 @@ class Settings(BaseSettings):
         description="The number format of the model. `auto` = bfloat16 if the device supports it; otherwise float16 "
         "on a GPU and float32 on a CPU. If activations are too large for float16, `auto` = float32.",
     )
-    quantize: Literal["none", "int8", "int4"] = Field(
+    quantize: Literal["none", "int8", "int4", "fp8"] = Field(
         "none",
         alias="TTS_QUANTIZE",
-        description="Quantize the weights on a CPU. `int8` = 8-bit weights and activations, which is faster and "
-        "slightly less exact. `int4` = 4-bit weights, which is faster again, much less exact, and not judged by ear.",
+        description="Quantize the weights. On a CPU: `int8` = 8-bit weights and activations, which is faster and "
+        "slightly less exact; `int4` = 4-bit weights, which is faster again, much less exact, and not judged by ear. "
+        "On a GPU of compute capability 8.9 or higher: `fp8` = 8-bit weights of CSM's depth decoder, less exact than "
+        "int8 and not judged by ear; Dia's weights stay as they are.",
     )
     cuda_graphs: bool = Field(
         True,

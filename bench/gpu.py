@@ -62,6 +62,7 @@ def parts(device: str, *, rehearse: bool) -> list[Part]:
         Part("csm 8", (*csm, *short, "--rows", "8"), 60),
         Part("csm 16", (*csm, *short, "--rows", "16"), 60),
         Part("dia 8", (*dia, *many, "--rows", "8"), 60),
+        Part("csm fp8", (*csm, *short, "--quantize", "fp8"), 60),
         Part("csm torch", (*csm, *short, "--kernels", "torch"), 60),
         Part("csm not recorded", (*csm, "--frames", "16", "--plain"), 60),
         Part("csm float16", (*csm, *short, "--dtype", "float16"), 60),
@@ -73,7 +74,7 @@ def parts(device: str, *, rehearse: bool) -> list[Part]:
     ]
     if rehearse:  # each part may take twice its limit, because the CPU may be busy with other work
         everything = [replace(part, limit_s=2 * part.limit_s) for part in everything]
-    only_cuda = {"kernels", "csm float16", "csm compiled", "dia burst 1"}
+    only_cuda = {"kernels", "csm float16", "csm fp8", "csm compiled", "dia burst 1"}
     return [part for part in everything if device != "cpu" or part.name not in only_cuda]
 
 

@@ -16,12 +16,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from app.engines.csm.config import parse_config
 from app.engines.csm.loading import adapt
 from app.engines.csm.model import CsmModel
 from app.engines.shared.quantization import Quantize
-from app.nn.linear import Int8Linear, Linear
+from app.nn.linear import Fp8Weight, Int8Linear, Linear
 from app.nn.native.library import load
 from app.nn.native.modules import NativeLinear
 from bench.runners import fill
@@ -51,6 +52,7 @@ def products() -> None:
             "int8, PyTorch's kernel": Int8Linear(linear),
             "int8, native": NativeLinear(library, linear),
             "int4, native": NativeLinear(library, linear, bits=4),
+            "fp8, weights only": partial(functional.linear, weight=Fp8Weight.of(linear.weight.data).rounded(x.dtype)),
         }
         for name, layer in layers.items():
             print(f"| {name} | {error(layer(x), linear(x)):.2%} | {error(layer(large), linear(large)):.2%} |")
@@ -95,6 +97,7 @@ def main() -> None:
         ("int8, PyTorch's kernel", torch.bfloat16, "int8", False),
         ("int8, native", torch.bfloat16, "int8", True),
         ("int4, native", torch.bfloat16, "int4", True),
+        ("bfloat16, depth decoder in fp8", torch.bfloat16, "fp8", True),
     ]
     for name, dtype, quantize, native in cases:
         model = CsmModel(config, device=CPU, dtype=dtype)

@@ -109,7 +109,8 @@ def ours(
     Without CUDA graphs, also measures the backbone and the depth decoder alone, to calculate the runner's overhead.
     """
     record = device.type == "cuda" and not (args.plain or args.adapters)
-    sets = candidates(args.kernels, device, dtype, compiled=args.compile).kernels if record else (TORCH,)
+    fp8 = args.quantize == "fp8"
+    sets = candidates(args.kernels, device, dtype, compiled=args.compile, fp8=fp8).kernels if record else (TORCH,)
     runner, capture = csm_runner(
         args.size,
         device,
@@ -328,7 +329,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     parser.add_argument(
-        "--quantize", choices=["none", "int8", "int4"], default="none", help="only for this server's model"
+        "--quantize", choices=["none", "int8", "int4", "fp8"], default="none", help="only for this server's model"
     )
     parser.add_argument(
         "--against", choices=["transformers", "torch-int8"], help="torch-int8: CSM with PyTorch's int8 kernel"

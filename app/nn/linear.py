@@ -1,18 +1,50 @@
-"""Linear layers: plain, packed for bfloat16 on a CPU, and int8 with PyTorch's kernel on an x86 CPU."""
+"""Linear layers: plain, packed for bfloat16 on a CPU, int8 with PyTorch's kernel on an x86 CPU, and fp8 on a GPU."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+FP8 = torch.float8_e4m3fn
+_FP8_MAX = torch.finfo(FP8).max
+_FP8_MIN_EXPONENT = -15  # with this scale, the smallest fp8 number is the smallest number of float16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fp8Weight:
+    """A weight in fp8 (e4m3: 3 bits of mantissa), with a scale for each output.
+
+    values (outputs, inputs) float8_e4m3fn. scales (outputs,) float32: powers of two, so that a value times its scale is
+    a number of bfloat16 and of float16, without a further rounding.
+    """
+
+    values: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Fp8Weight:
+        """Round a weight (outputs, inputs) to fp8. The largest value of each output fits into the range of fp8."""
+        wide = weight.float()
+        largest = wide.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        scales = torch.exp2((largest / _FP8_MAX).log2().ceil().clamp_min(_FP8_MIN_EXPONENT))
+        return cls((wide / scales[:, None]).to(FP8), scales)
+
+    def rounded(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight (outputs, inputs) with the same values in another dtype."""
+        return (self.values.float() * self.scales[:, None]).to(dtype)
+
 
 class Linear(nn.Module):
-    """A linear layer: y = x W^T + b. The weight has undefined values until a checkpoint is loaded."""
+    """A linear layer: y = x W^T + b. The weight has undefined values until a checkpoint is loaded.
+
+    fp8: the same weight in fp8, for kernels that read it; None = the weight is not rounded to fp8.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -20,9 +52,15 @@ class Linear(nn.Module):
         self.bias = (
             nn.Parameter(torch.empty(outputs, device=device, dtype=dtype), requires_grad=False) if bias else None
         )
+        self.fp8: Fp8Weight | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight, self.bias)
+
+    def round_to_fp8(self) -> None:
+        """Round the weight to fp8. `weight` keeps the rounded values, so all kernels compute the same products."""
+        self.fp8 = Fp8Weight.of(self.weight.data)
+        self.weight.data = self.fp8.rounded(self.weight.dtype)
 
 
 _MIN_TOKENS = 3  # a batch with fewer tokens than this is padded to this number of tokens

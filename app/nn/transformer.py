@@ -17,7 +17,7 @@ from torch.nn import functional
 from app.nn.attention import CachedAttention, DecodeAttention, PrefillAttention
 from app.nn.kernels.choice import Kernels
 from app.nn.kernels.torch_kernels import gate
-from app.nn.linear import Linear, QuantizedLinear, as_linear
+from app.nn.linear import Fp8Weight, Linear, QuantizedLinear, as_linear
 from app.nn.low_rank import AdaptedLinear, applies_norm
 from app.nn.native.modules import NativeAttention, NativeLinear, NativeStack, native_gate
 from app.nn.rope import Rope, apply_rotary, rotary
@@ -154,6 +154,11 @@ class Block(nn.Module):
             self.out = make(as_linear(self.out), None, eps)
         self.gate_up = make(as_linear(self.gate_up), self.mlp_norm, eps)
         self.down = make(as_linear(self.down), None, eps)
+
+    def round_to_fp8(self) -> None:
+        """Round the weights of self-attention and of the MLP to fp8."""
+        for linear in (self.qkv, self.out, self.gate_up, self.down):
+            as_linear(linear).round_to_fp8()
 
     def _norm_linear(self, x: Tensor, norm: Tensor, linear: nn.Module) -> Tensor:
         """Return linear(rms_norm(x)). If the linear layer also computes the norm, pass x to it unchanged."""
@@ -391,7 +396,7 @@ class Stack(nn.Module):
         kernels: Kernels,
         cross: StaticCross | None,
         weights: Sequence[_Weights],
-        head: Tensor | None,
+        head: Tensor | Fp8Weight | None,
         only_keys: bool,
     ) -> Tensor:
         """Compute `decode_static` with kernels that also compute the matrix products: five launches for each layer.
@@ -430,12 +435,12 @@ class Stack(nn.Module):
 class _Weights:
     """The weights of a block whose linear layers have no bias and no selected adapters."""
 
-    qkv: Tensor
-    out: Tensor
-    gate_up: Tensor
-    down: Tensor
-    cross_q: Tensor | None = None
-    cross_out: Tensor | None = None
+    qkv: Tensor | Fp8Weight
+    out: Tensor | Fp8Weight
+    gate_up: Tensor | Fp8Weight
+    down: Tensor | Fp8Weight
+    cross_q: Tensor | Fp8Weight | None = None
+    cross_out: Tensor | Fp8Weight | None = None
 
 
 def _plain_weights(block: nn.Module) -> _Weights | None:
@@ -448,9 +453,11 @@ def _plain_weights(block: nn.Module) -> _Weights | None:
     return _Weights(*weights) if len(weights) == len(linears) else None
 
 
-def _plain_weight(linear: nn.Module) -> Tensor | None:
+def _plain_weight(linear: nn.Module) -> Tensor | Fp8Weight | None:
     if isinstance(linear, AdaptedLinear):
         if linear.active:
             return None
         linear = linear.inner
-    return linear.weight if isinstance(linear, Linear) and linear.bias is None else None
+    if not isinstance(linear, Linear) or linear.bias is not None:
+        return None
+    return linear.weight if linear.fp8 is None else linear.fp8

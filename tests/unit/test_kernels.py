@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -321,6 +321,10 @@ def broken(fault: Exception) -> Callable[..., Tensor]:
     return kernel
 
 
+def wrong_on_the_cpu(kernels: Kernels, _: torch.device, dtype: torch.dtype, **more: Any) -> Iterator[tuple[str, str]]:
+    return wrong_operations(kernels, CPU, dtype, **more)
+
+
 NO_COMPILER = RuntimeError("Failed to find C compiler. Please specify via CC environment variable or set triton.knobs")
 
 
@@ -353,7 +357,7 @@ def test_reason_says_which_triton_kernel_is_not_used_and_why(
     fused = dataclasses.replace(TORCH, name="triton", **changes)
     monkeypatch.setattr(choice, "fused_kernels", lambda: fused)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(choice, "wrong_operations", lambda kernels, _, dtype: wrong_operations(kernels, CPU, dtype))
+    monkeypatch.setattr(choice, "wrong_operations", wrong_on_the_cpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     found = candidates("auto", torch.device("cuda", 0), torch.bfloat16)
     for word in words:
@@ -385,7 +389,7 @@ def test_kernels_for_linear_layers_need_16_bits_and_a_gpu_with_their_instruction
     dtype: torch.dtype, capability: tuple[int, int], linear: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choice, "fused_kernels", lambda: dataclasses.replace(TORCH, name="triton"))
-    monkeypatch.setattr(choice, "wrong_operations", lambda *_: [])
+    monkeypatch.setattr(choice, "wrong_operations", lambda *_, **__: [])
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     # of two GPUs, one has all instructions
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0) if device.index else capability)
@@ -399,7 +403,7 @@ def test_lost_gpu_is_not_reported_as_a_wrong_kernel(monkeypatch: pytest.MonkeyPa
     lost = RuntimeError("CUDA error: an illegal memory access was encountered")
     monkeypatch.setattr(choice, "fused_kernels", lambda: dataclasses.replace(TORCH, gate=broken(lost)))
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(choice, "wrong_operations", lambda kernels, _, dtype: wrong_operations(kernels, CPU, dtype))
+    monkeypatch.setattr(choice, "wrong_operations", wrong_on_the_cpu)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         candidates("auto", torch.device("cuda", 0), torch.float32)
 
@@ -407,7 +411,8 @@ def test_lost_gpu_is_not_reported_as_a_wrong_kernel(monkeypatch: pytest.MonkeyPa
 def test_every_device_of_a_split_model_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[torch.device] = []
 
-    def wrong(_: Kernels, device: torch.device, __: torch.dtype) -> list[tuple[str, str]]:
+    def wrong(_: Kernels, device: torch.device, __: torch.dtype, *, fp8: bool) -> list[tuple[str, str]]:
+        assert not fp8
         checked.append(device)
         return [("gate", "fails")] if device.index == 1 else []
 

@@ -42,7 +42,14 @@ from app.engines.shared.loading import (
     place_weights,
     with_or_without_graphs,
 )
-from app.engines.shared.quantization import Quantization, Quantize, choose_quantization, quantized_bytes
+from app.engines.shared.quantization import (
+    Quantize,
+    Quantized,
+    check_fp8,
+    choose_quantization,
+    quantized_bytes,
+    round_to_fp8,
+)
 from app.errors import EngineUnavailable, WeightsUnavailable
 from app.nn.kernels.choice import TORCH, Kernels
 from app.nn.kv_cache import KVCache
@@ -117,13 +124,19 @@ def load_model(
 
 def adapt(
     model: CsmModel, quantize: Quantize = "none", folder: Path | None = None, *, native: bool = True
-) -> Quantization | None:
+) -> Quantized | None:
     """Convert the loaded weights to the fastest form for the model's device.
 
     Returns how the weights are quantized; None = they are not quantized. folder: where compiled kernels are stored;
     None = the cache folder of the user. native: whether the native kernels may be used. Raises EngineUnavailable.
+
+    "fp8" rounds only the depth decoder, whose weights a frame reads 31 times. Its heads stay as they are, because the
+    errors of logits matter most.
     """
     config = model.config
+    if quantize == "fp8":
+        round_to_fp8(model.depth)
+        return Quantized("fp8 depth decoder")
     quantization = choose_quantization(quantize, model.devices, (config.backbone, config.depth), folder, native=native)
     if quantization is not None:
         for stack in (model.backbone, model.depth):
@@ -208,7 +221,8 @@ def load_runner(
     """Load CSM from `model_dir`, in either published layout.
 
     codec_dir: the folder of the codec, used if the weights contain no codec; None = the weights contain the codec.
-    quantize: "int8" or "int4" = quantized weights and 8-bit activations, for CPUs. kernels_folder, native: see `adapt`.
+    quantize: "int8" or "int4" = quantized weights and 8-bit activations, for CPUs. "fp8" = 8-bit weights of the depth
+    decoder, for GPUs. kernels_folder, native: see `adapt`.
     needs_range: True = raise HalfPrecisionOverflow if values overflow in float16. tokenizer_dir: the folder of the
     tokenizer; None = `model_dir`. adapter_dir: a LoRA adapter that is merged into the weights. sampling: the sampling
     parameters that the model sets, which are a part of the fingerprint. `CsmRunner` and `load_model` describe the other
@@ -305,6 +319,9 @@ def _load(
         log.info("CSM_DEVICE_MAP=%s has no effect: there is only one device, %s", settings.csm_device_map, devices[0])
     device = devices[0]
     dtype = choose_dtype(settings.dtype, device)
+    fp8 = settings.quantize == "fp8"
+    if fp8:
+        check_fp8(device, dtype, kernels=settings.kernels != "torch" and settings.cuda_graphs and not settings.compile)
     config = read_config(folder)
     shape = read_mimi_config_file(codec) if codec else config.codec or MimiConfig()
 
@@ -345,6 +362,7 @@ def _load(
             impossible=REFERENCE_NOISE if reference_noise else "",
             other_devices=[stage.device for stage in stages[1:]],
             config=config,
+            fp8=fp8,
         )
         return load_runner(
             folder,
@@ -405,17 +423,21 @@ def measure(
         rows=max_rows,
         positions=config.max_positions,
         device=meta,
-        dtype=dtype if quantize == "none" else torch.float32,
+        dtype=dtype if quantize in {"none", "fp8"} else torch.float32,
     )
     cached = (cache.k.nbytes + cache.v.nbytes) // config.backbone.layers  # keys and values of one layer
     layers = tuple(_bytes_of(block, quantize) + cached for block in model.backbone.blocks)
     whole = _bytes_of(model, quantize) + _bytes_of(decoder) + decoder.state_bytes + _bytes_of(encoder)
+    if quantize == "fp8":
+        # the depth decoder keeps its weights also in `dtype`, for steps with many rows
+        linears = [part for part in model.depth.modules() if isinstance(part, Linear)]
+        whole += sum(quantized_bytes(linear.weight, quantize) for linear in linears)
     return Sizes(whole - sum(layers) + cached * len(layers), layers)
 
 
 def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
     total = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    if quantize != "none":
+    if quantize not in {"none", "fp8"}:
         weights = [part.weight for part in module.modules() if isinstance(part, Linear)]
         total -= sum(weight.nbytes - quantized_bytes(weight, quantize) for weight in weights)
     return total
@@ -482,7 +504,7 @@ def engine_of(runner: CsmRunner, settings: Settings, sampling: Sampling = NO_SAM
         speakers=speakers,
         defaults=with_defaults(sampling, _ENGINE_SAMPLING),
         device=",".join(map(str, model.devices)),
-        dtype=dtype_name(settings, model.dtype),
+        dtype=dtype_name(settings.quantize, model.dtype),
         setup=runner.setup,
     )
     return batched_engine(info, runner, settings, runner.encode, model.device)

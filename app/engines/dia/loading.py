@@ -42,7 +42,7 @@ from app.engines.shared.loading import (
     place_weights,
     with_or_without_graphs,
 )
-from app.engines.shared.quantization import Quantization, Quantize, choose_quantization
+from app.engines.shared.quantization import Quantize, Quantized, choose_quantization
 from app.nn.dac.checkpoint import load_codec as load_dac
 from app.nn.dac.config import DacConfig, read_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
@@ -96,7 +96,7 @@ def load_model(
 
 def adapt(
     model: DiaModel, quantize: Quantize = "none", folder: Path | None = None, *, native: bool = True
-) -> Quantization | None:
+) -> Quantized | None:
     """Convert the loaded weights to the fastest form for the model's device.
 
     Returns how the weights are quantized; None = they are not quantized. folder: where compiled kernels are stored;
@@ -364,7 +364,7 @@ def engine_of(runner: DiaRunner, settings: Settings, sampling: Sampling = NO_SAM
         fingerprint=runner.fingerprint,
         defaults=with_defaults(sampling, _engine_sampling(runner.config.release)),
         device=str(model.device),
-        dtype=dtype_name(settings, model.dtype),
+        dtype=dtype_name("none" if settings.quantize == "fp8" else settings.quantize, model.dtype),
         setup=runner.setup,
     )
     return batched_engine(info, runner, settings, runner.encode, model.device)

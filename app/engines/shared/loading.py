@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.engines.registry import BuildContext
+    from app.engines.shared.quantization import Quantize
     from app.nn.kernels.choice import Kernels
     from app.runtime.cuda_graphs import Setup
     from app.runtime.runner import Runner
@@ -156,12 +157,14 @@ def graph_capture(
     impossible: str = "",
     other_devices: Sequence[torch.device] = (),
     config: object = None,
+    fp8: bool = False,
 ) -> tuple[GraphCapture | None, Sequence[Kernels], Setup]:
     """Return the graph capture, the candidate kernels, and the values for /health about both.
 
     If the engine uses no CUDA graphs, the capture is None and there are no kernels. impossible: the reason why the
     engine can't use CUDA graphs; "" = the engine can use CUDA graphs. other_devices: all devices of the model except
-    `device`. config: the configuration of the model, on which the times of the kernels depend.
+    `device`. config: the configuration of the model, on which the times of the kernels depend. fp8: whether the model
+    has weights in fp8.
     """
     if other := [each for each in other_devices if each.type != "cuda"]:
         impossible = f"A part of the model is on {other[0]}, and CUDA graphs need CUDA devices."
@@ -173,12 +176,13 @@ def graph_capture(
     if impossible:
         reason = impossible if device.type == "cuda" else candidates("auto", device, dtype).reason
         return None, (), (*notes, ("recorded_reason", impossible), ("kernels", "torch"), ("kernels_reason", reason))
-    found = candidates(settings.kernels, device, dtype, compiled=settings.compile, other_devices=other_devices)
+    found = candidates(settings.kernels, device, dtype, compiled=settings.compile, other_devices=other_devices, fp8=fp8)
     if found.reason:
         notes = (*notes, ("kernels_reason", found.reason))
     capture = SplitCapture((device, *other_devices)) if other_devices else GraphCapture(device)
     folder = settings.folder("models") / "cache" / "kernels"
-    capture.kernel_times = kernel_times(folder, (device, *other_devices), f"{config} {dtype} TF32: {settings.tf32}")
+    model = f"{config} {dtype} {'fp8 ' if fp8 else ''}TF32: {settings.tf32}"
+    capture.kernel_times = kernel_times(folder, (device, *other_devices), model)
     return capture, found.kernels, notes
 
 
@@ -217,9 +221,9 @@ def loading_on(devices: Sequence[torch.device], settings: Settings) -> Iterator[
         yield
 
 
-def dtype_name(settings: Settings, dtype: torch.dtype) -> str:
+def dtype_name(quantize: Quantize, dtype: torch.dtype) -> str:
     """Return the name of the weights' dtype for GET /health."""
-    return settings.quantize if settings.quantize != "none" else str(dtype).removeprefix("torch.")
+    return quantize if quantize != "none" else str(dtype).removeprefix("torch.")
 
 
 def adapter_slots(settings: Settings, device: torch.device) -> int:

@@ -1,4 +1,7 @@
-"""Chooses how to quantize the linear layers of a model on a CPU: with native kernels or PyTorch's int8 kernel."""
+"""Chooses how to quantize the linear layers of a model.
+
+On a CPU: 8 or 4 bits, with native kernels or PyTorch's int8 kernel. On a GPU: fp8, with Triton's kernels.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +28,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Quantize = Literal["none", "int8", "int4"]
-_BITS = {"int8": 8, "int4": 4}
+Quantize = Literal["none", "int8", "int4", "fp8"]
+FP8_CAPABILITY = (8, 9)  # from this compute capability on, GPUs can convert fp8
+_BITS = {"int8": 8, "int4": 4, "fp8": 8}
 
 
 @dataclass(frozen=True, slots=True)
-class Quantization:
-    """Quantizes linear layers. name: a part of the fingerprint, because generated codes depend on the kernels."""
+class Quantized:
+    """How the weights of a model are quantized.
+
+    name: a part of the fingerprint, because generated codes depend on the weights and the kernels. library: the native
+    kernels; None = other kernels. facts: values for /health.
+    """
 
     name: str
-    bits: int
-    library: Library | None  # None = PyTorch's int8 kernel
-    facts: Setup = ()  # values for /health
+    library: Library | None = None
+    facts: Setup = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization(Quantized):
+    """Quantizes linear layers for a CPU. Without native kernels, PyTorch's int8 kernel is used."""
+
+    bits: int = 8
 
     def quantize(self, linear: Linear, norm: Tensor | None = None, eps: float = 0.0) -> QuantizedLinear:
         """Return `linear` with quantized weights. norm: the weight of the RMSNorm before the layer, or None."""
@@ -68,16 +82,20 @@ def choose_quantization(
     *,
     native: bool = True,
 ) -> Quantization | None:
-    """Return how to quantize these stacks; None if `quantize` is "none". Compiles native kernels if `folder` has none.
+    """Return how to quantize these stacks on a CPU; None if `quantize` is "none" or "fp8".
+
+    Compiles native kernels if `folder` has none.
 
     folder: where compiled kernels are stored; None = the cache folder of the user. native: whether the native kernels
     may be used. Without native kernels, int8 uses PyTorch's kernel. If the native kernels may be used but do not work,
     logs a warning. Raises EngineUnavailable.
     """
-    if quantize == "none":
+    if quantize in {"none", "fp8"}:
         return None
     if any(device.type != "cpu" for device in devices):
-        raise EngineUnavailable(f"{quantize} weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
+        raise EngineUnavailable(
+            f"{quantize} weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none, or fp8 for CSM on a GPU."
+        )
     bits = _BITS[quantize]
     try:
         _check(stacks, native=native)
@@ -95,14 +113,40 @@ def choose_quantization(
             log.warning(
                 "int8 weights are slower and less exact without the native kernels, which are not used here: %s", error
             )
-        return Quantization("int8", bits, None, (("kernels", "torch"), ("kernels_reason", str(error))))
-    return Quantization(f"{quantize} blocks", bits, library, (("kernels", f"native {library.name}"),))
+        return Quantization("int8", None, (("kernels", "torch"), ("kernels_reason", str(error))))
+    return Quantization(f"{quantize} blocks", library, (("kernels", f"native {library.name}"),), bits)
+
+
+def check_fp8(device: torch.device, dtype: torch.dtype, *, kernels: bool) -> None:
+    """Raise EngineUnavailable if a model of this dtype on this device can't use fp8 weights.
+
+    kernels: whether Triton's kernels may be used.
+    """
+    fault = ""
+    if device.type != "cuda":
+        fault = f"need an NVIDIA GPU, but the model runs on {device.type}"
+    elif torch.version.hip is not None or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        fault = "need an NVIDIA GPU of compute capability 8.9 or higher"
+    elif dtype == torch.float32:
+        fault = "need TTS_DTYPE=bfloat16 or float16"
+    elif not kernels:
+        fault = "need Triton's kernels, and TTS_KERNELS=torch, TTS_COMPILE=1 or TTS_CUDA_GRAPHS=0 turns them off"
+    if fault:
+        raise EngineUnavailable(f"fp8 weights {fault}.", remedy="Set TTS_QUANTIZE=none.")
+
+
+def round_to_fp8(stack: Stack) -> None:
+    """Round the linear layers of all blocks to fp8, except cross-attention. The weights stay on their device."""
+    for block in stack.blocks:
+        assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
+        block.round_to_fp8()
 
 
 def quantized_bytes(weight: Tensor, quantize: Quantize) -> int:
     """Return an upper limit of the size in bytes of a weight (O, D) after quantization.
 
-    Native kernels store one float16 scale for each 32 weights. PyTorch's int8 kernel stores 20 bytes for each output.
+    Native kernels store one float16 scale for each 32 weights. PyTorch's int8 kernel stores 20 bytes for each output,
+    and fp8 needs 4 bytes for each output.
     """
     scales = weight.numel() // BLOCK_INPUTS * 2
     return weight.numel() * _BITS[quantize] // 8 + max(scales, 20 * len(weight))

@@ -15,6 +15,7 @@ from app.errors import EngineUnavailable
 from app.nn.kernels import torch_kernels, torch_state
 from app.nn.kernels.state_trials import state_trials
 from app.nn.kernels.torch_state import DelayedResults, DelayedRows, FrameRows
+from app.nn.linear import Fp8Weight
 from app.runtime.faults import is_device_lost
 
 KernelSet = Literal["auto", "torch", "triton"]
@@ -89,7 +90,7 @@ class NormLinear(Protocol):
         update: Tensor | None,
         norm: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Tensor | Fp8Weight,
         activation: torch_kernels.Activation | None = None,
         *,
         wide: bool = False,
@@ -102,7 +103,7 @@ class AddLinear(Protocol):
     def __call__(
         self,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | Fp8Weight,
         residual: Tensor,
         *,
         every: int = 1,
@@ -201,12 +202,14 @@ def candidates(
     *,
     compiled: bool = False,
     other_devices: Sequence[torch.device] = (),
+    fp8: bool = False,
 ) -> Candidates:
     """Return the kernel sets that can run a model of `dtype` on a device.
 
     name: "auto" = the torch kernels, and on a CUDA device with Triton also the Triton kernels. If a Triton kernel fails
     or gives other results than torch, the torch kernel replaces this kernel. compiled: True = ignore `name` and return
     only the torch kernels, compiled by torch.compile. other_devices: all devices of the model except `device`.
+    fp8: whether the model has weights in fp8.
     Raises EngineUnavailable if `name` is "triton" and Triton is not available.
     """
     if compiled:
@@ -223,7 +226,7 @@ def candidates(
     if name == "triton":
         fused = fused_kernels()
         return Candidates((fused, *_with_linear(fused, (device, *other_devices), dtype)))
-    found = _checked_kernels(list(dict.fromkeys((device, *other_devices))), dtype)
+    found = _checked_kernels(list(dict.fromkeys((device, *other_devices))), dtype, fp8=fp8)
     if found.reason:
         log.warning("%s Speech does not change, but a step may take longer.", found.reason)
     return found
@@ -239,7 +242,7 @@ def _with_linear(fused: Kernels, devices: Sequence[torch.device], dtype: torch.d
     return () if set(fused.from_torch) & set(LINEAR_OPERATIONS) else (replace(fused, name="triton-linear"),)
 
 
-def _checked_kernels(devices: Sequence[torch.device], dtype: torch.dtype) -> Candidates:
+def _checked_kernels(devices: Sequence[torch.device], dtype: torch.dtype, *, fp8: bool) -> Candidates:
     """Return the torch kernels and the Triton kernels.
 
     If a Triton kernel fails or gives other results than torch on one of the devices, the torch kernel replaces it.
@@ -249,7 +252,7 @@ def _checked_kernels(devices: Sequence[torch.device], dtype: torch.dtype) -> Can
         fused = fused_kernels()
         for device in devices:
             with torch.cuda.device(device):  # Triton launches kernels on the current device
-                for operation, fault in wrong_operations(fused, device, dtype):
+                for operation, fault in wrong_operations(fused, device, dtype, fp8=fp8):
                     wrong.setdefault(operation, f"{operation} {fault} on {device}")
     except Exception as error:
         if is_device_lost(error):
@@ -282,15 +285,18 @@ def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
     return next((operation for operation, _ in wrong_operations(kernels, device, dtype)), "")
 
 
-def wrong_operations(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
+def wrong_operations(
+    kernels: Kernels, device: torch.device, dtype: torch.dtype, *, fp8: bool = False
+) -> Iterator[tuple[str, str]]:
     """Yield the wrong operations of `kernels`: the name of each operation, and a description of the fault.
 
-    An operation is wrong if it fails, or if its result differs from the result of the torch kernel.
+    An operation is wrong if it fails, or if its result differs from the result of the torch kernel. fp8: whether to
+    compute linear layers with weights in fp8, too.
 
     Raises the error of a kernel if the compiler is missing or the GPU no longer works, because then all operations
     fail.
     """
-    for operation, run in _trials(device, dtype).items():
+    for operation, run in _trials(device, dtype, fp8=fp8).items():
         expected = run(TORCH)
         try:
             found = run(kernels)
@@ -314,9 +320,11 @@ def _equal(operation: str, found: Tensor, expected: Tensor, dtype: torch.dtype) 
     return torch.allclose(found.float(), expected.float(), rtol=tolerance, atol=tolerance)
 
 
-def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Kernels], Sequence[Tensor]]]:
+def _trials(
+    device: torch.device, dtype: torch.dtype, *, fp8: bool = False
+) -> dict[str, Callable[[Kernels], Sequence[Tensor]]]:
     """Return a mapping: name of an operation -> a function that runs it with random inputs and returns the results."""
-    linear = {name: partial(_one, trial) for name, trial in _float_trials(device, dtype).items()}
+    linear = {name: partial(_one, trial) for name, trial in _float_trials(device, dtype, fp8=fp8).items()}
     return {**linear, **state_trials(device, dtype)}
 
 
@@ -324,7 +332,7 @@ def _one(trial: Callable[[Kernels], Tensor], kernels: Kernels) -> Sequence[Tenso
     return (trial(kernels),)
 
 
-def _float_trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Kernels], Tensor]]:
+def _float_trials(device: torch.device, dtype: torch.dtype, *, fp8: bool) -> dict[str, Callable[[Kernels], Tensor]]:
     """Return `_trials` of all operations that have one result, except the operations of torch_state.py."""
     generator = torch.Generator().manual_seed(0)
 
@@ -396,13 +404,17 @@ def _float_trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callabl
     def norm_linear(each: Kernels) -> Tensor:
         gated, summed = each.norm_linear(many[:5, :512], update, many[0, :512], 1e-5, weights[1], "silu")
         wide, _ = each.norm_linear(summed, None, many[0, :512], 1e-5, weights[1], wide=True)
-        return torch.cat((gated.flatten(), summed.flatten(), wide.flatten()))
+        narrow = []
+        if fp8:
+            narrow = [each.norm_linear(summed, None, many[0, :512], 1e-5, Fp8Weight.of(weights[1]), "silu")[0]]
+        return torch.cat([found.flatten() for found in (gated, summed, wide, *narrow)])
 
     def add_linear(each: Kernels) -> Tensor:
         found = []
-        for whole, every in ((False, 1), (True, 2)):
+        for whole, every, narrow in ((False, 1, False), (True, 2, False), *(((False, 1, True),) if fp8 else ())):
             x, constant = (many[::2], many[1, :512]) if every > 1 else (many, None)
-            summed, parts = each.add_linear(x, weights[0], many[:, :512], every=every, constant=constant, whole=whole)
+            weight = Fp8Weight.of(weights[0]) if narrow else weights[0]
+            summed, parts = each.add_linear(x, weight, many[:, :512], every=every, constant=constant, whole=whole)
             found.append(summed if parts is None else summed + parts.sum(dim=0).to(dtype))
         return torch.cat(found)
 

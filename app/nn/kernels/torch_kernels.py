@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from app.nn.attention import grouped_attention, masked_attention, ring_mask
+from app.nn.linear import Fp8Weight
 from app.nn.rope import apply_rotary
 from app.runtime.sampling import TOP_K_FAST, draw, exponential_noise
 
@@ -130,7 +131,7 @@ def norm_linear(
     update: Tensor | None,
     norm: Tensor,
     eps: float,
-    weight: Tensor,
+    weight: Tensor | Fp8Weight,
     activation: Activation | None = None,
     *,
     wide: bool = False,
@@ -138,13 +139,13 @@ def norm_linear(
     """Return linear(rms_norm(x + update)) and x + update.
 
     x (M, D), M <= MAX_TOKENS. update (parts, M, D) float32: the sum of its parts is added to x; None = nothing is
-    added. norm (D,) and the weight (N, D) have the dtype of x. If `activation` is set, `gate` computes the result from
-    the N products. The result is (M, N), with `activation` (M, N / 2). It is rounded to the dtype of x; wide: True =
-    it is then converted to float32.
+    added. norm (D,) and the weight (N, D) have the dtype of x, or the weight is in fp8. If `activation` is set, `gate`
+    computes the result from the N products. The result is (M, N), with `activation` (M, N / 2). It is rounded to the
+    dtype of x; wide: True = it is then converted to float32.
     """
     if update is not None:
         x = x + update.sum(dim=0).to(x.dtype)
-    y = functional.linear(functional.rms_norm(x, (x.shape[-1],), norm, eps), weight)
+    y = functional.linear(functional.rms_norm(x, (x.shape[-1],), norm, eps), _plain(weight, x.dtype))
     if activation is not None:
         y = gate(y, activation)
     return (y.float() if wide else y), x
@@ -152,7 +153,7 @@ def norm_linear(
 
 def add_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Fp8Weight,
     residual: Tensor,
     *,
     every: int = 1,
@@ -161,17 +162,21 @@ def add_linear(
 ) -> tuple[Tensor, Tensor | None]:
     """Return linear(x) + residual as two tensors: (M, N), and an update for `norm_linear` or None.
 
-    x (M / every, D) and the weight (N, D). residual (M, N), M <= MAX_TOKENS. Row t of x belongs to token `every` * t.
-    For all other tokens, `constant` (N,) or (M / every, N) replaces the product: its row t belongs to the tokens from
-    `every` * t + 1 on. whole: True = there is no update.
+    x (M / every, D) and the weight (N, D), which may be in fp8. residual (M, N), M <= MAX_TOKENS. Row t of x belongs to
+    token `every` * t. For all other tokens, `constant` (N,) or (M / every, N) replaces the product: its row t belongs
+    to the tokens from `every` * t + 1 on. whole: True = there is no update.
     """
     del whole  # there is never an update: only kernels that divide their sums into parts return one
-    y = functional.linear(x, weight)
+    y = functional.linear(x, _plain(weight, x.dtype))
     if every > 1:
         assert constant is not None  # noqa: S101 - there are tokens without a product
         fixed = constant.expand(len(x), -1)
         y = torch.stack((y, *[fixed] * (every - 1)), dim=1).view(residual.shape)
     return y + residual, None
+
+
+def _plain(weight: Tensor | Fp8Weight, dtype: torch.dtype) -> Tensor:
+    return weight.rounded(dtype) if isinstance(weight, Fp8Weight) else weight
 
 
 def sample(

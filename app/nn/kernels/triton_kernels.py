@@ -367,6 +367,7 @@ def norm_product(
     update,  # (PARTS, M, K) float32: added to x before the norm
     norm,
     weight,  # (N, K), and (2 N, K) with a gate
+    scales,  # (N,) or (2 N,) float32: of the outputs of a weight in fp8
     summed,  # (M, K): x + update. Only written if there is an update
     out,  # (M, N)
     rows,  # M
@@ -377,6 +378,7 @@ def norm_product(
     PARTS: tl.constexpr,  # number of parts of the update; 0 = there is no update
     GATE: tl.constexpr,  # whether the first N rows of the weight are the gate of the other N rows
     SILU: tl.constexpr,
+    SCALED: tl.constexpr,  # whether the weight is in fp8
     EARLY: tl.constexpr,  # whether tokens are divided by their length before the product, and not after it
     TOKENS: tl.constexpr,  # M rounded up, always to the same number: so a token has the same sums for any M
     COLUMNS: tl.constexpr,
@@ -412,13 +414,17 @@ def norm_product(
         if not EARLY:
             squares += tl.sum(wide * wide, axis=1)
         scale = tl.load(norm + lane, mask=lane < WIDTH, other=0.0).to(tl.float32)
-        scaled = tl.trans((wide * inverse[:, None] * scale[None, :]).to(weight.dtype.element_ty))
+        scaled = tl.trans((wide * inverse[:, None] * scale[None, :]).to(x.dtype.element_ty))
         valid = exists & (lane[None, :] < WIDTH)
         part = tl.load(rows_of_weight + lane[None, :], mask=valid, other=0.0)
-        total = tl.dot(part, scaled, total, input_precision="ieee")
+        total = tl.dot(part.to(x.dtype.element_ty), scaled, total, input_precision="ieee")
         if GATE:
             part = tl.load(rows_of_weight + OUTPUTS * WIDTH + lane[None, :], mask=valid, other=0.0)
-            total_up = tl.dot(part, scaled, total_up, input_precision="ieee")
+            total_up = tl.dot(part.to(x.dtype.element_ty), scaled, total_up, input_precision="ieee")
+    if SCALED:
+        total *= tl.load(scales + column, mask=column < OUTPUTS, other=0.0)[:, None]
+        if GATE:
+            total_up *= tl.load(scales + OUTPUTS + column, mask=column < OUTPUTS, other=0.0)[:, None]
     if not EARLY:
         inverse = 1.0 / tl.sqrt_rn(squares / WIDTH + eps)
         total = total * inverse[None, :]
@@ -435,6 +441,7 @@ def norm_product(
 def sum_product(
     x,
     weight,
+    scales,  # (N,) float32: of the outputs of a weight in fp8
     residual,
     constant,  # (M / EVERY, N): replaces the product for the tokens that have no row in x
     out,  # (M, N), or (PARTS, M, N) float32 if the sums are divided into parts
@@ -447,6 +454,7 @@ def sum_product(
     OUTPUTS: tl.constexpr,
     EVERY: tl.constexpr,  # row t of x belongs to token EVERY * t
     WHOLE: tl.constexpr,  # whether sums have one part; then the residual is added
+    SCALED: tl.constexpr,  # whether the weight is in fp8
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -464,7 +472,9 @@ def sum_product(
         values = tl.load(x + (token // EVERY)[:, None] * x_row + lane[None, :], mask=mask, other=0.0)
         place = weight + column.to(tl.int64)[:, None] * WIDTH + lane[None, :]
         part = tl.load(place, mask=exists & (lane[None, :] < WIDTH), other=0.0)
-        total = tl.dot(part, tl.trans(values), total, input_precision="ieee")
+        total = tl.dot(part.to(x.dtype.element_ty), tl.trans(values), total, input_precision="ieee")
+    if SCALED:
+        total *= tl.load(scales + column, mask=column < OUTPUTS, other=0.0)[:, None]
     mask = exists & (token[None, :] < rows)
     if EVERY > 1:
         place = constant + (token // EVERY)[None, :] * constant_row + column[:, None]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from app.nn.kernels import triton_kernels
 from app.nn.kernels.torch_kernels import MAX_TOKENS, Activation
+from app.nn.linear import FP8, Fp8Weight
 
 _MIN_ROWS = 16  # the smallest number of rows of a matrix product in Triton
 _COLUMNS = 16  # the number of outputs that one program of a matrix product computes
@@ -304,7 +305,7 @@ def sums_in_parts(width: int, outputs: int, block: int, processors: int) -> tupl
 def _block(x: Tensor, weight: Tensor, size: int) -> int:
     """Return the number of inputs that a program of a matrix product reads in one iteration: `size` bytes of a row."""
     contiguous = weight.stride() == (weight.shape[1], 1) and x.stride(1) == 1
-    if len(x) > MAX_TOKENS or not contiguous or x.dtype != weight.dtype:
+    if len(x) > MAX_TOKENS or not contiguous or weight.dtype not in {x.dtype, FP8}:
         raise ValueError(
             f"no Triton kernel for {len(x)} tokens with the strides {x.stride()} and weights with the strides "
             f"{weight.stride()}, in {x.dtype} and {weight.dtype}"
@@ -313,9 +314,14 @@ def _block(x: Tensor, weight: Tensor, size: int) -> int:
     return min(size // x.element_size(), max(16, whole))
 
 
-def _stages(block_bytes: int, rows: int) -> int:
-    """Return the number of blocks that fit into shared memory. rows: the rows of one block, of all tensors."""
-    return min(_STAGES, 1 + _SHARED_BYTES // (block_bytes * rows))
+def _stages(block_bytes: int) -> int:
+    """Return the number of blocks that fit into shared memory. block_bytes: the size of one block of all tensors."""
+    return min(_STAGES, 1 + _SHARED_BYTES // block_bytes)
+
+
+def _stored(weight: Tensor | Fp8Weight) -> tuple[Tensor, Tensor]:
+    """Return the stored values of a weight and their scales. The scales of a plain weight are not used."""
+    return (weight.values, weight.scales) if isinstance(weight, Fp8Weight) else (weight, weight)
 
 
 def norm_linear(
@@ -323,25 +329,28 @@ def norm_linear(
     update: Tensor | None,
     norm: Tensor,
     eps: float,
-    weight: Tensor,
+    weight: Tensor | Fp8Weight,
     activation: Activation | None = None,
     *,
     wide: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Compute `torch_kernels.norm_linear` with a Triton kernel."""
-    block = _block(x, weight, 256)  # with larger blocks, the parts of the update would need too much shared memory
+    stored, scales = _stored(weight)
+    block = _block(x, stored, 256)  # with larger blocks, the parts of the update would need too much shared memory
     tokens, width = x.shape
-    outputs = len(weight) // (1 if activation is None else 2)
+    outputs = len(stored) // (1 if activation is None else 2)
     out = torch.empty(tokens, outputs, device=x.device, dtype=torch.float32 if wide else x.dtype)
     summed = x if update is None else torch.empty(tokens, width, device=x.device, dtype=x.dtype)
     parts = 0 if update is None else len(update)
     # the weights, the tokens, and the parts of the update in float32
-    rows = _COLUMNS * (1 if activation is None else 2) + MAX_TOKENS * (1 + parts * 4 // x.element_size())
+    read = _COLUMNS * (1 if activation is None else 2) * stored.element_size()
+    read += MAX_TOKENS * (x.element_size() + 4 * parts)
     triton_kernels.norm_product[(-(-outputs // _COLUMNS),)](
         x,
         x if update is None else update,
         norm,
-        weight,
+        stored,
+        scales,
         summed,
         out,
         tokens,
@@ -352,19 +361,20 @@ def norm_linear(
         PARTS=parts,
         GATE=activation is not None,
         SILU=activation == "silu",
+        SCALED=stored is not weight,
         EARLY=x.dtype == torch.float16,
         TOKENS=MAX_TOKENS,
         COLUMNS=_COLUMNS,
         BLOCK=block,
         num_warps=4,
-        num_stages=_stages(block * x.element_size(), rows),
+        num_stages=_stages(block * read),
     )
     return out, summed
 
 
 def add_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Fp8Weight,
     residual: Tensor,
     *,
     every: int = 1,
@@ -372,9 +382,10 @@ def add_linear(
     whole: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute `torch_kernels.add_linear` with a Triton kernel."""
-    block = _block(x, weight, 512)
+    stored, scales = _stored(weight)
+    block = _block(x, stored, 512)
     tokens = len(residual)
-    outputs, width = weight.shape
+    outputs, width = stored.shape
     parts, span = (1, width) if whole else sums_in_parts(width, outputs, block, _processors(x.device))
     if parts == 1:
         out = torch.empty(tokens, outputs, device=x.device, dtype=residual.dtype)
@@ -382,7 +393,8 @@ def add_linear(
         out = torch.empty(parts, tokens, outputs, device=x.device, dtype=torch.float32)
     triton_kernels.sum_product[-(-outputs // _COLUMNS), parts](
         x,
-        weight,
+        stored,
+        scales,
         residual,
         residual if constant is None else constant,
         out,
@@ -395,11 +407,12 @@ def add_linear(
         OUTPUTS=outputs,
         EVERY=every,
         WHOLE=parts == 1,
+        SCALED=stored is not weight,
         TOKENS=MAX_TOKENS,
         COLUMNS=_COLUMNS,
         BLOCK=block,
         num_warps=4,
-        num_stages=_stages(block * x.element_size(), _COLUMNS + MAX_TOKENS),
+        num_stages=_stages(block * (_COLUMNS * stored.element_size() + MAX_TOKENS * x.element_size())),
     )
     return (out, None) if parts == 1 else (residual, out)
 

@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction
 
 from app.nn.kernels import triton_launch
 from app.nn.kernels.choice import LINEAR_OPERATIONS, fused_kernels
+from app.nn.linear import Fp8Weight
 from bench.kernels import ADD_LINEARS, NORM_LINEARS, Case, cases
 
 pytestmark = pytest.mark.unit
@@ -146,6 +147,28 @@ def test_linear_layers_use_tensor_cores_and_read_ahead(machine: Callable[[int], 
     assert all("mma.sync" in program.asm["ptx"] for _, program in here.programs)
     assert all("cp.async" in program.asm["ptx"] for _, program in here.programs)
     assert len({id(program) for _, program in here.programs}) == len(NORM_LINEARS) + len(ADD_LINEARS)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in SHARED if arch >= 89])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_in_fp8_are_read_as_they_are(
+    arch: int, dtype: torch.dtype, machine: Callable[[int], Machine], tmp_path: Path
+) -> None:
+    """They are converted in registers, so a step reads half of the bytes."""
+    here = machine(arch)
+    x, norm = torch.zeros(1, 1024, dtype=dtype), torch.zeros(1024, dtype=dtype)
+    both, down = (Fp8Weight.of(torch.zeros(shape, dtype=dtype)) for shape in ((16384, 1024), (1024, 8192)))
+    hidden, _ = triton_launch.norm_linear(x, torch.zeros(4, 1, 1024), norm, 1e-5, both, "silu")
+    triton_launch.add_linear(hidden, down, x)
+    assert [name for name, _ in here.programs] == ["norm_product", "sum_product"]
+    for name, program in here.programs:
+        ptx = program.asm["ptx"]
+        assert "mma.sync" in ptx
+        assert "cp.async" in ptx
+        assert "e4m3x2" in ptx  # the instruction that converts two values
+        assert program.metadata.shared <= SHARED[arch], name
+        took = resources(program, tmp_path)
+        assert (took["LOCAL"], took["STACK"]) == (0, 0), f"{name} spills: {took}"
 
 
 def test_noise_uses_the_accurate_logarithm(machine: Callable[[int], Machine]) -> None:

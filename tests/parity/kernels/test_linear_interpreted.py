@@ -16,6 +16,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from app.nn.kernels import torch_kernels, triton_launch
 from app.nn.kernels.torch_kernels import MAX_TOKENS
+from app.nn.linear import Fp8Weight
 from bench.kernels import mend_interpreter
 
 mend_interpreter()
@@ -42,6 +43,11 @@ class Numbers:
     def of(self, *shape: int, scale: float = 1.0) -> Tensor:
         return (scale * torch.randn(shape, generator=self._random)).to(self._dtype)
 
+    def weight(self, outputs: int, width: int, *, fp8: bool) -> Tensor | Fp8Weight:
+        """Return a weight whose outputs have different sizes."""
+        weight = self.of(outputs, width, scale=width**-0.5) * (1 + torch.arange(outputs)[:, None] % 3).to(self._dtype)
+        return Fp8Weight.of(weight) if fp8 else weight
+
 
 def assert_equal(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert found.dtype == expected.dtype
@@ -54,6 +60,7 @@ def assert_equal(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     parts=st.integers(0, 3),
     activation=st.sampled_from([None, "silu", "gelu"]),
     wide=st.booleans(),
+    fp8=st.booleans(),
     seed=st.integers(0, 2**32),
 )
 @settings(SHORT, max_examples=40)
@@ -66,13 +73,14 @@ def test_norm_linear_equals_torch(
     parts: int,
     activation: torch_kernels.Activation | None,
     wide: bool,
+    fp8: bool,
     seed: int,
 ) -> None:
     numbers = Numbers(seed, dtype)
     x = numbers.of(tokens, width + 8)[:, :width]
     update = numbers.of(parts, tokens, width).float() if parts else None
     norm = numbers.of(width)
-    weight = numbers.of(outputs * (1 if activation is None else 2), width, scale=width**-0.5)
+    weight = numbers.weight(outputs * (1 if activation is None else 2), width, fp8=fp8)
     expected, expected_sum = torch_kernels.norm_linear(x, update, norm, 1e-5, weight, activation, wide=wide)
     found, summed = triton_launch.norm_linear(x, update, norm, 1e-5, weight, activation, wide=wide)
     assert_equal(found, expected, dtype)
@@ -86,16 +94,26 @@ def test_norm_linear_equals_torch(
     every=st.integers(1, 3),
     constants=st.booleans(),
     whole=st.booleans(),
+    fp8=st.booleans(),
     seed=st.integers(0, 2**32),
 )
 @settings(SHORT, max_examples=40)
 def test_add_linear_equals_torch(
-    *, tokens: int, width: int, outputs: int, dtype: torch.dtype, every: int, constants: bool, whole: bool, seed: int
+    *,
+    tokens: int,
+    width: int,
+    outputs: int,
+    dtype: torch.dtype,
+    every: int,
+    constants: bool,
+    whole: bool,
+    fp8: bool,
+    seed: int,
 ) -> None:
     numbers = Numbers(seed, dtype)
     count = max(1, tokens // every)
     x, residual = numbers.of(count, width + 8)[:, :width], numbers.of(count * every, outputs + 8)[:, :outputs]
-    weight = numbers.of(outputs, width, scale=width**-0.5)
+    weight = numbers.weight(outputs, width, fp8=fp8)
     constant = numbers.of(count, outputs) if constants else numbers.of(outputs)
     options = {"every": every, "constant": None if every == 1 else constant, "whole": whole}
     expected, _ = torch_kernels.add_linear(x, weight, residual, **options)
@@ -108,11 +126,12 @@ def test_add_linear_equals_torch(
     assert_equal(found, expected, dtype)
 
 
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_token_has_the_same_bits_alone_and_beside_others(dtype: torch.dtype) -> None:
+def test_a_token_has_the_same_bits_alone_and_beside_others(dtype: torch.dtype, fp8: bool) -> None:
     numbers = Numbers(1, dtype)
     x, update = numbers.of(MAX_TOKENS, 600), numbers.of(2, MAX_TOKENS, 600).float()
-    norm, weight = numbers.of(600), numbers.of(40, 600, scale=0.04)
+    norm, weight = numbers.of(600), numbers.weight(40, 600, fp8=fp8)
     together = triton_launch.norm_linear(x, update, norm, 1e-5, weight, "silu")
     added, parts = triton_launch.add_linear(x, weight, x[:, :40])
     assert parts is not None
@@ -143,6 +162,23 @@ def test_few_outputs_divide_their_sums_into_parts() -> None:
             parts, span = triton_launch.sums_in_parts(width, outputs, 256, 132)
             assert (parts - 1) * span < width <= parts * span
             assert span % 256 == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_fp8_weights_give_the_bits_of_the_same_weights_in_16_bits(dtype: torch.dtype) -> None:
+    """Their scales are powers of two, so they change no rounding: rows with other kernels get the same products."""
+    numbers = Numbers(3, dtype)
+    x, norm = numbers.of(5, 600), numbers.of(600)
+    narrow = numbers.weight(48, 600, fp8=True)
+    assert isinstance(narrow, Fp8Weight)
+    plain = narrow.rounded(dtype)
+    for activation in (None, "silu"):
+        ours, _ = triton_launch.norm_linear(x, None, norm, 1e-5, narrow, activation)
+        theirs, _ = triton_launch.norm_linear(x, None, norm, 1e-5, plain, activation)
+        assert torch.equal(ours, theirs)
+    ours, _ = triton_launch.add_linear(x, narrow, x[:, :48], whole=True)
+    theirs, _ = triton_launch.add_linear(x, plain, x[:, :48], whole=True)
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("fault", ["tokens", "strides", "dtype"])

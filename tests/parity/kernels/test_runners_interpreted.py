@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton is not asked to interpret: make kernels", allow_module_level=True)
 
 from app.nn.kernels import triton_launch
-from app.nn.kernels.choice import differs, fused_kernels
+from app.nn.kernels.choice import fused_kernels, wrong_operations
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling
 from bench.kernels import mend_interpreter
@@ -42,11 +42,11 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fused_kernels_pass_the_start_check(dtype: torch.dtype) -> None:
-    assert not differs(fused_kernels(), CPU, dtype)
+    assert not list(wrong_operations(fused_kernels(), CPU, dtype, fp8=dtype == torch.bfloat16))
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_csm_codes_are_equal_with_fused_kernels(tmp_path: Path, name: SetName) -> None:
+@pytest.mark.parametrize(("name", "quantize"), [*((name, "none") for name in SETS), ("triton-linear", "fp8")])
+def test_csm_codes_are_equal_with_fused_kernels(tmp_path: Path, name: SetName, quantize: str) -> None:
     depth = csm_config("tiny")["depth_decoder_config"]  # the kernels support no smaller attention head
     changes = {"head_dim": 16, "depth_decoder_config": depth | {"head_dim": 16}}
     folder = fabricate_csm(tmp_path, changes=changes)
@@ -55,8 +55,9 @@ def test_csm_codes_are_equal_with_fused_kernels(tmp_path: Path, name: SetName) -
         "capture": GraphCapture(CPU),
         "kernels": (dataclasses.replace(fused_kernels(), name=name),),
         "max_rows": 1,
+        "quantize": quantize,
     }
-    theirs = test_csm_runner.alone(test_csm_runner.make(folder), request)
+    theirs = test_csm_runner.alone(test_csm_runner.make(folder, quantize=quantize), request)
     ours = test_csm_runner.alone(test_csm_runner.make(folder, **options), request)
     assert np.array_equal(ours, theirs)
 
