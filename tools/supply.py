@@ -5,7 +5,8 @@
     python -m tools.supply licenses       constraints.txt -> docs/licenses.md; fails if a licence is not accepted
     python -m tools.supply sbom           locks/*.txt -> dist/sbom.cdx.json (CycloneDX)
     python -m tools.supply audit          looks up locks/*.txt in the database OSV; does nothing if OSV can't be reached
-    python -m tools.supply dist           builds dist/*.whl and dist/*.tar.gz; equal commits give equal bytes
+    python -m tools.supply dist           builds dist/*.whl and dist/*.tar.gz; equal commits give equal bytes. If there
+                                          is a C++ compiler, one more wheel has the compiled kernels
 
 The commands run the tools uv, pip-licenses, cyclonedx-py, pip-audit and build from a separate environment,
 `.ops/supply`.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import re
@@ -23,8 +25,11 @@ import subprocess
 import sys
 import tempfile
 import venv
+import zipfile
 from importlib.metadata import metadata
 from pathlib import Path
+
+from app.nn.native.library import find_compiler, instruction_sets
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / ".ops" / "supply"
@@ -319,9 +324,11 @@ def audit() -> None:
 
 
 def dist(out: Path) -> None:
-    """Build the wheel and the source archive of the current commit twice. Store them if both builds have equal bytes.
+    """Build the wheels and the source archive of the current commit twice. Store them if both builds have equal bytes.
 
-    The files get the time SOURCE_DATE_EPOCH. If it is not set, they get the time of the commit.
+    The files get the time SOURCE_DATE_EPOCH. If it is not set, they get the time of the commit. The wheel for all
+    platforms contains the source of the native kernels. The wheel for this platform also contains them compiled, for
+    machines without a compiler; without a compiler here, it is not built.
     """
     when = os.environ.get("SOURCE_DATE_EPOCH") or run("git", "log", "-1", "--format=%ct").strip()
     builder = tool("pyproject-build")
@@ -331,16 +338,21 @@ def dist(out: Path) -> None:
             source = Path(place, "source")
             run("git", "worktree", "add", "--quiet", "--detach", str(source), "HEAD")
             try:
-                run(
-                    *(builder, str(source), "--outdir", str(Path(place, "dist"))),
-                    SOURCE_DATE_EPOCH=when,
-                    PIP_CONSTRAINT=str(REQUIREMENTS),
-                )
+                made = (builder, str(source), "--outdir", str(Path(place, "dist")))
+                fixed = {"SOURCE_DATE_EPOCH": when, "PIP_CONSTRAINT": str(REQUIREMENTS)}
+                run(*made, **fixed)
+                if find_compiler():
+                    run(*made, "--wheel", **fixed, HATCH_BUILD_HOOK_ENABLE_CUSTOM="true")
             finally:
                 run("git", "worktree", "remove", "--force", str(source))
             built.append({path.name: path.read_bytes() for path in Path(place, "dist").iterdir()})
     if built[0] != built[1]:
         sys.exit("Two builds of one commit are not the same bytes.")
+    kernels = {each.file_name for each in instruction_sets()}
+    for name in [name for name in built[0] if name.endswith(".whl") and not name.endswith("-any.whl")]:
+        contained = zipfile.ZipFile(io.BytesIO(built[0][name])).namelist()
+        if missing := {f"app/nn/native/prebuilt/{kernel}" for kernel in kernels} - set(contained):
+            sys.exit(f"{name} does not contain {', '.join(sorted(missing))}.")
     out.mkdir(parents=True, exist_ok=True)
     for name, data in sorted(built[0].items()):
         (out / name).write_bytes(data)

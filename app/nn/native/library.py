@@ -95,12 +95,17 @@ def choose(sets: Sequence[InstructionSet], features: frozenset[str]) -> Instruct
     raise NativeUnavailable(f"the CPU has no {sets[-1].name} instructions")
 
 
+def find_compiler() -> str:
+    """Return the command of a C++ compiler; "" = this machine has none."""
+    return os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or ""
+
+
 def compile_library(wanted: InstructionSet, folder: Path) -> Path:
     """Compile the source, and return the path of the library in `folder`. Raises NativeUnavailable if this fails.
 
     Several processes may compile at the same time: each one writes its own file and renames it.
     """
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = find_compiler()
     if not compiler:
         raise NativeUnavailable("this machine has no C++ compiler (install g++, or set CXX)")
     target = folder / wanted.file_name
