@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.nn.kernels.choice import TORCH, Kernels, fused_kernels
+from app.nn.kernels.choice import EARLY_OPERATIONS, TORCH, Kernels, early_kernels, fused_kernels
 from app.nn.kernels.torch_kernels import MAX_TOKENS
 from app.nn.kernels.torch_state import DelayedResults, DelayedRows, FrameRows
 
@@ -520,6 +520,7 @@ def main() -> None:
     device, dtype = torch.device("cuda" if gpu else "cpu"), getattr(torch, args.dtype)
     kernels = fused_kernels()
     parts = [part for part in args.only.split(",") if part]
+    starts_early = gpu and torch.cuda.get_device_capability(device) >= (9, 0)
     copied = _bandwidth(device) if gpu and not args.check else 0.0
     found: dict[str, dict[str, float | int]] = {}
     for rows in map(int, args.rows.split(",")):
@@ -528,7 +529,8 @@ def main() -> None:
                 continue
             row: dict[str, float | int] = {"rows": case.rows, "difference": check(case, kernels, device)}
             if not args.check:
-                times = {some.name: _graph_us(case, some, device) for some in (TORCH, kernels)}
+                early = [early_kernels(kernels)] if starts_early and case.kernel in EARLY_OPERATIONS else []
+                times = {some.name: _graph_us(case, some, device) for some in (TORCH, kernels, *early)}
                 row |= {f"{name}_us": round(us, 2) for name, us in times.items()}
                 row["limit_us"] = round(case.bytes / copied * 1e6, 2)
                 row["speedup"] = round(times["torch"] / times["triton"], 2)

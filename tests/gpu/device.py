@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from app.nn.kernels.choice import TORCH, Kernels, fused_kernels
+from app.nn.kernels.choice import TORCH, Kernels, early_kernels, fused_kernels
 
 # TTS_GPU_TESTS_ON=cpu rehearses the tests on a machine without a CUDA device.
 DEVICE = torch.device(os.environ.get("TTS_GPU_TESTS_ON", "cuda"))
@@ -22,14 +22,18 @@ GPU = [
 
 
 def kernels(name: str) -> Kernels:
-    """Return the set "triton" or "triton-linear" if `name` is its name, otherwise the kernels of torch.
+    """Return the set of Triton's kernels with this name, or the kernels of torch if there is no such set.
 
-    Skips the test where Triton can't run.
+    Skips the test where Triton or an early start of its kernels is not possible.
     """
-    if name not in {"triton", "triton-linear"}:
+    if name not in {"triton", "triton-linear", "triton-pdl"}:
         return TORCH
     if not ON_CUDA:
         pytest.skip("Triton needs a CUDA device")
     pytest.importorskip("triton")
     fused = fused_kernels()
+    if name == "triton-pdl":
+        if torch.cuda.get_device_capability(DEVICE) < (9, 0):
+            pytest.skip("programmatic dependent launch needs compute capability 9.0")
+        return early_kernels(fused)
     return fused if name == "triton" else replace(fused, name="triton-linear")

@@ -38,7 +38,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return fabricate_dia(tmp_path_factory.mktemp("dia"), release=request.param, layout_name=layout)
 
 
-@pytest.fixture(params=["eager", "graph", "in bursts", "triton", "triton-linear"])
+@pytest.fixture(params=["eager", "graph", "in bursts", "triton", "triton-linear", "triton-pdl"])
 def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Return the options of a runner: eager steps, or steps replayed from a CUDA graph, one or several at a time."""
     if request.param == "eager":

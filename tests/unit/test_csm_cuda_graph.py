@@ -470,10 +470,11 @@ def test_too_many_rows_and_selected_adapters_leave_linear_layers_to_torch(monkey
 
 
 def test_kernels_for_linear_layers_are_timed_for_all_numbers_of_rows_that_they_support(tiny_csm: Path) -> None:
-    some = make(tiny_csm, capture=GraphCapture(CPU), kernels=(TORCH, LINEAR), max_rows=32)
+    early = dataclasses.replace(LINEAR, name="triton-pdl")
+    some = make(tiny_csm, capture=GraphCapture(CPU), kernels=(TORCH, LINEAR, early), max_rows=32)
     seconds = some._graph.steps.kernel_seconds  # type: ignore[union-attr]
     assert {rows: set(names) for rows, names in seconds.items()} == {
-        **{rows: {"torch", "triton-linear"} for rows in (1, 2, 4, 8, 16)},
+        **{rows: {"torch", "triton-linear", "triton-pdl"} for rows in (1, 2, 4, 8, 16)},
         32: set(),  # only one set is left
     }
     assert some._graph.steps.kernels_of(32).name == "torch"  # type: ignore[union-attr]

@@ -20,7 +20,17 @@ from torch.nn import functional
 from app.errors import EngineUnavailable
 from app.nn.attention import grouped_attention
 from app.nn.kernels import choice, torch_kernels
-from app.nn.kernels.choice import LINEAR_OPERATIONS, OPERATIONS, TORCH, Kernels, candidates, differs, wrong_operations
+from app.nn.kernels.choice import (
+    LINEAR_OPERATIONS,
+    OPERATIONS,
+    TORCH,
+    Kernels,
+    candidates,
+    differs,
+    early_fault,
+    early_kernels,
+    wrong_operations,
+)
 from app.nn.kv_cache import KVCache
 from app.nn.rope import Rope, apply_rotary, rotary
 from app.nn.transformer import Block, StackConfig
@@ -359,17 +369,20 @@ def test_reason_says_which_triton_kernel_is_not_used_and_why(
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(choice, "wrong_operations", wrong_on_the_cpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(choice, "early_fault", lambda *_, **__: "")
     found = candidates("auto", torch.device("cuda", 0), torch.bfloat16)
     for word in words:
         assert word in found.reason
         assert word in caplog.text
     if used is None:
-        assert found == choice.Candidates((TORCH, fused, dataclasses.replace(fused, name="triton-linear")))
+        linear = dataclasses.replace(fused, name="triton-linear")
+        assert found == choice.Candidates((TORCH, fused, linear, found.kernels[3]))
+        assert found.kernels[3].name == "triton-pdl"
         assert not caplog.text
     elif not used:
         assert found.kernels == (TORCH,)
     else:
-        linear = [] if set(used) & set(LINEAR_OPERATIONS) else ["triton-linear"]
+        linear = [] if set(used) & set(LINEAR_OPERATIONS) else ["triton-linear", "triton-pdl"]
         assert [kernels.name for kernels in found.kernels] == ["torch", "triton", *linear]
         assert set(found.kernels[1].from_torch) == set(used)
         for name in OPERATIONS:
@@ -379,15 +392,18 @@ def test_reason_says_which_triton_kernel_is_not_used_and_why(
 @pytest.mark.parametrize(
     ("dtype", "capability", "linear"),
     [
-        (torch.bfloat16, (8, 0), True),
-        (torch.float16, (12, 0), True),
-        (torch.float16, (7, 5), False),
-        (torch.float32, (9, 0), False),
+        (torch.bfloat16, (8, 0), ["triton-linear"]),
+        (torch.bfloat16, (8, 9), ["triton-linear"]),
+        (torch.bfloat16, (9, 0), ["triton-linear", "triton-pdl"]),
+        (torch.float16, (12, 0), ["triton-linear", "triton-pdl"]),
+        (torch.float16, (7, 5), []),
+        (torch.float32, (9, 0), []),
     ],
 )
 def test_kernels_for_linear_layers_need_16_bits_and_a_gpu_with_their_instructions(
-    dtype: torch.dtype, capability: tuple[int, int], linear: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, capability: tuple[int, int], linear: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(choice, "early_fault", lambda *_, **__: "")
     monkeypatch.setattr(choice, "fused_kernels", lambda: dataclasses.replace(TORCH, name="triton"))
     monkeypatch.setattr(choice, "wrong_operations", lambda *_, **__: [])
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
@@ -396,7 +412,39 @@ def test_kernels_for_linear_layers_need_16_bits_and_a_gpu_with_their_instruction
     gpus = [torch.device("cuda", index) for index in range(2)]
     for name, sets in (("auto", ["torch", "triton"]), ("triton", ["triton"])):
         found = candidates(name, gpus[0], dtype, other_devices=gpus[1:])  # type: ignore[arg-type]
-        assert [kernels.name for kernels in found.kernels] == [*sets, *(["triton-linear"] if linear else [])]
+        assert [kernels.name for kernels in found.kernels] == [*sets, *linear]
+
+
+@pytest.mark.parametrize("fault", ["", "sample fails (no room)"])
+def test_kernels_that_fail_in_a_graph_do_not_start_early(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(choice, "fused_kernels", lambda: dataclasses.replace(TORCH, name="triton"))
+    monkeypatch.setattr(choice, "wrong_operations", lambda *_, **__: [])
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(choice, "early_fault", lambda *_, **__: fault)
+    names = [each.name for each in candidates("auto", torch.device("cuda", 0), torch.bfloat16).kernels]
+    assert ("triton-pdl" in names) == (not fault)
+    assert fault in caplog.text
+
+
+def test_replayed_results_of_kernels_that_start_early_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    right = dataclasses.replace(TORCH, name="triton-pdl")
+    assert not early_fault(right, [CPU], torch.bfloat16)
+    for name, wrong, word in (
+        ("decode_attention", lambda *rest: TORCH.decode_attention(*rest) + 1, "other results"),
+        ("add_linear", broken(ValueError("no")), "add_linear fails"),
+    ):
+        assert word in early_fault(dataclasses.replace(right, **{name: wrong}), [CPU], torch.bfloat16)
+    lost = dataclasses.replace(right, sample=broken(RuntimeError("CUDA error: an illegal memory access")))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        early_fault(lost, [CPU], torch.bfloat16)
+    # a kernel of torch in the set has no early start
+    early = early_kernels(dataclasses.replace(TORCH, name="triton", from_torch=("sample",)))
+    assert early.sample is TORCH.sample
+    assert getattr(early.norm_linear, "keywords") == {"early": True}  # noqa: B009 - only a partial has keywords
 
 
 def test_lost_gpu_is_not_reported_as_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

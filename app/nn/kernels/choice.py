@@ -16,11 +16,14 @@ from app.nn.kernels import torch_kernels, torch_state
 from app.nn.kernels.state_trials import state_trials
 from app.nn.kernels.torch_state import DelayedResults, DelayedRows, FrameRows
 from app.nn.linear import Fp8Weight
+from app.runtime.cuda_graphs import GraphCapture
 from app.runtime.faults import is_device_lost
 
 KernelSet = Literal["auto", "torch", "triton"]
 LINEAR_OPERATIONS = ("norm_linear", "add_linear")
 CODEC_OPERATIONS = ("window_attention", "add_layer_norm", "conv_windows", "overlap_add")
+# the operations of the set "triton-pdl" whose kernels start early
+EARLY_OPERATIONS = ("step_attention", "decode_attention", "sample", "guided_sample", *LINEAR_OPERATIONS)
 OPERATIONS = (
     "step_attention",
     "decode_attention",
@@ -36,6 +39,8 @@ OPERATIONS = (
     *CODEC_OPERATIONS,
     *LINEAR_OPERATIONS,
 )
+
+_WITH_LINEAR = ("triton-linear", "triton-pdl")  # the sets whose kernels compute matrix products
 
 log = logging.getLogger(__name__)
 
@@ -129,10 +134,11 @@ class Kernels:
     """One set of kernels. torch_kernels.py and torch_state.py describe each kernel.
 
     The set "triton-linear" is the set "triton" for steps in which `norm_linear` and `add_linear` also compute the
-    matrix products.
+    matrix products. The kernels of the set "triton-pdl" are the same, but those of EARLY_OPERATIONS start before the
+    kernel before them has ended.
     """
 
-    name: Literal["torch", "triton", "triton-linear", "compiled"]
+    name: Literal["torch", "triton", "triton-linear", "triton-pdl", "compiled"]
     decode_attention: Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
     step_attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -169,12 +175,12 @@ class Kernels:
 
     def computes_linear(self, tokens: int) -> bool:
         """Whether a step with this number of tokens uses `norm_linear` and `add_linear`."""
-        return self.name == "triton-linear" and tokens <= torch_kernels.MAX_TOKENS
+        return self.name in _WITH_LINEAR and tokens <= torch_kernels.MAX_TOKENS
 
     @property
     def operations(self) -> tuple[str, ...]:
         """The operations that steps with this set use."""
-        return tuple(each for each in OPERATIONS if self.name == "triton-linear" or each not in LINEAR_OPERATIONS)
+        return tuple(each for each in OPERATIONS if self.name in _WITH_LINEAR or each not in LINEAR_OPERATIONS)
 
 
 TORCH = Kernels(
@@ -225,21 +231,72 @@ def candidates(
         return Candidates((TORCH,), "TTS_KERNELS=torch turns Triton's kernels off.")
     if name == "triton":
         fused = fused_kernels()
-        return Candidates((fused, *_with_linear(fused, (device, *other_devices), dtype)))
+        return Candidates((fused, *_with_linear(fused, (device, *other_devices), dtype, fp8=fp8)))
     found = _checked_kernels(list(dict.fromkeys((device, *other_devices))), dtype, fp8=fp8)
     if found.reason:
         log.warning("%s Speech does not change, but a step may take longer.", found.reason)
     return found
 
 
-def _with_linear(fused: Kernels, devices: Sequence[torch.device], dtype: torch.dtype) -> tuple[Kernels, ...]:
-    """Return the set "triton-linear", or nothing if it would be slow or wrong on one of these devices.
+def _with_linear(
+    fused: Kernels, devices: Sequence[torch.device], dtype: torch.dtype, *, fp8: bool
+) -> tuple[Kernels, ...]:
+    """Return the sets "triton-linear" and "triton-pdl", except a set that would be slow or wrong on one of the devices.
 
-    The products of the kernels need the matrix instructions for 16-bit numbers of compute capability 8.0.
+    The products of the kernels need the matrix instructions for 16-bit numbers of compute capability 8.0, and an early
+    start needs compute capability 9.0.
     """
-    if dtype == torch.float32 or any(torch.cuda.get_device_capability(device) < (8, 0) for device in devices):
+    if dtype == torch.float32 or set(fused.from_torch) & set(LINEAR_OPERATIONS):
         return ()
-    return () if set(fused.from_torch) & set(LINEAR_OPERATIONS) else (replace(fused, name="triton-linear"),)
+    capability = min(torch.cuda.get_device_capability(device) for device in devices)
+    if capability < (8, 0):
+        return ()
+    linear, early = replace(fused, name="triton-linear"), early_kernels(fused)
+    if capability < (9, 0):
+        return (linear,)
+    if fault := early_fault(early, devices, dtype, fp8=fp8):
+        log.warning("Triton's kernels do not start early (programmatic dependent launch): %s.", fault)
+        return (linear,)
+    return linear, early
+
+
+def early_kernels(fused: Kernels) -> Kernels:
+    """Return the set "triton-pdl" for the set "triton"."""
+    names = [name for name in EARLY_OPERATIONS if name not in fused.from_torch]
+    starts: dict[str, Any] = {name: partial(getattr(fused, name), early=True) for name in names}
+    return replace(fused, name="triton-pdl", **starts)
+
+
+def early_fault(early: Kernels, devices: Sequence[torch.device], dtype: torch.dtype, *, fp8: bool = False) -> str:
+    """Return what is wrong with the kernels that start early, if a CUDA graph replays them; "" = nothing is wrong."""
+    for device in devices:
+        operation = "the check"
+        try:
+            with torch.cuda.device(device):  # Triton launches kernels on the current device
+                for operation, run in _trials(device, dtype, fp8=fp8).items():
+                    if operation not in EARLY_OPERATIONS or operation in early.from_torch:
+                        continue
+                    expected, found = run(TORCH), _replayed(partial(run, early), device)
+                    if not all(_equal(operation, *pair, dtype) for pair in zip(found, expected, strict=True)):
+                        return f"{operation} gives other results than torch's kernel"
+        except Exception as error:
+            if is_device_lost(error):
+                raise
+            return f"{operation} fails ({_fault_of(error)})"
+    return ""
+
+
+def _replayed(run: Callable[[], Sequence[Tensor]], device: torch.device) -> Sequence[Tensor]:
+    """Return the results of `run` when a CUDA graph replays it."""
+    found: list[Tensor] = []
+
+    def body() -> None:
+        found[:] = run()
+
+    capture = GraphCapture(device)
+    capture.capture(body)()
+    capture.wait()
+    return found
 
 
 def _checked_kernels(devices: Sequence[torch.device], dtype: torch.dtype, *, fp8: bool) -> Candidates:
@@ -259,12 +316,12 @@ def _checked_kernels(devices: Sequence[torch.device], dtype: torch.dtype, *, fp8
             raise
         return Candidates((TORCH,), f"Triton's kernels are not used: {_fault_of(error)}.")
     if not wrong:
-        return Candidates((TORCH, fused, *_with_linear(fused, devices, dtype)))
+        return Candidates((TORCH, fused, *_with_linear(fused, devices, dtype, fp8=fp8)))
     reason = f"Triton's kernels are not used for every operation: {'; '.join(wrong.values())}."
     if set(wrong) == set(OPERATIONS):
         return Candidates((TORCH,), reason.replace("every operation", "any operation"))
     mixed = replace(fused, from_torch=tuple(wrong), **{operation: getattr(TORCH, operation) for operation in wrong})
-    return Candidates((TORCH, mixed, *_with_linear(mixed, devices, dtype)), reason)
+    return Candidates((TORCH, mixed, *_with_linear(mixed, devices, dtype, fp8=fp8)), reason)
 
 
 def _fault_of(error: Exception) -> str:

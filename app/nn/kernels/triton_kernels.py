@@ -2,12 +2,51 @@
 
 For each row, the attention kernel reads only the cache positions up to the row's position. So later positions may
 contain any values.
+
+Early start (programmatic dependent launch, from compute capability 9.0 on): a kernel with PDL starts while the kernel
+before it in the stream still runs. Two instructions keep the results correct:
+
+- `gdc_launch_dependents` allows the next kernel to start, when all programs of this kernel have called it. It makes no
+  promise about memory.
+- `gdc_wait` waits until the kernel before has ended and all its writes are visible.
+
+Each kernel with PDL calls `gdc_wait` before it reads anything that another kernel of the step writes, and before its
+first write. Before that, it only requests weights into the L2 cache, and no kernel of a step writes weights. A write
+also can't destroy what an earlier kernel still reads: if kernel C follows B and B follows A, then C waits for the end
+of B. B ends only after its own `gdc_wait`, so A has ended, too. By the same argument, C sees the writes of A. Kernels
+without PDL, such as those of torch, start when all earlier kernels have ended.
 """
 
 import triton
 import triton.language as tl
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _begin(PDL: tl.constexpr):
+    """Begin a kernel that needs the results of earlier kernels; see the head of this module."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def _request(place, CHUNKS: tl.constexpr):
+    """Request values from memory into the L2 cache: CHUNKS times 512 bytes from each of some places.
+
+    A place must be a multiple of 16 bytes.
+    """
+    if CHUNKS > 0:
+        address = place.to(tl.int64)[:, None] + 512 * tl.arange(0, CHUNKS)[None, :]
+        tl.inline_asm_elementwise(
+            "cp.async.bulk.prefetch.L2.global [$1], 512; mov.b32 $0, 0;",
+            "=r,l",
+            [address],
+            dtype=tl.int32,
+            is_pure=False,  # otherwise the compiler removes it, because the result is not used
+            pack=1,
+        )
 
 
 @triton.jit
@@ -42,12 +81,14 @@ def attend(
     BLOCK: tl.constexpr,
     WHOLE: tl.constexpr,  # whether there is only one split
     FRESH: tl.constexpr,  # whether to apply RoPE and to write the token's key and value into the cache
+    PDL: tl.constexpr,
 ):
     """Compute attention for one key head of one row: its R query heads attend to one split of the row's positions.
 
     A split is a range of consecutive positions. `combine` combines the results of all splits, as in flash-decoding.
     Uses online softmax (Milakov and Gimelshein 2018).
     """
+    _begin(PDL)
     split = tl.program_id(0)
     group = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
@@ -115,8 +156,9 @@ def attend(
 
 
 @triton.jit
-def combine(part, part_top, part_mass, out, splits, SIZE: tl.constexpr, PADDED: tl.constexpr):
+def combine(part, part_top, part_mass, out, splits, SIZE: tl.constexpr, PADDED: tl.constexpr, PDL: tl.constexpr):
     """Combine the results of all splits for one head of one row."""
+    _begin(PDL)
     place = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, PADDED)
     lane = tl.arange(0, SIZE)
@@ -383,6 +425,8 @@ def norm_product(
     TOKENS: tl.constexpr,  # M rounded up, always to the same number: so a token has the same sums for any M
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+    CHUNKS: tl.constexpr,  # with PDL: number of blocks of 512 bytes of each row of the weight to request early
 ):
     """Compute COLUMNS outputs of all tokens: rms_norm(x + update) times the weight, and the gate.
 
@@ -393,6 +437,13 @@ def norm_product(
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     rows_of_weight = weight + column.to(tl.int64)[:, None] * WIDTH
     exists = column[:, None] < OUTPUTS
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        requested = weight + tl.minimum(column, OUTPUTS - 1).to(tl.int64) * WIDTH
+        _request(requested, CHUNKS)
+        if GATE:
+            _request(requested + OUTPUTS * WIDTH, CHUNKS)
+        tl.extra.cuda.gdc_wait()
     squares = tl.zeros((TOKENS,), tl.float32)
     inverse = squares + 1.0
     if EARLY:
@@ -458,12 +509,19 @@ def sum_product(
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+    CHUNKS: tl.constexpr,  # see `norm_product`
 ):
     """Compute one part of the sums of COLUMNS outputs of all tokens: x times the weight, plus the residual."""
     token = tl.arange(0, TOKENS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     split = tl.program_id(1)
     exists = column[:, None] < OUTPUTS
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        start = tl.minimum(split * span, WIDTH - CHUNKS * 4096 // weight.dtype.element_ty.primitive_bitwidth)
+        _request(weight + tl.minimum(column, OUTPUTS - 1).to(tl.int64) * WIDTH + start, CHUNKS)
+        tl.extra.cuda.gdc_wait()
     multiplied = (token < rows) & (token % EVERY == 0)
     total = tl.zeros((COLUMNS, TOKENS), tl.float32)
     for start in range(split * span, tl.minimum((split + 1) * span, WIDTH), BLOCK):
@@ -589,8 +647,10 @@ def draw(
     CODES: tl.constexpr,
     WIDTH: tl.constexpr,  # D; 0 = `embedded` is not written
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Draw one code of one row, and copy its embedding."""
+    _begin(PDL)
     place = tl.program_id(0)
     row = place // CHANNELS
     channel = place % CHANNELS
@@ -662,8 +722,10 @@ def guided_draw(
     CONDITIONAL: tl.constexpr,
     FACTOR: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Draw one code of one row with classifier-free guidance."""
+    _begin(PDL)
     place = tl.program_id(0)
     row = place // CHANNELS
     channel = place % CHANNELS

@@ -1,7 +1,8 @@
 """Launches the Triton kernels. Each function has the signature and the result of the function in torch_kernels.py.
 
 The import of this module imports Triton. The sizes of a launch depend only on the shapes of the arguments, and torch
-allocates the memory. So a CUDA graph can capture each call.
+allocates the memory. So a CUDA graph can capture each call. early: True = the kernel starts early, see
+triton_kernels.py; only from compute capability 9.0 on, and not in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _MAX_PARTS = 4  # the largest number of parts of the sums of a matrix product; t
 _STAGES = 6  # the largest number of blocks that a program of a matrix product keeps in memory while it requests more
 _SHARED_BYTES = 80 << 10  # shared memory for these blocks; every GPU since compute capability 8.0 has 99 KiB
 _VALUES = 1024  # number of values that one program of the codec's convolutions copies
+_MAX_REQUESTED = 8  # blocks of 512 bytes of each row of a weight; so a thread requests at most two blocks
 _MAX_UNSPLIT = 256  # up to this number of positions, one split is faster than several splits
 
 
@@ -47,16 +49,27 @@ def splits_of(programs_each: int, length: int, block: int, processors: int) -> t
     return -(-length // span), span
 
 
-def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
+def decode_attention(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float, *, early: bool = False
+) -> Tensor:
     """Compute `torch_kernels.decode_attention` with a Triton kernel."""
-    return _attend(q, q.shape[1], None, None, k, v, positions, length, scale)
+    return _attend(q, q.shape[1], None, None, k, v, positions, length, scale, early)
 
 
 def step_attention(
-    heads: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float
+    heads: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    length: int,
+    scale: float,
+    *,
+    early: bool = False,
 ) -> Tensor:
     """Compute `torch_kernels.step_attention` with a Triton kernel."""
-    return _attend(heads, heads.shape[1] - 2 * k.shape[1], cos, sin, k, v, positions, length, scale)
+    return _attend(heads, heads.shape[1] - 2 * k.shape[1], cos, sin, k, v, positions, length, scale, early)
 
 
 def _attend(
@@ -69,6 +82,7 @@ def _attend(
     positions: Tensor,
     length: int,
     scale: float,
+    early: bool,
 ) -> Tensor:
     rows, _, size = heads.shape
     groups = k.shape[1]
@@ -115,6 +129,8 @@ def _attend(
         BLOCK=block,
         WHOLE=splits == 1,
         FRESH=cos is not None,
+        PDL=early,
+        launch_pdl=early,
         num_warps=4,
         num_stages=2,
         enable_fp_fusion=False,  # no fused multiply-add, so that RoPE gives the same bits as the torch kernel
@@ -128,6 +144,8 @@ def _attend(
             splits,
             SIZE=size,
             PADDED=triton.next_power_of_2(splits),
+            PDL=early,
+            launch_pdl=early,
             num_warps=4,
         )
     return out
@@ -314,6 +332,15 @@ def _block(x: Tensor, weight: Tensor, size: int) -> int:
     return min(size // x.element_size(), max(16, whole))
 
 
+def _requested(weight: Tensor) -> int:
+    """Return the number of blocks of 512 bytes that a kernel with an early start requests of each row of a weight."""
+    row = weight.shape[1] * weight.element_size()
+    if row < 512 or row % 16 or weight.data_ptr() % 16:
+        return 0
+    blocks: int = min(_MAX_REQUESTED, row // 512)
+    return 1 << (blocks.bit_length() - 1)
+
+
 def _stages(block_bytes: int) -> int:
     """Return the number of blocks that fit into shared memory. block_bytes: the size of one block of all tensors."""
     return min(_STAGES, 1 + _SHARED_BYTES // block_bytes)
@@ -333,6 +360,7 @@ def norm_linear(
     activation: Activation | None = None,
     *,
     wide: bool = False,
+    early: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Compute `torch_kernels.norm_linear` with a Triton kernel."""
     stored, scales = _stored(weight)
@@ -366,6 +394,9 @@ def norm_linear(
         TOKENS=MAX_TOKENS,
         COLUMNS=_COLUMNS,
         BLOCK=block,
+        PDL=early,
+        launch_pdl=early,
+        CHUNKS=_requested(stored) if early else 0,
         num_warps=4,
         num_stages=_stages(block * read),
     )
@@ -380,6 +411,7 @@ def add_linear(
     every: int = 1,
     constant: Tensor | None = None,
     whole: bool = False,
+    early: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute `torch_kernels.add_linear` with a Triton kernel."""
     stored, scales = _stored(weight)
@@ -411,6 +443,9 @@ def add_linear(
         TOKENS=MAX_TOKENS,
         COLUMNS=_COLUMNS,
         BLOCK=block,
+        PDL=early,
+        launch_pdl=early,
+        CHUNKS=_requested(stored) if early else 0,
         num_warps=4,
         num_stages=_stages(block * (_COLUMNS * stored.element_size() + MAX_TOKENS * x.element_size())),
     )
@@ -431,6 +466,7 @@ def sample(
     fast_path: bool = False,
     table: Tensor | None = None,
     embedded: Tensor | None = None,
+    early: bool = False,
 ) -> Tensor:
     """Compute `torch_kernels.sample` with a Triton kernel."""
     del fast_path  # the Triton kernel is the same for all sampling parameters
@@ -462,6 +498,8 @@ def sample(
         CODES=size,
         WIDTH=table.shape[1] if embeds and table is not None else 0,
         BLOCK=triton.next_power_of_2(size),
+        PDL=early,
+        launch_pdl=early,
         num_warps=8,
     )
     return out
@@ -480,6 +518,7 @@ def guided_sample(
     end_factor: float | None,
     *,
     fast_path: bool = False,
+    early: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute `torch_kernels.guided_sample` with a Triton kernel."""
     del fast_path  # the Triton kernel is the same for all sampling parameters
@@ -505,6 +544,8 @@ def guided_sample(
         CONDITIONAL=end_factor is None,
         FACTOR=1.0 if end_factor is None else end_factor,
         BLOCK=triton.next_power_of_2(size),
+        PDL=early,
+        launch_pdl=early,
         num_warps=8,
         enable_fp_fusion=False,  # no fused multiply-add, so that guidance gives the same bits as the torch kernel
     )

@@ -27,7 +27,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from app.nn.kernels import triton_launch
-from app.nn.kernels.choice import LINEAR_OPERATIONS, fused_kernels
+from app.nn.kernels.choice import EARLY_OPERATIONS, LINEAR_OPERATIONS, early_kernels, fused_kernels
 from app.nn.linear import Fp8Weight
 from bench.kernels import ADD_LINEARS, NORM_LINEARS, Case, cases
 
@@ -121,11 +121,44 @@ def test_all_kernels_compile_for_every_supported_gpu(
     kinds |= {"norm_product", "sum_product"} if linear else set()
     assert {name for name, _ in here.programs} == kinds
     for name, program in here.programs:
+        assert not program.metadata.launch_pdl
+        assert "griddepcontrol" not in program.asm["ptx"]
         assert program.metadata.shared <= SHARED[arch], name
         took = resources(program, tmp_path)
         assert took["REG"] <= 255
         assert took["LOCAL"] == 0
         assert took["STACK"] <= SPILLS.get(arch, 0), f"{name} spills: {took}"
+
+
+# reads, writes and copies of global memory, except requests of weights into the L2 cache
+TOUCHES_MEMORY = re.compile(r"\b(?:ld|st|red|atom)\.(?:\w+\.)*global|\bcp\.async\.(?!bulk\.prefetch)")
+
+
+@pytest.mark.parametrize("arch", [90, 100, 120])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_kernels_that_start_early_wait_before_they_read_or_write(
+    arch: int, dtype: torch.dtype, machine: Callable[[int], Machine], tmp_path: Path
+) -> None:
+    here, early = machine(arch), early_kernels(fused_kernels())
+    for case in cases(1, dtype):
+        if case.kernel in EARLY_OPERATIONS:
+            case.run(early, case.make(torch.Generator().manual_seed(0), CPU))
+    x, norm = torch.zeros(1, 1024, dtype=dtype), torch.zeros(1024, dtype=dtype)
+    both, down = (Fp8Weight.of(torch.zeros(shape, dtype=dtype)) for shape in ((16384, 1024), (1024, 8192)))
+    hidden, _ = early.norm_linear(x, torch.zeros(4, 1, 1024), norm, 1e-5, both, "silu")
+    early.add_linear(hidden, down, x)
+    products = {"norm_product", "sum_product"}
+    assert {name for name, _ in here.programs} == {"attend", "combine", "draw", "guided_draw", *products}
+    for name, program in here.programs:
+        assert program.metadata.launch_pdl
+        before, after = program.asm["ptx"].split("griddepcontrol.wait")
+        assert "griddepcontrol.launch_dependents" in before
+        assert not TOUCHES_MEMORY.search(before), name
+        assert TOUCHES_MEMORY.search(after)
+        assert ("cp.async.bulk.prefetch.L2" in before) == (name in products)
+        took = resources(program, tmp_path)
+        assert program.metadata.shared <= SHARED[arch]
+        assert took["LOCAL"] == took["STACK"] == 0
 
 
 def test_half_precision_uses_tensor_cores(machine: Callable[[int], Machine]) -> None:

@@ -181,6 +181,16 @@ def test_fp8_weights_give_the_bits_of_the_same_weights_in_16_bits(dtype: torch.d
     assert torch.equal(ours, theirs)
 
 
+def test_early_requests_stay_inside_of_aligned_rows() -> None:
+    requested = triton_launch._requested
+    for width, blocks in ((100, 0), (256, 1), (768, 2), (1024, 4), (2048, 8), (8192, 8), (700, 0)):
+        weight = torch.zeros(4, width, dtype=torch.bfloat16)
+        assert requested(weight) == blocks
+        assert 256 * blocks <= width
+    unaligned = torch.zeros(4 * 1024 + 1, dtype=torch.bfloat16)[1:].view(4, 1024)
+    assert requested(unaligned) == 0
+
+
 @pytest.mark.parametrize("fault", ["tokens", "strides", "dtype"])
 def test_unsupported_products_are_rejected(fault: str) -> None:
     x, weight = torch.zeros(MAX_TOKENS + (fault == "tokens"), 32), torch.zeros(8, 32)
