@@ -386,7 +386,7 @@ async def test_server_stops_while_a_client_closes_its_websocket() -> None:
         while (await receive())["type"] != "websocket.disconnect":
             pass
 
-    config = uvicorn.Config(app, lifespan="off")
+    config = uvicorn.Config(app, lifespan="off", log_config=None)  # logging is a state of the whole process
     config.load()
     loop = asyncio.get_running_loop()
     protocol = http_protocol.SocketProtocol(config, ServerState(), {}, loop)
