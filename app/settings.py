@@ -213,11 +213,12 @@ class Settings(BaseSettings):
         description="Capture each model step as a CUDA graph and replay it. `0` = no CUDA graphs: the server starts "
         "faster and generates speech more slowly.",
     )
-    kernels: Literal["auto", "torch", "triton"] = Field(
+    kernels: Literal["auto", "torch", "triton", "persistent"] = Field(
         "auto",
         alias="TTS_KERNELS",
         description="The kernels in a CUDA graph: PyTorch's, or this project's Triton kernels. "
-        "`auto` = check both against each other at the start and use the faster ones.",
+        "`auto` = check both against each other at the start and use the faster ones. `persistent` = Triton's, and one "
+        "kernel for all steps of CSM's depth decoder with up to 16 rows.",
     )
     compile: bool = Field(
         False,

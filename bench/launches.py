@@ -45,7 +45,14 @@ from tests.support.random_dia import SHAPES, dia_config
 
 META = torch.device("meta")
 # the modules of app.nn.kernels that import Triton
-_MODULES = "triton_launch", "triton_kernels", "triton_state", "triton_state_kernels"
+_MODULES = (
+    "triton_launch",
+    "triton_kernels",
+    "triton_state",
+    "triton_state_kernels",
+    "persistent_launch",
+    "persistent_kernel",
+)
 _LAUNCHERS = tuple(f"app.nn.kernels.{name}" for name in _MODULES)
 _ALLOCATIONS = frozenset(("empty", "empty_like", "empty_strided", "new_empty", "scalar_tensor"))
 # operations that always consist of several kernels
@@ -107,7 +114,12 @@ def counted_kernels(counts: Counter[str]) -> Iterator[Callable[[], tuple[Kernels
     language.constexpr = lambda value: value  # type: ignore[attr-defined]
     sys.modules |= {"triton": triton, "triton.language": language}
     try:
-        yield lambda: (choice.TORCH, fused := choice.fused_kernels(), replace(fused, name="triton-linear"))
+        yield lambda: (
+            choice.TORCH,
+            fused := choice.fused_kernels(),
+            replace(fused, name="triton-linear"),
+            replace(fused, name="persistent"),
+        )
     finally:
         for name in [name for name in sys.modules if name in _LAUNCHERS or _is_triton(name)]:
             del sys.modules[name]

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from app.nn.attention import CachedAttention, DecodeAttention, PrefillAttention
 from app.nn.kernels.choice import Kernels
+from app.nn.kernels.depth import LayerWeights
 from app.nn.kernels.torch_kernels import gate
 from app.nn.linear import Fp8Weight, Linear, QuantizedLinear, as_linear
 from app.nn.low_rank import AdaptedLinear, applies_norm
@@ -336,7 +337,7 @@ class Stack(nn.Module):
         [_] = self.stages
         if kernels.computes_linear(len(x)):
             weights = [_plain_weights(block) for block in self.blocks]
-            head_weight = None if head is None else _plain_weight(head)
+            head_weight = None if head is None else plain_weight(head)
             if all(weights) and (head is None or head_weight is not None):
                 found = [each for each in weights if each is not None]
                 return self._decode_linear(x, positions, attend, kernels, cross, found, head_weight, only_keys)
@@ -427,6 +428,28 @@ class Stack(nn.Module):
             return self.final_norm(x)
         return kernels.norm_linear(x, update, self.norm, c.eps, head, wide=True)[0]
 
+    def plain_weights(self) -> list[LayerWeights] | None:
+        """Return the weights of the blocks, which must have no cross-attention.
+
+        None = a linear layer has more than a weight (a bias or a selected adapter), or its weight is quantized.
+        """
+        found = []
+        for block in self.blocks:
+            weight = _plain_weights(block)
+            if weight is None:
+                return None
+            assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
+            qkv, out, gate_up, down = weight.qkv, weight.out, weight.gate_up, weight.down
+            if not (
+                isinstance(qkv, Tensor)
+                and isinstance(out, Tensor)
+                and isinstance(gate_up, Tensor)
+                and isinstance(down, Tensor)
+            ):
+                return None
+            found.append(LayerWeights(block.attention_norm, qkv, out, block.mlp_norm, gate_up, down))
+        return found
+
     def final_norm(self, x: Tensor) -> Tensor:
         return functional.rms_norm(x, (self.config.width,), self.norm, self.config.eps)
 
@@ -449,11 +472,12 @@ def _plain_weights(block: nn.Module) -> _Weights | None:
     linears = [block.qkv, block.out, block.gate_up, block.down]
     if block.config.cross is not None:
         linears += [block.cross_q, block.cross_out]
-    weights = [weight for linear in linears if (weight := _plain_weight(linear)) is not None]
+    weights = [weight for linear in linears if (weight := plain_weight(linear)) is not None]
     return _Weights(*weights) if len(weights) == len(linears) else None
 
 
-def _plain_weight(linear: nn.Module) -> Tensor | Fp8Weight | None:
+def plain_weight(linear: nn.Module) -> Tensor | Fp8Weight | None:
+    """Return the weight of a linear layer; None = the layer has a bias, a selected adapter or an integer weight."""
     if isinstance(linear, AdaptedLinear):
         if linear.active:
             return None

@@ -26,7 +26,7 @@ def kernels(name: str) -> Kernels:
 
     Skips the test where Triton or an early start of its kernels is not possible.
     """
-    if name not in {"triton", "triton-linear", "triton-pdl"}:
+    if name not in {"triton", "triton-linear", "triton-pdl", "persistent"}:
         return TORCH
     if not ON_CUDA:
         pytest.skip("Triton needs a CUDA device")
@@ -36,4 +36,4 @@ def kernels(name: str) -> Kernels:
         if torch.cuda.get_device_capability(DEVICE) < (9, 0):
             pytest.skip("programmatic dependent launch needs compute capability 9.0")
         return early_kernels(fused)
-    return fused if name == "triton" else replace(fused, name="triton-linear")
+    return replace(fused, name=name)  # type: ignore[arg-type]

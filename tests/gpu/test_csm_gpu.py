@@ -42,7 +42,7 @@ def on_cpu(folder: Path) -> CsmRunner:
     return make(folder)
 
 
-@pytest.fixture(params=["eager", "graph", "triton", "triton-linear", "triton-pdl"])
+@pytest.fixture(params=["eager", "graph", "triton", "triton-linear", "triton-pdl", "persistent"])
 def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Return the options of a runner: eager steps, or steps replayed from a CUDA graph with the kernels of torch or
     Triton."""

@@ -27,7 +27,7 @@ from app.engines.csm.prefill import Prefill
 from app.engines.csm.prompt import Segment
 from app.engines.csm.rows import CsmRow
 from app.engines.csm.runner import CsmRunner
-from app.nn.kernels.choice import TORCH, compiled_kernels
+from app.nn.kernels.choice import TORCH, Kernels, compiled_kernels
 from app.nn.kv_cache import KVCache
 from app.nn.low_rank import LowRankAdapters
 from app.nn.mimi.config import read_mimi_config
@@ -84,6 +84,10 @@ REQUESTS = [
     speech("Six takes many.", 6, 10, sampling=Sampling(top_k=63, top_p=0.9)),
     speech("Seven is long. " * 20, 7, 13),
 ]
+
+
+LINEAR = dataclasses.replace(TORCH, name="triton-linear")  # steps compute linear layers with the kernels of torch
+PERSISTENT = dataclasses.replace(TORCH, name="persistent")  # and the depth decoder with one call of the torch kernel
 
 
 def test_graph_gives_the_codes_and_samples_of_eager_steps(runner: CsmRunner, eager: CsmRunner) -> None:
@@ -216,14 +220,15 @@ def test_later_utterance_goes_on_as_in_one_utterance(tiny_csm: Path) -> None:
     assert np.abs(samples - expected[1]).max() < 1e-5
 
 
-def test_guards_end_stuck_lines_and_suppress_early_ends(tiny_csm: Path) -> None:
+@pytest.mark.parametrize("kernels", [TORCH, PERSISTENT], ids=["torch", "persistent"])
+def test_guards_end_stuck_lines_and_suppress_early_ends(tiny_csm: Path, kernels: Kernels) -> None:
     """EOS is suppressed in the first frames.
 
     If a line repeats a frame, the line ends, and its frames in flight are dropped.
     """
     guards = Guards(min_frames=4, frames_per_token=1, slack_frames=5)
     counted: list[str] = []
-    some = captured(tiny_csm, guards=guards, on_guard=counted.append, max_rows=2)
+    some = captured(tiny_csm, guards=guards, on_guard=counted.append, max_rows=2, kernels=(kernels,))
     some.model.head = AlwaysEos()
     codes = alone(some, speech("Never ends.", frames=999))
     assert (codes[:4, 0] != 0).all()
@@ -245,10 +250,10 @@ def test_guards_end_stuck_lines_and_suppress_early_ends(tiny_csm: Path) -> None:
     assert np.array_equal(*found)
 
 
-@pytest.mark.parametrize("capture", [False, True])
-def test_nan_ends_only_its_own_row(tiny_csm: Path, capture: bool) -> None:
+@pytest.mark.parametrize("kernels", [None, TORCH, PERSISTENT], ids=["eager", "torch", "persistent"])
+def test_nan_ends_only_its_own_row(tiny_csm: Path, kernels: Kernels | None) -> None:
     """NaN in a row ends that row. Other rows and the next utterance in the row are not affected."""
-    some = captured(tiny_csm, max_rows=2) if capture else make(tiny_csm)
+    some = captured(tiny_csm, max_rows=2, kernels=(kernels,)) if kernels else make(tiny_csm)
     expected = alone(some, REQUESTS[0])
     driver = Driver(some)
     driver.start(0, REQUESTS[0])
@@ -435,9 +440,6 @@ def test_kernels_are_chosen_for_several_numbers_of_rows(tiny_csm: Path) -> None:
         assert np.array_equal(alone(some, REQUESTS[0], row=row), alone(make(tiny_csm), REQUESTS[0]))
 
 
-LINEAR = dataclasses.replace(TORCH, name="triton-linear")  # steps compute linear layers with the kernels of torch
-
-
 @pytest.mark.parametrize("index", range(len(REQUESTS)))
 def test_steps_with_kernels_for_linear_layers_give_the_same_codes(
     tiny_csm: Path, eager: CsmRunner, index: int, monkeypatch: pytest.MonkeyPatch
@@ -469,14 +471,48 @@ def test_too_many_rows_and_selected_adapters_leave_linear_layers_to_torch(monkey
             assert len(used) == expected
 
 
+@pytest.mark.parametrize("index", range(len(REQUESTS)))
+def test_frames_with_one_kernel_for_the_depth_decoder_give_the_same_codes(
+    tiny_csm: Path, eager: CsmRunner, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(CsmModel, "depth_decode", lambda *_: calls.append(1))  # the form for other kernels is not used
+    some = captured(tiny_csm, kernels=(PERSISTENT,), max_rows=2)
+    found = alone(some, REQUESTS[index], row=1)
+    monkeypatch.undo()
+    assert not calls
+    assert np.array_equal(found, alone(eager, REQUESTS[index]))
+
+
+def test_many_rows_and_adapters_leave_the_depth_decoder_to_its_steps() -> None:
+    used = []
+
+    def depth_frame(*args: Any) -> Any:
+        used.append(args)
+        return TORCH.depth_frame(*args)
+
+    kernels = dataclasses.replace(PERSISTENT, depth_frame=depth_frame)
+    frames, key = on_meta("tiny", 32, adapters=2), BucketKey(512, fast_path=True)
+    with torch.inference_mode():
+        for rows, adapted, expected in ((16, False, 1), (32, False, 0), (1, True, 0), (1, False, 1)):
+            used.clear()
+            frames.advance(rows, dataclasses.replace(key, adapted=adapted), kernels)
+            assert len(used) == expected
+        # the first call has created the table of addresses, and later calls copy nothing from the host
+        assert operations(lambda: frames.advance(1, key, kernels)) > 500
+    assert used[-1][0] is used[-2][0]
+
+
 def test_kernels_for_linear_layers_are_timed_for_all_numbers_of_rows_that_they_support(tiny_csm: Path) -> None:
     early = dataclasses.replace(LINEAR, name="triton-pdl")
-    some = make(tiny_csm, capture=GraphCapture(CPU), kernels=(TORCH, LINEAR, early), max_rows=32)
+    some = make(tiny_csm, capture=GraphCapture(CPU), kernels=(TORCH, LINEAR, early, PERSISTENT), max_rows=32)
     seconds = some._graph.steps.kernel_seconds  # type: ignore[union-attr]
-    assert {rows: set(names) for rows, names in seconds.items()} == {
-        **{rows: {"torch", "triton-linear", "triton-pdl"} for rows in (1, 2, 4, 8, 16)},
+    names = ["torch", "triton-linear", "triton-pdl", "persistent"]
+    assert {rows: set(timed) for rows, timed in seconds.items()} == {
+        **{rows: set(names) for rows in (1, 2, 4, 8, 16)},
         32: set(),  # only one set is left
     }
+    assert all(f"{name} " in dict(some.setup)["kernels_timed"] for name in names)  # type: ignore[operator]
     assert some._graph.steps.kernels_of(32).name == "torch"  # type: ignore[union-attr]
 
 

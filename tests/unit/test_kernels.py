@@ -26,11 +26,13 @@ from app.nn.kernels.choice import (
     TORCH,
     Kernels,
     candidates,
+    depth_trial,
     differs,
     early_fault,
     early_kernels,
     wrong_operations,
 )
+from app.nn.kernels.depth import MAX_DEPTH_ROWS, DrawParameters
 from app.nn.kv_cache import KVCache
 from app.nn.rope import Rope, apply_rotary, rotary
 from app.nn.transformer import Block, StackConfig
@@ -318,6 +320,8 @@ def test_triton_is_refused_without_cuda_or_triton(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "triton", None)  # behaves as if Triton were not installed
     monkeypatch.delitem(sys.modules, "app.nn.kernels.triton_launch", raising=False)
     monkeypatch.delattr("app.nn.kernels.triton_launch", raising=False)  # the attribute stays after an import
+    monkeypatch.delitem(sys.modules, "app.nn.kernels.persistent_launch", raising=False)
+    monkeypatch.delattr("app.nn.kernels.persistent_launch", raising=False)
     with pytest.raises(EngineUnavailable, match="Triton can't be imported") as missing:
         candidates("triton", gpu, dtype)
     assert "Install" in missing.value.remedy
@@ -445,6 +449,119 @@ def test_replayed_results_of_kernels_that_start_early_are_compared(monkeypatch: 
     early = early_kernels(dataclasses.replace(TORCH, name="triton", from_torch=("sample",)))
     assert early.sample is TORCH.sample
     assert getattr(early.norm_linear, "keywords") == {"early": True}  # noqa: B009 - only a partial has keywords
+
+
+@dataclasses.dataclass
+class Cards:
+    """GPUs that are not here: their checks run on the CPU."""
+
+    capability: tuple[int, int]
+    fused: Kernels
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> Cards:
+    some = Cards((9, 0), dataclasses.replace(TORCH, name="triton"))
+    monkeypatch.setattr(choice, "fused_kernels", lambda: some.fused)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(
+        choice, "wrong_operations", lambda kernels, _, dtype, **__: wrong_operations(kernels, CPU, dtype)
+    )
+    monkeypatch.setattr(choice, "early_fault", lambda *_, **__: "")
+    monkeypatch.setattr(choice, "_replayed", lambda run, _: run())
+    monkeypatch.setattr(choice, "depth_trial", lambda _, dtype: depth_trial(CPU, dtype))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: some.capability)
+    return some
+
+
+GPU = torch.device("cuda", 0)
+
+
+def test_one_kernel_for_the_depth_decoder_is_a_candidate_for_models_that_have_one(cards: Cards) -> None:
+    found = candidates("auto", GPU, torch.bfloat16, depth=True)
+    linear = ["triton-linear", "triton-pdl"]
+    assert [kernels.name for kernels in found.kernels] == ["torch", "triton", *linear, "persistent"]
+    assert not found.reason
+    persistent = found.kernels[-1]
+    assert persistent.operations == (*OPERATIONS, "depth_frame")
+    assert not persistent.sorts
+    assert [persistent.computes_depth(rows) for rows in (1, MAX_DEPTH_ROWS, MAX_DEPTH_ROWS + 1)] == [True, True, False]
+    assert not found.kernels[-2].computes_depth(1)
+    assert [each.name for each in candidates("persistent", GPU, torch.float16, depth=True).kernels] == ["persistent"]
+    for name, sets in (("auto", ["torch", "triton", *linear]), ("persistent", ["triton", *linear])):
+        assert [each.name for each in candidates(name, GPU, torch.bfloat16).kernels] == sets  # type: ignore[arg-type]
+    found = candidates("auto", GPU, torch.bfloat16, depth=True, fp8=True)
+    assert [kernels.name for kernels in found.kernels] == ["torch", "triton", *linear]
+
+
+def test_one_kernel_for_the_depth_decoder_says_in_words_where_it_cannot_run(cards: Cards) -> None:
+    with pytest.raises(EngineUnavailable, match="CUDA device, but the model runs on cpu"):
+        candidates("persistent", CPU, torch.bfloat16, depth=True)
+    for dtype, fp8, word in ((torch.float32, False, "float32"), (torch.bfloat16, True, "fp8")):
+        with pytest.raises(
+            EngineUnavailable, match=f"float16 or bfloat16, but the model has them in {word}"
+        ) as refused:
+            candidates("persistent", GPU, dtype, depth=True, fp8=fp8)
+        assert "TTS_DTYPE" in refused.value.remedy
+    cards.capability = (7, 5)
+    with pytest.raises(EngineUnavailable, match=r"compute capability 8\.0, but cuda:0 has 7\.5") as refused:
+        candidates("persistent", GPU, torch.float16, depth=True)
+    assert "TTS_KERNELS=auto" in refused.value.remedy
+    for dtype in (torch.float16, torch.float32):  # with "auto", such a GPU uses other sets
+        found = candidates("auto", GPU, dtype, depth=True)
+        assert [kernels.name for kernels in found.kernels] == ["torch", "triton"]
+
+
+def changed_draws(change: Callable[[DrawParameters], DrawParameters]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def kernel(*args: Any) -> tuple[Tensor, Tensor]:
+        return TORCH.depth_frame(*args[:-1], change(args[-1]))
+
+    return kernel
+
+
+def without_value(*args: Any) -> tuple[Tensor, Tensor]:
+    result = TORCH.depth_frame(*args)
+    args[2][-1, 1, 0, -1] = 0
+    return result
+
+
+@pytest.mark.parametrize(
+    ("kernel", "word"),
+    [
+        (broken(torch.OutOfMemoryError("no room")), "fails"),
+        (lambda *args: (TORCH.depth_frame(*args)[0].roll(1, 1), TORCH.depth_frame(*args)[1]), "gives other results"),
+        (lambda *args: (TORCH.depth_frame(*args)[0], torch.zeros(3, 67)), "gives other results"),
+        (changed_draws(lambda draws: dataclasses.replace(draws, seeds=draws.seeds + 1)), "gives other results"),
+        (changed_draws(lambda draws: dataclasses.replace(draws, frames=draws.frames + 1)), "gives other results"),
+        (changed_draws(lambda draws: dataclasses.replace(draws, temperature=draws.temperature * 0)), "gives other"),
+        (without_value, "gives other results"),
+    ],
+)
+def test_wrong_kernel_for_the_depth_decoder_is_not_used(cards: Cards, kernel: Any, word: str) -> None:
+    cards.fused = dataclasses.replace(cards.fused, depth_frame=kernel)
+    found = candidates("auto", GPU, torch.bfloat16, depth=True)
+    assert [kernels.name for kernels in found.kernels] == ["torch", "triton", "triton-linear", "triton-pdl"]
+    assert f"The kernels persistent are not used: depth_frame {word}" in found.reason
+    assert found.kernels[1].from_torch == ()  # the other kernels are used
+
+
+def test_kernel_for_the_depth_decoder_that_no_graph_can_capture_is_not_used(
+    cards: Cards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "_replayed", broken(RuntimeError("cooperative launch is not supported")))
+    found = candidates("auto", GPU, torch.bfloat16, depth=True)
+    assert [kernels.name for kernels in found.kernels] == ["torch", "triton", "triton-linear", "triton-pdl"]
+    assert "persistent are not used: depth_frame fails (RuntimeError: cooperative launch is not" in found.reason
+
+
+def test_roundings_do_not_change_the_codes_of_the_check_of_the_depth_decoder() -> None:
+    """So a kernel that sums in another order passes the check."""
+    drawn = []
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        drawn.append(depth_trial(CPU, dtype)(TORCH)[-1].argmax(dim=-1))
+        assert len(set(drawn[-1].flatten().tolist())) > 8
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
 
 
 def test_lost_gpu_is_not_reported_as_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

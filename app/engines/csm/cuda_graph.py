@@ -23,6 +23,7 @@ from torch import Tensor
 
 from app.engines.shared.step_graph import StepBody, StepGraph, StepSections
 from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.kernels.depth import DrawParameters
 from app.nn.kernels.torch_state import FrameRows
 from app.nn.kv_cache import KVCache, SplitKVCache
 from app.runtime.cuda_graphs import PinnedDoubleBuffer, at_least, doublings
@@ -276,7 +277,12 @@ class CsmCudaGraph:
             drawn = draw_within(limits, logits[:, None], noise[:, codebook, None], fast_path=key.fast_path)
             return drawn[:, 0], None
 
-        codes = model.depth_decode(h, self._depth_cache, pick, kernels)
+        weights = model.depth_weights() if kernels.computes_depth(count) else None
+        if weights is None:
+            codes = model.depth_decode(h, self._depth_cache, pick, kernels)
+        else:
+            draws = DrawParameters(temperature, top_k, top_p, seeds, rows.draws)
+            codes, last = model.depth_frame(h, self._depth_cache, pick, weights, draws, kernels)
         audible = kernels.frame_outputs(rows, codes, first, last)
         self._samples[:count] = self._decoder.frame(codes, audible, kernels)
         kernels.frame_embeddings(rows, codes, model.audio_table)

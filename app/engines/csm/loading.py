@@ -363,6 +363,7 @@ def _load(
             other_devices=[stage.device for stage in stages[1:]],
             config=config,
             fp8=fp8,
+            depth=True,
         )
         return load_runner(
             folder,

@@ -25,11 +25,12 @@ from torch.nn import functional
 from app.engines.csm import checkpoint
 from app.engines.csm.config import CsmConfig
 from app.nn.kernels.choice import Kernels
+from app.nn.kernels.depth import DepthWeights, DrawParameters
 from app.nn.kv_cache import DepthKVCache, KVCache, SplitKVCache
 from app.nn.linear import Linear, as_linear
 from app.nn.low_rank import AdaptedLinear, LowRankAdapters
 from app.nn.native.library import Library
-from app.nn.transformer import Block, Stack, StackConfig, Stage
+from app.nn.transformer import Block, Stack, StackConfig, Stage, StageEntry, plain_weight
 from app.weights.tensors import Checkpoint
 
 
@@ -104,6 +105,8 @@ class CsmModel(nn.Module):
         self.tied = False  # whether backbone and depth decoder share one audio table; set by `load_model`
         self.base: Checkpoint | None = None  # the checkpoint from which the weights were loaded; set by `load_model`
         self.library: Library | None = None  # the native kernels; None = PyTorch computes the model
+        self._depth_weights: DepthWeights | None = None  # the last result of `depth_weights`
+        self._depth_places: list[int] = []  # the addresses of these weights
         self.adapters: LowRankAdapters | None = None  # LoRA adapters of single rows; None = rows can't use adapters
 
     @property
@@ -248,6 +251,56 @@ class CsmModel(nn.Module):
             logits = self.depth.decode_static(x, slice(i, i + 1), attend, kernels, head=self.heads[i - 1])
         codes.append(pick(c.codebooks - 1, logits, None)[0])
         return torch.stack(codes, dim=1)
+
+    def depth_frame(  # noqa: PLR0917 - the arguments of `depth_decode`, and those of the kernel
+        self,
+        h: Tensor,
+        cache: DepthKVCache,
+        pick: StaticPick,
+        weights: DepthWeights,
+        draws: DrawParameters,
+        kernels: Kernels,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the same frame as `depth_decode` with `kernels.depth_frame`. A CUDA graph can capture this method.
+
+        Only the code of codebook 0 is picked with `pick`. weights: the result of `depth_weights`. Returns the codes
+        (n, K) int64, and the logits (n, C) float32 of the last codebook.
+        """
+        count = len(h)
+        code, _ = pick(0, self.head(h).float(), None)
+        return kernels.depth_frame(weights, cache.k[:, :count], cache.v[:, :count], self.projection(h), code, draws)
+
+    def depth_weights(self) -> DepthWeights | None:
+        """Return the weights of the depth decoder for `depth_frame`.
+
+        None = a linear layer or the projection has a bias or a selected adapter, or a layer has a quantized weight.
+        """
+        layers = self.depth.plain_weights()
+        heads = [weight for head in self.heads if isinstance(weight := plain_weight(head), Tensor)]
+        if layers is None or len(heads) < len(self.heads) or plain_weight(self.projection) is None:
+            return None
+        tensors = [*(tensor for layer in layers for tensor in layer.tensors), self.depth.norm, *heads]
+        places = [tensor.data_ptr() for tensor in tensors]
+        if self._depth_weights is None or self._depth_places != places:
+            # Creating the table of addresses copies from the host, which a capture can't do. So it is kept; the calls
+            # before the capture have created it.
+            c = self.config.depth
+            entry = self.depth.entries[0]
+            assert isinstance(entry, StageEntry)  # noqa: S101 - a Stack contains nothing else
+            self._depth_weights = DepthWeights(
+                layers,
+                self.depth.norm,
+                heads,
+                self.depth_table,
+                entry.cos,
+                entry.sin,
+                groups=c.kv_heads,
+                scale=c.score_scale,
+                eps=c.eps,
+                activation=c.activation,
+            )
+            self._depth_places = places
+        return self._depth_weights
 
     def widen(self) -> None:
         """Make the model compute in float32.

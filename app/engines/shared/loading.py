@@ -158,13 +158,14 @@ def graph_capture(
     other_devices: Sequence[torch.device] = (),
     config: object = None,
     fp8: bool = False,
+    depth: bool = False,
 ) -> tuple[GraphCapture | None, Sequence[Kernels], Setup]:
     """Return the graph capture, the candidate kernels, and the values for /health about both.
 
     If the engine uses no CUDA graphs, the capture is None and there are no kernels. impossible: the reason why the
     engine can't use CUDA graphs; "" = the engine can use CUDA graphs. other_devices: all devices of the model except
     `device`. config: the configuration of the model, on which the times of the kernels depend. fp8: whether the model
-    has weights in fp8.
+    has weights in fp8. depth: whether the model has a depth decoder.
     """
     if other := [each for each in other_devices if each.type != "cuda"]:
         impossible = f"A part of the model is on {other[0]}, and CUDA graphs need CUDA devices."
@@ -176,7 +177,9 @@ def graph_capture(
     if impossible:
         reason = impossible if device.type == "cuda" else candidates("auto", device, dtype).reason
         return None, (), (*notes, ("recorded_reason", impossible), ("kernels", "torch"), ("kernels_reason", reason))
-    found = candidates(settings.kernels, device, dtype, compiled=settings.compile, other_devices=other_devices, fp8=fp8)
+    found = candidates(
+        settings.kernels, device, dtype, compiled=settings.compile, other_devices=other_devices, fp8=fp8, depth=depth
+    )
     if found.reason:
         notes = (*notes, ("kernels_reason", found.reason))
     capture = SplitCapture((device, *other_devices)) if other_devices else GraphCapture(device)

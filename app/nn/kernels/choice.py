@@ -13,13 +13,21 @@ from torch import Tensor
 
 from app.errors import EngineUnavailable
 from app.nn.kernels import torch_kernels, torch_state
+from app.nn.kernels.depth import (
+    MAX_DEPTH_ROWS,
+    DepthFrame,
+    DepthWeights,
+    DrawParameters,
+    LayerWeights,
+    depth_frame,
+)
 from app.nn.kernels.state_trials import state_trials
 from app.nn.kernels.torch_state import DelayedResults, DelayedRows, FrameRows
 from app.nn.linear import Fp8Weight
 from app.runtime.cuda_graphs import GraphCapture
 from app.runtime.faults import is_device_lost
 
-KernelSet = Literal["auto", "torch", "triton"]
+KernelSet = Literal["auto", "torch", "triton", "persistent"]
 LINEAR_OPERATIONS = ("norm_linear", "add_linear")
 CODEC_OPERATIONS = ("window_attention", "add_layer_norm", "conv_windows", "overlap_add")
 # the operations of the set "triton-pdl" whose kernels start early
@@ -40,7 +48,8 @@ OPERATIONS = (
     *LINEAR_OPERATIONS,
 )
 
-_WITH_LINEAR = ("triton-linear", "triton-pdl")  # the sets whose kernels compute matrix products
+_WITH_LINEAR = ("triton-linear", "triton-pdl", "persistent")  # the sets whose kernels compute matrix products
+_LINEAR_CAPABILITY = (8, 0)  # the first compute capability with the matrix instructions of these kernels
 
 log = logging.getLogger(__name__)
 
@@ -135,10 +144,11 @@ class Kernels:
 
     The set "triton-linear" is the set "triton" for steps in which `norm_linear` and `add_linear` also compute the
     matrix products. The kernels of the set "triton-pdl" are the same, but those of EARLY_OPERATIONS start before the
-    kernel before them has ended.
+    kernel before them has ended. The set "persistent" is the set "triton-linear" for frames in which `depth_frame`
+    computes all steps of the depth decoder.
     """
 
-    name: Literal["torch", "triton", "triton-linear", "triton-pdl", "compiled"]
+    name: Literal["torch", "triton", "triton-linear", "triton-pdl", "persistent", "compiled"]
     decode_attention: Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
     step_attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -156,6 +166,7 @@ class Kernels:
     overlap_add: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = torch_kernels.overlap_add
     norm_linear: NormLinear = torch_kernels.norm_linear
     add_linear: AddLinear = torch_kernels.add_linear
+    depth_frame: DepthFrame = depth_frame
     # In a set of Triton kernels: the operations for which the torch kernel is used instead.
     from_torch: tuple[str, ...] = ()
 
@@ -166,21 +177,31 @@ class Kernels:
         False = `sample` never sorts. True = `sample` sorts the codes if the sampling parameters do not allow the fast
         path of sampling.py.
         """
-        return not self.name.startswith("triton") or "sample" in self.from_torch
+        return not self.fused or "sample" in self.from_torch
+
+    @property
+    def fused(self) -> bool:
+        """Whether this is one of the sets of Triton kernels."""
+        return self.name not in {"torch", "compiled"}
 
     @property
     def computes_codec(self) -> bool:
         """Whether the codec uses CODEC_OPERATIONS. With torch's kernels these would not save launches."""
-        return self.name.startswith("triton") and not set(CODEC_OPERATIONS) & set(self.from_torch)
+        return self.fused and not set(CODEC_OPERATIONS) & set(self.from_torch)
 
     def computes_linear(self, tokens: int) -> bool:
         """Whether a step with this number of tokens uses `norm_linear` and `add_linear`."""
         return self.name in _WITH_LINEAR and tokens <= torch_kernels.MAX_TOKENS
 
+    def computes_depth(self, rows: int) -> bool:
+        """Whether a frame of this number of rows uses `depth_frame`."""
+        return self.name == "persistent" and rows <= MAX_DEPTH_ROWS
+
     @property
     def operations(self) -> tuple[str, ...]:
         """The operations that steps with this set use."""
-        return tuple(each for each in OPERATIONS if self.name in _WITH_LINEAR or each not in LINEAR_OPERATIONS)
+        found = tuple(each for each in OPERATIONS if self.name in _WITH_LINEAR or each not in LINEAR_OPERATIONS)
+        return (*found, "depth_frame") if self.computes_depth(1) else found
 
 
 TORCH = Kernels(
@@ -209,18 +230,21 @@ def candidates(
     compiled: bool = False,
     other_devices: Sequence[torch.device] = (),
     fp8: bool = False,
+    depth: bool = False,
 ) -> Candidates:
     """Return the kernel sets that can run a model of `dtype` on a device.
 
     name: "auto" = the torch kernels, and on a CUDA device with Triton also the Triton kernels. If a Triton kernel fails
-    or gives other results than torch, the torch kernel replaces this kernel. compiled: True = ignore `name` and return
-    only the torch kernels, compiled by torch.compile. other_devices: all devices of the model except `device`.
-    fp8: whether the model has weights in fp8.
-    Raises EngineUnavailable if `name` is "triton" and Triton is not available.
+    or gives other results than torch, the torch kernel replaces this kernel. "persistent" = only the set of this name,
+    or the sets of "triton" without `depth`. compiled: True = ignore `name` and return only the torch kernels, compiled
+    by torch.compile. other_devices: all devices of the model except `device`. fp8: whether the model has weights in
+    fp8. depth: whether the model has a depth decoder, which is on `device`. Without it, the set "persistent" would be
+    the same as "triton-linear".
+    Raises EngineUnavailable if `name` is "triton" or "persistent" and this set can't run.
     """
     if compiled:
         return Candidates((compiled_kernels(),), "TTS_COMPILE=1 uses torch's kernels, compiled by torch.compile.")
-    if name == "triton" and device.type != "cuda":
+    if name in {"triton", "persistent"} and device.type != "cuda":
         raise EngineUnavailable(
             f"Triton's kernels need a CUDA device, but the model runs on {device.type}.",
             remedy="Set TTS_KERNELS=torch.",
@@ -229,10 +253,16 @@ def candidates(
         return Candidates((TORCH,), f"Triton's kernels need a CUDA device, but the model runs on {device.type}.")
     if name == "torch":
         return Candidates((TORCH,), "TTS_KERNELS=torch turns Triton's kernels off.")
-    if name == "triton":
+    devices = list(dict.fromkeys((device, *other_devices)))
+    if name == "persistent" and depth:
+        _require_linear(devices, dtype, fp8=fp8)
+        return Candidates((replace(fused_kernels(), name="persistent"),))
+    if name in {"triton", "persistent"}:
         fused = fused_kernels()
-        return Candidates((fused, *_with_linear(fused, (device, *other_devices), dtype, fp8=fp8)))
-    found = _checked_kernels(list(dict.fromkeys((device, *other_devices))), dtype, fp8=fp8)
+        return Candidates((fused, *_with_linear(fused, devices, dtype, fp8=fp8)))
+    found = _checked_kernels(devices, dtype, fp8=fp8)
+    if depth and not fp8:  # the kernel for the depth decoder reads no weights in fp8
+        found = _with_depth(found, device, dtype)
     if found.reason:
         log.warning("%s Speech does not change, but a step may take longer.", found.reason)
     return found
@@ -249,7 +279,7 @@ def _with_linear(
     if dtype == torch.float32 or set(fused.from_torch) & set(LINEAR_OPERATIONS):
         return ()
     capability = min(torch.cuda.get_device_capability(device) for device in devices)
-    if capability < (8, 0):
+    if capability < _LINEAR_CAPABILITY:
         return ()
     linear, early = replace(fused, name="triton-linear"), early_kernels(fused)
     if capability < (9, 0):
@@ -297,6 +327,41 @@ def _replayed(run: Callable[[], Sequence[Tensor]], device: torch.device) -> Sequ
     capture.capture(body)()
     capture.wait()
     return found
+
+
+def _require_linear(devices: Sequence[torch.device], dtype: torch.dtype, *, fp8: bool) -> None:
+    """Raise EngineUnavailable if the model has no weights of 16 bits, or if products of them can't run on a device."""
+    if dtype == torch.float32 or fp8:
+        raise EngineUnavailable(
+            "TTS_KERNELS=persistent needs weights in float16 or bfloat16, but the model has them in "
+            f"{'fp8' if fp8 else 'float32'}.",
+            remedy="Set TTS_KERNELS=auto, or TTS_QUANTIZE=none and TTS_DTYPE=bfloat16 or float16.",
+        )
+    for device in devices:
+        found = torch.cuda.get_device_capability(device)
+        if found < _LINEAR_CAPABILITY:
+            raise EngineUnavailable(
+                f"TTS_KERNELS=persistent needs compute capability 8.0, but {device} has {found[0]}.{found[1]}.",
+                remedy="Set TTS_KERNELS=auto.",
+            )
+
+
+def _with_depth(found: Candidates, device: torch.device, dtype: torch.dtype) -> Candidates:
+    """Add the set "persistent", if "triton-linear" is a candidate and a graph with `depth_frame` is right."""
+    linear = next((each for each in found.kernels if each.name == "triton-linear"), None)
+    if linear is None:
+        return found
+    trial = depth_trial(device, dtype)
+
+    def run(each: Kernels) -> Sequence[Tensor]:
+        return trial(each) if each is TORCH else _replayed(partial(trial, each), device)
+
+    with torch.cuda.device(device):  # Triton launches kernels on the current device
+        fault = _fault_of_operation("depth_frame", run, linear, dtype)
+    if fault:
+        reason = f"The kernels persistent are not used: depth_frame {fault} on {device}."
+        return Candidates(found.kernels, f"{found.reason} {reason}".strip())
+    return Candidates((*found.kernels, replace(linear, name="persistent")), found.reason)
 
 
 def _checked_kernels(devices: Sequence[torch.device], dtype: torch.dtype, *, fp8: bool) -> Candidates:
@@ -354,16 +419,24 @@ def wrong_operations(
     fail.
     """
     for operation, run in _trials(device, dtype, fp8=fp8).items():
-        expected = run(TORCH)
-        try:
-            found = run(kernels)
-        except Exception as error:
-            if is_device_lost(error) or "C compiler" in str(error):
-                raise
-            yield operation, f"fails ({_fault_of(error)})"
-            continue
-        if not all(_equal(operation, *pair, dtype) for pair in zip(found, expected, strict=True)):
-            yield operation, "gives other results than torch's kernel"
+        fault = _fault_of_operation(operation, run, kernels, dtype)
+        if fault:
+            yield operation, fault
+
+
+def _fault_of_operation(
+    operation: str, run: Callable[[Kernels], Sequence[Tensor]], kernels: Kernels, dtype: torch.dtype
+) -> str:
+    """Return how `run` with `kernels` differs from `run` with the torch kernels; "" = it does not differ."""
+    expected = run(TORCH)
+    try:
+        found = run(kernels)
+    except Exception as error:
+        if is_device_lost(error) or "C compiler" in str(error):
+            raise
+        return f"fails ({_fault_of(error)})"
+    same = all(_equal(operation, *pair, dtype) for pair in zip(found, expected, strict=True))
+    return "" if same else "gives other results than torch's kernel"
 
 
 def _equal(operation: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
@@ -491,6 +564,58 @@ def _float_trials(device: torch.device, dtype: torch.dtype, *, fp8: bool) -> dic
     }
 
 
+def depth_trial(device: torch.device, dtype: torch.dtype) -> Callable[[Kernels], Sequence[Tensor]]:
+    """Return a function that runs `depth_frame` with random weights.
+
+    The function returns the KV cache, the logits, and 1 for each drawn code and 0 for each other code. With these
+    weights, the best codes of each draw are so different that roundings do not change the drawn codes.
+    """
+    generator = torch.Generator().manual_seed(14)
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(device, dtype)
+
+    rows, layers, codebooks, width, groups, share, size, ffn, codes = 3, 2, 5, 96, 2, 2, 32, 136, 67
+    weights = DepthWeights(
+        [
+            LayerWeights(
+                random(width),
+                random(groups * (share + 2) * size, width, scale=width**-0.5),
+                random(width, groups * share * size, scale=0.05),
+                random(width),
+                random(2 * ffn, width, scale=width**-0.5),
+                random(width, ffn, scale=0.05),
+            )
+            for _ in range(layers)
+        ],
+        random(width),
+        [random(codes, width) for _ in range(codebooks - 1)],
+        random((codebooks - 1) * codes, width),
+        torch.ones(codebooks, 1, size, device=device),
+        torch.zeros(codebooks, 1, size, device=device),
+        groups=groups,
+        scale=size**-0.5,
+        eps=1e-5,
+        activation="silu",
+    )
+    x, cache = random(rows, width), random(2, layers, rows, groups, codebooks, size)
+    first = torch.tensor([3, 0, 66], device=device)
+    draws = DrawParameters(
+        torch.tensor([0.0, 3.0, 4.0], device=device),
+        torch.tensor([0, 5, 0], device=device),
+        torch.tensor([1.0, 1.0, 0.8], device=device),
+        torch.arange(rows, device=device),
+        torch.arange(rows, device=device) + 9,
+    )
+
+    def run(each: Kernels) -> Sequence[Tensor]:
+        k, v = cache.clone()
+        drawn, logits = each.depth_frame(weights, k, v, x.clone(), first, draws)
+        return k, v, logits / 32, (drawn[..., None] == torch.arange(codes, device=device)).long()
+
+    return run
+
+
 def compiled_kernels() -> Kernels:
     """Return the torch kernels, compiled by torch.compile. Needs a C++ compiler on a CPU, and Triton on CUDA."""
 
@@ -513,7 +638,7 @@ def fused_kernels() -> Kernels:
     Raises EngineUnavailable if Triton can't be imported.
     """
     try:
-        from app.nn.kernels import triton_launch, triton_state  # noqa: PLC0415 - imports Triton
+        from app.nn.kernels import persistent_launch, triton_launch, triton_state  # noqa: PLC0415 - import Triton
     except ImportError as error:
         raise EngineUnavailable(
             f"Triton can't be imported: {error}.",
@@ -538,4 +663,5 @@ def fused_kernels() -> Kernels:
         triton_launch.overlap_add,
         triton_launch.norm_linear,
         triton_launch.add_linear,
+        persistent_launch.depth_frame,
     )

@@ -26,8 +26,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from app.nn.kernels import triton_launch
+from app.nn.kernels import persistent_launch, triton_launch
 from app.nn.kernels.choice import EARLY_OPERATIONS, LINEAR_OPERATIONS, early_kernels, fused_kernels
+from app.nn.kernels.depth import DepthWeights, DrawParameters, LayerWeights
 from app.nn.linear import Fp8Weight
 from bench.kernels import ADD_LINEARS, NORM_LINEARS, Case, cases
 
@@ -40,6 +41,9 @@ SHARED = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10
 # Bytes of registers that attention may spill. On compute capability 7.5, attention spills 176 to 1864 bytes. At its
 # start the server measures the kernels, and uses torch's kernels if these are faster.
 SPILLS = {75: 2048}
+# Bytes of registers that a thread of `depth_frame` may spill. It spills 16 to 272 bytes, and not in the loops that read
+# most of the weights.
+DEPTH_SPILLS = 288
 # Before compute capability 8.0, there are no instructions for bfloat16: the server chooses float16 there.
 BUILDS = [
     (arch, dtype) for arch in SHARED for dtype in (torch.float16 if arch < 80 else torch.bfloat16, torch.float32)
@@ -105,6 +109,8 @@ def test_all_kernels_compile_for_every_supported_gpu(
     here = machine(arch)
     linear = arch >= 80 and dtype != torch.float32  # otherwise torch computes linear layers, see `_with_linear`
     for case in cases(1, dtype):
+        if case.kernel == "depth_frame":
+            continue  # see test_all_steps_of_the_depth_decoder_compile_as_one_kernel
         # of the linear layers, those that need the most shared memory and registers
         if case.kernel not in LINEAR_OPERATIONS or (linear and ("depth gate_up" in case.name or "cross" in case.name)):
             launch(case)
@@ -224,3 +230,62 @@ def test_all_lengths_and_row_counts_share_one_program(machine: Callable[[int], M
             token, turn = torch.zeros(rows, 48, 64, dtype=torch.bfloat16), torch.zeros(rows, 1, 64)
             triton_launch.step_attention(token, turn, turn, *cache, torch.zeros(rows).long(), length, 0.125)
     assert len({id(program) for name, program in here.programs if name == "attend"}) == 1
+
+
+def depth_weights(dtype: torch.dtype) -> DepthWeights:
+    """Return weights with the shapes of CSM's depth decoder and undefined values. Each weight is one tensor."""
+
+    def of(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    layer = LayerWeights(of(1024), of(1536, 1024), of(1024, 1024), of(1024), of(16384, 1024), of(1024, 8192))
+    heads = [of(2048, 1024)] * 31
+    turn = torch.empty(33, 1, 128)
+    options: dict[str, Any] = {"groups": 2, "scale": 128**-0.5, "eps": 1e-5, "activation": "silu"}
+    return DepthWeights([layer] * 4, of(1024), heads, of(31 * 2051, 1024), turn, turn, **options)
+
+
+def launch_depth(rows: int, dtype: torch.dtype, weights: DepthWeights) -> None:
+    cache, numbers = torch.empty(2, 4, rows, 2, 32, 128, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
+    draws = DrawParameters(torch.ones(rows), numbers, torch.ones(rows), numbers, numbers)
+    persistent_launch.depth_frame(weights, *cache, torch.empty(rows, 1024, dtype=dtype), numbers, draws)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in SHARED if arch >= 80])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_all_steps_of_the_depth_decoder_compile_as_one_kernel(
+    arch: int, dtype: torch.dtype, machine: Callable[[int], Machine], tmp_path: Path
+) -> None:
+    """One program fits on a multiprocessor: otherwise a cooperative launch is refused."""
+    here = machine(arch)
+    weights = depth_weights(dtype)
+    for rows in (1, 2, 16):
+        launch_depth(rows, dtype, weights)
+    assert len({id(program) for _, program in here.programs}) == 1
+    [(name, program), *_] = here.programs
+    assert name == "depth_frame"
+    assert program.metadata.launch_cooperative_grid
+    assert program.metadata.shared <= SHARED[arch]
+    took = resources(program, tmp_path)
+    assert took["REG"] * program.metadata.num_warps * 32 <= 65536
+    assert took["LOCAL"] == 0
+    assert took["STACK"] <= DEPTH_SPILLS, took
+
+
+def test_depth_decoder_reads_weights_in_wide_parts_past_the_cache_of_a_multiprocessor(
+    machine: Callable[[int], Machine],
+) -> None:
+    """Values of other programs are read from the L2 cache, and no wait can be moved or left out."""
+    here = machine(90)
+    launch_depth(1, torch.bfloat16, depth_weights(torch.bfloat16))
+    [(_, program)] = here.programs
+    ptx = program.asm["ptx"]
+    assert "mma.sync" in ptx
+    assert ptx.count("ld.global.cg.v4.b32") >= 8
+    # All threads of a program wait for each other before its arrival, and the wait is one load for all of them.
+    arrivals = re.findall(r"bar\.sync\s+0;[^;]*;[^;]*;[^;]*atom\.global\.gpu\.release\.add", ptx)
+    read = r"ld\.global\.gpu\.acquire\.b32[^;]*;"
+    waits = re.findall(rf"bar\.sync\s+0;[^;]*;[^;]*{read}[^;]*st\.shared[^;]*;[^;]*bar\.sync", ptx)
+    assert len(arrivals) == ptx.count("gpu.release") == 7
+    assert len(waits) == ptx.count("gpu.acquire") == 7 + 1  # the last read finds out whether a program gave up
+    assert "lg2.approx" not in ptx  # see test_noise_uses_the_accurate_logarithm
