@@ -99,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     record = device.type == "cuda"
-    sets = candidates("auto", device, dtype).kernels if record else (TORCH,)
+    sets = candidates("auto", device, dtype, depth=args.model == "csm").kernels if record else (TORCH,)
     make: Any = csm_runner if args.model == "csm" else dia_runner
     runner, _ = make(args.size, device, dtype, rows=args.rows, record=record, kernels=sets)
     frame_hz = RATES[args.model][0]

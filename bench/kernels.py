@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from app.nn.kernels.choice import EARLY_OPERATIONS, TORCH, Kernels, early_kernels, fused_kernels
+from app.nn.kernels.depth import MAX_DEPTH_ROWS, DepthWeights, DrawParameters, LayerWeights
 from app.nn.kernels.torch_kernels import MAX_TOKENS
 from app.nn.kernels.torch_state import DelayedResults, DelayedRows, FrameRows
 
@@ -35,7 +36,7 @@ _REPLAYS = 20
 _CACHE_BYTES = 128 << 20  # larger than the L2 cache of any current GPU
 _ATOL = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
-Inputs = tuple[Tensor, ...]
+Inputs = tuple[Any, ...]  # tensors, and objects that contain tensors
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,58 @@ def add_linear_case(  # noqa: PLR0917 - a row of ADD_LINEARS, and then what `cas
 
     moved = (width * outputs + rows * (width + 2 * every * outputs)) * torch.finfo(dtype).bits // 8
     return Case(f"add_linear {name} {width}x{outputs}", "add_linear", rows, moved, make, run)
+
+
+def depth_case(rows: int, dtype: torch.dtype) -> Case:
+    """Return a call for the first two of 32 steps of CSM's depth decoder: the cache does not depend on drawn codes."""
+    layers, width, heads, groups, size, ffn, codes = 4, 1024, 8, 2, 128, 8192, 2048
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        def weight(outputs: int, inputs: int) -> Tensor:
+            return _weight(generator, device, dtype, outputs, inputs)
+
+        ones, turn = torch.ones(width, device=device, dtype=dtype), torch.rand(2, 2, 1, size, device=device)
+        table = _normal(generator, device, dtype, codes, width)
+        layer_weights = [
+            LayerWeights(
+                ones,
+                weight((heads + 2 * groups) * size, width),
+                weight(width, heads * size),
+                ones,
+                weight(2 * ffn, width),
+                weight(width, ffn),
+            )
+            for _ in range(layers)
+        ]
+        # The table of addresses is created here, because a CUDA graph can't capture the copy from the host.
+        weights = DepthWeights(
+            layer_weights,
+            ones,
+            [weight(codes, width)],
+            table,
+            *turn,
+            groups=groups,
+            scale=size**-0.5,
+            eps=1e-5,
+            activation="silu",
+        )
+        numbers = torch.arange(rows, device=device)
+        draws = DrawParameters(
+            torch.full((rows,), 0.9, device=device), 0 * numbers + 50, torch.ones(rows, device=device), numbers, numbers
+        )
+        cache = torch.zeros(2, layers, rows, groups, 32, size, device=device, dtype=dtype)
+        return weights, cache, _normal(generator, device, dtype, rows, width), numbers, draws
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        weights, cache, x, first, draws = inputs
+        k, v = cache
+        kernels.depth_frame(weights, k, v, x, first, draws)
+        return (cache[:, :, :, :, :2],)
+
+    item = torch.finfo(dtype).bits // 8
+    layer = (heads + 2 * groups) * size * width + heads * size * width + 3 * ffn * width
+    moved = (2 * layers * layer + codes * width) * item
+    return Case("depth_frame csm 2 of 32 steps", "depth_frame", rows, moved, make, run)
 
 
 def sample_case(name: str, codes: int, channels: int, codebooks: int, rows: int) -> Case:
@@ -393,6 +446,8 @@ def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
     for name, width, outputs, every in ADD_LINEARS:
         if rows * every <= MAX_TOKENS:
             yield add_linear_case(name, width, outputs, every, rows, dtype)
+    if rows <= MAX_DEPTH_ROWS and dtype != torch.float32:
+        yield depth_case(rows, dtype)
     yield guided_case("dia", 1028, 9, rows)
     yield delayed_case(rows, dtype, before=True)
     yield delayed_case(rows, dtype, before=False)

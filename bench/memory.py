@@ -60,7 +60,7 @@ def measure(args: argparse.Namespace, model: str, rows: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     before = used(device)
     make: Any = csm_runner if model == "csm" else dia_runner
-    sets = candidates("auto", device, dtype).kernels if record else (TORCH,)
+    sets = candidates("auto", device, dtype, depth=model == "csm").kernels if record else (TORCH,)
     runner, capture = make(args.size, device, dtype, rows=rows, record=record, kernels=sets)
     loaded = used(device) - before
     line = SpokenLine(TEXT, 0, Voice("none", "none", "none"))

@@ -109,8 +109,8 @@ def ours(
     Without CUDA graphs, also measures the backbone and the depth decoder alone, to calculate the runner's overhead.
     """
     record = device.type == "cuda" and not (args.plain or args.adapters)
-    fp8 = args.quantize == "fp8"
-    sets = candidates(args.kernels, device, dtype, compiled=args.compile, fp8=fp8).kernels if record else (TORCH,)
+    options: dict[str, Any] = {"compiled": args.compile, "fp8": args.quantize == "fp8", "depth": True}
+    sets = candidates(args.kernels, device, dtype, **options).kernels if record else (TORCH,)
     runner, capture = csm_runner(
         args.size,
         device,
@@ -335,7 +335,8 @@ def main() -> None:
         "--against", choices=["transformers", "torch-int8"], help="torch-int8: CSM with PyTorch's int8 kernel"
     )
     parser.add_argument("--plain", action="store_true", help="on a GPU: without CUDA graphs")
-    parser.add_argument("--kernels", choices=["auto", "torch", "triton"], default="auto", help="kernels of CUDA graphs")
+    sets = ["auto", "torch", "triton", "persistent"]
+    parser.add_argument("--kernels", choices=sets, default="auto", help="kernels of CUDA graphs")
     parser.add_argument("--compile", action="store_true", help="generate the kernels with torch.compile")
     parser.add_argument("--tf32", action="store_true", help="use TensorFloat-32 for float32 products on a GPU")
     parser.add_argument("--burst", type=int, default=8, help="number of Dia steps that are launched together")

@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 CUDA = torch.device("cuda", 0)
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-FEW = list(cases(3, torch.bfloat16))
+# The inputs of `depth_frame` include addresses, so they can't be replaced: test_csm_gpu.py replays it.
+FEW = [case for case in cases(3, torch.bfloat16) if case.kernel != "depth_frame"]
 
 
 @pytest.fixture(autouse=True, scope="module")

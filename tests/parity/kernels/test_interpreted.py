@@ -38,8 +38,9 @@ ROUNDING = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}  # t
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
 
-# Linear layers of full size would take minutes here: see test_linear_interpreted.py.
-QUICK = [case for case in cases(2, torch.bfloat16) if case.kernel not in LINEAR_OPERATIONS]
+# Linear layers of full size would take minutes here: see test_linear_interpreted.py and test_persistent_interpreted.py.
+SLOW = {*LINEAR_OPERATIONS, "depth_frame"}
+QUICK = [case for case in cases(2, torch.bfloat16) if case.kernel not in SLOW]
 
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
