@@ -324,9 +324,12 @@ def _replayed(run: Callable[[], Sequence[Tensor]], device: torch.device) -> Sequ
         found[:] = run()
 
     capture = GraphCapture(device)
-    capture.capture(body)()
+    replay = capture.capture(body)
+    for result in found:
+        result.zero_()  # so that only the replay can give the right results
+    replay()
     capture.wait()
-    return found
+    return [result.clone() for result in found]  # the memory of `found` belongs to the graph
 
 
 def _require_linear(devices: Sequence[torch.device], dtype: torch.dtype, *, fp8: bool) -> None:
