@@ -121,7 +121,8 @@ def _cache(
     return whole[0, :rows], whole[1, :rows]
 
 
-def attention_case(shape: Attention, rows: int, dtype: torch.dtype, *, fresh: bool) -> Case:
+def attention_case(shape: Attention, rows: int, dtype: torch.dtype, *, fresh: bool, turned: bool = False) -> Case:
+    """turned: whether attention to cached keys applies RoPE to the queries, as in Dia v0.1."""
     scale = shape.size**-0.5
     item = torch.finfo(dtype).bits // 8
     seen = rows * shape.groups * shape.size * shape.length * 3 // 4  # the mean of `_positions` is 3/4 of the length
@@ -138,10 +139,11 @@ def attention_case(shape: Attention, rows: int, dtype: torch.dtype, *, fresh: bo
         heads, cos, sin, k, v, positions = inputs
         if fresh:
             return kernels.step_attention(heads, cos, sin, k, v, positions, shape.length, scale), k, v
-        return (kernels.decode_attention(heads, k, v, positions, shape.length, scale),)
+        turn = (cos, sin) if turned else None
+        return (kernels.decode_attention(heads, k, v, positions, shape.length, scale, turn),)
 
     kernel = "step_attention" if fresh else "decode_attention"
-    name = f"{kernel} {shape.name} {shape.heads}/{shape.groups}x{shape.size} of {shape.length}"
+    name = f"{kernel} {'RoPE ' * turned}{shape.name} {shape.heads}/{shape.groups}x{shape.size} of {shape.length}"
     return Case(name, kernel, rows, 2 * seen * item, make, run)
 
 
@@ -436,6 +438,7 @@ def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
     for shape in ATTENTIONS:
         yield attention_case(shape, rows * (1 + shape.doubled), dtype, fresh=True)
     yield attention_case(CROSS, rows, dtype, fresh=False)
+    yield attention_case(CROSS, rows, dtype, fresh=False, turned=True)
     for name, width, ffn in WIDTHS:
         count = rows * (1 + (name == "dia"))
         yield norm_case(name, width, count, dtype)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import sys
 from collections import Counter
@@ -41,7 +42,7 @@ from app.nn.kernels.choice import Kernels
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder
 from tests.support.random_csm import csm_config
-from tests.support.random_dia import SHAPES, dia_config
+from tests.support.random_dia import SHAPES, dia_config, dia_config_v01
 
 META = torch.device("meta")
 # the modules of app.nn.kernels that import Triton
@@ -104,6 +105,8 @@ def _jit(counts: Counter[str], function: Any = None, **_: object) -> Any:
 @contextlib.contextmanager
 def counted_kernels(counts: Counter[str]) -> Iterator[Callable[[], tuple[Kernels, ...]]]:
     """Yield a function that returns the kernel sets of torch and Triton. Triton's launches are added to `counts`."""
+    # Torch imports this module at some operations on meta tensors. It must not find the substitute for Triton.
+    importlib.import_module("torch._dynamo")
     package = sys.modules["app.nn.kernels"]
     ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name in _LAUNCHERS or _is_triton(name)}
     attributes = {name: package.__dict__.pop(name) for name in _MODULES if name in vars(package)}
@@ -152,9 +155,9 @@ def csm_step(size: str, rows: int) -> tuple[Callable[[Kernels], None], Callable[
     return lambda kernels: graph.advance(rows, key, kernels), codec
 
 
-def dia_step(size: str, rows: int) -> Callable[[Kernels], None]:
-    """Return a function that computes a step of Dia on meta tensors."""
-    config = parse_dia_config(dia_config(SHAPES[size]))
+def dia_step(size: str, rows: int, release: str = "0626") -> Callable[[Kernels], None]:
+    """Return a function that computes a step of Dia on meta tensors. release: "0626" or "v0.1"."""
+    config = parse_dia_config((dia_config if release == "0626" else dia_config_v01)(SHAPES[size]))
     model = DiaModel(config, device=META, dtype=torch.bfloat16)
     cache = model.cache(rows, batched=True, scratch=1)
     graph = DiaCudaGraph(model, cache, DelayPattern(config, rows, META), rows=rows, burst=2)
@@ -184,7 +187,8 @@ def main() -> None:
     result: dict[str, dict[str, int]] = {}
     for rows in map(int, args.rows.split(",")):
         frame, codec = csm_step(args.size, rows)
-        for name, step in (("csm", frame), ("csm, only the codec", codec), ("dia", dia_step(args.size, rows))):
+        dia, dia_v01 = (dia_step(args.size, rows, release) for release in ("0626", "v0.1"))
+        for name, step in (("csm", frame), ("csm, only the codec", codec), ("dia", dia), ("dia v0.1", dia_v01)):
             for kernels, counts in launches(step).items():
                 result.setdefault(f"{name}, {rows} rows", {})[kernels] = counts.total()
                 print(f"{name}, {rows} rows, {kernels}: {counts.total()}", dict(counts.most_common()), flush=True)

@@ -21,6 +21,9 @@ PrefillAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 DecodeAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 # Attention of queries to keys and values that are already in the cache: (layer, q (M, H, d)) -> (M, H * d).
 CachedAttention = Callable[[int, Tensor], Tensor]
+# The same with RoPE of the queries: (layer, q (M, H, d), cosines and sines (M, 1, d) or None) -> (M, H * d). None = no
+# RoPE.
+TurnedAttention = Callable[[int, Tensor, "tuple[Tensor, Tensor] | None"], Tensor]
 
 
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, scale: float) -> Tensor:

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from app.nn.attention import CachedAttention, DecodeAttention, PrefillAttention, grouped_attention
+from app.nn.attention import (
+    CachedAttention,
+    DecodeAttention,
+    PrefillAttention,
+    TurnedAttention,
+    grouped_attention,
+)
 from app.nn.kernels.choice import Kernels
 from app.nn.native.library import Library
 from app.nn.native.modules import NativeAttention, StagedNativeAttention
@@ -433,7 +439,7 @@ class CrossKVCache:
         """The size of the static tensors of all rows in bytes."""
         return self._k.nbytes + self._v.nbytes
 
-    def static_decode_attention(self, ends: Tensor, length: int, kernels: Kernels) -> CachedAttention:
+    def static_decode_attention(self, ends: Tensor, length: int, kernels: Kernels) -> TurnedAttention:
         """Return an attention function for one token of each of the first n rows. A CUDA graph can capture it.
 
         ends (n,) int64 on the device: the last position of each row's sequence. length: number of positions that
@@ -441,9 +447,9 @@ class CrossKVCache:
         """
         count = len(ends)
 
-        def attend(layer: int, q: Tensor) -> Tensor:
+        def attend(layer: int, q: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
             k, v = self._k[layer, :count], self._v[layer, :count]
-            return kernels.decode_attention(q, k, v, ends, length, self._scale)
+            return kernels.decode_attention(q, k, v, ends, length, self._scale, turn)
 
         return attend
 

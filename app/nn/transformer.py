@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.nn.attention import CachedAttention, DecodeAttention, PrefillAttention
+from app.nn.attention import CachedAttention, DecodeAttention, PrefillAttention, TurnedAttention
 from app.nn.kernels.choice import Kernels
 from app.nn.kernels.depth import LayerWeights
 from app.nn.kernels.torch_kernels import gate
@@ -88,7 +88,7 @@ class StaticCross:
     the layer returns for the unconditional tokens, or for those after each conditional token.
     """
 
-    attend: CachedAttention
+    attend: TurnedAttention
     every: int
     constant: Callable[[int], Tensor]
 
@@ -190,12 +190,11 @@ class Block(nn.Module):
             return attended
         return torch.cat((attended, cross.unconditional[layer].expand(count - conditional, -1)))
 
-    def cross_heads(self, q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Return the queries (M, H, d) of cross-attention, with RoPE if the config requires it. q: (M, H * d)."""
+    def cross_attend(self, layer: int, q: Tensor, cos: Tensor, sin: Tensor, attend: TurnedAttention) -> Tensor:
+        """Compute cross-attention of queries (M, H * d), with RoPE if the config requires it."""
         cross = self.config.cross
         assert cross is not None  # noqa: S101 - only a stack with cross-attention calls this
-        heads = q.view(len(q), cross.heads, cross.head_dim)
-        return apply_rotary(heads, cos, sin) if cross.rotated else heads
+        return attend(layer, q.view(len(q), cross.heads, cross.head_dim), (cos, sin) if cross.rotated else None)
 
     def cross_kv_heads(self, other: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values of cross-attention, each (S, G, d).
@@ -378,8 +377,8 @@ class Stack(nn.Module):
             update = block.out(attended)
             if cross is not None:
                 normed, x = kernels.add_rms_norm(update, x, block.cross_norm, c.eps)
-                q = block.cross_heads(block.cross_q(normed[:: cross.every]), cos[:: cross.every], sin[:: cross.every])
-                attended = block.cross_out(cross.attend(layer, q))
+                q, every = block.cross_q(normed[:: cross.every]), cross.every
+                attended = block.cross_out(block.cross_attend(layer, q, cos[::every], sin[::every], cross.attend))
                 constants = [cross.constant(layer).expand(len(q), -1)] * (cross.every - 1)
                 update = torch.stack((attended, *constants), dim=1).view(x.shape)
             normed, x = kernels.add_rms_norm(update, x, block.mlp_norm, c.eps)
@@ -417,7 +416,7 @@ class Stack(nn.Module):
             if cross is not None and weight.cross_q is not None and weight.cross_out is not None:
                 every = cross.every
                 q, x = kernels.norm_linear(x, update, block.cross_norm, c.eps, weight.cross_q)
-                attended = cross.attend(layer, block.cross_heads(q[::every], cos[::every], sin[::every]))
+                attended = block.cross_attend(layer, q[::every], cos[::every], sin[::every], cross.attend)
                 x, update = kernels.add_linear(
                     attended, weight.cross_out, x, every=every, constant=cross.constant(layer)
                 )

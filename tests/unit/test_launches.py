@@ -29,8 +29,9 @@ def test_frame_of_the_full_size_csm() -> None:
     assert parts["triton-linear"] <= 120
 
 
-def test_step_of_the_full_size_dia() -> None:
-    found = totals(launches(dia_step("full", 1)))
+@pytest.mark.parametrize("release", ["0626", "v0.1"])
+def test_step_of_the_full_size_dia(release: str) -> None:
+    found = totals(launches(dia_step("full", 1, release)))
     assert found["triton"] <= 260
     assert found["triton-linear"] <= 168
 

@@ -132,6 +132,22 @@ class ConvWindows(Protocol):
     def __call__(self, x: Tensor, past: Tensor, new: Tensor, kernel: int, dilation: int, *, elu: bool) -> Tensor: ...
 
 
+class DecodeAttention(Protocol):
+    """The type of the kernel for attention to a cache. See `torch_kernels.decode_attention`."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        positions: Tensor,
+        length: int,
+        scale: float,
+        turn: tuple[Tensor, Tensor] | None = None,
+        /,
+    ) -> Tensor: ...
+
+
 WindowAttention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
 AddLayerNorm = Callable[[Tensor, "Tensor | None", Tensor, Tensor, float], tuple[Tensor, Tensor]]
 DelayedInputs = Callable[[DelayedRows, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -149,7 +165,7 @@ class Kernels:
     """
 
     name: Literal["torch", "triton", "triton-linear", "triton-pdl", "persistent", "compiled"]
-    decode_attention: Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
+    decode_attention: DecodeAttention
     step_attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     gate: Callable[[Tensor, torch_kernels.Activation], Tensor]
@@ -498,6 +514,11 @@ def _float_trials(device: torch.device, dtype: torch.dtype, *, fp8: bool) -> dic
         expected = table[codes.clamp(0, len(table) - 1)]  # a wrong kernel may return any codes
         return torch.where((embedded == expected).all(dim=1), codes, -1)
 
+    def decode_attention(each: Kernels) -> Tensor:
+        place = cache[0], cache[1], at, length, size**-0.5
+        turn = angles.cos(), angles.sin()
+        return torch.cat((each.decode_attention(q, *place), each.decode_attention(q, *place, turn)))
+
     pair = random(8, 2, 4, 1028, kind=torch.float32) * 3
     pair[::2, :, 0, 1024] += 20  # the end is the best code
     some = slice(4, 64, 8)
@@ -553,7 +574,7 @@ def _float_trials(device: torch.device, dtype: torch.dtype, *, fp8: bool) -> dic
 
     return {
         "step_attention": step_attention,
-        "decode_attention": lambda each: each.decode_attention(q, cache[0], cache[1], at, length, size**-0.5),
+        "decode_attention": decode_attention,
         "add_rms_norm": lambda each: torch.cat(each.add_rms_norm(x, residual, weight, 1e-5)),
         "gate": lambda each: each.gate(both, "silu"),
         "sample": sample,

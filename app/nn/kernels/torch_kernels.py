@@ -23,17 +23,28 @@ Activation = Literal["silu", "gelu"]
 MAX_TOKENS = 16  # the largest number of tokens in `norm_linear` and `add_linear`
 
 
-def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
+def decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    length: int,
+    scale: float,
+    turn: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Compute attention: one token of each row attends to the cache of this row.
 
     q (B, H, d). k, v (B, G, S, d): views of a cache with contiguous d. positions (B,) int64 on the device: row b
-    attends to cache positions 0..positions[b]. Returns (B, H * d) in the dtype of q. Scores and softmax are float32.
+    attends to cache positions 0..positions[b]. turn: the cosines and sines (B, 1, d) for RoPE of the queries; None = no
+    RoPE. Returns (B, H * d) in the dtype of q. Scores and softmax are float32.
 
     All cache positions below `length` are read, so they must contain finite values. If the position of a row is not
     below `length`, the result of the row is undefined.
     """
     rows, heads, size = q.shape
     groups = k.shape[1]
+    if turn is not None:
+        q = apply_rotary(q, *turn)
     keys, values = k[:, :, :length], v[:, :, :length]
     queries = q.to(k.dtype).reshape(rows, groups, heads // groups, size)  # (B, G, R, d)
     hidden = torch.arange(length, device=q.device) > positions[:, None]  # (B, L)

@@ -80,7 +80,8 @@ def attend(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     WHOLE: tl.constexpr,  # whether there is only one split
-    FRESH: tl.constexpr,  # whether to apply RoPE and to write the token's key and value into the cache
+    TURN: tl.constexpr,  # whether to apply RoPE
+    FRESH: tl.constexpr,  # whether to write the token's key and value into the cache; then TURN is true
     PDL: tl.constexpr,
 ):
     """Compute attention for one key head of one row: its R query heads attend to one split of the row's positions.
@@ -102,7 +103,7 @@ def attend(
     v += row * v_row + group * v_group
 
     query = tl.load(heads + head[:, None] * heads_head + lane[None, :], mask=mask[:, None], other=0.0)
-    if FRESH:
+    if TURN:
         other_half = (lane + SIZE // 2) % SIZE
         cosine = tl.load(cos + row * rotary_row + lane)
         sine = tl.load(sin + row * rotary_row + lane)

@@ -50,10 +50,18 @@ def splits_of(programs_each: int, length: int, block: int, processors: int) -> t
 
 
 def decode_attention(
-    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float, *, early: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    length: int,
+    scale: float,
+    turn: tuple[Tensor, Tensor] | None = None,
+    *,
+    early: bool = False,
 ) -> Tensor:
     """Compute `torch_kernels.decode_attention` with a Triton kernel."""
-    return _attend(q, q.shape[1], None, None, k, v, positions, length, scale, early)
+    return _attend(q, q.shape[1], turn, k, v, positions, length, scale, fresh=False, early=early)
 
 
 def step_attention(
@@ -69,22 +77,25 @@ def step_attention(
     early: bool = False,
 ) -> Tensor:
     """Compute `torch_kernels.step_attention` with a Triton kernel."""
-    return _attend(heads, heads.shape[1] - 2 * k.shape[1], cos, sin, k, v, positions, length, scale, early)
+    count = heads.shape[1] - 2 * k.shape[1]
+    return _attend(heads, count, (cos, sin), k, v, positions, length, scale, fresh=True, early=early)
 
 
 def _attend(
     heads: Tensor,
     count: int,
-    cos: Tensor | None,
-    sin: Tensor | None,
+    turn: tuple[Tensor, Tensor] | None,
     k: Tensor,
     v: Tensor,
     positions: Tensor,
     length: int,
     scale: float,
+    *,
+    fresh: bool,
     early: bool,
 ) -> Tensor:
     rows, _, size = heads.shape
+    cos, sin = (positions, positions) if turn is None else turn
     groups = k.shape[1]
     if size < 16 or size & (size - 1) or not k.stride(3) == v.stride(3) == heads.stride(2) == 1:
         raise ValueError(
@@ -103,8 +114,8 @@ def _attend(
         heads,
         k,
         v,
-        positions if cos is None else cos,
-        positions if sin is None else sin,
+        cos,
+        sin,
         positions,
         out,
         part,
@@ -121,14 +132,15 @@ def _attend(
         v.stride(0),
         v.stride(1),
         v.stride(2),
-        0 if cos is None else cos.stride(0),
+        cos.stride(0),
         GROUPS=groups,
         SHARE=share,
         PADDED=max(_MIN_ROWS, triton.next_power_of_2(share)),
         SIZE=size,
         BLOCK=block,
         WHOLE=splits == 1,
-        FRESH=cos is not None,
+        TURN=turn is not None,
+        FRESH=fresh,
         PDL=early,
         launch_pdl=early,
         num_warps=4,

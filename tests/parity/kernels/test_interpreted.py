@@ -72,14 +72,17 @@ def blinded(cache: Tensor, positions: Tensor) -> Tensor:
     return result.copy_(cache.masked_fill(behind[:, None, :, None], math.nan))
 
 
-@given(case=attentions())
-@settings(SHORT, max_examples=25)
-def test_decode_attention_equals_torch(case: tuple[Tensor, ...]) -> None:
+@given(case=attentions(), turned=st.booleans())
+@settings(SHORT, max_examples=40)
+def test_decode_attention_equals_torch(case: tuple[Tensor, ...], turned: bool) -> None:
     heads, k, v, positions, length = case
     q = heads[:, : heads.shape[1] - 2 * k.shape[1]]
-    expected = torch_kernels.decode_attention(q, k, v, positions, int(length), 0.2)
+    angles = torch.rand(2 * len(heads), 1, heads.shape[2])[::2] * 6  # as in a step with two tokens of each row
+    both = torch.stack((angles.cos(), angles.sin())).repeat(1, 2, 1, 1)[:, ::2]
+    turn = (both[0], both[1]) if turned else None
+    expected = torch_kernels.decode_attention(q, k, v, positions, int(length), 0.2, turn)
     result = triton_launch.decode_attention(
-        q, blinded(k, positions), blinded(v, positions), positions, int(length), 0.2
+        q, blinded(k, positions), blinded(v, positions), positions, int(length), 0.2, turn
     )
     torch.testing.assert_close(result, expected, rtol=0, atol=ROUNDING[q.dtype])
 

@@ -94,9 +94,9 @@ def test_csm_codes_are_equal_with_one_kernel_for_the_depth_decoder(
         assert np.array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_dia_codes_are_equal_with_fused_kernels(tmp_path: Path, name: SetName) -> None:
-    folder = fabricate_dia(tmp_path)
+@pytest.mark.parametrize(("name", "release"), [*((name, "0626") for name in SETS), ("triton-linear", "v0.1")])
+def test_dia_codes_are_equal_with_fused_kernels(tmp_path: Path, name: SetName, release: str) -> None:
+    folder = fabricate_dia(tmp_path, release=release, layout_name="nari" if release == "v0.1" else "transformers")
     request = test_dia_runner.speech("A few.", 2, 1)
     options = {
         "capture": GraphCapture(CPU),
