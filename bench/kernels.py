@@ -221,7 +221,8 @@ def depth_case(rows: int, dtype: torch.dtype) -> Case:
         def weight(outputs: int, inputs: int) -> Tensor:
             return _weight(generator, device, dtype, outputs, inputs)
 
-        ones, turn = torch.ones(width, device=device, dtype=dtype), torch.rand(2, 2, 1, size, device=device)
+        ones = torch.ones(width, device=device, dtype=dtype)
+        angles = _normal(generator, device, torch.float32, 2, 1, size)
         table = _normal(generator, device, dtype, codes, width)
         layer_weights = [
             LayerWeights(
@@ -240,7 +241,8 @@ def depth_case(rows: int, dtype: torch.dtype) -> Case:
             ones,
             [weight(codes, width)],
             table,
-            *turn,
+            angles.cos(),
+            angles.sin(),
             groups=groups,
             scale=size**-0.5,
             eps=1e-5,
