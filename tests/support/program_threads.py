@@ -17,21 +17,28 @@ import pytest
 from triton.runtime import interpreter
 
 _PAUSE_S = 0.0005  # the longest pause before an atomic operation
+_LATE_S = 0.005  # the pause before a store that comes late
+_LATE = 0.1  # the share of stores that come late
 
 
 def run_programs_in_threads(monkeypatch: pytest.MonkeyPatch, kernel: Any, programs: Sequence[int], count: int) -> None:
     """From now on, each launch of `kernel` runs the programs with these numbers, each in a thread.
 
     count: the number of programs of the launch, which may be larger than the number of programs that run. Before each
-    atomic operation, a thread pauses for a random time, so the threads run in another order each time.
+    atomic operation and before some stores, a thread pauses, so the threads run in another order each time.
     """
     place = threading.local()
     builder = interpreter.InterpreterBuilder
-    add = builder.create_atomic_rmw
+    add, store = builder.create_atomic_rmw, builder.create_masked_store
 
     def paused(*args: Any) -> Any:
         time.sleep(random.random() * _PAUSE_S)
         return add(*args)
+
+    def late(*args: Any) -> Any:
+        if random.random() < _LATE:
+            time.sleep(_LATE_S)
+        return store(*args)
 
     # each thread has its own program number
     monkeypatch.setattr(
@@ -41,6 +48,7 @@ def run_programs_in_threads(monkeypatch: pytest.MonkeyPatch, kernel: Any, progra
         raising=False,
     )
     monkeypatch.setattr(builder, "create_atomic_rmw", paused)
+    monkeypatch.setattr(builder, "create_masked_store", late)
 
     def run(*args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         function = kernel.rewrite()
