@@ -45,7 +45,7 @@ class Numbers:
 
     def weight(self, outputs: int, width: int, *, fp8: bool) -> Tensor | Fp8Weight:
         """Return a weight whose outputs have different sizes."""
-        weight = self.of(outputs, width, scale=width**-0.5) * (1 + torch.arange(outputs)[:, None] % 3).to(self._dtype)
+        weight = self.of(outputs, width, scale=width**-0.5) / (1 + torch.arange(outputs)[:, None] % 3).to(self._dtype)
         return Fp8Weight.of(weight) if fp8 else weight
 
 
