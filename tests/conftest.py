@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import random
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from tests.support.live import serving
 
 # httpx gives up after 5 s by default. On a busy machine, an answer can take longer.
 httpx._config.DEFAULT_TIMEOUT_CONFIG.read = 60.0
+
+LONGEST_ID = 200  # characters of one value in the name of a test
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,6 +158,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for group in shuffled_groups:
             draw.shuffle(group)
             items.extend(group)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Shorten long values in the names of tests.
+
+    pytest puts the name of the running test into an environment variable. With a long name, no process can be started.
+    """
+    if not isinstance(val, str | bytes) or len(val) <= LONGEST_ID:
+        return None
+    content = val.encode("utf-8", "surrogatepass") if isinstance(val, str) else val
+    return f"{argname}_{len(val)}_{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
