@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from app.engines.batched import BatchedEngine
-from app.nn.kernels.choice import TORCH, candidates
+from app.nn.kernels.choice import candidates
+from app.nn.kernels.sets import TORCH
 from app.types import EngineInfo, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.runners import csm_runner, dia_runner
 

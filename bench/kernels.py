@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.nn.kernels.choice import EARLY_OPERATIONS, TORCH, Kernels, early_kernels, fused_kernels
 from app.nn.kernels.depth import MAX_DEPTH_ROWS, DepthWeights, DrawParameters, LayerWeights
+from app.nn.kernels.sets import EARLY_OPERATIONS, TORCH, Kernels, early_kernels, fused_kernels
 from app.nn.kernels.torch_kernels import MAX_TOKENS
 from app.nn.kernels.torch_state import DelayedResults, DelayedRows, FrameRows
 

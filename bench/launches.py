@@ -37,8 +37,8 @@ from app.engines.dia.cuda_graph import BucketKey as DiaKey
 from app.engines.dia.cuda_graph import DiaCudaGraph
 from app.engines.dia.delay import DelayPattern
 from app.engines.dia.model import DiaModel
-from app.nn.kernels import choice
-from app.nn.kernels.choice import Kernels
+from app.nn.kernels import sets
+from app.nn.kernels.sets import Kernels
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder
 from tests.support.random_csm import csm_config
@@ -118,8 +118,8 @@ def counted_kernels(counts: Counter[str]) -> Iterator[Callable[[], tuple[Kernels
     sys.modules |= {"triton": triton, "triton.language": language}
     try:
         yield lambda: (
-            choice.TORCH,
-            fused := choice.fused_kernels(),
+            sets.TORCH,
+            fused := sets.fused_kernels(),
             replace(fused, name="triton-linear"),
             replace(fused, name="persistent"),
         )

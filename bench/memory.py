@@ -25,7 +25,8 @@ from app.engines.csm.config import parse_config as parse_csm_config
 from app.engines.dia import loading as dia_loading
 from app.engines.dia.config import parse_config as parse_dia_config
 from app.nn.dac.config import parse_dac_config
-from app.nn.kernels.choice import TORCH, candidates
+from app.nn.kernels.choice import candidates
+from app.nn.kernels.sets import TORCH
 from app.nn.mimi.config import read_mimi_config
 from app.types import Sampling, SpokenLine, Utterance, Voice
 from bench.runners import csm_runner, dia_runner, resident_bytes

@@ -25,7 +25,7 @@ from app.engines.shared.adapters import PreparedAdapter
 from app.engines.shared.quantization import Quantize
 from app.nn.dac.config import parse_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
-from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.kernels.sets import TORCH, Kernels
 from app.nn.low_rank import Part
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder, MimiEncoder

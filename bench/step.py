@@ -31,7 +31,8 @@ import torch
 
 from app.engines.csm.decoding import FRAMES_AHEAD, MAX_GROUP
 from app.engines.csm.runner import CsmRunner
-from app.nn.kernels.choice import TORCH, candidates
+from app.nn.kernels.choice import candidates
+from app.nn.kernels.sets import TORCH
 from app.nn.linear import PackedLinear, QuantizedLinear
 from app.nn.mimi.config import read_mimi_config
 from app.runtime.device import set_math_backends

@@ -18,7 +18,8 @@ import torch
 
 from app.engines.dia.decoding import CHUNK_FRAMES, FIRST_FRAMES
 from app.engines.dia.runner import DiaRunner
-from app.nn.kernels.choice import TORCH, candidates
+from app.nn.kernels.choice import candidates
+from app.nn.kernels.sets import TORCH
 from app.nn.transformer import Block
 from app.types import Sampling, SpokenLine, Utterance, Voice
 from bench.runners import add_random_adapters, dia_runner, fill, resident_bytes

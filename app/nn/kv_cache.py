@@ -22,7 +22,7 @@ from app.nn.attention import (
     TurnedAttention,
     grouped_attention,
 )
-from app.nn.kernels.choice import Kernels
+from app.nn.kernels.sets import Kernels
 from app.nn.native.library import Library
 from app.nn.native.modules import NativeAttention, StagedNativeAttention
 from app.nn.rope import apply_rotary

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.nn.attention import CachedAttention, DecodeAttention, PrefillAttention, TurnedAttention
-from app.nn.kernels.choice import Kernels
 from app.nn.kernels.depth import LayerWeights
+from app.nn.kernels.sets import Kernels
 from app.nn.kernels.torch_kernels import gate
 from app.nn.linear import Fp8Weight, Linear, QuantizedLinear, as_linear
 from app.nn.low_rank import AdaptedLinear, applies_norm

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from app.nn.kernels.choice import TORCH, Kernels, early_kernels, fused_kernels
+from app.nn.kernels.sets import TORCH, Kernels, early_kernels, fused_kernels
 
 # TTS_GPU_TESTS_ON=cpu rehearses the tests on a machine without a CUDA device.
 DEVICE = torch.device(os.environ.get("TTS_GPU_TESTS_ON", "cuda"))

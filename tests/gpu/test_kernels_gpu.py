@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from app.nn.kernels.choice import TORCH, Kernels, differs, fused_kernels
+from app.nn.kernels.checks import differs
+from app.nn.kernels.sets import TORCH, Kernels, fused_kernels
 from bench.kernels import Case, cases, check
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

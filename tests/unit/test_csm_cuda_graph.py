@@ -27,7 +27,7 @@ from app.engines.csm.prefill import Prefill
 from app.engines.csm.prompt import Segment
 from app.engines.csm.rows import CsmRow
 from app.engines.csm.runner import CsmRunner
-from app.nn.kernels.choice import TORCH, Kernels, compiled_kernels
+from app.nn.kernels.sets import TORCH, Kernels, compiled_kernels
 from app.nn.kv_cache import KVCache
 from app.nn.low_rank import LowRankAdapters
 from app.nn.mimi.config import read_mimi_config

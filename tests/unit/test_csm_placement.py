@@ -31,7 +31,7 @@ from app.engines.csm.placement import DeviceMemory, Sizes, bytes_per_device, pla
 from app.engines.csm.runner import CsmRunner
 from app.engines.registry import BuildContext
 from app.errors import EngineUnavailable
-from app.nn.kernels.choice import TORCH
+from app.nn.kernels.sets import TORCH
 from app.nn.mimi.config import MimiConfig, read_mimi_config
 from app.nn.mimi.model import MimiDecoder
 from app.nn.transformer import Stage

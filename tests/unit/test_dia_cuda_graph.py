@@ -19,7 +19,7 @@ from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import DiaRunner
 from app.nn.dac.config import parse_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
-from app.nn.kernels.choice import TORCH
+from app.nn.kernels.sets import TORCH
 from app.nn.transformer import Stack
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling

@@ -20,7 +20,9 @@ from app.engines.registry import BuildContext
 from app.engines.shared.quantization import check_fp8
 from app.errors import EngineUnavailable
 from app.nn.kernels import choice
-from app.nn.kernels.choice import TORCH, candidates, wrong_operations
+from app.nn.kernels.checks import wrong_operations
+from app.nn.kernels.choice import candidates
+from app.nn.kernels.sets import TORCH
 from app.nn.linear import Fp8Weight, Linear
 from app.settings import Settings
 from tests.support.csm_requests import alone, make, speech

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from app.engines.shared.step_graph import StepGraph
-from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.kernels.sets import TORCH, Kernels
 from app.runtime import kernel_times as module
 from app.runtime.cuda_graphs import Body, GraphCapture
 from app.runtime.kernel_times import KernelTimes, kernel_times, sources_digest

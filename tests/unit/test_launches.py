@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from app.nn.kernels.choice import Kernels
+from app.nn.kernels.sets import Kernels
 from bench.launches import META, counted_kernels, csm_step, dia_step, launches
 
 pytestmark = pytest.mark.unit

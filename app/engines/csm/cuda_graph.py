@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from app.engines.shared.step_graph import StepBody, StepGraph, StepSections
-from app.nn.kernels.choice import TORCH, Kernels
 from app.nn.kernels.depth import DrawParameters
+from app.nn.kernels.sets import TORCH, Kernels
 from app.nn.kernels.torch_state import FrameRows
 from app.nn.kv_cache import KVCache, SplitKVCache
 from app.runtime.cuda_graphs import PinnedDoubleBuffer, at_least, doublings

@@ -51,7 +51,7 @@ from app.engines.shared.quantization import (
     round_to_fp8,
 )
 from app.errors import EngineUnavailable, WeightsUnavailable
-from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.kernels.sets import TORCH, Kernels
 from app.nn.kv_cache import KVCache
 from app.nn.linear import Linear, replace_linears
 from app.nn.mimi import checkpoint as mimi_layout

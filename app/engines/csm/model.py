@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from app.engines.csm import checkpoint
 from app.engines.csm.config import CsmConfig
-from app.nn.kernels.choice import Kernels
 from app.nn.kernels.depth import DepthWeights, DrawParameters
+from app.nn.kernels.sets import Kernels
 from app.nn.kv_cache import DepthKVCache, KVCache, SplitKVCache
 from app.nn.linear import Linear, as_linear
 from app.nn.low_rank import AdaptedLinear, LowRankAdapters

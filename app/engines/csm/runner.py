@@ -37,7 +37,7 @@ from app.engines.shared.references import checked_codes, checked_samples, encode
 from app.engines.shared.rows import begin_warm_up, must_step_one_by_one, reference_noise_of, step_noise
 from app.engines.shared.step_graph import InFlightStep
 from app.errors import BadReference
-from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.kernels.sets import TORCH, Kernels
 from app.nn.mimi.config import MimiConfig
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
 from app.runtime.cuda_graphs import BACKGROUND, GraphCapture, Setup, setup_facts, side_stream

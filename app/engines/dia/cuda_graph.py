@@ -21,7 +21,7 @@ import torch
 
 from app.engines.dia.guidance import end_factor
 from app.engines.shared.step_graph import StepGraph
-from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.kernels.sets import TORCH, Kernels
 from app.nn.kernels.torch_state import DelayedResults
 from app.runtime.cuda_graphs import PinnedDoubleBuffer, at_least, doublings
 from app.runtime.sampling import TOP_K_FAST

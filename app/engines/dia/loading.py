@@ -47,7 +47,7 @@ from app.nn.dac.checkpoint import load_codec as load_dac
 from app.nn.dac.config import DacConfig, read_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.dac.precision import BOUND_DB, fastest_decoder
-from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.kernels.sets import TORCH, Kernels
 from app.runtime.cuda_graphs import GraphCapture, Setup
 from app.runtime.device import choose_device, choose_dtype, plan_rows
 from app.types import Capabilities, EngineInfo, PromptLimits, Sampling

@@ -23,7 +23,7 @@ from app.engines.dia import checkpoint
 from app.engines.dia.adapters import CONDITIONAL, TEXT, changes_text
 from app.engines.dia.config import DiaConfig
 from app.nn.attention import PrefillAttention, bidirectional_attention
-from app.nn.kernels.choice import Kernels
+from app.nn.kernels.sets import Kernels
 from app.nn.kv_cache import CrossKVCache, KVCache
 from app.nn.linear import Linear, as_linear
 from app.nn.low_rank import LowRankAdapters

@@ -35,7 +35,7 @@ from app.engines.shared.rows import begin_warm_up, must_step_one_by_one, referen
 from app.engines.shared.step_graph import InFlightStep
 from app.errors import BadReference, EmptyText
 from app.nn.dac.model import DacDecoder, DacEncoder
-from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.kernels.sets import TORCH, Kernels
 from app.runtime.cuda_graphs import BACKGROUND, FRAMES, GraphCapture, Setup, setup_facts, side_stream, upload
 from app.runtime.faults import BROKEN
 from app.runtime.runner import RowResult, StepResult, to_result

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from app.engines.registry import BuildContext
     from app.engines.shared.quantization import Quantize
-    from app.nn.kernels.choice import Kernels
+    from app.nn.kernels.sets import Kernels
     from app.runtime.cuda_graphs import Setup
     from app.runtime.runner import Runner
     from app.settings import Settings

@@ -20,7 +20,7 @@ from app.runtime.cuda_graphs import GraphBuckets, SplitBody, doublings, fastest,
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from app.nn.kernels.choice import Kernels
+    from app.nn.kernels.sets import Kernels
     from app.runtime.cuda_graphs import Body, GraphCapture, Setup
 
 Key = TypeVar("Key", bound=Hashable)

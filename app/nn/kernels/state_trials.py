@@ -1,6 +1,6 @@
 """Calls of the kernels for the state of the rows, with inputs that contain all states of a row.
 
-`wrong_operations` of choice.py compares the results of these calls with those of the torch kernels.
+`wrong_operations` of checks.py compares the results of these calls with those of the torch kernels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from app.nn.kernels.torch_state import DelayedResults, DelayedRows, FrameRows
 
 if TYPE_CHECKING:
-    from app.nn.kernels.choice import Kernels
+    from app.nn.kernels.sets import Kernels
 
 _END, _PAD = 1024, 1025
 _DELAYS = 0, 8, 9, 3, 9

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.nn.attention import PrefillAttention, masked_attention, ring_mask
-from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.kernels.sets import TORCH, Kernels
 from app.nn.mimi import checkpoint
 from app.nn.mimi.config import MimiConfig
 from app.nn.rope import apply_rotary, rotary

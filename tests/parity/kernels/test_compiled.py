@@ -27,8 +27,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from app.nn.kernels import persistent_launch, triton_launch
-from app.nn.kernels.choice import EARLY_OPERATIONS, LINEAR_OPERATIONS, early_kernels, fused_kernels
 from app.nn.kernels.depth import DepthWeights, DrawParameters, LayerWeights
+from app.nn.kernels.sets import EARLY_OPERATIONS, LINEAR_OPERATIONS, early_kernels, fused_kernels
 from app.nn.linear import Fp8Weight
 from bench.kernels import ADD_LINEARS, NORM_LINEARS, Case, cases
 

@@ -19,7 +19,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton is not asked to interpret: make kernels", allow_module_level=True)
 
 from app.nn.kernels import torch_kernels, triton_launch
-from app.nn.kernels.choice import LINEAR_OPERATIONS, fused_kernels
+from app.nn.kernels.sets import LINEAR_OPERATIONS, fused_kernels
 from app.runtime.sampling import SamplingParams, exponential_noise
 from bench.kernels import Case, cases, check, mend_interpreter
 from tests.unit.test_kernels import asked, draws, sample_each_removal

@@ -15,8 +15,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton is not asked to interpret: make kernels", allow_module_level=True)
 
 from app.nn.kernels import depth, persistent_kernel, persistent_launch, torch_kernels
-from app.nn.kernels.choice import _fault_of_operation, depth_trial, fused_kernels
+from app.nn.kernels.checks import depth_trial, fault_of_operation
 from app.nn.kernels.depth import MAX_DEPTH_ROWS, DepthWeights, DrawParameters, LayerWeights
+from app.nn.kernels.sets import fused_kernels
 from app.nn.rope import Rope, rotary
 from bench.kernels import mend_interpreter
 from tests.support.program_threads import run_programs_in_threads
@@ -253,7 +254,7 @@ def test_only_rows_that_are_not_finite_are_reported(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_kernel_passes_the_start_check(dtype: torch.dtype) -> None:
-    assert not _fault_of_operation("depth_frame", depth_trial(CPU, dtype), fused_kernels(), dtype)
+    assert not fault_of_operation("depth_frame", depth_trial(CPU, dtype), fused_kernels(), dtype)
 
 
 @pytest.mark.parametrize("fault", ["rows", "dtype", "strides", "size"])

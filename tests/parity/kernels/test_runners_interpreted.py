@@ -16,7 +16,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton is not asked to interpret: make kernels", allow_module_level=True)
 
 from app.nn.kernels import persistent_kernel, triton_launch
-from app.nn.kernels.choice import TORCH, fused_kernels, wrong_operations
+from app.nn.kernels.checks import wrong_operations
+from app.nn.kernels.sets import TORCH, fused_kernels
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling
 from bench.kernels import mend_interpreter

@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton is not asked to interpret: make kernels", allow_module_level=True)
 
 from app.nn.kernels import torch_kernels, torch_state, triton_launch, triton_state
-from app.nn.kernels.choice import fused_kernels
+from app.nn.kernels.sets import fused_kernels
 from app.nn.kernels.torch_state import DelayedResults, DelayedRows, FrameRows
 from app.nn.mimi.config import MimiConfig
 from app.nn.mimi.model import MimiDecoder
