@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from app.errors import EngineUnavailable
 from app.nn.attention import grouped_attention
-from app.nn.kernels import choice, torch_kernels
+from app.nn.kernels import checks, choice, torch_kernels
 from app.nn.kernels.checks import depth_trial, differs, early_fault, wrong_operations
 from app.nn.kernels.choice import candidates
 from app.nn.kernels.depth import MAX_DEPTH_ROWS, DrawParameters
@@ -459,7 +459,7 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> Cards:
         choice, "wrong_operations", lambda kernels, _, dtype, **__: wrong_operations(kernels, CPU, dtype)
     )
     monkeypatch.setattr(choice, "early_fault", lambda *_, **__: "")
-    monkeypatch.setattr(choice, "replayed", lambda run, _: run())
+    monkeypatch.setattr(checks, "replayed", lambda run, _: run())
     monkeypatch.setattr(choice, "depth_trial", lambda _, dtype: depth_trial(CPU, dtype))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: some.capability)
     return some
@@ -539,7 +539,7 @@ def test_wrong_kernel_for_the_depth_decoder_is_not_used(cards: Cards, kernel: An
 def test_kernel_for_the_depth_decoder_that_no_graph_can_capture_is_not_used(
     cards: Cards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "replayed", broken(RuntimeError("cooperative launch is not supported")))
+    monkeypatch.setattr(checks, "replayed", broken(RuntimeError("cooperative launch is not supported")))
     found = candidates("auto", GPU, torch.bfloat16, depth=True)
     assert [kernels.name for kernels in found.kernels] == ["torch", "triton", "triton-linear", "triton-pdl"]
     assert "persistent are not used: depth_frame fails (RuntimeError: cooperative launch is not" in found.reason

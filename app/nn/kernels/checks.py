@@ -10,11 +10,7 @@ from torch import Tensor
 
 from app.errors import EngineUnavailable
 from app.nn.kernels import torch_kernels
-from app.nn.kernels.depth import (
-    DepthWeights,
-    DrawParameters,
-    LayerWeights,
-)
+from app.nn.kernels.depth import DepthWeights, DrawParameters, LayerWeights
 from app.nn.kernels.sets import EARLY_OPERATIONS, TORCH, Kernels
 from app.nn.kernels.state_trials import state_trials
 from app.nn.linear import Fp8Weight
@@ -31,14 +27,18 @@ def early_fault(early: Kernels, devices: Sequence[torch.device], dtype: torch.dt
                 for operation, run in _trials(device, dtype, fp8=fp8).items():
                     if operation not in EARLY_OPERATIONS or operation in early.from_torch:
                         continue
-                    expected, found = run(TORCH), replayed(partial(run, early), device)
-                    if not all(_equal(operation, *pair, dtype) for pair in zip(found, expected, strict=True)):
-                        return f"{operation} gives other results than torch's kernel"
+                    if fault := fault_of_operation(operation, in_graph(run, device), early, dtype):
+                        return f"{operation} {fault}"
         except Exception as error:
             if is_device_lost(error):
                 raise
             return f"{operation} fails ({fault_of(error)})"
     return ""
+
+
+def in_graph(run: Callable[[Kernels], Sequence[Tensor]], device: torch.device) -> Callable[[Kernels], Sequence[Tensor]]:
+    """Return `run`, with all kernels except those of torch replayed by a CUDA graph."""
+    return lambda kernels: run(kernels) if kernels is TORCH else replayed(partial(run, kernels), device)
 
 
 def replayed(run: Callable[[], Sequence[Tensor]], device: torch.device) -> Sequence[Tensor]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from app.errors import EngineUnavailable
-from app.nn.kernels.checks import depth_trial, early_fault, fault_of, fault_of_operation, replayed, wrong_operations
+from app.nn.kernels.checks import depth_trial, early_fault, fault_of, fault_of_operation, in_graph, wrong_operations
 from app.nn.kernels.sets import (
     LINEAR_OPERATIONS,
     OPERATIONS,
@@ -128,12 +126,8 @@ def _with_depth(found: Candidates, device: torch.device, dtype: torch.dtype) -> 
     linear = next((each for each in found.kernels if each.name == "triton-linear"), None)
     if linear is None:
         return found
-    trial = depth_trial(device, dtype)
-
-    def run(each: Kernels) -> Sequence[Tensor]:
-        return trial(each) if each is TORCH else replayed(partial(trial, each), device)
-
     with torch.cuda.device(device):  # Triton launches kernels on the current device
+        run = in_graph(depth_trial(device, dtype), device)
         fault = fault_of_operation("depth_frame", run, linear, dtype)
     if fault:
         reason = f"The kernels persistent are not used: depth_frame {fault} on {device}."
